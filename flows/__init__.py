@@ -1,0 +1,1 @@
+"""Orchestration: the `slm` command and the Prefect flows over the library `slm`."""

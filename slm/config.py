@@ -1,0 +1,323 @@
+"""The one config object, the recipes in `pipelines.yaml`, and the folders that all is kept in.
+
+A recipe states only what differs from the defaults below. An override is a dotted key and a
+value: `train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid
+one before any work is done.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slm.errors import UserError, unknown
+
+GPT2_VOCAB_SIZE = 50_257
+DEFAULT_RECIPE = "quickstart"
+LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and without room for a misspelt key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CleanConfig(Section):
+    """What is mended or dropped before encoding; every change is counted in the manifest."""
+
+    fix_text: bool = False  # mojibake repaired and Unicode normalised (NFC) by ftfy
+    min_chars: int = Field(default=1, ge=0)
+    max_chars: PositiveInt | None = None
+    exact_duplicates: Literal["across_splits", "everywhere"] = "across_splits"
+    near_duplicates: Fraction | None = None  # MinHash similarity above which a document is dropped
+
+
+class DataConfig(Section):
+    """Where the documents come from, and how they become tokens."""
+
+    source: Literal["stories", "hub", "files"] = "stories"
+    path: str = ""  # dataset id on the hub; file, folder or glob
+    config_name: str | None = None  # the hub's "subset"
+    revision: str | None = None  # branch, tag or commit on the hub; resolved to a commit
+    train_split: str = "train"
+    val_split: str | None = "validation"  # used where the dataset has it
+    text_column: str = "text"
+    template: str | None = None  # joins several columns: "{title}\n\n{body}"
+    separator: str | None = None  # splits a text file into documents
+    documents: PositiveInt | None = None  # at most so many of the train split; stories: how many
+    seed: int = 1337  # of the generated stories
+
+    clean: CleanConfig = CleanConfig()
+    val_fraction: Fraction = 0.01  # by document hash, where the dataset has no split of its own
+    vocab_size: int = Field(default=GPT2_VOCAB_SIZE, ge=257, le=GPT2_VOCAB_SIZE)
+    shard_tokens: PositiveInt = 100_000_000
+    workers: int = Field(default=0, ge=0)  # encoding processes, 0: one a core; bytes are the same
+
+    @model_validator(mode="after")
+    def _path_is_given(self) -> Self:
+        if self.source != "stories" and not self.path:
+            what = {
+                "hub": "a dataset id such as roneneldan/TinyStories",
+                "files": "a file or folder",
+            }
+            raise ValueError(f"data.path is empty: give {what[self.source]} (--set data.path=…)")
+        return self
+
+    def download_fields(self) -> dict[str, Any]:
+        """What the download stage reads, as JSON values: part of its key."""
+        return self.model_dump(mode="json", exclude=_ENCODE_FIELDS | {"workers"})
+
+    def encode_fields(self) -> dict[str, Any]:
+        """What the encode stage reads and its bytes depend on: part of its key."""
+        return self.model_dump(mode="json", include=_ENCODE_FIELDS)
+
+
+_ENCODE_FIELDS = {"clean", "val_fraction", "vocab_size", "shard_tokens"}
+
+
+class ModelConfig(Section):
+    """The shape of the GPT. The vocabulary's size comes from the tokenizer of the shards."""
+
+    architecture: Literal["gpt2", "qwen3"] = "gpt2"
+    n_layer: PositiveInt = 6
+    n_head: PositiveInt = 6
+    n_kv_head: PositiveInt | None = None  # qwen3 only; None: as many as n_head
+    n_embd: PositiveInt = 384
+    n_inner: PositiveInt | None = None  # hidden width of the MLP; None: the architecture's usual
+    seq_len: PositiveInt = 128
+    dropout: Fraction = 0.0
+    rope_theta: PositiveFloat = 10_000.0  # qwen3 only
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}"
+            )
+        if self.n_head % (self.n_kv_head or self.n_head):
+            raise ValueError(
+                f"model.n_head={self.n_head} is not a multiple of model.n_kv_head={self.n_kv_head}"
+            )
+        if self.n_kv_head not in (None, self.n_head) and self.architecture == "gpt2":
+            raise ValueError("model.n_kv_head is for qwen3; gpt2 has as many as model.n_head")
+        if self.architecture == "qwen3" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                "rotary positions need an even head width: model.n_embd / model.n_head"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """How the model is trained. Exactly one of `max_steps` … `epochs` ends it."""
+
+    max_steps: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None
+    max_seconds: PositiveFloat | None = None  # turned into steps by a probe before the first step
+    epochs: PositiveFloat | None = None
+
+    tokens_per_step: PositiveInt = 16_384  # the global batch, over all devices and micro-steps
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"  # rows a device a pass
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: PositiveFloat = 6e-4  # of AdamW
+    muon_learning_rate: PositiveFloat = 0.02  # of the matrices, where optimizer is muon
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    weight_decay: float = Field(default=0.1, ge=0)
+    grad_clip: PositiveFloat | None = 1.0
+
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    warmup: Fraction = 0.05  # as a fraction of the steps
+    cooldown: Fraction = 0.2  # wsd only: the fraction of the steps over which the rate falls
+    final_lr: Fraction = 0.1  # what is left of the rate at the end, as a fraction of the peak
+
+    seed: int = 1337
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
+    processes: PositiveInt | Literal["auto"] = "auto"  # one a GPU, under torchrun
+    deterministic: bool = True  # on CUDA: deterministic kernels, at a small cost
+
+    evaluate_every: PositiveInt = 100  # steps
+    evaluate_documents: PositiveInt = 64  # the fixed slice of val that is scored then
+    checkpoint_every: PositiveInt = 100  # steps
+    keep_checkpoints: PositiveInt = 2  # newest ones, besides the best and the last
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        given = [name for name in LIMITS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"training needs exactly one limit of {', '.join('train.' + n for n in LIMITS)}; "
+                f"given: {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """How a checkpoint is scored."""
+
+    documents: PositiveInt | None = None  # at most so many of val; None: all
+    checkpoint: Literal["best", "last"] = "best"
+
+
+class ReportConfig(Section):
+    """The samples that the report shows: every prompt at every temperature and top_k."""
+
+    prompts: tuple[str, ...] = (
+        "A little girl went to the woods",
+        "Once upon a time there was a",
+        "One day, Tom and Sue",
+    )
+    temperatures: tuple[PositiveFloat, ...] = (0.5, 0.8, 1.0)
+    top_ks: tuple[PositiveInt, ...] = (20, 50)
+    max_new_tokens: PositiveInt = 150
+    seed: int = 1
+
+
+class RegistryConfig(Section):
+    """Where the model is registered."""
+
+    model: str = Field(default="slm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    tracking_uri: str | None = None  # None: MLFLOW_TRACKING_URI, else SQLite under data/mlflow/
+
+
+class PipelineConfig(Section):
+    """Everything that a pipeline's results depend on, and where they go."""
+
+    recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+
+# ---- folders ----------------------------------------------------------------------------------
+
+
+def project_root() -> Path:
+    """The folder of `pipelines.yaml`: the working folder or the nearest above it, else ours."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "pipelines.yaml").is_file():
+            return folder
+    raise UserError(f"no pipelines.yaml in {here} or above it: run slm inside the project")
+
+
+def data_root() -> Path:
+    """The folder of everything produced: `SLM_DATA`, else `data/` beside `pipelines.yaml`."""
+    given = os.environ.get("SLM_DATA")
+    return Path(given).expanduser().resolve() if given else project_root() / "data"
+
+
+# ---- recipes ----------------------------------------------------------------------------------
+
+
+def read_pipelines(path: Path | None = None) -> dict[str, Any]:
+    """The parsed `pipelines.yaml`. Raises UserError where it is missing or not YAML."""
+    path = path or project_root() / "pipelines.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("recipes"), dict):
+        raise UserError(f"{path} has no mapping `recipes:`")
+    return content
+
+
+def load_recipe(
+    name: str = DEFAULT_RECIPE,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    path: Path | None = None,
+) -> PipelineConfig:
+    """The config of a recipe with overrides by dotted key, checked.
+
+    Raises UserError naming the field, the value and the nearest valid one.
+    """
+    recipes = read_pipelines(path)["recipes"]
+    if name not in recipes:
+        raise unknown("recipe", name, recipes)
+    fields: dict[str, Any] = recipes[name] or {}
+    changes: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        changes = _merge(changes, _nested(key.split("."), value))
+    if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
+        kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
+        fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
+    return _checked({**_merge(fields, changes), "recipe": name})
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["train.max_steps=100"]` → `{"train.max_steps": 100}`; values are YAML scalars or lists."""
+    overrides = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--set {assignment!r}: the value is not valid YAML: {error}"
+            ) from error
+    return overrides
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in extra.items():
+        merged[key] = _merge(_mapping(merged.get(key)), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _checked(fields: dict[str, Any]) -> PipelineConfig:
+    try:
+        return PipelineConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"]]
+        while len(parts) > 2 and ".".join(parts) not in dotted_keys():
+            if first["type"] == "extra_forbidden":
+                break
+            parts.pop()  # inside a union or a list, pydantic goes on below the key
+        key = ".".join(parts)
+        if first["type"] == "extra_forbidden":
+            raise unknown("key", key, dotted_keys()) from error
+        if first["type"] == "value_error":  # one of our own checks, which says it all
+            raise UserError(str(first["ctx"]["error"])) from error
+        raise UserError(f"{key}={first['input']!r}: {first['msg']}") from error
+
+
+def dotted_keys(section: type[Section] = PipelineConfig, prefix: str = "") -> Iterator[str]:
+    """Every key that an override may name, such as `train.max_steps`."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from dotted_keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name

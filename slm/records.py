@@ -1,0 +1,163 @@
+"""What passes between stages: small frozen records with paths, counts and hashes. Never tensors.
+
+Source  → download: parquet files, one row a document
+Shards  → encode: token shards of each split, and the tokenizer
+Run     → train: the run folder, finished
+Checkpoint, Evaluation, Report → one folder each inside the run's
+Version → register: a model version in the MLflow registry
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FileEntry(BaseModel):
+    """Size and hash of one file of a record's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """What a finished stage leaves in `record.json`, and hands to the next stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    path: Path = Field(default=Path(), exclude=True)  # where the folder stands now
+    reused: bool = Field(default=False, exclude=True)  # whether this call found it done
+
+    @property
+    def name(self) -> str:
+        """The folder's name, `<name>-<key>`."""
+        return self.path.name
+
+
+class SourceSplit(BaseModel):
+    """One split of a source: its parquet files in order, with a single column `text`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: list[str]
+    documents: int
+    bytes: int  # UTF-8 bytes of all documents
+
+
+class Source(Record):
+    """A downloaded dataset: parquet files whose single column `text` holds one document a row."""
+
+    dataset: str  # hub id, local path as given, or "stories"
+    revision: str  # commit on the hub; for local files, the sha256 over their names and hashes
+    splits: dict[str, SourceSplit]  # "train", and "val" where the dataset has its own
+    origin: dict[str, str] = Field(default_factory=dict)  # each input file → its sha256
+
+    @property
+    def documents(self) -> int:
+        return sum(split.documents for split in self.splits.values())
+
+
+class ShardSplit(BaseModel):
+    """One split of the shards: its files in order and what they hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: list[str]
+    documents: int
+    tokens: int  # end-of-text tokens included
+    bytes: int  # UTF-8 bytes of the documents
+
+
+class Shards(Record):
+    """Encoded documents: `train_00000.bin` …, `val_00000.bin` …, and their tokenizer."""
+
+    source_key: str
+    tokenizer_sha256: str
+    vocab_size: int
+    eot: int  # id of end-of-text, which opens every document
+    splits: dict[str, ShardSplit]
+    dropped: dict[str, int] = Field(default_factory=dict)  # reason → documents
+    cleaning: dict[str, Any] = Field(default_factory=dict)  # counts and examples, for the report
+    length_histogram: dict[str, int] = Field(default_factory=dict)  # "≤ tokens" → documents
+
+
+class Checkpoint(Record):
+    """One saved state of a training: weights, optimizer state, and where they stand."""
+
+    step: int
+    tokens: int  # tokens trained on so far
+    weights_sha256: str
+    config_sha256: str
+    shards_key: str
+    tokenizer_sha256: str
+    parent_sha256: str | None  # weights_sha256 of the checkpoint that this one went on from
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_bpb: float | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
+class Run(Record):
+    """A finished training. `key` names the folder; the checkpoints lie in `checkpoints/`."""
+
+    shards_key: str
+    best: str  # folder of the checkpoint with the lowest val_bpb
+    last: str  # folder of the final checkpoint
+    step: int
+    tokens: int
+    train_loss: float
+    val_loss: float
+    val_bpb: float
+    tok_per_sec: float
+    seconds: float
+    parameters: int
+    weights_sha256: str  # of the final weights
+    level: str  # what is promised bit for bit; see docs/reliability.md
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluation(Record):
+    """A checkpoint scored on every held-out document once, in order."""
+
+    run: str
+    checkpoint: str
+    weights_sha256: str
+    documents: int
+    tokens: int
+    bytes: int
+    val_loss: float  # nats a token
+    val_bpb: float  # bits a UTF-8 byte
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class Report(Record):
+    """The report of a run: `index.html`, `report.md` and the samples that they show."""
+
+    run: str
+    html: str = "index.html"
+    markdown: str = "report.md"
+
+
+class Version(Record):
+    """A model version in the registry, as `registered.json` in the run's folder remembers it."""
+
+    model: str
+    version: str
+    aliases: list[str]
+    run_id: str
+    tracking_uri: str
+
+
+# ---- progress ---------------------------------------------------------------------------------
+
+# Called by long stages with (what is being done, how much is done, how much there is or None).
+Progress = Callable[[str, float, float | None], None]
+
+
+def silent(what: str, done: float, total: float | None) -> None:
+    """The progress callback that shows nothing: the default everywhere in the library."""

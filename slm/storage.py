@@ -1,0 +1,293 @@
+"""What reaches the disk, and when it counts as there.
+
+Every durable thing in `data/` is a folder that holds its files and, written last, a `record.json`
+with the size and sha256 of each. A folder counts as done if and only if that record stands in it
+and every file matches; "the file exists" is never enough. Only this module renames or fsyncs.
+
+The commit rule, kept by `commit`: write the files in `X.tmp/`, fsync each, write the record, fsync
+it and the folder, rename `X.tmp` to `X`, fsync the parent. Nothing is overwritten in place, so a
+kill or a power cut at any moment leaves either no `X` or a whole one.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slm.errors import CorruptionError, SlmError, UserError
+from slm.records import FileEntry, Record
+
+logger = logging.getLogger(__name__)
+
+RECORD = "record.json"
+R = TypeVar("R", bound=Record)
+
+
+# ---- hashes and keys --------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8. What keys are made from."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any = None) -> str:
+    """The key of a stage's result: what it is, what it reads of the config, what it is fed.
+
+    `version` is bumped by every change that makes the stage produce other bytes from the same
+    fields and inputs; `inputs` are content hashes.
+    """
+    parts = {"stage": stage, "version": version, "fields": dict(fields), "inputs": inputs}
+    return sha256_bytes(canonical_json(parts))
+
+
+# ---- fault points -----------------------------------------------------------------------------
+
+_passes: dict[str, int] = {}
+
+
+def fault_point(name: str) -> None:
+    """A place where a test may make this process fail: `SLM_FAULT=NAME:N:kill|enospc|eio|raise`.
+
+    The fault fires at the N-th pass of that name (`*` counts every name). Unset, it costs one
+    look into the environment.
+    """
+    wanted = os.environ.get("SLM_FAULT")
+    if not wanted:
+        return
+    target, count, kind = wanted.split(":")
+    if target not in ("*", name):
+        return
+    _passes[target] = _passes.get(target, 0) + 1
+    if _passes[target] != int(count):
+        return
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "raise":
+        raise RuntimeError(f"fault injected at {name}")
+    number = {"enospc": errno.ENOSPC, "eio": errno.EIO}[kind]
+    raise OSError(number, os.strerror(number), name)
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def fsync_path(path: Path) -> None:
+    """Makes a file's bytes, or a folder's entries, survive a power cut."""
+    fault_point("fsync")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    fault_point("rename")
+    source.rename(target)
+    fault_point("renamed")
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Puts one file in place, whole or not at all, and durably."""
+    fault_point("write")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    fsync_path(temporary)
+    _rename(temporary, path)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_file` for a JSON value, readable by people, with a newline at its end."""
+    write_file(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
+    """Size and sha256 of files, by their path relative to `folder`; hashed in parallel."""
+    ordered = sorted(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(sha256_file, ordered)
+        return {
+            path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
+            for path, digest in zip(ordered, digests, strict=True)
+        }
+
+
+def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
+    """What is wrong with the recorded files of a folder, a line each; empty when all is well."""
+    wrong, present = [], []
+    for name, entry in sorted(files.items()):
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{path}: missing")
+        elif path.stat().st_size != entry.bytes:
+            wrong.append(f"{path}: {path.stat().st_size} bytes, recorded {entry.bytes}")
+        else:
+            present.append(path)
+    found = describe_files(folder, present)
+    wrong += [
+        f"{folder / name}: sha256 {entry.sha256[:12]}…, recorded {files[name].sha256[:12]}…"
+        for name, entry in found.items()
+        if entry.sha256 != files[name].sha256
+    ]
+    return wrong
+
+
+# ---- records ----------------------------------------------------------------------------------
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Writes `record.json`, which makes the folder count as done."""
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+
+
+def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None:
+    """The record of a folder that is done, or None where there is none.
+
+    Raises CorruptionError if the record cannot be read or a file does not match it.
+    """
+    path = folder / RECORD
+    try:
+        fields = json.loads(path.read_bytes())
+        record = kind.model_validate({**fields, "path": folder})
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptionError(f"{path} cannot be read: {error}") from error
+    if verify and (wrong := mismatches(folder, record.files)):
+        raise CorruptionError("; ".join(wrong))
+    return record
+
+
+def commit(staging: Path, folder: Path, record: R) -> R:
+    """Puts a staged folder in place by the commit rule and returns its record with the hashes.
+
+    A folder of that name that stands there already is replaced: it was not valid, or not wanted.
+    """
+    paths = [p for p in staging.rglob("*") if p.is_file() and p != staging / RECORD]
+    for path in paths:
+        fsync_path(path)
+    for inner in {path.parent for path in paths} - {staging}:
+        fsync_path(inner)
+    complete = record.model_copy(
+        update={"path": folder, "files": describe_files(staging, paths), "reused": False}
+    )
+    write_record(staging, complete)
+    if folder.exists():
+        discard(folder)
+    _rename(staging, folder)
+    fsync_path(folder.parent)
+    return complete
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder so that it never looks half-valid: it loses its name first."""
+    doomed = folder.with_name(f".{folder.name}.old-{time.time_ns()}")
+    _rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def quarantine(folder: Path) -> Path:
+    """Moves a corrupt folder aside, keeping its bytes for inspection; returns its new path."""
+    aside = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
+    _rename(folder, aside)
+    return aside
+
+
+def run_stage(
+    folder: Path, kind: type[R], key: str, build: Callable[[Path], R], *, resumable: bool = False
+) -> R:
+    """The result of a stage: the one that is done already, or what `build` makes now.
+
+    Args:
+        folder: where the result belongs, `<root>/<name>-<key>`.
+        kind: the record's type.
+        key: the stage's key; a record with another key is replaced.
+        build: writes the stage's files into the staging folder that it is given and returns the
+            record.
+        resumable: `build` may find, and must check, what an interrupted call left in the staging
+            folder; otherwise it starts empty and is removed when `build` fails.
+
+    A corrupt result is moved aside, loudly, and built again. One process builds at a time: a
+    second one waits for the first and then reuses its result.
+    """
+    if record := _finished(folder, kind, key):
+        return record
+    make_folder(folder.parent)
+    with lock(folder.with_name(f".{folder.name}.lock")):
+        if record := _finished(folder, kind, key):
+            return record
+        staging = folder.with_name(folder.name + ".tmp")
+        if not resumable:
+            shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(exist_ok=True)
+        try:
+            return commit(staging, folder, build(staging))
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _finished(folder: Path, kind: type[R], key: str) -> R | None:
+    try:
+        record = read_record(folder, kind)
+    except CorruptionError as error:
+        logger.warning("%s; moved to %s, doing the stage again", error, quarantine(folder).name)
+        return None
+    if record is None or record.key != key:
+        return None
+    return record.model_copy(update={"reused": True})
+
+
+# ---- folders and locks ------------------------------------------------------------------------
+
+
+def make_folder(path: Path) -> Path:
+    """Creates a folder and proves that it can be written, before any work is spent."""
+    probe = path / f".probe-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}): free some space, mend its permissions, "
+            "or point SLM_DATA at another folder"
+        ) from error
+    return path
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a file's flock: freed by the kernel when the process ends, however it ends.
+
+    With `wait=False` a lock that is held elsewhere raises SlmError at once.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise SlmError(f"{path.parent} is in use by another process") from error
+        yield
