@@ -157,7 +157,7 @@ class _Teller:
         self._cast_helper(hero, place, gender)
         for key in _PLACE_RULES:
             self.slots[key] = self._rule(f"{key} {place}")
-        for column, cell in zip(plot.columns, row, strict=True):
+        for column, cell in zip(plot.columns[2:], row[2:], strict=True):
             self.slots[column] = self._expand(cell)
 
     def _cast_helper(self, hero: str, place: str, hero_gender: str) -> None:

@@ -6,23 +6,24 @@ rule hero child
 - boy ; he ; {home_child} ; [little|little|young|small|{trait}] boy
 
 rule hero animal
-- rabbit ; {gender} ; in a [warm|snug] burrow under a hill ; [little|small|young|white|{trait}] rabbit
+- rabbit ; {gender} ; in a [warm|snug] burrow under a hill ; [little|small|young|white|{trait}]
+  rabbit
 - fox ; {gender} ; in a den [between two rocks|under an old pine tree] ;
   [little|small|young|red|{trait}] fox
 - mouse ; {gender} ; in a tiny [hole behind the bakery|nest of straw in a barn] ;
   [little|tiny|gray|brown|{trait}] mouse
-- bear ; {gender} ; in a [deep|cozy] cave on the side of a mountain ;
-  [little|young|brown|{trait}] bear
+- bear ; {gender} ; in a [deep|cozy] cave on the side of a mountain ; [little|young|brown|{trait}]
+  bear
 - squirrel ; {gender} ; in a hollow oak tree ; [little|small|red|{trait}] squirrel
 - hedgehog ; {gender} ; under a pile of dry leaves ; [little|small|round|{trait}] hedgehog
 - duck ; {gender} ; among the reeds of a quiet pond ; [little|small|yellow|{trait}] duck
-- kitten ; {gender} ; in a basket on the porch of a farmhouse ;
-  [little|striped|black|{trait}] kitten
-- puppy ; {gender} ; in a [wooden|blue] kennel beside a farmhouse ;
-  [little|spotted|brown|{trait}] puppy
+- kitten ; {gender} ; in a basket on the porch of a farmhouse ; [little|striped|black|{trait}]
+  kitten
+- puppy ; {gender} ; in a [wooden|blue] kennel beside a farmhouse ; [little|spotted|brown|{trait}]
+  puppy
 - turtle ; {gender} ; on the muddy bank of a stream ; [little|small|green|{trait}] turtle
-- badger ; {gender} ; in a tunnel under the roots of a beech tree ;
-  [little|young|striped|{trait}] badger
+- badger ; {gender} ; in a tunnel under the roots of a beech tree ; [little|young|striped|{trait}]
+  badger
 - raccoon ; {gender} ; in the trunk of a fallen tree ; [little|young|{trait}] raccoon
 
 rule hero old
@@ -42,7 +43,7 @@ rule home_child
 - in a [yellow|white|red|blue] house at the end of a quiet street
 - on a farm with [cows and hens|sheep and geese|two horses and a goat]
 - in a [tall|narrow] house with a [green|purple] door
-- above {his} family's [bakery|shoe shop|bookshop|flower shop]
+- above a [bakery|shoe shop|bookshop|flower shop]
 - in a [busy|big] town [with a clock tower|near the railway]
 - in a cottage [near the woods|with roses around the door|beside an old mill]
 
@@ -131,7 +132,7 @@ rule helper animal woods
 rule helper animal park
 - [pigeon|squirrel|sparrow|dog|cat|swan|blackbird]
 rule helper animal beach
-- [crab|seagull|seal|pelican|turtle|starfish]
+- [crab|seagull|seal|pelican|turtle]
 rule helper animal farm
 - [horse|hen|goat|sheep|donkey|goose|cow|rooster|sheepdog]
 rule helper animal lake
@@ -147,9 +148,9 @@ rule helper animal river
 rule helper animal market
 - [cat|dog|pigeon|donkey|parrot|monkey]
 rule helper animal orchard
-- [blackbird|wasp|pig|squirrel|magpie|hedgehog]
+- [blackbird|pig|squirrel|magpie|hedgehog]
 rule helper animal harbor
-- [seagull|seal|cat|pelican|parrot|gull]
+- [seagull|seal|cat|pelican|parrot]
 rule helper animal home
 - [cat|dog|sparrow|robin|parrot]
 
@@ -205,8 +206,8 @@ rule scene woods
 - Mushrooms with [red|brown] caps stood along the path like little umbrellas.
 - The leaves whispered in the wind as if they were telling secrets.
 rule scene park
-- Children were [playing on the swings|sliding down the slide|throwing balls], and dogs ran across the
-  grass.
+- Children were [playing on the swings|sliding down the slide|throwing balls], and dogs ran across
+  the grass.
 - The grass had just been cut, and it smelled [sweet|fresh].
 - Pigeons walked around the fountain and looked for crumbs.
 - A man was selling balloons of every color beside the gate.
@@ -491,8 +492,8 @@ rule open errand
 - {A who} went to {place}. {His} name was {name}. {He} wanted {errand}. {scene}
 - {A who} named {name} went to {place} {errand}. {scene}
 - {day} {a who} named {name} went to {place} {errand}. {scene}
-- {day} {name} said to {his} {elder}, "I am going to {place} {errand}." "[Be home before
-  dark|Have fun|Be careful]," said {his} {elder}. So {the_who} set out. {scene}
+- {day} {name} said to {his} {elder}, "I am going to {place} {errand}." "[Be home before dark|Have
+  fun|Be careful]," said {his} {elder}. So {the_who} set out. {scene}
 
 rule the_who
 - the [little|happy|cheerful] {kind}
@@ -573,5 +574,5 @@ rule home_end
 rule after
 - From that day on,
 - After that,
-- Ever since that day,
+- From then on,
 """
