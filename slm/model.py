@@ -1,0 +1,268 @@
+"""The GPT and nothing else: two architectures that share everything but their parts.
+
+`gpt2` (Radford et al. 2019): LayerNorm, learned positions, GELU, biases; exports to
+`GPT2LMHeadModel`. `qwen3` (Qwen Team 2025, arXiv:2505.09388): RMSNorm, rotary positions, QK-norm,
+SwiGLU, grouped-query attention, no biases; exports to `Qwen3ForCausalLM`. Both are pre-norm
+decoders with the output layer tied to the embedding.
+
+Shapes: B rows, T positions, C = n_embd, H heads of width D = C / H, V = vocab_size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.config import ModelConfig
+
+NORM_EPS = {"gpt2": 1e-5, "qwen3": 1e-6}
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the positions seen so far, preallocated; one row may be ahead of another.
+
+    `keys`, `values`: (n_layer, B, n_kv_head, seq_len, D). `lengths`: (B,), positions filled a row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, model: "GPT", rows: int) -> "KVCache":
+        c = model.config
+        shape = (c.n_layer, rows, c.n_kv_head or c.n_head, c.seq_len, c.n_embd // c.n_head)
+        weight = model.embed.weight
+        keys, values = torch.zeros((2, *shape), dtype=weight.dtype, device=weight.device)
+        return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
+
+
+class Attention(nn.Module):
+    """Causal self-attention; grouped queries, rotary positions and QK-norm where qwen3 has them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        rotary = config.architecture == "qwen3"
+        self.n_head = config.n_head
+        self.n_kv_head = config.n_kv_head or config.n_head
+        self.head_dim = config.n_embd // config.n_head
+        self.dropout = config.dropout
+        kv_width = self.n_kv_head * self.head_dim
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=not rotary)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=not rotary)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=not rotary)
+        self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=not rotary)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS["qwen3"]) if rotary else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS["qwen3"]) if rotary else None
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, past: "Past | None"
+    ) -> Tensor:
+        B, T, C = x.shape
+        q = self.q_proj(x).view(B, T, self.n_head, self.head_dim)
+        k = self.k_proj(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.v_proj(x).view(B, T, self.n_kv_head, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if past is not None:
+            k, v = past.append(k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k.to(q.dtype),
+            v.to(q.dtype),
+            attn_mask=past.mask if past else None,
+            is_causal=past is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+        return out
+
+
+@dataclass
+class Past:
+    """One layer's view of the cache during a forward pass over T new positions a row.
+
+    `index`: (B, T), where the new positions go. `mask`: (B, 1, T, S), what each may attend to.
+    """
+
+    keys: Tensor  # (B, n_kv_head, seq_len, D)
+    values: Tensor
+    index: Tensor
+    mask: Tensor
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the new keys and values; returns those of the first S positions."""
+        where = self.index[:, None, :, None].expand_as(k)
+        self.keys.scatter_(2, where, k.to(self.keys.dtype))
+        self.values.scatter_(2, where, v.to(self.values.dtype))
+        S = self.mask.shape[-1]
+        return self.keys[:, :, :S], self.values[:, :, :S]
+
+
+class GeluMLP(nn.Module):
+    """GPT-2's: four times as wide, GELU by tanh."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.n_inner or 4 * config.n_embd
+        self.up_proj = nn.Linear(config.n_embd, width)
+        self.down_proj = nn.Linear(width, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+        return out
+
+
+class SwiGluMLP(nn.Module):
+    """Shazeer 2020 (arXiv:2002.05202): 8/3 as wide, so as many weights as the other's four."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.n_inner or 32 * math.ceil(config.n_embd * 8 / 3 / 32)
+        self.gate_proj = nn.Linear(config.n_embd, width, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, width, bias=False)
+        self.down_proj = nn.Linear(width, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = GeluMLP(config) if config.architecture == "gpt2" else SwiGluMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, past: Past | None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, past))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. `forward` gives hidden states; `logits` and the loss use them."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embed = nn.Embedding(vocab_size, config.n_embd)
+        learned = config.architecture == "gpt2"
+        self.positions = nn.Embedding(config.seq_len, config.n_embd) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = make_norm(config)
+        cos, sin = rotary_table(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """GPT-2's: normal(0, 0.02), and the layers that write to the residual scaled down by the
+        square root of their number, so that its variance does not grow with depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms start at one and biases, below, at zero
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            scale = math.sqrt(2 * self.config.n_layer) if residual else 1.0
+            nn.init.normal_(parameter, std=0.02 / scale)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            ids: (B, T) token ids.
+            cache: what came before in each row; the new positions are written to it, and the
+                caller advances `cache.lengths` by as many as count (a padded row advances less).
+
+        Returns:
+            (B, T, C). Raises ValueError beyond `seq_len` positions.
+        """
+        T, limit = ids.shape[1], self.config.seq_len
+        if limit < T and cache is None:
+            raise ValueError(f"{T} tokens do not fit the context of {limit}")
+        index = torch.arange(T, device=ids.device)
+        if cache is not None:  # padding may point beyond the context: it is never attended to
+            index = (cache.lengths[:, None] + index).clamp_max(limit - 1)  # (B, T)
+        x = self.embed(ids)  # (B, T, C)
+        rotation = None
+        if self.positions is not None:
+            x = x + self.positions(index)
+        else:  # (T, 1, D) or (B, T, 1, D), to broadcast over heads
+            rotation = (self.cos[index].unsqueeze(-2), self.sin[index].unsqueeze(-2))
+        x = self.dropout(x)
+        mask = self._cache_mask(cache, index) if cache is not None else None
+        for i, block in enumerate(self.blocks):
+            past = None
+            if cache is not None and mask is not None:
+                past = Past(cache.keys[i], cache.values[i], index, mask)
+            x = block(x, rotation, past)
+        out: Tensor = self.final_norm(x)
+        return out
+
+    def _cache_mask(self, cache: KVCache, index: Tensor) -> Tensor:
+        S = int(index.max()) + 1
+        keys = torch.arange(S, device=index.device)
+        return (keys <= index[:, :, None])[:, None]  # (B, 1, T, S)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, C) hidden states → (…, V), by the embedding itself: the two are tied."""
+        return F.linear(hidden, self.embed.weight)
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> float:
+        """Floating-point operations of one training token, forward and backward.
+
+        Six a weight that is multiplied, and attention's 6·L·C·T (half of the full matrix, for it
+        is causal): Kaplan et al. 2020 and PaLM's appendix B, with the causal half.
+        """
+        c = self.config
+        matrices = sum(p.numel() for n, p in self.named_parameters() if p.dim() == 2)
+        if self.positions is not None:
+            matrices -= self.positions.weight.numel()  # looked up, not multiplied
+        return 6.0 * matrices + 6.0 * c.n_layer * c.n_embd * c.seq_len
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.architecture == "gpt2":
+        return nn.LayerNorm(config.n_embd, eps=NORM_EPS["gpt2"])
+    return nn.RMSNorm(config.n_embd, eps=NORM_EPS["qwen3"])
+
+
+def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position, (seq_len, D) each (Su et al. 2021, arXiv:2104.09864)."""
+    width = config.n_embd // config.n_head
+    frequencies = config.rope_theta ** (-torch.arange(0, width, 2).float() / width)
+    angles = torch.outer(torch.arange(config.seq_len).float(), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: pairs (i, i + D/2) of x, (B, T, H, D), turned by their angles."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
