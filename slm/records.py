@@ -56,6 +56,7 @@ class Source(Record):
     revision: str  # commit on the hub; for local files, the sha256 over their names and hashes
     splits: dict[str, SourceSplit]  # "train", and "val" where the dataset has its own
     origin: dict[str, str] = Field(default_factory=dict)  # each input file → its sha256
+    dropped: dict[str, int] = Field(default_factory=dict)  # rows left out: reason → count
 
     @property
     def documents(self) -> int:

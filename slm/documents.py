@@ -1,0 +1,303 @@
+"""Files of documents → Arrow arrays of text, a few megabytes at a time, whatever the format.
+
+parquet · JSON lines · CSV with a header · plain text (one document a file, or split on a
+separator). The last three may be compressed (.gz, .zst) and must be UTF-8.
+
+What is not text is never passed on: a file that is not UTF-8 is an error naming the line; a row
+whose value is null, or that has no UTF-8 form (a lone surrogate escaped in JSON, stray bytes in
+parquet), is left out and counted.
+"""
+
+import codecs
+import csv
+import io
+import json
+import string
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from slm.config import DataConfig
+from slm.errors import CorruptionError, UserError, unknown
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".txt": "txt",
+}
+COMPRESSIONS = (".gz", ".zst")
+NULL, NOT_TEXT = "null", "not text"  # why a row is left out
+
+_CHUNK_BYTES = 4 << 20
+_BATCH_ROWS = 1024
+
+Row = dict[str, Any]
+
+
+def format_of(path: PurePath) -> str | None:
+    """`parquet`, `jsonl`, `csv` or `txt` by a file's name; None where it is none of them."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        return next((f for s, f in FORMATS.items() if suffixes[-1:] == [s] != [".parquet"]), None)
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Iterator[pa.Array]:
+    """The documents of one file in order, as arrays of type string without nulls.
+
+    Args:
+        path: the file; its name tells the format.
+        data: `text_column`, or the `template` that joins several columns; `separator` of text.
+        dropped: gets the number of rows left out, by reason.
+
+    Raises UserError where the file is not what its name says, lacks the column or is not UTF-8,
+    CorruptionError where its bytes are damaged.
+    """
+    template = _Template(data.template or f"{{{data.text_column}}}")
+    kind = format_of(path)
+    if kind == "parquet":
+        arrays = _read_parquet(path, template)
+    elif kind == "jsonl":
+        arrays = _batches(_join_rows(path, _json_rows(path), template))
+    elif kind == "csv":
+        arrays = _batches(_join_rows(path, _csv_rows(path), template))
+    elif kind == "txt":
+        arrays = _batches(_text_documents(path, data.separator))
+    else:
+        raise UserError(f"{path} is of no known format: use {', '.join(FORMATS)}")
+    return (_only_text(array, dropped) for array in arrays)
+
+
+def _only_text(array: pa.Array, dropped: Counter[str]) -> pa.Array:
+    """Binary values → the strings among them; the others are counted."""
+    dropped[NULL] += array.null_count
+    array = array.drop_null()
+    try:
+        return array.cast(pa.string())  # checks that the bytes are UTF-8
+    except pa.ArrowInvalid:
+        texts = [value for value in array.to_pylist() if _is_utf8(value)]
+        dropped[NOT_TEXT] += len(array) - len(texts)
+        return pa.array(texts, pa.binary()).cast(pa.string())
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# ---- templates --------------------------------------------------------------------------------
+
+
+class _Template:
+    """`"{title}\\n\\n{body}"`: literal text and the columns between it."""
+
+    def __init__(self, text: str) -> None:
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UserError(f"data.template={text!r} cannot be read: {error}") from error
+        self.parts = [(literal, column) for literal, column, _, _ in parts]
+        self.columns = [column for _, column in self.parts if column is not None]
+        if any(spec or conversion for _, _, spec, conversion in parts) or "" in self.columns:
+            raise UserError(f"data.template={text!r}: name columns plainly, such as {{title}}")
+        if not self.columns:
+            raise UserError(f"data.template={text!r} names no column: write {{column}}")
+
+    def check(self, path: Path, present: Iterable[str]) -> None:
+        names = list(present)
+        for column in self.columns:
+            if column not in names:
+                error = unknown("column", column, names)
+                raise UserError(
+                    f"{path}: {error}; columns: {', '.join(names) or 'none'}; "
+                    "set data.text_column or data.template"
+                )
+
+    def join(self, row: Row) -> bytes | None:
+        """The document of a row; None where one of its columns is null."""
+        values = [row.get(column) for column in self.columns]
+        if None in values:
+            return None
+        texts = [literal + (row[column] if column else "") for literal, column in self.parts]
+        return "".join(texts).encode("utf-8", "surrogatepass")
+
+    def join_batch(self, batch: pa.RecordBatch) -> pa.Array:
+        """The documents of a batch, as bytes; null where one of the columns is null."""
+        pieces: list[Any] = []
+        for literal, column in self.parts:
+            pieces.append(pa.scalar(literal.encode(), pa.large_binary()))
+            if column is not None:
+                pieces.append(batch.column(column).cast(pa.large_binary()))
+        return pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.large_binary()))
+
+
+# ---- parquet ----------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, template: _Template) -> Iterator[pa.Array]:
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptionError(f"{path} cannot be read as parquet: {_first_line(error)}") from error
+    with file:
+        schema = file.schema_arrow
+        template.check(path, schema.names)
+        _check_types(path, schema, template.columns)
+        for group in range(file.num_row_groups):
+            rows = 0
+            try:
+                for batch in file.iter_batches(_BATCH_ROWS, [group], template.columns):
+                    rows += len(batch)
+                    yield template.join_batch(batch)
+            except (pa.ArrowException, OSError) as error:
+                raise CorruptionError(
+                    f"{path}, row group {group} of {file.num_row_groups}: {_first_line(error)}; "
+                    "the file is damaged, get it again"
+                ) from error
+            if rows != file.metadata.row_group(group).num_rows:
+                raise CorruptionError(f"{path}, row group {group}: {rows} rows, others promised")
+
+
+def _check_types(path: Path, schema: pa.Schema, columns: Iterable[str]) -> None:
+    texts = [field.name for field in schema if _is_text(field.type)]
+    for column in columns:
+        if (kind := schema.field(column).type) and not _is_text(kind):
+            raise UserError(
+                f"{path}: column {column!r} is not text but {kind}; "
+                f"text columns: {', '.join(texts) or 'none'}; set data.text_column"
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ---- JSON lines, CSV, text --------------------------------------------------------------------
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    """A UTF-8 file in pieces, decompressed, newlines as `\\n`."""
+    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    lines = 1
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            ended = False
+            while not ended:
+                data = stream.read(_CHUNK_BYTES)
+                ended = not data
+                text = decoder.decode(data, final=ended)
+                lines += text.count("\n")
+                yield text
+    except UnicodeDecodeError as error:
+        lines += bytes(error.object)[: error.start].count(b"\n")
+        raise UserError(
+            f"{path}, line {lines}: not UTF-8 text ({error.reason}); convert the file, for "
+            "example with iconv -t utf-8"
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist") from error
+        raise CorruptionError(f"{path} is damaged or cut short: {_first_line(error)}") from error
+
+
+def _split(chunks: Iterable[str], separator: str) -> Iterator[str]:
+    pending = ""
+    for chunk in chunks:
+        *whole, pending = (pending + chunk).split(separator)
+        yield from whole
+    yield pending
+
+
+def _text_documents(path: Path, separator: str | None) -> Iterator[bytes]:
+    if separator is None:
+        yield "".join(_chunks(path)).encode()
+        return
+    for piece in _split(_chunks(path), separator):
+        if text := piece.strip():  # what follows the last separator is no document
+            yield text.encode()
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(_split(_chunks(path), "\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {number}: a JSON {type(row).__name__}, not an object; write one "
+                "object a line, for example with jq -c '.[]'"
+            )
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 kB a field
+    reader = csv.reader((line + "\n" for line in _split(_chunks(path), "\n")), strict=True)
+    try:
+        names = next(reader, [])
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(names):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(values)} fields, "
+                    f"the header names {len(names)}"
+                )
+            yield reader.line_num, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def _join_rows(
+    path: Path, rows: Iterable[tuple[int, Row]], template: _Template
+) -> Iterator[bytes | None]:
+    for position, (number, row) in enumerate(rows):
+        if position == 0:
+            template.check(path, row)
+        for column in template.columns:
+            if not isinstance(value := row.get(column), str | None):
+                texts = [name for name in row if isinstance(row[name], str)]
+                raise UserError(
+                    f"{path}, line {number}: column {column!r} is not text but a JSON "
+                    f"{type(value).__name__}; text columns: {', '.join(texts) or 'none'}; "
+                    "set data.text_column"
+                )
+        yield template.join(row)
+
+
+def _batches(documents: Iterable[bytes | None]) -> Iterator[pa.Array]:
+    """Documents → arrays of some megabytes, at least one document each."""
+    batch: list[bytes | None] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document or b"")
+        if size >= _CHUNK_BYTES:
+            yield pa.array(batch, pa.large_binary())
+            batch, size = [], 0
+    if batch:
+        yield pa.array(batch, pa.large_binary())
