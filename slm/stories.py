@@ -42,7 +42,9 @@ _PRONOUNS = {
     "she": ("she", "her", "her", "herself"),
 }
 _PLACE_RULES = ("scene", "errand", "spot", "nook")
+_HELPERS = ("child", "animal", "grown")
 _MAYBE_PERCENT = 55
+_CODA_PERCENT = 25
 _ONE_PARAGRAPH_PERCENT = 20
 
 T = TypeVar("T")
@@ -136,6 +138,8 @@ class _Teller:
                 if not beat.maybe or self.draws.below(100) < _MAYBE_PERCENT:
                     sentences.append(self._expand(self.draws.pick(beat.alternatives)))
             paragraphs.append(sentences)
+        if self.draws.below(100) < _CODA_PERCENT:
+            paragraphs[-1].append(self._rule("coda"))
         separator = " " if self.draws.below(100) < _ONE_PARAGRAPH_PERCENT else "\n\n"
         return separator.join(" ".join(sentences) for sentences in paragraphs)
 
@@ -162,22 +166,20 @@ class _Teller:
 
     def _cast_helper(self, hero: str, place: str, hero_gender: str) -> None:
         """A second character, mostly of the other gender so that pronouns stay clear."""
-        kinds = ("child", "animal", "grown")
-        kind = self.draws.pick(kinds if hero != "animal" else kinds[1:])
-        gender = "she" if (hero_gender == "he") == (self.draws.below(10) > 0) else "he"
-        taken = {self.slots["kind"], self.slots["name"], self.slots["kind"].split()[-1]}
+        kind = self.draws.pick(("animal", "grown") if hero == "animal" else _HELPERS)
+        same = kind != "child" and self.draws.below(10) == 0
+        gender = "she" if (hero_gender == "she") == same else "he"
         name = self.slots["name"]
-        while name in taken:
-            name = self._rule(
-                f"helper {kind} {place}" if kind == "animal" else f"helper {kind} {gender}"
-            )
-        noun = "girl" if gender == "she" else "boy"
+        while name in (self.slots["name"], self.slots["kind"]):
+            name = self._rule(f"helper {kind} {place if kind == 'animal' else gender}")
         if kind == "child":
+            noun = "girl" if gender == "she" else "boy"
             self.slots.update(pal=name, a_pal=f"a {noun} named {name}")
         else:
             look = self._rule(f"look {kind}")
             self.slots.update(pal=f"the {name}", a_pal=_with_article(f"{look} {name}"))
         self._pronouns("pal_", gender)
+        self.slots["pal_detail"] = self._rule(f"detail {kind}")
 
     def _pronouns(self, prefix: str, gender: str) -> None:
         for key, word in zip(("he", "him", "his", "himself"), _PRONOUNS[gender], strict=True):
@@ -205,8 +207,8 @@ class _Teller:
 
 
 def _with_article(noun: str) -> str:
-    """The noun after "a" or "an"; the tables hold no silent h and no "you" sound but "u..."."""
-    vowel = noun[0] in "aeioAEIO" or noun.startswith(("ugly", "umbrella", "un"))
+    """The noun after "a" or "an"; the spelling decides, so the tables avoid words like "hour"."""
+    vowel = noun[0] in "aeiou"
     return f"{'an' if vowel else 'a'} {noun}"
 
 
@@ -219,7 +221,8 @@ def _grammar() -> _Grammar:
         if word == "rule":
             rules[rest[0]] = _templates(items)
         elif word == "plot":
-            plots.append(_Plot(*rest[0].split()))
+            name, opening = rest[0].split()
+            plots.append(_Plot(name, opening))
             plots[-1].paragraphs.append([])
         elif word == "cast":
             plots[-1].columns.extend(rest[0].split(" ; "))
@@ -268,5 +271,6 @@ def _parse(text: str) -> _Template:
             stack[-1][-1].append(_Slot(noun.lower(), capital, article=word.lower() == "a"))
         else:
             stack[-1][-1].append(token)
-    assert len(stack) == 1 and len(stack[0]) == 1, f"brackets do not match in {text!r}"
+    assert len(stack) == 1, f"brackets do not match in {text!r}"
+    assert len(stack[0]) == 1, f"a choice needs brackets in {text!r}"
     return tuple(stack[0][0])

@@ -2,24 +2,26 @@
 
 PLOTS = """
 plot lost place
-cast who ; where ; thing ; why
-= child ; any ; [red|blue|striped] scarf ; {His} {elder} had knitted it for {him}
-= child ; any ; teddy bear ; It had slept beside {him} every night since {he} was a baby
-= child ; any ; [silver|wooden] whistle ; It had been a birthday present from {his} {elder}
-= child animal ; any ; [green|yellow|woolly] hat ; It was soft and kept {his} ears warm
-= child animal ; any ; [glass|blue|shiny] marble ; When the sun shone on it, it sparkled like a star
-= child animal ; any ; [golden|silver] bell ; It made the sweetest sound in the world
-= animal ; any ; [leather|velvet] bag ; {He} kept all {his} treasures in it
-= old ; any ; [gold|silver] ring ; {He} had worn it for fifty years
-= old ; any ; pocket watch ; It had belonged to {his} {elder}
-= old ; any ; walking stick ; It had a handle like the head of a swan
-= robot ; any ; [tiny|golden|copper] key ; Without it nobody could wind {him} up
-= robot ; any ; [brass|shiny] screw ; It held {his} left arm in place
+cast who ; where ; look ; thing ; why
+= child ; any ; [red|blue|striped] ; scarf ; {His} {elder} had knitted it for {him}
+= child ; any ; [old|fluffy|brown] ; teddy bear ; It had slept beside {him} every night since {he}
+  was a baby
+= child ; any ; [silver|wooden] ; whistle ; It had been a birthday present from {his} {elder}
+= child animal ; any ; [green|yellow|woolly] ; hat ; It was soft and kept {his} ears warm
+= child animal ; any ; [glass|blue|shiny] ; marble ; When the sun shone on it, it sparkled like a
+  star
+= child animal ; any ; [golden|silver] ; bell ; It made the sweetest sound in the world
+= animal ; any ; [leather|velvet] ; bag ; {He} kept all {his} treasures in it
+= old ; any ; [gold|silver] ; ring ; {He} had worn it for fifty years
+= old ; any ; [silver|golden|heavy] ; pocket watch ; It had belonged to {his} {elder}
+= old ; any ; [carved|black|wooden] ; walking stick ; It had a handle like the head of a swan
+= robot ; any ; [tiny|golden|copper] ; key ; Without it nobody could wind {him} up
+= robot ; any ; [brass|shiny] ; screw ; It held {his} left arm in place
 beat
-- {He} had {his} {thing} with {him}. {Why}.
-- {He} carried {his} {thing} everywhere. {Why}, so {he} took good care of it.
-- {His} {thing} was with {him}, as always. {Why}.
-- More than anything else, {name} loved {his} {thing}. {Why}.
+- {He} had {his} {look} {thing} with {him}. {Why}.
+- {He} carried {his} {look} {thing} everywhere. {Why}, so {he} took good care of it.
+- {His} {look} {thing} was with {him}, as always. {Why}.
+- More than anything else, {name} loved {his} {look} {thing}. {Why}.
 beat
 - But when {he} stopped to rest, the {thing} was gone!
 - After a while {he} looked down and gasped. The {thing} was not there anymore!
@@ -28,7 +30,7 @@ beat
   {his} {thing} anywhere.
 paragraph
 beat
-- "Oh no! Where is my {thing}?" cried {name}.
+- "Oh no! Where is my {thing}?" cried {hero}.
 - "My {thing}! It is gone!" {he} [cried|shouted|whispered].
 - "I must have dropped it," {name} said in a small voice.
 - "Where can it be?" {name} asked [{himself}|aloud].
@@ -44,14 +46,14 @@ paragraph
 beat
 - {meet}
 beat
-- "Why are you so sad?" asked {pal}. "I lost my {thing}," said {name}. "I have looked everywhere."
-- "What is the matter?" asked {pal}. {Name} told {pal_him} about the {thing}.
-- "You look worried," said {pal}. "Did you lose something?" {Name} nodded. "My {thing}," {he} said.
-- "Can I help you?" asked {pal}. "Oh, yes, please," said {name}. "My {thing} is gone."
+- "Why are you so sad?" asked {pal}. "I lost my {thing}," said {hero}. "I have looked everywhere."
+- "What is the matter?" asked {pal}. {Hero} told {pal_him} about the {thing}.
+- "You look worried," said {pal}. "Did you lose something?" {Hero} nodded. "My {thing}," {he} said.
+- "Can I help you?" asked {pal}. "Oh, yes, please," said {hero}. "My {thing} is gone."
 beat
 - "Do not give up," said {pal}. "Two [pairs of eyes|heads] are better than one."
 - {Pal} thought for a moment. "Let us walk back the way you came," {pal_he} said.
-- "Close your eyes and think," said {pal}. "Where did you see it last?" {Name} closed {his} eyes and
+- "Close your eyes and think," said {pal}. "Where did you see it last?" {Hero} closed {his} eyes and
   remembered. "Over there!" {he} said.
 - "When I lose something, I search slowly," said {pal}. "Come, we will do it together."
 beat
@@ -59,7 +61,7 @@ beat
 - Together they looked in every corner. Suddenly {pal} called, "Come here!" Something was lying
   {spot}. It was the {thing}!
 - It did not take long. "Look!" said {pal} and pointed. The {thing} was lying {spot}.
-- At last they saw something {spot}. {Name} bent down. It was {his} {thing}, a little [dirty|dusty],
+- At last they saw something {spot}. {Hero} bent down. It was {his} {thing}, a little [dirty|dusty],
   but [safe|not broken].
 paragraph
 beat
@@ -69,7 +71,7 @@ beat maybe
 - {Pal} was {glad} too.
 beat
 - {After} {name} always looked after {his} things, and {he} helped everyone who had lost something.
-- {Name} had found the {thing}, and {he} had found a friend as well.
+- {Hero} had found the {thing}, and {he} had found a friend as well.
 - {He} held the {thing} tightly all the way home. {He} had learned that it is good to ask for help.
 - {home_end} {He} knew now that lost things are easier to find with a friend.
 
@@ -79,8 +81,8 @@ cast who ; where ; fear ; of ; step ; truth
   only the day taking a rest
 = child animal ; home ; thunder ; loud noises ; sat at the window and counted after each flash ;
   thunder is only a noise and cannot hurt anyone
-= child animal ; lake river ; deep water ; waves ; put one foot into the water, and then the other ;
-  water will carry you if you trust it
+= child ; lake river ; deep water ; waves ; put one foot into the water, and then the other ; water
+  will carry you if you trust it
 = child animal ; hill park orchard ; high places ; falling ; climbed a little higher, one step at a
   time ; you can go slowly and still reach the top
 = child ; park farm ; big dogs ; sharp teeth ; held out a hand and let a big brown dog sniff it ;
@@ -93,7 +95,7 @@ cast who ; where ; fear ; of ; step ; truth
   stranger can become a friend
 beat
 - But {name} had a problem. {He} was afraid of {fear}.
-- {Name} was good at many things, but {he} was very much afraid of {fear}.
+- {Hero} was good at many things, but {he} was very much afraid of {fear}.
 - There was only one thing that {name} did not like: {fear}. {He} thought of {of} and shivered.
 - Nobody knew that {name} was scared of {fear}.
 beat
@@ -115,26 +117,26 @@ beat
 - {His} {elder} did not laugh. "Fear gets smaller when you look at it," {elder_he} said.
 - "Shall we try it together?" asked {his} {elder}. "We will start with something very small."
 beat maybe
-- {Name} thought about that for a long time.
-- "Really?" asked {name}. "Really," said {his} {elder}.
-- "But what if I cannot do it?" asked {name}. "Then we will try again tomorrow," said {his} {elder}.
+- {Hero} thought about that for a long time.
+- "Really?" asked {hero}. "Really," said {his} {elder}.
+- "But what if I cannot do it?" asked {hero}. "Then we will try again tomorrow," said {his} {elder}.
 paragraph
 beat
 - The next day, {name} took a deep breath. {He} {step}. {His} heart beat fast, but nothing bad
   happened.
 - So {name} tried. {He} {step}. It was hard, but {he} did not run away.
-- {Name} squeezed the hand of {his} {elder}. Then {he} {step}. "I am doing it!" {he} called.
+- {Hero} squeezed the hand of {his} {elder}. Then {he} {step}. "I am doing it!" {he} called.
 - The first time, {name} ran away. The second time, {he} {step}. {He} was still a bit scared, but
   {he} was proud too.
 beat
 - Then {he} did it again, and it was easier.
 - "Look at you!" said {his} {elder}. "You are as brave as a lion."
 - Slowly the fear became smaller and smaller, until it was no bigger than a [pea|button|crumb].
-- "That was not so bad," said {name}, and {he} began to laugh.
+- "That was not so bad," said {hero}, and {he} began to laugh.
 paragraph
 beat
-- {Name} had learned that {truth}.
-- "Now I know something," said {name}. "It is true that {truth}."
+- {Hero} had learned that {truth}.
+- "Now I know something," said {hero}. "It is true that {truth}."
 - {After} {name} told everybody who was afraid, "Do you know that {truth}?"
 beat maybe
 - {He} felt [tall|strong|light] and {glad}.
@@ -142,24 +144,25 @@ beat maybe
 - It was the bravest thing that {he} had ever done.
 
 plot share place
-cast who ; where ; thing ; more ; use
-= child animal ; any ; basket of [strawberries|cherries|blueberries] ; berries ; eat
-= child animal old ; any ; big [apple|plum|cherry] pie ; pie ; eat
-= child animal ; any ; bag of [nuts|raisins|cookies] ; food ; eat
-= child old ; any ; loaf of warm bread ; bread ; eat
-= child ; any ; box of [colored pencils|crayons|paints] ; colors ; use
-= child ; park garden beach farm ; new [wooden|red|yellow] wagon ; room ; use
-= child ; park meadow hill beach ; [dragon|rainbow|paper] kite ; string ; use
-= child ; park meadow farm ; [bouncy|striped|big blue] ball ; fun ; use
-= animal ; any ; [jar|pot] of honey ; honey ; eat
-= child animal ; any ; [soft|woolly|checkered] blanket ; room ; use
+cast who ; where ; look ; thing ; more ; use
+= child animal ; any ; [big|little|full] ; basket of [strawberries|cherries|blueberries] ; berries ;
+  eat
+= child animal old ; any ; [big|round|fresh] ; [apple|plum|cherry] pie ; pie ; eat
+= child animal ; any ; [small|paper|full] ; bag of [nuts|raisins|cookies] ; food ; eat
+= child old ; any ; [long|golden|round] ; loaf of warm bread ; bread ; eat
+= child ; any ; [new|tin|wooden] ; box of [colored pencils|crayons|paints] ; colors ; use
+= child ; park garden beach farm ; [new|shiny|fine] ; [wooden|red|yellow] wagon ; room ; use
+= child ; park meadow hill beach ; [dragon|rainbow|paper] ; kite ; string ; use
+= child ; park meadow farm ; [bouncy|striped|big blue] ; ball ; fun ; use
+= animal ; any ; [jar|pot] ; of honey ; honey ; eat
+= child animal ; any ; [soft|woolly|checkered] ; blanket ; room ; use
 beat
-- {He} had brought {a thing}.
-- {He} was carrying {a thing}, and {he} was very proud of it.
-- {His} {elder} had given {him} {a thing}.
-- In {his} arms {he} held {a thing}. {He} had looked forward to it all week.
+- {He} had brought {a look} {thing}.
+- {He} was carrying {a look} {thing}, and {he} was very proud of it.
+- {His} {elder} had given {him} {a look} {thing}.
+- In {his} arms {he} held {a look} {thing}. {He} had looked forward to it all week.
 beat
-- "This is all mine," said {name}. {He} sat down {spot}, where nobody could see {him}.
+- "This is all mine," said {hero}. {He} sat down {spot}, where nobody could see {him}.
 - {He} looked for a quiet place and sat down {spot}. "Now I can have it all to myself," {he}
   thought.
 - {He} wanted to keep it for {himself}, so {he} hid {spot}.
@@ -170,21 +173,21 @@ beat
   {pal_he} asked.
 - {meet} "I am [all alone|so tired|a little sad] today," said {pal}. "Could we share your {thing}?"
 beat
-- "No," said {name}. "It is mine." {Pal} looked down and walked away.
-- {Name} shook {his} head. "There is not enough for two," {he} said. {Pal} said nothing and left.
-- "Go away," said {name}. "I had it first." {Pal} sighed and turned around.
-- {Name} pretended not to hear. After a while, {pal} went away.
+- "No," said {hero}. "It is mine." {Pal} looked down and walked away.
+- {Hero} shook {his} head. "There is not enough for two," {he} said. {Pal} said nothing and left.
+- "Go away," said {hero}. "I had it first." {Pal} sighed and turned around.
+- {Hero} pretended not to hear. After a while, {pal} went away.
 beat
 - Now {name} was alone with the {thing}. But it was strange. It was no fun at all.
-- {Name} tried to be happy, but {he} kept thinking of the sad face of {pal}.
-- It became very quiet. {Name} looked at the {thing}, and it did not seem so wonderful anymore.
-- {Name} felt a small pain in {his} heart. "Was I unkind?" {he} wondered.
+- {Hero} tried to be happy, but {he} kept thinking of the sad face of {pal}.
+- It became very quiet. {Hero} looked at the {thing}, and it did not seem so wonderful anymore.
+- {Hero} felt a small pain in {his} heart. "Was I unkind?" {he} wondered.
 paragraph
 beat
-- {Name} jumped up and ran after {pal}. "Wait!" {he} called. "I am sorry. Please come back!"
+- {Hero} jumped up and ran after {pal}. "Wait!" {he} called. "I am sorry. Please come back!"
 - At last {he} stood up and went to look for {pal}. {He} found {pal_him} {nook}. "I was wrong," said
-  {name}. "Let us share."
-- "I do not want to be like that," said {name}. {He} found {pal} and said, "I am sorry. Half of it
+  {hero}. "Let us share."
+- "I do not want to be like that," said {hero}. {He} found {pal} and said, "I am sorry. Half of it
   is for you."
 beat
 - {Pal} smiled from ear to ear. They sat side by side, and they [laughed|talked|told jokes] until
@@ -195,8 +198,8 @@ beat
   world.
 paragraph
 beat
-- {Name} learned that good things become better when they are shared.
-- "There is more {more} when there are two of us," said {name}, and that was true in a way.
+- {Hero} learned that good things become better when they are shared.
+- "There is more {more} when there are two of us," said {hero}, and that was true in a way.
 - {home_end} "Half with a friend is more than all of it alone," {he} said.
 - {After} {name} always shared what {he} had, and {he} was never lonely again.
 
@@ -235,14 +238,14 @@ beat
 paragraph
 beat
 - At last the {thing} was ready. But then {trouble}!
-- It looked wonderful. {Name} clapped {his} hands. But a moment later, {trouble}.
-- "Finished!" said {name}. But oh dear, {trouble}.
-- {Name} stepped back to look at it, and then {trouble}.
+- It looked wonderful. {Hero} clapped {his} hands. But a moment later, {trouble}.
+- "Finished!" said {hero}. But oh dear, {trouble}.
+- {Hero} stepped back to look at it, and then {trouble}.
 beat
 - "Oh, no!" {he} groaned. "All that work for nothing!"
-- {Name} was so angry that {he} kicked a stone. "I cannot do it," {he} said.
+- {Hero} was so angry that {he} kicked a stone. "I cannot do it," {he} said.
 - {He} tried once more, and again it went wrong. {cried}
-- {Name} did not know whether to laugh or cry.
+- {Hero} did not know whether to laugh or cry.
 paragraph
 beat
 - {meet} "That was a good try," said {pal}. "What went wrong?"
@@ -250,26 +253,26 @@ beat
 - {A_pal} had been watching. "Everybody fails the first time," said {pal}.
 beat
 - {Pal} walked around the {thing} and thought. "You have to {fix}," {pal_he} said.
-- They talked about it for a while. "I know!" said {name} suddenly. "I have to {fix}!" "That is a
+- They talked about it for a while. "I know!" said {hero} suddenly. "I have to {fix}!" "That is a
   good idea," said {pal}.
-- "Maybe you could {fix}," said {pal}. {Name} had not thought of that.
+- "Maybe you could {fix}," said {pal}. {Hero} had not thought of that.
 beat
 - So they started again. {Pal} held the pieces, and {name} put them together.
 - They worked side by side. It took a long time, but they were patient.
 - This time they did not hurry. They looked at every piece twice.
-- {Name} did as {pal} said, and {pal} helped with the heavy things.
+- {Hero} did as {pal} said, and {pal} helped with the heavy things.
 paragraph
 beat
 - When they were done, everything held. The {thing} was perfect!
 - And this time it worked! "Hooray!" they both shouted.
-- In the evening the new {thing} was ready, and it was even better than the first one.
+- In the evening the {thing} was ready again, and it was even better than the first one.
 beat maybe
 - Everybody came to see it and admired it.
 - {thanks}
 - They gave it a name and called it "[Sunshine|Lucky|Victory|Bluebird|Wonder]."
 beat
-- {Name} had learned that a mistake is only the first step.
-- "It is good that it broke the first time," said {name}. "Now I know how it is done."
+- {Hero} had learned that a mistake is only the first step.
+- "It is good that it broke the first time," said {hero}. "Now I know how it is done."
 - {home_end} {He} was already thinking about what they could build next.
 - {After} {name} and {pal} built many things together, and when something broke, they only laughed.
 
@@ -287,7 +290,7 @@ beat
   began to blow.
 - {He} did not see the gray clouds that were growing in the west.
 - Everything was fine until a cold wind came up. The sky turned as dark as ink.
-- After an hour, the birds stopped singing. It became very still. A storm was coming.
+- After some time, the birds stopped singing. It became very still. A storm was coming.
 beat
 - A drop fell on {his} nose, and then another. Soon it was pouring.
 - Lightning flashed, and thunder rolled across the sky: rumble, rumble, boom!
@@ -295,24 +298,24 @@ beat
 - Hail as big as peas fell from the sky.
 paragraph
 beat
-- "I want to go home!" cried {name}. But the path had turned into a stream.
-- {Name} was wet from head to toe, and {he} could not see the way home.
-- {Name} ran as fast as {he} could, but the wind pushed {him} back.
-- "What shall I do now?" thought {name}. {He} was cold and frightened.
+- "I want to go home!" cried {hero}. But the path had turned into a stream.
+- {Hero} was wet from head to toe, and {he} could not see the way home.
+- {Hero} ran as fast as {he} could, but the wind pushed {him} back.
+- "What shall I do now?" thought {hero}. {He} was cold and frightened.
 beat
 - "Over here!" called a voice. It was {a_pal}. "Come with me, quickly!"
 - Then {he} heard someone call. {A_pal} was waving to {him}. "I know a safe place," said {pal}.
 - Suddenly {a_pal} stood before {him}. "Do not stay out here," said {pal}. "Follow me!"
 beat
 - They ran to {shelter}. It was {made}.
-- {Pal} led {name} to {shelter}. It was {made}, and the rain could not reach them there.
+- {Pal} led {name} to {shelter}. It was {made}, and not a drop could reach them there.
 - Not far away was {shelter}. It was {made}. They crept inside and caught their breath.
 paragraph
 beat
 - They sat close together and listened to the storm. {Pal} told {name} [old stories|riddles|funny
   rhymes], and soon {name} was not afraid anymore.
-- "How long will it last?" asked {name}. "Every storm comes to an end," said {pal}.
-- {Name} had a [piece of bread|bun|carrot] in {his} pocket, and they shared it. It tasted better
+- "How long will it last?" asked {hero}. "Every storm comes to an end," said {pal}.
+- {Hero} had a [piece of bread|bun|carrot] in {his} pocket, and they shared it. It tasted better
   than any dinner.
 - They sang a song, louder than the thunder. It made them laugh.
 beat
@@ -327,10 +330,10 @@ beat
 beat
 - {thanks} "{Every_storm}," said {pal}.
 - {Pal} walked home with {name}. {His} {elder} was waiting at the door and hugged them both.
-- "I am glad that I was not alone," said {name}. "So am I," said {pal}.
+- "I am glad that I was not alone," said {hero}. "So am I," said {pal}.
 beat
 - {After} {name} always looked at the sky before {he} went out, and {he} never forgot {his} friend.
-- {Name} learned that even a bad storm is not so bad when somebody is with you.
+- {Hero} learned that even a bad storm is not so bad when somebody is with you.
 - {home_end} The storm had brought {him} a new friend.
 
 rule every_storm
@@ -343,7 +346,7 @@ cast who ; where ; victim ; plight ; rescue ; later
 = child animal old robot ; woods park garden orchard ; baby bird ; had fallen out of its nest ;
   lifted it gently and put it back into the nest ; sang outside {his} window
 = child old robot ; beach harbor ; young turtle ; was lying on its back and could not turn over ;
-  turned it over and carried it to the water ; waved a flipper from the waves
+  turned it over and carried it to the water ; waved a flipper from the water
 = child old robot ; farm meadow hill ; lamb ; was stuck in a thorny bush ; bent the thorns aside and
   pulled the lamb free ; came running when {he} whistled
 = child animal old robot ; lake river ; duckling ; was tangled in a fishing line ; bit by bit
@@ -367,17 +370,17 @@ beat
 - {He} looked around, and there was {a victim}. The poor thing {plight}.
 - It was {a victim}! It {plight}, and it was trembling.
 beat maybe
-- "You poor little thing," said {name}.
-- "Do not be afraid," said {name} softly. "I will not hurt you."
+- "You poor little thing," said {hero}.
+- "Do not be afraid," said {hero} softly. "I will not hurt you."
 - The {victim} looked at {him} with big, frightened eyes.
 paragraph
 beat
-- {Name} wanted to help, but {he} could not do it alone.
-- {Name} tried to help, but it was too [hard|difficult] for {him}. {He} needed someone else.
-- "I must do something," said {name}. {He} tried once, and {he} tried twice, but it did not work.
+- {Hero} wanted to help, but {he} could not do it alone.
+- {Hero} tried to help, but it was too [hard|difficult] for {him}. {He} needed someone else.
+- "I must do something," said {hero}. {He} tried once, and {he} tried twice, but it did not work.
 beat
 - {He} ran to get help. Soon {he} met {a_pal}. "Please come quickly!" {name} called.
-- {meet} "Can you help me?" asked {name}. "There is {a victim} in trouble."
+- {meet} "Can you help me?" asked {hero}. "There is {a victim} in trouble."
 - "Help!" {he} shouted. {A_pal} heard {him} and came at once.
 beat
 - "We must be calm and careful," said {pal}. Together they {rescue}.
@@ -386,8 +389,8 @@ beat
 paragraph
 beat
 - The {victim} was free! It looked at them as if it wanted to say thank you.
-- "We did it!" whispered {name}. The {victim} shook itself and looked up at them.
-- The {victim} was safe. {Name} and {pal} looked at each other and smiled.
+- "We did it!" whispered {hero}. The {victim} shook itself and looked up at them.
+- The {victim} was safe. {Hero} and {pal} looked at each other and smiled.
 beat
 - "You have a good heart," said {pal}. "Not everybody would have stopped."
 - "I could not have done it without you," {name} said to {pal}.
@@ -397,14 +400,15 @@ beat
 - {After} whenever {name} went to {place}, the {victim} {later}.
 - A week later {he} came back. And what do you think happened? The {victim} {later}.
 beat maybe
-- {Name} learned that nobody is too small to help.
+- {Hero} learned that nobody is too small to help.
 - Kindness always finds its way back.
-- {Name} was {glad} that {he} had listened.
+- {Hero} was {glad} that {he} had listened.
 
 plot secret errand
 cast who ; where ; find ; inside ; end
 = child animal old ; woods garden orchard ; small green door in the trunk of a tree ; a round room
-  with a table, two chairs, and a shelf full of books ; read a book there every Sunday
+  with a table, two chairs, and a shelf full of books ; sat down on the chairs and read a book from
+  the first page to the last
 = child old ; beach harbor ; green bottle with a letter in it ; a map with a big red cross on it ;
   followed the map and found a box of shining shells
 = child robot ; market harbor ; dusty box with a golden lock ; a music box with a tiny dancer ;
@@ -418,15 +422,15 @@ cast who ; where ; find ; inside ; end
 = child robot ; park ; loose stone in the wall ; a tin box with letters from children who had played
   there a hundred years ago ; wrote a letter too and put it into the box
 = child animal old ; garden woods ; trail of silver dust ; a fairy ring where fireflies danced in
-  circles ; danced with the fireflies until midnight
+  circles ; danced with the fireflies until they were out of breath
 beat
-- But then something strange caught {his} eye. {spot_cap} {he} saw {a find}.
+- But then something strange caught {his} eye. {Somewhere} {he} saw {a find}.
 - {He} was just about to rest when {he} discovered {a find}.
 - {He} had been there many times, but {he} had never seen this before: {a find}!
 - {He} tripped and fell. And there, right in front of {his} nose, was {a find}.
 beat
-- "What is this?" whispered {name}. {His} heart beat faster.
-- "How odd," said {name}. "I wonder who made this."
+- "What is this?" whispered {hero}. {His} heart beat faster.
+- "How odd," said {hero}. "I wonder who made this."
 - {He} rubbed {his} eyes and looked again. It was still there.
 beat
 - {He} wanted to know more, but {he} was a bit afraid to be alone.
@@ -434,17 +438,17 @@ beat
 - {He} tried to find out more, but it was too hard for one alone.
 paragraph
 beat
-- {meet} "Can you keep a secret?" asked {name}. "Of course," said {pal}.
-- {meet} "You look as if you had seen a ghost," said {pal}. {Name} told {pal_him} everything.
-- {He} ran and found {a_pal}. "You must come with me," said {name}. "But do not tell anybody!"
+- {meet} "Can you keep a secret?" asked {hero}. "Of course," said {pal}.
+- {meet} "You look as if you had seen a ghost," said {pal}. {Hero} told {pal_him} everything.
+- {He} ran and found {a_pal}. "You must come with me," said {hero}. "But do not tell anybody!"
 beat
 - Together they went back and looked. They found {inside}.
 - They held their breath and looked closer. What they found was {inside}.
 - {Pal} went first, and {name} followed. And there they found {inside}.
 beat
-- "Oh!" said {name}. "{How_lovely}" "I have never seen anything like it," said {pal}.
+- "Oh!" said {hero}. "{How_lovely}" "I have never seen anything like it," said {pal}.
 - For a moment they could not speak. "It is like a dream," said {pal}.
-- "Are we the first who know about it?" asked {name}. "I think so," said {pal}.
+- "Are we the first who know about it?" asked {hero}. "I think so," said {pal}.
 - They stared with open mouths. "Pinch me," said {pal}, "I think I am asleep."
 paragraph
 beat
@@ -453,17 +457,17 @@ beat
 - There was still some time before dark. So the two of them {end}.
 beat
 - They promised to tell no one. A secret is best when you share it with one good friend.
-- "This will be our secret," they said, and they shook hands.
+- "This will be our secret," they both said, and they shook hands.
 - {Home_end} {He} did not tell about the secret, but {he} could not stop smiling.
 beat maybe
 - {After} {name} walked through the world with open eyes, for wonders can hide anywhere.
 - And if you are curious and look carefully, you may find one too.
 
-rule spot_cap
-- Not far away
-- Right beside the path
-- Half hidden in the shadows
-- A few steps ahead
+rule somewhere
+- not far away
+- right beside the path
+- half hidden in the shadows
+- a few steps ahead
 
 rule how_lovely
 - How lovely!
@@ -491,47 +495,47 @@ cast who ; where ; contest ; skill ; mishap ; aid
   {pal_his} picture ; gave {pal_him} a new sheet and {his} best brush
 beat
 - That day there was a {contest}, and everybody was there.
-- A big sign said, "{Contest} today! Everybody is welcome." {Name} could hardly wait.
+- A big sign said, "{Contest} today! Everybody is welcome." {Hero} could hardly wait.
 - {He} had come for the great {contest}. The winner would get a [golden cup|blue ribbon|silver
   medal].
 beat
-- {Name} was {skill}, and {he} had practiced every day for [a month|two weeks|the whole summer].
-- "I am going to win," said {name}. Everybody knew that {he} was {skill}.
+- {Hero} was {skill}, and {he} had practiced every day for [a month|two weeks|the whole summer].
+- "I am going to win," said {hero}. Everybody knew that {he} was {skill}.
 - {He} wanted to win more than anything. {He} was {skill}, after all.
 beat
-- Next to {him} stood {a_pal}. "Good luck!" said {pal}. "You will need it," said {name}.
-- Then {he} saw {a_pal}, who was {skill_too}. "Oh dear," thought {name}.
+- Next to {him} stood {a_pal}. "Good luck!" said {pal}. "You will need it," said {hero}.
+- Then {he} saw {a_pal}, who was {skill_too}. "Oh dear," thought {hero}.
 - {A_pal} wanted to win too. "May the best one win," said {pal}.
 paragraph
 beat
 - The [bell rang|drum rolled|horn sounded], and the {contest} began. At first everything went well.
 - "One, two, three, go!" called the judge, and they all started.
-- "You may begin!" said the judge. {Name} gave {his} very best.
+- "You may begin!" said the judge. {Hero} gave {his} very best.
 beat
 - But then {pal} {mishap}.
 - In the middle of it all, {pal} {mishap}. The others did not even look.
-- {Name} was ahead of everyone. Then {he} saw that {pal} {mishap}.
+- {Hero} was ahead of everyone. Then {he} saw that {pal} {mishap}.
 beat
-- "Now I can win easily," thought {name}. But then {he} saw the tears in the eyes of {pal}.
-- {Name} stopped. Was winning so important?
+- "Now I can win easily," thought {hero}. But then {he} saw the tears in the eyes of {pal}.
+- {Hero} stopped. Was winning so important?
 - For a moment {name} did not know what to do. "What would I wish for, if it were me?" {he} thought.
 beat
-- {Name} {aid}.
-- "Wait, I will help you," said {name}. And {he} {aid}.
-- {He} did not think any longer. {Name} {aid}.
+- {Hero} {aid}.
+- "Wait, I will help you," said {hero}. And {he} {aid}.
+- {He} did not think any longer. {Hero} {aid}.
 paragraph
 beat
 - Somebody else won the prize. But the people clapped loudest for {name} and {pal}.
-- They did not win. "I am not sad about it," said {name}, and {he} was surprised that it was true.
+- They did not win. "I am not sad about it," said {hero}, and {he} was surprised that it was true.
 - And then something happened that nobody had expected. The judge gave them both a prize for
   kindness.
 - In the end they shared the second place, and they were prouder than the winner.
 beat
-- "Why did you help me?" asked {pal}. "Because a friend is worth more than a prize," said {name}.
-- {Pal} said, "You are the real winner." {Name} turned red and smiled.
-- "Next year we will do it as a team," said {pal}. "Yes, let us do that!" said {name}.
+- "Why did you help me?" asked {pal}. "Because a friend is worth more than a prize," said {hero}.
+- {Pal} said, "You are the real winner." {Hero} turned red and smiled.
+- "Next year we will do it as a team," said {pal}. "Yes, let us do that!" said {hero}.
 beat maybe
-- {Name} had learned that how you play matters more than who wins.
+- {Hero} had learned that how you play matters more than who wins.
 - {home_end}
 - {After} the two were always seen together.
 
@@ -546,8 +550,8 @@ cast who ; where ; skill ; fail ; tip ; proof
   way to the mill and back
 = child animal robot ; home ; whistle ; only blew air ; make your lips small and round, like a
   cherry ; whistled like a blackbird in spring
-= child animal ; lake river ; swim ; swallowed a lot of water ; kick slowly, like a frog ; swam to
-  the other side and back again
+= child ; lake river ; swim ; swallowed a lot of water ; kick slowly, like a frog ; swam to the
+  other side and back again
 = child old robot ; home ; play the [flute|violin|trumpet] ; made a noise like a goose with a cold ;
   play one note until it sounds round ; played a tune that made everybody dance
 = child robot old ; home ; bake bread ; burned it until it was black ; be patient and watch the oven
@@ -566,7 +570,7 @@ cast who ; where ; skill ; fail ; tip ; proof
   forward ; skated in a big circle without falling once
 beat
 - More than anything, {name} wanted to learn to {skill}.
-- {Name} had one big wish. {He} wanted to {skill}.
+- {Hero} had one big wish. {He} wanted to {skill}.
 - All of {his} friends could {skill}, but {name} could not.
 - One day {name} saw somebody {skill}. "I want to do that too!" {he} said.
 beat
@@ -575,12 +579,12 @@ beat
 - It looked so easy! But when {name} tried, {he} {fail}.
 beat maybe
 - A boy next door laughed at {him}.
-- "Ouch," said {name}, and {he} made a face.
+- "Ouch," said {hero}, and {he} made a face.
 - Even the cat ran away.
 paragraph
 beat
-- "I will never learn it," said {name}.
-- "I give up!" shouted {name}. "It is too hard for me."
+- "I will never learn it," said {hero}.
+- "I give up!" shouted {hero}. "It is too hard for me."
 - {cried} "Everybody can do it but me," {he} said.
 beat
 - {A_pal} lived next door and had seen it all. "I could not do it at first either," said {pal}.
@@ -594,22 +598,22 @@ beat
 paragraph
 beat
 - So {name} practiced every day, in the morning and in the evening.
-- {Name} tried again. It was a little better. {He} practiced all week.
+- {Hero} tried again. It was a little better. {He} practiced all week.
 - Day after day, {name} practiced. Sometimes {he} was tired, but {he} did not stop.
 - They practiced together. Some days were good, and some days were bad.
 beat
-- And then, one [fine|bright|special] day, it worked! {Name} {proof}.
+- And then, one [fine|bright|special] day, it worked! {Hero} {proof}.
 - After [three weeks|a month|many days], {name} {proof}. {He} could hardly believe it.
-- And one morning something wonderful happened. {Name} {proof}.
+- And one morning something wonderful happened. {Hero} {proof}.
 paragraph
 beat
-- "You did it!" cried {pal}. "We did it," said {name}.
+- "You did it!" cried {pal}. "We did it," said {hero}.
 - {His} {elder} clapped and clapped. "I am so proud of you," {elder_he} said.
 - {thanks}
 beat
-- {Name} knew now that practice makes hard things easy.
-- {After} when something was hard, {name} said, "I cannot do it yet." And that "yet" made all the
-  difference.
+- {Hero} knew now that practice makes hard things easy.
+- {After} when something was hard, {name} said, "I cannot do it yet." And that little word made all
+  the difference.
 - {He} had learned to {skill}, but {he} had also learned not to give up.
 
 plot friend place
@@ -624,7 +628,7 @@ cast who ; where ; game ; shy
 = old ; park garden harbor ; a game of [chess|cards|checkers] ; felt lonely since the winter
 beat
 - {He} wanted to play {game}, but there was nobody to play with.
-- "I wish I had someone to play with," said {name}. It was no fun to play {game} alone.
+- "I wish I had someone to play with," said {hero}. It was no fun to play {game} alone.
 - Everybody else had a friend. Only {name} was alone.
 - {He} felt a bit lonely that day.
 beat
@@ -633,70 +637,70 @@ beat
 - But somebody else was alone too. It was {a_pal}, who {shy}.
 paragraph
 beat
-- "Hello, I am {name}," said {name}. "What is your name?" But {pal} did not answer.
-- {Name} waved. {Pal} looked away quickly.
-- {Name} went over and said hello. {Pal} blushed and said nothing.
+- "Hello, I am {name}," said {hero}. "What is your name?" But {pal} did not answer.
+- {Hero} waved. {Pal} looked away quickly.
+- {Hero} went over and said hello. {Pal} blushed and said nothing.
 beat
-- "Maybe I did something wrong," thought {name}. {He} wanted to walk away.
-- {Name} was disappointed. "Nobody likes me," {he} thought.
-- "How rude!" thought {name} at first. But then {he} looked more closely. {Pal} was not rude.
-  {Pal_he_cap} was afraid.
+- "Maybe I did something wrong," thought {hero}. {He} wanted to walk away.
+- {Hero} was disappointed. "Nobody likes me," {he} thought.
+- "How rude!" thought {hero} at first. But then {he} looked more closely. {Pal} was not rude.
+  {Pal_he} was afraid.
 beat
 - Then {name} had an idea. {He} put [a flower|a pretty stone|half of {his} sandwich|a cookie] beside
   {pal} and sat down. {He} did not say a word. {He} just waited.
-- {Name} remembered how shy {he} had been once. So {he} made a funny face.
-- {Name} began to hum a song. After a while, somebody was humming with {him}. It was {pal}!
-- "You do not have to talk," said {name}. "We can just look at the clouds. That one looks like [an
+- {Hero} remembered how shy {he} had been once. So {he} made a funny face.
+- {Hero} began to hum a song. After a while, somebody was humming with {him}. It was {pal}!
+- "You do not have to talk," said {hero}. "We can just look at the clouds. That one looks like [an
   elephant|a teapot|a whale|a shoe]."
 paragraph
 beat
 - Slowly a smile came to the face of {pal}. "I like that," {pal_he} said in a soft voice.
 - {Pal} laughed. "You are funny," {pal_he} said. "Would you like to play {game}?"
-- "May I play with you?" asked {pal} at last. "Yes!" said {name}. "That is what I was hoping for."
+- "May I play with you?" asked {pal} at last. "Yes!" said {hero}. "That is what I was hoping for."
 beat
 - They played {game} for hours, and they laughed until their bellies hurt.
 - Soon they were playing {game}, as if they had known each other forever.
-- {Name} taught {pal} to play {game}. {Pal} was very good at it!
+- {Hero} taught {pal} to play {game}. {Pal} was very good at it!
 beat maybe
 - When it was time to go, {pal} said, "This was the best day of the year."
-- "Will you come again tomorrow?" asked {pal}. "Tomorrow, and the day after," said {name}.
+- "Will you come again tomorrow?" asked {pal}. "Tomorrow, and the day after," said {hero}.
 paragraph
 beat
-- {Name} had learned that shy friends only need a little time.
+- {Hero} had learned that shy friends only need a little time.
 - {home_end} "I have a friend," {he} said, and it felt warm, like a cup of cocoa.
 - {After} {name} and {pal} met every [week|day|Saturday], and neither of them was lonely anymore.
 - Sometimes the best friends are those who need a moment longer to say hello.
 
-rule pal_he_cap
-- {Pal_he}
-
 plot truth home
-cast who ; where ; thing ; how ; hide
-= child ; home ; [blue|glass|painted] vase ; threw a ball in the living room ; pushed the pieces
+cast who ; where ; look ; thing ; how ; hide
+= child ; home ; [blue|glass|painted] ; vase ; threw a ball in the living room ; pushed the pieces
   under the rug
-= child animal ; home ; [big|flowered|yellow] teapot ; danced on the table ; hid the pieces in a
+= child animal ; home ; [big|flowered|yellow] ; teapot ; danced on the table ; hid the pieces in a
   drawer
-= child animal robot ; home ; [garden lamp|paper lantern] ; swung a stick like a sword ; put it back
+= child animal robot ; home ; [paper|glass|old] ; lantern ; swung a stick like a sword ; put it back
   so that the broken side was not seen
-= child robot ; home ; [tall|round] mirror ; carried a ladder through the hall ; covered it with a
+= child robot ; home ; [tall|round] ; mirror ; carried a ladder through the hall ; covered it with a
   sheet
-= child ; home ; [reading glasses|best spectacles] ; put them on and jumped around ; put them at the
-  bottom of a basket
-= child animal ; home ; favorite cup ; tried to balance it on one finger ; buried it in the garden
-= robot ; home ; [weather clock|telescope] ; pulled every lever on it ; pushed it behind a curtain
+= child ; home ; [silver|oval] ; picture frame ; slid down the banister ; put it at the bottom of a
+  basket
+= child animal ; home ; [favorite|best|dainty] ; cup ; tried to balance it on one finger ; buried it
+  in the garden
+= robot ; home ; [brass|old|shiny] ; telescope ; pulled every lever on it ; pushed it behind a
+  curtain
 beat
 - {His} {elder} had {a_elder_thing}, and nobody was allowed to play near it.
 - "Be careful in here," {his} {elder} always said. But {name} did not always listen.
 - One rainy afternoon, {name} was bored.
 beat
-- One day {he} {how}. Crash! The {thing} of {his} {elder} {was} broken.
-- {He} {how}. There was a loud crack, and then it was quiet. The {thing} {was} in pieces!
-- {He} {how}, just for fun. And before {he} could do anything, the {thing} fell down and broke.
+- One day {he} {how}. Crash! The {look} {thing} of {his} {elder} was broken.
+- {He} {how}. There was a loud crack, and then it was quiet. The {look} {thing} was in pieces!
+- {He} {how}, just for fun. And before {he} could do anything, the {look} {thing} fell down and
+  broke.
 paragraph
 beat
-- "Oh, no!" whispered {name}. {His} {elder} loved the {thing} so much!
-- {Name} turned pale. "What have I done?" {he} thought.
-- {Name} stood still as a statue. Nobody had seen it.
+- "Oh, no!" whispered {hero}. {His} {elder} loved the {thing} so much!
+- {Hero} turned pale. "What have I done?" {he} thought.
+- {Hero} stood still as a statue. Nobody had seen it.
 beat
 - {He} was so scared that {he} {hide}.
 - "Perhaps nobody will notice," {he} thought. Quickly {he} {hide}.
@@ -704,19 +708,19 @@ beat
 beat
 - At dinner, {he} could not eat. There was a stone in {his} stomach.
 - That night {he} could not sleep. {He} turned left, and {he} turned right.
-- "Have you seen my {thing}?" asked {his} {elder}. "No," said {name}, and {his} ears became hot.
+- "Have you seen my {thing}?" asked {his} {elder}. "No," said {hero}, and {his} ears became hot.
 paragraph
 beat
-- {Name} talked about it with {a_pal}. "A secret like that gets heavier every day," said {pal}.
+- {Hero} talked about it with {a_pal}. "A secret like that gets heavier every day," said {pal}.
 - The next day {he} met {a_pal} and told {pal_him} everything. "Tell the truth," said {pal}. "It
   hurts for a minute, but then it is over."
 - "You look awful," said {a_pal} the next morning. When {pal} had heard the story, {pal_he} said, "I
   think you know what to do."
 beat
-- {Name} took a deep breath and went to {his} {elder}. "I broke your {thing}, and I hid it," {he}
+- {Hero} took a deep breath and went to {his} {elder}. "I broke your {thing}, and I hid it," {he}
   said. "I am so sorry."
 - So {name} went home and told {his} {elder} the whole truth. {His} voice was very small.
-- At last {he} said, "It was me. I broke the {thing}." Then {he} waited and looked at {his} feet.
+- At last {name} said, "It was me. I broke the {thing}." Then {he} waited and looked at {his} feet.
 paragraph
 beat
 - {His} {elder} was silent for a moment. "I am sad about the {thing}," {elder_he} said. "But I am
@@ -727,15 +731,13 @@ beat
   "Trust is harder to mend."
 beat
 - Together they glued it, piece by piece. It had a few cracks, but now it was special.
-- {Name} saved {his} coins and helped {his} {elder} to buy a new one.
+- {Hero} saved {his} coins and helped {his} {elder} to buy a new one.
 - That evening they mended it at the table, and {name} held the lamp.
 beat
-- {Name} felt as light as a feather. The truth is always lighter than a lie.
+- {Hero} felt as light as a feather. The truth is always lighter than a lie.
 - {After} {name} told the truth, even when it was hard.
 - And that night, {he} slept very well.
 
-rule was
-- was
 rule a_elder_thing
 - many beautiful things
 - a shelf full of treasures
@@ -761,7 +763,7 @@ beat
   {elder_he} said.
 beat
 - {He} dug a little hole behind the house, put the seed into it, and covered it with earth.
-- {Name} planted it in a clay pot and gave it some water.
+- {Hero} planted it in a clay pot and gave it some water.
 - {He} chose the sunniest corner of the yard and planted it there.
 paragraph
 beat
@@ -769,25 +771,25 @@ beat
 - Every morning {he} looked, and every morning there was only brown earth.
 - A day went by, then two, then a week. Nothing happened.
 beat
-- "Why does it not grow?" asked {name}. {He} wanted to dig it up and look.
+- "Why does it not grow?" asked {hero}. {He} wanted to dig it up and look.
 - "Grow, grow, grow!" {he} shouted at the brown earth. It did not help.
-- "It must be a bad seed," said {name}, and {he} stamped {his} foot.
+- "It must be a bad seed," said {hero}, and {he} stamped {his} foot.
 beat
 - "Do not dig it up," said {a_pal_again}. "The seed is busy under the ground. You cannot see it, but
   it is working."
 - "You need patience," said {his} {elder}. "Good things grow slowly."
-- {His} {elder} smiled. "Did you learn to walk in one day?" {elder_he} asked. {Name} shook {his}
+- {His} {elder} smiled. "Did you learn to walk in one day?" {elder_he} asked. {Hero} shook {his}
   head.
 paragraph
 beat
 - So {name} waited. {He} watered the seed every morning, and when the nights were cold, {he} covered
   it with straw.
-- {Name} sang to the seed, and when it was dry, {he} brought it water. {He} waited and waited.
-- {Name} pulled out the weeds and chased away the [snails|crows]. It was hard to wait, but {he} did.
+- {Hero} sang to the seed, and when it was dry, {he} brought it water. {He} waited and waited.
+- {Hero} pulled out the weeds and chased away the [snails|crows]. It was hard to wait, but {he} did.
 beat
 - Then, one morning, a green tip looked out of the earth!
-- And one day there it was: a tiny leaf, as green as could be. {Name} danced around it.
-- At last two small leaves came up. "Hello, little {plant}!" said {name}.
+- And one day there it was: a tiny leaf, as green as could be. {Hero} danced around it.
+- At last two small leaves came up. "Hello, little {plant}!" said {hero}.
 beat maybe
 - Once a storm bent it, and {name} tied it to a stick.
 - A hungry rabbit came by, but {name} built a fence around it.
@@ -798,12 +800,12 @@ beat
 - Weeks and months went by. And then there it was, {bloom}.
 - When the time was right, the plant gave {him} a wonderful gift: {bloom}.
 beat
-- "That was worth the wait," said {name}.
+- "That was worth the wait," said {hero}.
 - {His} {elder} came to look. "You were patient," {elder_he} said, "and this is your reward."
 - Everyone who came by stopped and stared.
 beat
-- {Name} kept the new seeds and gave one to each of {his} friends. "Be patient," {he} told them.
-- {Name} had learned that you cannot hurry {a plant}, but you can care for it.
+- {Hero} kept the new seeds and gave one to each of {his} friends. "Be patient," {he} told them.
+- {Hero} had learned that you cannot hurry {a plant}, but you can care for it.
 - {After} {name} knew that waiting is easier when you do something kind each day.
 
 rule a_pal_again
@@ -818,17 +820,17 @@ cast who ; where ; lure ; mark
   little chapel]
 = child animal ; meadow ; a hopping grasshopper ; [the scarecrow|the ditch|the lone tree]
 = child robot ; market ; the sound of a drum ; [the clock tower|the well|the church steps]
-= child robot ; harbor ; a man with a parrot ; [the lighthouse|the crane|the blue ship]
+= child robot ; harbor ; a green parrot ; [the lighthouse|the crane|the blue ship]
 = child animal ; river ; a floating feather ; [the mill|the bridge|the bent willow]
 = child animal robot ; woods ; a trail of tiny footprints ; [the hollow tree|the mossy rock|the
   pond]
 beat
 - Soon {he} noticed {lure}. {He} followed it a little way, and then a little more.
 - Then {lure} made {him} curious. {He} followed it without looking where {he} was going.
-- "Oh, how pretty!" said {name} when {he} noticed {lure}. {He} followed it, this way and that way.
+- "Oh, how lovely!" said {hero} when {he} noticed {lure}. {He} followed it, this way and that way.
 beat
 - When {he} looked up, {he} did not know where {he} was.
-- Suddenly everything looked different. {Name} was lost!
+- Suddenly everything looked different. {Hero} was lost!
 - At last {he} stopped and turned around. Nothing looked the way it had before.
 beat maybe
 - The shadows grew long, and it was getting late.
@@ -838,25 +840,25 @@ paragraph
 beat
 - {He} went to the left, and {he} went to the right, but every way looked the same.
 - {He} tried to go back, but soon {he} was in the same spot again.
-- {Name} began to run, but that made it worse.
+- {Hero} began to run, but that made it worse.
 beat
 - "I want to go home," {he} sobbed.
 - {cried}
-- "Hello? Can anybody hear me?" called {name}.
+- "Hello? Can anybody hear me?" called {hero}.
 paragraph
 beat
-- {meet} "Are you lost?" asked {pal}. {Name} nodded and wiped {his} eyes.
+- {meet} "Are you lost?" asked {pal}. {Hero} nodded and wiped {his} eyes.
 - "Who is crying there?" asked a gentle voice. It was {a_pal}.
-- {meet} "You are a long way from home," said {pal}. "I do not know the way," said {name}.
+- {meet} "You are a long way from home," said {pal}. "I do not know the way," said {hero}.
 beat
 - "When you are lost, stay calm and look for something you know," said {pal}. "What did you see on
   your way?"
 - "Think," said {pal}. "What was the last thing that you remember?"
 - "Do not worry," said {pal}. "I know every path here. What did you pass before you got lost?"
 beat
-- {Name} thought hard. "I came past {mark}!" {he} said. "I know where that is," said {pal}.
-- "There was {mark}," said {name}. "Very good!" said {pal}. "Then it is not far."
-- {Name} closed {his} eyes and remembered {mark}. "Then we must go this way," said {pal}.
+- {Hero} thought hard. "I came past {mark}!" {he} said. "I know where that is," said {pal}.
+- "There was {mark}," said {hero}. "Very good!" said {pal}. "Then it is not far."
+- {Hero} closed {his} eyes and remembered {mark}. "Then we must go this way," said {pal}.
 paragraph
 beat
 - {Pal} took {name} there, and from there {name} knew the way.
@@ -868,9 +870,9 @@ beat
 - {thanks} Then {he} ran into the arms of {his} {elder}.
 - At home, {his} {elder} gave them both [hot soup|warm milk|pancakes].
 beat
-- "Next time I will look back while I walk," said {name}, "so that I know the way home."
+- "Next time I will look back while I walk," said {hero}, "so that I know the way home."
 - {After} {name} never wandered off without telling anyone.
-- {Name} had learned to stay calm and to ask for help when {he} was lost.
+- {Hero} had learned to stay calm and to ask for help when {he} was lost.
 
 plot gift home
 cast who ; where ; plan ; made ; need
@@ -885,8 +887,8 @@ cast who ; where ; plan ; made ; need
 beat
 - It was almost the birthday of {his} {elder}, and {name} wanted to give {elder_him} something
   special.
-- "Tomorrow is my birthday," said {his} {elder}. {Name} had not thought of a present yet!
-- {His} {elder} had been working hard and looked tired. {Name} wanted to give {elder_him} a present.
+- "Tomorrow is my birthday," said {his} {elder}. {Hero} had not thought of a present yet!
+- {His} {elder} had been working hard and looked tired. {Hero} wanted to give {elder_him} a present.
 beat
 - "I will buy {plan}," {he} thought. But when {he} counted {his} coins, there were only
   [two|three|four].
@@ -894,20 +896,20 @@ beat
 - {He} dreamed of {plan}. But {his} money box was empty.
 paragraph
 beat
-- {Name} walked through the village with {his} head down.
-- "Without money I cannot give anything," said {name}. {cried}
+- {Hero} walked through the village with {his} head down.
+- "Without money I cannot give anything," said {hero}. {cried}
 - {He} asked {himself} what to do. {He} thought until {his} head hurt.
 beat
 - {meet} "What are you thinking about?" asked {pal}.
 - {meet} "You look so serious," said {pal}. "Tell me about it."
 beat
-- {Name} explained. "The best presents do not come from a shop," said {pal}. "What can you make with
+- {Hero} explained. "The best presents do not come from a shop," said {pal}. "What can you make with
   your own hands?"
-- "I have no money for a present," said {name}. "But you have [time|good hands|a clever head]," said
+- "I have no money for a present," said {hero}. "But you have [time|good hands|a clever head]," said
   {pal}. "That is worth more."
 - When {pal} heard about it, {pal_he} laughed. "Make something yourself! Nobody else can give that."
 beat
-- "I could make {made}!" said {name}. "I only need {need}." "I can give you that," said {pal}.
+- "I could make {made}!" said {hero}. "I only need {need}." "I can give you that," said {pal}.
 - Suddenly {name} had an idea. {He} would make {made}. {Pal} gave {him} {need}, and {name} ran home.
 paragraph
 beat
@@ -916,7 +918,7 @@ beat
 - {He} worked until late at night. {He} made mistakes, but {he} did not stop.
 beat
 - In the morning, {name} gave {his} {elder} the present. It was {made}.
-- "Close your eyes," said {name} the next day. When {his} {elder} opened them again, there it was:
+- "Close your eyes," said {hero} the next day. When {his} {elder} opened them again, there it was:
   {made}.
 - With a red face, {name} held out {his} gift. "It is {made}," {he} said. "I made it myself."
 paragraph
@@ -926,8 +928,8 @@ beat
 - Tears of joy came into the eyes of {his} {elder}. "You made this for me?" {elder_he} asked.
 - {His} {elder} laughed and hugged {him}. "I would not trade it for {plan}," {elder_he} said.
 beat
-- {Name} understood that love is the best part of any gift.
-- {Name} went and told {pal}, and they were both {glad}.
+- {Hero} understood that love is the best part of any gift.
+- {Hero} went and told {pal}, and they were both {glad}.
 - {After} {name} made all {his} presents with {his} own hands.
 
 plot grumpy place
@@ -951,35 +953,35 @@ beat
 - People said that a bad-tempered {grump} lived there, and that one should not talk to him.
 beat
 - "Go away!" he growled when he saw {name}. "I do not like visitors!"
-- "What do you want here?" shouted the {grump}. {Name} jumped back.
+- "What do you want here?" shouted the {grump}. {Hero} jumped back.
 - "Leave me alone!" the {grump} roared, and the birds flew up from the trees.
 paragraph
 beat
-- {Name} ran off, and {his} heart was pounding. On {his} way {he} met {a_pal}.
-- {Name} walked away quickly. {A_pal} was standing nearby and had heard it.
-- {Name} was hurt. "I did nothing wrong," {he} said to {a_pal}, who was passing by.
+- {Hero} ran off, and {his} heart was pounding. On {his} way {he} met {a_pal}.
+- {Hero} walked away quickly. {A_pal} was standing nearby and had heard it.
+- {Hero} was hurt. "I did nothing wrong," {he} said to {a_pal}, who was passing by.
 beat
 - "Nobody is angry without a reason," said {pal}. "Have you asked him what is wrong?"
 - "Perhaps he is only unhappy," said {pal}. "Anger is often sadness in a big coat."
 - "Try it with kindness," said {pal}. "It opens more doors than a key."
 beat
-- {Name} thought about it. Then {he} gathered all {his} courage and went back.
-- "I will try," said {name}, though {his} knees were weak.
+- {Hero} thought about it. Then {he} gathered all {his} courage and went back.
+- "I will try," said {hero}, though {his} knees were weak.
 - That made sense to {name}. {He} turned around and went back, step by step.
 paragraph
 beat
-- "Excuse me," said {name}. "Why are you so angry?" The {grump} stared at {him}. Nobody had ever
+- "Excuse me," said {hero}. "Why are you so angry?" The {grump} stared at {him}. Nobody had ever
   asked him that.
-- "I brought you a [bun|pear|flower]," said {name}. "Are you all right?" The {grump} opened his
+- "I brought you a [bun|pear|flower]," said {hero}. "Are you all right?" The {grump} opened his
   mouth and closed it again.
 beat
-- Then he told {him} the reason. It was simple: {reason}.
+- Then the {grump} told {name} the reason. It was simple: {reason}.
 - "Well," he mumbled. And then it came out that {reason}.
-- A big tear rolled down his nose. {Name} learned that {reason}.
+- A big tear rolled down his nose. {Hero} learned that {reason}.
 beat
 - So {name} {deed}.
-- "We can do something about that," said {name}. And {he} {deed}.
-- {Name} did not laugh. Together with {pal}, {he} {deed}.
+- "We can do something about that," said {hero}. And {he} {deed}.
+- {Hero} did not laugh. Together with {pal}, {he} {deed}.
 paragraph
 beat
 - The {grump} smiled for the first time in years. It was a crooked smile, but a real one.
@@ -987,7 +989,7 @@ beat
 - And what happened then? The {grump} began to laugh, so loudly that the windows shook.
 beat
 - {After} the {grump} waved whenever {name} came by, and nobody was afraid of him anymore.
-- {Name} learned that a kind question can melt a cold heart.
+- {Hero} learned that a kind question can melt a cold heart.
 - They became good friends, and the {grump} told the best stories in the whole country.
 
 plot noise home
@@ -1004,7 +1006,7 @@ cast who ; where ; noise ; guess ; truth
   its head in a tin can
 = child robot old ; home ; squeak, squeak, squeak ; a rusty giant ; a family of mice that was having
   a party
-= child animal ; home ; bump, bump, bump ; a bear on the stairs ; an apple that rolled from step to
+= child animal ; home ; bump, bump, bump ; a giant on the stairs ; an apple that rolled from step to
   step
 beat
 - One [dark|stormy|cold|moonless] night, {name} lay in bed and could not sleep.
@@ -1012,12 +1014,12 @@ beat
 - One night {name} woke up with a start.
 beat
 - There was a noise. "{Noise}," it went.
-- "{Noise}!" What was that? {Name} held {his} breath.
+- "{Noise}!" What was that? {Hero} held {his} breath.
 - At first it was quiet. But then {he} heard it: "{noise}."
 paragraph
 beat
 - "Is it {guess}?" {he} thought, and {he} pulled the blanket over {his} head.
-- {Name} imagined {guess}. {His} hair stood on end.
+- {Hero} imagined {guess}. {His} hair stood on end.
 - "Perhaps it is {guess}," {he} whispered. It was quiet for a moment, and then it began again.
 beat
 - {He} wanted to call for help, but no sound came out of {his} mouth.
@@ -1025,7 +1027,7 @@ beat
 - {He} hid under the bed, but there it was even louder.
 beat
 - At last {he} crept to {a_pal}, who was staying as a guest. "Did you hear that?" {he} whispered.
-- {A_pal} was visiting and slept in the next room. {Name} went and woke {pal_him} up. "There is
+- {A_pal} was visiting and slept in the next room. {Hero} went and woke {pal_him} up. "There is
   something out there!" {he} said.
 paragraph
 beat
@@ -1034,17 +1036,17 @@ beat
 - "I am scared too," said {pal}, "but I am also curious. Come!"
 beat
 - They tiptoed through the dark, closer and closer. "{Noise}!" And then they saw what it was.
-- They walked on the tips of their toes. {Name} held on to {pal}. Then {he} lifted the light.
+- They walked on the tips of their toes. {Hero} held on to {pal}. Then {he} lifted the light.
 - Slowly they went on. Now the noise was very near. They counted to three and looked.
 beat
 - There was no danger at all. It was {truth}!
 - It was not {guess}. It was only {truth}!
-- What they found was {truth}. {Name} had to laugh.
+- What they found was {truth}. {Hero} had to laugh.
 paragraph
 beat
-- "And that was all?" said {name}. "That was all," said {pal}, and they laughed until they cried.
-- "Poor thing, I was more afraid of my own thoughts," said {name}.
-- "I am glad that we looked," said {name}. "Otherwise I would still be under the blanket."
+- "And that was all?" said {hero}. "That was all," said {pal}, and they laughed until they cried.
+- "Poor thing, I was more afraid of my own thoughts," said {hero}.
+- "I am glad that we looked," said {hero}. "Otherwise I would still be under the blanket."
 beat
 - {He} went back to bed, and soon {he} was fast asleep.
 - They drank warm milk in the kitchen, and then they slept until late in the morning.
@@ -1066,14 +1068,14 @@ beat
 - One day {his} {elder} was ill and had to stay in bed.
 - "Achoo!" That was the first thing that {name} heard that morning. {His} {elder} was sick.
 beat
-- "But who will do the work today?" {elder_he} asked. "I will," said {name}. "You must rest."
-- "Stay in bed," said {name}. "Today I am going to take care of you."
-- {Name} put another pillow behind {elder_his} back. "I can do everything," {he} said proudly.
+- "But who will do the work today?" {elder_he} asked. "I will," said {hero}. "You must rest."
+- "Stay in bed," said {hero}. "Today I am going to take care of you."
+- {Hero} put another pillow behind {elder_his} back. "I can do everything," {he} said proudly.
 paragraph
 beat
 - First {he} wanted to {chore}. But it was harder than {he} had thought.
 - {He} ran off to {chore}. But in a hurry, things go wrong, and soon everything was a mess.
-- "How hard can it be to {chore}?" thought {name}. It was very hard indeed!
+- "How hard can it be to {chore}?" thought {hero}. It was very hard indeed!
 beat
 - {He} slipped, and there was a big splash. Now {his} [feet|clothes] were wet too.
 - {He} tried to do three things at once, and none of them got done.
@@ -1081,7 +1083,7 @@ beat
 beat
 - {meet} "You look as if you need a hand," said {pal}.
 - {meet} "One thing after another," said {pal}. "That is how it is done."
-- {A_pal} looked over the fence. "Shall I help you?" asked {pal}. "Please do," said {name}.
+- {A_pal} looked over the fence. "Shall I help you?" asked {pal}. "Please do," said {hero}.
 paragraph
 beat
 - With {pal} it went much better. They [sang|joked|whistled] while they worked, and soon they were
@@ -1090,16 +1092,16 @@ beat
 - {Pal} did one half, and {name} did the other. In an hour the house was in order.
 beat
 - Then {name} made something for {his} {elder}: {gift}.
-- "And now the most important thing," said {name}. {He} carried {gift} to the bed.
+- "And now the most important thing," said {hero}. {He} carried {gift} to the bed.
 - In the afternoon, {name} knocked softly and brought {his} {elder} {gift}.
 paragraph
 beat
 - "You are the best medicine," said {his} {elder}, and {elder_he} smiled.
 - {His} {elder} looked around. "Did you do all this?" {elder_he} asked. "A friend helped me," said
-  {name}.
+  {hero}.
 - "I feel better already," said {his} {elder}.
 beat
-- The next day {his} {elder} was well again. "Now I know how much you do every day," said {name}.
-- {Name} learned how much work there is in a day, and how good it feels to help.
+- The next day {his} {elder} was well again. "Now I know how much you do every day," said {hero}.
+- {Hero} learned how much work there is in a day, and how good it feels to help.
 - {After} {name} helped a little every day, and not only when somebody was ill.
 """

@@ -134,13 +134,13 @@ rule helper animal park
 rule helper animal beach
 - [crab|seagull|seal|pelican|turtle]
 rule helper animal farm
-- [horse|hen|goat|sheep|donkey|goose|cow|rooster|sheepdog]
+- [horse|goat|sheep|donkey|pig|calf|sheepdog|swallow]
 rule helper animal lake
 - [frog|swan|otter|heron|beaver|duck|dragonfly]
 rule helper animal garden
 - [snail|robin|ladybug|toad|butterfly|bee|caterpillar]
 rule helper animal meadow
-- [lark|cow|grasshopper|mole|hare|butterfly|pony]
+- [lark|calf|grasshopper|mole|hare|butterfly|pony]
 rule helper animal hill
 - [goat|eagle|sheep|hare|donkey|crow]
 rule helper animal river
@@ -506,8 +506,18 @@ rule habit
 - What {he} liked best was {love_ing}.
 - {He} had [bright|big|dark|clever] eyes and a [warm|merry|shy] smile.
 - {He} asked a hundred questions every day.
+- {He} had a [drawer|box|shelf] full of [feathers|buttons|maps|postcards|acorns|ribbons|keys].
+- {He} was [not very tall|always on the move|often lost in thought|never in a hurry], but {he} had a
+  [big heart|sharp mind|good memory|head full of ideas].
+- {His} best friend was {his} {elder}, who [told jokes|knew many songs|made the best soup].
+- In the [morning|evening], {he} liked to [hum|sit on the steps|look out of the window|water the
+  herbs].
+- People said that {he} had [a voice like a bell|more ideas than hairs on {his} head|nimble
+  fingers].
 
 rule love
+- to [bake|paint|hike|climb|read|whistle|gallop around|tell jokes|solve puzzles|hum|daydream]
+- to [watch birds|listen to the radio|watch the trains|pick flowers|sleep in the sun|tell riddles]
 - to sing in the morning
 - to watch the clouds
 - to hear stories about [pirates|dragons|giants|the stars]
@@ -551,11 +561,56 @@ rule cried
 - {His} [lip|chin] trembled, and {his} eyes filled with tears.
 - {He} felt a lump in {his} throat.
 
+rule hero
+- {name}
+- {name}
+- {name}
+- {name}
+- the {kind}
+
 rule meet
-- Just then, {a_pal} came [along|by|around the corner].
-- At that moment, {a_pal} came near.
-- {A_pal} [saw|noticed|heard] {him} and [came closer|stopped].
-- Then {name} met {a_pal}.
+- Just then, {a_pal} came [along|by|around the corner].[| {pal_detail}]
+- At that moment, {a_pal} came near.[| {pal_detail}]
+- {A_pal} [saw|noticed|heard] {him} and [came closer|stopped].[| {pal_detail}]
+- Then {name} met {a_pal}.[| {pal_detail}]
+
+rule detail child
+- {Pal} had [freckles|curly hair|red cheeks|long braids|a missing tooth] and wore {clothes}.
+- {Pal} was [eating a pear|carrying a bucket|bouncing a ball|chewing on a blade of grass].
+- {Pal} lived [next door|near the bridge|by the mill] and was [seven|eight|nine] years old.
+- {Pal} had [a skipping rope|a slingshot|a toy boat|a comic book] under {pal_his} arm.
+rule clothes
+- [a striped shirt|a straw hat|yellow boots|a raincoat|a woolly sweater|a cap with a feather]
+- [muddy sandals|a jacket with big buttons|a scarf with stars on it]
+rule detail animal
+- {Pal} wore [a tiny hat|a checked vest|a bow tie|round spectacles|a silk ribbon], which looked
+  [funny|elegant|very smart].
+- {Pal} was known for [giving good advice|telling tall tales|being polite|knowing every path].
+- {Pal} had just [had breakfast|taken a nap|finished a long journey|come home from a feast].
+- {Pal} had [a scratch on the nose|bright little eyes|a voice like a rusty hinge|a gentle voice].
+rule detail grown
+- {Pal} carried [a basket of eggs|a heavy sack|an umbrella|a lantern|a bundle of wood|a ladder].
+- {Pal} had [a deep voice|strong hands|twinkling eyes|a loud laugh|a wrinkled face].
+- {Pal} was on the way [to work|to the post office|home|to a wedding|back from the station].
+- {Pal} wore [an apron|big boots|a patched coat|a wide hat|thick gloves].
+
+rule coda
+- The [moon|evening star] rose above the [roofs|trees|hills], and [all was quiet|the world was at
+  peace].
+- And if you ever [pass by|go there], you may [see|meet] {name} and {pal} [laughing|sitting]
+  together.
+- That [evening|night], there was [pumpkin pie|vegetable soup|roast chicken|fresh bread and
+  jam|noodle soup] for supper, and it tasted [wonderful|delicious|better than ever].
+- {Name} wrote it all down in a [diary|little notebook], so that it would not be forgotten.
+- It had been [a long day|quite an adventure|a day to remember], and {name} yawned and
+  [stretched|smiled].
+- Years later, {name} still [told|remembered] this story [by the fire|on winter evenings|with a
+  smile].
+- [Crickets chirped|An owl hooted|A dog barked|Bells rang] somewhere far away, and {name} was
+  {glad}.
+- The end of the day was [golden|pink|calm], and {name} [hummed a song|waved to the sun|felt at
+  home].
+- {His} {elder} [winked|nodded|chuckled] and said, "[Well done|I am proud of you|Good for you]!"
 
 rule thanks
 - "Thank you, thank you!" [said|cried|shouted] {name}.
