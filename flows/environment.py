@@ -1,0 +1,31 @@
+"""The environment that Prefect, MLflow and the Hugging Face libraries read at their import."""
+
+import os
+
+from slm.config import data_root
+
+
+def prepare() -> None:
+    """Points every library's home into the data folder and turns telemetry off.
+
+    Prefect reads these when it is imported, so call this before. What the user has set stays.
+    Raises UserError where there is no data folder to point at.
+    """
+    data = data_root().resolve()
+    if "SLM_DATA" in os.environ:
+        os.environ["SLM_DATA"] = str(data)  # absolute: children may work in another folder
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": f"{data}/prefect",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HOME": f"{data}/cache/huggingface",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MPLCONFIGDIR": f"{data}/cache/matplotlib",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,99 @@
+"""The flow that takes a dataset to a registered model, and each of its stages as a flow."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows import tasks
+from flows.artifacts import publish_results
+from flows.display import current, showing
+from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
+from slm.errors import SlmError
+from slm.records import Evaluation, Report, Run, Shards, Source, Version
+from slm.storage import canonical_json, sha256_bytes
+
+Overrides = dict[str, Any] | None
+
+
+def _run_name() -> str:
+    """`<recipe>-<key of the config>-<date>`: the same settings have the same key."""
+    given = flow_run.parameters
+    recipe = given.get("recipe", DEFAULT_RECIPE)
+    try:
+        config = load_recipe(recipe, given.get("overrides"))
+    except SlmError:  # the flow itself will say so
+        return f"{recipe}-invalid"
+    key = sha256_bytes(canonical_json(config.model_dump(mode="json")))[:8]
+    return f"{recipe}-{key}-{flow_run.scheduled_start_time:%Y-%m-%d-%H%M}"
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, Any]:
+    """A dataset → a trained, evaluated, registered model and its report.
+
+    Args:
+        recipe: a name in `pipelines.yaml`.
+        overrides: dotted keys, such as `{"train.max_steps": 100}`.
+    """
+    config = load_recipe(recipe, overrides)
+    with showing(current()) as display:
+        source = tasks.download(config)
+        shards = tasks.encode(config, source)
+        run = tasks.train(config, shards)
+        evaluation = tasks.evaluate(config, run)
+        report = tasks.report(config, run, evaluation)
+        version = tasks.register(config, run, evaluation, report)
+        publish_results(shards, run, evaluation, report, version)
+        results = summary(config, source, shards, run, evaluation, report, version)
+        return {**results, "seconds": display.seconds, "reused": display.reused}
+
+
+def summary(
+    config: PipelineConfig,
+    source: Source,
+    shards: Shards,
+    run: Run,
+    evaluation: Evaluation,
+    report: Report,
+    version: Version,
+) -> dict[str, Any]:
+    """What a pipeline has made, as JSON values."""
+    return {
+        "recipe": config.recipe,
+        "source": str(source.path),
+        "shards": str(shards.path),
+        "run": str(run.path),
+        "checkpoint": str(run.path / "checkpoints" / evaluation.checkpoint),
+        "val_loss": evaluation.val_loss,
+        "val_bpb": evaluation.val_bpb,
+        "report": str(report.path / report.html),
+        "version": f"models:/{version.model}/{version.version}",
+    }
+
+
+# ---- each stage as a flow, with the stages before it where they are not done -------------------
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def download(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
+    """Downloads a recipe's dataset; returns its folder."""
+    config = load_recipe(recipe, overrides)
+    return str(tasks.download(config).path)
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def encode(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
+    """Encodes a recipe's dataset; returns the folder of its shards."""
+    config = load_recipe(recipe, overrides)
+    source = tasks.download(config)
+    return str(tasks.encode(config, source).path)
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def train(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
+    """Trains a recipe's model; returns the run's folder."""
+    config = load_recipe(recipe, overrides)
+    source = tasks.download(config)
+    shards = tasks.encode(config, source)
+    return str(tasks.train(config, shards).path)

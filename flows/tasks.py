@@ -1,0 +1,78 @@
+"""One thin Prefect task a stage.
+
+Prefect's result cache stays off: keys and records on disk say what is done, with and without
+Prefect. Only the download is tried again, as only it needs the network.
+"""
+
+import slm.evaluate
+import slm.launch
+import slm.registry
+import slm.report
+import slm.shards
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+import slm.source
+from flows.artifacts import training_progress
+from flows.display import current
+from slm.config import PipelineConfig
+from slm.errors import SlmError
+from slm.records import Evaluation, Report, Run, Shards, Source, Version
+
+
+def _may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -> bool:
+    """Whether the hub could not be reached. Bad input, damage and bugs come back the same."""
+    error = state.result(raise_on_failure=False)
+    return type(error) is SlmError or isinstance(error, ConnectionError | TimeoutError)
+
+
+@task(
+    retries=3,
+    retry_delay_seconds=[5, 20, 60],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_may_pass,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def download(config: PipelineConfig) -> Source:
+    """A dataset of the hub, local files or the generated corpus → parquet files."""
+    return current().stage("download", lambda p: slm.source.download(config, progress=p))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def encode(config: PipelineConfig, source: Source) -> Shards:
+    """Parquet files → token shards and their tokenizer."""
+    return current().stage("encode", lambda p: slm.shards.encode(config, source, progress=p))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def train(config: PipelineConfig, shards: Shards) -> Run:
+    """Token shards → a run folder with checkpoints, trained in a child process."""
+    with training_progress() as publish:
+        return current().stage(
+            "train", lambda p: slm.launch.train(config, shards, progress=publish(p))
+        )
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def evaluate(config: PipelineConfig, run: Run) -> Evaluation:
+    """A checkpoint → its loss and bits per byte on every held-out document."""
+    return current().stage("evaluate", lambda p: slm.evaluate.evaluate(config, run, progress=p))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
+    """A run and its evaluation → one HTML file and its Markdown twin."""
+    return current().stage(
+        "report", lambda p: slm.report.write_report(config, run, evaluation, progress=p)
+    )
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def register(config: PipelineConfig, run: Run, evaluation: Evaluation, report: Report) -> Version:
+    """A run with its evaluation and report → a version in the MLflow registry."""
+    return current().stage(
+        "register", lambda _: slm.registry.register(config, run, evaluation, report)
+    )

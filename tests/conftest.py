@@ -1,0 +1,77 @@
+"""What all tests share: an environment without network or telemetry, and a tiny project."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytest_socket
+
+# Before anything is imported that reads them. The session's own data folder keeps libraries' homes.
+SESSION_DATA = tempfile.mkdtemp(prefix="slm-tests-")
+os.environ.update(
+    SLM_DATA=SESSION_DATA,
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+)
+for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "HF_HOME", "SLM_FAULT"):
+    os.environ.pop(name, None)
+
+from flows.environment import prepare  # noqa: E402
+from slm.config import PipelineConfig, load_recipe  # noqa: E402
+
+prepare()
+
+PIPELINES = """
+name: tiny
+recipes:
+  tiny:
+    data: {source: stories, documents: 80, vocab_size: 512, val_fraction: 0.1}
+    model: {architecture: qwen3, n_layer: 1, n_head: 2, n_embd: 32, seq_len: 32}
+    train: {max_steps: 4, tokens_per_step: 128, evaluate_every: 2, checkpoint_every: 2}
+    report:
+      prompts: ["Once upon a time"]
+      temperatures: [0.8]
+      top_ks: [10]
+      max_new_tokens: 8
+deployments: []
+"""
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SESSION_DATA, ignore_errors=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup() -> None:
+    """Lets tests talk to this machine and to nobody else."""
+    pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
+
+
+@pytest.fixture
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of this test's own, which `slm.config.data_root` names."""
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def project(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with one recipe, `tiny`, as the working folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "pipelines.yaml").write_text(PIPELINES)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., PipelineConfig]:
+    """Makes configs that run in a second; takes dotted keys: `tiny_config(**{"data.seed": 2})`."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(PIPELINES)
+    return lambda **overrides: load_recipe("tiny", overrides, path=path)

@@ -1,0 +1,41 @@
+"""What an import loads: a person who asks for help, or a GPU node, pays for nothing else."""
+
+import json
+import subprocess
+import sys
+import time
+
+HEAVY = {"prefect", "mlflow", "torch", "datasets", "transformers", "pyarrow", "matplotlib"}
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    return set(json.loads(done.stdout))
+
+
+def test_import_slm_loads_nothing_heavy() -> None:
+    assert not HEAVY & modules_after("import slm")
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    assert not (HEAVY | {"numpy"}) & modules_after("import flows.cli")
+
+
+def test_config_records_and_storage_need_no_tensors() -> None:
+    loaded = modules_after("import slm.config, slm.errors, slm.records, slm.storage")
+    assert not HEAVY & loaded
+
+
+def test_training_needs_no_orchestrator_and_no_tracking_server() -> None:
+    loaded = modules_after("import slm.source, slm.shards, slm.launch, slm.evaluate, slm.sample")
+    assert not {"prefect", "mlflow"} & loaded
+
+
+def test_help_answers_at_once() -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, check=True, text=True
+    )
+    assert time.monotonic() - started < 1.5
+    assert "Take a dataset to a registered model" in done.stdout
