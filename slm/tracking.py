@@ -1,0 +1,518 @@
+"""Mirrors a run folder into an MLflow tracking server.
+
+The run folder is the truth and MLflow shows it. `sync` sends what the server lacks and nothing
+else, so it may be killed at any call, repeated, or run long after the training: the server itself
+is asked what it has. `mirror` does the same in the background of a training and can neither slow
+nor fail it.
+
+mlflow is imported where it is used: it takes more than a second.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from slm import storage
+from slm.config import PipelineConfig
+from slm.errors import SlmError, UserError
+from slm.records import Checkpoint, Evaluation, Record, Report, Run, Shards, Source
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import Run as MlflowRun
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 5.0  # seconds between two passes of the background mirror
+LONGEST_INTERVAL = 60.0  # seconds, after passes that failed
+FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
+BATCH = 1000  # metrics in one request: MLflow's limit
+PARAMS = 100  # params in one request, likewise
+MEASURED = ("step", "evaluate", "system")  # events of the journal that carry metrics
+PATIENCE = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+
+# ---- the server -------------------------------------------------------------------------------
+
+
+def tracking_uri(config: PipelineConfig, root: Path) -> str:
+    """The config's server, else MLFLOW_TRACKING_URI, else a SQLite file under the data folder."""
+    given = config.registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+def public_uri(text: str) -> str:
+    """The text with the user and password of every address in it removed."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the server that gives up within half a minute instead of four."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow.store"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):
+        storage.make_folder(Path(uri.removeprefix("sqlite:///")).parent)
+    return MlflowClient(uri)
+
+
+def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) -> str:
+    """The id of the experiment that holds all runs of the config's registered model."""
+    from mlflow.exceptions import MlflowException
+
+    name = config.registry.model
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        remote = urlsplit(client.tracking_uri).scheme in ("http", "https")
+        artifacts = None if remote else (root / "mlflow" / "artifacts").resolve().as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {name!r} was deleted: restore it, or choose another name "
+            "with --set registry.model=…"
+        )
+    return str(found.experiment_id)
+
+
+# ---- a run folder and its MLflow run ----------------------------------------------------------
+
+
+def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
+    """Brings the MLflow run of a run folder up to date and returns its id.
+
+    Args:
+        run_path: the run folder; it may be in training, finished, or left by a killed process,
+            which closes the MLflow run as KILLED.
+        tracking_uri: the server; None: the one of the run's own config.
+
+    Raises UserError where the folder holds no run, and what mlflow raises where the server fails.
+    """
+    return _Mirrored(run_path, tracking_uri).send()
+
+
+@contextmanager
+def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
+    """Keeps the MLflow run of a run folder up to date while the block trains.
+
+    A daemon thread of the lowest priority makes a pass every few seconds. What it cannot do, for a
+    server that is down or slow, it says once, and `sync` makes up for it later.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(run_path, uri, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(FAREWELL)
+        if thread.is_alive():
+            logger.warning("MLflow is slow; `slm sync %s` sends the rest", run_path.name)
+
+
+def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
+    if sys.platform == "linux":  # there, a thread has a priority of its own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    mirrored: _Mirrored | None = None
+    interval, failures = INTERVAL, 0
+    stopping = False
+    while not stopping:
+        stopping = stop.wait(interval)
+        if stopping and failures:
+            return  # a training does not wait for a server that was down a moment ago
+        if not (run_path / "config.json").exists():
+            continue
+        try:
+            mirrored = mirrored or _Mirrored(run_path, uri)
+            mirrored.send(alive=not stopping)
+            interval, failures = INTERVAL, 0
+        except Exception as error:
+            failures += 1
+            interval = min(2 * interval, LONGEST_INTERVAL)
+            if failures == 1:
+                reason = public_uri(str(error)).partition("\n")[0][:300]
+                logger.warning(
+                    "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
+                    reason,
+                    run_path.name,
+                )
+
+
+class _Mirrored:
+    """One run folder, its MLflow run, and how far the journal has been sent."""
+
+    def __init__(self, path: Path, uri: str | None) -> None:
+        self.path = path.resolve()
+        self.root = self.path.parents[1]
+        try:
+            self.settings: dict[str, Any] = json.loads((self.path / "config.json").read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is not a run folder: it has no config.json") from error
+        self.config = PipelineConfig.model_validate(self.settings["config"])
+        self.uri = uri or tracking_uri(self.config, self.root)
+        self.client = connect(self.uri)
+        self.journal = _Journal(self.path / "metrics.jsonl")
+        self.run_id = ""
+        self.marks: dict[str, int] = {}  # metric → the last step that the server has
+
+    def send(self, *, alive: bool = False) -> str:
+        """One pass: everything that the folder holds and the server lacks.
+
+        `alive` says that the training is known to be at work, so that its lock is left alone.
+        """
+        with storage.lock(self.path / "mlflow.lock"):
+            run = self._run()
+            self.run_id = str(run.info.run_id)
+            self._send_settings(run)
+            self._send_journal()
+            self._send_results()
+            self._close(run, alive=alive)
+        return self.run_id
+
+    def _run(self) -> "MlflowRun":
+        """The MLflow run that `mlflow.json` names, or that carries our tags, or a new one."""
+        from mlflow.exceptions import MlflowException
+
+        note = self.path / "mlflow.json"
+        known = json.loads(note.read_bytes()) if note.exists() else {}
+        if known.get("tracking_uri") == public_uri(self.uri):
+            with suppress(MlflowException):
+                run = self.client.get_run(known["run_id"])
+                if run.info.lifecycle_stage == "active":
+                    return run
+        experiment = experiment_id(self.client, self.config, self.root)
+        tags = {
+            "slm.run": self.path.name,
+            "slm.folder": storage.sha256_bytes(os.fsencode(self.path))[:32],
+        }
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs([experiment], filter_string=wanted, max_results=1)
+        run = (
+            found[0]
+            if found
+            else self.client.create_run(
+                experiment,
+                start_time=self.journal.first_time(),
+                tags={**tags, "slm.recipe": self.config.recipe, "mlflow.source.name": "slm"},
+                run_name=self.path.name,
+            )
+        )
+        storage.write_json(note, {"tracking_uri": public_uri(self.uri), "run_id": run.info.run_id})
+        self.marks = {}
+        return run
+
+    def _send_settings(self, run: "MlflowRun") -> None:
+        from mlflow.entities import Param
+
+        params = dict(_flatten(self.settings["config"])) | {
+            key: str(value) for key, value in self.settings.items() if isinstance(value, int | str)
+        }
+        missing = [
+            Param(key, public_uri(value)[:6000])
+            for key, value in params.items()
+            if key not in run.data.params
+        ]
+        for start in range(0, len(missing), PARAMS):
+            self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
+        if not run.inputs.dataset_inputs:
+            datasets = _dataset_inputs(self.root, self.config, self.settings["shards_key"])
+            self.client.log_inputs(run.info.run_id, datasets=datasets)
+
+    # ---- metrics ----
+
+    def _send_journal(self) -> None:
+        """Sends the points that the server lacks, by the last step that it has of each metric.
+
+        A step that the journal repeats, after a training was killed and resumed, is one point.
+        """
+        batch: list[Metric] = []
+        end = self.journal.position
+        try:
+            for event, end in self.journal.events():  # noqa: B007 - the last end is used below
+                for metric in _metrics(event):
+                    if metric.step > self._mark(metric.key):
+                        self.marks[metric.key] = metric.step
+                        batch.append(metric)
+                if len(batch) > BATCH - 100:
+                    self.client.log_batch(self.run_id, metrics=batch)
+                    batch = []
+            if batch:
+                self.client.log_batch(self.run_id, metrics=batch)
+        except BaseException:
+            self.marks = {}  # what arrived is unknown: ask again next time
+            raise
+        self.journal.advance(end)
+
+    def _mark(self, key: str) -> int:
+        if key not in self.marks:
+            history = self.client.get_metric_history(self.run_id, key)
+            self.marks[key] = max((metric.step for metric in history), default=-1)
+        return self.marks[key]
+
+    # ---- what stands when the training is over ----
+
+    def _send_results(self) -> None:
+        run = storage.read_record(self.path, Run, verify=False)
+        if run is None:
+            return
+        assert self.run_id is not None
+        info = self.client.get_run(self.run_id)
+        evaluation = storage.read_record(self.path / "evaluation", Evaluation, verify=False)
+        report = storage.read_record(self.path / "report", Report, verify=False)
+        sent = info.data.tags
+        if sent.get("slm.weights_sha256") != run.weights_sha256:
+            self._send_checkpoints(info, run)
+            self.client.log_artifact(self.run_id, str(self.path / "config.json"))
+            self._tag(_run_tags(run))
+        if evaluation and sent.get("slm.evaluation") != _content(evaluation):
+            self._send_evaluation(evaluation)
+            self._tag({"slm.evaluation": _content(evaluation)})
+        if report and sent.get("slm.report") != _content(report):
+            self.client.log_artifacts(self.run_id, str(report.path), "report")
+            self._tag({"slm.report": _content(report)})
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(key, public_uri(value)[:5000]) for key, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=entities)
+
+    def _send_checkpoints(self, info: "MlflowRun", run: Run) -> None:
+        """The best and the last checkpoint as LoggedModels: READY is set last.
+
+        Their bytes stay in the run folder; what is registered is uploaded by `slm.registry`.
+        """
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        found = self.client.search_logged_models(
+            [info.info.experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
+        )
+        known = {model.name: model for model in found}
+        outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
+        for folder in sorted({checkpoint_path(run, run.best), checkpoint_path(run, run.last)}):
+            checkpoint = storage.read_record(folder, Checkpoint, verify=False)
+            if checkpoint is None:
+                continue
+            model = known.get(folder.name) or self.client.create_logged_model(
+                info.info.experiment_id,
+                name=folder.name,
+                source_run_id=self.run_id,
+                tags=_checkpoint_tags(checkpoint, run),
+            )
+            if model.status == "READY":
+                continue
+            measured = [
+                Metric(m.key, m.value, m.timestamp, m.step, model.model_id, *self._val_dataset())
+                for key in ("val_loss", "val_bpb")
+                for m in self.client.get_metric_history(self.run_id, key)
+                if m.step == checkpoint.step
+            ]
+            self.client.log_batch(self.run_id, metrics=measured)
+            if model.model_id not in outputs:
+                output = LoggedModelOutput(model.model_id, checkpoint.step)
+                self.client.log_outputs(self.run_id, [output])
+            self.client.finalize_logged_model(model.model_id, "READY")
+
+    def _val_dataset(self) -> tuple[str | None, str | None]:
+        """Name and digest of the val split, where it is an input of the MLflow run."""
+        for given in self.client.get_run(self.run_id).inputs.dataset_inputs:
+            if any(tag.value == "validation" for tag in given.tags):
+                return given.dataset.name, given.dataset.digest
+        return None, None
+
+    def _send_evaluation(self, evaluation: Evaluation) -> None:
+        from mlflow.entities import Metric
+
+        record = evaluation.path / storage.RECORD
+        moment = round(record.stat().st_mtime * 1000)
+        measured = {"final_val_loss": evaluation.val_loss, "final_val_bpb": evaluation.val_bpb}
+        step = int(Path(evaluation.checkpoint).name.rpartition("_")[2])
+        self.client.log_batch(
+            self.run_id,
+            metrics=[
+                Metric(key, value, moment, step)
+                for key, value in measured.items()
+                if not self.client.get_metric_history(self.run_id, key)
+            ],
+        )
+        self.client.log_artifact(
+            self.run_id, str(evaluation.path / "evaluation.json"), "evaluation"
+        )
+
+    def _close(self, run: "MlflowRun", *, alive: bool) -> None:
+        """The state that the folder shows: FINISHED, RUNNING, or KILLED."""
+        if (self.path / storage.RECORD).exists():
+            status = "FINISHED"
+        else:
+            status = "RUNNING" if alive or _is_locked(self.path / "lock") else "KILLED"
+        if status == run.info.status:
+            return
+        if status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status, self.journal.last_time)
+
+
+class _Journal:
+    """`metrics.jsonl`, read on from where the last pass ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0  # bytes that are sent
+        self.tail = b""  # the last of those bytes: the proof that the file was not rewritten
+        self.last_time: int | None = None  # milliseconds
+
+    def events(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The events after `position`, each with the position after it. A torn line waits."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.position - len(self.tail))
+            if file.read(len(self.tail)) != self.tail:
+                file.seek(0)
+            position = file.tell()
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                position += len(line)
+                with suppress(ValueError, KeyError):
+                    event = json.loads(line)
+                    self.last_time = int(event["time"] * 1000)
+                    yield event, position
+
+    def advance(self, position: int) -> None:
+        """Remembers that everything before `position` is sent."""
+        self.position = position
+        if position:
+            with self.path.open("rb") as file:
+                file.seek(max(0, position - 256))
+                self.tail = file.read(position - file.tell())
+
+    def first_time(self) -> int:
+        """When the run began, in milliseconds."""
+        for event, _ in _Journal(self.path).events():
+            return int(event["time"] * 1000)
+        return int(time.time() * 1000)
+
+
+def checkpoint_path(run: Run, name: str) -> Path:
+    """The folder of one of the run's checkpoints."""
+    return run.path / "checkpoints" / Path(name).name
+
+
+def _metrics(event: Mapping[str, Any]) -> list["Metric"]:
+    from mlflow.entities import Metric
+
+    if event.get("event") not in MEASURED:
+        return []
+    moment = int(event["time"] * 1000)
+    return [
+        Metric(key, float(value), moment, event["step"])
+        for key, value in event.items()
+        if key not in ("step", "time")
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+
+def _dataset_inputs(root: Path, config: PipelineConfig, shards_key: str) -> list["DatasetInput"]:
+    """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
+
+    Empty where the shards are gone.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    def folder(stage: str, key: str) -> Path:
+        return root / stage / f"{config.recipe}-{key[:12]}"
+
+    shards = storage.read_record(folder("shards", shards_key), Shards, verify=False)
+    if shards is None:
+        return []
+    source = storage.read_record(folder("sources", shards.source_key), Source, verify=False)
+    name = source.dataset if source else config.data.path or config.data.source
+    where = {"path": name, "uri": name, "revision": source.revision if source else None}
+    inputs = []
+    for split, context in (("train", "training"), ("val", "validation")):
+        held = shards.splits[split]
+        hashes = [shards.files[file].sha256 for file in held.files]
+        dataset = Dataset(
+            name=Path(public_uri(name)).name or config.recipe,
+            digest=storage.sha256_bytes(storage.canonical_json(hashes))[:32],
+            source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
+            source=public_uri(json.dumps(where | {"split": split})),
+            profile=json.dumps(held.model_dump(exclude={"files"})),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return inputs
+
+
+def _run_tags(run: Run) -> dict[str, str]:
+    environment = {f"environment.{key}": value for key, value in _flatten(run.environment)}
+    tags = {
+        "slm.run_key": run.key,
+        "slm.shards_key": run.shards_key,
+        "slm.determinism_level": run.level,
+        "slm.best": run.best,
+        "slm.weights_sha256": run.weights_sha256,  # last: it says that the results are sent
+    }
+    commit = run.environment.get("commit")
+    return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags
+
+
+def _checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
+    names = {"best": run.best, "last": run.last}
+    roles = [role for role, name in names.items() if Path(name).name == checkpoint.path.name]
+    return {
+        "slm.step": str(checkpoint.step),
+        "slm.role": ", ".join(roles),
+        "slm.weights_sha256": checkpoint.weights_sha256,
+        "slm.tokenizer_sha256": checkpoint.tokenizer_sha256,
+        "slm.shards_key": checkpoint.shards_key,
+    }
+
+
+def _content(record: Record) -> str:
+    """One hash over the files of a record."""
+    hashes = {name: entry.sha256 for name, entry in record.files.items()}
+    return storage.sha256_bytes(storage.canonical_json(hashes))
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with storage.lock(path, wait=False):
+            return False
+    except SlmError:
+        return True

@@ -1,0 +1,343 @@
+"""The mirror: whatever is killed, repeated or down, MLflow ends with each point once."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_folders import (
+    CONFIG,
+    START,
+    finish_run,
+    start_run,
+    step_events,
+    write_journal,
+)
+
+from slm import storage, tracking
+from slm.config import RegistryConfig
+from slm.errors import UserError
+from slm.records import Evaluation, Report
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in mlflow
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database with its tables: making them takes over a second."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def root(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with an empty store, at a path with a space."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "my data"
+    (root / "mlflow").mkdir(parents=True)
+    shutil.copy(migrated, root / "mlflow" / "mlflow.db")
+    return root
+
+
+def points(root: Path, run_id: str, key: str) -> list[tuple[int, float, int]]:
+    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)]
+
+
+def expected(first: int = 1, last: int = 60) -> list[tuple[int, float, int]]:
+    return [(s, 1 / s, int((START + s / 4) * 1000)) for s in range(first, last + 1)]
+
+
+def status(root: Path, run_id: str) -> str:
+    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    return str(client.get_run(run_id).info.status)
+
+
+def test_the_server_is_the_configs_then_the_environments_then_a_file_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.tracking_uri(CONFIG, tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.tracking_uri(CONFIG, tmp_path) == "http://127.0.0.1:5000"
+    registry = RegistryConfig(tracking_uri="http://127.0.0.1:6000")
+    config = CONFIG.model_copy(update={"registry": registry})
+    assert tracking.tracking_uri(config, tmp_path) == "http://127.0.0.1:6000"
+
+
+def test_a_finished_run_is_mirrored_whole(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    finish_run(path)
+    run_id = tracking.sync(path)
+
+    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    run = client.get_run(run_id)
+    assert points(root, run_id, "train_loss") == expected()
+    assert [step for step, _, _ in points(root, run_id, "val_bpb")] == [10, 20, 30, 40, 50, 60]
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == START * 1000
+    assert run.info.end_time == (START + 15) * 1000
+    assert run.data.params["model.n_embd"] == "32"
+    assert run.data.params["train.max_steps"] == "60"
+    assert run.data.tags["environment.torch"] == "2.13.0"
+    assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
+    assert (root / "mlflow" / "artifacts" / run_id / "artifacts" / "config.json").exists()
+
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert set(inputs) == {"training", "validation"}
+    assert inputs["training"].digest != inputs["validation"].digest
+    assert json.loads(inputs["training"].source)["revision"] == "r1"
+    assert json.loads(inputs["training"].profile) == {"documents": 3, "tokens": 30, "bytes": 60}
+
+    models = {m.name: m for m in client.search_logged_models([run.info.experiment_id])}
+    assert set(models) == {"step_000050", "step_000060"}
+    best = models["step_000050"]
+    assert best.status == "READY"
+    assert best.tags["slm.role"] == "best"
+    assert best.tags["slm.step"] == "50"
+    measured = {m.key: (m.step, m.value, m.dataset_digest) for m in best.metrics}
+    assert measured["val_bpb"] == (50, 1 / 50, inputs["validation"].digest)
+    assert sorted(o.step for o in run.outputs.model_outputs) == [50, 60]
+
+
+def test_a_second_sync_changes_nothing(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    finish_run(path)
+    run_id = tracking.sync(path)
+    before = dump(root)
+    assert tracking.sync(path) == run_id
+    (path / "mlflow.json").unlink()
+    assert tracking.sync(path) == run_id
+    assert dump(root) == before
+
+
+def dump(root: Path) -> dict[str, list[str]]:
+    """The content of every table of the store."""
+    import sqlite3
+
+    with sqlite3.connect(root / "mlflow" / "mlflow.db") as database:
+        names = [
+            n for (n,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        ]
+        tables = {n: sorted(map(repr, database.execute(f"SELECT * FROM {n}"))) for n in names}
+    database.close()
+    return tables
+
+
+def test_a_resumed_training_gives_each_step_once(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 35))
+    run_id = tracking.sync(path)
+    assert status(root, run_id) == "KILLED"
+    write_journal(path, [{"event": "resume", "step": 30, "time": START + 100}])
+    write_journal(path, step_events(31, 60, START + 100))
+    with storage.lock(path / "lock"):
+        tracking.sync(path)
+        assert status(root, run_id) == "RUNNING"
+    finish_run(path)
+    assert tracking.sync(path) == run_id
+    assert status(root, run_id) == "FINISHED"
+    assert [(s, v) for s, v, _ in points(root, run_id, "train_loss")] == [
+        (s, 1 / s) for s in range(1, 61)
+    ]
+
+
+def test_a_journal_that_was_cut_back_is_read_again(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 35))
+    mirrored = tracking._Mirrored(path, None)
+    run_id = mirrored.send()
+    (path / "metrics.jsonl").write_text("")
+    write_journal(path, step_events(1, 30) + step_events(31, 60, START + 7))
+    assert mirrored.send() == run_id
+    assert [s for s, _, _ in points(root, run_id, "train_loss")] == list(range(1, 61))
+
+
+def test_a_torn_last_line_waits_for_its_end(root: Path) -> None:
+    path = start_run(root)
+    line = json.dumps({"event": "step", "step": 1, "time": START, "train_loss": 2.0})
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(line[:20])
+        file.flush()
+        mirrored = tracking._Mirrored(path, None)
+        run_id = mirrored.send()
+        assert points(root, run_id, "train_loss") == []
+        file.write(line[20:] + "\n")
+    mirrored.send()
+    assert points(root, run_id, "train_loss") == [(1, 2.0, int(START * 1000))]
+
+
+def test_more_points_than_one_request_takes(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 1300))
+    run_id = tracking.sync(path)
+    assert [s for s, _, _ in points(root, run_id, "train_loss")] == list(range(1, 1301))
+
+
+KILLED_SYNC = """
+import os, signal, sys
+from collections.abc import Callable
+from pathlib import Path
+from mlflow import MlflowClient
+from slm import tracking
+
+left = int(sys.argv[2])
+
+def counted(call):
+    def counting(*args, **kwargs):
+        global left
+        result = call(*args, **kwargs)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return counting
+
+for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "create_logged_model",
+             "log_outputs", "finalize_logged_model", "log_artifact", "log_artifacts",
+             "set_terminated"):
+    setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+tracking.sync(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_sync_killed_after_any_call_is_made_up_for(root: Path, migrated: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    finish_run(path)
+    add_results(path)
+    for call in range(1, 100):
+        shutil.copy(migrated, root / "mlflow" / "mlflow.db")
+        (path / "mlflow.json").unlink(missing_ok=True)
+        killed = subprocess.run([sys.executable, "-c", KILLED_SYNC, str(path), str(call)])
+        run_id = tracking.sync(path)
+        client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+        run = client.get_run(run_id)
+        assert len(client.search_runs([run.info.experiment_id])) == 1
+        assert points(root, run_id, "train_loss") == expected()
+        assert len(points(root, run_id, "val_bpb")) == 6
+        assert len(points(root, run_id, "final_val_bpb")) == 1
+        models = client.search_logged_models([run.info.experiment_id])
+        assert [m.status for m in models] == ["READY", "READY"]
+        assert sorted(o.step for o in run.outputs.model_outputs) == [50, 60]
+        assert len(run.inputs.dataset_inputs) == 2
+        assert run.info.status == "FINISHED"
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -signal.SIGKILL
+    assert call > 10
+
+
+def add_results(path: Path) -> None:
+    """An evaluation and a report of the run's best checkpoint."""
+    for name in ("evaluation", "report"):
+        (path / f"{name}.tmp").mkdir()
+    (path / "evaluation.tmp" / "evaluation.json").write_text('{"documents": []}')
+    evaluation = Evaluation(
+        key="e" * 64,
+        run=path.name,
+        checkpoint="step_000050",
+        weights_sha256="9" * 64,
+        documents=3,
+        tokens=30,
+        bytes=60,
+        val_loss=0.5,
+        val_bpb=0.25,
+    )
+    storage.commit(path / "evaluation.tmp", path / "evaluation", evaluation)
+    (path / "report.tmp" / "index.html").write_text("<p>report</p>")
+    report = Report(key="d" * 64, run=path.name)
+    storage.commit(path / "report.tmp", path / "report", report)
+
+
+def test_evaluation_and_report_follow(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    finish_run(path)
+    run_id = tracking.sync(path)
+    add_results(path)
+    tracking.sync(path)
+    assert [(s, v) for s, v, _ in points(root, run_id, "final_val_bpb")] == [(50, 0.25)]
+    artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
+    assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
+    assert (artifacts / "evaluation" / "evaluation.json").exists()
+
+
+def test_the_background_mirror_keeps_up_and_closes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "INTERVAL", 0.05)
+    path = start_run(root)
+    with tracking.mirror(path), storage.lock(path / "lock"):
+        write_journal(path, step_events(1, 30))
+        wait_for(lambda: (path / "mlflow.json").exists())
+        run_id = json.loads((path / "mlflow.json").read_text())["run_id"]
+        wait_for(lambda: len(points(root, run_id, "train_loss")) == 30)
+        assert status(root, run_id) == "RUNNING"
+        write_journal(path, step_events(31, 60))
+    assert points(root, run_id, "train_loss") == expected()
+    assert status(root, run_id) == "KILLED"  # the folder has no record
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "INTERVAL", 0.05)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    with caplog.at_level(logging.WARNING, "slm.tracking"):
+        with tracking.mirror(path, "http://user:hunter2@127.0.0.1:9"):
+            wait_for(lambda: bool(caplog.records))
+            time.sleep(0.3)
+            left = time.monotonic()
+        assert time.monotonic() - left < 3
+    assert [r.getMessage().count("slm sync") for r in caplog.records] == [1]
+    assert "hunter2" not in caplog.text
+    finish_run(path)
+    run_id = tracking.sync(path)  # the store of the data folder stands in for the server
+    assert points(root, run_id, "train_loss") == expected()
+
+
+def test_no_password_is_written_anywhere(root: Path) -> None:
+    registry = RegistryConfig(tracking_uri="http://user:hunter2@127.0.0.1:9")
+    path = start_run(root, CONFIG.model_copy(update={"registry": registry}))
+    write_journal(path, step_events(1, 10))
+    tracking.sync(path, tracking_uri=tracking.tracking_uri(CONFIG, root))
+    assert b"hunter2" not in (path / "mlflow.json").read_bytes()
+    assert b"hunter2" not in (root / "mlflow" / "mlflow.db").read_bytes()
+
+
+def test_two_syncs_at_once_make_one_mlflow_run(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    finish_run(path)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = list(pool.map(tracking.sync, [path, path]))
+    assert ids[0] == ids[1]
+    assert points(root, ids[0], "train_loss") == expected()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        tracking.sync(tmp_path)
