@@ -14,8 +14,8 @@ The tables are plain text, parsed once:
 
 ``rule NAME``
     alternatives follow, one a line that starts with ``- `` (a line without it continues the last);
-``plot NAME OPENING``
-    ``cast`` names the columns of the rows that start with ``= ``; the first two columns say which
+``plot NAME OPENING HELPERS``
+    how it opens and the kinds of helper that suit it; ``cast`` names the columns of the rows that start with ``= ``; the first two columns say which
     heroes and which places fit. ``beat`` starts a list of alternatives, ``beat maybe`` one that
     is left out now and then, and ``paragraph`` starts a new paragraph.
 
@@ -42,7 +42,6 @@ _PRONOUNS = {
     "she": ("she", "her", "her", "herself"),
 }
 _PLACE_RULES = ("scene", "errand", "spot", "nook")
-_HELPERS = ("child", "animal", "grown")
 _MAYBE_PERCENT = 55
 _CODA_PERCENT = 25
 _ONE_PARAGRAPH_PERCENT = 20
@@ -72,6 +71,7 @@ class _Beat(NamedTuple):
 class _Plot:
     name: str
     opening: str
+    helpers: list[str]
     columns: list[str] = field(default_factory=list)
     rows: list[tuple[_Template, ...]] = field(default_factory=list)
     paragraphs: list[list[_Beat]] = field(default_factory=list)
@@ -158,15 +158,15 @@ class _Teller:
         self.slots["elder"], elder_gender = self._fields(f"elder {hero}")
         self._pronouns("elder_", elder_gender)
         self.slots["place"], self.slots["in_place"] = self._fields(f"place {place}")
-        self._cast_helper(hero, place, gender)
+        helpers = [kind for kind in plot.helpers if (hero, kind) != ("animal", "child")]
+        self._cast_helper(self.draws.pick(helpers), place, gender)
         for key in _PLACE_RULES:
             self.slots[key] = self._rule(f"{key} {place}")
         for column, cell in zip(plot.columns[2:], row[2:], strict=True):
             self.slots[column] = self._expand(cell)
 
-    def _cast_helper(self, hero: str, place: str, hero_gender: str) -> None:
+    def _cast_helper(self, kind: str, place: str, hero_gender: str) -> None:
         """A second character, mostly of the other gender so that pronouns stay clear."""
-        kind = self.draws.pick(("animal", "grown") if hero == "animal" else _HELPERS)
         same = kind != "child" and self.draws.below(10) == 0
         gender = "she" if (hero_gender == "she") == same else "he"
         name = self.slots["name"]
@@ -221,8 +221,8 @@ def _grammar() -> _Grammar:
         if word == "rule":
             rules[rest[0]] = _templates(items)
         elif word == "plot":
-            name, opening = rest[0].split()
-            plots.append(_Plot(name, opening))
+            name, opening, *helpers = rest[0].split()
+            plots.append(_Plot(name, opening, helpers))
             plots[-1].paragraphs.append([])
         elif word == "cast":
             plots[-1].columns.extend(rest[0].split(" ; "))

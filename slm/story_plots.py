@@ -1,7 +1,7 @@
 """The plots of the embedded stories; ``stories`` explains the format."""
 
 PLOTS = """
-plot lost place
+plot lost place child animal grown
 cast who ; where ; look ; thing ; why
 = child ; any ; [red|blue|striped] ; scarf ; {His} {elder} had knitted it for {him}
 = child ; any ; [old|fluffy|brown] ; teddy bear ; It had slept beside {him} every night since {he}
@@ -72,10 +72,11 @@ beat maybe
 beat
 - {After} {name} always looked after {his} things, and {he} helped everyone who had lost something.
 - {Hero} had found the {thing}, and {he} had found a friend as well.
-- {He} held the {thing} tightly all the way home. {He} had learned that it is good to ask for help.
-- {home_end} {He} knew now that lost things are easier to find with a friend.
+- {Hero} held the {thing} tightly all the way home. {He} had learned that it is good to ask for
+  help.
+- {home_say} {He} knew now that lost things are easier to find with a friend.
 
-plot fear home
+plot fear home child animal grown
 cast who ; where ; fear ; of ; step ; truth
 = child animal ; home ; the dark ; shadows ; turned off the lamp and counted to ten ; the dark is
   only the day taking a rest
@@ -143,7 +144,7 @@ beat maybe
 - And when a small friend was scared, {name} took [that friend|the little one] by the hand.
 - It was the bravest thing that {he} had ever done.
 
-plot share place
+plot share place child animal
 cast who ; where ; look ; thing ; more ; use
 = child animal ; any ; [big|little|full] ; basket of [strawberries|cherries|blueberries] ; berries ;
   eat
@@ -200,10 +201,10 @@ paragraph
 beat
 - {Hero} learned that good things become better when they are shared.
 - "There is more {more} when there are two of us," said {hero}, and that was true in a way.
-- {home_end} "Half with a friend is more than all of it alone," {he} said.
+- {home_say} "Half with a friend is more than all of it alone," {he} said.
 - {After} {name} always shared what {he} had, and {he} was never lonely again.
 
-plot build place
+plot build place child animal grown
 cast who ; where ; thing ; stuff ; trouble ; fix
 = child animal ; lake river ; raft ; branches and rope ; it sank with a gurgle ; tie empty barrels
   under it
@@ -273,10 +274,10 @@ beat maybe
 beat
 - {Hero} had learned that a mistake is only the first step.
 - "It is good that it broke the first time," said {hero}. "Now I know how it is done."
-- {home_end} {He} was already thinking about what they could build next.
+- {home_say} {He} was already thinking about what they could build next.
 - {After} {name} and {pal} built many things together, and when something broke, they only laughed.
 
-plot storm errand
+plot storm errand child animal grown
 cast who ; where ; shelter ; made
 = child animal old ; woods ; a hollow tree ; dry and smelled of wood
 = child animal old ; farm meadow orchard ; an empty barn ; full of soft hay
@@ -334,14 +335,14 @@ beat
 beat
 - {After} {name} always looked at the sky before {he} went out, and {he} never forgot {his} friend.
 - {Hero} learned that even a bad storm is not so bad when somebody is with you.
-- {home_end} The storm had brought {him} a new friend.
+- {home_say} The storm had brought {him} a new friend.
 
 rule every_storm
 - after the rain comes the sun
 - it is always good to have a friend in bad weather
 - next time, bring an umbrella
 
-plot rescue errand
+plot rescue errand child animal grown
 cast who ; where ; victim ; plight ; rescue ; later
 = child animal old robot ; woods park garden orchard ; baby bird ; had fallen out of its nest ;
   lifted it gently and put it back into the nest ; sang outside {his} window
@@ -404,7 +405,7 @@ beat maybe
 - Kindness always finds its way back.
 - {Hero} was {glad} that {he} had listened.
 
-plot secret errand
+plot secret errand child animal grown
 cast who ; where ; find ; inside ; end
 = child animal old ; woods garden orchard ; small green door in the trunk of a tree ; a round room
   with a table, two chairs, and a shelf full of books ; sat down on the chairs and read a book from
@@ -456,9 +457,9 @@ beat
 - They looked at each other and laughed. And then they {end}.
 - There was still some time before dark. So the two of them {end}.
 beat
-- They promised to tell no one. A secret is best when you share it with one good friend.
-- "This will be our secret," they both said, and they shook hands.
-- {Home_end} {He} did not tell about the secret, but {he} could not stop smiling.
+- {Name} and {pal} promised to tell no one. A secret is best when you share it with one good friend.
+- "This will be our secret," said {name}, and they shook hands.
+- {Home_say} But {he} did not tell about the secret, but {he} could not stop smiling.
 beat maybe
 - {After} {name} walked through the world with open eyes, for wonders can hide anywhere.
 - And if you are curious and look carefully, you may find one too.
@@ -475,12 +476,12 @@ rule how_lovely
 - It is wonderful!
 - This is magic!
 
-plot contest place
+plot contest place child animal
 cast who ; where ; contest ; skill ; mishap ; aid
 = child animal ; meadow park hill ; running race ; fast on {his} feet ; fell and hurt {pal_his} knee
   ; helped {pal_him} up, and they walked to the finish together
 = child animal ; beach ; sand castle contest ; good with a shovel ; dropped {pal_his} bucket, and it
-  broke ; lent {pal_him} {his} own bucket
+  broke ; lent {pal} {his} own bucket
 = child old ; market farm ; cake contest ; a fine baker ; had forgotten to bring sugar ; gave
   {pal_him} half of {his} own sugar
 = child old animal ; park market meadow ; singing contest ; a wonderful singer ; lost {pal_his}
@@ -544,7 +545,7 @@ rule skill_too
 - even better, people said
 - famous for never giving up
 
-plot skill home
+plot skill home child animal grown
 cast who ; where ; skill ; fail ; tip ; proof
 = child ; home ; ride a bicycle ; fell into a bush ; look ahead and not at your feet ; rode all the
   way to the mill and back
@@ -616,7 +617,7 @@ beat
   the difference.
 - {He} had learned to {skill}, but {he} had also learned not to give up.
 
-plot friend place
+plot friend place child animal
 cast who ; where ; game ; shy
 = child ; any ; hide and seek ; was [new in town|from a country far away]
 = child ; park beach meadow garden ; [tag|catch|leapfrog] ; did not know the rules of any game
@@ -667,11 +668,11 @@ beat maybe
 paragraph
 beat
 - {Hero} had learned that shy friends only need a little time.
-- {home_end} "I have a friend," {he} said, and it felt warm, like a cup of cocoa.
+- {home_say} "I have a friend," {he} said, and it felt warm, like a cup of cocoa.
 - {After} {name} and {pal} met every [week|day|Saturday], and neither of them was lonely anymore.
 - Sometimes the best friends are those who need a moment longer to say hello.
 
-plot truth home
+plot truth home child animal grown
 cast who ; where ; look ; thing ; how ; hide
 = child ; home ; [blue|glass|painted] ; vase ; threw a ball in the living room ; pushed the pieces
   under the rug
@@ -745,7 +746,7 @@ rule thing_word
 - thing
 - broken thing
 
-plot seed home
+plot seed home child animal grown
 cast who ; where ; plant ; bloom
 = child animal old robot ; home ; sunflower ; a flower as big as a dinner plate, and it always
   looked at the sun
@@ -813,7 +814,7 @@ rule a_pal_again
 - an old gardener
 - a wise old farmer
 
-plot astray errand
+plot astray errand child animal grown
 cast who ; where ; lure ; mark
 = child animal ; woods ; a blue butterfly ; [the big oak|the fallen tree|the stream]
 = child animal robot ; hill ; a [goat|bird] with a strange call ; [the tall rock|the thorn bush|the
@@ -874,7 +875,7 @@ beat
 - {After} {name} never wandered off without telling anyone.
 - {Hero} had learned to stay calm and to ask for help when {he} was lost.
 
-plot gift home
+plot gift home child animal grown
 cast who ; where ; plan ; made ; need
 = child animal ; home ; a silk scarf ; a necklace of [acorns|shells|berries] ; string
 = child ; home ; a music box ; a song with three verses ; a tune
@@ -932,7 +933,7 @@ beat
 - {Hero} went and told {pal}, and they were both {glad}.
 - {After} {name} made all {his} presents with {his} own hands.
 
-plot grumpy place
+plot grumpy place child animal grown
 cast who ; where ; grump ; reason ; deed
 = child animal ; woods hill ; troll ; a thorn was in his foot ; pulled out the thorn
 = child animal ; lake river ; old fisherman ; he had not caught a fish for a month ; showed him
@@ -992,7 +993,7 @@ beat
 - {Hero} learned that a kind question can melt a cold heart.
 - They became good friends, and the {grump} told the best stories in the whole country.
 
-plot noise home
+plot noise home child animal grown
 cast who ; where ; noise ; guess ; truth
 = child animal ; home ; tap, tap, tap ; a woodpecker with a hammer ; a branch that knocked on the
   window in the wind
@@ -1055,7 +1056,7 @@ beat maybe
 - Many things are scary only until you turn on the light.
 - And in the morning, they told the story at breakfast, and it became longer every time.
 
-plot sick home
+plot sick home child animal grown
 cast who ; where ; chore ; gift
 = child animal ; home ; feed the [hens|geese] ; a bowl of hot soup
 = child animal ; home ; fetch water from the well ; a cup of tea with honey
@@ -1089,7 +1090,7 @@ beat
 - With {pal} it went much better. They [sang|joked|whistled] while they worked, and soon they were
   done.
 - {Pal} showed {him} how to {chore}. After that, it was easy.
-- {Pal} did one half, and {name} did the other. In an hour the house was in order.
+- {Pal} did one half, and {name} did the other. Before noon the house was in order.
 beat
 - Then {name} made something for {his} {elder}: {gift}.
 - "And now the most important thing," said {hero}. {He} carried {gift} to the bed.
@@ -1104,4 +1105,185 @@ beat
 - The next day {his} {elder} was well again. "Now I know how much you do every day," said {hero}.
 - {Hero} learned how much work there is in a day, and how good it feels to help.
 - {After} {name} helped a little every day, and not only when somebody was ill.
+
+plot deliver place child animal grown
+cast who ; where ; load ; guard ; need
+= child animal ; woods hill ; jar of honey ; held it close to {his} chest ; sweeten {elder_his} tea
+= child animal ; river lake meadow ; pot of soup ; walked slowly so that nothing would spill ; get
+  strong again after a long cough
+= child animal ; any ; basket of eggs ; counted them at every corner ; bake a birthday cake
+= child robot ; market harbor park ; letter with a red seal ; kept it under {his} hat ; hear news
+  from a cousin far away
+= child robot ; farm orchard garden ; can of oil ; held it with both hands ; stop the gate from
+  squeaking
+= child animal old ; hill woods meadow ; warm blanket ; rolled it up and tied it to {his} back ;
+  stay warm in the cold nights
+= child old ; market park river ; pair of new shoes ; carried them in a box with a ribbon ; dance at
+  a wedding
+beat
+- {He} was on an important errand. {He} had to bring {a load} to {his} {elder}, who lived not far
+  from there.
+- "Please take this {load} to your {elder}," somebody had told {him}, "and be careful with it."
+- {His} {elder} was waiting for {a load}, and {name} had promised to come before
+  [noon|supper|sunset].
+beat
+- {Hero} {guard}. {His} {elder} needed it to {need}.
+- {His} {elder} needed it to {need}, so {hero} {guard}.
+- {He} {guard}, and {he} sang a marching song: "Left and right, left and right, I will be there
+  before night!"
+paragraph
+beat
+- Soon {he} came to a [ditch|puddle|muddy spot] that was as wide as a street. "How shall I get
+  across?" {he} wondered.
+- Halfway there, the path was blocked by a fallen tree. {Hero} could not climb over it with {his}
+  {load}.
+- Then {he} came to a place where three paths met, and the sign had fallen down.
+- After a while {his} arms were so tired that {he} could not carry the {load} one step farther.
+beat
+- "I promised to be on time," {he} said, and {he} bit {his} lip.
+- {He} put the {load} down and scratched {his} head.
+- {He} thought of turning back. But a promise is a promise.
+beat
+- {meet} "Where are you going with that {load}?" asked {pal}. {Hero} explained it.
+- {meet} "That looks heavy," said {pal}. "It is for my {elder}," said {hero}, "and I am stuck."
+- {A_pal} was resting nearby. {pal_detail} "Are you in trouble?" asked {pal}. "A little," said
+  {hero}.
+paragraph
+beat
+- "I know another way," said {pal}. "It is longer, but it is safe. Follow me."
+- "Give me one end," said {pal}, "and you take the other. Then it is only half as heavy."
+- {Pal} found a long board and laid it down like a bridge. "After you," {pal_he} said with a bow.
+beat
+- On the way they talked about [the weather|cheese|their dreams|far countries|birds], and the time
+  flew by.
+- They went carefully, step by step, and not a thing was lost or broken.
+- Once they nearly fell, but they caught each other and giggled.
+paragraph
+beat
+- At last they knocked at the door. "You are just in time!" cried {his} {elder}.
+- {His} {elder} was already standing at the gate. "I knew that I could count on you," {elder_he}
+  said.
+- When {his} {elder} saw the {load}, {elder_he} beamed. "You brought it all that way?" {elder_he}
+  asked.
+beat
+- "I had help," said {name}, and {he} pulled {pal} into the room. They all had [tea|cocoa|cake|plum
+  juice] together.
+- {Name} was tired, but {he} stood very straight. {Pal} got a cookie, and {name} got two.
+- {thanks} "Any time," said {pal}.
+beat
+- {Name} had learned that a promise is easier to keep when you let others help.
+- {After} people trusted {name} with important things.
+- It is a fine feeling to keep a promise, thought {name}.
+
+plot brag place child animal grown
+cast who ; where ; boast ; fall
+= child animal ; woods park orchard ; climb higher than anyone ; got stuck on a thin branch and
+  could not get down
+= child animal ; hill meadow ; run faster than the wind ; tripped over a root and rolled into a
+  ditch
+= child animal ; river lake ; jump over the widest stream ; landed in the middle with a mighty
+  splash
+= child robot ; farm market ; carry more than a donkey ; dropped everything and sat down in a heap
+  of cabbages
+= robot child ; park harbor garden ; count faster than lightning ; got mixed up at fifty and had to
+  begin again
+= child animal ; beach harbor ; dig deeper than a mole ; was stuck in the hole up to {his} neck
+beat
+- {Name} liked to boast. "I can {boast}!" {he} told everyone.
+- "Nobody is as good as I am," said {name}. "I can {boast}. You will see!"
+- There was one thing about {name} that was not so nice. {He} bragged. "I can {boast}," {he} said
+  ten times a day.
+beat
+- {meet} "Can you really do that?" asked {pal}. "Of course," said {hero}. "I never fail."
+- {meet} "It is better to be careful," said {pal}. But {hero} only laughed.
+- {A_pal} heard it. {pal_detail} "Maybe you should practice first," said {pal}. "Practice is for
+  others," said {hero}.
+paragraph
+beat
+- "Watch me!" {he} shouted. {He} started at once, and {he} {fall}.
+- {He} bowed to the left and to the right. Then {he} began. A moment later, {he} {fall}.
+- Everybody came to watch. {Hero} waved proudly. And then {he} {fall}!
+beat
+- Some of the others giggled. {Hero} wished that the earth would swallow {him}.
+- It was very quiet. {His} ears turned as red as [tomatoes|beets|poppies].
+- "Help!" {he} called in a very small voice.
+paragraph
+beat
+- But {pal} did not laugh. {Pal_he} came and [reached out a hand|helped {him} up]. "Are you hurt?"
+  {pal_he} asked.
+- {Pal} hurried over at once. "Hold on to me," {pal_he} said, and soon {hero} was safe.
+- Only {pal} stayed serious. {Pal_he} helped {him} and brushed the dirt off {his} back.
+beat
+- "Only my pride," said {hero}. "Why are you nice to me? I was such a [show-off|fool|peacock]."
+- "I am sorry that I did not listen," said {hero}. "I talked too much."
+- {Hero} looked at the ground. "I cannot do everything," {he} said. "That was silly of me."
+beat
+- "Nobody can do everything," said {pal}. "I cannot even [whistle|swim|spell my own name|ride a
+  pony]." And then they both laughed.
+- "You are good at many things," said {pal}. "You do not need to shout about them."
+- "Come," said {pal}, "let us practice together, just for fun."
+paragraph
+beat
+- {After} {name} bragged less and listened more, and people liked {him} better.
+- {Name} learned that a true friend is there when you fall.
+- {Home_say} "Tomorrow I will try again," {he} said, "but I will not tell anyone beforehand."
+- And do you know what? Without all that bragging, {name} became better and better every day.
+
+plot team errand child animal grown
+cast who ; where ; heavy ; blocked ; tried ; trick
+= child animal ; woods ; fallen tree ; lay across the path, and nobody could pass ; pushed with both
+  hands ; use a long pole as a lever
+= child animal robot ; hill meadow ; round rock ; had rolled in front of the spring, and no water
+  came out ; leaned against it ; dig away the earth on one side
+= child old robot ; farm market ; hay wagon ; was stuck in the mud up to its axles ; pulled at the
+  rope ; put dry branches under the wheels
+= child robot old ; beach harbor ; rowing boat ; lay far up on the sand, and the sailors could not
+  move it ; pushed from behind ; roll it over round logs
+= child old robot ; garden farm ; giant turnip ; was sitting in the ground and would not come out ;
+  pulled at its leaves ; pull all together on the count of three
+= child animal ; river lake ; old raft ; was jammed under the bridge, and the ducks could not swim
+  through ; tugged at the rope ; wait for the next wave and pull at that moment
+beat
+- But there was trouble that day. {A heavy} {blocked}.
+- When {he} got there, {he} saw a crowd. "Look at that!" somebody said. {A heavy} {blocked}.
+- On the way {he} stopped in surprise. {A heavy} {blocked}.
+beat
+- "I am strong," said {name}. {He} {tried}. The {heavy} did not move an inch.
+- {Name} spat into {his} hands and {tried}. Nothing happened.
+- "That should be easy," {he} said. {He} {tried} until {he} was red in the face. It was no use.
+paragraph
+beat
+- {meet} "Let me try," said {pal}. But the {heavy} did not move for {pal} either.
+- {meet} "May I help?" asked {pal}. They tried it together, but even two were not enough.
+- {A_pal} came to help. {pal_detail} They groaned and puffed, but the {heavy} stayed where it was.
+beat
+- "We need more help," said {hero}. {He} called [the baker|a nurse|two brothers] and [a soldier|an
+  old sailor|three sisters], and they all came.
+- {Pal} whistled, and soon the neighbors came running from all sides.
+- Then they asked everyone who passed by, the big ones and the small ones.
+beat
+- But everyone pulled in a different direction and shouted at the others. What a mess!
+- "I am the boss!" cried one. "No, I am!" cried another. And so nothing got done.
+- They pushed and pulled, but never at the same time.
+paragraph
+beat
+- "Stop!" shouted {hero}. "I have an idea. We must {trick}."
+- Then {pal} whispered something to {name}, and {hero} climbed on a box. "Listen!" {he} called. "Let
+  us {trick}!"
+- {Hero} had been thinking. "It is not enough to be strong," {he} said. "We have to {trick}."
+beat
+- So they did. "One, two, three, heave!" The {heavy} creaked, and it moved!
+- Everybody took a place, and {name} gave the signal. Slowly, very slowly, the {heavy} began to
+  move.
+- They tried it once. They tried it twice. And the third time, it worked!
+beat
+- They all cheered and threw their [hats|caps] into the air.
+- {Pal} danced with {name}, and somebody played the [drum|fiddle|harmonica].
+- Then they all sat down to rest, and somebody brought [lemonade|sandwiches|watermelon|sausages] for
+  everyone.
+paragraph
+beat
+- {Name} learned that many hands can do what one cannot.
+- "None of us could have done it alone," said {name}, and everyone nodded.
+- {After} when something was too hard for one, {name} said, "Let us do it together!"
 """

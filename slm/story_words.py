@@ -521,7 +521,7 @@ rule love
 - to sing in the morning
 - to watch the clouds
 - to hear stories about [pirates|dragons|giants|the stars]
-- to run in the rain
+- to run with the wind
 - to make new friends
 - to collect [feathers|buttons|pretty stones]
 - to look at the moon
@@ -618,6 +618,13 @@ rule thanks
 - "I will never forget this," said {name}. "Thank you!"
 - {Name} thanked {pal} with all {his} heart.
 - {Name} gave {pal} a big hug.
+
+rule home_say
+- That evening, {name} told {his} {elder} all about it.
+- When the sun went down, {name} went home with a [smile|happy heart|song].
+- {Name} [skipped|danced|ran] all the way home.
+- On the way home, {name} [hummed|whistled] a [merry|new|soft] tune.
+- At home, {name} could not stop [smiling|talking|beaming].
 
 rule home_end
 - That evening, {name} told {his} {elder} all about it.

@@ -17,7 +17,10 @@ from slm.stories import (
     story,
 )
 
-GOLDEN = {"version": 1, "sha256": "?"}
+GOLDEN = {
+    "version": 1,
+    "sha256": "09fa21b84bdaf04fdb4bd7846133f221bb7dcb1fe6778c629a7b9a92c269c5f1",
+}
 
 
 @pytest.fixture(scope="module")
