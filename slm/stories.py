@@ -13,11 +13,12 @@ whose methods may change between versions.
 The tables are plain text, parsed once:
 
 ``rule NAME``
-    alternatives follow, one a line that starts with ``- `` (a line without it continues the last);
+    alternatives follow, one a line that starts with ``- `` (an indented line continues it);
 ``plot NAME OPENING HELPERS``
-    how it opens and the kinds of helper that suit it; ``cast`` names the columns of the rows that start with ``= ``; the first two columns say which
-    heroes and which places fit. ``beat`` starts a list of alternatives, ``beat maybe`` one that
-    is left out now and then, and ``paragraph`` starts a new paragraph.
+    how the plot opens and the kinds of helper that suit it. ``cast`` names the columns of the rows
+    that start with ``= ``; the first two columns say which heroes and which places fit. ``beat``
+    starts a list of alternatives, ``beat maybe`` one that is left out now and then, and
+    ``paragraph`` starts a new paragraph.
 
 In a template ``[a|b]`` picks one of its parts, ``{key}`` is the value that the story holds under
 that key, or else an alternative of the rule of that name, ``{Key}`` the same with a capital letter
@@ -236,17 +237,17 @@ def _grammar() -> _Grammar:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Groups of one head line and its items, continuation lines joined to their items."""
+    """Groups of one head line and its items, the indented lines joined to their items."""
     block: list[str] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if line.startswith(("- ", "= ")):
+    for line in filter(None, text.splitlines()):
+        if line.startswith(" "):
+            block[-1] += " " + line.strip()
+        elif line.startswith(("- ", "= ")):
             block.append(line[2:])
-        elif re.match(r"(rule|plot|cast|beat|paragraph)\b", line):
+        else:
             if block:
                 yield block
             block = [line]
-        else:
-            block[-1] += " " + line
     yield block
 
 

@@ -145,18 +145,17 @@ beat maybe
 - It was the bravest thing that {he} had ever done.
 
 plot share place child animal
-cast who ; where ; look ; thing ; more ; use
-= child animal ; any ; [big|little|full] ; basket of [strawberries|cherries|blueberries] ; berries ;
-  eat
-= child animal old ; any ; [big|round|fresh] ; [apple|plum|cherry] pie ; pie ; eat
-= child animal ; any ; [small|paper|full] ; bag of [nuts|raisins|cookies] ; food ; eat
-= child old ; any ; [long|golden|round] ; loaf of warm bread ; bread ; eat
-= child ; any ; [new|tin|wooden] ; box of [colored pencils|crayons|paints] ; colors ; use
-= child ; park garden beach farm ; [new|shiny|fine] ; [wooden|red|yellow] wagon ; room ; use
-= child ; park meadow hill beach ; [dragon|rainbow|paper] ; kite ; string ; use
-= child ; park meadow farm ; [bouncy|striped|big blue] ; ball ; fun ; use
-= animal ; any ; [jar|pot] ; of honey ; honey ; eat
-= child animal ; any ; [soft|woolly|checkered] ; blanket ; room ; use
+cast who ; where ; look ; thing
+= child animal ; any ; [big|little|full] ; basket of [strawberries|cherries|blueberries]
+= child animal old ; any ; [big|round|fresh] ; [apple|plum|cherry] pie
+= child animal ; any ; [small|paper|full] ; bag of [nuts|raisins|cookies]
+= child old ; any ; [long|golden|round] ; loaf of warm bread
+= child ; any ; [new|tin|wooden] ; box of [colored pencils|crayons|paints]
+= child ; park garden beach farm ; [new|shiny|fine] ; [wooden|red|yellow] wagon
+= child ; park meadow hill beach ; [dragon|rainbow|paper] ; kite
+= child ; park meadow farm ; [bouncy|striped|big blue] ; ball
+= animal ; any ; [jar|pot] ; of honey
+= child animal ; any ; [soft|woolly|checkered] ; blanket
 beat
 - {He} had brought {a look} {thing}.
 - {He} was carrying {a look} {thing}, and {he} was very proud of it.
@@ -200,7 +199,7 @@ beat
 paragraph
 beat
 - {Hero} learned that good things become better when they are shared.
-- "There is more {more} when there are two of us," said {hero}, and that was true in a way.
+- "It is strange," said {name}. "I have less now, and yet I have more."
 - {home_say} "Half with a friend is more than all of it alone," {he} said.
 - {After} {name} always shared what {he} had, and {he} was never lonely again.
 
@@ -354,12 +353,12 @@ cast who ; where ; victim ; plight ; rescue ; later
   loosened the knots ; followed {him} along the shore
 = child old robot ; market harbor park ; kitten ; was trapped on a high roof ; put a plank against
   the wall, so that it could walk down ; purred and rubbed against {his} legs
-= child animal old robot ; garden meadow woods ; butterfly ; was caught in a spider web ; opened the
-  sticky threads with a thin blade of grass ; danced around {his} head
+= child animal old robot ; garden meadow woods ; bumblebee ; was caught in a spider web ; opened the
+  sticky threads with a thin blade of grass ; buzzed around {his} head
 = child old robot ; hill woods ; young goat ; was standing on a narrow ledge and could not move ;
   made a path of flat stones for it ; greeted {him} with a happy bleat
-= child old robot ; beach ; small seal ; was caught in an old net ; cut the net with a sharp shell ;
-  clapped when {he} came to the shore
+= child old robot ; beach ; young dolphin ; was caught in an old net ; cut the net with a sharp
+  shell ; jumped high out of the water
 = child old ; farm orchard ; puppy ; had fallen into a deep hole ; lowered a basket on a rope and
   pulled it up ; wagged its tail and licked {his} hand
 beat
@@ -459,7 +458,7 @@ beat
 beat
 - {Name} and {pal} promised to tell no one. A secret is best when you share it with one good friend.
 - "This will be our secret," said {name}, and they shook hands.
-- {Home_say} But {he} did not tell about the secret, but {he} could not stop smiling.
+- {Name} went home with a smile, but {he} did not say why. A secret is a secret.
 beat maybe
 - {After} {name} walked through the world with open eyes, for wonders can hide anywhere.
 - And if you are curious and look carefully, you may find one too.
@@ -676,27 +675,29 @@ plot truth home child animal grown
 cast who ; where ; look ; thing ; how ; hide
 = child ; home ; [blue|glass|painted] ; vase ; threw a ball in the living room ; pushed the pieces
   under the rug
-= child animal ; home ; [big|flowered|yellow] ; teapot ; danced on the table ; hid the pieces in a
-  drawer
-= child animal robot ; home ; [paper|glass|old] ; lantern ; swung a stick like a sword ; put it back
-  so that the broken side was not seen
-= child robot ; home ; [tall|round] ; mirror ; carried a ladder through the hall ; covered it with a
-  sheet
+= child animal ; home ; [big|flowered|yellow] ; teapot ; danced on the table beside it ; hid the
+  pieces in a drawer
+= child animal robot ; home ; [paper|glass|old] ; lantern ; swung a stick like a sword ; hid the
+  pieces behind a flower pot
+= child robot ; home ; [tall|round] ; mirror ; carried a ladder past it ; covered it with a sheet
 = child ; home ; [silver|oval] ; picture frame ; slid down the banister ; put it at the bottom of a
   basket
 = child animal ; home ; [favorite|best|dainty] ; cup ; tried to balance it on one finger ; buried it
   in the garden
-= robot ; home ; [brass|old|shiny] ; telescope ; pulled every lever on it ; pushed it behind a
+= robot ; home ; [brass|old|shiny] ; telescope ; turned every screw on it ; pushed it behind a
   curtain
 beat
-- {His} {elder} had {a_elder_thing}, and nobody was allowed to play near it.
-- "Be careful in here," {his} {elder} always said. But {name} did not always listen.
-- One rainy afternoon, {name} was bored.
+- {His} {elder} had {a look} {thing}, and nobody was allowed to play near it.
+- {His} {elder} loved {elder_his} {look} {thing}. "Be careful with it," {elder_he} always said.
+- There was {a look} {thing} in the house. It belonged to {his} {elder}, who was very proud of it.
+- The {look} {thing} of {his} {elder} was the most beautiful thing that {name} knew.
 beat
-- One day {he} {how}. Crash! The {look} {thing} of {his} {elder} was broken.
-- {He} {how}. There was a loud crack, and then it was quiet. The {look} {thing} was in pieces!
-- {He} {how}, just for fun. And before {he} could do anything, the {look} {thing} fell down and
-  broke.
+- One day {he} {how}. Crash! The {thing} was broken.
+- One rainy afternoon, {name} was bored. {He} {how}. There was a loud crack, and then it was quiet.
+  The {thing} was in pieces!
+- {Hero} did not always listen. One day {he} {how}, just for fun. And before {he} could do anything,
+  the {thing} fell down and broke.
+- When nobody was watching, {he} {how}. Bang! Clatter! And the {thing} lay on the floor, broken.
 paragraph
 beat
 - "Oh, no!" whispered {hero}. {His} {elder} loved the {thing} so much!
@@ -739,9 +740,6 @@ beat
 - {After} {name} told the truth, even when it was hard.
 - And that night, {he} slept very well.
 
-rule a_elder_thing
-- many beautiful things
-- a shelf full of treasures
 rule thing_word
 - thing
 - broken thing

@@ -132,17 +132,17 @@ rule helper animal woods
 rule helper animal park
 - [pigeon|squirrel|sparrow|dog|cat|swan|blackbird]
 rule helper animal beach
-- [crab|seagull|seal|pelican|turtle]
+- [crab|seagull|seal|pelican|sandpiper]
 rule helper animal farm
 - [horse|goat|sheep|donkey|pig|calf|sheepdog|swallow]
 rule helper animal lake
 - [frog|swan|otter|heron|beaver|duck|dragonfly]
 rule helper animal garden
-- [snail|robin|ladybug|toad|butterfly|bee|caterpillar]
+- [snail|robin|ladybug|toad|butterfly|caterpillar|wren]
 rule helper animal meadow
 - [lark|calf|grasshopper|mole|hare|butterfly|pony]
 rule helper animal hill
-- [goat|eagle|sheep|hare|donkey|crow]
+- [marmot|eagle|sheep|hare|donkey|crow]
 rule helper animal river
 - [beaver|otter|kingfisher|frog|heron|toad]
 rule helper animal market

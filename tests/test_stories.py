@@ -19,7 +19,7 @@ from slm.stories import (
 
 GOLDEN = {
     "version": 1,
-    "sha256": "09fa21b84bdaf04fdb4bd7846133f221bb7dcb1fe6778c629a7b9a92c269c5f1",
+    "sha256": "200058ab75659c29d34731b0d143805fc22b29199c92463e060b1ffa255cfda8",
 }
 
 
