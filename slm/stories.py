@@ -158,7 +158,7 @@ class _Teller:
         self._pronouns("", gender)
         self.slots["elder"], elder_gender = self._fields(f"elder {hero}")
         self._pronouns("elder_", elder_gender)
-        self.slots["place"], self.slots["in_place"] = self._fields(f"place {place}")
+        self.slots["place"] = self._rule(f"place {place}")
         helpers = [kind for kind in plot.helpers if (hero, kind) != ("animal", "child")]
         self._cast_helper(self.draws.pick(helpers), place, gender)
         for key in _PLACE_RULES:

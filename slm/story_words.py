@@ -172,31 +172,31 @@ rule place any
 - harbor
 
 rule place woods
-- the woods ; in the woods
+- the woods
 rule place park
-- the park ; in the park
+- the park
 rule place beach
-- the beach ; on the beach
+- the beach
 rule place farm
-- the farm ; at the farm
+- the farm
 rule place lake
-- the lake ; by the lake
+- the lake
 rule place garden
-- the garden ; in the garden
+- the garden
 rule place meadow
-- the meadow ; in the meadow
+- the meadow
 rule place hill
-- the big hill ; on the big hill
+- the big hill
 rule place river
-- the river ; by the river
+- the river
 rule place market
-- the market ; at the market
+- the market
 rule place orchard
-- the orchard ; in the orchard
+- the orchard
 rule place harbor
-- the harbor ; at the harbor
+- the harbor
 rule place home
-- the kitchen ; at home
+- the kitchen
 
 rule scene woods
 - The trees were [tall|thick|old] and the air smelled of [pine|moss|wet leaves].
@@ -538,15 +538,6 @@ rule love_two
 rule love_ing
 - [listening to stories|telling jokes|drawing pictures|whistling little tunes|counting the stars]
 - [playing outside|looking for treasures|sitting in the sun|splashing in puddles]
-
-rule color
-- [red|blue|yellow|green|orange|purple|pink]
-
-rule sad
-- sad
-- unhappy
-- very sad
-- miserable
 
 rule glad
 - happy
