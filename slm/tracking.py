@@ -312,7 +312,7 @@ class _Mirrored:
         )
         known = {model.name: model for model in found}
         outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
-        for folder in sorted({checkpoint_path(run, run.best), checkpoint_path(run, run.last)}):
+        for folder in sorted({run.checkpoint("best"), run.checkpoint("last")}):
             checkpoint = storage.read_record(folder, Checkpoint, verify=False)
             if checkpoint is None:
                 continue
@@ -348,7 +348,7 @@ class _Mirrored:
 
         record = evaluation.path / storage.RECORD
         moment = round(record.stat().st_mtime * 1000)
-        measured = {"final_val_loss": evaluation.val_loss, "final_val_bpb": evaluation.val_bpb}
+        measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
         step = int(Path(evaluation.checkpoint).name.rpartition("_")[2])
         self.client.log_batch(
             self.run_id,
@@ -416,11 +416,6 @@ class _Journal:
         for event, _ in _Journal(self.path).events():
             return int(event["time"] * 1000)
         return int(time.time() * 1000)
-
-
-def checkpoint_path(run: Run, name: str) -> Path:
-    """The folder of one of the run's checkpoints."""
-    return run.path / "checkpoints" / Path(name).name
 
 
 def _metrics(event: Mapping[str, Any]) -> list["Metric"]:
@@ -492,7 +487,7 @@ def _run_tags(run: Run) -> dict[str, str]:
 
 def _checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
     names = {"best": run.best, "last": run.last}
-    roles = [role for role, name in names.items() if Path(name).name == checkpoint.path.name]
+    roles = [role for role, name in names.items() if name == checkpoint.name]
     return {
         "slm.step": str(checkpoint.step),
         "slm.role": ", ".join(roles),

@@ -1,6 +1,10 @@
 """Run folders as the trainer leaves them, made in milliseconds, for the tests of the mirror."""
 
 import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +102,11 @@ def add_checkpoint(path: Path, step: int) -> Checkpoint:
         key=storage.sha256_bytes(str(step).encode()),
         step=step,
         tokens=128 * step,
-        weights_sha256=storage.sha256_file(staging / "model.safetensors"),
         config_sha256="8" * 64,
         shards_key="6" * 64,
         tokenizer_sha256="7" * 64,
         parent_sha256=None,
+        train_loss=1 / step,
         val_bpb=1 / step,
     )
     return storage.commit(staging, folder, checkpoint)
@@ -130,3 +134,38 @@ def finish_run(path: Path, best: int = 50, last: int = 60, key: str = KEY) -> Ru
     )
     storage.write_record(path, run)
     return run.model_copy(update={"path": path})
+
+
+def killed_after(calls: int, names: list[str], work: Callable[[], object]) -> bool:
+    """Does the work in a child that is killed after so many MLflow calls of these names.
+
+    Returns whether it came to that.
+    """
+    from mlflow import MlflowClient
+
+    child = os.fork()
+    if child == 0:
+        left = calls
+
+        def counted(call: Callable[..., object]) -> Callable[..., object]:
+            def counting(*args: object, **kwargs: object) -> object:
+                nonlocal left
+                result = call(*args, **kwargs)
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return counting
+
+        for name in names:
+            setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0

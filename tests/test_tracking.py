@@ -3,9 +3,6 @@
 import json
 import logging
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ from run_folders import (
     CONFIG,
     START,
     finish_run,
+    killed_after,
     start_run,
     step_events,
     write_journal,
@@ -183,59 +181,47 @@ def test_more_points_than_one_request_takes(root: Path) -> None:
     assert [s for s, _, _ in points(root, run_id, "train_loss")] == list(range(1, 1301))
 
 
-KILLED_SYNC = """
-import os, signal, sys
-from collections.abc import Callable
-from pathlib import Path
-from mlflow import MlflowClient
-from slm import tracking
-
-left = int(sys.argv[2])
-
-def counted(call):
-    def counting(*args, **kwargs):
-        global left
-        result = call(*args, **kwargs)
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return counting
-
-for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "create_logged_model",
-             "log_outputs", "finalize_logged_model", "log_artifact", "log_artifacts",
-             "set_terminated"):
-    setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
-tracking.sync(Path(sys.argv[1]))
-"""
+CALLS = [
+    "create_experiment",
+    "create_run",
+    "log_batch",
+    "log_inputs",
+    "create_logged_model",
+    "log_outputs",
+    "finalize_logged_model",
+    "log_artifact",
+    "log_artifacts",
+    "set_terminated",
+]
 
 
 @pytest.mark.slow
-def test_a_sync_killed_after_any_call_is_made_up_for(root: Path, migrated: Path) -> None:
-    path = start_run(root)
-    write_journal(path, step_events(1, 60))
-    finish_run(path)
-    add_results(path)
-    for call in range(1, 100):
+def test_a_sync_killed_after_any_call_is_made_up_for(migrated: Path, tmp_path: Path) -> None:
+    for calls in range(1, 100):
+        root = tmp_path / str(calls)
+        (root / "mlflow").mkdir(parents=True)
         shutil.copy(migrated, root / "mlflow" / "mlflow.db")
-        (path / "mlflow.json").unlink(missing_ok=True)
-        killed = subprocess.run([sys.executable, "-c", KILLED_SYNC, str(path), str(call)])
+        path = start_run(root)
+        write_journal(path, step_events(1, 60))
+        finish_run(path)
+        add_results(path)
+        killed = killed_after(calls, CALLS, lambda path=path: tracking.sync(path))
+
         run_id = tracking.sync(path)
         client = tracking.connect(tracking.tracking_uri(CONFIG, root))
         run = client.get_run(run_id)
         assert len(client.search_runs([run.info.experiment_id])) == 1
         assert points(root, run_id, "train_loss") == expected()
         assert len(points(root, run_id, "val_bpb")) == 6
-        assert len(points(root, run_id, "final_val_bpb")) == 1
+        assert len(points(root, run_id, "full_val_bpb")) == 1
         models = client.search_logged_models([run.info.experiment_id])
         assert [m.status for m in models] == ["READY", "READY"]
         assert sorted(o.step for o in run.outputs.model_outputs) == [50, 60]
         assert len(run.inputs.dataset_inputs) == 2
         assert run.info.status == "FINISHED"
-        if killed.returncode == 0:
+        if not killed:
             break
-        assert killed.returncode == -signal.SIGKILL
-    assert call > 10
+    assert calls > 10
 
 
 def add_results(path: Path) -> None:
@@ -267,7 +253,7 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     run_id = tracking.sync(path)
     add_results(path)
     tracking.sync(path)
-    assert [(s, v) for s, v, _ in points(root, run_id, "final_val_bpb")] == [(50, 0.25)]
+    assert [(s, v) for s, v, _ in points(root, run_id, "full_val_bpb")] == [(50, 0.25)]
     artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
     assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
     assert (artifacts / "evaluation" / "evaluation.json").exists()
