@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from slm import storage
+from slm import hub, storage
 from slm.config import DataConfig, PipelineConfig, data_root
 from slm.documents import FORMATS, format_of, read_documents
 from slm.errors import UserError
@@ -56,7 +56,7 @@ def download(
     bytes are damaged, SlmError where the hub cannot be reached.
     """
     root = root or data_root()
-    make = {"stories": _from_stories, "files": _from_files}[config.data.source]
+    make = {"stories": _from_stories, "files": _from_files, "hub": _from_hub}[config.data.source]
     try:
         return make(config, root, progress)
     except OSError as error:
@@ -212,6 +212,35 @@ def _label(data: DataConfig, relative: PurePath) -> str:
         if match := pattern.match(part.lower()):
             return labels[match[1]]
     return "train"
+
+
+# ---- the hub ----------------------------------------------------------------------------------
+
+
+def _from_hub(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+    data = config.data
+    hub.keep_cache_in(root)
+    commit = hub.resolve_commit(data)
+    key = _key(data, None, revision=commit)
+
+    def build(staging: Path) -> Source:
+        dropped: Counter[str] = Counter()
+        origin: dict[str, str] = {}
+
+        def fetched(files: list[hub.HubFile]) -> Iterator[Path]:
+            for file in files:
+                storage.fault_point("download.file")
+                path = hub.fetch(data, commit, file, progress)
+                origin[file.path] = file.sha256 or storage.sha256_file(path)
+                yield path
+
+        written = {}
+        for split, files in hub.find_files(data, commit).items():
+            documents = _documents(fetched(files), data, split, dropped)
+            written[split] = _write_split(staging, split, documents, progress, None)
+        return _source(data, key, commit, written, origin, dropped)
+
+    return storage.run_stage(_folder(config, root, key), Source, key, build)
 
 
 # ---- writing ----------------------------------------------------------------------------------

@@ -1,0 +1,281 @@
+"""A small Hugging Face hub on 127.0.0.1: dataset repositories with commits, and scripted faults.
+
+It answers what `huggingface_hub` and `datasets` ask: repository info, trees, path infos, and files
+by revision with HEAD, ETag, ranges and, for large files, a redirect to a storage host.
+"""
+
+import hashlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+LFS_SUFFIXES = {".parquet", ".gz", ".zst"}
+Files = dict[str, bytes]
+
+
+@dataclass
+class Fault:
+    """What goes wrong for requests whose `METHOD /path` contains `where`, so many times."""
+
+    where: str
+    kind: str  # status, stall, cut, reset, truncate, flip
+    times: int = 1
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Request:
+    line: str  # METHOD /path?query
+    range: str | None
+    token: str | None
+
+
+@dataclass
+class Repository:
+    """Commits of files, and the branches that point to them."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    token: str | None = None  # gated: files are for those who show it
+
+    def commit(self, files: Files, branch: str = "main") -> str:
+        content = repr(sorted(files.items())).encode() + str(len(self.commits)).encode()
+        name = hashlib.sha1(content).hexdigest()
+        self.commits[name] = dict(files)
+        self.branches[branch] = name
+        return name
+
+    def resolve(self, revision: str) -> str | None:
+        name = self.branches.get(revision, revision)
+        return name if name in self.commits else None
+
+
+class Hub:
+    """The server: add repositories and faults, look at the requests."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self.on_request: Callable[[str], None] = lambda line: None
+        self.closing = threading.Event()
+        self.endpoint = ""
+
+    def add(self, name: str, files: Files, token: str | None = None) -> str:
+        """A dataset with one commit on main; returns the commit."""
+        repository = self.repositories.setdefault(name, Repository(token=token))
+        return repository.commit(files)
+
+    def lines(self, part: str) -> list[Request]:
+        return [request for request in self.requests if part in request.line]
+
+    def take_fault(self, line: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.times > 0 and fault.where in line:
+                fault.times -= 1
+                return fault
+        return None
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A running hub, until the end of the block."""
+    hub = Hub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def is_lfs(path: str) -> bool:
+    return PurePosixPath(path).suffix in LFS_SUFFIXES
+
+
+def describe(path: str, content: bytes) -> dict[str, object]:
+    """A file as the tree and paths-info endpoints show it."""
+    entry: dict[str, object] = {
+        "type": "file",
+        "path": path,
+        "size": len(content),
+        "oid": git_sha1(content),
+    }
+    if is_lfs(path):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+    return entry
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    # ---- routes ----
+
+    def _answer(self) -> None:
+        line = f"{self.command} {unquote(self.path)}"
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append(Request(line, self.headers.get("Range"), token))
+        self.hub.on_request(line)
+        fault = self.hub.take_fault(line)
+        if fault and fault.kind == "status":
+            return self._send(fault.status, b'{"error": "scripted"}', fault.headers)
+        address = urlsplit(self.path)
+        parts = [unquote(part) for part in address.path.strip("/").split("/")]
+        if parts[:2] == ["api", "datasets"]:
+            return self._api(parts[2:], parse_qs(address.query), parse_qs(body.decode()))
+        if parts[0] == "datasets" and "resolve" in parts:
+            at = parts.index("resolve")
+            return self._file("/".join(parts[1:at]), parts[at + 1], "/".join(parts[at + 2 :]), fault)
+        return self._send(404, b"{}")
+
+    def _api(
+        self, parts: list[str], query: dict[str, list[str]], form: dict[str, list[str]]
+    ) -> None:
+        verbs = ("revision", "tree", "paths-info", "refs")
+        at = next((i for i, part in enumerate(parts) if part in verbs), len(parts))
+        name, verb, rest = "/".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :]
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            return self._refuse(401, "RepoNotFound")
+        if verb == "refs":
+            branches = [
+                {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c}
+                for b, c in repository.branches.items()
+            ]
+            return self._json({"branches": branches, "tags": [], "converts": []})
+        commit = repository.resolve(rest[0] if rest else "main")
+        if commit is None:
+            return self._refuse(404, "RevisionNotFound")
+        files = repository.commits[commit]
+        if verb == "tree":
+            return self._tree(files, "/".join(rest[1:]), query.get("recursive") == ["True"])
+        if verb == "paths-info":
+            wanted = [path for path in form.get("paths", []) if path in files]
+            return self._json([describe(path, files[path]) for path in wanted])
+        return self._json(
+            {
+                "id": name,
+                "sha": commit,
+                "private": False,
+                "gated": "manual" if repository.token else False,
+                "tags": [],
+                "siblings": [{"rfilename": path} for path in files],
+            }
+        )
+
+    def _tree(self, files: Files, folder: str, recursive: bool) -> None:
+        prefix = f"{folder}/" if folder else ""
+        below = {path: content for path, content in files.items() if path.startswith(prefix)}
+        if folder and not below:
+            return self._refuse(404, "EntryNotFound")
+        entries, folders = [], set()
+        for path, content in below.items():
+            inner = path[len(prefix) :].split("/")
+            depth = len(inner) if recursive else 2
+            folders |= {prefix + "/".join(inner[:i]) for i in range(1, min(depth, len(inner)))}
+            if recursive or len(inner) == 1:
+                entries.append(describe(path, content))
+        for path in sorted(folders):
+            entries.append({"type": "directory", "path": path, "oid": "0" * 40, "size": 0})
+        return self._json(entries)
+
+    def _file(self, name: str, revision: str, path: str, fault: Fault | None) -> None:
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            return self._refuse(401, "RepoNotFound")
+        if repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
+            return self._refuse(403 if self.headers.get("Authorization") else 401, "GatedRepo")
+        commit = repository.resolve(revision)
+        if commit is None:
+            return self._refuse(404, "RevisionNotFound")
+        content = repository.commits[commit].get(path)
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if content is None:
+            return self._refuse(404, "EntryNotFound", headers)
+        headers["ETag"] = f'"{git_sha1(content)}"'
+        if is_lfs(path):
+            headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(content))
+        return self._content(content, headers, fault)
+
+    # ---- answers ----
+
+    def _content(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        kind = fault.kind if fault else ""
+        if kind == "truncate":
+            content = content[: len(content) * 2 // 3]
+        if kind == "flip":
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        status, start = 200, 0
+        if wanted := self.headers.get("Range"):
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+            if start >= len(content):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start:]
+        if kind not in ("cut", "reset", "stall") or self.command == "HEAD":
+            return self._send(status, body, headers)
+        self._head(status, len(body), headers)
+        self.wfile.write(body[: len(body) // 2])
+        self.wfile.flush()
+        if kind == "stall":
+            self.hub.closing.wait(20)
+        if kind == "reset":  # closing with this option set sends RST in place of FIN
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        self.close_connection = True
+        return None
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
+
+    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self._head(status, len(body), headers or {})
+        if self.command != "HEAD":
+            self.wfile.write(body)
