@@ -202,6 +202,15 @@ class PipelineConfig(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
 
+    @model_validator(mode="after")
+    def _batch_is_whole_rows(self) -> Self:
+        if self.train.tokens_per_step % self.model.seq_len:
+            raise ValueError(
+                f"train.tokens_per_step={self.train.tokens_per_step} is not a multiple of "
+                f"model.seq_len={self.model.seq_len}"
+            )
+        return self
+
 
 # ---- folders ----------------------------------------------------------------------------------
 

@@ -40,6 +40,17 @@ class KVCache:
         return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
 
 
+class RMSNorm(nn.Module):
+    """Zhang and Sennrich 2019 (arXiv:1910.07467), in the precision of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPS["qwen3"])
+
+
 class Attention(nn.Module):
     """Causal self-attention; grouped queries, rotary positions and QK-norm where qwen3 has them."""
 
@@ -55,8 +66,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.n_embd, kv_width, bias=not rotary)
         self.v_proj = nn.Linear(config.n_embd, kv_width, bias=not rotary)
         self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=not rotary)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS["qwen3"]) if rotary else None
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS["qwen3"]) if rotary else None
+        self.q_norm = RMSNorm(self.head_dim) if rotary else None
+        self.k_norm = RMSNorm(self.head_dim) if rotary else None
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, past: "Past | None"
@@ -249,7 +260,7 @@ class GPT(nn.Module):
 def make_norm(config: ModelConfig) -> nn.Module:
     if config.architecture == "gpt2":
         return nn.LayerNorm(config.n_embd, eps=NORM_EPS["gpt2"])
-    return nn.RMSNorm(config.n_embd, eps=NORM_EPS["qwen3"])
+    return RMSNorm(config.n_embd)
 
 
 def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:

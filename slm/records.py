@@ -92,34 +92,45 @@ class Checkpoint(Record):
 
     step: int
     tokens: int  # tokens trained on so far
-    weights_sha256: str
     config_sha256: str
     shards_key: str
     tokenizer_sha256: str
-    parent_sha256: str | None  # weights_sha256 of the checkpoint that this one went on from
-    train_loss: float | None = None
-    val_loss: float | None = None
+    parent_sha256: str | None  # weights_sha256 of the checkpoint that training went on from
+    train_loss: float
+    val_loss: float | None = None  # on the fixed slice of val, where it was scored at this step
     val_bpb: float | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.files["model.safetensors"].sha256
+
+    @property
+    def optimizer_sha256(self) -> str:
+        return self.files["optimizer.safetensors"].sha256
 
 
 class Run(Record):
     """A finished training. `key` names the folder; the checkpoints lie in `checkpoints/`."""
 
     shards_key: str
-    best: str  # folder of the checkpoint with the lowest val_bpb
-    last: str  # folder of the final checkpoint
+    best: str  # name of the checkpoint with the lowest val_bpb on the fixed slice of val
+    last: str  # name of the final checkpoint
     step: int
-    tokens: int
-    train_loss: float
-    val_loss: float
+    tokens: int  # trained on
+    train_loss: float  # mean over the last tenth of the steps
+    val_loss: float  # of the final weights, on all of val
     val_bpb: float
-    tok_per_sec: float
-    seconds: float
+    tok_per_sec: float  # median over the steps
+    seconds: float  # spent in steps
     parameters: int
     weights_sha256: str  # of the final weights
-    level: str  # what is promised bit for bit; see docs/reliability.md
+    level: str  # what is promised bit for bit: design level C (CPU), D (GPU) or E (several)
     environment: dict[str, Any] = Field(default_factory=dict)
+
+    def checkpoint(self, which: str) -> Path:
+        """The folder of the `best` or the `last` checkpoint."""
+        return self.path / "checkpoints" / (self.best if which == "best" else self.last)
 
 
 class Evaluation(Record):

@@ -61,6 +61,11 @@ def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any =
     return sha256_bytes(canonical_json(parts))
 
 
+def content_hash(record: Record) -> str:
+    """One hash over the files of a record: what the next stage's key takes as its input."""
+    return sha256_bytes(canonical_json({name: e.sha256 for name, e in record.files.items()}))
+
+
 # ---- fault points -----------------------------------------------------------------------------
 
 _passes: dict[str, int] = {}

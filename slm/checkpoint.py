@@ -1,0 +1,170 @@
+"""One checkpoint directory: all that training needs to go on, and all that sampling needs.
+
+    step_000500/
+      model.safetensors       weights, float32
+      optimizer.safetensors   the optimizers' state
+      config.json             model shape, vocabulary size, end-of-text id
+      tokenizer.tiktoken      the vocabulary
+      state.json              what is not a tensor: the gradient scaler, the best val_bpb so far
+      record.json             sizes, hashes, step, where it came from (records.Checkpoint)
+
+The cursor of the data and every random stream are functions of the step, so the step is all that
+is kept of them. Nothing is ever unpickled.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from slm.config import ModelConfig, data_root
+from slm.errors import CorruptionError, UserError, unknown
+from slm.model import GPT
+from slm.records import Checkpoint
+from slm.storage import commit, discard, fault_point, quarantine, read_record
+from slm.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+CONFIG, STATE, TOKENIZER = "config.json", "state.json", "tokenizer.tiktoken"
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread, from a copy, so that training hardly waits for the disk.
+
+    At most one save is under way. A save that failed raises at the next `save` or at `wait`; the
+    checkpoint before it stands.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[Checkpoint] | None = None
+
+    def save(
+        self,
+        record: Checkpoint,
+        model: GPT,
+        optimizer: dict[str, Tensor],
+        state: dict[str, Any],
+        then: Callable[[Checkpoint], None],
+    ) -> None:
+        """Copies everything now, writes it in the background, and then calls `then` there."""
+        self.wait()
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in _weights(model).items()}
+        moments = {name: tensor.detach().cpu().clone() for name, tensor in optimizer.items()}
+        config = describe_model(model)
+
+        def write() -> Checkpoint:
+            saved = self._write(record, weights, moments, config, state)
+            then(saved)
+            return saved
+
+        self._saving = self._thread.submit(write)
+
+    def wait(self) -> Checkpoint | None:
+        """The record of the save that was under way, now durable. Raises what it raised."""
+        saving, self._saving = self._saving, None
+        return saving.result() if saving else None
+
+    def _write(
+        self,
+        record: Checkpoint,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        config: dict[str, Any],
+        state: dict[str, Any],
+    ) -> Checkpoint:
+        folder = self.folder / checkpoint_name(record.step)
+        staging = folder.with_name(folder.name + ".tmp")
+        if staging.exists():
+            discard(staging)
+        staging.mkdir(parents=True)
+        try:
+            fault_point("checkpoint.weights")
+            safetensors.torch.save_file(weights, staging / MODEL)
+            fault_point("checkpoint.optimizer")
+            safetensors.torch.save_file(moments, staging / OPTIMIZER)
+            (staging / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
+            (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+            self.tokenizer.save(staging / TOKENIZER)
+            return commit(staging, folder, record)
+        except OSError:
+            discard(staging)
+            raise
+
+
+def _weights(model: GPT) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def describe_model(model: GPT) -> dict[str, Any]:
+    """What builds the same model again, as JSON values."""
+    return {"model": model.config.model_dump(mode="json"), "vocab_size": model.vocab_size}
+
+
+def load_model(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint folder, ready to sample from, and its tokenizer."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    model = GPT(ModelConfig.model_validate(config["model"]), config["vocab_size"])
+    model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+    return model.to(device).eval(), Tokenizer.load(folder / TOKENIZER)
+
+
+def load_training_state(
+    folder: Path,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, optimizer state and the rest of a checkpoint folder, to go on from."""
+    return (
+        safetensors.torch.load_file(folder / MODEL),
+        safetensors.torch.load_file(folder / OPTIMIZER),
+        json.loads((folder / STATE).read_bytes()),
+    )
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest valid checkpoint in a run's `checkpoints/`; a corrupt one is moved aside."""
+    for path in sorted(folder.glob("step_[0-9]*"), reverse=True):
+        if path.suffix:  # .tmp, .corrupt-…
+            continue
+        try:
+            record = read_record(path, Checkpoint)
+        except CorruptionError as error:
+            logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
+            continue
+        if record:
+            return record
+    return None
+
+
+def prune(folder: Path, keep: int, protected: set[str]) -> None:
+    """Removes all but the newest `keep` checkpoints and the protected ones."""
+    paths = sorted(path for path in folder.glob("step_[0-9]*") if not path.suffix)
+    for path in paths[:-keep]:
+        if path.name not in protected:
+            fault_point("checkpoint.prune")
+            discard(path)
+
+
+def find_run(name: str, root: Path | None = None) -> Path:
+    """The folder of a run, given as a path or as its name under `data/runs`."""
+    runs = (root or data_root()) / "runs"
+    for path in (Path(name), runs / name):
+        if (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
+            return path.resolve()
+    known = [path.name for path in runs.glob("*-*") if path.is_dir()]
+    if not known:
+        raise UserError(f"no run {name!r}: there are none in {runs} yet; `slm run` makes one")
+    raise unknown("run", name, known)

@@ -1,0 +1,107 @@
+"""The journal of a run, `metrics.jsonl`: one JSON object a line, appended and flushed.
+
+After a kill, training goes on from a checkpoint and makes again the steps that the journal already
+has. Those lines stay, with their times: the same step gives the same loss, bit for bit, and the
+journal checks that it does. So no step is missing or doubled, however often a run was killed.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from slm.storage import fsync_path
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "metrics.jsonl"
+_CHECKED = {"step": "train_loss", "evaluate": "val_loss"}  # event → what must repeat exactly
+
+
+def read_journal(run: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run so far, in order; a line that is not whole yet is left out."""
+    path = run / JOURNAL
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+class Journal:
+    """Appends events to a run's journal, from any thread. Use as a context manager.
+
+    Of several processes only the one with `enabled` writes.
+    """
+
+    def __init__(self, run: Path, *, enabled: bool = True) -> None:
+        self.path = run / JOURNAL if enabled else Path(os.devnull)
+        self._lock = threading.RLock()
+        self._cut_torn_line()
+        known = read_journal(run) if enabled else ()
+        self._known = {(e["event"], e.get("step")): e for e in known}
+        self._file = self.path.open("ab")
+
+    def _cut_torn_line(self) -> None:
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                with self.path.open("r+b") as file:
+                    file.truncate(whole)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Appends an event, unless it was written before an interruption.
+
+        An event that is known but now has another loss means that this machine does not give the
+        same bits as the one before: said once, and the journal goes on with the new figures.
+        """
+        with self._lock:
+            self._write(event, fields)
+
+    def _write(self, event: str, fields: dict[str, Any]) -> None:
+        known = self._known.get((event, fields.get("step"))) if event != "resume" else None
+        if known is not None:
+            checked = _CHECKED.get(event)
+            if checked is None or known[checked] == fields[checked]:
+                return
+            logger.warning(
+                "step %s made again has %s %r, it was %r: another machine, thread count or torch?",
+                fields["step"], checked, fields[checked], known[checked],
+            )  # fmt: skip
+            self._forget(fields["step"])
+        line = {"event": event, "time": time.time(), **fields}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def _forget(self, step: int) -> None:
+        """Drops what the journal has from a step on."""
+        kept = [e for e in read_journal(self.path.parent) if (e.get("step") or 0) < step]
+        self._file.close()
+        self.path.write_text("".join(json.dumps(e) + "\n" for e in kept))
+        self._known = {(e["event"], e.get("step")): e for e in kept}
+        self._file = self.path.open("ab")
+        self._write("diverged", {"step": step})
+
+    def sync(self) -> None:
+        """Makes what was written durable: called before a checkpoint that counts on it."""
+        with self._lock:
+            self._file.flush()
+            fsync_path(self.path)

@@ -1,0 +1,334 @@
+"""The process boundary: training runs in a child process, and this module starts and watches it.
+
+Signals reach the child's main thread, a crash or an out-of-memory kill cannot take the caller
+down, and allocator, thread and determinism settings, which must stand before a process starts, are
+set in its environment. `python -m slm.launch RUN_DIR` is the child.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slm.checkpoint import CONFIG
+from slm.config import PipelineConfig, data_root
+from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.journal import JOURNAL
+from slm.plan import PLAN, Plan, auto_threads
+from slm.records import Progress, Run, Shards, silent
+from slm.storage import (
+    content_hash,
+    make_folder,
+    quarantine,
+    read_record,
+    stage_key,
+    write_json,
+)
+from slm.train import TRAIN_VERSION
+from slm.train import train as train_here
+
+logger = logging.getLogger(__name__)
+
+LOG = "train.log"
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def prepare(config: PipelineConfig, shards: Shards, *, root: Path | None = None) -> Path:
+    """Makes the run folder of a config on some shards, or finds it; returns its path."""
+    fields = {
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints"}),
+    }
+    key = stage_key("train", TRAIN_VERSION, fields, content_hash(shards))
+    run = (root or data_root()) / "runs" / f"{config.recipe}-{key[:12]}"
+    if not (run / CONFIG).is_file():
+        make_folder(run / "checkpoints")
+        described = {
+            "key": key,
+            "config": config.model_dump(mode="json"),
+            "shards": shards.name,
+            "shards_key": shards.key,
+        }
+        write_json(run / CONFIG, described)
+    return run
+
+
+def read_run(run: Path) -> Run | None:
+    """The record of a finished run; None where training has not ended."""
+    return read_record(run, Run)
+
+
+def run_config(run: Path) -> PipelineConfig:
+    """The config that a run was made from."""
+    described = json.loads((run / CONFIG).read_bytes())
+    return PipelineConfig.model_validate(described["config"])
+
+
+def train(
+    config: PipelineConfig,
+    shards: Shards,
+    *,
+    root: Path | None = None,
+    progress: Progress = silent,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Run:
+    """Trains in a child process until the run is finished; goes on from its last checkpoint.
+
+    Args:
+        on_event: called with every line that the child adds to the journal, as it does.
+
+    Raises:
+        TrainingError: the child failed; the message says why and where its log lies.
+        Interrupted: the child was asked to stop and saved its state.
+    """
+    run = prepare(config, shards, root=root)
+    try:
+        if record := read_run(run):
+            return record.model_copy(update={"reused": True})
+    except CorruptionError as error:
+        logger.warning("%s; moved to %s, training again", error, quarantine(run).name)
+        run = prepare(config, shards, root=root)
+    supervise(run, config, progress, on_event)
+    record = read_run(run)
+    assert record is not None, f"{run} ended without a record"
+    return record
+
+
+# ---- the parent's side ------------------------------------------------------------------------
+
+
+def supervise(
+    run: Path,
+    config: PipelineConfig,
+    progress: Progress,
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
+    with (run / LOG).open("ab") as log:
+        child = subprocess.Popen(
+            command(run, config),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=child_environment(config),
+            start_new_session=True,  # the terminal's Ctrl-C reaches it through us alone
+        )
+        events = follow(run / JOURNAL)
+        try:
+            while child.poll() is None:
+                report(run, next(events), progress, on_event)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            stop(child)
+            raise
+        report(run, next(events), progress, on_event)
+    check_exit(child.returncode, run)
+
+
+def command(run: Path, config: PipelineConfig) -> list[str]:
+    """The child's command line: under torchrun where there is more than one process."""
+    processes = config.train.processes
+    if processes == "auto":
+        processes = gpu_count() if config.train.device != "cpu" else 1
+    here = [sys.executable, "-m"]
+    if processes <= 1:
+        return [*here, "slm.launch", str(run)]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*here, *torchrun, "-m", "slm.launch", str(run)]
+
+
+def gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def child_environment(config: PipelineConfig) -> dict[str, str]:
+    """The child's environment: what must be set before a process starts.
+
+    glibc returns large freed blocks to the kernel at every step unless told not to, and pays for
+    it in page faults: the thresholds keep them.
+    """
+    threads = auto_threads() if config.train.threads == "auto" else config.train.threads
+    settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "PYTHONUNBUFFERED": "1",
+        "SLM_PARENT": str(os.getpid()),
+    }
+    return {**os.environ, **settings}
+
+
+def follow(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """At each `next`, the lines that were added to a journal since the one before.
+
+    Starts at the journal's end, so that an earlier process's lines are not told again.
+    """
+    position = path.stat().st_size if path.is_file() else 0
+    while True:
+        found: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(position)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    position += len(line)
+                    found.append(json.loads(line))
+        yield found
+
+
+def report(
+    run: Path,
+    events: list[dict[str, Any]],
+    progress: Progress,
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Hands on what the child has written since the last time."""
+    for event in events:
+        on_event(event)
+    steps = [event for event in events if event["event"] == "step"]
+    if steps:
+        plan = Plan.model_validate_json((run / PLAN).read_bytes())
+        last = steps[-1]
+        text = f"train  loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
+        progress(text, last["step"], plan.max_steps)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """Asks the child to save and leave; makes it leave if it will not, or on a second Ctrl-C."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def check_exit(code: int, run: Path) -> None:
+    """Raises what the child's exit code means, in its own words where it left some."""
+    if code == 0:
+        return
+    words = last_words(run / LOG)
+    if code == Interrupted.exit_code:
+        raise Interrupted(words)
+    if code == -signal.SIGKILL:
+        raise TrainingError(
+            f"the training process of {run.name} was killed (SIGKILL), as the system does when "
+            "memory runs out: a smaller train.micro_batch_size needs less. Its last checkpoint "
+            "stands; the same command goes on from there"
+        )
+    if code == UserError.exit_code:
+        raise UserError(words)
+    if code == TrainingError.exit_code:
+        raise TrainingError(words)
+    raise TrainingError(f"the training process of {run.name} ended with code {code}: {words}")
+
+
+def last_words(log: Path) -> str:
+    """The last line that the child wrote, which says why it ended."""
+    with log.open(errors="replace") as file:
+        lines = deque((line.strip() for line in file if line.strip()), maxlen=1)
+    return lines[0] if lines else f"no message in {log}"
+
+
+# ---- the child's side -------------------------------------------------------------------------
+
+
+def main(run: Path) -> int:
+    """Trains a run in this process; returns the exit code. The last line logged says why."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    die_with_parent()
+    asked = install_signal_handlers()
+    try:
+        set_up_torch(run)
+        train_here(run, should_stop=lambda: bool(asked))
+    except SlmError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(out_of_memory_message(run, error), file=sys.stderr)
+        return TrainingError.exit_code
+    return 0
+
+
+def set_up_torch(run: Path) -> None:
+    """Threads, TF32, deterministic kernels, and the process group where there are several."""
+    import torch
+    import torch.distributed as dist
+
+    config = run_config(run).train
+    threads = auto_threads() if config.threads == "auto" else config.threads
+    if (run / PLAN).is_file():  # the bits depend on the thread count: keep the run's own
+        threads = Plan.model_validate_json((run / PLAN).read_bytes()).threads
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    if on_gpu and config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def install_signal_handlers() -> list[int]:
+    """The first SIGTERM or SIGINT asks for a save after this step; a second one ends at once.
+
+    Returns the list that the signals are put into.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if asked:
+            os._exit(Interrupted.exit_code)
+        asked.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return asked
+
+
+def die_with_parent() -> None:
+    """On Linux: a SIGTERM, so a graceful end, if our parent dies, even by SIGKILL."""
+    if sys.platform != "linux" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return  # under torchrun the parent is its agent, which ends its workers itself
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(os.environ.get("SLM_PARENT", os.getppid())):
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before we could ask
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def out_of_memory_message(run: Path, error: BaseException) -> str:
+    """What did not fit, and what would."""
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    plan = Plan.model_validate_json((run / PLAN).read_bytes()) if (run / PLAN).is_file() else None
+    rows = plan.micro_batch_size if plan else 0
+    remedy = f"try train.micro_batch_size={rows // 2}" if rows > 1 else "try a smaller model"
+    return f"out of memory ({first}): {remedy}; the last checkpoint of {run.name} stands"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

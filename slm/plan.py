@@ -1,0 +1,212 @@
+"""What is settled before the first step of a run, written to `plan.json`, and never changes.
+
+The config may leave things to the machine: the batch that fits, the precision that is fast, how
+many steps fit into some seconds. They are decided once, here; from then on training, resuming and
+reproducing are functions of the step, never of the clock or of the machine's mood.
+"""
+
+import math
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.records import Shards
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+PLAN = "plan.json"
+CPU_MICRO_TOKENS = 4096  # a pass on a CPU: larger ones are no faster, and take more memory
+GPU_MICRO_TOKENS = 65_536
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILE_PAYS = 2000  # steps from which compiling for a minute is worth it on a GPU
+
+# Dense bf16 (fp16 before Ampere) peak rates in FLOP/s, from the vendor's data sheets.
+PEAK_FLOPS = {
+    "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "4090": 165e12, "3090": 71e12, "A10G": 70e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+class Plan(BaseModel):
+    """The settled facts of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int
+    rows: int  # a step, over all processes
+    micro_batch_size: int  # rows a device a pass
+    world_size: int
+    device: Literal["cpu", "cuda"]
+    precision: Precision
+    threads: int
+    compile: bool
+    probe: dict[str, float] = {}
+
+    @property
+    def grad_accum_steps(self) -> int:
+        return self.rows // self.world_size // self.micro_batch_size
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype that matrix products are made in; None for float32."""
+        return DTYPES.get(self.precision)
+
+    @property
+    def level(self) -> str:
+        """What is promised bit for bit, by the levels of docs/reliability.md."""
+        if self.world_size > 1:
+            return "E"
+        return "C" if self.device == "cpu" else "D"
+
+
+def make_plan(config: PipelineConfig, shards: Shards, world_size: int) -> Plan:
+    """All that is known before a probe; a limit in seconds leaves `max_steps` at 0."""
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    rows = config.train.tokens_per_step // config.model.seq_len
+    if rows % world_size:
+        raise UserError(
+            f"train.tokens_per_step={config.train.tokens_per_step} is {rows} rows of "
+            f"model.seq_len={config.model.seq_len}: they do not divide among {world_size} processes"
+        )
+    max_steps = planned_steps(config, shards)
+    compiles = device == "cuda" and (max_steps == 0 or max_steps >= COMPILE_PAYS)
+    return Plan(
+        max_steps=max_steps,
+        rows=rows,
+        micro_batch_size=pick_micro_batch(config, rows // world_size, device),
+        world_size=world_size,
+        device=device,
+        precision=precision,
+        threads=torch.get_num_threads(),
+        compile=compiles if config.train.compile == "auto" else config.train.compile == "on",
+    )
+
+
+def planned_steps(config: PipelineConfig, shards: Shards) -> int:
+    """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps
+    if train.max_seconds is not None:
+        return 0
+    tokens = train.max_tokens or (train.epochs or 0) * shards.splits["train"].tokens
+    return max(1, math.ceil(tokens / train.tokens_per_step))
+
+
+def steps_in(
+    seconds: float, step: Callable[[], Any], overhead: Callable[[], float]
+) -> dict[str, float]:
+    """How many steps fit into some seconds, the probe's own time included.
+
+    Args:
+        seconds: the limit.
+        step: makes one step, on state that is thrown away.
+        overhead: seconds a step that periodic work takes, measured by doing it once.
+
+    Returns:
+        `max_steps`, and what it was made from, for `plan.json`.
+    """
+    start = time.perf_counter()
+    step()  # allocations, thread pools, kernels
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < 10 and time.perf_counter() - start < seconds / 50):
+        begin = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begin)
+    step_seconds = statistics.median(times)
+    periodic = overhead()
+    spent = time.perf_counter() - start
+    return {
+        "max_steps": max(1, int((seconds - spent) / (step_seconds + periodic))),
+        "step_seconds": step_seconds,
+        "periodic_seconds": periodic,
+        "probe_seconds": spent,
+    }
+
+
+def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("train.device='cuda': torch sees no CUDA GPU here; use cpu or auto")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def pick_precision(wanted: Precision | Literal["auto"], device: str) -> Precision:
+    """`auto`: bf16 on GPUs from Ampere on, fp16 on older ones; on a CPU, whichever is faster."""
+    if wanted == "fp16" and device == "cpu":
+        raise UserError("train.precision='fp16' is for GPUs: use bf16, fp32 or auto on a CPU")
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return "bf16" if _bf16_speedup() > 1.3 else "fp32"
+
+
+def _bf16_speedup() -> float:
+    """How much faster this CPU multiplies matrices in bf16 than in float32."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(1024, 512, dtype=dtype)
+        b = torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - begin)
+        seconds[dtype] = min(times)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def pick_micro_batch(config: PipelineConfig, rows: int, device: str) -> int:
+    """Rows a pass: the largest divisor of this device's rows within the budget of tokens."""
+    wanted = config.train.micro_batch_size
+    if wanted != "auto":
+        if rows % wanted:
+            raise UserError(
+                f"train.micro_batch_size={wanted} does not divide the {rows} rows a step that each "
+                "device has (train.tokens_per_step / model.seq_len / processes)"
+            )
+        return wanted
+    budget = CPU_MICRO_TOKENS if device == "cpu" else _gpu_tokens(config)
+    most = max(1, budget // config.model.seq_len)
+    return max(d for d in range(1, min(rows, most) + 1) if rows % d == 0)
+
+
+def _gpu_tokens(config: PipelineConfig) -> int:
+    """Tokens a pass whose activations fit into half of what is free.
+
+    About 34 values of 2 bytes are kept a token, layer and channel by a transformer block without
+    recomputation (Korthikanti et al. 2022, arXiv:2205.05198, with flash attention).
+    """
+    free, _ = torch.cuda.mem_get_info()
+    per_token = 34 * 2 * config.model.n_layer * config.model.n_embd
+    return min(GPU_MICRO_TOKENS, max(config.model.seq_len, free // 2 // per_token))
+
+
+def memory_bytes(device: str) -> int:
+    """The peak of memory so far: of the GPU's allocator, or of the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops() -> float | None:
+    """The data-sheet rate of this GPU, where it is known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((rate for model, rate in PEAK_FLOPS.items() if model in name), None)
+
+
+def auto_threads() -> int:
+    """Threads for a training on this machine's CPU: one a core that this process may use."""
+    return len(os.sched_getaffinity(0))

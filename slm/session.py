@@ -1,0 +1,183 @@
+"""A training's state: opened from a run folder, restored from a checkpoint, saved to one."""
+
+import json
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from slm.checkpoint import (
+    CONFIG,
+    CheckpointWriter,
+    checkpoint_name,
+    latest_checkpoint,
+    load_training_state,
+    prune,
+)
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.journal import Journal
+from slm.loader import Loader, derive_seed
+from slm.metrics import Score
+from slm.model import GPT
+from slm.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from slm.plan import Plan
+from slm.records import Checkpoint, Shards
+from slm.shards import read_shards, read_tokens
+from slm.storage import canonical_json, lock, sha256_bytes
+from slm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training process is given: a run folder and what it names."""
+
+    run: Path
+    key: str
+    config: PipelineConfig
+    shards: Shards
+    tokenizer: Tokenizer
+    rank: int
+    world_size: int
+
+    @property
+    def config_sha256(self) -> str:
+        return sha256_bytes(canonical_json(self.config.model_dump(mode="json")))
+
+
+@dataclass
+class Session:
+    """A training's state."""
+
+    job: Job
+    plan: Plan
+    loader: Loader
+    model: GPT
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    parent: str | None = None  # weights_sha256 of the checkpoint that this process went on from
+    best_step: int = 0
+    best_bpb: float = math.inf
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.plan.device)
+
+
+def open_job(run: Path) -> Job:
+    """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
+    described = json.loads((run / CONFIG).read_bytes())
+    shards = read_shards(run.parents[1] / "shards" / described["shards"])
+    return Job(
+        run=run,
+        key=described["key"],
+        config=PipelineConfig.model_validate(described["config"]),
+        shards=shards,
+        tokenizer=Tokenizer.load(shards.path / "tokenizer.tiktoken"),
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+
+
+def only_trainer(job: Job) -> AbstractContextManager[None]:
+    """The run's lock, which the first process holds for all of them."""
+    return lock(job.run / "lock", wait=False) if job.rank == 0 else nullcontext()
+
+
+def open_session(job: Job, plan: Plan) -> Session:
+    """A run's state: from its newest valid checkpoint, or new from the seed."""
+    session = new_session(job, plan)
+    if checkpoint := latest_checkpoint(job.run / "checkpoints"):
+        restore(session, checkpoint)
+    return session
+
+
+def new_session(job: Job, plan: Plan) -> Session:
+    """A session at step 0: weights from the seed, optimizers without state."""
+    config, device = job.config, torch.device(plan.device)
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    model = GPT(config.model, job.shards.vocab_size).to(device)
+    loader = Loader(
+        [read_tokens(job.shards.path / name) for name in job.shards.splits["train"].files],
+        seq_len=config.model.seq_len,
+        rows=plan.rows,
+        seed=config.train.seed,
+        rank=job.rank,
+        world_size=job.world_size,
+        device=device,
+    )
+    optimizers = build_optimizers(model, config.train)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    return Session(job, plan, loader, model, optimizers, scaler)
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's state into a new session. Refuses one of another config or data."""
+    for what, saved, now in (
+        ("config", checkpoint.config_sha256, session.job.config_sha256),
+        ("shards", checkpoint.shards_key, session.job.shards.key),
+        ("tokenizer", checkpoint.tokenizer_sha256, session.job.tokenizer.sha256),
+    ):
+        if saved != now:
+            raise UserError(
+                f"{checkpoint.path} was saved with another {what} ({saved[:12]}…, now {now[:12]}…): "
+                f"restore {session.job.run / CONFIG}, or start a new run by its recipe"
+            )
+    weights, moments, state = load_training_state(checkpoint.path)
+    session.model.load_state_dict(weights)
+    load_optimizer_tensors(session.model, session.optimizers, moments)
+    session.scaler.load_state_dict(state["scaler"])
+    session.step, session.parent = checkpoint.step, checkpoint.weights_sha256
+    session.best_step = state["best_step"]
+    session.best_bpb = math.inf if state["best_bpb"] is None else state["best_bpb"]
+
+
+def save(
+    session: Session,
+    writer: CheckpointWriter,
+    journal: Journal,
+    loss: float,
+    found: Score | None,
+    facts: dict[str, Any],
+) -> None:
+    """Starts to save the session's state; older checkpoints go once the new one is durable."""
+    if session.job.rank != 0:
+        return
+    name, best = checkpoint_name(session.step), checkpoint_name(session.best_step)
+    record = Checkpoint(
+        key=session.job.key,
+        step=session.step,
+        tokens=session.step * session.job.config.train.tokens_per_step,
+        config_sha256=session.job.config_sha256,
+        shards_key=session.job.shards.key,
+        tokenizer_sha256=session.job.tokenizer.sha256,
+        parent_sha256=session.parent,
+        train_loss=loss,
+        val_loss=found.val_loss if found else None,
+        val_bpb=found.val_bpb if found else None,
+        environment=facts,
+    )
+    state = {
+        "scaler": session.scaler.state_dict(),
+        "best_step": session.best_step,
+        "best_bpb": session.best_bpb if math.isfinite(session.best_bpb) else None,
+    }
+    keep = session.job.config.train.keep_checkpoints
+
+    def saved(_: Checkpoint) -> None:
+        journal.write("checkpoint", step=record.step, name=name)
+        prune(writer.folder, keep, {best})
+
+    writer.save(
+        record,
+        session.model,
+        optimizer_tensors(session.model, session.optimizers),
+        state,
+        then=saved,
+    )

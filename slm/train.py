@@ -1,0 +1,309 @@
+"""The training loop.
+
+Everything that a step does is a function of the config, the shards and the step's number; all
+randomness is drawn from (seed, step). So a run that was killed anywhere goes on from its newest
+checkpoint with the bits of one that never was.
+"""
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slm.checkpoint import CONFIG, CheckpointWriter, checkpoint_name, latest_checkpoint
+from slm.errors import Interrupted, TrainingError, UserError
+from slm.journal import JOURNAL, Journal, read_journal
+from slm.loader import derive_seed
+from slm.loss import cross_entropy
+from slm.metrics import Score, score
+from slm.model import GPT
+from slm.optim import learning_rate_factor, set_learning_rate
+from slm.plan import PLAN, Plan, make_plan, memory_bytes, peak_flops, steps_in
+from slm.provenance import environment
+from slm.records import Checkpoint, Run
+from slm.session import Job, Session, new_session, only_trainer, open_job, open_session, save
+from slm.shards import documents
+from slm.storage import describe_files, fault_point, write_json, write_record
+
+logger = logging.getLogger(__name__)
+
+TRAIN_VERSION = 1  # goes up whenever the same config and shards give other weights
+
+
+def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
+    """Trains the run whose folder was prepared by `launch.prepare`, from wherever it stands.
+
+    Args:
+        run: the run folder; `config.json` in it names the config and the shards.
+        should_stop: asked after every step; a yes saves a checkpoint and raises Interrupted.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, out of memory; the last checkpoint
+            stands.
+        Interrupted: stopped, state saved.
+        SlmError: another process trains this run.
+    """
+    job = open_job(run)
+    config = job.config
+    with only_trainer(job), Journal(run, enabled=job.rank == 0) as journal:
+        session = open_session(job, settle_plan(job))
+        writer = CheckpointWriter(run / "checkpoints", job.tokenizer)
+        model, plan = session.model, session.plan
+        facts = environment()
+        journal.write(
+            "resume" if session.step else "start",
+            step=session.step,
+            max_steps=plan.max_steps,
+            parameters=model.parameter_count(),
+        )
+        held_out = held_out_slice(session)
+        forward = torch.compile(model) if plan.compile else model
+        model.train()
+        batches = session.loader.batches(session.step)
+        while session.step < plan.max_steps:
+            # ---- one optimizer step
+            begin = time.perf_counter()
+            factor = learning_rate_factor(session.step, plan.max_steps, config.train)
+            set_learning_rate(session.optimizers, factor)
+            loss, grad_norm = train_step(session, forward, *next(batches))
+            session.step += 1
+            seconds = time.perf_counter() - begin
+            fault_point("train.step")
+
+            # ---- the journal
+            done = session.step == plan.max_steps
+            journal.write("step", **step_metrics(session, loss, grad_norm, factor, seconds))
+
+            # ---- held-out loss on the fixed slice
+            found: Score | None = None
+            if done or session.step % config.train.evaluate_every == 0:
+                fault_point("train.evaluate")
+                found = evaluate_slice(session, held_out)
+                journal.write(
+                    "evaluate", step=session.step, val_loss=found.val_loss, val_bpb=found.val_bpb
+                )
+            improved = found is not None and found.val_bpb < session.best_bpb
+            if found is not None and improved:
+                session.best_step, session.best_bpb = session.step, found.val_bpb
+
+            # ---- checkpoint
+            stop_asked = agreed(should_stop(), job.world_size, dist.ReduceOp.MAX)
+            stopping = bool(stop_asked) and not done
+            due = session.step % config.train.checkpoint_every == 0
+            if done or due or improved or stopping:
+                journal.sync()
+                save(session, writer, journal, loss, found, facts)
+            if stopping:
+                writer.wait()
+                raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
+        writer.wait()
+        return finish(session, journal, facts)
+
+
+# ---- one step ---------------------------------------------------------------------------------
+
+
+def train_step(
+    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
+) -> tuple[float, float]:
+    """One optimizer step over this process's rows of the batch, in micro-steps.
+
+    Args:
+        forward: the model, or its compiled form.
+        x, y: inputs and targets, (rows, T) each.
+
+    Returns:
+        The mean loss in nats a token, over all processes, and the gradient's norm before clipping.
+    """
+    plan, model, config = session.plan, session.model, session.job.config.train
+    torch.manual_seed(derive_seed(config.seed, "dropout", session.step, session.job.rank))
+    total = torch.zeros((), device=session.device)
+    for micro_x, micro_y in zip(
+        torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
+    ):
+        with torch.autocast(session.device.type, plan.autocast, enabled=plan.autocast is not None):
+            hidden = forward(micro_x)  # (B, T, C)
+        hidden = hidden.flatten(0, 1).to(plan.autocast or hidden.dtype)
+        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / plan.grad_accum_steps
+        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        fault_point("train.micro_step")
+    if plan.world_size > 1:
+        average_gradients(model, total)
+    for optimizer in session.optimizers:
+        session.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    mean_loss, grad_norm = torch.stack((total, norm)).tolist()
+    check_finite(session, mean_loss, grad_norm)
+    for optimizer in session.optimizers:
+        session.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    session.scaler.update()
+    return mean_loss, grad_norm
+
+
+def average_gradients(model: GPT, loss: Tensor) -> None:
+    """One all-reduce over all gradients and the loss, flattened in the parameters' order."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    sizes = [grad.numel() for grad in grads]
+    for grad, part in zip(grads, torch.split(flat[:-1], sizes), strict=True):
+        grad.copy_(part.view_as(grad))
+    loss.copy_(flat[-1])
+
+
+def check_finite(session: Session, loss: float, grad_norm: float) -> None:
+    """Stops before the optimizer touches the weights; fp16's scaler skips such a step itself."""
+    if math.isfinite(loss) and (math.isfinite(grad_norm) or session.scaler.is_enabled()):
+        return
+    starts = session.loader.window_starts(session.step)
+    raise TrainingError(
+        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}; "
+        f"no step was made and nothing saved. The weights of step {session.step} were the last "
+        f"good ones. Its rows start at tokens {', '.join(map(str, starts[:8]))}"
+        f"{' …' if len(starts) > 8 else ''} of train. Lower train.learning_rate, or check the data"
+    )
+
+
+def step_metrics(
+    session: Session, loss: float, grad_norm: float, factor: float, seconds: float
+) -> dict[str, Any]:
+    """What the journal says of a step."""
+    tokens = session.job.config.train.tokens_per_step
+    rate = tokens / seconds
+    flops = session.model.flops_per_token() * rate
+    peak = peak_flops()
+    speed = {"mfu": flops / peak / session.plan.world_size} if peak else {"gflops": flops / 1e9}
+    return {
+        "step": session.step,
+        "train_loss": loss,
+        "lr": session.job.config.train.learning_rate * factor,
+        "grad_norm": grad_norm,
+        "tok_per_sec": rate,
+        "tokens": session.step * tokens,
+        "memory_bytes": memory_bytes(session.plan.device),
+        **speed,
+    }
+
+
+# ---- held-out loss ----------------------------------------------------------------------------
+
+
+def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
+    """The first documents of val: the same ones at every evaluation."""
+    count = session.job.config.train.evaluate_documents
+    found = documents(session.job.shards, "val")
+    return [document for document, _ in zip(found, range(count), strict=False)]
+
+
+def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
+    return score(
+        session.model,
+        held_out,
+        session.job.tokenizer.eot,
+        session.job.tokenizer.token_bytes,
+        autocast=session.plan.autocast,
+    )
+
+
+# ---- planning and finishing ---------------------------------------------------------------
+
+
+def settle_plan(job: Job) -> Plan:
+    """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds."""
+    path = job.run / PLAN
+    if path.is_file():
+        plan = Plan.model_validate_json(path.read_bytes())
+        if plan.world_size != job.world_size:
+            raise UserError(
+                f"{job.run.name} was started with {plan.world_size} processes and cannot go on "
+                f"with {job.world_size}: the same bits are promised for the same number only"
+            )
+        return plan
+    plan = make_plan(job.config, job.shards, job.world_size)
+    if job.config.train.max_seconds is not None:
+        probe = probe_steps(new_session(job, plan), job.config.train.max_seconds)
+        max_steps = agreed(int(probe.pop("max_steps")), job.world_size, dist.ReduceOp.MIN)
+        plan = plan.model_copy(update={"max_steps": max_steps, "probe": probe})
+    if job.rank == 0:
+        write_json(path, plan.model_dump(mode="json"))
+    return plan
+
+
+def agreed(value: int, world_size: int, how: Any) -> int:
+    """One value for all processes: the least or the greatest of theirs."""
+    if world_size == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, how)
+    return int(shared)
+
+
+def probe_steps(session: Session, seconds: float) -> dict[str, float]:
+    """Makes some steps on a session that is thrown away; how many fit into the seconds."""
+    x, y = session.loader.batch(0)
+    held_out = held_out_slice(session)
+    set_learning_rate(session.optimizers, 0.0)
+    session.model.train()
+
+    def overhead() -> float:
+        begin = time.perf_counter()
+        evaluate_slice(session, held_out)
+        return (time.perf_counter() - begin) / session.job.config.train.evaluate_every
+
+    return steps_in(seconds, lambda: train_step(session, session.model, x, y), overhead)
+
+
+def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
+    """Scores the final weights on all of val and writes the run's record."""
+    fault_point("train.finish")
+    held_out = list(documents(session.job.shards, "val"))
+    final = evaluate_slice(session, held_out)
+    steps = [e for e in read_journal(session.job.run) if e["event"] == "step"]
+    tail = steps[-max(1, len(steps) // 10) :]
+    tokens = session.job.config.train.tokens_per_step
+    last = latest_checkpoint(session.job.run / "checkpoints")
+    assert last is not None
+    assert last.step == session.step
+    journal.write("end", step=session.step, val_loss=final.val_loss, val_bpb=final.val_bpb)
+    record = Run(
+        key=session.job.key,
+        path=session.job.run,
+        files=describe_files(session.job.run, kept_files(session, last)),
+        shards_key=session.job.shards.key,
+        best=checkpoint_name(session.best_step),
+        last=last.name,
+        step=session.step,
+        tokens=session.step * tokens,
+        train_loss=statistics.fmean(e["train_loss"] for e in tail),
+        val_loss=final.val_loss,
+        val_bpb=final.val_bpb,
+        tok_per_sec=statistics.median(e["tok_per_sec"] for e in steps),
+        seconds=sum(tokens / e["tok_per_sec"] for e in steps),
+        parameters=session.model.parameter_count(),
+        weights_sha256=last.weights_sha256,
+        level=session.plan.level,
+        environment=facts,
+    )
+    if session.job.rank == 0:
+        write_record(session.job.run, record)
+    return record
+
+
+def kept_files(session: Session, last: Checkpoint) -> list[Path]:
+    """The files of a finished run that its record vouches for."""
+    run = session.job.run
+    folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
+    inside = [path for folder in folders for path in folder.iterdir()]
+    return [run / CONFIG, run / PLAN, run / JOURNAL, *inside]
