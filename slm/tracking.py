@@ -52,7 +52,12 @@ PATIENCE = {
 
 def tracking_uri(config: PipelineConfig, root: Path) -> str:
     """The config's server, else MLFLOW_TRACKING_URI, else a SQLite file under the data folder."""
-    given = config.registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return config.registry.tracking_uri or default_uri(root)
+
+
+def default_uri(root: Path) -> str:
+    """The server where no config names one."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
 
 
@@ -287,12 +292,12 @@ class _Mirrored:
             self._send_checkpoints(info, run)
             self.client.log_artifact(self.run_id, str(self.path / "config.json"))
             self._tag(_run_tags(run))
-        if evaluation and sent.get("slm.evaluation") != _content(evaluation):
+        if evaluation and sent.get("slm.evaluation") != content_sha256(evaluation):
             self._send_evaluation(evaluation)
-            self._tag({"slm.evaluation": _content(evaluation)})
-        if report and sent.get("slm.report") != _content(report):
+            self._tag({"slm.evaluation": content_sha256(evaluation)})
+        if report and sent.get("slm.report") != content_sha256(report):
             self.client.log_artifacts(self.run_id, str(report.path), "report")
-            self._tag({"slm.report": _content(report)})
+            self._tag({"slm.report": content_sha256(report)})
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -497,7 +502,7 @@ def _checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
     }
 
 
-def _content(record: Record) -> str:
+def content_sha256(record: Record) -> str:
     """One hash over the files of a record."""
     hashes = {name: entry.sha256 for name, entry in record.files.items()}
     return storage.sha256_bytes(storage.canonical_json(hashes))
