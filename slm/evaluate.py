@@ -1,0 +1,198 @@
+"""Evaluate: a checkpoint and held-out documents → how well it predicts them.
+
+Every document is scored once, whole and in order, in float32, so the figures are the same however
+the training was set up: see slm/metrics.py for what is counted.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+
+from slm.checkpoint import load_model
+from slm.config import DataConfig, PipelineConfig
+from slm.documents import format_of, read_documents
+from slm.errors import UserError
+from slm.metrics import Ids, token_losses
+from slm.model import GPT
+from slm.records import Checkpoint, Evaluation, Progress, Run, silent
+from slm.shards import documents, read_shards
+from slm.storage import read_record, run_stage, stage_key, write_json
+from slm.tokenizer import Tokenizer
+
+EVALUATE_VERSION = 1
+DETAILS = "evaluation.json"
+CHUNK_DOCUMENTS = 256  # scored between two signs of progress
+RESAMPLES = 1000  # of the documents, for the interval of val_bpb
+POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def evaluate(
+    config: PipelineConfig,
+    run: Run,
+    *,
+    root: Path | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Scores the run's checkpoint `config.evaluate.checkpoint` on its val split."""
+    folder = run.checkpoint(config.evaluate.checkpoint)
+    checkpoint = read_record(folder, Checkpoint)
+    assert checkpoint is not None, f"{run.path} names a checkpoint that is not there"
+    shards = read_shards(run_shards(run.path), verify=False)
+    inputs = {"weights": checkpoint.weights_sha256, "shards": shards.key}
+    fields = config.evaluate.model_dump(mode="json")
+    key = stage_key("evaluate", EVALUATE_VERSION, fields, inputs)
+
+    def build(staging: Path) -> Evaluation:
+        verified = read_shards(shards.path)
+        found = islice(documents(verified, "val"), config.evaluate.documents)
+        total = min(verified.splits["val"].documents, config.evaluate.documents or math.inf)
+        model, tokenizer = load_model(folder, device())
+        scores = score_documents(model, tokenizer, found, int(total), progress)
+        write_json(staging / DETAILS, {"documents": scores.rows(), **details(scores)})
+        return Evaluation(
+            key=key,
+            run=run.name,
+            checkpoint=folder.name,
+            weights_sha256=checkpoint.weights_sha256,
+            **scores.totals(),
+            details=details(scores),
+        )
+
+    return run_stage(run.path / "evaluation", Evaluation, key, build)
+
+
+def evaluate_file(
+    folder: Path, path: Path, data: DataConfig, progress: Progress = silent
+) -> dict[str, Any]:
+    """Scores a checkpoint folder on the documents of any file: the totals of `slm evaluate`.
+
+    Raises UserError where the file is missing, empty or has no documents that can be read.
+    """
+    if not path.is_file():
+        raise UserError(f"--data {path} is not a file: give a .parquet, .jsonl or .txt file")
+    model, tokenizer = load_model(folder, device())
+    total = pq.read_metadata(path).num_rows if format_of(path) == "parquet" else None
+    texts = (text.as_py() for array in read_documents(path, data, Counter()) for text in array)
+    encoded = (np.array(tokenizer.encode(text)) for text in texts if text)
+    scores = score_documents(model, tokenizer, encoded, total, progress)
+    if not scores.losses:
+        raise UserError(f"--data {path} holds no documents: give a file with text in it")
+    return scores.totals()
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_shards(run: Path) -> Path:
+    """The folder of the shards that a run was trained on."""
+    described = json.loads((run / "config.json").read_bytes())
+    return run.parents[1] / "shards" / str(described["shards"])
+
+
+# ---- scores -----------------------------------------------------------------------------------
+
+
+class Scores:
+    """What a model spends on each of some documents.
+
+    `losses`: nats of every prediction, an array a document; `bytes`: UTF-8 bytes a document.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[npt.NDArray[np.float32]] = []
+        self.bytes: list[int] = []
+
+    def rows(self) -> list[tuple[float, int, int]]:
+        """(nats, predictions, bytes) of each document."""
+        return [
+            (float(loss.sum(dtype=np.float64)), len(loss), size)
+            for loss, size in zip(self.losses, self.bytes, strict=True)
+        ]
+
+    def totals(self) -> dict[str, Any]:
+        """documents, tokens, bytes, val_loss in nats a token, val_bpb in bits a UTF-8 byte."""
+        rows = self.rows()
+        nats = math.fsum(row[0] for row in rows)
+        tokens, size = sum(row[1] for row in rows), sum(row[2] for row in rows)
+        return {
+            "documents": len(rows),
+            "tokens": tokens,
+            "bytes": size,
+            "val_loss": nats / tokens if tokens else math.nan,
+            "val_bpb": nats / math.log(2) / size if size else math.nan,
+        }
+
+
+def score_documents(
+    model: GPT,
+    tokenizer: Tokenizer,
+    found: Iterable[Ids],
+    total: int | None,
+    progress: Progress = silent,
+) -> Scores:
+    """Scores documents a chunk at a time, so memory holds no more than their losses."""
+    scores = Scores()
+    for chunk in chunks(found, CHUNK_DOCUMENTS):
+        scores.losses += token_losses(model, chunk, tokenizer.eot)
+        scores.bytes += [int(tokenizer.token_bytes[document].sum()) for document in chunk]
+        progress("evaluate  documents", len(scores.losses), total)
+    return scores
+
+
+def chunks(items: Iterable[Ids], size: int) -> Iterator[list[Ids]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+# ---- what the report shows of them --------------------------------------------------------------
+
+
+def details(scores: Scores) -> dict[str, Any]:
+    """The interval of val_bpb, the loss by place in the document, the extreme documents."""
+    rows = scores.rows()
+    bits_per_byte = [nats / math.log(2) / max(1, size) for nats, _, size in rows]
+    order = np.argsort(bits_per_byte, kind="stable").tolist()
+    return {
+        "val_bpb_interval": bootstrap_interval(rows),
+        "by_position": by_position(scores.losses),
+        "most_likely": [[i, bits_per_byte[i]] for i in order[:3]],
+        "least_likely": [[i, bits_per_byte[i]] for i in order[:-4:-1]],
+    }
+
+
+def bootstrap_interval(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float]:
+    """The 95 % interval of val_bpb over resampled documents (Efron's percentile bootstrap)."""
+    nats = np.array([row[0] for row in rows])
+    size = np.array([row[2] for row in rows])
+    draws = np.random.Generator(np.random.PCG64(0))
+    found = []
+    for _ in range(RESAMPLES):
+        chosen = draws.integers(0, len(rows), len(rows))
+        found.append(nats[chosen].sum() / math.log(2) / size[chosen].sum())
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def by_position(losses: Sequence[npt.NDArray[np.float32]]) -> list[tuple[int, int, float]]:
+    """(first place, last place, mean nats) over ranges of the place in the document, from 1."""
+    longest = max(len(loss) for loss in losses)
+    sums, counts = np.zeros(longest), np.zeros(longest, dtype=np.int64)
+    for loss in losses:
+        sums[: len(loss)] += loss
+        counts[: len(loss)] += 1
+    edges = [edge for edge in POSITION_EDGES if edge <= longest] + [longest + 1]
+    return [
+        (a, b - 1, float(sums[a - 1 : b - 1].sum() / counts[a - 1 : b - 1].sum()))
+        for a, b in pairwise(edges)
+    ]

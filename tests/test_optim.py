@@ -1,0 +1,101 @@
+"""The schedule never rises after its warmup; the optimizers get the parameters they should."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.config import ModelConfig, TrainConfig
+from slm.model import GPT
+from slm.optim import (
+    build_optimizers,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+
+CONFIGS = st.builds(
+    TrainConfig,
+    max_steps=st.integers(1, 300),
+    schedule=st.sampled_from(["cosine", "wsd", "linear"]),
+    warmup=st.floats(0, 1),
+    cooldown=st.floats(0, 1),
+    final_lr=st.floats(0, 1),
+)
+
+
+@given(CONFIGS)
+def test_the_rate_rises_only_while_warming_up(config: TrainConfig) -> None:
+    steps = config.max_steps or 0
+    rates = [learning_rate_factor(step, steps, config) for step in range(steps)]
+    warmup = math.ceil(config.warmup * steps)
+    assert all(0 < rate <= 1 or config.final_lr == 0 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_the_rate_at_its_corners() -> None:
+    config = TrainConfig(max_steps=100, schedule="cosine", warmup=0.1, final_lr=0.1)
+    rate = [learning_rate_factor(step, 100, config) for step in range(100)]
+    assert rate[0] == pytest.approx(0.1)
+    assert rate[9] == rate[10] == 1
+    assert rate[55] == pytest.approx(0.55)
+    assert rate[99] == pytest.approx(0.1, abs=0.001)
+    steady = TrainConfig(max_steps=100, schedule="wsd", warmup=0.1, cooldown=0.2, final_lr=0)
+    assert [learning_rate_factor(step, 100, steady) for step in (50, 80, 90)] == [1, 1, 0.5]
+
+
+def model_and_optimizers(optimizer: str) -> tuple[GPT, list[torch.optim.Optimizer]]:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, seq_len=8), 31)
+    config = TrainConfig(max_steps=1, optimizer=optimizer)  # type: ignore[arg-type]
+    return model, build_optimizers(model, config)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer_and_the_right_decay(optimizer: str) -> None:
+    model, optimizers = model_and_optimizers(optimizer)
+    decays = {
+        id(p): group["weight_decay"]
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
+    }
+    listed = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(listed) == len(list(model.parameters())) == len(decays)
+    for parameter in model.parameters():
+        assert decays[id(parameter)] == (0.1 if parameter.dim() == 2 else 0.0)
+    if optimizer == "muon":
+        muon = {id(p) for group in optimizers[1].param_groups for p in group["params"]}
+        inside = {id(p) for p in model.blocks.parameters() if p.dim() == 2}
+        assert muon == inside
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_goes_out_and_in_without_a_change(optimizer: str) -> None:
+    """A step after a round trip equals the step without it, bit for bit."""
+
+    def step(model: GPT, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for o in optimizers:
+            o.step()
+
+    model, optimizers = model_and_optimizers(optimizer)
+    set_learning_rate(optimizers, 0.5)
+    step(model, optimizers, 1)
+    kept = {k: v.clone() for k, v in optimizer_tensors(model, optimizers).items()}
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    step(model, optimizers, 2)
+
+    again, fresh = model_and_optimizers(optimizer)
+    set_learning_rate(fresh, 0.5)
+    again.load_state_dict(weights)
+    load_optimizer_tensors(again, fresh, kept)
+    step(again, fresh, 2)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
