@@ -1,0 +1,140 @@
+"""The report's plots: inline SVG that takes its colours from the page, so that they suit light and
+dark alike. The same data give the same bytes.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from slm.journal import read_journal
+
+POINTS = 400  # at most, in one line of a plot
+SIZE = (4.4, 2.7)  # inches: narrow, so that the letters stay readable on a phone
+
+# What matplotlib draws in these colours takes the page's own: the names are CSS variables.
+_COLOURS = {"#010101": "ink", "#020202": "soft", "#030303": "line", "#040404": "a", "#050505": "b"}
+INK, SOFT, LINE, FIRST, SECOND = _COLOURS
+
+
+# ---- the journal ------------------------------------------------------------------------------
+
+
+@dataclass
+class Curves:
+    """A training's journal as rows: what was measured at each step, and at each evaluation.
+
+    Every row has `step`, `tokens` and `seconds`. Seconds are of training alone, summed over the
+    steps' throughput: neither evaluations nor the hours after an interruption count.
+    """
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+def read_curves(run: Path) -> Curves:
+    """The curves of a run's journal."""
+    curves, now = Curves(), {"tokens": 0.0, "seconds": 0.0}
+    for event in read_journal(run):
+        row = {key: float(value) for key, value in event.items() if isinstance(value, int | float)}
+        if event["event"] == "step":
+            seconds = (row["tokens"] - now["tokens"]) / row["tok_per_sec"]
+            now = {"tokens": row["tokens"], "seconds": now["seconds"] + seconds}
+            curves.steps.append(row | now)
+        elif event["event"] == "evaluate":
+            curves.evaluations.append(row | now)
+    return curves
+
+
+def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most POINTS points: the means of equal stretches."""
+    size = -(-len(xs) // POINTS)
+    stretches = range(0, len(xs), max(1, size))
+    return (
+        [sum(xs[i : i + size]) / len(xs[i : i + size]) for i in stretches],
+        [sum(ys[i : i + size]) / len(ys[i : i + size]) for i in stretches],
+    )
+
+
+# ---- plots ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: str = FIRST
+    marked: bool = False  # a dot at each point
+
+
+def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line], log: bool = False) -> str:
+    """Lines over a common axis. `name` is unique in the page; `alt` says what the plot shows."""
+    figure, axes = _axes(x, y)
+    for line in lines:
+        xs, ys = thinned(line.xs, line.ys)
+        marker = "o" if line.marked else None
+        axes.plot(xs, ys, color=line.colour, lw=1.6, marker=marker, ms=3, label=line.label)
+    if log:
+        axes.set_xscale("log")
+    if len(lines) > 1:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return _svg(figure, name, alt)
+
+
+def bar_plot(name: str, alt: str, x: str, y: str, bars: Mapping[str, float]) -> str:
+    """One bar a key, in the order given."""
+    figure, axes = _axes(x, y)
+    axes.bar(range(len(bars)), list(bars.values()), color=FIRST, width=0.8)
+    every = max(1, len(bars) // 8)
+    places = range(0, len(bars), every)
+    axes.set_xticks(list(places), [list(bars)[i] for i in places])
+    return _svg(figure, name, alt)
+
+
+def _axes(x: str, y: str) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    figure.patch.set_alpha(0)
+    axes.set_xlabel(x, color=SOFT, fontsize=8)
+    axes.set_title(y, color=INK, fontsize=9, loc="left")
+    axes.tick_params(colors=SOFT, labelsize=8, length=0)
+    axes.grid(axis="y", color=LINE, lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure, axes
+
+
+def _svg(figure: Any, name: str, alt: str) -> str:
+    """The figure as an `<svg>` element that stands inside a page."""
+    import matplotlib
+
+    settings = {"svg.hashsalt": name, "svg.fonttype": "none", "svg.id": name}
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    buffer = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| version="[^"]*"', "", svg)
+    svg = re.sub(r"font-family: [^;]*; |transform=\"rotate\(-0 [^)]*\)\"", "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
+    for colour, variable in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    label = escape(alt, quote=True)
+    svg = re.sub(r' width="[^"]*pt"| height="[^"]*pt"', "", svg, count=2)
+    return re.sub(r"<svg", f'<svg class="plot" role="img" aria-label="{label}"', svg, count=1)
