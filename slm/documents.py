@@ -63,7 +63,7 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     Raises UserError where the file is not what its name says, lacks the column or is not UTF-8,
     CorruptionError where its bytes are damaged.
     """
-    template = _Template(data.template or f"{{{data.text_column}}}")
+    template = _Template(data)
     kind = format_of(path)
     if kind == "parquet":
         arrays = _read_parquet(path, template)
@@ -76,6 +76,11 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     else:
         raise UserError(f"{path} is of no known format: use {', '.join(FORMATS)}")
     return (_only_text(array, dropped) for array in arrays)
+
+
+def check_columns(data: DataConfig, where: str, names: Iterable[str]) -> None:
+    """Raises UserError if the columns `names` of `where` lack one that `data` reads."""
+    _Template(data).check(where, names)
 
 
 def _only_text(array: pa.Array, dropped: Counter[str]) -> pa.Array:
@@ -104,26 +109,31 @@ def _is_utf8(value: bytes) -> bool:
 class _Template:
     """`"{title}\\n\\n{body}"`: literal text and the columns between it."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, data: DataConfig) -> None:
+        if data.template is None:
+            self.parts: list[tuple[str, str | None]] = [("", data.text_column)]
+            self.columns = [data.text_column]
+            return
         try:
-            parts = list(string.Formatter().parse(text))
+            parts = list(string.Formatter().parse(data.template))
         except ValueError as error:
-            raise UserError(f"data.template={text!r} cannot be read: {error}") from error
+            raise UserError(f"data.template={data.template!r} cannot be read: {error}") from error
         self.parts = [(literal, column) for literal, column, _, _ in parts]
         self.columns = [column for _, column in self.parts if column is not None]
         if any(spec or conversion for _, _, spec, conversion in parts) or "" in self.columns:
-            raise UserError(f"data.template={text!r}: name columns plainly, such as {{title}}")
+            raise UserError(
+                f"data.template={data.template!r}: name columns plainly, such as {{title}}"
+            )
         if not self.columns:
-            raise UserError(f"data.template={text!r} names no column: write {{column}}")
+            raise UserError(f"data.template={data.template!r} names no column: write {{column}}")
 
-    def check(self, path: Path, present: Iterable[str]) -> None:
-        names = list(present)
+    def check(self, where: Path | str, names: Iterable[str]) -> None:
+        present = list(names)
         for column in self.columns:
-            if column not in names:
-                error = unknown("column", column, names)
+            if column not in present:
                 raise UserError(
-                    f"{path}: {error}; columns: {', '.join(names) or 'none'}; "
-                    "set data.text_column or data.template"
+                    f"{where}: {unknown('column', column, present)} "
+                    f"(columns: {', '.join(present) or 'none'}; set data.text_column)"
                 )
 
     def join(self, row: Row) -> bytes | None:
@@ -201,6 +211,8 @@ def _chunks(path: Path) -> Iterator[str]:
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     lines = 1
     try:
+        if path.suffix.lower() in COMPRESSIONS and not path.stat().st_size:
+            raise EOFError
         with pa.input_stream(str(path), compression="detect") as stream:
             ended = False
             while not ended:
@@ -215,6 +227,8 @@ def _chunks(path: Path) -> Iterator[str]:
             f"{path}, line {lines}: not UTF-8 text ({error.reason}); convert the file, for "
             "example with iconv -t utf-8"
         ) from error
+    except EOFError as error:
+        raise CorruptionError(f"{path} is empty, not even a compressed file") from error
     except (pa.ArrowException, OSError) as error:
         if not path.is_file():
             raise UserError(f"{path} does not exist") from error

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 from slm import storage
 from slm.config import DataConfig
+from slm.documents import check_columns
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.records import Progress
 
@@ -72,7 +73,7 @@ def resolve_commit(data: DataConfig) -> str:
 def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     """The files of `train`, and of `val` where the dataset has that split, in order.
 
-    Raises UserError where the configuration or the split does not exist.
+    Raises UserError where the configuration, the split or a column does not exist.
     """
     builder = _patiently(data, lambda api: _builder(data, commit))
     prefix = f"hf://datasets/{data.path}@{commit}/"
@@ -80,8 +81,10 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     if data.train_split not in names:
         raise UserError(f"data.path={data.path}: {unknown('split', data.train_split, names)}")
     chosen = {"train": names[data.train_split]}
-    if data.val_split in names:
+    if data.val_split is not None and data.val_split in names:
         chosen["val"] = names[data.val_split]
+    if builder.info.features:  # not every dataset says; then the first file tells
+        check_columns(data, f"data.path={data.path}", builder.info.features)
     left_out = sorted(set(names) - {data.train_split, data.val_split})
     if left_out:
         logger.info("%s: the split(s) %s are left out", data.path, ", ".join(left_out))
@@ -330,11 +333,15 @@ def _status(error: BaseException) -> int | None:
 
 
 def _retry_after(error: BaseException) -> float | None:
+    """The seconds that a hub which is too busy asks for, by either of its headers."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
     for cause in _causes(error):
-        response = getattr(cause, "response", None)
-        headers: Mapping[str, str] = getattr(response, "headers", {})
+        headers: Mapping[str, str] = getattr(getattr(cause, "response", None), "headers", {})
         if (text := headers.get("Retry-After", "")).isdigit():
             return float(text)
+        if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
     return None
 
 

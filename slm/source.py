@@ -120,7 +120,10 @@ def _from_files(config: PipelineConfig, root: Path, progress: Progress) -> Sourc
     data = config.data
     base, splits = find_files(data)
     names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
-    entries = storage.describe_files(base, names)
+    try:
+        entries = storage.describe_files(base, names)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     origin = {name: entry.sha256 for name, entry in entries.items()}
     layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
     revision = storage.sha256_bytes(storage.canonical_json(origin))
@@ -276,7 +279,8 @@ def _source(
         if not written.documents:
             raise UserError(
                 f"data.path={data.path}: no documents in the {split} split"
-                + "".join(f"; {count} rows were {reason}" for reason, count in counts.items())
+                + "".join(f"; {count} row(s) left out: {why}" for why, count in counts.items())
+                + ("; --set data.val_split=null does without" if split == "val" else "")
             )
     return Source(
         key=key, dataset=data.path, revision=revision, splits=splits, origin=origin, dropped=counts

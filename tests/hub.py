@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = {".parquet", ".gz", ".zst"}
 Files = dict[str, bytes]
@@ -67,6 +67,7 @@ class Hub:
         self.requests: list[Request] = []
         self.on_request: Callable[[str], None] = lambda line: None
         self.closing = threading.Event()
+        self.storage_host = ""  # where set, large files are redirected there, as the real hub does
         self.endpoint = ""
 
     def add(self, name: str, files: Files, token: str | None = None) -> str:
@@ -159,7 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._api(parts[2:], parse_qs(address.query), parse_qs(body.decode()))
         if parts[0] == "datasets" and "resolve" in parts:
             at = parts.index("resolve")
-            return self._file("/".join(parts[1:at]), parts[at + 1], "/".join(parts[at + 2 :]), fault)
+            return self._file(
+                "/".join(parts[1:at]), parts[at + 1], "/".join(parts[at + 2 :]), fault
+            )
+        if parts[0] == "storage":
+            commit, path = parts[3], "/".join(parts[4:])
+            content = self.hub.repositories["/".join(parts[1:3])].commits[commit][path]
+            return self._content(content, {}, fault)
         return self._send(404, b"{}")
 
     def _api(
@@ -230,6 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
         if is_lfs(path):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(content))
+            if self.hub.storage_host:
+                place = f"{self.hub.storage_host}/storage/{name}/{commit}/{path}"
+                return self._send(302, b"", {**headers, "Location": place})
         return self._content(content, headers, fault)
 
     # ---- answers ----
@@ -257,9 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "stall":
             self.hub.closing.wait(20)
         if kind == "reset":  # closing with this option set sends RST in place of FIN
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         return None
 
@@ -267,7 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
+        self._send(
+            status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}
+        )
 
     def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
