@@ -176,7 +176,7 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     try:
         fields = json.loads(path.read_bytes())
         record = kind.model_validate({**fields, "path": folder})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
