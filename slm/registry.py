@@ -244,6 +244,7 @@ def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
             python_model=str(script),
             code_paths=[str(package)],
             artifacts={n: str(checkpoint / f) for n, f in zip(names, MODEL_FILES, strict=True)},
+            input_example=(["Once upon a time"], PARAMS),
             signature=infer_signature(["Once upon a time"], ["there was"], params=PARAMS),
             pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
             mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
@@ -303,13 +304,14 @@ def _model_version(
                 if entry.tags.get(key) != value:
                     client.set_model_version_tag(name, entry.version, key, value)
             return entry
-    return client.create_model_version(
-        name,
-        source=model.model_uri,
-        run_id=tags["slm.run_id"],
-        tags=tags,
-        model_id=model.model_id,
-    )
+    with tracking.as_default(client):
+        return client.create_model_version(
+            name,
+            source=model.model_uri,
+            run_id=tags["slm.run_id"],
+            tags=tags,
+            model_id=model.model_id,
+        )
 
 
 def _first_aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
@@ -376,7 +378,7 @@ def _download(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path
     if "slm.weights_sha256" not in tags:
         raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
     wanted = tags["slm.weights_sha256"]
-    local = root / "runs" / tags["slm.run"] / "checkpoints" / tags["slm.checkpoint"]
+    local: Path = root / "runs" / tags["slm.run"] / "checkpoints" / tags["slm.checkpoint"]
     weights = local / MODEL_FILES[0]
     if weights.is_file() and storage.sha256_file(weights) == wanted:
         return local
@@ -385,8 +387,8 @@ def _download(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path
         from mlflow.artifacts import download_artifacts
 
         source = f"models:/{entry.name}/{entry.version}"
-        uri = client.tracking_uri
-        got = Path(download_artifacts(source, dst_path=str(staging / "all"), tracking_uri=uri))
+        with tracking.as_default(client):
+            got = Path(download_artifacts(source, dst_path=str(staging / "all")))
         for file in MODEL_FILES:
             shutil.copy(got / "artifacts" / file, staging / file)
         shutil.rmtree(staging / "all")
@@ -398,9 +400,8 @@ def _download(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path
             version=str(entry.version),
             aliases=[],
             run_id=entry.run_id or "",
-            tracking_uri=tracking.public_uri(uri),
+            tracking_uri=tracking.public_uri(client.tracking_uri),
         )
 
     folder = root / "mlflow" / "models" / f"{entry.name}-{entry.version}-{wanted[:12]}"
-    stored: Version = storage.run_stage(folder, Version, wanted, fetch)
-    return stored.path
+    return Path(storage.run_stage(folder, Version, wanted, fetch).path)

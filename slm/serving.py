@@ -9,6 +9,7 @@ unpickled.
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -21,15 +22,15 @@ class Generator(PythonModel):  # type: ignore[misc]
 
         self.model, self.tokenizer = load_model(Path(context.artifacts["model"]).parent)
 
-    def predict(self, context, model_input, params):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any]) -> list[str]:
         """One completion a prompt. `params` are keyword arguments of `slm.sample.generate`.
 
-        No type hints: with them, MLflow would not take `params`.
+        The prompts come as a frame of one column: a hint of `list[str]` would cost the `params`.
         """
         from slm.sample import generate
 
-        prompts = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        samples = generate(self.model, self.tokenizer, [str(p) for p in prompts], **params)
+        prompts = [str(prompt) for prompt in model_input.iloc[:, 0]]
+        samples = generate(self.model, self.tokenizer, prompts, **params)
         return [sample.completion for sample in samples]
 
 

@@ -44,6 +44,7 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -72,11 +73,24 @@ def connect(uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow.store"):
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         storage.make_folder(Path(uri.removeprefix("sqlite:///")).parent)
     return MlflowClient(uri)
+
+
+@contextmanager
+def as_default(client: "MlflowClient") -> Iterator[None]:
+    """Makes a client's server the process's own: some of MLflow's calls look nowhere else."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) -> str:
