@@ -6,6 +6,7 @@ last.
 """
 
 import ast
+import json
 import re
 import shutil
 import sqlite3
@@ -21,7 +22,7 @@ from slm import storage, tracking
 from slm.checkpoint import find_run, latest_checkpoint
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, UserError, unknown
-from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Source, Version
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,13 +110,9 @@ def _chain(
 ) -> dict[str, str]:
     """Everything that the version was made of, as tags. A link whose files are gone is left out."""
 
-    def folder(stage: str, key: str) -> Path:
-        return root / stage / f"{config.recipe}-{key[:12]}"
-
-    shards = storage.read_record(folder("shards", run.shards_key), Shards, verify=False)
-    source = shards and storage.read_record(
-        folder("sources", shards.source_key), Source, verify=False
-    )
+    described = json.loads((run.path / "config.json").read_bytes())
+    shards = storage.read_record(root / "shards" / described["shards"], Shards, verify=False)
+    source = tracking.find_source(root, shards) if shards else None
     environment = run.environment
     links = {
         "dataset": source and source.dataset,
@@ -134,8 +131,8 @@ def _chain(
         "checkpoint": checkpoint.name,
         "weights_sha256": checkpoint.weights_sha256,
         "evaluation_key": evaluation.key,
-        "evaluation_sha256": tracking.content_sha256(evaluation),
-        "report_sha256": report and tracking.content_sha256(report),
+        "evaluation_sha256": storage.content_hash(evaluation),
+        "report_sha256": report and storage.content_hash(report),
         "val_loss": evaluation.val_loss,
         "val_bpb": evaluation.val_bpb,
         "determinism_level": run.level,

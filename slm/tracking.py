@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
-from slm.records import Checkpoint, Evaluation, Record, Report, Run, Shards, Source
+from slm.journal import JOURNAL
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Source
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -193,7 +194,7 @@ class _Mirrored:
         self.config = PipelineConfig.model_validate(self.settings["config"])
         self.uri = uri or tracking_uri(self.config, self.root)
         self.client = connect(self.uri)
-        self.journal = _Journal(self.path / "metrics.jsonl")
+        self.journal = _Tail(self.path / JOURNAL)
         self.run_id = ""
         self.marks: dict[str, int] = {}  # metric → the last step that the server has
 
@@ -235,7 +236,12 @@ class _Mirrored:
             else self.client.create_run(
                 experiment,
                 start_time=self.journal.first_time(),
-                tags={**tags, "slm.recipe": self.config.recipe, "mlflow.source.name": "slm"},
+                tags={
+                    **tags,
+                    "slm.run_key": self.settings["key"],
+                    "slm.recipe": self.config.recipe,
+                    "mlflow.source.name": "slm",
+                },
                 run_name=self.path.name,
             )
         )
@@ -246,9 +252,9 @@ class _Mirrored:
     def _send_settings(self, run: "MlflowRun") -> None:
         from mlflow.entities import Param
 
-        params = dict(_flatten(self.settings["config"])) | {
-            key: str(value) for key, value in self.settings.items() if isinstance(value, int | str)
-        }
+        params = dict(_flatten(self.settings["config"]))
+        with suppress(FileNotFoundError):  # the trainer writes it when it starts
+            params |= _flatten(json.loads((self.path / "plan.json").read_bytes()), "plan.")
         missing = [
             Param(key, public_uri(value)[:6000])
             for key, value in params.items()
@@ -257,7 +263,8 @@ class _Mirrored:
         for start in range(0, len(missing), PARAMS):
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
         if not run.inputs.dataset_inputs:
-            datasets = _dataset_inputs(self.root, self.config, self.settings["shards_key"])
+            shards = self.root / "shards" / self.settings["shards"]
+            datasets = _dataset_inputs(self.root, self.config, shards)
             self.client.log_inputs(run.info.run_id, datasets=datasets)
 
     # ---- metrics ----
@@ -306,12 +313,12 @@ class _Mirrored:
             self._send_checkpoints(info, run)
             self.client.log_artifact(self.run_id, str(self.path / "config.json"))
             self._tag(_run_tags(run))
-        if evaluation and sent.get("slm.evaluation") != content_sha256(evaluation):
+        if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
             self._send_evaluation(evaluation)
-            self._tag({"slm.evaluation": content_sha256(evaluation)})
-        if report and sent.get("slm.report") != content_sha256(report):
+            self._tag({"slm.evaluation": storage.content_hash(evaluation)})
+        if report and sent.get("slm.report") != storage.content_hash(report):
             self.client.log_artifacts(self.run_id, str(report.path), "report")
-            self._tag({"slm.report": content_sha256(report)})
+            self._tag({"slm.report": storage.content_hash(report)})
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -395,8 +402,8 @@ class _Mirrored:
             self.client.set_terminated(self.run_id, status, self.journal.last_time)
 
 
-class _Journal:
-    """`metrics.jsonl`, read on from where the last pass ended."""
+class _Tail:
+    """The journal, read on from where the last pass ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -432,7 +439,7 @@ class _Journal:
 
     def first_time(self) -> int:
         """When the run began, in milliseconds."""
-        for event, _ in _Journal(self.path).events():
+        for event, _ in _Tail(self.path).events():
             return int(event["time"] * 1000)
         return int(time.time() * 1000)
 
@@ -460,20 +467,17 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
-def _dataset_inputs(root: Path, config: PipelineConfig, shards_key: str) -> list["DatasetInput"]:
+def _dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["DatasetInput"]:
     """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
 
     Empty where the shards are gone.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def folder(stage: str, key: str) -> Path:
-        return root / stage / f"{config.recipe}-{key[:12]}"
-
-    shards = storage.read_record(folder("shards", shards_key), Shards, verify=False)
+    shards = storage.read_record(folder, Shards, verify=False)
     if shards is None:
         return []
-    source = storage.read_record(folder("sources", shards.source_key), Source, verify=False)
+    source = find_source(root, shards)
     name = source.dataset if source else config.data.path or config.data.source
     where = {"path": name, "uri": name, "revision": source.revision if source else None}
     inputs = []
@@ -491,10 +495,16 @@ def _dataset_inputs(root: Path, config: PipelineConfig, shards_key: str) -> list
     return inputs
 
 
+def find_source(root: Path, shards: Shards) -> Source | None:
+    """The source that shards were made of, where it is still there."""
+    recipe = shards.name.rpartition("-")[0]
+    folder = root / "sources" / f"{recipe}-{shards.source_key[:12]}"
+    return storage.read_record(folder, Source, verify=False)
+
+
 def _run_tags(run: Run) -> dict[str, str]:
     environment = {f"environment.{key}": value for key, value in _flatten(run.environment)}
     tags = {
-        "slm.run_key": run.key,
         "slm.shards_key": run.shards_key,
         "slm.determinism_level": run.level,
         "slm.best": run.best,
@@ -514,12 +524,6 @@ def _checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
         "slm.tokenizer_sha256": checkpoint.tokenizer_sha256,
         "slm.shards_key": checkpoint.shards_key,
     }
-
-
-def content_sha256(record: Record) -> str:
-    """One hash over the files of a record."""
-    hashes = {name: entry.sha256 for name, entry in record.files.items()}
-    return storage.sha256_bytes(storage.canonical_json(hashes))
 
 
 def _is_locked(path: Path) -> bool:

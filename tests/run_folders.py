@@ -53,13 +53,13 @@ def start_run(root: Path, config: PipelineConfig = CONFIG, key: str = KEY) -> Pa
     path = root / "runs" / f"{config.recipe}-{key[:12]}"
     (path / "checkpoints").mkdir(parents=True)
     settings = {
+        "key": key,
         "config": config.model_dump(mode="json"),
+        "shards": shards_folder.name,
         "shards_key": "6" * 64,
-        "vocab_size": 260,
-        "eot": 259,
-        "max_steps": 60,
     }
     storage.write_json(path / "config.json", settings)
+    storage.write_json(path / "plan.json", {"max_steps": 60, "precision": "fp32"})
     write_journal(path, [{"event": "start", "time": START}])
     return path
 
