@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import yaml
+
 from slm import storage
 from slm.config import DataConfig
 from slm.documents import check_columns
@@ -99,6 +101,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
 def _builder(data: DataConfig, commit: str) -> Any:
     """What `datasets` makes of the repository: nothing is downloaded but its metadata."""
     import datasets
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # With the scheme, a local folder of that name is not taken for the dataset.
     address = f"hf://datasets/{data.path}"
@@ -106,9 +109,13 @@ def _builder(data: DataConfig, commit: str) -> Any:
         return datasets.load_dataset_builder(
             address, data.config_name, revision=commit, token=_token()
         )
-    except ValueError as error:
-        if "onfig" not in str(error):
-            raise
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except (ValueError, RuntimeError, TypeError, KeyError, yaml.YAMLError) as error:
+        if not re.search("BuilderConfig .* not found|Config name is missing", str(error)):
+            raise UserError(
+                f"data.path={data.path}: the library datasets cannot read it: {error}"
+            ) from error
         names = datasets.get_dataset_config_names(address, revision=commit, token=_token())
         if data.config_name is not None:
             raise unknown("data.config_name", data.config_name, names) from error
@@ -370,6 +377,7 @@ def _summary(error: BaseException) -> str:
 
 def _explained(data: DataConfig, error: Exception) -> SlmError | None:
     """The error for the user; None where it has nothing to do with the hub."""
+    from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
@@ -394,7 +402,7 @@ def _explained(data: DataConfig, error: Exception) -> SlmError | None:
             f"{at}: {constants.ENDPOINT} has no such dataset, or shows it only to its members: "
             "check the id, or set HF_TOKEN"
         )
-    if behind(FileNotFoundDatasetsError):
+    if behind(FileNotFoundDatasetsError, EmptyDatasetError):
         return UserError(f"{at} holds no data files that can be read ({error})")
     if behind(hub.OfflineModeIsEnabled):
         return SlmError(f"{at} is needed from the hub, but HF_HUB_OFFLINE is set: unset it")

@@ -25,7 +25,7 @@ class Fault:
     """What goes wrong for requests whose `METHOD /path` contains `where`, so many times."""
 
     where: str
-    kind: str  # status, stall, cut, reset, truncate, flip
+    kind: str  # status, silence, stall, cut, reset, truncate, flip
     times: int = 1
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
@@ -130,6 +130,7 @@ def describe(path: str, content: bytes) -> dict[str, object]:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else head and body wait 40 ms for each other
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -154,6 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.take_fault(line)
         if fault and fault.kind == "status":
             return self._send(fault.status, b'{"error": "scripted"}', fault.headers)
+        if fault and fault.kind == "silence":
+            self.hub.closing.wait(20)
+            self.close_connection = True
+            return None
         address = urlsplit(self.path)
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
         if parts[:2] == ["api", "datasets"]:
