@@ -185,10 +185,16 @@ class ReportConfig(Section):
 
 
 class RegistryConfig(Section):
-    """Where the model is registered."""
+    """Where the model is registered, and what a version must show to become champion."""
 
     model: str = Field(default="slm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     tracking_uri: str | None = None  # None: MLFLOW_TRACKING_URI, else SQLite under data/mlflow/
+
+    gate_documents: PositiveInt = 1000  # held-out ones that challenger and champion are scored on
+    margin: float = 0.0  # bits a byte by which it may be worse, at 95 % confidence; 0: better
+    max_bpb: PositiveFloat = 4.0  # where there is no champion to be measured against
+    max_degenerate: Fraction = 0.1  # share of samples that are empty, invalid or repetitive
+    max_memorised: Fraction = 0.25  # share of samples that copy more of train than human text does
 
 
 class PipelineConfig(Section):

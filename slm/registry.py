@@ -338,7 +338,7 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
     root = root or data_root()
     if text.startswith("models:"):
         client = tracking.connect(uri or tracking.default_uri(root))
-        return _download(client, find_version(client, text), root)
+        return fetch_version(client, find_version(client, text), root)
     path = find_run(text, root)
     run = storage.read_record(path, Run, verify=False)
     if run:
@@ -369,8 +369,10 @@ def find_version(client: "MlflowClient", text: str) -> "ModelVersion":
     return versions[str(number)]
 
 
-def _download(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path:
-    """The version's files: those of its run, where they still are what was registered."""
+def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path:
+    """The folder of a version's files: those of its run, where they are what was registered, else
+    a copy from the registry under `data/mlflow/models`, whose weights are checked.
+    """
     tags = entry.tags
     if "slm.weights_sha256" not in tags:
         raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")

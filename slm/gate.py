@@ -1,0 +1,412 @@
+"""The gate: a version becomes champion only where the evidence says that it is better.
+
+Challenger and champion are scored on the same held-out documents, those of the challenger's own
+shards. What counts is the difference in bits per byte with its interval, from a bootstrap over the
+documents; samples that are broken or copied veto, and so does a gap in the lineage. The verdict is
+written on the version and into an audit log, and only then the alias moves, so a process that is
+killed between two calls is made up for by asking again.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from slm import storage, tracking, vetoes
+from slm.checkpoint import load_model
+from slm.config import PipelineConfig, RegistryConfig, data_root
+from slm.errors import CorruptionError, UserError
+from slm.evaluate import device, score_documents
+from slm.records import Evaluation, Progress, Shards, silent
+from slm.registry import CHALLENGER, CHAMPION, MODEL_FILES, fetch_version, find_version
+from slm.sample import generate
+from slm.shards import documents, read_shards, read_tokens
+from slm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from slm.model import GPT
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+FEWEST_DOCUMENTS = 20  # below that, the interval cannot be trusted
+SAMPLES = 32  # texts that the vetoes look at
+SAMPLE_TOKENS = 128
+PROMPT_TOKENS = 8
+AUDIT = "audit.jsonl"
+LINEAGE = (  # tags that every version must carry
+    "dataset",
+    "dataset_revision",
+    "source_key",
+    "shards_key",
+    "tokenizer_sha256",
+    "config_sha256",
+    "environment_sha256",
+    "run_key",
+    "weights_sha256",
+    "evaluation_sha256",
+    "val_bpb",
+)
+
+
+class Verdict(BaseModel):
+    """What the gate found, and what it decided. Differences are challenger minus champion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    version: str
+    champion: str | None  # the version that it was measured against, if any
+    decision: Literal["promoted", "refused"]
+    forced: str | None = None  # the reason that was given for overriding the gate
+    val_bpb: float
+    champion_bpb: float | None = None
+    difference: float | None = None  # bits a byte
+    low: float | None = None  # the 95 % interval of the difference
+    high: float | None = None
+    margin: float
+    documents: int
+    documents_sha256: str
+    vetoes: list[str]
+    reason: str
+
+
+# ---- the evidence, as pure functions ----------------------------------------------------------
+
+
+def paired_interval(
+    challenger: npt.NDArray[np.float64],
+    champion: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """The difference in bits per byte and its 95 % interval, challenger minus champion.
+
+    A percentile bootstrap over documents (Efron 1979): both models keep the same documents in
+    every resample, so what makes a document hard cancels out.
+
+    Args:
+        challenger, champion: nats spent on each document, (N,).
+        sizes: UTF-8 bytes of each document, (N,).
+    """
+    bits = (challenger - champion) / math.log(2)
+    draws = np.random.Generator(np.random.PCG64(seed))
+    found = np.empty(resamples)
+    step = max(1, 2_000_000 // len(bits))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        chosen = draws.integers(0, len(bits), (rows, len(bits)))
+        found[start : start + rows] = bits[chosen].sum(1) / sizes[chosen].sum(1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(found, (tail, 1 - tail))
+    return float(bits.sum() / sizes.sum()), float(low), float(high)
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+def promote(
+    version: str,
+    *,
+    root: Path | None = None,
+    uri: str | None = None,
+    thresholds: RegistryConfig | None = None,
+    force: str | None = None,
+    progress: Progress = silent,
+) -> Verdict:
+    """Judges a version against the champion; makes it the champion where it is better.
+
+    Args:
+        version: `models:/NAME@challenger` or `models:/NAME/VERSION`.
+        thresholds: None: those of the run's own config.
+        force: a reason to promote whatever the gate finds; it is recorded.
+
+    Raises:
+        UserError: there is no such version, or its held-out documents are gone.
+        CorruptionError: the weights are not those that were evaluated. Nothing forces these.
+    """
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
+        entry = find_version(client, version)
+        champion = _champion(client, entry.name)
+        if champion and champion.version == entry.version and "slm.verdict" in entry.tags:
+            verdict = Verdict.model_validate_json(entry.tags["slm.verdict"])
+        else:
+            verdict = _judge(client, entry, champion, root, thresholds, force, progress)
+            _announce(client, verdict)
+            _log(root, verdict.model_dump(mode="json"))
+        if verdict.decision == "promoted":
+            _crown(client, entry.name, entry.version)
+    return verdict
+
+
+def rollback(model: str, *, root: Path | None = None, uri: str | None = None) -> tuple[str, str]:
+    """Makes the champion's predecessor champion again; returns (its version, the one that left).
+
+    Raises UserError where there is no predecessor.
+    """
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
+        leaving = find_version(client, f"models:/{model}@{CHAMPION}")
+        before = leaving.tags.get("slm.previous_champion")
+        if before is None:
+            raise UserError(f"{model} version {leaving.version} followed no other champion")
+        find_version(client, f"models:/{model}/{before}")
+        _log(root, {"decision": "rolled back", "model": model, "from": str(leaving.version),
+                    "to": before})  # fmt: skip
+        client.set_model_version_tag(model, leaving.version, "slm.decision", "rolled back")
+        client.set_registered_model_alias(model, CHAMPION, before)
+    return before, str(leaving.version)
+
+
+# ---- judging ----------------------------------------------------------------------------------
+
+
+def _judge(
+    client: "MlflowClient",
+    entry: "ModelVersion",
+    champion: "ModelVersion | None",
+    root: Path,
+    thresholds: RegistryConfig | None,
+    force: str | None,
+    progress: Progress,
+) -> Verdict:
+    """Scores both, asks the vetoes, decides. A champion is measured against absolute thresholds."""
+    rival = None if champion is None or champion.version == entry.version else champion
+    _check_weights(client, entry, root)
+    folder = fetch_version(client, entry, root)
+    shards = _shards(entry, root)
+    limits = thresholds or _run_thresholds(entry, root)
+    texts = _held_out(shards, limits.gate_documents)
+    sizes = np.array([len(text.encode()) for text in texts])
+
+    model, tokenizer = load_model(folder, device())
+    nats = _score(model, tokenizer, texts, progress)
+    against = _vetoes(entry, model, tokenizer, texts, shards, limits)
+    bpb = float(nats.sum() / math.log(2) / sizes.sum())
+    measured: dict[str, Any] = {}
+    if rival:
+        other, other_tokenizer = load_model(fetch_version(client, rival, root), device())
+        rival_nats = _score(other, other_tokenizer, texts, progress)
+        difference, low, high = paired_interval(nats, rival_nats, sizes)
+        measured = {"difference": difference, "low": low, "high": high, "champion_bpb":
+                    float(rival_nats.sum() / math.log(2) / sizes.sum())}  # fmt: skip
+        better = high < limits.margin
+        line = f"{difference:+.4f} bits a byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
+    else:
+        better = bpb <= limits.max_bpb
+        line = f"{bpb:.4f} bits a byte, no rival, threshold {limits.max_bpb:g}"
+    if not math.isfinite(bpb):
+        against.append("its loss is not a number")
+    if against:
+        line += "; vetoed: " + "; ".join(against)
+    return Verdict(
+        model=entry.name,
+        version=str(entry.version),
+        champion=str(rival.version) if rival else None,
+        decision="promoted" if force or (better and not against) else "refused",
+        forced=force,
+        val_bpb=bpb,
+        margin=limits.margin,
+        documents=len(texts),
+        documents_sha256=storage.sha256_bytes(storage.canonical_json(texts)),
+        vetoes=against,
+        reason=line,
+        **measured,
+    )
+
+
+def _check_weights(client: "MlflowClient", entry: "ModelVersion", root: Path) -> None:
+    """Refuses weights that were exchanged, in the registry or in the run, since the evaluation."""
+    from mlflow.artifacts import download_artifacts
+
+    wanted = entry.tags.get("slm.weights_sha256")
+    if wanted is None:
+        raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
+    source = f"models:/{entry.name}/{entry.version}/artifacts/{MODEL_FILES[0]}"
+    with TemporaryDirectory(dir=root / "mlflow") as temporary, tracking.as_default(client):
+        stored = storage.sha256_file(Path(download_artifacts(source, dst_path=temporary)))
+    if stored != wanted:
+        raise CorruptionError(f"the weights of {source} were exchanged: they are not promoted")
+    run = root / "runs" / entry.tags["slm.run"]
+    weights = run / "checkpoints" / entry.tags["slm.checkpoint"] / MODEL_FILES[0]
+    if weights.exists() and storage.sha256_file(weights) != wanted:
+        raise CorruptionError(f"{weights} was exchanged after its evaluation: it is not promoted")
+    evaluation = storage.read_record(run / "evaluation", Evaluation)  # verified
+    if evaluation and evaluation.weights_sha256 != wanted:
+        raise CorruptionError(
+            f"{run / 'evaluation'} is of other weights than models:/{entry.name}/{entry.version}: "
+            "evaluate and register the run again"
+        )
+
+
+def _shards(entry: "ModelVersion", root: Path) -> Shards:
+    key = entry.tags.get("slm.shards_key", "")
+    for folder in sorted((root / "shards").glob(f"*-{key[:12]}")):
+        shards = read_shards(folder)
+        if shards.key == key:
+            return shards
+    raise UserError(
+        f"the shards of models:/{entry.name}/{entry.version} are gone from {root / 'shards'}: "
+        f"its held-out documents are needed; `slm encode {entry.tags.get('slm.recipe', 'RECIPE')}`"
+    )
+
+
+def _run_thresholds(entry: "ModelVersion", root: Path) -> RegistryConfig:
+    path = root / "runs" / entry.tags["slm.run"] / "config.json"
+    if not path.exists():
+        return RegistryConfig()
+    return PipelineConfig.model_validate(json.loads(path.read_bytes())["config"]).registry
+
+
+def _held_out(shards: Shards, count: int) -> list[str]:
+    """The first held-out documents, as text: any tokenizer can be scored on them."""
+    tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
+    texts: list[str] = []
+    for ids in documents(shards, "val"):
+        if len(texts) == count:
+            break
+        if text := tokenizer.decode(ids.tolist()):
+            texts.append(text)
+    return texts
+
+
+def _score(
+    model: "GPT", tokenizer: Tokenizer, texts: Sequence[str], progress: Progress
+) -> npt.NDArray[np.float64]:
+    """Nats spent on each text, (N,)."""
+    encoded = (np.array(tokenizer.encode(text), np.int64) for text in texts)
+    rows = score_documents(model, tokenizer, encoded, len(texts), progress).rows()
+    return np.array([nats for nats, _, _ in rows])
+
+
+def _vetoes(
+    entry: "ModelVersion",
+    model: "GPT",
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    shards: Shards,
+    limits: RegistryConfig,
+) -> list[str]:
+    """What speaks against the version whatever its loss, a line each."""
+    found = []
+    if missing := [link for link in LINEAGE if f"slm.{link}" not in entry.tags]:
+        found.append(f"lineage lacks {', '.join(missing)}")
+    if len(texts) < FEWEST_DOCUMENTS:
+        found.append(f"{len(texts)} held-out documents are too few to judge by")
+    human = [np.array(tokenizer.encode(text), np.int64) for text in texts]
+    length = min(PROMPT_TOKENS, model.config.seq_len // 2)
+    prompts = [tokenizer.decode(ids[:length].tolist()) for ids in human[:SAMPLES]]
+    written = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=SAMPLE_TOKENS,
+        temperature=0.8,
+        top_k=50,
+        seed=range(len(prompts)),
+    )
+    samples = [np.array(tokenizer.encode(s.completion), np.int64) for s in written]
+    broken = [vetoes.degenerate(s.completion, i) for s, i in zip(written, samples, strict=True)]
+    if (share := sum(b is not None for b in broken) / len(broken)) > limits.max_degenerate:
+        kinds = ", ".join(sorted({b for b in broken if b}))
+        found.append(
+            f"{share:.0%} of its samples are {kinds} (at most {limits.max_degenerate:.0%})"
+        )
+    # Compared as the challenger's shards spell them, whose tokenizer is the challenger's own.
+    train = (read_tokens(shards.path / name) for name in shards.splits["train"].files)
+    ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
+    runs = vetoes.longest_runs(samples + ends, train, tokenizer.n_vocab)
+    share = vetoes.memorised_share(runs[: len(samples)], runs[len(samples) :])
+    if share > limits.max_memorised:
+        found.append(
+            f"{share:.0%} of its samples copy more of the training text than human ones do "
+            f"(at most {limits.max_memorised:.0%})"
+        )
+    return found
+
+
+# ---- writing it down --------------------------------------------------------------------------
+
+
+def _champion(client: "MlflowClient", model: str) -> "ModelVersion | None":
+    if CHAMPION not in client.get_registered_model(model).aliases:
+        return None
+    return client.get_model_version_by_alias(model, CHAMPION)
+
+
+def _announce(client: "MlflowClient", verdict: Verdict) -> None:
+    """The verdict as tags and as a description of the version."""
+    tags = {
+        "slm.decision": f"{verdict.decision} (forced)" if verdict.forced else verdict.decision,
+        "slm.reason": verdict.reason,
+        "slm.held_out_sha256": verdict.documents_sha256,
+        "slm.verdict": verdict.model_dump_json(),
+    }
+    if verdict.decision == "promoted" and verdict.champion:
+        tags["slm.previous_champion"] = verdict.champion
+    for key, value in tags.items():
+        client.set_model_version_tag(verdict.model, verdict.version, key, value)
+    client.update_model_version(verdict.model, verdict.version, describe(verdict))
+
+
+def describe(verdict: Verdict) -> str:
+    """The verdict in Markdown."""
+
+    def number(value: float | None, form: str = ".4f") -> str:
+        return "–" if value is None else format(value, form)
+
+    rival = f"version {verdict.champion}" if verdict.champion else "no champion"
+    lines = [
+        f"**{verdict.decision.capitalize()}**, measured against {rival}.",
+        "",
+        "| | bits a byte |",
+        "|---|---|",
+        f"| this version | {number(verdict.val_bpb)} |",
+        f"| champion | {number(verdict.champion_bpb)} |",
+        f"| difference | {number(verdict.difference, '+.4f')} |",
+        f"| 95 % interval | {number(verdict.low, '+.4f')} … {number(verdict.high, '+.4f')} |",
+        f"| margin | {verdict.margin:g} |",
+        "",
+        f"{verdict.documents} held-out documents, sha256 `{verdict.documents_sha256[:12]}`, "
+        f"paired bootstrap with {RESAMPLES:,} resamples.",
+        *(f"- Veto: {veto}." for veto in verdict.vetoes),
+    ]
+    if verdict.forced:
+        lines.append(f"- Forced: {verdict.forced}")
+    return "\n".join(lines)
+
+
+def _log(root: Path, entry: dict[str, Any]) -> None:
+    """Appends to the audit log, unless its last line says the same: a call that is made again."""
+    path = root / "mlflow" / AUDIT
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    if lines:
+        last = json.loads(lines[-1])
+        last.pop("time")
+        if last == entry:
+            return
+    lines.append(json.dumps({"time": time.time(), **entry}, ensure_ascii=False))
+    storage.write_file(path, "\n".join(lines) + "\n")
+
+
+def _crown(client: "MlflowClient", model: str, version: str) -> None:
+    """Moves the alias, and then takes `challenger` from the version that is none any more."""
+    aliases = client.get_registered_model(model).aliases
+    if str(aliases.get(CHAMPION)) != str(version):
+        client.set_registered_model_alias(model, CHAMPION, version)
+    if str(aliases.get(CHALLENGER)) == str(version):
+        client.delete_registered_model_alias(model, CHALLENGER)
