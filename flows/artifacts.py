@@ -31,7 +31,9 @@ def training_progress() -> Iterator[Callable[[Progress], Progress]]:
         last = time.monotonic()
         percent = min(100.0, 100 * done / total)
         if artifact is None:
-            artifact = create_progress_artifact(percent, key="training", description=what)
+            created = create_progress_artifact(percent, key="training", description=what)
+            assert isinstance(created, UUID)  # a coroutine only where a loop is running
+            artifact = created
         else:
             update_progress_artifact(artifact, percent, description=what)
 

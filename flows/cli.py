@@ -5,21 +5,25 @@ imported inside the commands, so that `slm --help` answers at once.
 """
 
 import errno
-import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from flows import environment
-from flows.display import Display, shorten, showing_on
-from slm.config import DEFAULT_RECIPE, data_root, load_recipe, parse_overrides
+from flows.display import shorten
+from flows.lookups import bench, check, inspect, recipes, sample, verify
+from flows.options import AsJson, RecipeName, RunName, Settings, display_for, show
+from slm.config import (
+    DEFAULT_RECIPE,
+    data_root,
+    load_recipe,
+    parse_overrides,
+)
 from slm.errors import SlmError, UserError
 
 app = typer.Typer(
@@ -30,16 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder, its name, or models:/NAME@ALIAS.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: train.max_steps=100."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 
 PIPELINE, STAGES, LOOK = "The whole pipeline", "One stage", "Look and check"
 
@@ -54,14 +48,15 @@ def run(
     """Take a dataset to a registered model, through the Prefect flow."""
     overrides = parse_overrides(settings or [])
     load_recipe(recipe, overrides)  # bad input is told before any server starts
-    with _display(as_json) as display:
+    with display_for(as_json) as display:
         from flows.local import run_pipeline
 
         results = run_pipeline(recipe, overrides)
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits a byte")
         display.write(f"report    {shorten(Path(results['report']))}")
         display.write(f'try       slm sample {results["version"]} --prompt "Once upon a time"')
-    _print_json(results, as_json)
+    if as_json:
+        show(results, as_json)
 
 
 # ---- one stage --------------------------------------------------------------------------------
@@ -73,92 +68,126 @@ def download(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fa
     import slm.source
 
     config = load_recipe(recipe, parse_overrides(settings or []))
-    with _display(as_json) as display:
+    with display_for(as_json) as display:
         source = display.stage("download", lambda p: slm.source.download(config, progress=p))
-    _print_json(
-        {
-            "source": str(source.path),
-            "dataset": source.dataset,
-            "revision": source.revision,
-            "documents": source.documents,
-            "bytes": sum(split.bytes for split in source.splits.values()),
-            "files": {name: entry.sha256 for name, entry in source.files.items()},
-        },
-        as_json,
-    )
+    result = {
+        "source": str(source.path),
+        "dataset": source.dataset,
+        "revision": source.revision,
+        "documents": source.documents,
+        "bytes": sum(split.bytes for split in source.splits.values()),
+        "files": {name: entry.sha256 for name, entry in source.files.items()},
+    }
+    show(result, as_json)
 
 
 @app.command(rich_help_panel=STAGES)
 def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
     """Turn a recipe's dataset into token shards."""
     import slm.shards
-
     import slm.source
 
     config = load_recipe(recipe, parse_overrides(settings or []))
-    with _display(as_json) as display:
+    with display_for(as_json) as display:
         source = display.stage("download", lambda p: slm.source.download(config, progress=p))
         shards = display.stage("encode", lambda p: slm.shards.encode(config, source, progress=p))
     splits = shards.splits.values()
-    _print_json(
-        {
-            "shards": str(shards.path),
-            "documents": sum(split.documents for split in splits),
-            "tokens": sum(split.tokens for split in splits),
-            "bytes": sum(split.bytes for split in splits),
-            "files": {name: entry.sha256 for name, entry in shards.files.items()},
-        },
-        as_json,
-    )
+    result = {
+        "shards": str(shards.path),
+        "documents": sum(split.documents for split in splits),
+        "tokens": sum(split.tokens for split in splits),
+        "bytes": sum(split.bytes for split in splits),
+        "files": {name: entry.sha256 for name, entry in shards.files.items()},
+    }
+    show(result, as_json)
 
 
 @app.command(rich_help_panel=STAGES)
 def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
     """Train a recipe's model, or go on with a training that was interrupted."""
-    import slm.launch
     import slm.shards
-
     import slm.source
+    from flows.runs import train_mirrored
 
     config = load_recipe(recipe, parse_overrides(settings or []))
-    with _display(as_json) as display:
+    with display_for(as_json) as display:
         source = display.stage("download", lambda p: slm.source.download(config, progress=p))
         shards = display.stage("encode", lambda p: slm.shards.encode(config, source, progress=p))
-        trained = display.stage("train", lambda p: slm.launch.train(config, shards, progress=p))
-    fields = [
-        "step",
-        "tokens",
-        "train_loss",
-        "val_loss",
-        "val_bpb",
-        "tok_per_sec",
-        "seconds",
-        "weights_sha256",
-    ]
-    checkpoint = trained.path / "checkpoints" / trained.last
-    _print_json(
-        {
-            "run": str(trained.path),
-            "checkpoint": str(checkpoint),
-            **trained.model_dump(include=set(fields)),
-        },
-        as_json,
-    )
+        trained = display.stage("train", lambda p: train_mirrored(config, shards, p))
+    result = {
+        "run": str(trained.path),
+        "checkpoint": str(trained.checkpoint("last")),
+        "step": trained.step,
+        "tokens": trained.tokens,
+        "train_loss": trained.train_loss,
+        "val_loss": trained.val_loss,
+        "val_bpb": trained.val_bpb,
+        "tok_per_sec": trained.tok_per_sec,
+        "seconds": trained.seconds,
+        "weights_sha256": trained.weights_sha256,
+    }
+    show(result, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(
+    run: RunName,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Score this .parquet, .jsonl or .txt file instead."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run on every held-out document, or on the documents of a file."""
+    from flows import runs
+
+    with display_for(as_json) as display:
+        if data is not None:
+            result = runs.evaluate_file(run, data, display)
+        else:
+            _, _, evaluation = runs.evaluate(run, display)
+            fields = {"documents", "tokens", "bytes", "val_loss", "val_bpb"}
+            result = evaluation.model_dump(include=fields)
+    show(result, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def report(run: RunName, as_json: AsJson = False) -> None:
+    """Write a run's report, one self-contained HTML file."""
+    from flows import runs
+
+    with display_for(as_json) as display:
+        written = runs.write_report(run, display)
+    show({"report": str(written.path / written.html)}, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def register(run: RunName, as_json: AsJson = False) -> None:
+    """Make a run a model version in the MLflow registry."""
+    from flows import runs
+
+    with display_for(as_json) as display:
+        version = runs.register(run, display)
+    name = f"models:/{version.model}/{version.version}"
+    show({"version": name, "aliases": version.aliases}, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def sync(run: RunName, as_json: AsJson = False) -> None:
+    """Send MLflow what it lacks of a run."""
+    import slm.tracking
+    from flows.runs import run_folder
+
+    show({"mlflow_run": slm.tracking.sync(run_folder(run))}, as_json)
+
+
+# ---- look and check ---------------------------------------------------------------------------
+
+for command in (sample, inspect, verify, check, recipes, bench):
+    app.command(rich_help_panel=LOOK)(command)
 
 
 # ---- entry ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _display(as_json: bool) -> Iterator[Display]:
-    """Shows stages on stdout, or on stderr where stdout is for JSON."""
-    with showing_on(Console(stderr=as_json)) as display:
-        yield display
-
-
-def _print_json(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

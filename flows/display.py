@@ -37,7 +37,7 @@ class Display:
     def stage(self, name: str, work: Callable[[Progress], R]) -> R:
         """The record that `work` returns; it is given the progress callback to report to."""
         started = time.monotonic()
-        with self._progress(name) as progress:
+        with self.progress(name) as progress:
             record = work(progress)
         self.seconds[name] = round(time.monotonic() - started, 3)
         if record.reused:
@@ -47,7 +47,7 @@ class Display:
         return record
 
     @contextmanager
-    def _progress(self, name: str) -> Iterator[Progress]:
+    def progress(self, name: str) -> Iterator[Progress]:
         if self.console is None or not self.console.is_terminal:
             yield _lines(name, self.write)
             return

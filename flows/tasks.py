@@ -4,19 +4,19 @@ Prefect's result cache stays off: keys and records on disk say what is done, wit
 Prefect. Only the download is tried again, as only it needs the network.
 """
 
-import slm.evaluate
-import slm.launch
-import slm.registry
-import slm.report
-import slm.shards
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+import slm.evaluate
+import slm.registry
+import slm.report
+import slm.shards
 import slm.source
 from flows.artifacts import training_progress
 from flows.display import current
+from flows.runs import train_mirrored
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
@@ -51,9 +51,7 @@ def encode(config: PipelineConfig, source: Source) -> Shards:
 def train(config: PipelineConfig, shards: Shards) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process."""
     with training_progress() as publish:
-        return current().stage(
-            "train", lambda p: slm.launch.train(config, shards, progress=publish(p))
-        )
+        return current().stage("train", lambda p: train_mirrored(config, shards, publish(p)))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -1,0 +1,34 @@
+"""A temporary Prefect server for one pipeline: on this machine alone, gone when its parent is.
+
+`python -m flows.server` prints its port and serves until its standard input ends. It stands in for
+the one that Prefect starts by itself, which a Ctrl-C on the terminal kills before the flow can tell
+it how it ended.
+"""
+
+import os
+import socket
+import sys
+import threading
+
+import uvicorn
+from prefect.server.api.server import create_app
+
+
+def main() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        app = create_app(ephemeral=True, final=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _stop_with_parent(server: uvicorn.Server) -> None:
+    """Asks the server to end when the other end of our standard input closes."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    server.should_exit = True
+
+
+if __name__ == "__main__":
+    main()
