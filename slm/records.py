@@ -63,6 +63,16 @@ class Source(Record):
         return sum(split.documents for split in self.splits.values())
 
 
+class ShardCount(BaseModel):
+    """What one shard file holds; its sha256 stands with those of all files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int
+    tokens: int
+    bytes: int
+
+
 class ShardSplit(BaseModel):
     """One split of the shards: its files in order and what they hold."""
 
@@ -72,6 +82,7 @@ class ShardSplit(BaseModel):
     documents: int
     tokens: int  # end-of-text tokens included
     bytes: int  # UTF-8 bytes of the documents
+    counts: dict[str, ShardCount] = Field(default_factory=dict)  # the same of each file
 
 
 class Shards(Record):

@@ -318,7 +318,7 @@ class Narrowing:
     REMEMBERED = 200_000  # stretches of text, about 60 MB
 
     def __init__(self, base: Tokenizer, trimmed: Tokenizer) -> None:
-        self._base, self._trimmed = base, trimmed
+        self.base, self.trimmed = base, trimmed
         ranks = {token: rank for rank, token in enumerate(trimmed.tokens)}
         new_ids = [ranks.get(token, -1) for token in base.tokens]
         self._new_ids = np.array([*new_ids, trimmed.eot], np.int32)
@@ -330,7 +330,7 @@ class Narrowing:
         """The trimmed ids of documents that each begin with end-of-text."""
         narrow = self._new_ids[ids]
         begins = self._begins[ids]
-        begins[1:] |= ids[:-1] == self._base.eot
+        begins[1:] |= ids[:-1] == self.base.eot
         starts = np.append(np.flatnonzero(begins), len(ids))
         dropped = np.unique(np.searchsorted(starts, np.flatnonzero(narrow < 0), "right") - 1)
         parts, done = [], 0
@@ -345,6 +345,6 @@ class Narrowing:
         if found is None:
             if len(self._memory) >= self.REMEMBERED:
                 self._memory.clear()
-            found = np.array(self._trimmed.encode(self._base.decode(ids.tolist())), np.int32)
+            found = np.array(self.trimmed.encode(self.base.decode(ids.tolist())), np.int32)
             self._memory[key] = found
         return found

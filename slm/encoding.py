@@ -1,0 +1,261 @@
+"""Units → shards: what `slm.shards.encode` does between its source and its record.
+
+Workers encode the units; here they are taken in order, duplicates are dropped, and the rest is
+appended to the shards of its split. A trimmed vocabulary takes a second round: the first counts
+the tokens of train, the second rewrites the units.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from slm.clean import EXAMPLE_CHARS, Duplicates, Mask, Tally
+from slm.config import DataConfig
+from slm.errors import UserError
+from slm.records import Progress, ShardCount, Shards, ShardSplit, Source
+from slm.tokenizer import FILE_NAME, Tokenizer, trim
+from slm.units import (
+    Counts,
+    Encoded,
+    Narrow,
+    Tokens,
+    Unit,
+    encode_unit,
+    is_done,
+    narrow_unit,
+    plan_units,
+    token_dtype,
+)
+from slm.workers import available_cores, spread
+
+IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer than the work
+HEADER = 256  # int32
+FORMATS: dict[np.dtype[np.unsignedinteger[Any]], tuple[int, int]] = {  # magic, version
+    np.dtype("<u2"): (20240520, 1),
+    np.dtype("<u4"): (20240801, 7),
+}
+SPLITS = ("train", "val")
+
+Job = TypeVar("Job", Unit, Narrow)
+Choice = dict[str, Mask]  # split → which documents of a unit go there
+
+
+@dataclass
+class Encoding:
+    """One run of the stage: what it reads, where it writes, and what it has dropped so far."""
+
+    data: DataConfig
+    source: Source
+    work: Path  # the units' files
+    staging: Path  # the shards' files
+    progress: Progress
+
+    def run(self, key: str, base: Tokenizer) -> Shards:
+        """Writes every file of the shards and returns their record.
+
+        Raises UserError where no document is left for train or val.
+        """
+        base.save(self.work / FILE_NAME)
+        units = [
+            unit
+            for split in ("val", "train")  # what stands in val leaves train
+            if split in self.source.splits
+            for unit in plan_units(
+                self.source, split, self.work / FILE_NAME, self.data.clean, self.work
+            )
+        ]
+        selection = Selection(self.data, "val" in self.source.splits, base)
+        chosen = (
+            (encoded, selection.choose(unit, encoded))
+            for unit, encoded in self._finish("encode", encode_unit, units)
+        )
+        tokenizer = base
+        if self.data.vocab_size < base.n_vocab:
+            tokenizer, chosen = self._trim(base, units, chosen)
+        writers = self._write(tokenizer, chosen)
+        splits = {split: writer.close() for split, writer in writers.items()}
+        self._check(splits, selection.tally)
+        tokenizer.save(self.staging / FILE_NAME)
+        tokenizer.save_hugging_face(self.staging / "tokenizer.json")
+        tally = selection.tally
+        return Shards(
+            key=key,
+            source_key=self.source.key,
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.n_vocab,
+            eot=tokenizer.eot,
+            splits=splits,
+            dropped={reason: entry["documents"] for reason, entry in tally.dropped.items()},
+            cleaning={"dropped": tally.dropped, "changed": tally.changed},
+            length_histogram=_histogram(sum(writer.histogram for writer in writers.values())),
+        )
+
+    def _finish(
+        self, what: str, work: Callable[[Job], None], jobs: list[Job]
+    ) -> Generator[tuple[Job, Encoded]]:
+        """The results of jobs in their order, each as soon as those before it are done too."""
+        todo = [job for job in jobs if not is_done(job.output)]
+        ready = {job.output for job in jobs} - {job.output for job in todo}
+        total, left = sum(job.text_bytes for job in jobs), sum(job.text_bytes for job in todo)
+        workers = self.data.workers or (available_cores() if left >= IN_PROCESS_BYTES else 0)
+        with closing(spread(work, todo, workers)) as finished:
+            self.progress(what, total - left, total)
+            for job in jobs:
+                while job.output not in ready:
+                    other, _ = next(finished)
+                    ready.add(other.output)
+                    left -= other.text_bytes
+                    self.progress(what, total - left, total)
+                yield job, Encoded.read(job.output)
+
+    def _trim(
+        self, base: Tokenizer, units: list[Unit], chosen: Iterator[tuple[Encoded, Choice]]
+    ) -> tuple[Tokenizer, Iterator[tuple[Encoded, Choice]]]:
+        """The trimmed tokenizer, and the units in its ids with the choice made before."""
+        counts = np.zeros(base.n_vocab, np.int64)
+        choices = []
+        for encoded, choice in chosen:
+            tokens = encoded.tokens[np.repeat(choice["train"], encoded.lengths)]
+            counts += np.bincount(tokens, minlength=base.n_vocab)
+            choices.append(choice)
+        tokenizer = trim(base, counts, self.data.vocab_size)
+        path = self.work / "trimmed.tiktoken"
+        tokenizer.save(path)
+        narrowed = self._finish("trim", narrow_unit, [Narrow(unit, path) for unit in units])
+        return tokenizer, (
+            (encoded, choice) for (_, encoded), choice in zip(narrowed, choices, strict=True)
+        )
+
+    def _write(
+        self, tokenizer: Tokenizer, chosen: Iterator[tuple[Encoded, Choice]]
+    ) -> dict[str, "ShardWriter"]:
+        writers = {
+            split: ShardWriter(self.staging, split, tokenizer.n_vocab, self.data.shard_tokens)
+            for split in SPLITS
+        }
+        for encoded, choice in chosen:
+            for split, mask in choice.items():
+                writers[split].add(
+                    encoded.tokens[np.repeat(mask, encoded.lengths)],
+                    encoded.lengths[mask],
+                    encoded.sizes[mask],
+                )
+        return writers
+
+    def _check(self, splits: dict[str, ShardSplit], tally: Tally) -> None:
+        for split, written in splits.items():
+            if written.documents:
+                continue
+            why = ", ".join(f"{n['documents']} {reason}" for reason, n in tally.dropped.items())
+            remedy = "loosen data.clean or give more documents"
+            if split == "val" and "val" not in self.source.splits:
+                remedy = f"raise data.val_fraction={self.data.val_fraction} or give more documents"
+            raise UserError(
+                f"no documents are left in the {split} split of {self.source.dataset} "
+                f"({self.source.documents} read; dropped: {why or 'none'}): {remedy}"
+            )
+
+
+class Selection:
+    """Decides of each document, in order, which split it goes to, if any."""
+
+    def __init__(self, data: DataConfig, own_val: bool, tokenizer: Tokenizer) -> None:
+        self._val_fraction = None if own_val else data.val_fraction
+        self._tokenizer = tokenizer
+        self._duplicates = Duplicates(data.clean)
+        self.tally = Tally()
+
+    def choose(self, unit: Unit, encoded: Encoded) -> Choice:
+        """A mask over the unit's documents for each split."""
+        self.tally.add(encoded.tally)
+        if self._val_fraction is None:
+            val = np.full(len(encoded.hashes), unit.split == "val")
+        else:
+            val = encoded.hashes / 2.0**64 < self._val_fraction
+        reasons = self._duplicates.reasons(encoded.hashes, encoded.signatures, val)
+        starts = np.cumsum(encoded.lengths) - encoded.lengths
+        for i, reason in enumerate(reasons):
+            if reason:
+                start = int(starts[i]) + 1
+                stop = min(start + EXAMPLE_CHARS, int(starts[i] + encoded.lengths[i]))
+                self.tally.drop(reason, self._tokenizer.decode(encoded.tokens[start:stop].tolist()))
+        keep = np.array([not reason for reason in reasons], bool)
+        return {"train": keep & ~val, "val": keep & val}
+
+
+def _histogram(counts: Counts) -> dict[str, int]:
+    """Upper bound in tokens → documents, from the shortest to the longest that there are."""
+    used = np.flatnonzero(counts)
+    return {str(2**i): int(counts[i]) for i in range(used[0], used[-1] + 1)}
+
+
+class ShardWriter:
+    """Writes the documents of one split into shards of at most `shard_tokens` tokens.
+
+    Only a document that is longer by itself makes a larger one.
+    """
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
+        self._folder = folder
+        self._split = split
+        self._dtype = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
+        self._limit = shard_tokens
+        self._counts: dict[str, list[int]] = {}  # file → documents, tokens, bytes
+        self.histogram = np.zeros(40, np.int64)  # documents of up to 2**i tokens
+
+    def add(self, tokens: Tokens, lengths: Counts, sizes: Counts) -> None:
+        """Appends documents.
+
+        Args:
+            tokens: of all of them, end-of-text before each; (T,).
+            lengths: tokens of each, end-of-text included; (N,).
+            sizes: UTF-8 bytes of each; (N,).
+        """
+        powers = 2 ** np.arange(len(self.histogram))
+        bins = np.searchsorted(powers, lengths - 1)
+        self.histogram += np.bincount(bins, minlength=len(self.histogram))
+        ends = np.cumsum(lengths)
+        first = 0
+        while first < len(lengths):
+            done = int(ends[first - 1]) if first else 0
+            room = self._limit - (self._last[1] if self._counts else self._limit)
+            stop = int(np.searchsorted(ends, done + room, "right"))
+            if stop <= first:  # not even one more fits
+                self._counts[f"{self._split}_{len(self._counts):05d}.bin"] = [0, 0, 0]
+                stop = max(first + 1, int(np.searchsorted(ends, done + self._limit, "right")))
+            self._append(tokens[done : int(ends[stop - 1])], sizes[first:stop])
+            first = stop
+
+    @property
+    def _last(self) -> list[int]:
+        return self._counts[next(reversed(self._counts))]
+
+    def _append(self, tokens: Tokens, sizes: Counts) -> None:
+        with (self._folder / next(reversed(self._counts))).open("ab") as file:
+            if not file.tell():
+                file.write(bytes(4 * HEADER))
+            file.write(tokens.astype(self._dtype, copy=False).data)
+        for i, more in enumerate((len(sizes), len(tokens), int(sizes.sum()))):
+            self._last[i] += more
+
+    def close(self) -> ShardSplit:
+        """Writes the headers and returns what the split holds."""
+        magic, version = FORMATS[self._dtype]
+        counts = {}
+        for name, (documents, tokens, size) in self._counts.items():
+            header = np.zeros(HEADER, "<i4")
+            header[:3] = magic, version, tokens
+            with (self._folder / name).open("r+b") as file:
+                file.write(header.data)
+            counts[name] = ShardCount(documents=documents, tokens=tokens, bytes=size)
+        return ShardSplit(
+            files=list(counts),
+            documents=sum(count.documents for count in counts.values()),
+            tokens=sum(count.tokens for count in counts.values()),
+            bytes=sum(count.bytes for count in counts.values()),
+            counts=counts,
+        )
