@@ -1,0 +1,119 @@
+"""Stages that do nothing but leave a record: for tests of what is wired around them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import slm.evaluate
+import slm.launch
+import slm.registry
+import slm.report
+import slm.shards
+import slm.source
+import slm.tracking
+from slm.config import PipelineConfig
+from slm.records import (
+    Evaluation,
+    FileEntry,
+    Progress,
+    Record,
+    Report,
+    Run,
+    Shards,
+    ShardSplit,
+    Source,
+    SourceSplit,
+    Version,
+    silent,
+)
+
+FILES = {"train_00000.bin": FileEntry(bytes=8, sha256="ab" * 32)}
+SOURCE = Source(
+    key="1" * 64,
+    dataset="stories",
+    revision="version 1",
+    splits={"train": SourceSplit(files=["train_00000.parquet"], documents=7, bytes=70)},
+    files=FILES,
+)
+SHARDS = Shards(
+    key="2" * 64,
+    source_key=SOURCE.key,
+    tokenizer_sha256="3" * 64,
+    vocab_size=512,
+    eot=511,
+    splits={
+        "train": ShardSplit(files=["train_00000.bin"], documents=6, tokens=30, bytes=60),
+        "val": ShardSplit(files=["val_00000.bin"], documents=1, tokens=5, bytes=10),
+    },
+    files=FILES,
+)
+RUN = Run(
+    key="4" * 64,
+    shards_key=SHARDS.key,
+    best="step_000002",
+    last="step_000004",
+    step=4,
+    tokens=512,
+    train_loss=5.5,
+    val_loss=5.25,
+    val_bpb=2.5,
+    tok_per_sec=1000.0,
+    seconds=0.5,
+    parameters=1234,
+    weights_sha256="5" * 64,
+    level="C",
+)
+EVALUATION = Evaluation(
+    key="6" * 64,
+    run="tiny-444444444444",
+    checkpoint="step_000002",
+    weights_sha256="7" * 64,
+    documents=1,
+    tokens=6,
+    bytes=10,
+    val_loss=5.25,
+    val_bpb=2.5,
+)
+REPORT = Report(key="8" * 64, run=EVALUATION.run)
+VERSION = Version(
+    key="9" * 64,
+    model="slm",
+    version="3",
+    aliases=["champion"],
+    run_id="f00",
+    tracking_uri="sqlite:///mlflow.db",
+)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
+    """Puts these stages in place of the real ones; returns the list of those that are called."""
+    called: list[str] = []
+    run = root / "runs" / EVALUATION.run
+    for folder in (run / "report", run / "checkpoints" / RUN.best):
+        folder.mkdir(parents=True)
+    (run / "report" / "index.html").write_text("<p>the report</p>")
+    (run / "report" / "report.md").write_text("# the report")
+
+    def stage(name: str, record: Record, path: Path) -> Callable[..., Record]:
+        def work(*inputs: Any, progress: Progress = silent) -> Record:
+            assert isinstance(inputs[0], PipelineConfig)
+            called.append(name)
+            progress("half of it", 1, 2)
+            return record.model_copy(update={"path": path, "reused": name in ("encode",)})
+
+        return work
+
+    for module, name, record, path in (
+        (slm.source, "download", SOURCE, root / "sources" / "tiny-1"),
+        (slm.shards, "encode", SHARDS, root / "shards" / "tiny-2"),
+        (slm.launch, "train", RUN, run),
+        (slm.evaluate, "evaluate", EVALUATION, run / "evaluation"),
+        (slm.report, "write_report", REPORT, run / "report"),
+        (slm.registry, "register", VERSION, run),
+    ):
+        monkeypatch.setattr(module, name, stage(name, record, path))
+    monkeypatch.setattr(slm.launch, "prepare", lambda config, shards: run)
+    (run / "record.json").write_text("{}")  # finished: nothing to mirror
+    return called
