@@ -4,40 +4,31 @@
 them. A revision becomes a commit first and everything else is asked for by that commit, so a
 branch that moves meanwhile mixes nothing. Each file is checked against the hub's own hash before
 anybody reads it; a download that was cut goes on from where it stopped.
-
-The token comes from HF_TOKEN and from nowhere else, and goes nowhere but to the hub.
 """
 
 import hashlib
 import logging
-import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
 
 from slm import storage
 from slm.config import DataConfig
-from slm.documents import check_columns
+from slm.documents import FORMATS, check_columns, format_of
 from slm.errors import CorruptionError, SlmError, UserError, unknown
+from slm.hub_client import cache_home, patiently, token
 from slm.records import Progress
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 10.0  # seconds to connect, and between any two pieces of an answer
-WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt, unless the hub says how many
-LONGEST_WAIT = 600.0  # a hub that asks for more is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PATHS_A_REQUEST = 500
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,9 +55,7 @@ def resolve_commit(data: DataConfig) -> str:
     """
     if data.revision and _COMMIT.fullmatch(data.revision):
         return data.revision
-    info = _patiently(
-        data, lambda api: api.dataset_info(data.path, revision=data.revision, timeout=TIMEOUT)
-    )
+    info = patiently(data, lambda api: api.dataset_info(data.path, revision=data.revision))
     if not _COMMIT.fullmatch(str(info.sha)):
         raise SlmError(f"the hub gave no commit for {data.path}, but {info.sha!r}")
     return str(info.sha)
@@ -77,23 +66,26 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
 
     Raises UserError where the configuration, the split or a column does not exist.
     """
-    builder = _patiently(data, lambda api: _builder(data, commit))
-    prefix = f"hf://datasets/{data.path}@{commit}/"
+    builder = patiently(data, lambda api: _builder(data, commit))
+    at, prefix = f"data.path={data.path}", f"hf://datasets/{data.path}@{commit}/"
     names = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if data.train_split not in names:
-        raise UserError(f"data.path={data.path}: {unknown('split', data.train_split, names)}")
+        raise UserError(f"{at}: {unknown('split', data.train_split, names)}")
     chosen = {"train": names[data.train_split]}
     if data.val_split is not None and data.val_split in names:
         chosen["val"] = names[data.val_split]
     if builder.info.features:  # not every dataset says; then the first file tells
-        check_columns(data, f"data.path={data.path}", builder.info.features)
+        check_columns(data, at, builder.info.features)
     left_out = sorted(set(names) - {data.train_split, data.val_split})
     if left_out:
         logger.info("%s: the split(s) %s are left out", data.path, ", ".join(left_out))
     outside = [name for files in chosen.values() for name in files if not name.startswith(prefix)]
     if outside:
-        raise UserError(f"data.path={data.path} points outside its repository: {outside[0]}")
+        raise UserError(f"{at} points outside its repository: {outside[0]}")
     paths = {split: [f.removeprefix(prefix) for f in files] for split, files in chosen.items()}
+    for path in (path for each in paths.values() for path in each):
+        if format_of(PurePosixPath(path)) is None:
+            raise UserError(f"{at}: {path} is of no known format: {', '.join(FORMATS)}")
     found = _describe(data, commit, [path for each in paths.values() for path in each])
     return {split: [found[path] for path in each] for split, each in paths.items()}
 
@@ -107,7 +99,7 @@ def _builder(data: DataConfig, commit: str) -> Any:
     address = f"hf://datasets/{data.path}"
     try:
         return datasets.load_dataset_builder(
-            address, data.config_name, revision=commit, token=_token()
+            address, data.config_name, revision=commit, token=token()
         )
     except (HfHubHTTPError, HFValidationError):
         raise
@@ -116,7 +108,7 @@ def _builder(data: DataConfig, commit: str) -> Any:
             raise UserError(
                 f"data.path={data.path}: the library datasets cannot read it: {error}"
             ) from error
-        names = datasets.get_dataset_config_names(address, revision=commit, token=_token())
+        names = datasets.get_dataset_config_names(address, revision=commit, token=token())
         if data.config_name is not None:
             raise unknown("data.config_name", data.config_name, names) from error
         raise UserError(
@@ -130,7 +122,7 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     found: dict[str, HubFile] = {}
     for start in range(0, len(paths), _PATHS_A_REQUEST):
         some = paths[start : start + _PATHS_A_REQUEST]
-        for info in _patiently(data, partial(_paths_info, data, commit, some)):
+        for info in patiently(data, partial(_paths_info, data, commit, some)):
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not _DIGEST.fullmatch(digest):
                 raise SlmError(f"{data.path}: the hub gives no usable hash for {info.path}")
@@ -155,13 +147,13 @@ def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> P
     there is used, but only after it was checked. A file with other bytes is moved aside and
     fetched once more. Raises CorruptionError naming the file if it is then wrong again.
     """
-    cache = storage.make_folder(_home() / "files")
+    cache = storage.make_folder(cache_home() / "files")
     folder = cache / file.digest
     path = folder / PurePosixPath(file.path).name
     with storage.lock(cache / f".{file.digest}.lock"):
         for attempt in ("fetching it once more", "giving up"):
             storage.make_folder(folder)
-            whole = _patiently(data, partial(_complete, data, commit, file, path, progress))
+            whole = patiently(data, partial(_complete, data, commit, file, path, progress))
             if whole and digest_of(path, file) == file.digest:
                 return path
             aside = storage.quarantine(folder)
@@ -200,7 +192,7 @@ def _complete(
     url = hf_hub_url(
         data.path, file.path, repo_type="dataset", revision=commit, endpoint=api.endpoint
     )
-    headers = {**build_hf_headers(token=_token()), "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(token=token()), "Accept-Encoding": "identity"}
     with path.open("ab") as stream:
         have = stream.tell()
         if have >= file.size:
@@ -248,169 +240,3 @@ class _Bar:
         trace: TracebackType | None,
     ) -> None:
         pass
-
-
-# ---- asking -----------------------------------------------------------------------------------
-
-
-def keep_cache_in(root: Path) -> None:
-    """Has the hub's libraries keep their files under `root`, unless HF_HOME says another place.
-
-    Works before their first import only: they read the variable once.
-    """
-    os.environ.setdefault("HF_HOME", str(root / "cache" / "huggingface"))
-
-
-def _home() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME)
-
-
-def _token() -> str | bool:
-    """HF_TOKEN, or False: then nothing is sent, not even a token stored by another tool."""
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", token):
-        raise UserError("HF_TOKEN holds characters that no token has: set it again")
-    return token or False
-
-
-def _patiently(data: DataConfig, ask: Callable[[Any], T]) -> T:
-    """`ask(HfApi)`, again after a while where the failure may pass.
-
-    A hub that is too busy (429) says itself how long to wait. Other failures become an error that
-    names the dataset and the remedy.
-    """
-    from huggingface_hub import HfApi
-
-    _never_wait_forever()
-    api = HfApi(token=_token())
-    for wait in (*WAITS, None):
-        try:
-            return ask(api)
-        except SlmError:
-            raise
-        except Exception as error:
-            passing = _may_pass(error)
-            asked = _retry_after(error)
-            if not passing or wait is None or (asked or 0) > LONGEST_WAIT:
-                explained = _explained(data, error)
-                if explained is None:
-                    raise
-                raise explained from error
-            seconds = max(wait, asked or 0)
-            logger.warning("%s: %s; again in %.0f s", data.path, _summary(error), seconds)
-            time.sleep(seconds)
-    raise AssertionError("the last wait is None")
-
-
-def _never_wait_forever() -> None:
-    """Gives a limit to the library's requests that have none."""
-    import httpx2  # the transport of huggingface_hub
-    from huggingface_hub import get_session, set_client_factory
-
-    hooks = get_session().event_hooks["request"]
-    if _limit not in hooks:
-        set_client_factory(
-            lambda: httpx2.Client(
-                event_hooks={"request": [*hooks, _limit]}, follow_redirects=True, timeout=TIMEOUT
-            )
-        )
-
-
-def _limit(request: Any) -> None:
-    limits = request.extensions.get("timeout", {})
-    names = ("connect", "read", "write", "pool")
-    limits = {name: TIMEOUT if limits.get(name) is None else limits[name] for name in names}
-    request.extensions = {**request.extensions, "timeout": limits}
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, if there is one."""
-    for cause in _causes(error):
-        if (response := getattr(cause, "response", None)) is not None:
-            return int(response.status_code)
-    return None
-
-
-def _retry_after(error: BaseException) -> float | None:
-    """The seconds that a hub which is too busy asks for, by either of its headers."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-
-    for cause in _causes(error):
-        headers: Mapping[str, str] = getattr(getattr(cause, "response", None), "headers", {})
-        if (text := headers.get("Retry-After", "")).isdigit():
-            return float(text)
-        if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
-            return float(limit.reset_in_seconds)
-    return None
-
-
-def _unreachable(error: BaseException) -> bool:
-    import httpx2
-
-    return any(
-        isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError)
-        for cause in _causes(error)
-    )
-
-
-def _may_pass(error: BaseException) -> bool:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
-        return False
-    status = _status(error)
-    return status in (408, 429) or (status or 0) >= 500 or (status is None and _unreachable(error))
-
-
-def _summary(error: BaseException) -> str:
-    status = _status(error)
-    return f"the hub answers {status}" if status else f"no answer ({type(error).__name__})"
-
-
-def _explained(data: DataConfig, error: Exception) -> SlmError | None:
-    """The error for the user; None where it has nothing to do with the hub."""
-    from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub
-
-    kinds = tuple(type(cause) for cause in _causes(error))
-
-    def behind(*wanted: type) -> bool:
-        return any(issubclass(kind, wanted) for kind in kinds)
-
-    at = f"data.path={data.path}"
-    if behind(hub.HFValidationError):
-        return UserError(f"{at} is no dataset id: write OWNER/NAME, as on {constants.ENDPOINT}")
-    if behind(hub.GatedRepoError) or "gated dataset" in str(error):
-        return UserError(
-            f"{at} is gated: ask for access at {constants.ENDPOINT}/datasets/{data.path}, then "
-            "set HF_TOKEN to a token of that account"
-        )
-    if behind(hub.RevisionNotFoundError):
-        return UserError(f"{at} has no revision {data.revision!r}: give a branch, tag or commit")
-    if behind(hub.RepositoryNotFoundError, DatasetNotFoundError):
-        return UserError(
-            f"{at}: {constants.ENDPOINT} has no such dataset, or shows it only to its members: "
-            "check the id, or set HF_TOKEN"
-        )
-    if behind(FileNotFoundDatasetsError, EmptyDatasetError):
-        return UserError(f"{at} holds no data files that can be read ({error})")
-    if behind(hub.OfflineModeIsEnabled):
-        return SlmError(f"{at} is needed from the hub, but HF_HUB_OFFLINE is set: unset it")
-    if _status(error) is not None:
-        return SlmError(f"{at}: {constants.ENDPOINT} answers {_status(error)}; try again later")
-    if _unreachable(error):
-        return SlmError(
-            f"{at}: cannot reach {constants.ENDPOINT} ({type(error).__name__}): check the network, "
-            "or use data.source=files with a local copy"
-        )
-    return None

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Fault, Hub, git_sha1, serve
 
-from slm import hub as client
-from slm import storage
+from slm import hub_client, storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Source
@@ -74,7 +73,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> 
             (constants, {"HF_HUB_DOWNLOAD_TIMEOUT": 0.4, "DOWNLOAD_CHUNK_SIZE": 4096}),
             (datasets.config, {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
             (datasets.config, {"HF_DATASETS_CACHE": home / "datasets"}),
-            (client, {"TIMEOUT": 0.4}),
+            (hub_client, {"TIMEOUT": 0.4}),
         ):
             for name, value in values.items():
                 monkeypatch.setattr(module, name, value)
@@ -247,11 +246,12 @@ def test_what_is_not_there_is_named(
         {"README.md": b"nothing else"},
         {"notes.xyz": b"?"},
         {"odd.py": b"open('marker', 'w')", "train.parquet": parquet(["a"])},
+        {"train/a.png": b"png", "train/b.png": b"png"},
         {"train.pkl": b"cposix\nsystem\n(S'touch marker'\ntR."},
         {"README.md": b"---\nconfigs: [}\n---\n", "train.parquet": parquet(["a"])},
         {"README.md": b"---\nconfigs: 5\n---\n", "train.parquet": parquet(["a"])},
     ],
-    ids=["empty", "unknown", "script", "pickle", "bad yaml", "bad configs"],
+    ids=["empty", "unknown", "script", "images", "pickle", "bad yaml", "bad configs"],
 )
 def test_a_repository_that_is_no_plain_dataset_is_refused(
     hub: Hub,
@@ -295,6 +295,15 @@ def test_a_gated_dataset_by_token_which_appears_nowhere(
     assert TOKEN not in caplog.text
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+def test_a_password_in_the_address_is_refused(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match="HF_ENDPOINT") as caught:
+        get()
+    assert "secret" not in str(caught.value)
 
 
 def test_a_failure_shows_no_token(

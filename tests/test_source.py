@@ -19,9 +19,10 @@ from slm import source, storage
 from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.records import Source
-from slm.source import download, find_files
+from slm.source import download
 from slm.stories import stories
 
+GOLDEN = "7db07411ecfcef9de12012f72223e7ac8843311348d335a7c52f5bfeccc6d4d3"
 TEXTS = [f"Story {i}: " + "a fox ran home. " * (i % 7) for i in range(300)]
 Config = Callable[..., PipelineConfig]
 
@@ -104,101 +105,7 @@ def test_progress_ends_at_the_total(tiny_config: Config, root: Path) -> None:
     assert seen[-1][1:] == (80, 80)
 
 
-# ---- local files: which -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("names", "splits"),
-    [
-        (["a.txt", "b/c.txt"], {"train": ["a.txt", "b/c.txt"]}),
-        (
-            ["train.txt", "validation.txt", "test.txt"],
-            {"train": ["train.txt"], "val": ["validation.txt"]},
-        ),
-        (
-            [
-                "data/train-00000-of-00002-ab.txt",
-                "data/train-00001-of-00002-cd.txt",
-                "data/val.txt",
-            ],
-            {
-                "train": ["data/train-00000-of-00002-ab.txt", "data/train-00001-of-00002-cd.txt"],
-                "val": ["data/val.txt"],
-            },
-        ),
-        (["train/x.txt", "dev/x.txt"], {"train": ["train/x.txt"], "val": ["dev/x.txt"]}),
-        (["Training_1.txt", "VALID.txt"], {"train": ["Training_1.txt"], "val": ["VALID.txt"]}),
-        (
-            ["trains.txt", "valley.txt", "testament.txt"],
-            {"train": ["testament.txt", "trains.txt", "valley.txt"]},
-        ),
-        (["a.txt", ".hidden.txt", ".git/b.txt", "README.txt", "LICENSE.md"], {"train": ["a.txt"]}),
-        (["a.txt", "holdout.txt"], {"train": ["a.txt", "holdout.txt"]}),
-    ],
-)
-def test_files_and_folders_named_like_a_split_are_one(
-    tmp_path: Path, files_config: Config, names: list[str], splits: dict[str, list[str]]
-) -> None:
-    base = tmp_path / "train set"  # the name of the folder itself says nothing
-    for name in names:
-        (base / name).parent.mkdir(parents=True, exist_ok=True)
-        (base / name).write_text("x")
-    for path in (base, f"{base}/**/*.txt"):
-        found_base, found = find_files(files_config(path).data)
-        relative = {s: [str(p.relative_to(found_base)) for p in ps] for s, ps in found.items()}
-        assert relative == splits
-
-
-def test_splits_by_names_of_the_users_own(tmp_path: Path, files_config: Config) -> None:
-    for name in ("big.txt", "holdout.txt", "validation.txt"):
-        (tmp_path / name).write_text("x")
-    config = files_config(tmp_path, train_split="big", val_split="holdout")
-    _, found = find_files(config.data)
-    assert [path.name for path in found["val"]] == ["holdout.txt", "validation.txt"]
-    _, found = find_files(files_config(tmp_path, val_split=None).data)
-    assert list(found) == ["train"]
-
-
-def test_a_single_file_is_train_whatever_its_name(tmp_path: Path, files_config: Config) -> None:
-    (tmp_path / "test.txt").write_text("x")
-    assert find_files(files_config(tmp_path / "test.txt").data)[1].keys() == {"train"}
-
-
-def test_left_out_files_are_told(
-    tmp_path: Path, files_config: Config, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("train.txt", "test.txt"):
-        (tmp_path / name).write_text("x")
-    with caplog.at_level("INFO", logger="slm"):
-        find_files(files_config(tmp_path).data)
-    assert "1 test file" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("names", "path", "message"),
-    [
-        ([], "nowhere", "does not exist"),
-        ([], "no*where.txt", "matches no file"),
-        ([], "", "holds no file"),
-        (["a.md"], "", "holds no file"),
-        (["a.md"], "a.md", "of no known format"),
-        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),
-        (["validation.txt"], "", "no file for the split 'train', only validation.txt"),
-    ],
-)
-def test_a_path_without_documents_is_refused_before_any_work(
-    tmp_path: Path, root: Path, files_config: Config, names: list[str], path: str, message: str
-) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_text("x")
-    with pytest.raises(UserError, match=message):
-        download(files_config(folder / path), root=root)
-    assert not root.exists()
-
-
-# ---- local files: what comes of them ----------------------------------------------------------
+# ---- local files --------------------------------------------------------------------------------
 
 
 def test_the_bytes_do_not_depend_on_how_the_input_was_cut(
@@ -292,6 +199,23 @@ def test_row_groups_are_cut_by_the_documents_alone(parts: list[list[str]], size:
         assert (
             sum(len(t.encode()) for t in group[:-1]) < size <= sum(len(t.encode()) for t in group)
         )
+
+
+def test_the_layout_is_the_one_of_this_version(
+    tmp_path: Path, root: Path, files_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this fails on purpose, raise DOWNLOAD_VERSION and put the new digest in GOLDEN."""
+    monkeypatch.setattr(source, "ROW_GROUP_BYTES", source.ROW_GROUP_BYTES >> 10)
+    monkeypatch.setattr(source, "FILE_BYTES", source.FILE_BYTES >> 14)
+    record = download(files_config(write_parquet(tmp_path / "a.parquet", TEXTS)), root=root)
+    layout = {}
+    for name in record.files:
+        file = pq.ParquetFile(record.path / name)
+        groups = [file.read_row_group(i)["text"].to_pylist() for i in range(file.num_row_groups)]
+        layout[name] = [str(file.schema_arrow), file.metadata.row_group(0).column(0).compression]
+        layout[name].append(groups)
+    digest = storage.sha256_bytes(storage.canonical_json(layout))
+    assert (source.DOWNLOAD_VERSION, digest) == (1, GOLDEN)
 
 
 def test_files_end_after_their_size(

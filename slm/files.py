@@ -1,0 +1,93 @@
+"""Local files of documents: which ones `data.path` names, and which split each belongs to."""
+
+import glob
+import logging
+import re
+from collections import Counter
+from pathlib import Path, PurePath
+
+from slm.config import DataConfig
+from slm.documents import FORMATS, format_of
+from slm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LABELS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_NO_DATA = re.compile(
+    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|state)\.json", re.IGNORECASE
+)
+
+
+def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
+    """The files that `data.path` names: their common folder, and the files of each split in order.
+
+    The path is a file, a folder (searched to its depths) or a glob. In a folder or glob, files
+    and subfolders named like a split (`train.parquet`, `validation/…`, `test-00000-of-00002.csv`)
+    belong to it; test files are left out; all others are `train`.
+    """
+    path = Path(data.path).expanduser().absolute()
+    if path.is_file():
+        if format_of(path) is None:
+            raise UserError(f"data.path={data.path} is of no known format: {', '.join(FORMATS)}")
+        return path.parent, {"train": [path]}
+    if path.is_dir():
+        base, found = path, path.rglob("*")
+    else:
+        base = next(p for p in path.parents if not glob.has_magic(str(p)))
+        found = base.glob(path.relative_to(base).as_posix())
+    files = sorted(p for p in found if p.is_file() and _is_data(p.relative_to(base)))
+    if not files:
+        what = "does not exist"
+        if path.is_dir() or glob.has_magic(data.path):
+            what = "leads to no file of a known format"
+        raise UserError(
+            f"data.path={data.path} {what}: give a file, a folder or a glob of {', '.join(FORMATS)}"
+        )
+    formats = Counter(str(format_of(file)) for file in files)
+    if len(formats) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+        raise UserError(
+            f"data.path={data.path} holds files of several formats ({counts}): choose one with a "
+            f"glob, such as {base}/**/*{files[0].suffix}"
+        )
+    return base, _by_split(data, base, files)
+
+
+def _is_data(relative: PurePath) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in relative.parts)
+    return not hidden and format_of(relative) is not None and not _NO_DATA.fullmatch(relative.name)
+
+
+def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for file in files:
+        splits[_label(data, file.relative_to(base))].append(file)
+    if not splits["train"]:
+        raise UserError(
+            f"data.path={data.path} has no file for the split {data.train_split!r}, only "
+            + ", ".join(str(file.relative_to(base)) for file in files[:5])
+            + ": name one of them as data.path, or set data.train_split"
+        )
+    used = {"train"} | ({"val"} if data.val_split and splits["val"] else set())
+    for label in ("val", "test"):
+        if splits[label] and label not in used:
+            logger.info("%d %s file(s) in %s are left out", len(splits[label]), label, data.path)
+    return {label: paths for label, paths in splits.items() if label in used}
+
+
+def _label(data: DataConfig, relative: PurePath) -> str:
+    """`train`, `val` or `test`, by the file's name or else by the nearest folder that tells."""
+    labels = {word: label for label, words in _LABELS.items() for word in words}
+    if data.val_split:
+        labels[data.val_split.lower()] = "val"
+    labels[data.train_split.lower()] = "train"
+    words = sorted(labels, key=len, reverse=True)
+    pattern = re.compile(rf"({'|'.join(map(re.escape, words))})(?![a-z])")
+    for part in reversed(relative.parts):
+        if match := pattern.match(part.lower()):
+            return labels[match[1]]
+    return "train"

@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.config import DataConfig
+from slm.errors import UserError
+from slm.files import find_files
+
+
+def data_of(path: Path | str, **fields: Any) -> DataConfig:
+    return DataConfig(source="files", path=str(path), **fields)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["a.txt", "b/c.txt"], {"train": ["a.txt", "b/c.txt"]}),
+        (
+            ["train.txt", "validation.txt", "test.txt"],
+            {"train": ["train.txt"], "val": ["validation.txt"]},
+        ),
+        (
+            [
+                "data/train-00000-of-00002-ab.txt",
+                "data/train-00001-of-00002-cd.txt",
+                "data/val.txt",
+            ],
+            {
+                "train": ["data/train-00000-of-00002-ab.txt", "data/train-00001-of-00002-cd.txt"],
+                "val": ["data/val.txt"],
+            },
+        ),
+        (["train/x.txt", "dev/x.txt"], {"train": ["train/x.txt"], "val": ["dev/x.txt"]}),
+        (["Training_1.txt", "VALID.txt"], {"train": ["Training_1.txt"], "val": ["VALID.txt"]}),
+        (
+            ["trains.txt", "valley.txt", "testament.txt"],
+            {"train": ["testament.txt", "trains.txt", "valley.txt"]},
+        ),
+        (["a.txt", ".hidden.txt", ".git/b.txt", "README.txt", "LICENSE.md"], {"train": ["a.txt"]}),
+        (["a.txt", "holdout.txt"], {"train": ["a.txt", "holdout.txt"]}),
+        (["readmes.txt", "state-of.txt"], {"train": ["readmes.txt", "state-of.txt"]}),
+    ],
+)
+def test_files_and_folders_named_like_a_split_are_one(
+    tmp_path: Path, names: list[str], splits: dict[str, list[str]]
+) -> None:
+    base = tmp_path / "train set"  # the name of the folder itself says nothing
+    for name in names:
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text("x")
+    for path in (base, f"{base}/**/*.txt"):
+        found_base, found = find_files(data_of(path))
+        relative = {s: [str(p.relative_to(found_base)) for p in ps] for s, ps in found.items()}
+        assert relative == splits
+
+
+def test_splits_by_names_of_the_users_own(tmp_path: Path) -> None:
+    for name in ("big.txt", "holdout.txt", "validation.txt"):
+        (tmp_path / name).write_text("x")
+    _, found = find_files(data_of(tmp_path, train_split="big", val_split="holdout"))
+    assert [path.name for path in found["val"]] == ["holdout.txt", "validation.txt"]
+    _, found = find_files(data_of(tmp_path, val_split=None))
+    assert list(found) == ["train"]
+
+
+def test_a_single_file_is_train_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("x")
+    assert find_files(data_of(tmp_path / "test.txt"))[1].keys() == {"train"}
+
+
+def test_left_out_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("x")
+    with caplog.at_level("INFO", logger="slm"):
+        find_files(data_of(tmp_path))
+    assert "1 test file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "path", "message"),
+    [
+        ([], "nowhere", "does not exist"),
+        ([], "no*where.txt", "no file of a known"),
+        ([], "", "no file of a known"),
+        (["a.md"], "", "no file of a known"),
+        (["a.md"], "a.md", "of no known format"),
+        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),
+        (["validation.txt"], "", "no file for the split 'train', only validation.txt"),
+    ],
+)
+def test_a_path_without_documents_is_refused_before_any_work(
+    tmp_path: Path, names: list[str], path: str, message: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("x")
+    with pytest.raises(UserError, match=message):
+        find_files(data_of(folder / path))
