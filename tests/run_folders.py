@@ -1,18 +1,35 @@
-"""Run folders as the trainer leaves them, made in milliseconds, for the tests of the mirror."""
+"""Run folders as the trainer leaves them, made in a moment: for tests of mirror and registry."""
 
 import json
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import safetensors.torch
+import torch
 
 from slm import storage
+from slm.checkpoint import describe_model
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
-from slm.records import Checkpoint, Run, Shards, ShardSplit, Source, SourceSplit
+from slm.model import GPT
+from slm.records import (
+    Checkpoint,
+    Evaluation,
+    Report,
+    Run,
+    Shards,
+    ShardSplit,
+    Source,
+    SourceSplit,
+)
+from slm.stories import stories
+from slm.tokenizer import Tokenizer
+from slm.tracking import connect
 
 CONFIG = PipelineConfig(
     recipe="tiny",
@@ -21,6 +38,12 @@ CONFIG = PipelineConfig(
 )
 KEY = "ab" * 32
 START = 1_700_000_000.0
+SOURCE_KEY, SHARDS_KEY = "5" * 64, "6" * 64
+TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
+TEXTS = {"train": list(stories(1, 0, 60)), "val": list(stories(1, 60, 100))}
+
+
+# ---- journals ---------------------------------------------------------------------------------
 
 
 def step_events(first: int, last: int, start: float = START) -> list[dict[str, object]]:
@@ -44,19 +67,37 @@ def write_journal(path: Path, events: list[dict[str, object]]) -> None:
         file.writelines(json.dumps(event) + "\n" for event in events)
 
 
+# ---- stores -----------------------------------------------------------------------------------
+
+
+@cache
+def migrated_store() -> Path:
+    """An empty MLflow database with its tables: making them takes over a second."""
+    path = Path(os.environ["SLM_DATA"]) / "empty" / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+def empty_store(root: Path) -> Path:
+    """Puts an empty store into a data folder; returns the folder."""
+    (root / "mlflow").mkdir(parents=True)
+    shutil.copy(migrated_store(), root / "mlflow" / "mlflow.db")
+    return root
+
+
+# ---- folders ----------------------------------------------------------------------------------
+
+
 def start_run(root: Path, config: PipelineConfig = CONFIG, key: str = KEY) -> Path:
     """The folder of a run that has trained no step yet, with its source and shards."""
-    source_folder = root / "sources" / f"{config.recipe}-{'5' * 12}"
-    shards_folder = root / "shards" / f"{config.recipe}-{'6' * 12}"
-    if not source_folder.exists():
-        _commit_data(source_folder, shards_folder)
+    shards = commit_data(root, config.recipe)
     path = root / "runs" / f"{config.recipe}-{key[:12]}"
     (path / "checkpoints").mkdir(parents=True)
     settings = {
         "key": key,
         "config": config.model_dump(mode="json"),
-        "shards": shards_folder.name,
-        "shards_key": "6" * 64,
+        "shards": shards.name,
+        "shards_key": SHARDS_KEY,
     }
     storage.write_json(path / "config.json", settings)
     storage.write_json(path / "plan.json", {"max_steps": 60, "precision": "fp32"})
@@ -64,47 +105,80 @@ def start_run(root: Path, config: PipelineConfig = CONFIG, key: str = KEY) -> Pa
     return path
 
 
-def _commit_data(source_folder: Path, shards_folder: Path) -> None:
-    def staged(folder: Path, names: list[str]) -> Path:
-        staging = folder.with_name(folder.name + ".tmp")
-        staging.mkdir(parents=True)
-        for name in names:
-            (staging / name).write_text(name)
-        return staging
+def commit_data(root: Path, recipe: str) -> Path:
+    """A source and its shards: made-up stories, spelt in bytes. Returns the shards' folder."""
+    source_folder = root / "sources" / f"{recipe}-{SOURCE_KEY[:12]}"
+    shards_folder = root / "shards" / f"{recipe}-{SHARDS_KEY[:12]}"
+    if shards_folder.exists():
+        return shards_folder
+    staging = source_folder.with_suffix(".tmp")
+    staging.mkdir(parents=True)
+    (staging / "train_00000.parquet").write_text("rows")
+    held = SourceSplit(files=["train_00000.parquet"], documents=100, bytes=4)
+    source = Source(key=SOURCE_KEY, dataset="stories", revision="r1", splits={"train": held})
+    storage.commit(staging, source_folder, source)
 
-    split = SourceSplit(files=["train_00000.parquet"], documents=9, bytes=90)
-    source = Source(key="5" * 64, dataset="stories", revision="r1", splits={"train": split})
-    storage.commit(staged(source_folder, split.files), source_folder, source)
-    splits = {
-        name: ShardSplit(files=[f"{name}_00000.bin"], documents=3, tokens=30, bytes=60)
-        for name in ("train", "val")
-    }
+    staging = shards_folder.with_suffix(".tmp")
+    staging.mkdir(parents=True)
+    splits = {}
+    for split, texts in TEXTS.items():
+        ids = np.concatenate([[TOKENIZER.eot, *TOKENIZER.encode(text)] for text in texts])
+        header = np.zeros(256, "<i4")
+        header[:3] = 20240520, 1, len(ids)
+        file = f"{split}_00000.bin"
+        (staging / file).write_bytes(header.tobytes() + ids.astype("<u2").tobytes())
+        splits[split] = ShardSplit(
+            files=[file],
+            documents=len(texts),
+            tokens=len(ids),
+            bytes=sum(len(text.encode()) for text in texts),
+        )
+    TOKENIZER.save(staging / "tokenizer.tiktoken")
     shards = Shards(
-        key="6" * 64,
-        source_key=source.key,
-        tokenizer_sha256="7" * 64,
-        vocab_size=260,
-        eot=259,
+        key=SHARDS_KEY,
+        source_key=SOURCE_KEY,
+        tokenizer_sha256=TOKENIZER.sha256,
+        vocab_size=TOKENIZER.n_vocab,
+        eot=TOKENIZER.eot,
         splits=splits,
     )
-    names = [file for split in splits.values() for file in split.files]
-    storage.commit(staged(shards_folder, names), shards_folder, shards)
+    storage.commit(staging, shards_folder, shards)
+    return shards_folder
 
 
-def add_checkpoint(path: Path, step: int) -> Checkpoint:
+@cache
+def trained_model(steps: int) -> GPT:
+    """A model after some steps of AdamW on the bytes of the stories: more steps, better model."""
+    torch.manual_seed(0)
+    model = GPT(CONFIG.model, TOKENIZER.n_vocab)
+    ids = torch.tensor([i for text in TEXTS["train"] for i in TOKENIZER.encode(text)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        starts = torch.randint(len(ids) - 33, (16,))
+        rows = torch.stack([ids[start : start + 33] for start in starts.tolist()])
+        logits = model.logits(model(rows[:, :-1]))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def add_checkpoint(path: Path, step: int, trained: int = 0) -> Checkpoint:
     folder = path / "checkpoints" / f"step_{step:06d}"
-    staging = folder.with_name(folder.name + ".tmp")
+    staging = folder.with_suffix(".tmp")
     staging.mkdir()
-    save_file({"weight": np.full(4, step, np.float32)}, staging / "model.safetensors")
-    (staging / "config.json").write_text("{}")
-    (staging / "tokenizer.tiktoken").write_text("IQ== 0\n")
+    model = trained_model(trained)
+    safetensors.torch.save_file(model.state_dict(), staging / "model.safetensors")
+    (staging / "config.json").write_text(json.dumps(describe_model(model)))
+    TOKENIZER.save(staging / "tokenizer.tiktoken")
     checkpoint = Checkpoint(
         key=storage.sha256_bytes(str(step).encode()),
         step=step,
         tokens=128 * step,
         config_sha256="8" * 64,
-        shards_key="6" * 64,
-        tokenizer_sha256="7" * 64,
+        shards_key=SHARDS_KEY,
+        tokenizer_sha256=TOKENIZER.sha256,
         parent_sha256=None,
         train_loss=1 / step,
         val_bpb=1 / step,
@@ -112,28 +186,59 @@ def add_checkpoint(path: Path, step: int) -> Checkpoint:
     return storage.commit(staging, folder, checkpoint)
 
 
-def finish_run(path: Path, best: int = 50, last: int = 60, key: str = KEY) -> Run:
+def finish_run(path: Path, key: str = KEY, trained: int = 0) -> Run:
     """Adds what the end of the training adds: the checkpoints, and the record."""
-    checkpoints = [add_checkpoint(path, step) for step in sorted({best, last})]
+    best = add_checkpoint(path, 50, trained)
+    last = add_checkpoint(path, 60, trained)
     run = Run(
         key=key,
-        shards_key="6" * 64,
-        best=f"step_{best:06d}",
-        last=f"step_{last:06d}",
-        step=last,
-        tokens=128 * last,
-        train_loss=1 / last,
-        val_loss=1 / last,
-        val_bpb=1 / best,
+        shards_key=SHARDS_KEY,
+        best=best.name,
+        last=last.name,
+        step=60,
+        tokens=128 * 60,
+        train_loss=1 / 60,
+        val_loss=1 / 60,
+        val_bpb=1 / 60,
         tok_per_sec=100.0,
         seconds=15.0,
         parameters=4,
-        weights_sha256=checkpoints[-1].weights_sha256,
+        weights_sha256=last.weights_sha256,
         level="C",
         environment={"torch": "2.13.0", "python": "3.11", "commit": "c" * 40, "dirty": False},
     )
     storage.write_record(path, run)
     return run.model_copy(update={"path": path})
+
+
+def add_evaluation(run: Run) -> Evaluation:
+    checkpoint = storage.read_record(run.checkpoint("best"), Checkpoint)
+    assert checkpoint is not None
+    staging = run.path / "evaluation.tmp"
+    staging.mkdir()
+    (staging / "evaluation.json").write_text('{"documents": []}')
+    evaluation = Evaluation(
+        key="e" * 64,
+        run=run.name,
+        checkpoint=checkpoint.name,
+        weights_sha256=checkpoint.weights_sha256,
+        documents=3,
+        tokens=30,
+        bytes=60,
+        val_loss=0.5,
+        val_bpb=0.25,
+    )
+    return storage.commit(staging, run.path / "evaluation", evaluation)
+
+
+def add_report(run: Run) -> Report:
+    staging = run.path / "report.tmp"
+    staging.mkdir()
+    (staging / "index.html").write_text("<p>report</p>")
+    return storage.commit(staging, run.path / "report", Report(key="d" * 64, run=run.name))
+
+
+# ---- kills ------------------------------------------------------------------------------------
 
 
 def killed_after(calls: int, names: list[str], work: Callable[[], object]) -> bool:

@@ -1,0 +1,258 @@
+"""Versions and the gate: the same chain gives the same version, and only what is better wins."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_folders import (
+    CONFIG,
+    add_evaluation,
+    add_report,
+    empty_store,
+    finish_run,
+    killed_after,
+    start_run,
+    step_events,
+    write_journal,
+)
+
+from slm import gate, registry, storage, tracking
+from slm.checkpoint import load_model
+from slm.config import RegistryConfig
+from slm.errors import CorruptionError, UserError
+from slm.records import Evaluation, Run, Version
+from slm.sample import generate
+
+pytestmark = [  # mlflow, when it is imported
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
+]
+
+LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data folder with an empty store, at a path with a space."""
+    return empty_store(tmp_path / "my data")
+
+
+def make_run(root: Path, key: str = "ab" * 32, trained: int = 0) -> tuple[Run, Evaluation]:
+    path = start_run(root, key=key)
+    write_journal(path, step_events(1, 60))
+    run = finish_run(path, key=key, trained=trained)
+    return run, add_evaluation(run)
+
+
+def registered(root: Path, key: str = "ab" * 32, trained: int = 0) -> Version:
+    run, evaluation = make_run(root, key, trained)
+    return registry.register(CONFIG, run, evaluation, None, root=root)
+
+
+def client(root: Path) -> "registry.MlflowClient":
+    return tracking.connect(tracking.default_uri(root))
+
+
+def aliases(root: Path) -> dict[str, str]:
+    found = client(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+# ---- versions ---------------------------------------------------------------------------------
+
+
+def test_a_version_carries_its_whole_chain(root: Path) -> None:
+    run, evaluation = make_run(root)
+    version = registry.register(CONFIG, run, evaluation, add_report(run), root=root)
+    assert (version.model, version.version, version.aliases) == ("slm", "1", ["champion"])
+    tags = client(root).get_model_version("slm", "1").tags
+    assert {f"slm.{link}" for link in gate.LINEAGE} <= set(tags)
+    assert tags["slm.dataset"] == "stories"
+    assert tags["slm.dataset_revision"] == "r1"
+    assert tags["slm.code_commit"] == "c" * 40
+    assert tags["slm.run_id"] == version.run_id
+    weights = run.checkpoint("best") / "model.safetensors"
+    assert tags["slm.weights_sha256"] == storage.sha256_file(weights)
+    assert tags["slm.report_sha256"]
+
+
+def test_registering_again_is_instant_and_changes_nothing(root: Path) -> None:
+    run, evaluation = make_run(root)
+    first = registry.register(CONFIG, run, evaluation, None, root=root)
+    begin = time.perf_counter()
+    second = registry.register(CONFIG, run, evaluation, None, root=root)
+    assert time.perf_counter() - begin < 0.5
+    assert second.reused
+    assert second.version == first.version
+    (run.path / "registered.json").unlink()
+    third = registry.register(CONFIG, run, evaluation, None, root=root)
+    assert (third.version, third.aliases) == ("1", ["champion"])
+    assert len(client(root).search_model_versions("name = 'slm'")) == 1
+
+
+def test_a_version_that_the_store_lost_is_registered_anew(root: Path) -> None:
+    run, evaluation = make_run(root)
+    registry.register(CONFIG, run, evaluation, None, root=root)
+    client(root).delete_registered_model("slm")
+    again = registry.register(CONFIG, run, evaluation, None, root=root)
+    assert not again.reused
+    assert aliases(root) == {"champion": again.version}
+
+
+def test_later_versions_challenge(root: Path) -> None:
+    registered(root)
+    assert registered(root, key="cd" * 32, trained=3).aliases == ["challenger"]
+    assert aliases(root) == {"champion": "1", "challenger": "2"}
+
+
+def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
+    run, evaluation = make_run(root)
+    weights = run.checkpoint("best") / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"model\.safetensors"):
+        registry.register(CONFIG, run, evaluation, None, root=root)
+    other = evaluation.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(CorruptionError, match="exchanged"):
+        registry.register(CONFIG, run, other, None, root=root)
+
+
+REGISTER_CALLS = [
+    "create_logged_model",
+    "log_model_artifacts",
+    "log_outputs",
+    "finalize_logged_model",
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+]
+
+
+@pytest.mark.slow
+def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
+    for calls in range(1, 30):
+        root = empty_store(tmp_path / str(calls))
+        run, evaluation = make_run(root)
+        work = lambda: registry.register(CONFIG, run, evaluation, None, root=root)  # noqa: B023
+        killed = killed_after(calls, REGISTER_CALLS, work)
+        version = work()
+        server = client(root)
+        assert (version.version, aliases(root)) == ("1", {"champion": "1"})
+        assert len(server.search_model_versions("name = 'slm'")) == 1
+        models = server.search_logged_models([server.get_run(version.run_id).info.experiment_id])
+        assert sorted(m.name for m in models) == ["model", "step_000050", "step_000060"]
+        assert {m.status for m in models} == {"READY"}
+        if not killed:
+            break
+    assert calls > 10
+
+
+# ---- serving ----------------------------------------------------------------------------------
+
+
+def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
+    run, evaluation = make_run(root, trained=30)
+    registry.register(CONFIG, run, evaluation, None, root=root)
+    import mlflow
+
+    prompts, settings = ["One day", "Tom"], {"max_new_tokens": 12, "seed": 3}
+    with tracking.as_default(client(root)):
+        served = mlflow.pyfunc.load_model("models:/slm@champion")
+    model, tokenizer = load_model(run.checkpoint("best"))
+    samples = generate(model, tokenizer, prompts, temperature=0.8, top_k=50, **settings)
+    assert served.predict(prompts, params=settings) == [s.completion for s in samples]
+    assert served.predict(prompts, params=settings) != served.predict(
+        prompts, params={**settings, "seed": 4}
+    )
+    assert set(served.metadata.get_params_schema().to_dict()[0]) >= {"name", "default"}
+    names = [param.name for param in served.metadata.get_params_schema().params]
+    assert names == ["temperature", "top_k", "max_new_tokens", "seed"]
+
+
+def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
+    registered(root)
+    folder = Path(next((root / "mlflow" / "artifacts" / "models").iterdir()) / "artifacts")
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".tiktoken"}
+    code = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    assert "from slm." not in code
+    assert "import slm" not in code
+    required = (folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in required)
+    assert {line.partition("==")[0] for line in required} == set(registry.REQUIREMENTS)
+
+
+def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path) -> None:
+    import ast
+
+    _, package = registry.ship_code(tmp_path)
+    imported = set()
+    for path in tmp_path.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {package.name}
+    brought = {"yaml": "pyyaml", "pandas": "mlflow", "tiktoken_ext": "tiktoken"}
+    assert {brought.get(name, name) for name in foreign} <= set(registry.REQUIREMENTS)
+
+
+ALONE = """
+import sys, mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(model.predict(["One day"], params={"max_new_tokens": 5, "seed": 3})[0].encode())
+assert "slm" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_version_is_loaded_where_there_is_no_slm(root: Path, tmp_path: Path) -> None:
+    run, evaluation = make_run(root, trained=30)
+    registry.register(CONFIG, run, evaluation, None, root=root)
+    folder = next((root / "mlflow" / "artifacts" / "models").iterdir()) / "artifacts"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ALONE, str(folder)],
+        cwd=tmp_path, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    samples = generate(
+        *load_model(run.checkpoint("best")), ["One day"],
+        temperature=0.8, top_k=50, max_new_tokens=5, seed=3,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(samples[0].completion.encode())
+
+
+# ---- finding ----------------------------------------------------------------------------------
+
+
+def test_names_lead_to_model_folders(root: Path) -> None:
+    run, evaluation = make_run(root)
+    registry.register(CONFIG, run, evaluation, None, root=root)
+    best = run.checkpoint("best")
+    for text in (str(run.path), run.name, "models:/slm@champion", "models:/slm/1"):
+        assert registry.resolve(text, root) == best
+    bytes_before = (best / "model.safetensors").read_bytes()
+    (root / "runs").rename(root / "gone")
+    copy = registry.resolve("models:/slm@champion", root)
+    assert (copy / "model.safetensors").read_bytes() == bytes_before
+    assert {"config.json", "tokenizer.tiktoken"} <= {path.name for path in copy.iterdir()}
+    assert registry.resolve("models:/slm/1", root) == copy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models:/sml@champion", "did you mean 'slm'"),
+        ("models:/slm@champ", "did you mean 'champion'"),
+        ("models:/slm/7", "valid: 1"),
+        ("models:/slm", "models:/NAME@ALIAS"),
+        ("tiny-abababababa", "did you mean 'tiny-abababababab'"),
+    ],
+)
+def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> None:
+    registered(root)
+    with pytest.raises(UserError, match=message):
+        registry.resolve(text, root)
