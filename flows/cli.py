@@ -54,7 +54,8 @@ def run(
         results = run_pipeline(recipe, overrides)
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits a byte")
         display.write(f"report    {shorten(Path(results['report']))}")
-        display.write(f'try       slm sample {results["version"]} --prompt "Once upon a time"')
+        name = Path(results["run"]).name
+        display.write(f'try       slm sample {name} --prompt "Once upon a time"')
     if as_json:
         show(results, as_json)
 

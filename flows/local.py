@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import suppress
 from typing import Any
 
+from flows.display import current
 from slm.config import data_root
 from slm.errors import SlmError
 from slm.storage import make_folder
@@ -28,19 +29,18 @@ def run_pipeline(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
         return pipeline(recipe, overrides)
 
-    port = start_server()  # it starts while we import
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    current().write("prefect   starting a temporary server")
+    server, api = start_server()  # it starts while we import
+    atexit.register(stop_server, server)  # before prefect registers what it says at exit
+    os.environ["PREFECT_API_URL"] = api
     from flows.pipeline import pipeline
 
-    _wait_until_healthy(os.environ["PREFECT_API_URL"])
+    wait_until_healthy(api)
     return pipeline(recipe, overrides)
 
 
-def start_server() -> int:
-    """Starts a temporary Prefect server that ends with this process; returns its port.
-
-    Called before prefect is imported, its end comes after what prefect still has to say at exit.
-    """
+def start_server() -> tuple[subprocess.Popen[bytes], str]:
+    """Starts a temporary Prefect server that ends with this process; returns its address too."""
     log = make_folder(data_root() / "prefect") / "server.log"
     settings = {
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # seconds, for what we do not use
@@ -55,16 +55,15 @@ def start_server() -> int:
             env={**os.environ, **settings},
             start_new_session=True,  # the terminal's Ctrl-C is for us; the server outlives it
         )
-    atexit.register(_stop, server)
     assert server.stdout is not None
     with server.stdout as stdout:
         line = stdout.readline()
     if not line:
         raise SlmError(f"the temporary Prefect server did not start; it says why in {log}")
-    return int(line)
+    return server, f"http://127.0.0.1:{int(line)}/api"
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def stop_server(server: subprocess.Popen[bytes]) -> None:
     """Asks the server to end. It is never killed: it may be making its database."""
     assert server.stdin is not None
     server.stdin.close()
@@ -72,7 +71,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait(STOP_SECONDS)
 
 
-def _wait_until_healthy(api: str) -> None:
+def wait_until_healthy(api: str) -> None:
     """Returns when the server answers; its socket holds the question until it can."""
     try:
         urllib.request.urlopen(f"{api}/health", timeout=START_SECONDS).close()

@@ -106,20 +106,21 @@ def write_samples(
     model, tokenizer = load_model(checkpoint_folder(text), slm.evaluate.device())
     samples = []
     for prompt in prompts:
-        if stream:
-            stream.write(prompt)
-        samples += generate(
-            model, tokenizer, [prompt], on_text=_writer(stream) if stream else None, **settings
-        )
+        samples += generate(model, tokenizer, [prompt], on_text=_writer(stream, prompt), **settings)
         if stream:
             stream.write("\n\n" if prompt is not prompts[-1] else "\n")
     fields = ("prompt", "completion", "tokens", "seconds")
     return [{name: getattr(sample, name) for name in fields} for sample in samples]
 
 
-def _writer(stream: TextIO) -> Callable[[int, str], None]:
+def _writer(stream: TextIO | None, prompt: str) -> Callable[[int, str], None] | None:
+    """Writes the prompt before the first characters that follow it."""
+    if stream is None:
+        return None
+    before = [prompt]
+
     def write(_: int, characters: str) -> None:
-        stream.write(characters)
+        stream.write((before.pop() if before else "") + characters)
         stream.flush()
 
     return write

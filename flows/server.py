@@ -11,12 +11,14 @@ import sys
 import threading
 
 import uvicorn
-from prefect.server.api.server import create_app
 
 
 def main() -> None:
+    """Serves the API of Prefect, without its pages, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
+        print(listener.getsockname()[1], flush=True)  # connections wait until we are ready
+        from prefect.server.api.server import create_app  # seconds
+
         app = create_app(ephemeral=True, final=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()

@@ -61,7 +61,8 @@ def shards(record: Shards) -> RenderableType:
         ),
     )
     dropped = rows(("", "documents left out"), record.dropped.items())
-    lengths = rows(("", "documents of up to so many tokens"), record.length_histogram.items())
+    histogram = sorted(record.length_histogram.items(), key=lambda entry: int(entry[0]))
+    lengths = rows(("up to so many tokens", "documents"), histogram)
     tokens = rows(("", "most frequent tokens of train"), _most_frequent(record))
     return Group(*_spaced(pairs({"shards": record.path}), splits, dropped, lengths, tokens))
 

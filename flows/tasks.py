@@ -22,7 +22,7 @@ from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 
 
-def _may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -> bool:
+def may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -> bool:
     """Whether the hub could not be reached. Bad input, damage and bugs come back the same."""
     error = state.result(raise_on_failure=False)
     return type(error) is SlmError or isinstance(error, ConnectionError | TimeoutError)
@@ -32,7 +32,7 @@ def _may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) 
     retries=3,
     retry_delay_seconds=[5, 20, 60],
     retry_jitter_factor=0.5,
-    retry_condition_fn=_may_pass,
+    retry_condition_fn=may_pass,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

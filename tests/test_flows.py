@@ -1,0 +1,181 @@
+"""The Prefect flow on a real server: its results, its artifacts, failure, and the deploy file."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stages
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Failed
+
+import slm.source
+from flows import pipeline, tasks
+from flows.deployments import check
+from flows.local import start_server, stop_server, wait_until_healthy
+from slm.errors import CorruptionError, SlmError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server of this module's own, which all that runs here uses."""
+    process, api = start_server()
+    wait_until_healthy(api)
+    with temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield api
+    stop_server(process)
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def slm_command(api: str, project: Path, *arguments: str) -> dict[str, Any]:
+    """What `slm … --json` prints, run in a project with the given server."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+        cwd=project,
+        env={**os.environ, "PREFECT_API_URL": api},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "stderr": done.stderr}
+
+
+def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: Path) -> None:
+    first = slm_command(server, project, "run", "tiny")
+    assert first["reused"] == []
+    assert Path(first["report"]).read_text().startswith("<!doctype html>")
+    assert first["version"] == "models:/slm/1"
+    for name in ("source", "shards", "run", "checkpoint"):
+        assert (Path(first[name]) / "record.json").is_file()
+
+    again = slm_command(server, project, "run", "tiny")
+    names = ["download", "encode", "train", "evaluate", "report", "register"]
+    assert again["reused"] == names
+    assert list(again["seconds"]) == names
+    assert max(again["seconds"].values()) < 1.0
+    kept = ("recipe", "source", "shards", "run", "checkpoint", "val_loss", "val_bpb", "version")
+    assert {name: again[name] for name in kept} == {name: first[name] for name in kept}
+    assert "reused" in again["stderr"]
+    assert "prefect" not in again["stderr"].lower()  # it is quiet
+
+
+def test_the_flow_leaves_its_results_on_the_server(
+    client: SyncPrefectClient, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    state = pipeline.pipeline("tiny", {"train.max_steps": 3}, return_state=True)
+    assert state.is_completed()
+    assert called == ["download", "encode", "train", "evaluate", "write_report", "register"]
+    result = state.result()
+    assert result["val_bpb"] == stages.EVALUATION.val_bpb
+    assert result["reused"] == ["encode"]
+
+    run = client.read_flow_run(state.state_details.flow_run_id)
+    assert run.name.startswith("tiny-")
+    assert run.parameters == {"recipe": "tiny", "overrides": {"train.max_steps": 3}}
+    artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == run.id}
+    assert artifacts["report"].data == "# the report"
+    assert {"metric": "parameters", "value": "1,234"} in json.loads(artifacts["metrics"].data)
+    assert artifacts["training"].data == 100.0
+    assert f"file://{data_root}" in artifacts["report-html"].data
+
+
+def test_a_stage_as_a_flow(
+    server: str, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    assert pipeline.train("tiny") == str(data_root / "runs" / stages.EVALUATION.run)
+    assert called == ["download", "encode", "train"]
+
+
+def test_bad_input_fails_the_flow_at_once(
+    client: SyncPrefectClient, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        tries.append(1)
+        raise UserError("no such dataset")
+
+    monkeypatch.setattr(slm.source, "download", refuse)
+    state = pipeline.pipeline("tiny", return_state=True)
+    assert state.is_failed()
+    assert len(tries) == 1
+    with pytest.raises(UserError, match="no such dataset"):
+        state.result()
+
+
+def test_an_unknown_recipe_fails_with_the_nearest(server: str, project: Path) -> None:
+    state = pipeline.pipeline("tini", return_state=True)
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        state.result()
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (SlmError("the hub cannot be reached"), True),
+        (ConnectionError(), True),
+        (TimeoutError(), True),
+        (UserError("empty"), False),
+        (CorruptionError("damaged"), False),
+        (KeyError("bug"), False),
+    ],
+)
+def test_only_the_network_is_tried_again(error: Exception, again: bool) -> None:
+    assert tasks.may_pass(tasks.download, None, Failed(data=error)) is again
+
+
+def test_tasks_work_without_a_server(
+    tiny_config: Any, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.install(monkeypatch, data_root)
+    source = tasks.download.fn(tiny_config())
+    assert tasks.encode.fn(tiny_config(), source).key == stages.SHARDS.key
+
+
+def test_the_deploy_file_deploys_as_it_is(
+    client: SyncPrefectClient, server: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a project"
+    shutil.copytree(ROOT / "flows", folder / "flows")
+    shutil.copy(ROOT / "pipelines.yaml", folder)
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    for command in (
+        ["work-pool", "create", "slm-process", "--type", "process"],
+        ["deploy", "--all", "--prefect-file", "pipelines.yaml"],
+    ):
+        env = {**os.environ, "PREFECT_API_URL": server}
+        done = subprocess.run(
+            [*prefect, *command], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    wanted = {f"{d.flow}/{d.name}": d for d in check(ROOT / "pipelines.yaml").deployments}
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    deployed = {f"{flows[d.flow_id]}/{d.name}": d for d in client.read_deployments()}
+    assert set(deployed) == set(wanted)
+    for name, deployment in wanted.items():
+        found = deployed[name]
+        assert found.parameters == deployment.parameters
+        assert found.description == deployment.description
+        assert found.version == deployment.version
+        assert found.tags == deployment.tags
+        assert found.work_pool_name == "slm-process"
+        assert found.global_concurrency_limit.limit == 1
+        assert found.concurrency_options.collision_strategy == "ENQUEUE"
+        assert set(found.parameter_openapi_schema["properties"]) == {"recipe", "overrides"}
+        assert str(folder) in str(found.pull_steps)
