@@ -46,10 +46,11 @@ Row = dict[str, Any]
 def format_of(path: PurePath) -> str | None:
     """`parquet`, `jsonl`, `csv` or `txt` by a file's name; None where it is none of them."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
+    packed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
+    if packed:
         suffixes.pop()
-        return next((f for s, f in FORMATS.items() if suffixes[-1:] == [s] != [".parquet"]), None)
-    return FORMATS.get(suffixes[-1]) if suffixes else None
+    kind = FORMATS.get(suffixes[-1]) if suffixes else None
+    return None if packed and kind == "parquet" else kind
 
 
 def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Iterator[pa.Array]:
