@@ -1,0 +1,192 @@
+"""The gate: what is better wins, what is equal does not, and a kill between two calls is healed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from run_folders import (
+    CONFIG,
+    add_evaluation,
+    empty_store,
+    finish_run,
+    killed_after,
+    start_run,
+    step_events,
+    write_journal,
+)
+
+from slm import gate, registry, tracking
+from slm.config import RegistryConfig
+from slm.errors import CorruptionError, UserError
+from slm.records import Run
+
+pytestmark = [  # mlflow, when it is imported
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
+]
+
+LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
+STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
+
+
+# ---- the evidence -----------------------------------------------------------------------------
+
+
+def simulated(
+    seed: int, gain: float = 0.0, count: int = 150
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Nats of two models on documents of unlike length and difficulty, and the bytes of each.
+
+    The models agree on which documents are hard; the first spends `gain` less, as a fraction.
+    """
+    draws = np.random.default_rng(seed)
+    sizes = draws.lognormal(6.5, 0.5, count).astype(np.int64) + 1
+    hard = 0.7 * draws.lognormal(0, 0.2, count) * sizes
+    first, second = (hard * draws.normal(1, 0.02, count) for _ in range(2))
+    return first * (1 - gain), second, sizes
+
+
+def test_equal_models_are_hardly_ever_promoted() -> None:
+    highs = [gate.paired_interval(*simulated(seed), resamples=2000)[2] for seed in range(200)]
+    assert sum(high < 0 for high in highs) <= 10  # 5 %
+
+
+def test_a_better_model_is_nearly_always_promoted() -> None:
+    highs = [gate.paired_interval(*simulated(s, gain=0.015), resamples=2000)[2] for s in range(100)]
+    assert sum(high < 0 for high in highs) >= 95
+
+
+def test_the_interval_holds_the_difference_in_bits_a_byte() -> None:
+    challenger, champion, sizes = simulated(1, gain=0.05)
+    difference, low, high = gate.paired_interval(challenger, champion, sizes)
+    assert difference == pytest.approx((challenger - champion).sum() / np.log(2) / sizes.sum())
+    assert low < difference < high
+    assert gate.paired_interval(challenger, champion, sizes) == (difference, low, high)
+    assert gate.paired_interval(champion, champion, sizes) == (0, 0, 0)
+
+
+# ---- promotion --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data folder with an empty store, at a path with a space."""
+    return empty_store(tmp_path / "my data")
+
+
+def add_version(root: Path, key: str, trained: int) -> Run:
+    path = start_run(root, key=key * 32)
+    write_journal(path, step_events(1, 60))
+    run = finish_run(path, key=key * 32, trained=trained)
+    registry.register(CONFIG, run, add_evaluation(run), None, root=root)
+    return run
+
+
+def server(root: Path) -> "registry.MlflowClient":
+    return tracking.connect(tracking.default_uri(root))
+
+
+def aliases(root: Path) -> dict[str, str]:
+    found = server(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def audit(root: Path) -> list[dict[str, object]]:
+    path = root / "mlflow" / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def promote(root: Path, version: str = "@challenger", **options: object) -> gate.Verdict:
+    return gate.promote(f"models:/slm{version}", root=root, thresholds=LENIENT, **options)
+
+
+def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    add_version(root, "bb", trained=30)
+    verdict = promote(root)
+    assert verdict.decision == "promoted"
+    assert verdict.high < 0
+    assert verdict.difference == pytest.approx(verdict.val_bpb - verdict.champion_bpb)
+    assert verdict.documents == 25
+    assert aliases(root) == {"champion": "2"}
+    entry = server(root).get_model_version("slm", "2")
+    assert entry.tags["slm.decision"] == "promoted"
+    assert "bits a byte" in entry.description
+    assert promote(root, "/2") == verdict
+    assert [line["decision"] for line in audit(root)] == ["promoted"]
+
+    assert gate.rollback("slm", root=root) == ("1", "2")
+    assert aliases(root) == {"champion": "1"}
+    assert [line["decision"] for line in audit(root)] == ["promoted", "rolled back"]
+    with pytest.raises(UserError, match="followed no other champion"):
+        gate.rollback("slm", root=root)
+
+
+def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
+    add_version(root, "aa", trained=30)
+    add_version(root, "bb", trained=30)  # the same weights
+    verdict = promote(root)
+    assert (verdict.decision, verdict.difference) == ("refused", 0)
+    assert aliases(root) == {"champion": "1", "challenger": "2"}
+
+    forced = promote(root, force="fresher data")
+    assert forced.decision == "promoted"
+    assert aliases(root) == {"champion": "2"}
+    assert server(root).get_model_version("slm", "2").tags["slm.decision"] == "promoted (forced)"
+    assert [line["forced"] for line in audit(root)] == [None, "fresher data"]
+
+
+def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    verdict = gate.promote("models:/slm/1", root=root, thresholds=STRICT)
+    assert verdict.decision == "refused"
+    assert any("samples are" in veto for veto in verdict.vetoes)
+
+    server(root).delete_model_version_tag("slm", "1", "slm.verdict")
+    server(root).delete_model_version_tag("slm", "1", "slm.dataset_revision")
+    assert promote(root, "/1").vetoes == ["lineage lacks dataset_revision"]
+
+
+@pytest.mark.parametrize("where", ["run", "registry"])
+def test_exchanged_weights_are_refused_even_when_forced(root: Path, where: str) -> None:
+    run = add_version(root, "aa", trained=0)
+    folder = run.checkpoint("best") if where == "run" else root / "mlflow" / "artifacts" / "models"
+    weights = next(folder.rglob("model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptionError, match="exchanged"):
+        promote(root, "/1", force="please")
+    assert audit(root) == []
+
+
+PROMOTE_CALLS = [
+    "set_model_version_tag",
+    "update_model_version",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [(0, 30), (30, 0)])
+def test_a_promotion_killed_after_any_call_is_made_up_for(
+    tmp_path: Path, trained: tuple[int, int]
+) -> None:
+    ends = set()
+    for calls in range(1, 20):
+        root = empty_store(tmp_path / str(calls))
+        add_version(root, "aa", trained=trained[0])
+        add_version(root, "bb", trained=trained[1])
+        killed = killed_after(calls, PROMOTE_CALLS, lambda root=root: promote(root, "/2"))
+        promote(root, "/2")
+        entry = server(root).get_model_version("slm", "2")
+        lines = [{k: v for k, v in line.items() if k != "time"} for line in audit(root)]
+        verdict = [entry.tags["slm.verdict"], entry.description]
+        ends.add(json.dumps([aliases(root), verdict, lines], sort_keys=True))
+        if not killed:
+            break
+    assert calls > 3
+    assert len(ends) == 1
