@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 from torch import Tensor
@@ -42,8 +42,8 @@ def checkpoint_name(step: int) -> str:
 class CheckpointWriter:
     """Saves checkpoints in a thread, from a copy, so that training hardly waits for the disk.
 
-    At most one save is under way. A save that failed raises at the next `save` or at `wait`; the
-    checkpoint before it stands.
+    At most one save is under way. A save that failed raises at the next `save`, at `wait` or at the
+    end of the `with`; the checkpoint before it stands.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
@@ -51,6 +51,12 @@ class CheckpointWriter:
         self.tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[Checkpoint] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.wait()
 
     def save(
         self,

@@ -69,7 +69,7 @@ class Encoding:
             )
         ]
         selection = Selection(self.data, "val" in self.source.splits, base)
-        chosen = (
+        chosen: Iterator[tuple[Encoded, Choice]] = (
             (encoded, selection.choose(unit, encoded))
             for unit, encoded in self._finish("encode", encode_unit, units)
         )
@@ -91,7 +91,7 @@ class Encoding:
             splits=splits,
             dropped={reason: entry["documents"] for reason, entry in tally.dropped.items()},
             cleaning={"dropped": tally.dropped, "changed": tally.changed},
-            length_histogram=_histogram(sum(writer.histogram for writer in writers.values())),
+            length_histogram=_histogram([writer.histogram for writer in writers.values()]),
         )
 
     def _finish(
@@ -187,8 +187,9 @@ class Selection:
         return {"train": keep & ~val, "val": keep & val}
 
 
-def _histogram(counts: Counts) -> dict[str, int]:
+def _histogram(parts: list[Counts]) -> dict[str, int]:
     """Upper bound in tokens → documents, from the shortest to the longest that there are."""
+    counts = np.sum(parts, axis=0)
     used = np.flatnonzero(counts)
     return {str(2**i): int(counts[i]) for i in range(used[0], used[-1] + 1)}
 

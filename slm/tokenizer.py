@@ -12,14 +12,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
+from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
@@ -49,12 +49,12 @@ def gpt2(root: Path | None = None) -> "Tokenizer":
     """
     vocabulary.place(root)
     try:
-        encoding = tiktoken.get_encoding("gpt2")
+        ranks = openai_public.gpt2()["mergeable_ranks"]
     except (OSError, ValueError) as error:
         raise UserError(
             f"GPT-2's vocabulary cannot be fetched ({error}): {vocabulary.REMEDY}"
         ) from error
-    return Tokenizer([encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)])
+    return Tokenizer(sorted(ranks, key=ranks.__getitem__))
 
 
 class Tokenizer:
@@ -76,7 +76,7 @@ class Tokenizer:
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
         """As tiktoken's `Encoding`, with GPT-2's own pattern."""
-        return self._encoding(r50k_pat_str)
+        return self._encoding(openai_public.r50k_pat_str)
 
     @cached_property
     def _plain(self) -> tiktoken.Encoding:
@@ -101,23 +101,22 @@ class Tokenizer:
         parts = [self._plain.encode_to_numpy(s, disallowed_special=()) for s in _segments(text)]
         return np.concatenate(parts) if parts else np.empty(0, np.uint32)
 
-    def encode_documents(self, texts: Iterable[str]) -> npt.NDArray[np.uint32]:
+    def encode_documents(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
         """The ids of documents one after the other, end-of-text before each.
 
         Documents are joined and encoded at once, which spares the cost of a call for each.
         """
-        parts = [np.empty(0, np.uint32)]
-        for alone, group in groupby(texts, _needs_care):
-            if alone:
-                for text in group:
-                    parts += [np.array([self.eot], np.uint32), self._encode(text)]
-            else:
-                joined = END_OF_TEXT + END_OF_TEXT.join(group)
-                ids = self._plain.encode_to_numpy(
-                    joined, allowed_special={END_OF_TEXT}, disallowed_special=()
-                )
-                parts.append(ids)
-        return np.concatenate(parts)
+        if not texts:
+            return np.empty(0, np.uint32)
+        if _plainly_split(texts):
+            joined = END_OF_TEXT + END_OF_TEXT.join(texts)
+            return self._plain.encode_to_numpy(
+                joined, allowed_special={END_OF_TEXT}, disallowed_special=()
+            )
+        if len(texts) == 1:
+            return np.append(np.uint32(self.eot), self._encode(texts[0]))
+        half = len(texts) // 2
+        return np.append(self.encode_documents(texts[:half]), self.encode_documents(texts[half:]))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -127,8 +126,8 @@ class Tokenizer:
         """The exact bytes of ids."""
         return self._plain.decode_bytes([int(i) for i in ids])
 
-    def to_bytes(self) -> bytes:
-        """The tokenizer as a file: a line for each token, its base64, a space, its rank."""
+    @cached_property
+    def _saved(self) -> bytes:
         lines = (
             base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(self.tokens)
         )
@@ -137,10 +136,11 @@ class Tokenizer:
     @cached_property
     def sha256(self) -> str:
         """Of its saved bytes."""
-        return storage.sha256_bytes(self.to_bytes())
+        return storage.sha256_bytes(self._saved)
 
     def save(self, path: Path) -> None:
-        storage.write_file(path, self.to_bytes())
+        """Writes it as text: a line for each token, its base64, a space, its rank."""
+        storage.write_file(path, self._saved)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -199,21 +199,21 @@ _BYTE_SIGNS = {b: chr(b) for b in _VISIBLE} | {
 }
 
 
-def _needs_care(text: str) -> bool:
-    """Whether a text has to be encoded alone: long, or with what the plain pattern misses."""
-    if len(text) > LONGEST_WORD or END_OF_TEXT in text:
-        return True
-    if text.isascii():
-        return b"   " in text.encode().translate(_TO_SPACE)
-    return _LONG_SPACE.search(text) is not None or _has_surrogates(text)
-
-
-def _has_surrogates(text: str) -> bool:
+def _plainly_split(texts: Sequence[str]) -> bool:
+    """Whether the plain pattern splits these texts as GPT-2's does, joined by end-of-text."""
+    joined = "".join(texts)
+    if len(joined) > LONGEST_WORD and max(map(len, texts)) > LONGEST_WORD:
+        return False
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        data = np.frombuffer(joined.encode(), np.uint8)
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    space = data <= 0x20
+    if (space[2:] & space[1:-1] & space[:-2]).any() or END_OF_TEXT in joined:
+        return False
+    return joined.isascii() or not any(
+        _LONG_SPACE.search(text) for text in texts if not text.isascii()
+    )
 
 
 def _segments(text: str) -> Iterator[str]:
@@ -268,6 +268,14 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[int, int] | None]:
 
 
 def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int]:
+    splits = [
+        (left, right)
+        for i in range(1, len(token))
+        if (left := ranks.get(token[:i], rank)) < rank
+        and (right := ranks.get(token[i:], rank)) < rank
+    ]
+    if len(splits) == 1:  # so it is for most tokens; the others are merged step by step
+        return splits[0]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]

@@ -53,9 +53,12 @@ def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
     """
     job = open_job(run)
     config = job.config
-    with only_trainer(job), Journal(run, enabled=job.rank == 0) as journal:
+    with (
+        only_trainer(job),
+        Journal(run, enabled=job.rank == 0) as journal,
+        CheckpointWriter(run / "checkpoints", job.tokenizer) as writer,
+    ):
         session = open_session(job, settle_plan(job))
-        writer = CheckpointWriter(run / "checkpoints", job.tokenizer)
         model, plan = session.model, session.plan
         facts = environment()
         journal.write(

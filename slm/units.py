@@ -211,7 +211,8 @@ def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
         with pq.ParquetFile(unit.source) as file:
             rows = sum(file.metadata.row_group(i).num_rows for i in unit.row_groups)
             batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
-            for batch in file.iter_batches(batch_rows, list(unit.row_groups), [COLUMN]):
+            groups = list(unit.row_groups)
+            for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
                 yield _texts(batch.column(0), tally)
     except (ArrowException, OSError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error

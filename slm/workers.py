@@ -5,12 +5,11 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from queue import SimpleQueue
 from types import ModuleType
 from typing import TypeVar
 
@@ -28,48 +27,50 @@ def available_cores() -> int:
 
 
 def spread(
-    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
 ) -> Generator[tuple[Job, Result]]:
     """`work` done for each job by spawned processes: pairs of job and result, as they come.
 
-    With no workers it is done here, which spares little jobs the start of processes.
-    Each process has a pool of its own, so that one that dies takes down no other, and it is known
+    With no workers it is done here, which spares little jobs the start of processes. Otherwise
+    each process has a pool of its own, so that one that dies takes down no other, and it is known
     whose job it died of. That job is tried once more in a fresh process; when that dies as well,
     SlmError names the job. `str(job)` is its name; job, result and `work` must pickle.
     """
     if workers == 0:
         yield from ((job, work(job)) for job in jobs)
         return
-    waiting, retried = deque(jobs), set[int]()
-    idle = [_pool() for _ in range(min(workers, len(waiting)))]
-    running: dict[Future[Result], tuple[ProcessPoolExecutor, Job]] = {}
+    idle = SimpleQueue[ProcessPoolExecutor]()
+
+    def attempt(job: Job) -> tuple[Job, Result]:
+        for _ in range(2):
+            pool = idle.get()
+            try:
+                with _bare_main:
+                    future = pool.submit(work, job)
+                result = future.result()
+            except BrokenProcessPool:
+                logger.warning("%s: its worker process was killed", job)
+                pool.shutdown()
+                idle.put(_pool())
+            except BaseException:
+                idle.put(pool)
+                raise
+            else:
+                idle.put(pool)
+                return job, result
+        raise SlmError(f"{job}: its worker process was killed, twice; is there memory enough?")
+
+    count = min(workers, len(jobs))
+    for _ in range(count):
+        idle.put(_pool())
+    threads = ThreadPoolExecutor(max(1, count))
     try:
-        while waiting or running:
-            with _bare_main():
-                while waiting and idle:
-                    pool, job = idle.pop(), waiting.popleft()
-                    running[pool.submit(work, job)] = pool, job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                pool, job = running.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool as error:
-                    if id(job) in retried:
-                        raise SlmError(
-                            f"{job}: the worker process was killed, twice; "
-                            "is there enough memory for it?"
-                        ) from error
-                    logger.warning("%s: the worker process was killed; trying once more", job)
-                    pool.shutdown()
-                    retried.add(id(job))
-                    waiting.appendleft(job)
-                    idle.append(_pool())
-                else:
-                    idle.append(pool)
-                    yield job, result
+        for future in as_completed([threads.submit(attempt, job) for job in jobs]):
+            yield future.result()
     finally:
-        for pool in (*idle, *(pool for pool, _ in running.values())):
-            pool.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
+        for _ in range(count):
+            idle.get().shutdown()
 
 
 def _pool() -> ProcessPoolExecutor:
@@ -89,12 +90,23 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-@contextmanager
-def _bare_main() -> Iterator[None]:
-    """A spawned process imports its parent's main script first; our workers need nothing of it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+class _BareMain:
+    """A spawned process imports its parent's main script first; our workers need nothing of it.
+
+    Hides that script while a process may be spawned, from one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+
+    def __exit__(self, *_: object) -> None:
+        sys.modules["__main__"] = self._main
+        self._lock.release()
+
+
+_bare_main = _BareMain()
