@@ -1,0 +1,272 @@
+"""Encoding throughput: ours, one tiktoken thread, and the `datasets.map` route, in one run.
+
+All three read the same parquet documents on the same machine, taking turns. Ours is the whole
+stage in a process of its own: parquet → shards on disk, hashed, committed, and verified once more.
+tiktoken's loop gets its texts in memory and throws the tokens away. The third is the preparation
+script of nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slm.config import PipelineConfig, data_root
+from slm.records import Source
+from slm.source import download
+from slm.storage import read_record
+from slm.stories import stories
+from slm.tokenizer import Tokenizer, gpt2
+from slm.workers import available_cores
+
+VOCAB_SIZES = (50_257, 4096)
+
+
+def run(
+    megabytes: int = 200,
+    data: Path | None = None,
+    repeats: int = 3,
+    peers: bool = True,
+) -> dict[str, Any]:
+    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+
+    Args:
+        megabytes: of text (10**6 UTF-8 bytes) to encode.
+        data: parquet files to repeat up to that size; generated stories where it is None.
+        repeats: of each measurement; the medians count.
+        peers: whether to run the others too, or only ours.
+
+    `ratio` is the value over that of one tiktoken thread.
+    """
+    parent = data_root() / "benchmarks"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix="encode-") as folder:
+        source = _make_source(Path(folder), megabytes, data)
+        size = sum(split.bytes for split in source.splits.values())
+        seconds: dict[str, list[float]] = {}
+        memory: list[float] = []
+        cores = available_cores()
+        tokenizer = gpt2(Path(folder))
+        for _ in range(repeats):
+            for vocab_size in VOCAB_SIZES:
+                elapsed, peak = _measured(lambda v=vocab_size: _ours(source, Path(folder), v))
+                seconds.setdefault(f"slm, {vocab_size:,} ids, {cores} cores", []).append(elapsed)
+                memory.append(peak)
+            if peers:
+                seconds.setdefault("tiktoken, 1 thread", []).append(_tiktoken(source, tokenizer))
+                seconds.setdefault(f"datasets.map, {cores} processes", []).append(
+                    _datasets_map(source, Path(folder), tokenizer, cores)
+                )
+    speeds = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
+    one = speeds.get("tiktoken, 1 thread")
+    rows = [
+        {
+            "name": name,
+            "metric": "throughput",
+            "value": round(speed, 1),
+            "unit": "MB/s",
+            "ratio": round(speed / one, 2) if one else None,
+        }
+        for name, speed in speeds.items()
+    ]
+    rows.append(
+        {
+            "name": "slm, all processes",
+            "metric": "peak memory",
+            "value": round(max(memory)),
+            "unit": "MB",
+            "ratio": None,
+        }
+    )
+    return {"machine": _machine(), "megabytes": round(size / 1e6), "rows": rows}
+
+
+# ---- the documents ----------------------------------------------------------------------------
+
+
+def _make_source(folder: Path, megabytes: int, data: Path | None) -> Source:
+    """The documents as the download stage leaves them."""
+    if data is None:
+        size = sum(len(text.encode()) for text in stories(1337, 0, 1000)) / 1000
+        fields = {"source": "stories", "documents": int(megabytes * 1e6 / size) + 1}
+    else:
+        _repeat(data, folder / "repeated.parquet", int(megabytes * 1e6))
+        fields = {"source": "files", "path": str(folder / "repeated.parquet")}
+    return download(_config(fields), root=folder)
+
+
+def _repeat(data: Path, target: Path, size: int) -> None:
+    """Writes the texts of parquet files over and over until they have `size` bytes."""
+    paths = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
+    texts = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
+    count = int(size / (sum(len(text.encode()) for text in texts) / len(texts)))
+    schema = pa.schema([("text", pa.string())])
+    documents = cycle(texts)
+    with pq.ParquetWriter(target, schema) as writer:
+        for start in range(0, count, 10_000):
+            batch = list(islice(documents, min(10_000, count - start)))
+            writer.write_table(pa.table([batch], schema=schema))
+
+
+def _config(data: dict[str, Any]) -> PipelineConfig:
+    return PipelineConfig.model_validate(
+        {"recipe": "bench", "data": data, "train": {"max_steps": 1}}
+    )
+
+
+def _texts(source: Source) -> list[str]:
+    return [
+        text
+        for split in source.splits.values()
+        for name in split.files
+        for text in pq.read_table(source.path / name)["text"].to_pylist()
+    ]
+
+
+# ---- the three ways ---------------------------------------------------------------------------
+
+
+def _ours(source: Source, folder: Path, vocab_size: int) -> float:
+    """Seconds from parquet to verified shards, timed by a fresh process around its own work."""
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+    command = [sys.executable, __file__, "--encode", str(source.path), str(vocab_size), str(folder)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _encode_once(source_path: Path, vocab_size: int, root: Path) -> None:
+    from slm.shards import encode, read_shards
+
+    source = read_record(source_path, Source, verify=False)
+    assert source is not None
+    config = _config({"source": "stories", "documents": 1, "vocab_size": vocab_size})
+    begin = time.perf_counter()
+    shards = encode(config, source, root=root)
+    read_shards(shards.path)
+    sys.stdout.write(f"{time.perf_counter() - begin}\n")
+
+
+def _tiktoken(source: Source, tokenizer: Tokenizer) -> float:
+    texts, encoding = _texts(source), tokenizer.encoding
+    begin = time.perf_counter()
+    for text in texts:
+        encoding.encode_ordinary(text)
+    return time.perf_counter() - begin
+
+
+def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes: int) -> float:
+    """The steps of nanoGPT's prepare.py."""
+    import datasets
+
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    encoding, eot = tokenizer.encoding, tokenizer.eot
+
+    def process(example: dict[str, str]) -> dict[str, Any]:
+        ids = encoding.encode_ordinary(example["text"])
+        ids.append(eot)
+        return {"ids": ids, "len": len(ids)}
+
+    files = [str(source.path / name) for split in source.splits.values() for name in split.files]
+    begin = time.perf_counter()
+    rows = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(folder / "datasets")
+    )
+    encoded = rows.map(process, remove_columns=["text"], num_proc=processes)
+    total = int(np.sum(encoded["len"], dtype=np.uint64))
+    shard = np.memmap(folder / "datasets.bin", dtype=np.uint16, mode="w+", shape=(total,))
+    at, batches = 0, min(1024, len(encoded))
+    for i in range(batches):
+        batch = encoded.shard(num_shards=batches, index=i, contiguous=True).with_format("numpy")
+        ids = np.concatenate(list(batch["ids"]))
+        shard[at : at + len(ids)] = ids
+        at += len(ids)
+    shard.flush()
+    elapsed = time.perf_counter() - begin
+    shutil.rmtree(folder / "datasets")
+    return elapsed
+
+
+# ---- measuring --------------------------------------------------------------------------------
+
+
+def _measured(work: Callable[[], float]) -> tuple[float, float]:
+    """What `work` returns, and the peak of the resident memory of all children, in MB."""
+    peak, stop = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.05):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak = max(peak, total / 1e6)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return work(), peak
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _machine() -> dict[str, Any]:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": available_cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--data", type=Path, help="parquet files to repeat instead of stories")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="leave out the others")
+    parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.encode:
+        source, vocab_size, root = given.encode
+        _encode_once(Path(source), int(vocab_size), Path(root))
+        return
+    result = run(given.megabytes, given.data, given.repeats, not given.alone)
+    if given.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    sys.stdout.write(f"{result['machine']}, {result['megabytes']} MB of text\n")
+    for row in result["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:6.2f} x tiktoken"
+        sys.stdout.write(f"{row['name']:32}{row['value']:8} {row['unit']:5}{ratio}\n")
+
+
+if __name__ == "__main__":
+    main()
