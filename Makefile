@@ -1,5 +1,5 @@
 # Everything here needs Python 3.11 or newer, pip and make; nothing is written outside this folder
-# but pip's own cache. A person and CI run the same commands.
+# but pip's own cache. A person and CI run the same commands. More arguments: make run ARGS="--json".
 
 SHELL := bash
 PYTHON ?= python3
@@ -14,10 +14,10 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 run: $(VENV)/core  ## install, then take the recipe quickstart from stories to a registered model
-	$(BIN)/slm run
+	$(BIN)/slm run $(ARGS)
 
 test: $(VENV)/dev  ## install, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/dev  ## the long proofs
 	$(BIN)/python -m pytest -m slow
