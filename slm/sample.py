@@ -11,15 +11,15 @@ on from there. A prompt that does not fit by itself is refused.
 import codecs
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slm.errors import UserError
 from slm.model import GPT, KVCache
+from slm.packed import packed
 from slm.tokenizer import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns
@@ -189,45 +189,6 @@ def _overlap(text: str, stops: Sequence[str]) -> int:
     """The length of the longest end of `text` that a stop string begins with."""
     lengths = range(min(len(text), max(map(len, stops), default=0)), 0, -1)
     return next((n for n in lengths if any(s.startswith(text[-n:]) for s in stops)), 0)
-
-
-# ---- faster products on a CPU -----------------------------------------------------------------
-
-
-@contextmanager
-def packed(model: GPT) -> Iterator[None]:
-    """Inside, a float32 model on a CPU multiplies by copies of its weights in oneDNN's own layout.
-
-    At one to a few rows a product is bound by reading its weights. Laid out for the kernel they
-    are read at the memory's full rate, two to five times as fast as torch's default; the results
-    are of the same precision. The layout is the one that torch's own compiler uses.
-    """
-    modules = [m for m in model.modules() if isinstance(m, nn.Linear)] if _can_pack(model) else []
-    try:
-        for module in modules:
-            module.forward = _packed_product(module.weight, module.bias)  # type: ignore[method-assign]
-        if modules:
-            model.logits = _packed_product(model.embed.weight, None)  # type: ignore[method-assign]
-        yield
-    finally:
-        for owner, name in [(model, "logits"), *((module, "forward") for module in modules)]:
-            vars(owner).pop(name, None)  # the class's own again
-
-
-def _can_pack(model: GPT) -> bool:
-    weight = model.embed.weight
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
-
-
-def _packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    product = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: product(x, reordered, bias, "none", [], "")
 
 
 # ---- the loop ---------------------------------------------------------------------------------
