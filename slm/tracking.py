@@ -503,7 +503,8 @@ def find_source(root: Path, shards: Shards) -> Source | None:
 
 
 def _run_tags(run: Run) -> dict[str, str]:
-    environment = {f"environment.{key}": value for key, value in _flatten(run.environment)}
+    known = {key: value for key, value in run.environment.items() if value is not None}
+    environment = {f"environment.{key}": value for key, value in _flatten(known)}
     tags = {
         "slm.shards_key": run.shards_key,
         "slm.determinism_level": run.level,
