@@ -145,7 +145,7 @@ def score_documents(
     for chunk in chunks(found, CHUNK_DOCUMENTS):
         scores.losses += token_losses(model, chunk, tokenizer.eot)
         scores.bytes += [int(tokenizer.token_bytes[document].sum()) for document in chunk]
-        progress("evaluate  documents", len(scores.losses), total)
+        progress("documents", len(scores.losses), total)
     return scores
 
 

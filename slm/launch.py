@@ -207,7 +207,7 @@ def report(
     if steps:
         plan = Plan.model_validate_json((run / PLAN).read_bytes())
         last = steps[-1]
-        text = f"train  loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
+        text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
         progress(text, last["step"], plan.max_steps)
 
 
