@@ -24,8 +24,9 @@ from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig, data_root
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
+from slm.packing import MODEL_FILES
 from slm.records import Evaluation, Progress, Shards, silent
-from slm.registry import CHALLENGER, CHAMPION, MODEL_FILES, fetch_version, find_version
+from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version
 from slm.sample import generate
 from slm.shards import documents, read_shards, read_tokens
 from slm.tokenizer import Tokenizer

@@ -5,13 +5,11 @@ reused, so a process that is killed between two calls is made up for by the next
 last.
 """
 
-import ast
 import json
 import re
 import shutil
 import sqlite3
 from contextlib import closing, suppress
-from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -21,7 +19,9 @@ from urllib.request import url2pathname
 from slm import storage, tracking
 from slm.checkpoint import find_run, latest_checkpoint
 from slm.config import PipelineConfig, data_root
+from slm.entities import find_source, public_uri
 from slm.errors import CorruptionError, UserError, unknown
+from slm.packing import MODEL_FILES, pack
 from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ REGISTER_VERSION = 1
 
 REGISTERED = "registered.json"
 CHAMPION, CHALLENGER = "champion", "challenger"
-MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.tiktoken")
-PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
-REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
 
 
 # ---- registering ------------------------------------------------------------------------------
@@ -61,7 +58,7 @@ def register(
     uri = tracking.tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
     chain = _chain(config, run, evaluation, report, checkpoint, root)
-    fields = {"model": config.registry.model, "tracking_uri": tracking.public_uri(uri)}
+    fields = {"model": config.registry.model, "tracking_uri": public_uri(uri)}
     key = storage.stage_key("register", REGISTER_VERSION, fields, chain)
     note = run.path / REGISTERED
     if (known := _remembered(note)) and known.key == key:
@@ -82,7 +79,7 @@ def register(
         version=str(entry.version),
         aliases=aliases,
         run_id=run_id,
-        tracking_uri=tracking.public_uri(uri),
+        tracking_uri=public_uri(uri),
     )
     storage.write_json(note, result.model_dump(mode="json"))
     return result
@@ -112,7 +109,7 @@ def _chain(
 
     described = json.loads((run.path / "config.json").read_bytes())
     shards = storage.read_record(root / "shards" / described["shards"], Shards, verify=False)
-    source = tracking.find_source(root, shards) if shards else None
+    source = find_source(root, shards) if shards else None
     environment = run.environment
     links = {
         "dataset": source and source.dataset,
@@ -137,7 +134,7 @@ def _chain(
         "val_bpb": evaluation.val_bpb,
         "determinism_level": run.level,
     }
-    return {f"slm.{k}": tracking.public_uri(str(v)) for k, v in links.items() if v is not None}
+    return {f"slm.{k}": public_uri(str(v)) for k, v in links.items() if v is not None}
 
 
 def _remembered(note: Path) -> Version | None:
@@ -226,62 +223,6 @@ def _logged_model(
     if model.model_id not in {output.model_id for output in run.outputs.model_outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, checkpoint.step)])
     return client.finalize_logged_model(model.model_id, "READY")
-
-
-def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
-    """Writes an MLflow model that needs nothing but its requirements: weights, vocabulary, code."""
-    from mlflow.models import Model, infer_signature
-    from mlflow.pyfunc import save_model
-
-    names = ("model", "config", "tokenizer")
-    with TemporaryDirectory(dir=target.parent) as temporary:
-        script, package = ship_code(Path(temporary))
-        save_model(
-            path=str(target),
-            python_model=str(script),
-            code_paths=[str(package)],
-            artifacts={n: str(checkpoint / f) for n, f in zip(names, MODEL_FILES, strict=True)},
-            input_example=(["Once upon a time"], PARAMS),
-            signature=infer_signature(["Once upon a time"], ["there was"], params=PARAMS),
-            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
-            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
-        )
-
-
-def ship_code(folder: Path) -> tuple[Path, Path]:
-    """Writes `serving.py` and, as a package of another name, the modules that it needs.
-
-    The package is named by the hash of what is in it: versions of unlike code may be loaded in one
-    process. Returns the paths of the script and of the package.
-    """
-    sources = _needed_modules("slm.serving")
-    digest = storage.sha256_bytes(storage.canonical_json(sources))
-    package = folder / f"slm_{digest[:12]}"
-    package.mkdir()
-    for name, source in sources.items():
-        renamed = re.sub(
-            r"^(\s*)(from|import) slm\b", rf"\1\2 {package.name}", source, flags=re.MULTILINE
-        )
-        script = name == "serving"
-        (folder if script else package).joinpath(f"{name}.py").write_text(renamed, "utf-8")
-    return folder / "serving.py", package
-
-
-def _needed_modules(first: str) -> dict[str, str]:
-    """The source of a module of ours, and of all of ours that it imports, by file name."""
-    home = Path(__file__).parent
-    sources: dict[str, str] = {"__init__": (home / "__init__.py").read_text("utf-8")}
-    wanted = [first]
-    while wanted:
-        name = wanted.pop().partition(".")[2]
-        path = home / f"{name}.py"
-        if name in sources or not path.exists():
-            continue
-        sources[name] = path.read_text("utf-8")
-        for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "slm":
-                wanted += [str(node.module), *(f"{node.module}.{n.name}" for n in node.names)]
-    return dict(sorted(sources.items()))
 
 
 # ---- versions and aliases ---------------------------------------------------------------------
@@ -399,7 +340,7 @@ def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> 
             version=str(entry.version),
             aliases=[],
             run_id=entry.run_id or "",
-            tracking_uri=tracking.public_uri(client.tracking_uri),
+            tracking_uri=public_uri(client.tracking_uri),
         )
 
     folder = root / "mlflow" / "models" / f"{entry.name}-{entry.version}-{wanted[:12]}"

@@ -11,7 +11,6 @@ mlflow is imported where it is used: it takes more than a second.
 import json
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -21,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from slm import storage
+from slm import entities, storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.journal import JOURNAL
-from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Report, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,6 @@ LONGEST_INTERVAL = 60.0  # seconds, after passes that failed
 FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
 BATCH = 1000  # metrics in one request: MLflow's limit
 PARAMS = 100  # params in one request, likewise
-MEASURED = ("step", "evaluate", "system")  # events of the journal that carry metrics
 PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -61,11 +59,6 @@ def default_uri(root: Path) -> str:
     """The server where no config names one."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
-
-
-def public_uri(text: str) -> str:
-    """The text with the user and password of every address in it removed."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -173,7 +166,7 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
             failures += 1
             interval = min(2 * interval, LONGEST_INTERVAL)
             if failures == 1:
-                reason = public_uri(str(error)).partition("\n")[0][:300]
+                reason = entities.public_uri(str(error)).partition("\n")[0][:300]
                 logger.warning(
                     "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
                     reason,
@@ -218,11 +211,14 @@ class _Mirrored:
 
         note = self.path / "mlflow.json"
         known = json.loads(note.read_bytes()) if note.exists() else {}
-        if known.get("tracking_uri") == public_uri(self.uri):
-            with suppress(MlflowException):
+        if known.get("tracking_uri") == entities.public_uri(self.uri):
+            try:
                 run = self.client.get_run(known["run_id"])
                 if run.info.lifecycle_stage == "active":
                     return run
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
         experiment = experiment_id(self.client, self.config, self.root)
         tags = {
             "slm.run": self.path.name,
@@ -245,18 +241,20 @@ class _Mirrored:
                 run_name=self.path.name,
             )
         )
-        storage.write_json(note, {"tracking_uri": public_uri(self.uri), "run_id": run.info.run_id})
+        storage.write_json(
+            note, {"tracking_uri": entities.public_uri(self.uri), "run_id": run.info.run_id}
+        )
         self.marks = {}
         return run
 
     def _send_settings(self, run: "MlflowRun") -> None:
         from mlflow.entities import Param
 
-        params = dict(_flatten(self.settings["config"]))
+        params = dict(entities.flatten(self.settings["config"]))
         with suppress(FileNotFoundError):  # the trainer writes it when it starts
-            params |= _flatten(json.loads((self.path / "plan.json").read_bytes()), "plan.")
+            params |= entities.flatten(json.loads((self.path / "plan.json").read_bytes()), "plan.")
         missing = [
-            Param(key, public_uri(value)[:6000])
+            Param(key, entities.public_uri(value)[:6000])
             for key, value in params.items()
             if key not in run.data.params
         ]
@@ -264,7 +262,7 @@ class _Mirrored:
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
         if not run.inputs.dataset_inputs:
             shards = self.root / "shards" / self.settings["shards"]
-            datasets = _dataset_inputs(self.root, self.config, shards)
+            datasets = entities.dataset_inputs(self.root, self.config, shards)
             self.client.log_inputs(run.info.run_id, datasets=datasets)
 
     # ---- metrics ----
@@ -278,7 +276,7 @@ class _Mirrored:
         end = self.journal.position
         try:
             for event, end in self.journal.events():  # noqa: B007 - the last end is used below
-                for metric in _metrics(event):
+                for metric in entities.metrics(event):
                     if metric.step > self._mark(metric.key):
                         self.marks[metric.key] = metric.step
                         batch.append(metric)
@@ -304,7 +302,6 @@ class _Mirrored:
         run = storage.read_record(self.path, Run, verify=False)
         if run is None:
             return
-        assert self.run_id is not None
         info = self.client.get_run(self.run_id)
         evaluation = storage.read_record(self.path / "evaluation", Evaluation, verify=False)
         report = storage.read_record(self.path / "report", Report, verify=False)
@@ -312,7 +309,7 @@ class _Mirrored:
         if sent.get("slm.weights_sha256") != run.weights_sha256:
             self._send_checkpoints(info, run)
             self.client.log_artifact(self.run_id, str(self.path / "config.json"))
-            self._tag(_run_tags(run))
+            self._tag(entities.run_tags(run))
         if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
             self._send_evaluation(evaluation)
             self._tag({"slm.evaluation": storage.content_hash(evaluation)})
@@ -323,8 +320,8 @@ class _Mirrored:
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        entities = [RunTag(key, public_uri(value)[:5000]) for key, value in tags.items()]
-        self.client.log_batch(self.run_id, tags=entities)
+        safe = [RunTag(key, entities.public_uri(value)[:5000]) for key, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=safe)
 
     def _send_checkpoints(self, info: "MlflowRun", run: Run) -> None:
         """The best and the last checkpoint as LoggedModels: READY is set last.
@@ -346,7 +343,7 @@ class _Mirrored:
                 info.info.experiment_id,
                 name=folder.name,
                 source_run_id=self.run_id,
-                tags=_checkpoint_tags(checkpoint, run),
+                tags=entities.checkpoint_tags(checkpoint, run),
             )
             if model.status == "READY":
                 continue
@@ -442,89 +439,6 @@ class _Tail:
         for event, _ in _Tail(self.path).events():
             return int(event["time"] * 1000)
         return int(time.time() * 1000)
-
-
-def _metrics(event: Mapping[str, Any]) -> list["Metric"]:
-    from mlflow.entities import Metric
-
-    if event.get("event") not in MEASURED:
-        return []
-    moment = int(event["time"] * 1000)
-    return [
-        Metric(key, float(value), moment, event["step"])
-        for key, value in event.items()
-        if key not in ("step", "time")
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-    ]
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
-
-
-def _dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["DatasetInput"]:
-    """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
-
-    Empty where the shards are gone.
-    """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    shards = storage.read_record(folder, Shards, verify=False)
-    if shards is None:
-        return []
-    source = find_source(root, shards)
-    name = source.dataset if source else config.data.path or config.data.source
-    where = {"path": name, "uri": name, "revision": source.revision if source else None}
-    inputs = []
-    for split, context in (("train", "training"), ("val", "validation")):
-        held = shards.splits[split]
-        hashes = [shards.files[file].sha256 for file in held.files]
-        dataset = Dataset(
-            name=Path(public_uri(name)).name or config.recipe,
-            digest=storage.sha256_bytes(storage.canonical_json(hashes))[:32],
-            source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
-            source=public_uri(json.dumps(where | {"split": split})),
-            profile=json.dumps(held.model_dump(exclude={"files"})),
-        )
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-    return inputs
-
-
-def find_source(root: Path, shards: Shards) -> Source | None:
-    """The source that shards were made of, where it is still there."""
-    recipe = shards.name.rpartition("-")[0]
-    folder = root / "sources" / f"{recipe}-{shards.source_key[:12]}"
-    return storage.read_record(folder, Source, verify=False)
-
-
-def _run_tags(run: Run) -> dict[str, str]:
-    known = {key: value for key, value in run.environment.items() if value is not None}
-    environment = {f"environment.{key}": value for key, value in _flatten(known)}
-    tags = {
-        "slm.shards_key": run.shards_key,
-        "slm.determinism_level": run.level,
-        "slm.best": run.best,
-        "slm.weights_sha256": run.weights_sha256,  # last: it says that the results are sent
-    }
-    commit = run.environment.get("commit")
-    return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags
-
-
-def _checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
-    names = {"best": run.best, "last": run.last}
-    roles = [role for role, name in names.items() if name == checkpoint.name]
-    return {
-        "slm.step": str(checkpoint.step),
-        "slm.role": ", ".join(roles),
-        "slm.weights_sha256": checkpoint.weights_sha256,
-        "slm.tokenizer_sha256": checkpoint.tokenizer_sha256,
-        "slm.shards_key": checkpoint.shards_key,
-    }
 
 
 def _is_locked(path: Path) -> bool:

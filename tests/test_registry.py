@@ -30,7 +30,7 @@ import slm.evaluate
 import slm.launch
 import slm.shards
 import slm.source
-from slm import gate, registry, storage, tracking
+from slm import gate, packing, registry, storage, tracking
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
@@ -194,13 +194,13 @@ def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
     assert "import slm" not in code
     required = (folder / "requirements.txt").read_text().split()
     assert all("==" in line for line in required)
-    assert {line.partition("==")[0] for line in required} == set(registry.REQUIREMENTS)
+    assert {line.partition("==")[0] for line in required} == set(packing.REQUIREMENTS)
 
 
 def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path) -> None:
     import ast
 
-    _, package = registry.ship_code(tmp_path)
+    _, package = packing.ship_code(tmp_path)
     imported = set()
     for path in tmp_path.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -209,8 +209,35 @@ def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path)
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {package.name}
-    brought = {"yaml": "pyyaml", "pandas": "mlflow", "tiktoken_ext": "tiktoken"}
-    assert {brought.get(name, name) for name in foreign} <= set(registry.REQUIREMENTS)
+    brought = {
+        "yaml": "pyyaml",
+        "pandas": "mlflow",
+        "pyarrow": "mlflow",
+        "tiktoken_ext": "tiktoken",
+    }
+    assert {brought.get(name, name) for name in foreign} <= set(packing.REQUIREMENTS)
+
+
+def test_versions_of_unlike_code_work_side_by_side(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(root)
+    honest = packing._needed_modules
+
+    def changed(first: str) -> dict[str, str]:
+        sources = honest(first)
+        marked = sources["sample"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
+        return {**sources, "sample": marked}
+
+    monkeypatch.setattr(packing, "_needed_modules", changed)
+    registered(root, key="cd" * 32, trained=3)
+    import mlflow
+
+    with tracking.as_default(client(root)):
+        second = mlflow.pyfunc.load_model("models:/slm/2")
+        first = mlflow.pyfunc.load_model("models:/slm/1")
+    assert second.predict(["One day"]) == ["changed"]
+    assert first.predict(["One day"]) != ["changed"]
 
 
 ALONE = """

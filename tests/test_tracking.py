@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,37 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     finish_run(path)
     run_id = tracking.sync(path)  # the store of the data folder stands in for the server
     assert points(root, run_id, "train_loss") == expected()
+
+
+def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    path = start_run(root)
+    write_journal(path, step_events(1, 1500))
+    finish_run(path)
+    honest, calls = MlflowClient.log_batch, iter(range(1000))
+
+    def flaky(*args: object, **kwargs: object) -> object:
+        call = next(calls)
+        if call % 3 == 1:
+            raise ConnectionError("refused")
+        result = honest(*args, **kwargs)
+        if call % 3 == 2:
+            raise ConnectionError("the answer was lost")
+        return result
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    mirrored, passes = tracking._Mirrored(path, None), 0
+    while passes < 100:
+        passes += 1
+        with suppress(ConnectionError):
+            mirrored.send()
+            break
+    assert 2 < passes < 100
+    assert points(root, mirrored.run_id, "train_loss") == expected(1, 1500)
+    assert len(points(root, mirrored.run_id, "val_bpb")) == 150
 
 
 def test_no_password_is_written_anywhere(root: Path) -> None:

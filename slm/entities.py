@@ -1,0 +1,107 @@
+"""What a run folder holds, in MLflow's terms: metrics, dataset inputs, params and tags.
+
+Nothing here talks to a server. No value carries a password: `public_uri` sees to that.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm import storage
+from slm.config import PipelineConfig
+from slm.records import Checkpoint, Run, Shards, Source
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Metric
+
+MEASURED = ("step", "evaluate", "system")  # events of the journal that carry metrics
+
+
+def public_uri(text: str) -> str:
+    """The text with the user and password of every address in it removed."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
+
+
+def metrics(event: Mapping[str, Any]) -> list["Metric"]:
+    from mlflow.entities import Metric
+
+    if event.get("event") not in MEASURED:
+        return []
+    moment = int(event["time"] * 1000)
+    return [
+        Metric(key, float(value), moment, event["step"])
+        for key, value in event.items()
+        if key not in ("step", "time")
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+
+def dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["DatasetInput"]:
+    """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
+
+    Empty where the shards are gone.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    shards = storage.read_record(folder, Shards, verify=False)
+    if shards is None:
+        return []
+    source = find_source(root, shards)
+    name = source.dataset if source else config.data.path or config.data.source
+    where = {"path": name, "uri": name, "revision": source.revision if source else None}
+    inputs = []
+    for split, context in (("train", "training"), ("val", "validation")):
+        held = shards.splits[split]
+        hashes = [shards.files[file].sha256 for file in held.files]
+        dataset = Dataset(
+            name=Path(public_uri(name)).name or config.recipe,
+            digest=storage.sha256_bytes(storage.canonical_json(hashes))[:32],
+            source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
+            source=public_uri(json.dumps(where | {"split": split})),
+            profile=json.dumps(held.model_dump(exclude={"files"})),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return inputs
+
+
+def find_source(root: Path, shards: Shards) -> Source | None:
+    """The source that shards were made of, where it is still there."""
+    recipe = shards.name.rpartition("-")[0]
+    folder = root / "sources" / f"{recipe}-{shards.source_key[:12]}"
+    return storage.read_record(folder, Source, verify=False)
+
+
+def run_tags(run: Run) -> dict[str, str]:
+    known = {key: value for key, value in run.environment.items() if value is not None}
+    environment = {f"environment.{key}": value for key, value in flatten(known)}
+    tags = {
+        "slm.shards_key": run.shards_key,
+        "slm.determinism_level": run.level,
+        "slm.best": run.best,
+        "slm.weights_sha256": run.weights_sha256,  # last: it says that the results are sent
+    }
+    commit = run.environment.get("commit")
+    return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags
+
+
+def checkpoint_tags(checkpoint: Checkpoint, run: Run) -> dict[str, str]:
+    names = {"best": run.best, "last": run.last}
+    roles = [role for role, name in names.items() if name == checkpoint.name]
+    return {
+        "slm.step": str(checkpoint.step),
+        "slm.role": ", ".join(roles),
+        "slm.weights_sha256": checkpoint.weights_sha256,
+        "slm.tokenizer_sha256": checkpoint.tokenizer_sha256,
+        "slm.shards_key": checkpoint.shards_key,
+    }

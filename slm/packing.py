@@ -1,0 +1,73 @@
+"""Packs a checkpoint as an MLflow model that stands on its own: weights, vocabulary and code.
+
+The code is ours, copied under a package name made from its hash, so the model needs no `slm`, and
+versions of unlike code may be loaded in one process. There is no pickle in it.
+"""
+
+import ast
+import re
+from importlib.metadata import version as installed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from slm import storage
+
+MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.tiktoken")
+PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
+REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
+
+
+def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
+    """Writes an MLflow model that needs nothing but its requirements: weights, vocabulary, code."""
+    from mlflow.models import Model, infer_signature
+    from mlflow.pyfunc import save_model
+
+    names = ("model", "config", "tokenizer")
+    with TemporaryDirectory(dir=target.parent) as temporary:
+        script, package = ship_code(Path(temporary))
+        save_model(
+            path=str(target),
+            python_model=str(script),
+            code_paths=[str(package)],
+            artifacts={n: str(checkpoint / f) for n, f in zip(names, MODEL_FILES, strict=True)},
+            input_example=(["Once upon a time"], PARAMS),
+            signature=infer_signature(["Once upon a time"], ["there was"], params=PARAMS),
+            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
+            mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+        )
+
+
+def ship_code(folder: Path) -> tuple[Path, Path]:
+    """Writes `serving.py` and, as a package of another name, the modules that it needs.
+
+    The package is named by the hash of what is in it: versions of unlike code may be loaded in one
+    process. Returns the paths of the script and of the package.
+    """
+    sources = _needed_modules("slm.serving")
+    digest = storage.sha256_bytes(storage.canonical_json(sources))
+    package = folder / f"slm_{digest[:12]}"
+    package.mkdir()
+    for name, source in sources.items():
+        renamed = re.sub(
+            r"^(\s*)(from|import) slm\b", rf"\1\2 {package.name}", source, flags=re.MULTILINE
+        )
+        script = name == "serving"
+        (folder if script else package).joinpath(f"{name}.py").write_text(renamed, "utf-8")
+    return folder / "serving.py", package
+
+
+def _needed_modules(first: str) -> dict[str, str]:
+    """The source of a module of ours, and of all of ours that it imports, by file name."""
+    home = Path(__file__).parent
+    sources: dict[str, str] = {"__init__": (home / "__init__.py").read_text("utf-8")}
+    wanted = [first]
+    while wanted:
+        name = wanted.pop().partition(".")[2]
+        path = home / f"{name}.py"
+        if name in sources or not path.exists():
+            continue
+        sources[name] = path.read_text("utf-8")
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "slm":
+                wanted += [str(node.module), *(f"{node.module}.{n.name}" for n in node.names)]
+    return dict(sorted(sources.items()))
