@@ -9,10 +9,9 @@ is cut there, because the work on one word takes memory 50 times its length.
 import base64
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,13 @@ from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
+from slm.words import LONGEST_WORD, PLAIN_PATTERN, distinct, ranges, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.tiktoken"
-LONGEST_WORD = 1 << 20  # characters
+REMEMBERED = 200_000  # words, or stretches of text: about 30 MB
 
 Ids = npt.NDArray[np.integer[Any]]
-
-# GPT-2's pattern without its look-ahead, which needs a backtracking engine that is half as fast
-# and fails on long runs of spaces. It splits alike but for runs of three spaces and more that are
-# not at the end: there GPT-2 takes all but the last as one word. `_segments` cuts those out.
-_PLAIN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s"
-_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space
-_LONG_SPACE = re.compile(rf"[{_SPACE}]{{3,}}+")
-_UNBROKEN = re.compile(rf"[^{_SPACE}]++")
-_TO_SPACE = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 
 
 def gpt2(root: Path | None = None) -> "Tokenizer":
@@ -67,6 +58,7 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = len(self.tokens)
         self.n_vocab = self.eot + 1
+        self._words: dict[bytes, bytes] = {}
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
@@ -80,7 +72,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tiktoken.Encoding:
-        return self._encoding(_PLAIN_PATTERN)
+        return self._encoding(PLAIN_PATTERN)
 
     def _encoding(self, pattern: str) -> tiktoken.Encoding:
         return tiktoken.Encoding(
@@ -96,27 +88,45 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
-        if not text.isascii():
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        parts = [self._plain.encode_to_numpy(s, disallowed_special=()) for s in _segments(text)]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint32)
+        parts = segments(_valid(text))
+        ids = [self._plain.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        return np.concatenate([np.empty(0, np.uint32), *ids])
 
-    def encode_documents(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-        """The ids of documents one after the other, end-of-text before each.
+    def encode_documents(self, texts: Iterable[str]) -> npt.NDArray[np.uint32]:
+        """The ids of documents one after the other, end-of-text before each."""
+        parts = [np.empty(0, np.uint32)]
+        for usual, group in groupby(texts, lambda text: 0 < len(text) <= LONGEST_WORD):
+            if usual:
+                parts.append(self._encode_by_words([_valid(text).encode() for text in group]))
+            else:
+                for text in group:
+                    parts += [np.array([self.eot], np.uint32), self._encode(text)]
+        return np.concatenate(parts)
 
-        Documents are joined and encoded at once, which spares the cost of a call for each.
-        """
-        if not texts:
-            return np.empty(0, np.uint32)
-        if _plainly_split(texts):
-            joined = END_OF_TEXT + END_OF_TEXT.join(texts)
-            return self._plain.encode_to_numpy(
-                joined, allowed_special={END_OF_TEXT}, disallowed_special=()
-            )
-        if len(texts) == 1:
-            return np.append(np.uint32(self.eot), self._encode(texts[0]))
-        half = len(texts) // 2
-        return np.append(self.encode_documents(texts[:half]), self.encode_documents(texts[half:]))
+    def _encode_by_words(self, documents: Sequence[bytes]) -> npt.NDArray[np.uint32]:
+        """The same by a table of the words met so far: few of them make up most of the text."""
+        joined = b"".join(documents)
+        sizes = np.array([len(document) for document in documents])
+        starts = word_starts(np.frombuffer(joined, np.uint8), np.cumsum(sizes))
+        words, which = distinct(joined, starts)
+        entries = [self._words.get(word) or self._learn(word) for word in words]
+        table = np.frombuffer(b"".join(entries), np.uint32)
+        lengths = np.array([len(entry) // table.itemsize for entry in entries])
+        at = np.cumsum(lengths) - lengths  # where each word's ids stand in the table
+
+        repeats = lengths[which]
+        ids = table[ranges(at[which], repeats)]
+        openings = np.searchsorted(starts, np.cumsum(sizes) - sizes)
+        return np.insert(ids, (np.cumsum(repeats) - repeats)[openings], self.eot)
+
+    def _learn(self, word: bytes) -> bytes:
+        """The ids of a word as bytes, remembered unless it is unlikely to be met again."""
+        ids = self._encode(word.decode()).tobytes()
+        if len(word) <= 64:
+            if len(self._words) >= REMEMBERED:
+                self._words.clear()
+            self._words[word] = ids
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -199,55 +209,13 @@ _BYTE_SIGNS = {b: chr(b) for b in _VISIBLE} | {
 }
 
 
-def _plainly_split(texts: Sequence[str]) -> bool:
-    """Whether the plain pattern splits these texts as GPT-2's does, joined by end-of-text."""
-    joined = "".join(texts)
-    if len(joined) > LONGEST_WORD and max(map(len, texts)) > LONGEST_WORD:
-        return False
+def _valid(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate."""
     try:
-        data = np.frombuffer(joined.encode(), np.uint8)
-    except UnicodeEncodeError:  # lone surrogates
-        return False
-    space = data <= 0x20
-    if (space[2:] & space[1:-1] & space[:-2]).any() or END_OF_TEXT in joined:
-        return False
-    return joined.isascii() or not any(
-        _LONG_SPACE.search(text) for text in texts if not text.isascii()
-    )
-
-
-def _segments(text: str) -> Iterator[str]:
-    """The text cut where words end anyway, so that the plain pattern splits it as GPT-2's does."""
-    start = 0
-    for run in _LONG_SPACE.finditer(text):
-        end = run.end() if run.end() == len(text) else run.end() - 1
-        yield from _bounded(text[start : run.start()])
-        for begin in range(run.start(), end, LONGEST_WORD):
-            yield text[begin : min(begin + LONGEST_WORD, end)]
-        start = end
-    yield from _bounded(text[start:])
-
-
-def _bounded(text: str) -> Iterator[str]:
-    """The text cut within its unbroken runs that are longer than `LONGEST_WORD`."""
-    start = 0
-    if len(text) > LONGEST_WORD:
-        for run in _UNBROKEN.finditer(text):
-            begin = run.start()
-            while run.end() - begin > LONGEST_WORD:
-                begin = _word_end(text, begin, begin + LONGEST_WORD)
-                yield text[start:begin]
-                start = begin
-    if start < len(text):
-        yield text[start:]
-
-
-def _word_end(text: str, start: int, stop: int) -> int:
-    """The last place where a letter meets a sign, which is never within a word; else `stop`."""
-    for i in range(stop, start, -1):
-        if text[i - 1].isalpha() and unicodedata.category(text[i])[0] in "PS":
-            return i
-    return stop
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 # ---- the trimmed vocabulary -------------------------------------------------------------------
@@ -323,8 +291,6 @@ class Narrowing:
     next that surely begins a word, and remembered.
     """
 
-    REMEMBERED = 200_000  # stretches of text, about 60 MB
-
     def __init__(self, base: Tokenizer, trimmed: Tokenizer) -> None:
         self.base, self.trimmed = base, trimmed
         ranks = {token: rank for rank, token in enumerate(trimmed.tokens)}
@@ -351,7 +317,7 @@ class Narrowing:
         key = ids.tobytes()
         found = self._memory.get(key)
         if found is None:
-            if len(self._memory) >= self.REMEMBERED:
+            if len(self._memory) >= REMEMBERED:
                 self._memory.clear()
             found = np.array(self.trimmed.encode(self.base.decode(ids.tolist())), np.int32)
             self._memory[key] = found
