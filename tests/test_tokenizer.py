@@ -341,7 +341,9 @@ def test_a_trimmed_vocabulary_loses_nothing(trimmed: Tokenizer, text: str) -> No
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(TEXT, max_size=5))
-def test_narrowing_is_encoding_again(base: Tokenizer, trimmed: Tokenizer, texts: list[str]) -> None:
+def test_narrowing_is_encoding_again(
+    base: Tokenizer, trimmed: Tokenizer, narrowing: Narrowing, texts: list[str]
+) -> None:
     expected = [i for text in texts for i in (trimmed.eot, *trimmed.encoding.encode_ordinary(text))]
     assert narrowing(base.encode_documents(texts).astype(np.uint16)).tolist() == expected
 
