@@ -1,8 +1,7 @@
 """What the Prefect page shows of a pipeline: live progress, the report, the metrics, the links."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -15,38 +14,45 @@ from prefect.artifacts import (
 
 from slm.records import Evaluation, Progress, Report, Run, Shards, Version
 
+logger = logging.getLogger(__name__)
+
 UPDATE_SECONDS = 5.0  # between two updates of the live progress
 
 
-@contextmanager
-def training_progress() -> Iterator[Callable[[Progress], Progress]]:
-    """Gives a wrapper that lets a progress callback feed a progress artifact as well."""
-    artifact: UUID | None = None
-    last = 0.0
+class LiveProgress:
+    """A progress callback that hands on what it is told and shows it as a Prefect artifact too.
 
-    def publish(what: str, done: float, total: float | None, *, at_once: bool = False) -> None:
-        nonlocal artifact, last
-        if not total or (time.monotonic() - last < UPDATE_SECONDS and not at_once):
+    The artifact is an ornament: where the server fails, the training goes on without it.
+    """
+
+    def __init__(self, progress: Progress, key: str) -> None:
+        self.progress = progress
+        self.key = key
+        self.artifact: UUID | None = None
+        self.first: tuple[float, float] | None = None  # (time, how much was done then)
+        self.due = 0.0
+
+    def __call__(self, what: str, done: float, total: float | None) -> None:
+        self.progress(what, done, total)
+        now = time.monotonic()
+        if not total or (now < self.due and done < total):
             return
-        last = time.monotonic()
-        percent = min(100.0, 100 * done / total)
-        if artifact is None:
-            created = create_progress_artifact(percent, key="training", description=what)
+        self.due = now + UPDATE_SECONDS
+        began, before = self.first = self.first or (now, done)
+        rate = (done - before) / (now - began) if done > before else None
+        left = f"  {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        try:
+            self._publish(100 * done / total, f"{done:,.0f} of {total:,.0f}  {what}{left}")
+        except Exception as error:
+            logger.debug("no progress artifact: %s", error)
+
+    def _publish(self, percent: float, text: str) -> None:
+        if self.artifact is None:
+            created = create_progress_artifact(percent, key=self.key, description=text)
             assert isinstance(created, UUID)  # a coroutine only where a loop is running
-            artifact = created
+            self.artifact = created
         else:
-            update_progress_artifact(artifact, percent, description=what)
-
-    def wrap(progress: Progress) -> Progress:
-        def both(what: str, done: float, total: float | None) -> None:
-            progress(what, done, total)
-            publish(what, done, total)
-
-        return both
-
-    yield wrap
-    if artifact is not None:
-        publish("trained", 1, 1, at_once=True)
+            update_progress_artifact(self.artifact, percent, description=text)
 
 
 def publish_results(

@@ -14,7 +14,7 @@ import slm.registry
 import slm.report
 import slm.shards
 import slm.source
-from flows.artifacts import training_progress
+from flows.artifacts import LiveProgress
 from flows.display import current
 from flows.runs import train_mirrored
 from slm.config import PipelineConfig
@@ -50,8 +50,9 @@ def encode(config: PipelineConfig, source: Source) -> Shards:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def train(config: PipelineConfig, shards: Shards) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process."""
-    with training_progress() as publish:
-        return current().stage("train", lambda p: train_mirrored(config, shards, publish(p)))
+    return current().stage(
+        "train", lambda p: train_mirrored(config, shards, LiveProgress(p, "training"))
+    )
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

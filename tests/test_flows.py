@@ -89,7 +89,7 @@ def test_the_flow_leaves_its_results_on_the_server(
     artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == run.id}
     assert artifacts["report"].data == "# the report"
     assert {"metric": "parameters", "value": "1,234"} in json.loads(artifacts["metrics"].data)
-    assert artifacts["training"].data == 100.0
+    assert artifacts["training"].data == 50.0
     assert f"file://{data_root}" in artifacts["report-html"].data
 
 
