@@ -163,8 +163,9 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Writes `record.json`, which makes the folder count as done."""
-    write_json(folder / RECORD, record.model_dump(mode="json"))
+    """Writes `record.json`, which makes the folder count as done; with its own hash in it."""
+    fields = record.model_dump(mode="json")
+    write_json(folder / RECORD, {**fields, "sha256": sha256_bytes(canonical_json(fields))})
 
 
 def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None:
@@ -174,11 +175,13 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     """
     path = folder / RECORD
     try:
-        fields = json.loads(path.read_bytes())
+        fields = dict(json.loads(path.read_bytes()))
+        if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
+            raise ValueError("its own sha256 does not match")
         record = kind.model_validate({**fields, "path": folder})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
     if verify and (wrong := mismatches(folder, record.files)):
         raise CorruptionError("; ".join(wrong))
