@@ -168,10 +168,24 @@ class Tokenizer:
             )
         return cls(tokens)
 
+    @cached_property
+    def merges(self) -> list[tuple[int, int] | None]:
+        """For each token the ids of the two that it is merged from; None for the single bytes.
+
+        They are what its bytes come to when merged with the tokens of lower rank alone. A token
+        only ever arises by this pair, whatever stands around it: no merge crosses its borders,
+        and within them the lowest rank goes first as it does here.
+        """
+        ranks = {token: rank for rank, token in enumerate(self.tokens)}
+        return [
+            _parents(token, rank, ranks) if len(token) > 1 else None
+            for rank, token in enumerate(self.tokens)
+        ]
+
     def to_hugging_face(self) -> dict[str, Any]:
         """As the content of a Hugging Face `tokenizer.json`."""
         spelling = ["".join(map(_BYTE_SIGNS.__getitem__, token)) for token in self.tokens]
-        pairs = (pair for pair in merges(self.tokens) if pair)
+        pairs = filter(None, self.merges)
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return {
@@ -221,20 +235,6 @@ def _valid(text: str) -> str:
 # ---- the trimmed vocabulary -------------------------------------------------------------------
 
 
-def merges(tokens: Sequence[bytes]) -> list[tuple[int, int] | None]:
-    """For each token the ids of the two that it is merged from; None for the single bytes.
-
-    They are what its bytes come to when merged with the tokens of lower rank alone. A token only
-    ever arises by this pair, whatever stands around it: no merge crosses its borders, and within
-    them the lowest rank goes first as it does here.
-    """
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    return [
-        _parents(token, rank, ranks) if len(token) > 1 else None
-        for rank, token in enumerate(tokens)
-    ]
-
-
 def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int]:
     splits = [
         (left, right)
@@ -269,14 +269,13 @@ def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int)
     assert counts.shape == (base.n_vocab,), f"counts for {counts.shape}, not {base.n_vocab} ids"
     if not 257 <= vocab_size <= base.n_vocab:
         raise UserError(f"vocab_size={vocab_size}: it must lie between 257 and {base.n_vocab}")
-    parents = merges(base.tokens)
-    kept = {rank for rank, pair in enumerate(parents) if pair is None}
+    kept = {rank for rank, pair in enumerate(base.merges) if pair is None}
     for rank in np.argsort(-counts[: base.eot].astype(np.int64), kind="stable").tolist():
         family, queue = set(), [rank]
         while queue:
             if (member := queue.pop()) not in kept:
                 family.add(member)
-                queue += parents[member] or ()
+                queue += base.merges[member] or ()
         if len(kept) + len(family) < vocab_size:
             kept |= family
     return Tokenizer([base.tokens[rank] for rank in sorted(kept)])

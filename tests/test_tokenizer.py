@@ -18,7 +18,7 @@ from slm import tokenizer as module
 from slm import vocabulary
 from slm.errors import CorruptionError, UserError
 from slm.stories import stories
-from slm.tokenizer import END_OF_TEXT, Narrowing, Tokenizer, gpt2, merges, trim
+from slm.tokenizer import END_OF_TEXT, Narrowing, Tokenizer, gpt2, trim
 from slm.words import LONGEST_WORD
 
 SPACES = " \t\n\v\f\r\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
@@ -293,7 +293,7 @@ def test_with_no_vocabulary_at_hand_the_message_says_what_to_do(
 
 
 def test_merges_rebuild_every_token(base: Tokenizer) -> None:
-    pairs = merges(base.tokens)
+    pairs = base.merges
     assert sum(pair is None for pair in pairs) == 256
     for rank, pair in enumerate(pairs):
         if pair is not None:
@@ -309,7 +309,7 @@ def test_merges_are_those_of_gpt2s_own_list(base: Tokenizer) -> None:
     lines = (Path(spec.origin).parent / "data" / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
     vocab = base.to_hugging_face()["model"]["vocab"]
     expected = [tuple(vocab[part] for part in line.split()) for line in lines]
-    assert merges(base.tokens)[256:] == expected
+    assert base.merges[256:] == expected
 
 
 def test_trim_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(base: Tokenizer) -> None:
@@ -321,7 +321,7 @@ def test_trim_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(base: To
     assert all(len(token) == 1 for token in small.tokens[:256])
     assert base.tokens[wanted] in small.tokens
     assert small.tokens == [token for token in base.tokens if token in set(small.tokens)]
-    assert merges(small.tokens), "every kept token is still merged from kept ones"
+    assert small.merges, "every kept token is still merged from kept ones"
     assert trim(base, counts, base.n_vocab).tokens == base.tokens
 
 
