@@ -117,6 +117,7 @@ def paired_interval(
 # ---- commands ---------------------------------------------------------------------------------
 
 
+@tracking.explained()
 def promote(
     version: str,
     *,
@@ -153,6 +154,7 @@ def promote(
     return verdict
 
 
+@tracking.explained()
 def rollback(model: str, *, root: Path | None = None, uri: str | None = None) -> tuple[str, str]:
     """Makes the champion's predecessor champion again; returns (its version, the one that left).
 
@@ -197,16 +199,18 @@ def _judge(
     model, tokenizer = load_model(folder, device())
     nats = _score(model, tokenizer, texts, progress)
     against = _vetoes(entry, model, tokenizer, texts, shards, limits)
-    bpb = float(nats.sum() / math.log(2) / sizes.sum())
-    measured: dict[str, Any] = {}
+    bpb = _bits_per_byte(nats, sizes)
+    measured: dict[str, float] = {}
     if rival:
-        other, other_tokenizer = load_model(fetch_version(client, rival, root), device())
-        rival_nats = _score(other, other_tokenizer, texts, progress)
-        difference, low, high = paired_interval(nats, rival_nats, sizes)
-        measured = {"difference": difference, "low": low, "high": high, "champion_bpb":
-                    float(rival_nats.sum() / math.log(2) / sizes.sum())}  # fmt: skip
-        better = high < limits.margin
-        line = f"{difference:+.4f} bits a byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
+        rival_folder = fetch_version(client, rival, root)
+        measured = _compare(
+            nats, _score(*load_model(rival_folder, device()), texts, progress), sizes
+        )
+        better = measured["high"] < limits.margin
+        line = (
+            f"{measured['difference']:+.4f} bits a byte "
+            f"[{measured['low']:+.4f}, {measured['high']:+.4f}], margin {limits.margin:g}"
+        )
     else:
         better = bpb <= limits.max_bpb
         line = f"{bpb:.4f} bits a byte, no rival, threshold {limits.max_bpb:g}"
@@ -228,6 +232,21 @@ def _judge(
         reason=line,
         **measured,
     )
+
+
+def _bits_per_byte(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> float:
+    return float(nats.sum() / math.log(2) / sizes.sum())
+
+
+def _compare(
+    nats: npt.NDArray[np.float64],
+    rival_nats: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+) -> dict[str, float]:
+    """The verdict's figures about the champion."""
+    difference, low, high = paired_interval(nats, rival_nats, sizes)
+    champion_bpb = _bits_per_byte(rival_nats, sizes)
+    return {"difference": difference, "low": low, "high": high, "champion_bpb": champion_bpb}
 
 
 def _check_weights(client: "MlflowClient", entry: "ModelVersion", root: Path) -> None:
@@ -282,6 +301,8 @@ def _held_out(shards: Shards, count: int) -> list[str]:
             break
         if text := tokenizer.decode(ids.tolist()):
             texts.append(text)
+    if not texts:
+        raise UserError(f"{shards.path} holds no held-out documents: a larger data.val_fraction")
     return texts
 
 
@@ -309,7 +330,7 @@ def _vetoes(
     if len(texts) < FEWEST_DOCUMENTS:
         found.append(f"{len(texts)} held-out documents are too few to judge by")
     human = [np.array(tokenizer.encode(text), np.int64) for text in texts]
-    length = min(PROMPT_TOKENS, model.config.seq_len // 2)
+    length = min(PROMPT_TOKENS, model.config.seq_len // 4)
     prompts = [tokenizer.decode(ids[:length].tolist()) for ids in human[:SAMPLES]]
     written = generate(
         model,

@@ -39,6 +39,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 # ---- registering ------------------------------------------------------------------------------
 
 
+@tracking.explained()
 def register(
     config: PipelineConfig,
     run: Run,
@@ -266,6 +267,7 @@ def _first_aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
 # ---- finding ----------------------------------------------------------------------------------
 
 
+@tracking.explained()
 def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
     """The folder of a model: `model.safetensors`, `config.json`, `tokenizer.tiktoken`.
 

@@ -75,6 +75,21 @@ def connect(uri: str) -> "MlflowClient":
 
 
 @contextmanager
+def explained() -> Iterator[None]:
+    """Turns what mlflow raises into one message, without passwords. Also a decorator."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("mlflow."):
+            raise
+        raise SlmError(f"MLflow: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return entities.public_uri(str(error)).partition("\n")[0][:300]
+
+
+@contextmanager
 def as_default(client: "MlflowClient") -> Iterator[None]:
     """Makes a client's server the process's own: some of MLflow's calls look nowhere else."""
     import mlflow
@@ -113,6 +128,7 @@ def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) ->
 # ---- a run folder and its MLflow run ----------------------------------------------------------
 
 
+@explained()
 def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
     """Brings the MLflow run of a run folder up to date and returns its id.
 
@@ -121,7 +137,7 @@ def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
             which closes the MLflow run as KILLED.
         tracking_uri: the server; None: the one of the run's own config.
 
-    Raises UserError where the folder holds no run, and what mlflow raises where the server fails.
+    Raises UserError where the folder holds no run, SlmError where the server fails.
     """
     return _Mirrored(run_path, tracking_uri).send()
 
@@ -166,10 +182,9 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
             failures += 1
             interval = min(2 * interval, LONGEST_INTERVAL)
             if failures == 1:
-                reason = entities.public_uri(str(error)).partition("\n")[0][:300]
                 logger.warning(
                     "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
-                    reason,
+                    _first_line(error),
                     run_path.name,
                 )
 

@@ -23,7 +23,7 @@ from run_folders import (
 
 from slm import storage, tracking
 from slm.config import RegistryConfig
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in mlflow
 
@@ -269,6 +269,15 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     finish_run(path)
     run_id = tracking.sync(path)  # the store of the data folder stands in for the server
     assert points(root, run_id, "train_loss") == expected()
+
+
+def test_a_sync_to_a_server_that_is_down_says_so_in_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SlmError, match=r"MLflow: .*127\.0\.0\.1") as caught:
+        tracking.sync(start_run(root), tracking_uri="http://user:hunter2@127.0.0.1:9")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
