@@ -18,6 +18,7 @@ def prepare() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_HOME": f"{data}/prefect",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",

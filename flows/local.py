@@ -24,15 +24,13 @@ def run_pipeline(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
     Prefect's own lines stay in its database: this process shows the stages itself.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" in os.environ:
-        from flows.pipeline import pipeline
-
-        return pipeline(recipe, overrides)
-
-    current().write("prefect   starting a temporary server")
-    server, api = start_server()  # it starts while we import
-    atexit.register(stop_server, server)  # before prefect registers what it says at exit
-    os.environ["PREFECT_API_URL"] = api
+    make_folder(data_root())
+    api = os.environ.get("PREFECT_API_URL")
+    if api is None:
+        current().write("prefect   starting a temporary server")
+        server, api = start_server()  # it starts while we import
+        atexit.register(stop_server, server)  # before prefect registers what it says at exit
+        os.environ["PREFECT_API_URL"] = api
     from flows.pipeline import pipeline
 
     wait_until_healthy(api)
@@ -72,9 +70,13 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_healthy(api: str) -> None:
-    """Returns when the server answers; its socket holds the question until it can."""
+    """Returns when a server answers; the temporary one holds the question until it can."""
     try:
         urllib.request.urlopen(f"{api}/health", timeout=START_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers; what it wants, such as a password, is Prefect's to say
     except (urllib.error.URLError, TimeoutError) as error:
-        log = data_root() / "prefect" / "server.log"
-        raise SlmError(f"the temporary Prefect server failed ({error}): see {log}") from error
+        raise SlmError(
+            f"the Prefect server at {api} does not answer ({error}): start it, or unset "
+            f"PREFECT_API_URL; a temporary one says more in {data_root() / 'prefect'}/server.log"
+        ) from error

@@ -4,6 +4,8 @@ Prefect's result cache stays off: keys and records on disk say what is done, wit
 Prefect. Only the download is tried again, as only it needs the network.
 """
 
+import logging
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -20,6 +22,8 @@ from flows.runs import train_mirrored
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
+
+logging.getLogger("slm").setLevel(logging.INFO)  # for the Prefect page; a terminal shows warnings
 
 
 def may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import stages
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
@@ -92,6 +95,11 @@ def test_the_flow_leaves_its_results_on_the_server(
     assert artifacts["training"].data == 50.0
     assert f"file://{data_root}" in artifacts["report-html"].data
 
+    APILogHandler().flush()
+    filters = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    lines = [log.message for log in client.read_logs(filters)]
+    assert any(line.startswith("train     done") for line in lines)
+
 
 def test_a_stage_as_a_flow(
     server: str, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +124,21 @@ def test_bad_input_fails_the_flow_at_once(
     assert len(tries) == 1
     with pytest.raises(UserError, match="no such dataset"):
         state.result()
+
+
+def test_a_server_that_does_not_answer_is_one_message(project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", "tiny"],
+        cwd=project,
+        env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_recipe_fails_with_the_nearest(server: str, project: Path) -> None:
