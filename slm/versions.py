@@ -1,0 +1,155 @@
+"""What the registry knows of versions: their list, and the end of the chain of one of them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from slm import storage, tracking
+from slm.config import data_root
+from slm.entities import public_uri
+from slm.errors import UserError
+from slm.lineage import Lineage, Link, State, lineage
+from slm.packing import MODEL_FILES
+from slm.registry import find_version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PREFIX = "slm."
+TAGS = {  # link of the chain → the tag of a version that carries its hash
+    "source": "source_key",
+    "tokenizer": "tokenizer_sha256",
+    "shards": "shards_key",
+    "config": "config_sha256",
+    "environment": "environment_sha256",
+    "run": "run_key",
+    "checkpoint": "weights_sha256",
+    "evaluation": "evaluation_sha256",
+}
+
+
+class VersionFacts(BaseModel):
+    """A version as the registry has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # models:/NAME/VERSION
+    aliases: tuple[str, ...]
+    run: str | None  # the run folder's name; None where slm did not register it
+    val_bpb: float | None
+    decision: str | None  # of the gate
+    registered: float  # unix seconds
+
+
+def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[VersionFacts]:
+    """Every version of every model, the newest first. None where there is no store yet."""
+    root = root or data_root()
+    uri = uri or tracking.default_uri(root)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []
+    client = tracking.connect(uri)
+    found = [_facts(client, entry) for entry in client.search_model_versions()]
+    return sorted(found, key=lambda facts: -facts.registered)
+
+
+def _facts(client: "MlflowClient", entry: "ModelVersion") -> VersionFacts:
+    tags = _tags(entry)
+    return VersionFacts(
+        name=f"models:/{entry.name}/{entry.version}",
+        aliases=tuple(_aliases(client, entry)),
+        run=tags.get("run"),
+        val_bpb=float(tags["val_bpb"]) if "val_bpb" in tags else None,
+        decision=tags.get("decision"),
+        registered=entry.creation_timestamp / 1000,
+    )
+
+
+def _tags(entry: "ModelVersion") -> dict[str, str]:
+    """Our own tags, without their prefix."""
+    return {k.removeprefix(PREFIX): v for k, v in entry.tags.items() if k.startswith(PREFIX)}
+
+
+def _aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
+    held = client.get_registered_model(entry.name).aliases
+    return sorted(alias for alias, number in held.items() if str(number) == str(entry.version))
+
+
+def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
+    """The folder of the run that a version was made from; it may be gone.
+
+    Raises UserError where there is no such version, or slm did not register it.
+    """
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    return _run_folder(find_version(client, text), root)
+
+
+def _run_folder(entry: "ModelVersion", root: Path) -> Path:
+    tags = _tags(entry)
+    if "run" not in tags:
+        raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
+    return root / "runs" / tags["run"]
+
+
+def version_lineage(
+    text: str, root: Path | None = None, *, uri: str | None = None, check: bool = True
+) -> Lineage:
+    """The chain of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Where the run's folder is gone, the version's tags tell what it was.
+    """
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    entry = find_version(client, text)
+    tags = _tags(entry)
+    chain = lineage(_run_folder(entry, root), tags=tags, check=check)
+    name = f"models:/{entry.name}/{entry.version}"
+    aliases = _aliases(client, entry)
+    notes = tag_differences(chain, tags)
+    state: State = "changed" if notes else "not checked"
+    if check and not notes:
+        state, notes = _stored_state(client, name, tags["weights_sha256"], root)
+    version = Link(
+        name="version",
+        value=f"{name} ({', '.join(aliases)})" if aliases else name,
+        sha256=tags["weights_sha256"],
+        state=state,
+        notes=notes,
+        made_from=("evaluation",),
+    )
+    return Lineage(name=name, links=(*chain.links, version))
+
+
+def tag_differences(chain: Lineage, tags: Mapping[str, str]) -> tuple[str, ...]:
+    """What a version's tags say otherwise than the folders do."""
+    pairs = ((name, tag, chain[name].sha256) for name, tag in TAGS.items() if tag in tags)
+    return tuple(
+        f"its tag {PREFIX}{tag} is {tags[tag][:12]}…, the {name} here is {now[:12]}…"
+        for name, tag, now in pairs
+        if now is not None and public_uri(now) != tags[tag]
+    )
+
+
+def _stored_state(
+    client: "MlflowClient", name: str, wanted: str, root: Path
+) -> tuple[State, tuple[str, ...]]:
+    """How the weights in the registry itself stand."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    source = f"{name}/artifacts/{MODEL_FILES[0]}"
+    with (
+        TemporaryDirectory(dir=storage.make_folder(root / "mlflow")) as temporary,
+        tracking.as_default(client),
+        suppress(MlflowException, OSError),
+    ):
+        stored = storage.sha256_file(Path(download_artifacts(source, dst_path=temporary)))
+        if stored == wanted:
+            return "unchanged", ()
+        return "changed", (f"{source}: sha256 {stored[:12]}…, registered {wanted[:12]}…",)
+    return "gone", (f"{source} cannot be fetched from the registry",)
