@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.journal import read_journal
+from slm.records import Evaluation, Shards
 
 POINTS = 400  # at most, in one line of a plot
 SIZE = (4.4, 2.7)  # inches: narrow, so that the letters stay readable on a phone
@@ -57,6 +58,58 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list
         [sum(xs[i : i + size]) / len(xs[i : i + size]) for i in stretches],
         [sum(ys[i : i + size]) / len(ys[i : i + size]) for i in stretches],
     )
+
+
+# ---- the report's plots -----------------------------------------------------------------------
+
+
+def training_plots(curves: Curves) -> list[str]:
+    """Loss over tokens and over seconds, throughput, learning rate; none without a journal."""
+    steps, scores = curves.steps, curves.evaluations
+    if not steps:
+        return []
+    drawn = []
+    for axis in ("tokens", "seconds"):
+        lines = [Line("train", _column(steps, axis), _column(steps, "train_loss"))]
+        alt = f"Loss over {axis}: train from {lines[0].ys[0]:.2f} to {lines[0].ys[-1]:.2f} nats"
+        if scores:
+            held_out = (_column(scores, axis), _column(scores, "val_loss"))
+            lines.append(Line("held-out", *held_out, SECOND, marked=True))
+            alt += f", held-out from {held_out[1][0]:.2f} to {held_out[1][-1]:.2f}"
+        drawn.append(line_plot(f"loss-{axis}", f"{alt}.", axis, "loss, nats a token", lines))
+    speed = Line("", _column(steps, "step"), _column(steps, "tok_per_sec"))
+    alt = f"Throughput: {sum(speed.ys) / len(steps):,.0f} tokens a second on average."
+    drawn.append(line_plot("speed", alt, "step", "tokens a second", [speed]))
+    rate = Line("", _column(steps, "step"), _column(steps, "lr"))
+    alt = f"Learning rate: at most {max(rate.ys):.2g}, {rate.ys[-1]:.2g} at the end."
+    return [*drawn, line_plot("rate", alt, "step", "learning rate", [rate])]
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    return [row[name] for row in rows]
+
+
+def evaluation_plots(evaluation: Evaluation) -> list[str]:
+    """Loss by place in the document, where the evaluation has it."""
+    ranges = evaluation.details.get("by_position") or []
+    if len(ranges) < 2:
+        return []
+    bars = {f"{first}" if first == last else f"{first}–": nats for first, last, nats in ranges}
+    alt = (
+        f"Loss by place in the document: {ranges[0][2]:.2f} nats at the first token, "
+        f"{ranges[-1][2]:.2f} from token {ranges[-1][0]} on."
+    )
+    title = "loss by place in the document, nats a token"
+    return [bar_plot("by-position", alt, "token, from", title, bars)]
+
+
+def data_plots(shards: Shards | None) -> list[str]:
+    """The documents by their length."""
+    if shards is None or not shards.length_histogram:
+        return []
+    bars = {name: float(count) for name, count in shards.length_histogram.items()}
+    alt = f"Lengths of {sum(shards.length_histogram.values()):,} documents, in tokens."
+    return [bar_plot("lengths", alt, "tokens, at most", "documents by length", bars)]
 
 
 # ---- plots ------------------------------------------------------------------------------------

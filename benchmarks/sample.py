@@ -1,0 +1,253 @@
+"""Sampling speed: ours beside Hugging Face's `generate` and the way without a cache, in one run.
+
+One shape for all: GPT-2, 6 layers, 6 heads, width 384, 50,257 tokens, context 128, random weights
+in float32; temperature 0.8, top-k 50; 200 new tokens a prompt. The three take turns, and medians
+count. Hugging Face's model gets a context of 256, as it cannot go beyond it. Without a cache, the
+whole context is read anew for each token; prompts of 88 tokens and 40 new ones stand for the mean
+context of the others' 200.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from slm.config import ModelConfig
+from slm.model import GPT
+from slm.sample import Settings, choose, generate
+from slm.tokenizer import Tokenizer
+from slm.workers import available_cores
+
+SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128)
+VOCAB_SIZE = 50_257
+SETTINGS = Settings(temperature=0.8, top_k=50)
+BATCHES = (1, 16)
+PROMPT = [40 + i for i in range(7)]
+NO_CACHE_PROMPT, NO_CACHE_TOKENS = 88, 40
+
+Sampler = Callable[[int, int], int]  # (prompts, new tokens of each) → tokens made
+
+
+def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str, Any]:
+    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+
+    Args:
+        rounds: of each measurement; the medians count.
+        new_tokens: made from each prompt.
+        peers: whether to run the others too, or only ours.
+
+    `ratio` is our speed over that of the row's; for the last rows, over the bound.
+    """
+    makers = {name: MAKERS[name] for name in (MAKERS if peers else ["slm"])}
+    samplers = {name: make() for name, make in makers.items()}
+    seconds: dict[tuple[str, int], list[float]] = {}
+    bandwidths = []
+    for round_ in range(rounds + 1):  # the first is for warming up
+        bandwidths.append(_bandwidth())
+        for batch in BATCHES:
+            for name, sampler in samplers.items():
+                started = time.perf_counter()
+                made = sampler(batch, new_tokens)
+                if round_:
+                    taken = (time.perf_counter() - started) / made
+                    seconds.setdefault((name, batch), []).append(taken)
+    speeds = {place: 1 / statistics.median(taken) for place, taken in seconds.items()}
+    rows = [
+        _row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", speeds["slm", batch] / speed)
+        for (name, batch), speed in speeds.items()
+    ]
+    bandwidth = statistics.median(bandwidths)
+    bound = bandwidth / _weight_bytes()
+    rows.append(_row("reading memory", "bandwidth", bandwidth / 1e9, "GB/s", None))
+    rows.append(
+        _row("all weights read once a token", "bound", bound, "tokens/s", speeds["slm", 1] / bound)
+    )
+    for name in makers:
+        with get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(_peak_memory, (name, max(BATCHES), new_tokens))
+        rows.append(_row(f"{name}, {_prompts(max(BATCHES))}", "peak memory", peak, "MB", None))
+    return {"machine": _machine(), "rows": rows}
+
+
+def _row(name: str, metric: str, value: float, unit: str, ratio: float | None) -> dict[str, Any]:
+    rounded = round(value, 1)
+    return {
+        "name": name,
+        "metric": metric,
+        "value": rounded,
+        "unit": unit,
+        "ratio": None if ratio is None else round(ratio, 2),
+    }
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
+
+
+# ---- the three ways ---------------------------------------------------------------------------
+
+
+class _FixedPrompts(Tokenizer):
+    """Every prompt is PROMPT; texts are not looked at, so their bytes need not be GPT-2's."""
+
+    def __init__(self) -> None:
+        super().__init__([i.to_bytes(2, "big") for i in range(VOCAB_SIZE - 1)])
+
+    def encode(self, text: str) -> list[int]:
+        return PROMPT
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        return b"."
+
+
+def _model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(SHAPE, VOCAB_SIZE).eval()
+
+
+def _ours() -> Sampler:
+    model, tokenizer = _model(), _FixedPrompts()
+
+    def sample(batch: int, new_tokens: int) -> int:
+        samples = generate(
+            model,
+            tokenizer,
+            [""] * batch,
+            max_new_tokens=new_tokens,
+            temperature=SETTINGS.temperature,
+            top_k=SETTINGS.top_k,
+            seed=range(batch),
+        )
+        return sum(s.tokens for s in samples)
+
+    return sample
+
+
+def _hugging_face() -> Sampler:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=SHAPE.n_layer,
+        n_head=SHAPE.n_head,
+        n_embd=SHAPE.n_embd,
+        n_positions=256,
+        vocab_size=VOCAB_SIZE,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    model.generation_config.eos_token_id = None  # as many tokens as asked for
+
+    def sample(batch: int, new_tokens: int) -> int:
+        ids = torch.tensor([PROMPT] * batch)
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=True,
+                temperature=SETTINGS.temperature,
+                top_k=SETTINGS.top_k,
+                pad_token_id=0,
+                use_cache=True,
+            )
+        return int(out.shape[1] - ids.shape[1]) * batch
+
+    return sample
+
+
+def _no_cache() -> Sampler:
+    model = _model()
+
+    def sample(batch: int, new_tokens: int) -> int:
+        count = min(new_tokens, NO_CACHE_TOKENS)
+        ids = torch.randint(VOCAB_SIZE, (batch, NO_CACHE_PROMPT))
+        with torch.inference_mode():
+            for _ in range(count):
+                hidden = model(ids[:, -SHAPE.seq_len :])
+                uniforms = torch.rand(batch).tolist()
+                chosen = choose(model.logits(hidden[:, -1]), SETTINGS, uniforms)
+                ids = torch.cat((ids, chosen[:, None]), dim=1)
+        return count * batch
+
+    return sample
+
+
+MAKERS: dict[str, Callable[[], Sampler]] = {
+    "slm": _ours,
+    "Hugging Face generate": _hugging_face,
+    "no cache": _no_cache,
+}
+
+
+# ---- the machine ------------------------------------------------------------------------------
+
+
+def _weight_bytes() -> int:
+    return sum(p.numel() * p.element_size() for p in _model().parameters())
+
+
+def _bandwidth() -> float:
+    """Bytes a second at which all threads read memory that no cache holds: the best of a few."""
+    data = torch.ones(1 << 26)  # 256 MB
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        data.sum()
+        times.append(time.perf_counter() - started)
+    return data.numel() * data.element_size() / min(times)
+
+
+def _peak_memory(name: str, batch: int, new_tokens: int) -> float:
+    """MB that a process of its own takes for one sampler, libraries included."""
+    MAKERS[name]()(batch, new_tokens)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _machine() -> dict[str, Any]:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    result = run(options.rounds)
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    sys.stdout.write(f"{result['machine']}\n")
+    for row in result["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}"
+        sys.stdout.write(
+            f"{row['name']:36}{row['metric']:13}{row['value']:9} {row['unit']:9}{ratio}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What the report says of the data, the model and their origin: records as pairs of words."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from slm.config import LIMITS, PipelineConfig, load_recipe
+from slm.errors import SlmError
+from slm.records import Evaluation, Run, Shards, Source
+
+Pairs = list[tuple[str, str]]
+
+PROMISES = {
+    "C": "On a CPU of the same kind, with the same torch and as many threads, so do the weights.",
+    "D": "On a GPU of the same model with the same driver and torch, so do the weights.",
+    "E": "On as many GPUs of the same model, with the same driver and torch, so do the weights.",
+}
+
+
+def key_figures(run: Run, evaluation: Evaluation) -> list[dict[str, str]]:
+    """The five figures at the head of the page."""
+
+    def figure(name: str, value: str, note: str) -> dict[str, str]:
+        return {"name": name, "value": value, "note": note}
+
+    return [
+        figure("bits a byte", f"{evaluation.val_bpb:.3f}", interval(evaluation)),
+        figure("loss", f"{evaluation.val_loss:.3f}", "nats a token, held-out"),
+        figure("parameters", short(run.parameters), f"{run.parameters:,}"),
+        figure("trained on", f"{short(run.tokens)} tokens", f"{run.step:,} steps"),
+        figure("took", duration(run.seconds), f"{run.tok_per_sec:,.0f} tokens a second"),
+    ]
+
+
+def interval(evaluation: Evaluation) -> str:
+    bounds = evaluation.details.get("val_bpb_interval")
+    return f"95 %: {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "of held-out text"
+
+
+def evaluation_card(evaluation: Evaluation, compressor_bpb: float | None) -> Pairs:
+    pairs = [
+        ("checkpoint", evaluation.checkpoint),
+        ("held-out documents, each scored once", f"{evaluation.documents:,}"),
+        ("tokens", f"{evaluation.tokens:,}"),
+        ("UTF-8 bytes", f"{evaluation.bytes:,}"),
+        ("loss, nats a token", f"{evaluation.val_loss:.4f}"),
+        ("bits a UTF-8 byte", f"{evaluation.val_bpb:.4f}"),
+    ]
+    if "val_bpb_interval" in evaluation.details:
+        low, high = evaluation.details["val_bpb_interval"]
+        pairs.append(("its 95 % interval, documents resampled", f"{low:.4f} to {high:.4f}"))
+    if compressor_bpb is not None:
+        pairs.append(("bits a byte of xz on the same documents", f"{compressor_bpb:.4f}"))
+    return pairs
+
+
+def data_card(config: PipelineConfig, shards: Shards | None, source: Source | None) -> Pairs:
+    name = source.dataset if source else config.data.path or config.data.source
+    pairs = [("dataset", name)]
+    if name == "stories":
+        pairs.append(("kind", "synthetic: short stories from a grammar of this project's own"))
+    if source:
+        pairs.append(("revision", source.revision))
+    if shards is None:
+        return [*pairs, ("shards", "no longer on this machine")]
+    for split in sorted(shards.splits):
+        held = shards.splits[split]
+        pairs += [
+            (f"{split} documents", f"{held.documents:,}"),
+            (f"{split} tokens", f"{held.tokens:,}"),
+            (f"{split} UTF-8 bytes", f"{held.bytes:,}"),
+        ]
+    pairs.append(("vocabulary", f"{shards.vocab_size:,} tokens"))
+    pairs += [(f"dropped: {why}", f"{n:,}") for why, n in sorted(shards.dropped.items())]
+    return pairs
+
+
+def model_card(config: PipelineConfig, run: Run, vocab_size: int) -> Pairs:
+    shape, train = config.model, config.train
+    heads = f"{shape.n_head}"
+    if shape.n_kv_head not in (None, shape.n_head):
+        heads += f", of keys and values {shape.n_kv_head}"
+    return [
+        ("architecture", shape.architecture),
+        ("parameters", f"{run.parameters:,}"),
+        ("of them in the embedding", f"{vocab_size * shape.n_embd:,}"),
+        ("layers", f"{shape.n_layer}"),
+        ("heads", heads),
+        ("width", f"{shape.n_embd}"),
+        ("context", f"{shape.seq_len:,} tokens"),
+        ("optimizer", f"{train.optimizer}, {train.schedule} schedule"),
+        ("tokens a step", f"{train.tokens_per_step:,}"),
+        ("steps", f"{run.step:,}"),
+        ("meant for", "research and teaching: it writes text like its data, facts it has none"),
+    ]
+
+
+# ---- where it comes from ----------------------------------------------------------------------
+
+
+def commands(config: PipelineConfig, run: Run) -> list[str]:
+    """The command that makes this run again, and those that use it."""
+    changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config)]
+    prompt = next(iter(config.report.prompts), "Once upon a time")
+    return [
+        " ".join(["slm run", config.recipe, *changes]),
+        f"slm evaluate {run.name}",
+        f"slm sample {run.name} --prompt {shlex.quote(prompt)}",
+    ]
+
+
+def _overrides(config: PipelineConfig) -> Pairs:
+    """What the config has that its recipe, as `pipelines.yaml` has it now, has not."""
+    ours = leaves(config.model_dump(mode="json"))
+    theirs = leaves(recipe.model_dump(mode="json")) if (recipe := _recipe(config)) else {}
+    limits = {f"train.{name}" for name in LIMITS}
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value))
+        for key, value in sorted(ours.items())
+        if key != "recipe" and theirs.get(key) != value and not (key in limits and value is None)
+    ]
+
+
+def _recipe(config: PipelineConfig) -> PipelineConfig | None:
+    for change in ({}, {"data.path": "."}):  # some recipes leave the path to the command line
+        with suppress(SlmError):
+            return load_recipe(config.recipe, change)
+    return None
+
+
+def promise(run: Run) -> str:
+    """What comes out the same when the command is given again."""
+    return f"The shards come out the same to the bit on any machine. {PROMISES.get(run.level, '')}"
+
+
+def lineage(
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    shards: Shards | None,
+    source: Source | None,
+) -> list[dict[str, str]]:
+    """The chain from the dataset to the evaluation, with the hash of each link."""
+    steps = []
+    if source:
+        steps.append(("source", f"{source.dataset}, {source.revision}", source.key))
+    steps.append(("shards", "the tokens of every document", run.shards_key))
+    if shards:
+        steps.append(("tokenizer", f"{shards.vocab_size:,} tokens", shards.tokenizer_sha256))
+    code = run.environment.get("commit") or "not recorded"
+    dirty = ", with changes that are in no commit" if run.environment.get("dirty") else ""
+    steps += [
+        ("code", f"commit {code}{dirty}", str(run.environment.get("diff_sha256") or "")),
+        ("run", run.name, run.key),
+        ("weights", evaluation.checkpoint, evaluation.weights_sha256),
+        ("evaluation", f"{evaluation.documents:,} held-out documents", evaluation.key),
+    ]
+    return [{"name": name, "what": what, "sha256": sha256} for name, what, sha256 in steps]
+
+
+def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
+    """The whole config, a list a section; limits that are not set are left out."""
+    tables = []
+    for name, section in config.model_dump(mode="json").items():
+        if isinstance(section, dict):
+            given = {k: v for k, v in leaves(section).items() if v is not None or k not in LIMITS}
+            tables.append((name, [(k, _text(v)) for k, v in given.items()]))
+    return tables
+
+
+# ---- words ------------------------------------------------------------------------------------
+
+
+def leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as a flat one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return " · ".join(map(_text, value))
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def short(number: float) -> str:
+    """Three digits and a letter: 3.28M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest of hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,114 @@
+"""What a text's quality can be told by without a judge, each figure beside that of human text.
+
+The figures are counts over words. They say nothing of meaning; but a model that loops, makes up
+words, says the same thing in every sample or never comes to an end stands out from the held-out
+documents at once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+NGRAM = 4  # words, of the repetition within a text
+LIKENESS_NGRAM = 3  # words, of the likeness between texts
+LONGEST_CYCLE = 20  # words or signs in a phrase that is said again and again
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_UNIT = re.compile(r"\w+|[^\w\s]")
+_STUTTER = re.compile(r"(.{1,8}?)\1{9,}", re.DOTALL)  # the same few characters ten times
+_NAME = re.compile(r"(?<=[\w,;] )[A-Z][a-z]+")  # a capital within a sentence
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures over some texts, each a share between 0 and 1."""
+
+    loops: float  # texts in which a phrase follows upon itself three times or more
+    repeated: float  # 4-grams that their text has had before, a mean over the texts
+    distinct: float  # different pairs of words among all pairs of all texts
+    unknown: float  # words that the training documents do not have
+    likeness: float  # of each text to the one most like it: shared 3-grams (Jaccard), a mean
+    names: float  # names that come again after they are introduced
+
+    @classmethod
+    def mean(cls, parts: Sequence["Quality"]) -> "Quality":
+        return cls(**{f: fmean(getattr(p, f) for p in parts) for f in cls.__annotations__})
+
+
+def measure(texts: Sequence[str], known: Collection[str]) -> Quality:
+    """The figures of texts. `known`: the words of the training documents, in lower case."""
+    split = [words(text) for text in texts]
+    total = Counter(word for text in split for word in text)
+    return Quality(
+        loops=_mean(loops(text) for text in texts),
+        repeated=_mean(repetition(text) for text in split),
+        distinct=_distinct(split),
+        unknown=_share(total, [word for word in total if word not in known]),
+        likeness=_likeness(split),
+        names=_names_again(texts),
+    )
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def loops(text: str) -> bool:
+    """Whether a phrase of up to LONGEST_CYCLE words follows upon itself three times or more."""
+    units = _UNIT.findall(text.lower())
+    for period in range(1, min(LONGEST_CYCLE, len(units) // 3) + 1):
+        run = 0
+        for before, now in zip(units, units[period:], strict=False):
+            run = run + 1 if before == now else 0
+            if run + period >= max(3 * period, 8):
+                return True
+    return _STUTTER.search(text.strip()) is not None
+
+
+def repetition(text: Sequence[str]) -> float:
+    """The share of a text's 4-grams that it has had before."""
+    grams = _grams(text, NGRAM)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _grams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def _distinct(split: Sequence[Sequence[str]]) -> float:
+    """Li et al. 2016 (arXiv:1510.03055), over all texts together."""
+    pairs = [pair for text in split for pair in _grams(text, 2)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def _likeness(split: Sequence[Sequence[str]]) -> float:
+    sets = [set(_grams(text, LIKENESS_NGRAM)) for text in split]
+    return _mean(
+        max((_jaccard(a, b) for j, b in enumerate(sets) if i != j), default=0.0)
+        for i, a in enumerate(sets)
+    )
+
+
+def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+    return len(a & b) / len(a | b) if a or b else 0.0
+
+
+def _names_again(texts: Sequence[str]) -> float:
+    """Names are told by their capital within a sentence, and then counted anywhere."""
+    again = []
+    for text in texts:
+        mentioned = Counter(re.findall(r"[A-Z][a-z]+", text))
+        again += [mentioned[name] > 1 for name in set(_NAME.findall(text))]
+    return _mean(again)
+
+
+def _share(total: Counter[str], chosen: Iterable[str]) -> float:
+    return sum(total[word] for word in chosen) / (total.total() or 1)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return fmean(found) if found else 0.0

@@ -1,0 +1,195 @@
+"""Whether a model is any good, in words: rules over figures, each beside that of human text.
+
+A rule compares the samples with held-out documents of the same length, so it holds for stories as
+for any other text. What is far off is `bad`, what is noticeable is `warn`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from slm.quality import Quality
+
+Level = Literal["good", "warn", "bad"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of the samples beside that of held-out text, and what is wrong if it is."""
+
+    name: str
+    samples: str
+    held_out: str
+    meaning: str
+    fault: str  # "it loops"
+    level: Level
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the summary, and the fault in a few words."""
+
+    level: Level
+    text: str
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, and what it rests on."""
+
+    sentence: str
+    findings: list[Finding]
+
+
+# ---- samples ----------------------------------------------------------------------------------
+
+
+def quality_checks(
+    samples: Quality,
+    human: Quality,
+    ended: tuple[float, float],
+    copies: tuple[Sequence[int], Sequence[int]],
+) -> list[Check]:
+    """The samples' figures against those of held-out text.
+
+    Args:
+        ended: share of texts that end within the tokens of a sample: samples', human.
+        copies: tokens of the longest passage found in the training documents, a number a text:
+            samples', human.
+    """
+    s, h = samples, human
+    line = max(copies[1], default=0)
+    copied = sum(length > line for length in copies[0]) / (len(copies[0]) or 1)
+    ours, humans = (f"{median(found):.0f}" if found else "–" for found in copies)
+    return [
+        _share("loops", s.loops, h.loops, "texts in which a phrase follows upon itself three times "
+               "or more", "it loops", _more(s.loops, h.loops, 0.1, 0.25)),
+        _share("said before", s.repeated, h.repeated, "groups of four words that the text has had "
+               "before", "it repeats itself", _more(s.repeated, h.repeated, 0.08, 0.2)),
+        _share("variety", s.distinct, h.distinct, "different pairs of words among all pairs",
+               "its words vary little", _less(s.distinct, h.distinct, 0.75, 0.5)),
+        _share("unknown words", s.unknown, h.unknown, "words that the training documents do not "
+               "have", "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
+        _share("names that return", s.names, h.names, "names that come again once they are "
+               "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0.3)),
+        _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "
+               "most like it", "its samples are alike", _more(s.likeness, h.likeness, 0.1, 0.3)),
+        _share("come to an end", *ended, "texts that end within the length of a sample",
+               "its texts do not end", _more(ended[1], ended[0], 0.35, 0.7)),
+        Check("longest copied passage", ours, humans, "tokens that stand word for word in the "
+              "training documents, median", "", "good"),
+        _share("copied", copied, 0.0, f"texts with a copied passage longer than {line} tokens, "
+               "more than any held-out text has", "it copies its training documents",
+               _more(copied, 0.0, 0.15, 0.4)),
+    ]  # fmt: skip
+
+
+def _share(
+    name: str, samples: float, human: float, meaning: str, fault: str, level: Level
+) -> Check:
+    return Check(name, percent(samples), percent(human), meaning, fault, level)
+
+
+def percent(share: float) -> str:
+    """A share between 0 and 1, with a decimal where it is small."""
+    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def _more(ours: float, human: float, warn: float, bad: float) -> Level:
+    """The level of a figure that should not be above the human one by so much."""
+    return "bad" if ours - human > bad else "warn" if ours - human > warn else "good"
+
+
+def _less(ours: float, human: float, warn: float, bad: float) -> Level:
+    """The level of a figure that should not be below so much of the human one."""
+    return "bad" if ours < bad * human else "warn" if ours < warn * human else "good"
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+
+def training_findings(
+    evaluations: Sequence[Mapping[str, float]],
+    train_loss: float,
+    val_loss: float,
+    val_bpb: float,
+    compressor_bpb: float | None,
+) -> list[Finding]:
+    """What the loss curves and a comparison with a file compressor tell.
+
+    Args:
+        evaluations: `step` and `val_loss` of every evaluation during training, in order.
+        train_loss, val_loss: nats a token, of the end of training and of all held-out documents.
+        val_bpb, compressor_bpb: bits a byte of the model and of `xz`, on the same documents.
+    """
+    findings = []
+    if compressor_bpb is not None:
+        ratio = compressor_bpb / val_bpb
+        if ratio < 1:
+            text = f"It predicts held-out text worse than xz packs it: {compressor_bpb:.2f} bits."
+            findings.append(Finding("bad", text, "it predicts worse than a file compressor"))
+        else:
+            text = f"It needs {val_bpb:.2f} bits a byte where xz needs {compressor_bpb:.2f}"
+            findings.append(Finding("good", f"{text}: {ratio:.1f} times as many."))
+    findings += _curve_findings(evaluations)
+    gap = val_loss - train_loss
+    if gap > 0.25 * train_loss:
+        text = f"Held-out loss is {gap:.2f} nats above the loss in training ({train_loss:.2f})"
+        level: Level = "bad" if gap > train_loss else "warn"
+        findings.append(Finding(level, f"{text}: it knows its documents by heart.", "it overfits"))
+    return findings
+
+
+def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]:
+    losses = [row["val_loss"] for row in evaluations]
+    if len(losses) < 3:
+        return []
+    lowest = losses.index(min(losses))
+    rise = losses[-1] / losses[lowest] - 1
+    if rise > 0.02:
+        step = f"{evaluations[lowest]['step']:,.0f}"
+        text = f"Held-out loss rose by {percent(rise)} after step {step}: it overfits."
+        return [Finding("bad" if rise > 0.1 else "warn", text, "it overfits")]
+    before = losses[-1 - max(1, len(losses) // 5)]
+    fall = percent(1 - losses[-1] / before)
+    if losses[-1] < 0.98 * before:
+        text = f"Held-out loss fell by {fall} in the last fifth of training: more of it would help."
+        return [Finding("good", text)]
+    return []
+
+
+# ---- all together -----------------------------------------------------------------------------
+
+
+def judge(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) -> Verdict:
+    """The sentence at the head of the report, and the findings under it, the worst first."""
+    wrong = [c for c in checks if c.level != "good"]
+    told = [
+        Finding(c.level, f"{c.name.capitalize()}: {c.samples}, held-out text {c.held_out}"
+                f" ({c.meaning}).", c.fault)
+        for c in wrong
+    ]  # fmt: skip
+    if checks and not wrong:
+        text = f"Its samples stand beside held-out text in all of {len(checks)} figures"
+        told.append(Finding("good", f"{text}: {', '.join(c.name for c in checks)}."))
+    order = {"bad": 0, "warn": 1, "good": 2}
+    found = sorted([*findings, *told], key=lambda f: order[f.level])
+    return Verdict(_sentence(found, val_bpb, bool(checks)), found)
+
+
+def _sentence(findings: Sequence[Finding], val_bpb: float, sampled: bool) -> str:
+    figure = f"{val_bpb:.3f} bits a byte"
+    faults = list(dict.fromkeys(f.fault for f in findings if f.level == "bad"))
+    if faults:
+        return f"Not a sound model: {_enumerated(faults)}, at {figure}."
+    faults = list(dict.fromkeys(f.fault for f in findings if f.level == "warn"))
+    if faults:
+        return f"A sound model with reservations: {_enumerated(faults)}, at {figure}."
+    beside = "whose samples stand beside human text" if sampled else "by its loss"
+    return f"A sound model, {beside}, at {figure}."
+
+
+def _enumerated(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

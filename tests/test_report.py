@@ -1,0 +1,247 @@
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import slm.shards
+import slm.source
+from slm import storage
+from slm.checkpoint import describe_model
+from slm.config import PipelineConfig
+from slm.model import GPT
+from slm.records import Checkpoint, Evaluation, Run, Shards
+from slm.report import escape_markdown, fenced, write_report
+from slm.tokenizer import Tokenizer
+
+HOSTILE = (
+    "</p></style><script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "```\n# heading\n<iframe src=//evil.example></iframe> [a](javascript:alert(1)) | cell \ud800",
+)
+CONFIG = PipelineConfig.model_validate(
+    {
+        "recipe": "tiny",
+        "data": {"source": "stories", "documents": 60, "vocab_size": 512, "val_fraction": 0.2},
+        "model": {"architecture": "qwen3", "n_layer": 1, "n_head": 2, "n_embd": 32, "seq_len": 128},
+        "train": {"max_steps": 6, "tokens_per_step": 128},
+        "report": {
+            "prompts": ["Once upon a time"],
+            "temperatures": [0.5, 1.0],
+            "top_ks": [10],
+            "max_new_tokens": 8,
+        },
+    }
+)
+Made = tuple[PipelineConfig, Run, Evaluation, Path]
+
+
+def make_run(root: Path, config: PipelineConfig) -> Made:
+    """A run folder as training and evaluation leave it, around a model of random weights."""
+    source = slm.source.download(config, root=root)
+    shards = slm.shards.encode(config, source, root=root)
+    torch.manual_seed(0)
+    model = GPT(config.model, shards.vocab_size)
+    run = root / "runs" / f"{config.recipe}-{'a' * 12}"
+    (run / "checkpoints").mkdir(parents=True)
+    storage.write_json(
+        run / "config.json", {"config": config.model_dump(mode="json"), "shards": shards.name}
+    )
+    journal = [{"event": "start", "time": 0.0}]
+    for step in range(1, 7):
+        loss = 6 / step
+        fields = {"train_loss": loss, "lr": 0.1, "tok_per_sec": 50.0, "tokens": 128 * step}
+        journal.append({"event": "step", "step": step, "time": float(step), **fields})
+        if step % 2 == 0:
+            journal.append({"event": "evaluate", "step": step, "time": 0.0, "val_loss": loss})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in journal))
+    checkpoint = save_checkpoint(run, model, shards)
+    record = Run(
+        key="ab" * 32, shards_key=shards.key, best="step_000006", last="step_000006", step=6,
+        tokens=768, train_loss=1.0, val_loss=1.1, val_bpb=0.9, tok_per_sec=50, seconds=15,
+        parameters=model.parameter_count(), weights_sha256=checkpoint.weights_sha256, level="C",
+    )  # fmt: skip
+    evaluation = Evaluation(
+        key="e" * 64, run=run.name, checkpoint="step_000006", documents=8, tokens=900, bytes=4000,
+        weights_sha256=checkpoint.weights_sha256, val_loss=1.1, val_bpb=0.9,
+        details={"val_bpb_interval": [0.85, 0.95], "by_position": [[1, 1, 3.0], [2, 9, 1.5]]},
+    )  # fmt: skip
+    return config, record.model_copy(update={"path": run}), evaluation, root
+
+
+def save_checkpoint(run: Path, model: GPT, shards: Shards) -> Checkpoint:
+    folder = run / "checkpoints" / "step_000006"
+    staging = run / "checkpoints" / "step_000006.tmp"
+    staging.mkdir()
+    safetensors.torch.save_file(model.state_dict(), staging / "model.safetensors")
+    (staging / "config.json").write_text(json.dumps(describe_model(model)))
+    shutil.copy(shards.path / "tokenizer.tiktoken", staging)
+    record = Checkpoint(
+        key="c" * 64, step=6, tokens=768, config_sha256="8" * 64, shards_key=shards.key,
+        tokenizer_sha256=shards.tokenizer_sha256, parent_sha256=None, train_loss=1.0,
+    )  # fmt: skip
+    return storage.commit(staging, folder, record)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_run(tmp_path_factory.mktemp("first"), CONFIG)
+
+
+@pytest.fixture
+def made(first: Made, tmp_path: Path) -> Made:
+    config, run, evaluation, root = first
+    shutil.copytree(root, tmp_path / "data")
+    moved = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
+    return config, moved, evaluation, tmp_path / "data"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as these tests ask."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def dangers(page: Page) -> list[str]:
+    """Scripts, handlers, and addresses that lead out of the page."""
+    found = [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "link")]
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            local = (value or "").startswith(("#", "data:"))
+            leads = name in ("src", "href", "action", "xlink:href", "srcset", "poster", "data")
+            if name.startswith("on") or (leads and not local):
+                found.append(f"{tag} {name}={value}")
+    return found
+
+
+# ---- the page ---------------------------------------------------------------------------------
+
+
+def test_the_page_tells_what_the_run_is(made: Made) -> None:
+    config, run, evaluation, root = made
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    html = (report.path / "index.html").read_text("utf-8")
+    for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
+                  evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz"):  # fmt: skip
+        assert words in page.text
+    samples = json.loads((report.path / "samples.json").read_text("utf-8"))
+    assert [s["temperature"] for s in samples] == [0.5, 1.0]
+    for sample in samples:
+        assert sample["prompt"] + sample["completion"] in page.text
+    assert len(html) < 3_000_000
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert dangers(page) == []
+
+
+def test_every_plot_has_words_and_no_colour_of_its_own(made: Made) -> None:
+    config, run, evaluation, root = made
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    plots = page.all("svg")
+    assert len(plots) >= 5
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+    identities = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(identities) == len(set(identities))
+    body = (report.path / "index.html").read_text("utf-8").partition("<body>")[2]
+    assert "#0" not in body.replace('href="#', "")
+    assert "DejaVu" not in body
+
+
+def test_the_same_inputs_give_the_same_bytes(made: Made) -> None:
+    config, run, evaluation, root = made
+    first = write_report(config, run, evaluation, root=root)
+    again = write_report(config, run, evaluation, root=root)
+    assert again.reused
+    storage.discard(first.path)
+    assert write_report(config, run, evaluation, root=root).files == first.files
+
+
+def test_other_prompts_make_another_report(made: Made) -> None:
+    config, run, evaluation, root = made
+    first = write_report(config, run, evaluation, root=root)
+    other = config.model_copy(
+        update={"report": config.report.model_copy(update={"prompts": ("Another",)})}
+    )
+    second = write_report(other, run, evaluation, root=root)
+    assert not second.reused
+    assert second.key != first.key
+
+
+def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run, evaluation, root = made
+    settings = {"prompts": HOSTILE, "max_new_tokens": 5}
+    config = config.model_copy(
+        update={
+            "report": config.report.model_copy(update=settings),
+            "data": config.data.model_copy(update={"text_column": HOSTILE[0]}),
+        }
+    )
+    monkeypatch.setattr(Tokenizer, "decode_bytes", lambda *_: HOSTILE[1].encode())
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    assert dangers(page) == []
+    assert not page.all("img")
+    for text in HOSTILE:
+        assert text.replace("\ud800", "?") in page.text
+    markdown = (report.path / "report.md").read_text("utf-8")
+    outside = [part for i, part in enumerate(markdown.split("````")) if i % 2 == 0]
+    assert all("<" not in part.replace("\\<", "") for part in "".join(outside).split("```")[::2])
+
+
+# ---- what is missing --------------------------------------------------------------------------
+
+
+def test_a_report_without_the_shards_says_so(made: Made) -> None:
+    config, run, evaluation, root = made
+    shutil.rmtree(root / "shards")
+    shutil.rmtree(root / "sources")
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    assert "no longer on this machine" in page.text
+    assert "Quality of the samples" not in page.text
+
+
+def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
+    config, run, evaluation, root = made
+    none = config.model_copy(update={"report": config.report.model_copy(update={"prompts": ()})})
+    report = write_report(none, run, evaluation, root=root)
+    assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
+
+
+# ---- the twin ---------------------------------------------------------------------------------
+
+
+def test_the_markdown_twin_has_the_same_figures(made: Made) -> None:
+    config, run, evaluation, root = made
+    report = write_report(config, run, evaluation, root=root)
+    markdown = (report.path / "report.md").read_text("utf-8")
+    assert markdown.startswith(f"# {run.name}, step 6\n")
+    for words in ("0.900 bits a byte", "slm run tiny", "| layers | 1 |", run.key):
+        assert words in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+def test_markdown_is_escaped() -> None:
+    assert escape_markdown("a*b_c\n<d> [e](f) | `g`") == r"a\*b\_c \<d\> \[e\](f) \| \`g\`"
+    assert fenced("a ``` b ```` c") == "`````text\na ``` b ```` c\n`````"

@@ -1,0 +1,83 @@
+from dataclasses import replace
+
+import pytest
+
+from slm.quality import Quality
+from slm.verdict import Check, Finding, judge, percent, quality_checks, training_findings
+
+HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
+COPIES = [9, 12, 15, 10]
+
+
+def checks(samples: Quality = HUMAN, ended: float = 0.5, copied: list[int] = COPIES) -> list[Check]:
+    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES))
+
+
+def falling(*losses: float) -> list[dict[str, float]]:
+    return [{"step": 100.0 * (i + 1), "val_loss": loss} for i, loss in enumerate(losses)]
+
+
+HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 2.05, 2.1, 0.9, 2.3)
+
+
+def test_a_healthy_model_is_called_sound() -> None:
+    verdict = judge(checks(), HEALTHY, 0.9)
+    assert verdict.sentence.startswith("A sound model, ")
+    assert {finding.level for finding in verdict.findings} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"loops": 0.5}, "it loops"),
+        ({"repeated": 0.4}, "it repeats itself"),
+        ({"distinct": 0.2}, "its words vary little"),
+        ({"unknown": 0.2}, "it makes up words"),
+        ({"likeness": 0.6}, "its samples are alike"),
+        ({"names": 0.1}, "it forgets its characters"),
+    ],
+)
+def test_samples_far_from_held_out_text_are_called_out(
+    changes: dict[str, float], fault: str
+) -> None:
+    verdict = judge(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
+    assert verdict.sentence == f"Not a sound model: {fault}, at 0.900 bits a byte."
+    assert verdict.findings[0].level == "bad"
+
+
+def test_a_model_that_recites_its_data_is_called_out() -> None:
+    verdict = judge(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
+    assert "it copies its training documents" in verdict.sentence
+    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 0.4, 2.6, 1.1, 2.3)
+    verdict = judge(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
+    assert verdict.sentence == (
+        "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
+    )
+
+
+def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
+    (finding,) = training_findings([], 5, 5, 3.0, 2.3)
+    assert finding.fault == "it predicts worse than a file compressor"
+    assert judge([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
+
+
+def test_what_is_noticeable_is_a_reservation() -> None:
+    verdict = judge(checks(replace(HUMAN, loops=0.2)), HEALTHY, 0.9)
+    assert verdict.sentence == "A sound model with reservations: it loops, at 0.900 bits a byte."
+
+
+def test_without_samples_or_evaluations_the_loss_decides() -> None:
+    assert judge([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
+    assert training_findings([], 2, 2.1, 1.0, None) == []
+
+
+def test_the_worst_is_told_first() -> None:
+    findings = [Finding("good", "a"), Finding("bad", "b", "x"), Finding("warn", "c", "y")]
+    assert [f.level for f in judge([], findings, 1).findings] == ["bad", "warn", "good"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0 %"), (0.004, "0.4 %"), (0.0999, "10 %"), (0.5, "50 %"), (1, "100 %")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
