@@ -208,6 +208,13 @@ class PipelineConfig(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
 
+    def train_fields(self) -> dict[str, Any]:
+        """What the train stage reads and its bits depend on: part of its key."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude={"keep_checkpoints"}),
+        }
+
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
         if self.train.tokens_per_step % self.model.seq_len:

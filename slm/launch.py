@@ -46,11 +46,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def prepare(config: PipelineConfig, shards: Shards, *, root: Path | None = None) -> Path:
     """Makes the run folder of a config on some shards, or finds it; returns its path."""
-    fields = {
-        "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude={"keep_checkpoints"}),
-    }
-    key = stage_key("train", TRAIN_VERSION, fields, content_hash(shards))
+    key = stage_key("train", TRAIN_VERSION, config.train_fields(), content_hash(shards))
     run = (root or data_root()) / "runs" / f"{config.recipe}-{key[:12]}"
     if not (run / CONFIG).is_file():
         make_folder(run / "checkpoints")

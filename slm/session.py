@@ -47,7 +47,7 @@ class Job:
 
     @property
     def config_sha256(self) -> str:
-        return sha256_bytes(canonical_json(self.config.model_dump(mode="json")))
+        return sha256_bytes(canonical_json(self.config.train_fields()))
 
 
 @dataclass
