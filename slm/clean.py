@@ -23,6 +23,7 @@ ACROSS_SPLITS, DUPLICATE, NEAR_DUPLICATE = "also in val", "duplicate", "near-dup
 FIXED = "text fixed"
 
 PERMUTATIONS = 128  # values of a MinHash signature
+SEED, SCHEME = 1, "affine32"  # of its hash functions
 SHINGLE = 5  # words that near-duplicates are compared by at a time
 
 Mask = npt.NDArray[np.bool_]  # of documents, (N,)
@@ -117,9 +118,9 @@ def signature(text: str) -> Signatures:
 
     words = text.lower().split()
     count = max(1, len(words) - SHINGLE + 1)
-    sketch = MinHash(num_perm=PERMUTATIONS)
+    sketch = MinHash(num_perm=PERMUTATIONS, seed=SEED, scheme=SCHEME)
     sketch.update_batch([" ".join(words[i : i + SHINGLE]).encode() for i in range(count)])
-    values: Signatures = sketch.hashvalues.astype(np.uint32)
+    values: Signatures = sketch.hashvalues
     return values
 
 
@@ -168,13 +169,14 @@ class Duplicates:
         if self._near is not None:
             from datasketch import MinHashLSH
 
-            self._lsh = MinHashLSH(threshold=self._near, num_perm=PERMUTATIONS)
+            likely = min(self._near, 0.9)  # beyond, it finds next to nothing; `_is_near` decides
+            self._lsh = MinHashLSH(threshold=likely, num_perm=PERMUTATIONS)
 
     def reasons(self, hashes: Hashes, signatures: Signatures, val: Mask) -> list[str]:
         """Why each of the next documents is dropped; empty for those that stay."""
         reasons = np.full(len(hashes), "", dtype=object)
-        reasons[~val & self._val.contains(hashes)] = ACROSS_SPLITS
         self._val.add(hashes[val])
+        reasons[~val & self._val.contains(hashes)] = ACROSS_SPLITS
         if self._everywhere:
             reasons[(reasons == "") & ~self._all.add(hashes)] = DUPLICATE
         if self._near is not None:
@@ -187,7 +189,7 @@ class Duplicates:
     def _is_near(self, values: Signatures) -> bool:
         from datasketch import LeanMinHash
 
-        sketch = LeanMinHash(seed=1, hashvalues=values.astype(np.uint64))
+        sketch = LeanMinHash(seed=SEED, hashvalues=values, scheme=SCHEME)
         if any(
             np.mean(self._signatures[other] == values) >= self._near
             for other in self._lsh.query(sketch)

@@ -7,7 +7,7 @@ the tokens of train, the second rewrites the units.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from slm.units import (
     plan_units,
     token_dtype,
 )
-from slm.workers import available_cores, spread
+from slm.workers import Workers, available_cores
 
 IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer than the work
 HEADER = 256  # int32
@@ -53,6 +53,7 @@ class Encoding:
     work: Path  # the units' files
     staging: Path  # the shards' files
     progress: Progress
+    workers: Workers = field(init=False)
 
     def run(self, key: str, base: Tokenizer) -> Shards:
         """Writes every file of the shards and returns their record.
@@ -68,6 +69,12 @@ class Encoding:
                 self.source, split, self.work / FILE_NAME, self.data.clean, self.work
             )
         ]
+        size = sum(unit.text_bytes for unit in units)
+        count = self.data.workers or (available_cores() if size >= IN_PROCESS_BYTES else 0)
+        with Workers(min(count, len(units))) as self.workers:
+            return self._make(key, base, units)
+
+    def _make(self, key: str, base: Tokenizer, units: list[Unit]) -> Shards:
         selection = Selection(self.data, "val" in self.source.splits, base)
         chosen: Iterator[tuple[Encoded, Choice]] = (
             (encoded, selection.choose(unit, encoded))
@@ -101,8 +108,7 @@ class Encoding:
         todo = [job for job in jobs if not is_done(job.output)]
         ready = {job.output for job in jobs} - {job.output for job in todo}
         total, left = sum(job.text_bytes for job in jobs), sum(job.text_bytes for job in todo)
-        workers = self.data.workers or (available_cores() if left >= IN_PROCESS_BYTES else 0)
-        with closing(spread(work, todo, workers)) as finished:
+        with closing(self.workers.spread(work, todo)) as finished:
             self.progress(what, total - left, total)
             for job in jobs:
                 while job.output not in ready:

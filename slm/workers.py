@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
-from types import ModuleType
-from typing import TypeVar
+from types import ModuleType, TracebackType
+from typing import Self, TypeVar
 
 from slm.errors import SlmError
 
@@ -26,51 +26,68 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def spread(
-    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Generator[tuple[Job, Result]]:
-    """`work` done for each job by spawned processes: pairs of job and result, as they come.
+class Workers:
+    """So many processes, started when they get their first job and ended with the `with` block.
 
-    With no workers it is done here, which spares little jobs the start of processes. Otherwise
-    each process has a pool of its own, so that one that dies takes down no other, and it is known
-    whose job it died of. That job is tried once more in a fresh process; when that dies as well,
-    SlmError names the job. `str(job)` is its name; job, result and `work` must pickle.
+    None does the work in this process, which spares little jobs the start of others.
+
+    Each process has a pool of its own, so that one that dies takes down no other, and it is known
+    whose job it died of. That job is tried once more in a fresh process.
     """
-    if workers == 0:
-        yield from ((job, work(job)) for job in jobs)
-        return
-    idle = SimpleQueue[ProcessPoolExecutor]()
 
-    def attempt(job: Job) -> tuple[Job, Result]:
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._threads = ThreadPoolExecutor(max(1, count))  # each waits for one process
+        self._idle = SimpleQueue[ProcessPoolExecutor]()
+        for _ in range(count):
+            self._idle.put(_pool())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for _ in range(self._count):
+            self._idle.get().shutdown()
+
+    def spread(
+        self, work: Callable[[Job], Result], jobs: Sequence[Job]
+    ) -> Generator[tuple[Job, Result]]:
+        """`work` done for each job: pairs of job and result, as they come.
+
+        `str(job)` is its name; job, result and `work` must pickle. Raises what `work` raises, and
+        SlmError naming the job that two processes died of.
+        """
+        if not self._count:
+            yield from ((job, work(job)) for job in jobs)
+            return
+        futures = [self._threads.submit(self._attempt, work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _attempt(self, work: Callable[[Job], Result], job: Job) -> tuple[Job, Result]:
         for _ in range(2):
-            pool = idle.get()
+            pool = self._idle.get()
             try:
                 with _bare_main:
                     future = pool.submit(work, job)
-                result = future.result()
+                return job, future.result()
             except BrokenProcessPool:
                 logger.warning("%s: its worker process was killed", job)
                 pool.shutdown()
-                idle.put(_pool())
-            except BaseException:
-                idle.put(pool)
-                raise
-            else:
-                idle.put(pool)
-                return job, result
+                pool = _pool()
+            finally:
+                self._idle.put(pool)
         raise SlmError(f"{job}: its worker process was killed, twice; is there memory enough?")
-
-    count = min(workers, len(jobs))
-    for _ in range(count):
-        idle.put(_pool())
-    threads = ThreadPoolExecutor(max(1, count))
-    try:
-        for future in as_completed([threads.submit(attempt, job) for job in jobs]):
-            yield future.result()
-    finally:
-        threads.shutdown(cancel_futures=True)
-        for _ in range(count):
-            idle.get().shutdown()
 
 
 def _pool() -> ProcessPoolExecutor:
