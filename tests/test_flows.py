@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,36 @@ def test_bad_input_fails_the_flow_at_once(
     assert len(tries) == 1
     with pytest.raises(UserError, match="no such dataset"):
         state.result()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_on_a_server_of_its_own(
+    project: Path, data_root: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--set", "train.max_steps=50000"]
+    env = {**os.environ, "PREFECT_HOME": str(data_root / "prefect")}
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        while not any(b'"step"' in p.read_bytes() for p in data_root.glob("runs/*/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.killpg(process.pid, number)  # as a terminal does
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.decode().splitlines()[-1].startswith("interrupted: what is done is kept")
+    assert b"Traceback" not in output
+    assert list(data_root.glob("runs/*/checkpoints/step_*/record.json"))
+    with sqlite3.connect(data_root / "prefect" / "prefect.db") as store:
+        assert store.execute("SELECT state_name FROM flow_run").fetchall() == [("Crashed",)]
+    store.close()
 
 
 def test_a_server_that_does_not_answer_is_one_message(project: Path) -> None:
