@@ -31,6 +31,8 @@ def run_pipeline(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
         server, api = start_server()  # it starts while we import
         atexit.register(stop_server, server)  # before prefect registers what it says at exit
         os.environ["PREFECT_API_URL"] = api
+        for name in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     from flows.pipeline import pipeline
 
     wait_until_healthy(api)

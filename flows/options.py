@@ -33,7 +33,7 @@ def display_for(as_json: bool) -> Iterator[Display]:
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """A command's result: one line of JSON, or a line a value, long lists left out."""
+    """A command's result: one line of JSON, or a line a value, mappings left out."""
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return
