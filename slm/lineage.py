@@ -6,16 +6,17 @@ registry knows of a version is added by `slm.versions`.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slm import provenance, storage
 from slm.checkpoint import CONFIG
-from slm.config import DataConfig
+from slm.config import DataConfig, PipelineConfig
 from slm.errors import CorruptionError, UserError
 from slm.files import find_files
 from slm.records import Checkpoint, Evaluation, Record, Run, Shards, Source
@@ -24,6 +25,7 @@ from slm.stories import STORIES_VERSION
 State = Literal["unchanged", "changed", "gone", "not checked"]
 R = TypeVar("R", bound=Record)
 
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # what bits may hang on
 
 
@@ -34,7 +36,7 @@ class Link(BaseModel):
 
     name: str
     value: str  # for a person
-    sha256: str | None = None  # its key or content hash, where it is known
+    digest: str | None = None  # its key, content hash or commit, where it is known
     state: State
     notes: tuple[str, ...] = ()  # what is wrong with it, or was not looked at
     files: dict[str, str] = Field(default_factory=dict)  # each file → its recorded sha256
@@ -116,12 +118,14 @@ class _Chain:
             return None
 
     def _checkpoint_name(self) -> str:
-        """The checkpoint that was evaluated; that of a run without evaluation is its best."""
+        """The checkpoint that was evaluated, else the best, else the newest there is."""
         if self.evaluated.record:
             return self.evaluated.record.checkpoint
-        return self.tags.get("checkpoint") or (
-            self.trained.record.best if self.trained.record else "none"
-        )
+        if self.trained.record:
+            return self.trained.record.best
+        newest = max((p.parent.name for p in self.run.glob("checkpoints/step_*/record.json")),
+                     default="none")  # fmt: skip
+        return self.tags.get("checkpoint", newest)
 
     def _folder(self, kind: str, key: str | None) -> Path:
         short = (key or "unknown")[:12]
@@ -150,9 +154,14 @@ class _Chain:
         name = source.dataset if source else tags.get("dataset", "unknown")
         revision = source.revision if source else tags.get("dataset_revision", "unknown")
         state, notes = self._dataset_state(source)
-        value = f"{name}, {revision}"
-        origin = source.origin if source else {}
-        return Link(name="dataset", value=value, state=state, notes=notes, files=origin)
+        return Link(
+            name="dataset",
+            value=f"{name}, {revision}",
+            digest=revision if _DIGEST.fullmatch(revision) else None,
+            state=state,
+            notes=notes,
+            files=source.origin if source else {},
+        )
 
     def _dataset_state(self, source: Source | None) -> tuple[State, tuple[str, ...]]:
         if self.settings is None or source is None or not self.check:
@@ -181,7 +190,7 @@ class _Chain:
         return Link(
             name="cleaning",
             value=f"{left_out:,} documents left out; {chosen}",
-            sha256=storage.sha256_bytes(storage.canonical_json(clean)),
+            digest=storage.sha256_bytes(storage.canonical_json(clean)),
             state=self._config().state,
         )
 
@@ -192,7 +201,7 @@ class _Chain:
         value = f"{shards.vocab_size:,} tokens" if shards else "vocabulary"
         files = [f.path / "tokenizer.tiktoken" for f in (shards, saved) if f]
         state, notes = self._same_files(files, wanted)
-        return Link(name="tokenizer", value=value, sha256=wanted, state=state, notes=notes)
+        return Link(name="tokenizer", value=value, digest=wanted, state=state, notes=notes)
 
     def _same_files(self, files: list[Path], wanted: str | None) -> tuple[State, tuple[str, ...]]:
         standing = [file for file in files if file.is_file()]
@@ -218,9 +227,9 @@ class _Chain:
         wanted = saved.config_sha256 if saved else self.tags.get("config_sha256")
         if self.settings is None:
             note = f"{self.run / CONFIG} is gone"
-            return Link(name="config", value="unknown", sha256=wanted, state="gone", notes=(note,))
+            return Link(name="config", value="unknown", digest=wanted, state="gone", notes=(note,))
         value = f"recipe {self.settings['config']['recipe']}"
-        found = storage.sha256_bytes(storage.canonical_json(self.settings["config"]))
+        found = _trained_by(self.settings["config"])
         state: State = "unchanged"
         notes: tuple[str, ...] = ()
         if wanted is None:
@@ -228,7 +237,7 @@ class _Chain:
         elif found != wanted or self._config_file_differs():
             state = "changed"
             notes = (f"{self.run / CONFIG} is not what was trained by",)
-        return Link(name="config", value=value, sha256=wanted or found, state=state, notes=notes)
+        return Link(name="config", value=value, digest=wanted or found, state=state, notes=notes)
 
     def _config_file_differs(self) -> bool:
         entry = self.trained.record and self.trained.record.files.get(CONFIG)
@@ -249,23 +258,23 @@ class _Chain:
         value = f"commit {commit[:12]}" if commit else "not under version control"
         value += ", with changes in no commit" if dirty else ""
         state, notes = code_state(facts) if self.check else ("not checked", ())
-        sha256 = facts.get("diff_sha256") or commit
-        return Link(name="code", value=value, sha256=sha256, state=state, notes=notes)
+        digest = facts.get("diff_sha256") or commit
+        return Link(name="code", value=value, digest=digest, state=state, notes=notes)
 
     def _environment(self) -> Link:
         facts = self._facts()
         parts = [f"{name} {facts[name]}" for name in ("python", "torch") if facts.get(name)]
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
-        sha256 = self.tags.get("environment_sha256")
+        digest = self.tags.get("environment_sha256")
         if facts.get("torch"):
-            sha256 = storage.sha256_bytes(storage.canonical_json(facts))
+            digest = storage.sha256_bytes(storage.canonical_json(facts))
         state: State = "not checked"
         notes: tuple[str, ...] = ()
         if self.check and facts.get("torch"):
             notes = machine_differences(facts)
             state = "changed" if notes else "unchanged"
         return Link(
-            name="environment", value=", ".join(parts), sha256=sha256, state=state, notes=notes
+            name="environment", value=", ".join(parts), digest=digest, state=state, notes=notes
         )
 
     # ---- results ----
@@ -276,7 +285,7 @@ class _Chain:
         key = record.key if record else (self.settings or {}).get("key", self.tags.get("run_key"))
         if record is None and self.settings is not None and self.trained.state == "gone":
             return Link(
-                name="run", value=f"{self.run.name}, unfinished", sha256=key,
+                name="run", value=f"{self.run.name}, unfinished", digest=key,
                 state="not checked", notes=("its training has not ended",), made_from=inputs,
             )  # fmt: skip
         value = f"{self.run.name}, {record.step:,} steps" if record else self.run.name
@@ -284,21 +293,21 @@ class _Chain:
 
     def _weights(self) -> Link:
         record = self.checkpoint.record
-        sha256 = record.weights_sha256 if record else self.tags.get("weights_sha256")
+        digest = record.weights_sha256 if record else self.tags.get("weights_sha256")
         name = record.name if record else self._checkpoint_name()
-        return self._link("checkpoint", name, sha256, self.checkpoint, "run")
+        return self._link("checkpoint", name, digest, self.checkpoint, "run")
 
     def _evaluation(self) -> Link:
-        record = self.evaluated.record
-        link = self._link(
-            "evaluation",
-            f"{record.val_bpb:.4f} bits a byte, {record.documents:,} documents" if record
-            else f"{float(self.tags['val_bpb']):.4f} bits a byte" if "val_bpb" in self.tags
-            else "not evaluated",
-            storage.content_hash(record) if record else self.tags.get("evaluation_sha256"),
-            self.evaluated,
-            "checkpoint",
-        )  # fmt: skip
+        record, tags = self.evaluated.record, self.tags
+        if record is None and not (self.run / "evaluation").exists() and "val_bpb" not in tags:
+            value = "not evaluated"
+            return Link(
+                name="evaluation", value=value, state="not checked", made_from=("checkpoint",)
+            )
+        val_bpb = record.val_bpb if record else float(tags.get("val_bpb", "nan"))
+        digest = storage.content_hash(record) if record else tags.get("evaluation_sha256")
+        value = f"{val_bpb:.4f} bits a byte"
+        link = self._link("evaluation", value, digest, self.evaluated, "checkpoint")
         saved = self.checkpoint.record
         if record and saved and record.weights_sha256 != saved.weights_sha256:
             note = f"it is of other weights than {saved.path}"
@@ -306,12 +315,21 @@ class _Chain:
         return link
 
     def _link(
-        self, name: str, value: str, sha256: str | None, found: _Found[Any], *made_from: str
+        self, name: str, value: str, digest: str | None, found: _Found[Any], *made_from: str
     ) -> Link:
         return Link(
-            name=name, value=value, sha256=sha256, state=found.state, notes=found.notes,
+            name=name, value=value, digest=digest, state=found.state, notes=found.notes,
             files=found.files, made_from=made_from,
         )  # fmt: skip
+
+
+def _trained_by(config: Mapping[str, Any]) -> str | None:
+    """The hash that a training with this config gives its checkpoints."""
+    try:
+        fields = PipelineConfig.model_validate(config).train_fields()
+    except ValidationError:
+        return None
+    return storage.sha256_bytes(storage.canonical_json(fields))
 
 
 # ---- what is there now ------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def lineage_svg(lineage: Lineage) -> str:
 
 
 def _box(link: Link, x: int, y: int) -> str:
-    hash_text = f"{link.sha256[:12]} · " if link.sha256 else ""
-    hover = "\n".join((link.value, link.sha256 or "", *link.notes))
+    hash_text = f"{link.digest[:12]} · " if link.digest else ""
+    hover = "\n".join((link.value, link.digest or "", *link.notes))
     return (
         f'<g transform="translate({x} {y})"><title>{escape(hover)}</title>'
         f'<rect width="{BOX}" height="{HEIGHT}" rx="5" fill="none" stroke="currentColor" '

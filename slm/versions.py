@@ -117,7 +117,7 @@ def version_lineage(
     version = Link(
         name="version",
         value=f"{name} ({', '.join(aliases)})" if aliases else name,
-        sha256=tags["weights_sha256"],
+        digest=tags["weights_sha256"],
         state=state,
         notes=notes,
         made_from=("evaluation",),
@@ -127,7 +127,7 @@ def version_lineage(
 
 def tag_differences(chain: Lineage, tags: Mapping[str, str]) -> tuple[str, ...]:
     """What a version's tags say otherwise than the folders do."""
-    pairs = ((name, tag, chain[name].sha256) for name, tag in TAGS.items() if tag in tags)
+    pairs = ((name, tag, chain[name].digest) for name, tag in TAGS.items() if tag in tags)
     return tuple(
         f"its tag {PREFIX}{tag} is {tags[tag][:12]}…, the {name} here is {now[:12]}…"
         for name, tag, now in pairs

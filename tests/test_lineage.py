@@ -1,0 +1,209 @@
+"""Lineage: the whole chain, every link checked against what is there now."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from run_folders import empty_store
+from tiny_run import CLEAN, DIRTY, code, flip_byte, make_run, tiny_config, write_documents
+
+from slm import provenance, registry, tracking, versions
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.evaluate import evaluate
+from slm.launch import read_run, run_config
+from slm.lineage import Lineage, Link, lineage
+from slm.lineage_picture import lineage_svg
+from slm.records import Run
+
+pytestmark = [  # mlflow, when it is imported
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
+]
+
+CHAIN = [
+    "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",
+    "checkpoint", "evaluation",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("lineage")
+    config = tiny_config(write_documents(folder / "documents.jsonl"))
+    with code(CLEAN):
+        yield make_run(folder / "data", config)
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Path:
+    """A copy of its own, with an empty registry beside it."""
+    root = tmp_path / "data"
+    shutil.copytree(trained.path.parents[1], root)
+    return empty_store(root) / "runs" / trained.name
+
+
+def register(run: Path) -> PipelineConfig:
+    config, record = run_config(run), read_run(run)
+    assert record is not None
+    found = evaluate(config, record, root=run.parents[1])
+    registry.register(config, record, found, None, root=run.parents[1])
+    return config
+
+
+def states(chain: Lineage) -> dict[str, str]:
+    return {link.name: link.state for link in chain.links}
+
+
+def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:
+    chain = lineage(run)
+    assert [link.name for link in chain.links] == CHAIN
+    assert set(states(chain).values()) == {"unchanged"}
+    assert chain.broken == []
+    record = read_run(run)
+    assert record is not None
+    assert chain["dataset"].files.keys() == {"documents.jsonl"}
+    assert re.fullmatch("[0-9a-f]{64}", chain["dataset"].digest or "")
+    assert chain["shards"].digest == record.shards_key
+    assert chain["run"].digest == record.key
+    assert chain["code"].digest == "c" * 40
+    assert chain["evaluation"].made_from == ("checkpoint",)
+    assert Lineage.model_validate_json(chain.model_dump_json()) == chain
+    assert set(states(lineage(run, check=False)).values()) <= {"unchanged", "not checked"}
+
+
+@pytest.mark.parametrize(
+    ("file", "broken"),
+    [
+        ("sources/*/train_00000.parquet", {"source"}),
+        ("shards/*/train_00000.bin", {"shards"}),
+        ("shards/*/tokenizer.tiktoken", {"shards", "tokenizer"}),
+        ("runs/*/config.json", {"config", "cleaning"}),
+        ("runs/*/metrics.jsonl", {"run"}),
+        ("runs/*/checkpoints/step_000004/model.safetensors", {"checkpoint"}),
+        ("runs/*/evaluation/evaluation.json", {"evaluation"}),
+    ],
+)
+def test_each_link_is_checked(run: Path, file: str, broken: set[str]) -> None:
+    path = next(run.parents[1].glob(file))
+    flip_byte(path, place=path.read_bytes().find(b"1") if path.suffix == ".json" else -2)
+    chain = lineage(run)
+    assert {link.name for link in chain.broken} == broken
+    assert {link.state for link in chain.broken} == {"changed"}
+    assert any(path.name in note for link in chain.broken for note in link.notes)
+
+
+def test_what_is_gone_is_said(run: Path) -> None:
+    root = run.parents[1]
+    shutil.rmtree(root / "sources")
+    chain = lineage(run)
+    assert [link.name for link in chain.broken] == ["source"]
+    assert chain["source"].state == "gone"
+    assert chain["source"].digest  # the shards remember it
+    shutil.rmtree(root / "shards")
+    chain = lineage(run)
+    assert {link.name for link in chain.broken} == {"source", "shards"}
+    assert chain["tokenizer"].state == "unchanged"  # the checkpoint has its own
+    shutil.rmtree(run / "checkpoints")
+    assert lineage(run)["tokenizer"].state == "gone"
+
+
+def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
+    path = Path(run_config(run).data.path)
+    before = path.read_bytes()
+    try:
+        flip_byte(path, place=20)
+        assert "sha256" in lineage(run)["dataset"].notes[0]
+        path.unlink()
+        assert lineage(run)["dataset"].state == "gone"
+    finally:
+        path.write_bytes(before)
+
+
+def test_code_and_machine_are_told_apart_from_those_of_now(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "code_state", lambda: {**CLEAN, "commit": "e" * 40})
+    link = lineage(run)["code"]
+    assert link.state == "changed"
+    assert "git checkout " + "c" * 40 in link.notes[0]
+    monkeypatch.setattr(provenance, "code_state", lambda: DIRTY)
+    assert "in no commit" in lineage(run)["code"].notes[0]
+    now = provenance.environment()
+    monkeypatch.setattr(provenance, "environment", lambda: {**now, "torch": "9.9"})
+    assert lineage(run)["environment"].notes == (f"torch is 9.9, was {now['torch']}",)
+
+
+def test_a_run_in_training_has_a_chain(run: Path) -> None:
+    (run / "record.json").unlink()
+    shutil.rmtree(run / "evaluation")
+    chain = lineage(run)
+    assert chain["run"].state == chain["evaluation"].state == "not checked"
+    assert chain.broken == []
+
+
+# ---- versions ---------------------------------------------------------------------------------
+
+
+def test_a_version_ends_the_chain(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    chain = versions.version_lineage("models:/slm@champion", root)
+    assert [link.name for link in chain.links] == [*CHAIN, "version"]
+    assert chain["version"].value == "models:/slm/1 (champion)"
+    assert set(states(chain).values()) == {"unchanged"}
+    assert versions.version_run("models:/slm/1", root) == run
+    facts = versions.list_versions(root)
+    assert [(f.name, f.aliases, f.run) for f in facts] == [
+        ("models:/slm/1", ("champion",), run.name)
+    ]
+    with pytest.raises(UserError, match="valid: 1"):
+        versions.version_lineage("models:/slm/2", root)
+
+    before = {link.name: link.digest for link in chain.links}
+    shutil.rmtree(root / "runs")
+    chain = versions.version_lineage("models:/slm/1", root)
+    assert {link.name for link in chain.broken} >= {"config", "run", "checkpoint", "evaluation"}
+    kept = {name: before[name] for name in versions.TAGS}
+    assert {name: chain[name].digest for name in kept} == kept
+
+
+def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    client = tracking.connect(tracking.default_uri(root))
+    client.set_model_version_tag("slm", "1", "slm.shards_key", "0" * 64)
+    link = versions.version_lineage("models:/slm/1", root)["version"]
+    assert link.state == "changed"
+    assert "slm.shards_key" in link.notes[0]
+    client.set_model_version_tag("slm", "1", "slm.shards_key", str(lineage(run)["shards"].digest))
+    flip_byte(next((root / "mlflow" / "artifacts").rglob("model.safetensors")))
+    link = versions.version_lineage("models:/slm/1", root)["version"]
+    assert link.state == "changed"
+    assert "model.safetensors" in link.notes[0]
+
+
+def test_no_store_has_no_versions(tmp_path: Path) -> None:
+    assert versions.list_versions(tmp_path) == []
+    assert not (tmp_path / "mlflow").exists()
+
+
+# ---- the picture ------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_every_link_and_escapes_its_text(run: Path) -> None:
+    chain = lineage(run)
+    svg = lineage_svg(chain)
+    assert svg == lineage_svg(chain)
+    drawn = "".join(ElementTree.fromstring(svg).itertext())
+    assert all(link.name in drawn and str(link.digest)[:12] in drawn for link in chain.links)
+    hostile = Link(name="dataset", value="<script>&\"'", state="gone", notes=("</svg>",))
+    svg = lineage_svg(Lineage(name="<b>", links=(hostile,)))
+    assert "<script>" not in svg
+    assert svg.count("</svg>") == 1
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert json.dumps(svg)

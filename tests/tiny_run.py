@@ -1,0 +1,63 @@
+"""A real run of a second, from a file to its evaluation: for tests of what is told of runs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm import launch, provenance
+from slm.config import DataConfig, ModelConfig, PipelineConfig, TrainConfig
+from slm.evaluate import evaluate
+from slm.records import Run
+from slm.shards import encode
+from slm.source import download
+from slm.stories import stories
+from slm.train import train
+
+CLEAN = {"commit": "c" * 40, "dirty": False, "diff_sha256": None}
+DIRTY = {"commit": "c" * 40, "dirty": True, "diff_sha256": "d" * 64}
+
+
+def tiny_config(path: Path, **training: Any) -> PipelineConfig:
+    """A config of four steps on the documents of a file."""
+    settings = {"max_steps": 4, "tokens_per_step": 128, "evaluate_every": 2, "checkpoint_every": 2}
+    return PipelineConfig(
+        recipe="tiny",
+        data=DataConfig(source="files", path=str(path), vocab_size=512, val_fraction=0.2),
+        model=ModelConfig(architecture="qwen3", n_layer=1, n_head=2, n_embd=32, seq_len=32),
+        train=TrainConfig(**{**settings, **training}),
+    )
+
+
+def write_documents(path: Path) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories(7, 0, 80)))
+    return path
+
+
+def make_run(root: Path, config: PipelineConfig) -> Run:
+    """Every stage up to the evaluation, trained in this process."""
+    shards = encode(config, download(config, root=root), root=root)
+    path = launch.prepare(config, shards, root=root)
+    train(path)
+    run = launch.read_run(path)
+    assert run is not None
+    evaluate(config, run, root=root)
+    return run
+
+
+@contextmanager
+def code(state: dict[str, Any]) -> Iterator[None]:
+    """As if the code stood so, and trained without a child process, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "code_state", lambda: state)
+        patch.setattr(launch, "supervise", lambda run, config, progress, on_event: train(run))
+        yield
+
+
+def flip_byte(path: Path, place: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
