@@ -14,19 +14,30 @@ is kept of them. Nothing is ever unpickled.
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from slm.config import ModelConfig, data_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.model import GPT
 from slm.records import Checkpoint
-from slm.storage import commit, discard, fault_point, quarantine, read_record
+from slm.storage import (
+    RECORD,
+    check_files,
+    commit,
+    discard,
+    fault_point,
+    quarantine,
+    read_record,
+    sweep,
+)
 from slm.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +67,10 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def save(
         self,
@@ -94,8 +108,6 @@ class CheckpointWriter:
     ) -> Checkpoint:
         folder = self.folder / checkpoint_name(record.step)
         staging = folder.with_name(folder.name + ".tmp")
-        if staging.exists():
-            discard(staging)
         staging.mkdir(parents=True)
         try:
             fault_point("checkpoint.weights")
@@ -106,8 +118,10 @@ class CheckpointWriter:
             (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
             self.tokenizer.save(staging / TOKENIZER)
             return commit(staging, folder, record)
-        except OSError:
-            discard(staging)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, SafetensorError):  # how it says that the disk is full
+                raise OSError(f"cannot save {folder}: {error}") from error
             raise
 
 
@@ -122,10 +136,18 @@ def describe_model(model: GPT) -> dict[str, Any]:
 
 
 def load_model(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model of a checkpoint folder, ready to sample from, and its tokenizer."""
-    config = json.loads((folder / CONFIG).read_bytes())
-    model = GPT(ModelConfig.model_validate(config["model"]), config["vocab_size"])
-    model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+    """The model of a checkpoint folder, ready to sample from, and its tokenizer.
+
+    Raises CorruptionError where their files are not those that the folder's record names.
+    """
+    if (folder / RECORD).is_file():
+        check_files(folder, (MODEL, CONFIG, TOKENIZER))
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+        model = GPT(ModelConfig.model_validate(config["model"]), config["vocab_size"])
+        model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CorruptionError(f"{folder} holds no model that can be read: {error}") from error
     return model.to(device).eval(), Tokenizer.load(folder / TOKENIZER)
 
 
@@ -148,11 +170,17 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             record = read_record(path, Checkpoint)
         except CorruptionError as error:
-            logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
+            if path.exists():  # else it was pruned while we looked
+                logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
             continue
         if record:
             return record
     return None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed trainer left in a run's `checkpoints/`. Only for the run's trainer."""
+    sweep(folder, "step_[0-9]*")
 
 
 def prune(folder: Path, keep: int, protected: set[str]) -> None:
@@ -167,7 +195,7 @@ def prune(folder: Path, keep: int, protected: set[str]) -> None:
 def find_run(name: str, root: Path | None = None) -> Path:
     """The folder of a run, given as a path or as its name under `data/runs`."""
     runs = (root or data_root()) / "runs"
-    for path in (Path(name), runs / name):
+    for path in (Path(name), runs / Path(name).name):
         if (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
             return path.resolve()
     known = [path.name for path in runs.glob("*-*") if path.is_dir()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from slm.storage import fsync_path
+from slm.storage import fsync_path, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,13 @@ def read_journal(run: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def _is_event(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and "event" in json.loads(line)
+    except (TypeError, ValueError):
+        return False
+
+
 class Journal:
     """Appends events to a run's journal, from any thread. Use as a context manager.
 
@@ -49,12 +56,19 @@ class Journal:
         self._file = self.path.open("ab")
 
     def _cut_torn_line(self) -> None:
-        if self.path.is_file():
-            data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                with self.path.open("r+b") as file:
-                    file.truncate(whole)
+        """Ends the file at the first line that a kill, or a power cut, left unwritten."""
+        if not self.path.is_file():
+            return
+        data = self.path.read_bytes()
+        whole = 0
+        for line in data.splitlines(keepends=True):
+            if not _is_event(line):
+                break
+            whole += len(line)
+        if whole < len(data):
+            logger.warning("%s: %d bytes at its end are torn, cut", self.path, len(data) - whole)
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +109,7 @@ class Journal:
         """Drops what the journal has from a step on."""
         kept = [e for e in read_journal(self.path.parent) if (e.get("step") or 0) < step]
         self._file.close()
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in kept))
+        write_file(self.path, "".join(json.dumps(e) + "\n" for e in kept))
         self._known = {(e["event"], e.get("step")): e for e in kept}
         self._file = self.path.open("ab")
         self._write("diverged", {"step": step})

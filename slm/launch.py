@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,8 +26,10 @@ from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, Us
 from slm.journal import JOURNAL
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Progress, Run, Shards, silent
+from slm.session import LOCK
 from slm.storage import (
     content_hash,
+    lock,
     make_folder,
     quarantine,
     read_record,
@@ -42,6 +45,7 @@ LOG = "train.log"
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT_DIED = signal.SIGHUP
 
 
 def prepare(config: PipelineConfig, shards: Shards, *, root: Path | None = None) -> Path:
@@ -87,6 +91,7 @@ def train(
     Raises:
         TrainingError: the child failed; the message says why and where its log lies.
         Interrupted: the child was asked to stop and saved its state.
+        SlmError: another process trains this run.
     """
     run = prepare(config, shards, root=root)
     try:
@@ -95,6 +100,8 @@ def train(
     except CorruptionError as error:
         logger.warning("%s; moved to %s, training again", error, quarantine(run).name)
         run = prepare(config, shards, root=root)
+    with lock(run / LOCK, wait=False):
+        pass  # another trainer is told of here, not after the child's seconds of start
     supervise(run, config, progress, on_event)
     record = read_run(run)
     assert record is not None, f"{run} ended without a record"
@@ -181,12 +188,13 @@ def follow(path: Path) -> Iterator[list[dict[str, Any]]]:
         found: list[dict[str, Any]] = []
         if path.is_file():
             with path.open("rb") as file:
-                file.seek(position)
+                position = file.seek(min(position, path.stat().st_size))  # it may be cut back
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     position += len(line)
-                    found.append(json.loads(line))
+                    with suppress(ValueError):
+                        found.append(json.loads(line))
         yield found
 
 
@@ -250,14 +258,18 @@ def last_words(log: Path) -> str:
 def main(run: Path) -> int:
     """Trains a run in this process; returns the exit code. The last line logged says why."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    die_with_parent()
     asked = install_signal_handlers()
+    die_with_parent()
     try:
         set_up_torch(run)
         train_here(run, should_stop=lambda: bool(asked))
     except SlmError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        logger.exception("cannot write")
+        print(f"{error}: the last checkpoint of {run.name} stands", file=sys.stderr)
+        return TrainingError.exit_code
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -289,27 +301,28 @@ def set_up_torch(run: Path) -> None:
 def install_signal_handlers() -> list[int]:
     """The first SIGTERM or SIGINT asks for a save after this step; a second one ends at once.
 
+    So does the parent's death, however often it is told: once for each thread that it had.
     Returns the list that the signals are put into.
     """
     asked: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if asked:
+        if number != PARENT_DIED and set(asked) - {PARENT_DIED}:
             os._exit(Interrupted.exit_code)
         asked.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, PARENT_DIED):
         signal.signal(number, handle)
     return asked
 
 
 def die_with_parent() -> None:
-    """On Linux: a SIGTERM, so a graceful end, if our parent dies, even by SIGKILL."""
+    """On Linux: a signal, so a graceful end, if our parent dies, even by SIGKILL."""
     if sys.platform != "linux" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return  # under torchrun the parent is its agent, which ends its workers itself
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, PARENT_DIED)
     if os.getppid() != int(os.environ.get("SLM_PARENT", os.getppid())):
-        os.kill(os.getpid(), signal.SIGTERM)  # it died before we could ask
+        os.kill(os.getpid(), PARENT_DIED)  # it died before we could ask
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from slm.checkpoint import (
     CONFIG,
     CheckpointWriter,
     checkpoint_name,
+    clear_leftovers,
     latest_checkpoint,
     load_training_state,
     prune,
@@ -29,8 +30,10 @@ from slm.optim import build_optimizers, load_optimizer_tensors, optimizer_tensor
 from slm.plan import Plan
 from slm.records import Checkpoint, Shards
 from slm.shards import read_shards, read_tokens
-from slm.storage import canonical_json, lock, sha256_bytes
+from slm.storage import canonical_json, lock, named, sha256_bytes
 from slm.tokenizer import Tokenizer
+
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Session:
 def open_job(run: Path) -> Job:
     """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
     described = json.loads((run / CONFIG).read_bytes())
-    shards = read_shards(run.parents[1] / "shards" / described["shards"])
+    shards = read_shards(named(run.parents[1] / "shards", described["shards"]))
     return Job(
         run=run,
         key=described["key"],
@@ -85,14 +88,17 @@ def open_job(run: Path) -> Job:
     )
 
 
-def only_trainer(job: Job) -> AbstractContextManager[None]:
+def only_trainer(run: Path) -> AbstractContextManager[None]:
     """The run's lock, which the first process holds for all of them."""
-    return lock(job.run / "lock", wait=False) if job.rank == 0 else nullcontext()
+    first = os.environ.get("RANK", "0") == "0"
+    return lock(run / LOCK, wait=False) if first else nullcontext()
 
 
 def open_session(job: Job, plan: Plan) -> Session:
     """A run's state: from its newest valid checkpoint, or new from the seed."""
     session = new_session(job, plan)
+    if job.rank == 0:
+        clear_leftovers(job.run / "checkpoints")
     if checkpoint := latest_checkpoint(job.run / "checkpoints"):
         restore(session, checkpoint)
     return session
@@ -126,7 +132,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     ):
         if saved != now:
             raise UserError(
-                f"{checkpoint.path} was saved with another {what} ({saved[:12]}…, now {now[:12]}…): "
+                f"{checkpoint.path} has another {what} ({saved[:12]}…, now {now[:12]}…): "
                 f"restore {session.job.run / CONFIG}, or start a new run by its recipe"
             )
     weights, moments, state = load_training_state(checkpoint.path)

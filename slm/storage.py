@@ -11,18 +11,20 @@ kill or a power cut at any moment leaves either no `X` or a whole one.
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import FileEntry, Record
@@ -114,13 +116,35 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Puts one file in place, whole or not at all, and durably."""
+    """Puts one file in place, whole or not at all, and durably. Any process may do so at any time.
+
+    Who writes the same file at the same time waits; what a killed writer left is written over.
+    """
     fault_point("write")
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    fsync_path(temporary)
-    _rename(temporary, path)
+    with _sole_writer(temporary) as file:
+        try:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            fsync_path(temporary)
+            _rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     fsync_path(path.parent)
+
+
+@contextmanager
+def _sole_writer(path: Path) -> Iterator[BinaryIO]:
+    """The file of that name, emptied, while no other process has it to write."""
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = os.fstat(file.fileno())
+            if path.exists() and path.stat().st_ino == held.st_ino:  # not renamed while we waited
+                file.truncate(0)
+                yield file
+                return
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -173,19 +197,42 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
 
     Raises CorruptionError if the record cannot be read or a file does not match it.
     """
-    path = folder / RECORD
+    try:
+        fields = _read_fields(folder / RECORD)
+        record = kind.model_validate({**fields, "path": folder})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise CorruptionError(f"{folder / RECORD} cannot be read: {error}") from error
+    if verify and (wrong := mismatches(folder, record.files)):
+        raise CorruptionError("; ".join(wrong))
+    return record
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
     try:
         fields = dict(json.loads(path.read_bytes()))
         if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
             raise ValueError("its own sha256 does not match")
-        record = kind.model_validate({**fields, "path": folder})
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
-    if verify and (wrong := mismatches(folder, record.files)):
+    return fields
+
+
+def check_files(folder: Path, names: Collection[str] | None = None) -> int:
+    """Hashes the files of a folder, or those of `names`, against its record, of whatever kind.
+
+    Returns their number. Raises CorruptionError naming what is not as recorded.
+    """
+    entries = Record.model_validate(
+        {key: _read_fields(folder / RECORD).get(key) for key in ("key", "files")}
+    ).files
+    wanted = {name: entries[name] for name in entries if names is None or name in names}
+    wrong = [f"{folder / name}: not in the record" for name in set(names or ()) - set(wanted)]
+    if wrong := wrong + mismatches(folder, wanted):
         raise CorruptionError("; ".join(wrong))
-    return record
+    return len(wanted)
 
 
 def commit(staging: Path, folder: Path, record: R) -> R:
@@ -193,11 +240,10 @@ def commit(staging: Path, folder: Path, record: R) -> R:
 
     A folder of that name that stands there already is replaced: it was not valid, or not wanted.
     """
-    paths = [p for p in staging.rglob("*") if p.is_file() and p != staging / RECORD]
-    for path in paths:
+    inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
+    for path in inside:
         fsync_path(path)
-    for inner in {path.parent for path in paths} - {staging}:
-        fsync_path(inner)
+    paths = [path for path in inside if path.is_file()]
     complete = record.model_copy(
         update={"path": folder, "files": describe_files(staging, paths), "reused": False}
     )
@@ -210,60 +256,71 @@ def commit(staging: Path, folder: Path, record: R) -> R:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder so that it never looks half-valid: it loses its name first."""
-    doomed = folder.with_name(f".{folder.name}.old-{time.time_ns()}")
+    """Removes a folder so that it never looks half-valid: it loses its name first, durably."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
     _rename(folder, doomed)
+    fsync_path(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def sweep(folder: Path, name: str) -> None:
+    """Removes what killed processes left in a folder of those named `name`, which may be a glob.
+
+    Only while no other process can be at work on them.
+    """
+    for left in (*folder.glob(f"{name}.tmp"), *folder.glob(f".{name}.old")):
+        logger.info("removing %s, left by an interrupted process", left)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def quarantine(folder: Path) -> Path:
-    """Moves a corrupt folder aside, keeping its bytes for inspection; returns its new path."""
+    """Moves a corrupt folder aside and returns its new path: the bytes stay for inspection.
+
+    Only the last one of a name is kept, so that a failing disk is not filled by them.
+    """
+    for older in folder.parent.glob(f"{glob.escape(folder.name)}.corrupt-*"):
+        shutil.rmtree(older, ignore_errors=True)
     aside = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
     _rename(folder, aside)
     return aside
 
 
-def run_stage(
-    folder: Path, kind: type[R], key: str, build: Callable[[Path], R], *, resumable: bool = False
-) -> R:
+def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R]) -> R:
     """The result of a stage: the one that is done already, or what `build` makes now.
 
     Args:
         folder: where the result belongs, `<root>/<name>-<key>`.
         kind: the record's type.
         key: the stage's key; a record with another key is replaced.
-        build: writes the stage's files into the staging folder that it is given and returns the
-            record.
-        resumable: `build` may find, and must check, what an interrupted call left in the staging
-            folder; otherwise it starts empty and is removed when `build` fails.
+        build: writes the stage's files into the empty staging folder that it is given, and
+            returns the record.
 
     A corrupt result is moved aside, loudly, and built again. One process builds at a time: a
     second one waits for the first and then reuses its result.
     """
-    if record := _finished(folder, kind, key):
-        return record
-    make_folder(folder.parent)
-    with lock(folder.with_name(f".{folder.name}.lock")):
+    with suppress(CorruptionError):  # mended below, by one process alone
         if record := _finished(folder, kind, key):
             return record
+    make_folder(folder.parent)
+    with lock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            if record := _finished(folder, kind, key):
+                return record
+        except CorruptionError as error:
+            logger.warning("%s; moved to %s, doing the stage again", error, quarantine(folder).name)
+        sweep(folder.parent, glob.escape(folder.name))
         staging = folder.with_name(folder.name + ".tmp")
-        if not resumable:
-            shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(exist_ok=True)
+        staging.mkdir()
         try:
             return commit(staging, folder, build(staging))
         except BaseException:
-            if not resumable:
-                shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             raise
 
 
 def _finished(folder: Path, kind: type[R], key: str) -> R | None:
-    try:
-        record = read_record(folder, kind)
-    except CorruptionError as error:
-        logger.warning("%s; moved to %s, doing the stage again", error, quarantine(folder).name)
-        return None
+    record = read_record(folder, kind)
     if record is None or record.key != key:
         return None
     return record.model_copy(update={"reused": True})
@@ -272,11 +329,24 @@ def _finished(folder: Path, kind: type[R], key: str) -> R | None:
 # ---- folders and locks ------------------------------------------------------------------------
 
 
+def named(parent: Path, name: str) -> Path:
+    """The entry of a folder that a file or a server names. Raises UserError if it leads elsewhere.
+
+    A name is letters, digits and `_ . -`, and begins with a letter or a digit.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{name!r} is not the name of anything in {parent}")
+    return parent / name
+
+
 def make_folder(path: Path) -> Path:
-    """Creates a folder and proves that it can be written, before any work is spent."""
+    """Creates a folder, durably, and proves that it can be written, before any work is spent."""
     probe = path / f".probe-{os.getpid()}-{time.monotonic_ns()}"
     try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            fsync_path(folder.parent)
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -51,12 +51,16 @@ def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
         Interrupted: stopped, state saved.
         SlmError: another process trains this run.
     """
-    job = open_job(run)
+    with only_trainer(run):
+        return train_alone(open_job(run), should_stop)
+
+
+def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run:
+    """`train`, while no other process trains the run."""
     config = job.config
     with (
-        only_trainer(job),
-        Journal(run, enabled=job.rank == 0) as journal,
-        CheckpointWriter(run / "checkpoints", job.tokenizer) as writer,
+        Journal(job.run, enabled=job.rank == 0) as journal,
+        CheckpointWriter(job.run / "checkpoints", job.tokenizer) as writer,
     ):
         session = open_session(job, settle_plan(job))
         model, plan = session.model, session.plan
