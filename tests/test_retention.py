@@ -1,0 +1,169 @@
+"""Retention: what may go goes; a version's source, and what may go on, never does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from run_folders import CONFIG, add_checkpoint, add_evaluation, finish_run, start_run
+
+from slm import retention, storage
+from slm.records import Checkpoint, Run, Shards
+from slm.retention import Item, Retention, collect, survey
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "my data"
+
+
+def finished(root: Path, key: str) -> Run:
+    path = start_run(root, key=key * 32)
+    run = finish_run(path, key=key * 32)
+    add_evaluation(run)
+    return run
+
+
+def look(root: Path, *registered: str, keep_runs: int = 0, grace: float = 0) -> Retention:
+    return survey(root, registered, keep_runs=keep_runs, grace=grace)
+
+
+def names(items: tuple[Item, ...]) -> set[str]:
+    return {item.path.name for item in items}
+
+
+def test_what_a_version_was_made_of_stays(root: Path) -> None:
+    run = finished(root, "aa")
+    by_registry = look(root, run.name)
+    (run.path / "registered.json").write_text("{}")
+    by_note = look(root)
+    assert by_registry.going == by_note.going == ()
+    assert names(by_note.staying) == {run.name, "tiny-555555555555", "tiny-666666666666"}
+    (run.path / "registered.json").unlink()
+    gone = look(root)
+    assert names(gone.going) == {run.name, "tiny-555555555555", "tiny-666666666666"}
+    assert gone.bytes == sum(item.bytes for item in gone.going) > 0
+
+
+def test_looking_removes_nothing_and_collecting_what_was_said(root: Path) -> None:
+    kept, older = finished(root, "aa"), finished(root, "bb")
+    before = sorted(root.rglob("*"))
+    found = look(root, kept.name)
+    assert sorted(root.rglob("*")) == before
+    assert names(found.going) == {older.name}
+    assert collect(found) == found.bytes
+    assert kept.path.is_dir()
+    assert not older.path.exists()
+    assert storage.read_record(kept.path, Run) is not None
+    assert collect(found) == 0  # again
+
+
+def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
+    runs = [finished(root, key) for key in ("aa", "bb", "cc")]
+    for age, run in enumerate(runs):
+        for path in (run.path, *run.path.iterdir()):
+            storage.os.utime(path, (1e9 - age, 1e9 - age))
+    assert names(look(root, keep_runs=1).going) == {runs[1].name, runs[2].name}
+    assert names(look(root, keep_runs=2).going) == {runs[2].name}
+    (runs[2].path / "metrics.jsonl").touch()
+    assert names(look(root, keep_runs=2).going) == {runs[1].name}  # the last is the newest now
+    assert {i.reason for i in look(root, grace=3600).staying if i.path == runs[2].path} == {"new"}
+
+
+def test_an_unfinished_run_keeps_all_that_it_may_go_on_from(root: Path) -> None:
+    path = start_run(root)
+    assert path.name in names(look(root).going)  # no step was made: nothing is lost
+    add_checkpoint(path, 10)
+    add_checkpoint(path, 20)
+    (path / "checkpoints" / "step_000030.tmp").mkdir()
+    (path / "checkpoints" / "step_000025.corrupt-123").mkdir()
+    found = look(root)
+    assert names(found.going) == {"step_000030.tmp", "step_000025.corrupt-123"}
+    assert {"tiny-555555555555", "tiny-666666666666", path.name} <= names(found.staying)
+
+
+def test_a_training_that_runs_is_not_touched(root: Path) -> None:
+    path = start_run(root)
+    (path / "checkpoints" / "step_000030.tmp").mkdir()
+    with storage.lock(path / "lock"):
+        found = look(root)
+        assert found.going == ()
+        assert {i.reason for i in found.staying if i.path == path} == {"in training"}
+
+
+def test_a_run_that_came_into_use_after_the_look_stays(root: Path) -> None:
+    path = start_run(root)
+    found = look(root)
+    assert path.name in names(found.going)
+    with storage.lock(path / "lock"):
+        collect(found)
+        assert path.is_dir()
+    (path / "registered.json").write_text("{}")
+    collect(found)
+    assert path.is_dir()
+
+
+def test_of_a_finished_run_the_best_and_the_last_checkpoint_stay(root: Path) -> None:
+    run = finished(root, "aa")
+    add_checkpoint(run.path, 30)
+    found = look(root, run.name)
+    assert names(found.going) == {"step_000030"}
+    weights = run.checkpoint("best") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert look(root, run.name).going == ()  # a damaged run may need the others
+
+
+def test_leftovers_go_unless_somebody_works_on_them(root: Path) -> None:
+    run = finished(root, "aa")
+    shards = root / "shards"
+    left = [
+        shards / "tiny-777777777777.tmp",
+        shards / ".tiny-777777777777.units",
+        shards / ".tiny-888888888888.old",
+        root / "sources" / "tiny-777777777777.corrupt-1234",
+        run.path / "report.tmp",
+        root / "reproduced" / "tiny-abcd",
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
+    (run.path / "mlflow.json.tmp").write_text("{")
+    assert {item.path for item in look(root, run.name).going} == {
+        *left, run.path / "mlflow.json.tmp"
+    }  # fmt: skip
+    assert {item.path for item in look(root, run.name, grace=60).going} == set(left[:-1])
+    with (
+        storage.lock(shards / ".tiny-777777777777.lock"),
+        storage.lock(left[-1] / "lock"),
+    ):
+        found = look(root, run.name)
+    assert {i.path for i in found.staying if i.reason == "in use"} == {left[0], left[1], left[-1]}
+    collect(look(root, run.name))
+    assert not any(path.exists() for path in left)
+    assert sorted(path.name for path in shards.iterdir() if path.is_dir()) == ["tiny-666666666666"]
+
+
+def test_what_cannot_be_read_is_left_for_a_person(root: Path) -> None:
+    run = finished(root, "aa")
+    for record in ("shards/tiny-666666666666", f"runs/{run.name}"):
+        (root / record / "record.json").write_text("{torn")
+    found = look(root)
+    assert {run.name, "tiny-666666666666"} <= names(found.staying)
+
+
+def test_shards_that_a_kept_run_shares_stay(root: Path) -> None:
+    run = finished(root, "aa")
+    other = root / "shards" / "other-777777777777"
+    shutil.copytree(root / "shards" / "tiny-666666666666", other)
+    record = storage.read_record(other, Shards)
+    assert record is not None
+    storage.write_record(other, record.model_copy(update={"key": "7" * 64, "source_key": "9" * 64}))
+    assert names(look(root, run.name).going) == {other.name}
+    described = json.loads((run.path / "config.json").read_bytes())
+    assert described["shards_key"] == "6" * 64
+    assert CONFIG.recipe == "tiny"
+    assert storage.read_record(run.checkpoint("last"), Checkpoint) is not None
+
+
+def test_an_empty_data_folder_has_nothing(root: Path) -> None:
+    assert look(root) == Retention(going=(), staying=())
+    assert retention.KEPT_RUNS > 0
