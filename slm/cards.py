@@ -8,6 +8,7 @@ from typing import Any
 
 from slm.config import LIMITS, PipelineConfig, load_recipe
 from slm.errors import SlmError
+from slm.plots import short
 from slm.records import Evaluation, Run, Shards, Source
 
 Pairs = list[tuple[str, str]]
@@ -29,7 +30,7 @@ def key_figures(run: Run, evaluation: Evaluation) -> list[dict[str, str]]:
         figure("bits a byte", f"{evaluation.val_bpb:.3f}", interval(evaluation)),
         figure("loss", f"{evaluation.val_loss:.3f}", "nats a token, held-out"),
         figure("parameters", short(run.parameters), f"{run.parameters:,}"),
-        figure("trained on", f"{short(run.tokens)} tokens", f"{run.step:,} steps"),
+        figure("trained on", short(run.tokens), f"tokens, in {run.step:,} steps"),
         figure("took", duration(run.seconds), f"{run.tok_per_sec:,.0f} tokens a second"),
     ]
 
@@ -194,14 +195,6 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def short(number: float) -> str:
-    """Three digits and a letter: 3.28M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -152,7 +152,6 @@ def bar_plot(name: str, alt: str, x: str, y: str, bars: Mapping[str, float]) -> 
 
 def _axes(x: str, y: str) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
@@ -166,8 +165,8 @@ def _axes(x: str, y: str) -> Any:
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
     return figure, axes
 
 
@@ -191,3 +190,11 @@ def _svg(figure: Any, name: str, alt: str) -> str:
     label = escape(alt, quote=True)
     svg = re.sub(r' width="[^"]*pt"| height="[^"]*pt"', "", svg, count=2)
     return re.sub(r"<svg", f'<svg class="plot" role="img" aria-label="{label}"', svg, count=1)
+
+
+def short(number: float) -> str:
+    """Three digits and a letter: 3.28M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

@@ -97,7 +97,7 @@ def gather(
         "marked": any(part["copied"] for sample in shown for part in sample["parts"]),
         "settings": config.report,
         "grid": [
-            (prompt, shown[i :: len(config.report.prompts)])
+            (prompt, sorted(shown[i :: len(config.report.prompts)], key=lambda s: s["top_k"]))
             for i, prompt in enumerate(config.report.prompts)
         ],
         "beside": beside,
@@ -147,15 +147,20 @@ def _surprises(
     """A held-out document and a sample, each as pieces of text with a shade by their nats."""
     texts: list[tuple[str, Ids]] = []
     if shards and (held_out := next(documents(shards, "val"), None)) is not None:
-        texts.append(("a held-out document", held_out[:SURPRISE_TOKENS].astype(np.int64)))
+        texts.append(("a held-out document", held_out.astype(np.int64)))
     if samples:
         chosen = samples[len(samples) // 2]
-        ids = np.array(tokenizer.encode(chosen.text))[:SURPRISE_TOKENS]
-        texts.append((f"a sample, temperature {chosen.temperature}", ids))
-    losses = token_losses(model, [ids for _, ids in texts], tokenizer.eot)
+        name = f"a sample, temperature {chosen.temperature}"
+        texts.append((name, np.array(tokenizer.encode(chosen.text))))
+    shown = [ids[:SURPRISE_TOKENS] for _, ids in texts]
+    losses = token_losses(model, shown, tokenizer.eot)
     return [
-        {"name": name, "pieces": _pieces(ids, nats.tolist(), tokenizer)}
-        for (name, ids), nats in zip(texts, losses, strict=True)
+        {
+            "name": name,
+            "pieces": _pieces(part, nats.tolist(), tokenizer),
+            "cut": len(part) < len(ids),
+        }
+        for (name, ids), part, nats in zip(texts, shown, losses, strict=True)
     ]
 
 
@@ -167,7 +172,8 @@ def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[
         waiting += float(loss)
         if text := characters.decode(tokenizer.decode_bytes([token])):
             shade = sum(waiting > edge for edge in SURPRISE_EDGES)
-            pieces.append({"text": text, "shade": shade, "nats": waiting})
+            word = text.lstrip()
+            pieces.append({"space": text[: len(text) - len(word)], "word": word, "shade": shade})
             waiting = 0.0
     return pieces
 

@@ -40,7 +40,11 @@ class Verdict:
     """One sentence, and what it rests on."""
 
     sentence: str
-    findings: list[Finding]
+    findings: list[Finding]  # the worst first
+
+    @property
+    def level(self) -> Level:
+        return self.findings[0].level if self.findings else "good"
 
 
 # ---- samples ----------------------------------------------------------------------------------
@@ -73,7 +77,7 @@ def quality_checks(
         _share("unknown words", s.unknown, h.unknown, "words that the training documents do not "
                "have", "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
         _share("names that return", s.names, h.names, "names that come again once they are "
-               "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0.3)),
+               "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0)),
         _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "
                "most like it", "its samples are alike", _more(s.likeness, h.likeness, 0.1, 0.3)),
         _share("come to an end", *ended, "texts that end within the length of a sample",
@@ -131,8 +135,10 @@ def training_findings(
             text = f"It predicts held-out text worse than xz packs it: {compressor_bpb:.2f} bits."
             findings.append(Finding("bad", text, "it predicts worse than a file compressor"))
         else:
-            text = f"It needs {val_bpb:.2f} bits a byte where xz needs {compressor_bpb:.2f}"
-            findings.append(Finding("good", f"{text}: {ratio:.1f} times as many."))
+            text = f"It needs {val_bpb:.2f} bits a byte of held-out text; xz needs"
+            findings.append(
+                Finding("good", f"{text} {compressor_bpb:.2f}, {ratio:.1f} times as many.")
+            )
     findings += _curve_findings(evaluations)
     gap = val_loss - train_loss
     if gap > 0.25 * train_loss:
