@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flows import environment
 from flows.display import shorten
+from flows.history import compare, gc, lineage, models, reproduce, runs
 from flows.lookups import bench, check, inspect, recipes, sample, verify
 from flows.options import AsJson, RecipeName, RunName, Settings, display_for, show
 from slm.config import (
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 PIPELINE, STAGES, LOOK = "The whole pipeline", "One stage", "Look and check"
+HISTORY = "Look back"
 
 
 # ---- the whole pipeline -----------------------------------------------------------------------
@@ -186,6 +188,8 @@ def sync(run: RunName, as_json: AsJson = False) -> None:
 
 for command in (sample, inspect, verify, check, recipes, bench):
     app.command(rich_help_panel=LOOK)(command)
+for command in (runs, models, lineage, reproduce, compare, gc):
+    app.command(rich_help_panel=HISTORY)(command)
 
 
 # ---- entry ------------------------------------------------------------------------------------

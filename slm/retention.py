@@ -20,6 +20,7 @@ from slm.checkpoint import CONFIG
 from slm.errors import CorruptionError, SlmError
 from slm.records import Checkpoint, Run, Shards, Source
 from slm.reproduce import FOLDER as REPRODUCED
+from slm.runs import is_training
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class _Survey:
         """Why a run stays whatever its age; None where it may go."""
         if run.name in self.registered or (run / REGISTERED).exists():
             return "a version was made from it"
-        if _in_use(run):
+        if is_training(run):
             return "in training"
         record = _record(run, Run)
         if record is None and any((run / "checkpoints").glob("step_*/record.json")):
@@ -136,7 +137,7 @@ class _Survey:
 
     def _inside(self, run: Path) -> None:
         """Of a kept run: what was left behind; of a finished one, checkpoints that none needs."""
-        if _in_use(run):
+        if is_training(run):
             return
         self._leftovers(run)
         self._leftovers(run / "checkpoints")
