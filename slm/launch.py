@@ -167,6 +167,7 @@ def child_environment(config: PipelineConfig) -> dict[str, str]:
     settings = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves the other on a busy machine
         "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
         "MALLOC_TOP_PAD_": str(64 << 20),

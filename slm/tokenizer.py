@@ -22,11 +22,10 @@ from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
-from slm.words import LONGEST_WORD, PLAIN_PATTERN, distinct, ranges, segments, word_starts
+from slm.words import LONGEST_WORD, PLAIN_PATTERN, Table, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.tiktoken"
-REMEMBERED = 200_000  # words, or stretches of text: about 30 MB
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -58,7 +57,7 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = len(self.tokens)
         self.n_vocab = self.eot + 1
-        self._words: dict[bytes, bytes] = {}
+        self._words = Table(lambda word: self._encode(word.decode()))
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
@@ -94,39 +93,26 @@ class Tokenizer:
 
     def encode_documents(self, texts: Iterable[str]) -> npt.NDArray[np.uint32]:
         """The ids of documents one after the other, end-of-text before each."""
+        return self.encode_utf8([_valid(text).encode() for text in texts])
+
+    def encode_utf8(self, documents: Iterable[bytes]) -> npt.NDArray[np.uint32]:
+        """The same for documents in UTF-8."""
         parts = [np.empty(0, np.uint32)]
-        for usual, group in groupby(texts, lambda text: 0 < len(text) <= LONGEST_WORD):
+        for usual, group in groupby(documents, lambda data: 0 < len(data) <= LONGEST_WORD):
             if usual:
-                parts.append(self._encode_by_words([_valid(text).encode() for text in group]))
+                parts.append(self._encode_by_words(list(group)))
             else:
-                for text in group:
-                    parts += [np.array([self.eot], np.uint32), self._encode(text)]
+                for data in group:
+                    parts += [np.array([self.eot], np.uint32), self._encode(data.decode())]
         return np.concatenate(parts)
 
     def _encode_by_words(self, documents: Sequence[bytes]) -> npt.NDArray[np.uint32]:
-        """The same by a table of the words met so far: few of them make up most of the text."""
         joined = b"".join(documents)
-        sizes = np.array([len(document) for document in documents])
-        starts = word_starts(np.frombuffer(joined, np.uint8), np.cumsum(sizes))
-        words, which = distinct(joined, starts)
-        entries = [self._words.get(word) or self._learn(word) for word in words]
-        table = np.frombuffer(b"".join(entries), np.uint32)
-        lengths = np.array([len(entry) // table.itemsize for entry in entries])
-        at = np.cumsum(lengths) - lengths  # where each word's ids stand in the table
-
-        repeats = lengths[which]
-        ids = table[ranges(at[which], repeats)]
-        openings = np.searchsorted(starts, np.cumsum(sizes) - sizes)
-        return np.insert(ids, (np.cumsum(repeats) - repeats)[openings], self.eot)
-
-    def _learn(self, word: bytes) -> bytes:
-        """The ids of a word as bytes, remembered unless it is unlikely to be met again."""
-        ids = self._encode(word.decode()).tobytes()
-        if len(word) <= 64:
-            if len(self._words) >= REMEMBERED:
-                self._words.clear()
-            self._words[word] = ids
-        return ids
+        sizes = np.array(list(map(len, documents)))
+        ends = np.cumsum(sizes)
+        starts = word_starts(joined, ends)
+        ids, first = self._words.look_up(joined, starts)
+        return np.insert(ids, first[np.searchsorted(starts, ends - sizes)], self.eot)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -284,40 +270,26 @@ def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int)
 class Narrowing:
     """Ids of a tokenizer → ids of one trimmed from it, for the same text.
 
-    Equal to decoding and encoding again, without doing it where all ids of a word are kept: each
-    merge that made them is kept too, was the lowest before and still is among fewer, so the word
-    encodes as it did. Other words are encoded again, each together with its neighbours up to the
-    next that surely begins a word, and remembered.
+    Stretches of text are encoded again, each cut where a word surely begins, and remembered.
     """
 
     def __init__(self, base: Tokenizer, trimmed: Tokenizer) -> None:
-        self.base, self.trimmed = base, trimmed
-        ranks = {token: rank for rank, token in enumerate(trimmed.tokens)}
-        new_ids = [ranks.get(token, -1) for token in base.tokens]
-        self._new_ids = np.array([*new_ids, trimmed.eot], np.int32)
+        self.base = base
+        self.trimmed = trimmed
+        # A blank and a character that is none always begin a word, and so does end-of-text.
         begins = [re.match(rb" [!-~]", token) is not None for token in base.tokens]
         self._begins = np.array([*begins, True])
-        self._memory: dict[bytes, npt.NDArray[np.int32]] = {}
+        self._table = Table(self._again)
 
-    def __call__(self, ids: Ids) -> npt.NDArray[np.int32]:
+    def __call__(self, ids: Ids) -> npt.NDArray[np.uint32]:
         """The trimmed ids of documents that each begin with end-of-text."""
-        narrow = self._new_ids[ids]
         begins = self._begins[ids]
         begins[1:] |= ids[:-1] == self.base.eot
-        starts = np.append(np.flatnonzero(begins), len(ids))
-        dropped = np.unique(np.searchsorted(starts, np.flatnonzero(narrow < 0), "right") - 1)
-        parts, done = [], 0
-        for start, end in zip(starts[dropped].tolist(), starts[dropped + 1].tolist(), strict=True):
-            parts += [narrow[done:start], self._again(ids[start:end])]
-            done = end
-        return np.concatenate([*parts, narrow[done:]])
+        starts = np.flatnonzero(begins)
+        return self._table.look_up(ids.astype(np.uint32).tobytes(), 4 * starts)[0]
 
-    def _again(self, ids: Ids) -> npt.NDArray[np.int32]:
-        key = ids.tobytes()
-        found = self._memory.get(key)
-        if found is None:
-            if len(self._memory) >= REMEMBERED:
-                self._memory.clear()
-            found = np.array(self.trimmed.encode(self.base.decode(ids.tolist())), np.int32)
-            self._memory[key] = found
-        return found
+    def _again(self, data: bytes) -> npt.NDArray[np.uint32]:
+        ids = np.frombuffer(data, np.uint32).tolist()
+        if ids == [self.base.eot]:
+            return np.array([self.trimmed.eot], np.uint32)
+        return np.array(self.trimmed.encode(self.base.decode(ids)), np.uint32)

@@ -152,13 +152,12 @@ def encode_unit(unit: Unit) -> None:
     sizes, hashes, signatures = list[int](), list[bytes](), list[Signatures]()
     for texts in _read_texts(unit, tally):
         kept = [t for text in texts if (t := clean(text, unit.settings, tally)) is not None]
-        for text in kept:
-            data = text.encode()
-            sizes.append(len(data))
-            hashes.append(document_hash(data))
-            if unit.settings.near_duplicates is not None:
-                signatures.append(sign(text))
-        parts.append(tokenizer.encode_documents(kept).astype(dtype))
+        if unit.settings.near_duplicates is not None:
+            signatures += map(sign, kept)
+        documents = [text.encode() for text in kept]
+        sizes += map(len, documents)
+        hashes += map(document_hash, documents)
+        parts.append(tokenizer.encode_utf8(documents).astype(dtype))
     tokens = np.concatenate(parts)
     width = PERMUTATIONS if signatures else 0
     Encoded(

@@ -11,7 +11,7 @@ many documents at once, in numpy.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,9 @@ LONGEST_WORD = 1 << 20
 # with a word behind them: there GPT-2 takes all but the last as one word. `segments` cuts there.
 PLAIN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s"
 
-_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space
-_LONG_SPACE = re.compile(rf"[{_SPACE}]{{3,}}+")
-_UNBROKEN = re.compile(rf"[^{_SPACE}]++")
+_WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space
+_LONG_SPACE = re.compile(rf"[{_WHITE}]{{3,}}+")
+_UNBROKEN = re.compile(rf"[^{_WHITE}]++")
 
 
 def segments(text: str) -> Iterator[str]:
@@ -66,48 +66,46 @@ def _word_end(text: str, start: int, stop: int) -> int:
 
 # ---- many documents ---------------------------------------------------------------------------
 
-_SIGN, _LETTER, _DIGIT, _BLANK = range(4)
+_SIGN, _LETTER, _DIGIT, _SPACE, _UNCLEAR = range(5)
 _KINDS = np.full(256, _SIGN, np.uint8)
 _KINDS[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = _LETTER
 _KINDS[[*b"0123456789"]] = _DIGIT
-_KINDS[[*b" \t\n\v\f\r"]] = _BLANK
-
-# Bytes that for certain begin a character other than white space: all of that is ASCII or begins
-# with C2, E1, E2 or E3.
-_SOLID = _KINDS != _BLANK
-_SOLID[[*range(0x80, 0xC3), *range(0xE1, 0xE4)]] = False
+_KINDS[[*b" \t\n\v\f\r"]] = _SPACE
+# Bytes that other white space may begin with, or that begin nothing.
+_KINDS[[*range(0x80, 0xC3), *range(0xE1, 0xE4)]] = _UNCLEAR
 
 Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Ids = npt.NDArray[np.int32]
 
 
-def word_starts(data: Bytes, ends: Places) -> Places:
+def word_starts(text: bytes, ends: Places) -> Places:
     """Where words begin in documents that stand one after the other, as UTF-8.
 
     All words begin here but those that have other than ASCII characters near them: there a
     stretch of several words may be left in one piece, which begins and ends where words do.
 
     Args:
-        data: the bytes of all documents; (B,), not empty.
+        text: all documents; not empty.
         ends: where each document ends; (N,), none is empty.
     """
+    data = np.frombuffer(text, np.uint8)
+    kinds = np.frombuffer(text.translate(_KINDS.tobytes()), np.uint8)
     opens = np.zeros(len(data) + 1, bool)  # the first byte of each document, and the end
     opens[0] = True
     opens[ends] = True
-    kinds = _KINDS[data]
     starts = opens.copy()
     starts[1:-1] |= kinds[1:] != kinds[:-1]
     # The last space of a run is for itself where a word follows; a blank takes that word along.
-    last_spaces = np.flatnonzero((kinds == _BLANK) & starts[1:] & ~opens[1:])
-    starts[last_spaces] = True
-    blanks = last_spaces[data[last_spaces] == 0x20]
-    starts[blanks + 1] = False
+    last_space = (kinds == _SPACE) & starts[1:] & ~opens[1:]
+    starts[:-1] |= last_space
+    blank = last_space & (data == ord(" "))
+    starts[1:] &= ~blank
     _take_contractions(data, opens, starts)
     foreign = np.flatnonzero(data >= 0x80)
     if len(foreign):
-        opens[blanks[_SOLID[data[blanks + 1]]]] = True
+        # What is sure to begin a word: a document, and a blank before what is no space for sure.
+        opens[:-2] |= blank[:-1] & (kinds[1:] < _SPACE)
         _join_around(foreign, np.flatnonzero(opens), starts)
     return np.flatnonzero(starts[:-1])
 
@@ -138,16 +136,48 @@ def _join_around(places: Places, borders: Places, starts: Mask) -> None:
 
 def ranges(begin: Places, lengths: Places) -> Places:
     """The whole numbers from each beginning on, as many as its length says, one after the other."""
-    after = np.cumsum(lengths)
-    return np.repeat(begin - after + lengths, lengths) + np.arange(after[-1])
+    offsets = np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
+    return offsets + np.arange(len(offsets))
 
 
-def distinct(data: bytes, starts: Places) -> tuple[list[bytes], Ids]:
-    """The different words of `data` that begin at `starts`, and which of them each is; (W,)."""
+# ---- tables -----------------------------------------------------------------------------------
+
+
+class Table:
+    """Ids of pieces of data, each looked up once: few different ones make up most of a text."""
+
+    REMEMBERED = 200_000  # pieces of at most 64 bytes, about 30 MB
+
+    def __init__(self, learn: Callable[[bytes], npt.NDArray[np.uint32]]) -> None:
+        """`learn` gives the ids of one piece, at least one."""
+        self._learn = learn
+        self._known: dict[bytes, bytes] = {}
+
+    def look_up(self, data: bytes, starts: Places) -> tuple[npt.NDArray[np.uint32], Places]:
+        """The ids of the pieces of `data` that begin at `starts`, and where those of each begin."""
+        pieces, which = _distinct(data, starts)
+        entries = [self._known.get(piece) or self._add(piece) for piece in pieces]
+        ids = np.frombuffer(b"".join(entries), np.uint32)
+        lengths = np.array(list(map(len, entries)), np.int64) // ids.itemsize
+        after = np.cumsum(lengths)
+        repeats = lengths[which]
+        return ids[ranges((after - lengths)[which], repeats)], np.cumsum(repeats) - repeats
+
+    def _add(self, piece: bytes) -> bytes:
+        ids = self._learn(piece).tobytes()
+        if len(piece) <= 64:
+            if len(self._known) >= self.REMEMBERED:
+                self._known.clear()
+            self._known[piece] = ids
+        return ids
+
+
+def _distinct(data: bytes, starts: Places) -> tuple[list[bytes], npt.NDArray[np.int32]]:
+    """The different pieces of `data` that begin at `starts`, and which of them each is; (W,)."""
     import pyarrow as pa
 
     offsets = np.append(starts, len(data))
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    words = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
-    found = words.dictionary_encode()
+    pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
+    found = pieces.dictionary_encode()
     return found.dictionary.to_pylist(), found.indices.to_numpy()

@@ -19,7 +19,7 @@ from slm import vocabulary
 from slm.errors import CorruptionError, UserError
 from slm.stories import stories
 from slm.tokenizer import END_OF_TEXT, Narrowing, Tokenizer, gpt2, trim
-from slm.words import LONGEST_WORD
+from slm.words import LONGEST_WORD, Table
 
 SPACES = " \t\n\v\f\r\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
 PIECES = st.sampled_from(
@@ -107,11 +107,11 @@ def test_every_character_encodes_as_in_tiktoken(base: Tokenizer) -> None:
 def test_memory_of_words_is_bounded_and_changes_nothing(
     base: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 10)
+    monkeypatch.setattr(Table, "REMEMBERED", 10)
     small = Tokenizer(base.tokens)
     texts = list(stories(3, 0, 20))
     assert small.encode_documents(texts).tolist() == base.encode_documents(texts).tolist()
-    assert len(small._words) <= 10
+    assert len(small._words._known) <= 10
 
 
 @settings(max_examples=200, deadline=None)
