@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +13,12 @@ import slm.source
 from slm import storage
 from slm.checkpoint import describe_model
 from slm.config import PipelineConfig
+from slm.evaluate import run_shards
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Run, Shards
 from slm.report import escape_markdown, fenced, write_report
+from slm.sample import Sample
+from slm.shards import documents, read_shards
 from slm.tokenizer import Tokenizer
 
 HOSTILE = (
@@ -206,6 +210,46 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     markdown = (report.path / "report.md").read_text("utf-8")
     outside = [part for i, part in enumerate(markdown.split("````")) if i % 2 == 0]
     assert all("<" not in part.replace("\\<", "") for part in "".join(outside).split("```")[::2])
+
+
+# ---- the verdict ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("held-out", "A sound model, "),
+        ("recited", "Not a sound model: it copies its training documents"),
+        ("looping", "Not a sound model: it loops"),
+        ("noise", "Not a sound model: it makes up words"),
+    ],
+)
+def test_samples_are_judged(
+    made: Made, monkeypatch: pytest.MonkeyPatch, kind: str, sentence: str
+) -> None:
+    """The report of a model that writes held-out text, training text, or what nobody writes."""
+    config, run, evaluation, root = made
+    shards = read_shards(run_shards(run.path))
+    tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
+    split = "train" if kind == "recited" else "val"
+    texts = [tokenizer.decode(ids[:150]) for ids in documents(shards, split)]
+    noise = random.Random(0)
+    texts = {
+        "looping": ["there was a cat and " * 12] * len(texts),
+        "noise": ["".join(noise.choices("abcdefghij .", k=400)) for _ in texts],
+    }.get(kind, texts)
+    source = iter(texts[:8])
+
+    def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
+        return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
+
+    monkeypatch.setattr("slm.grid.generate", generate)
+    settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
+    settings |= {"max_new_tokens": 150}
+    config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
+    page = Page(write_report(config, run, evaluation, root=root).path / "index.html")
+    assert sentence in page.text
+    assert bool(page.all("mark")) == (kind == "recited")
 
 
 # ---- what is missing --------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from slm.shards import encode
 
 from slm import launch
 from slm.checkpoint import find_run, latest_checkpoint, load_model
@@ -18,6 +17,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.journal import read_journal
 from slm.records import Run, Shards
+from slm.shards import encode
 from slm.source import download
 from slm.storage import RECORD
 from slm.train import train
