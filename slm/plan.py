@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.records import Shards
+from slm.records import ShardSplit
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -67,8 +67,11 @@ class Plan(BaseModel):
         return "C" if self.device == "cpu" else "D"
 
 
-def make_plan(config: PipelineConfig, shards: Shards, world_size: int) -> Plan:
-    """All that is known before a probe; a limit in seconds leaves `max_steps` at 0."""
+def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:
+    """All that is known before a probe; a limit in seconds leaves `max_steps` at 0.
+
+    `data`: the train split.
+    """
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     rows = config.train.tokens_per_step // config.model.seq_len
@@ -77,7 +80,7 @@ def make_plan(config: PipelineConfig, shards: Shards, world_size: int) -> Plan:
             f"train.tokens_per_step={config.train.tokens_per_step} is {rows} rows of "
             f"model.seq_len={config.model.seq_len}: they do not divide among {world_size} processes"
         )
-    max_steps = planned_steps(config, shards)
+    max_steps = planned_steps(config, data)
     compiles = device == "cuda" and (max_steps == 0 or max_steps >= COMPILE_PAYS)
     return Plan(
         max_steps=max_steps,
@@ -91,14 +94,14 @@ def make_plan(config: PipelineConfig, shards: Shards, world_size: int) -> Plan:
     )
 
 
-def planned_steps(config: PipelineConfig, shards: Shards) -> int:
+def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
     """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
     train = config.train
     if train.max_steps is not None:
         return train.max_steps
     if train.max_seconds is not None:
         return 0
-    tokens = train.max_tokens or (train.epochs or 0) * shards.splits["train"].tokens
+    tokens = train.max_tokens or (train.epochs or 0) * data.tokens
     return max(1, math.ceil(tokens / train.tokens_per_step))
 
 

@@ -3,11 +3,14 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.optim import Optimizer
 
@@ -28,7 +31,7 @@ from slm.metrics import Score
 from slm.model import GPT
 from slm.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from slm.plan import Plan
-from slm.records import Checkpoint, Shards
+from slm.records import Checkpoint, Shards, ShardSplit
 from slm.shards import read_shards, read_tokens
 from slm.storage import canonical_json, lock, named, sha256_bytes
 from slm.tokenizer import Tokenizer
@@ -104,13 +107,37 @@ def open_session(job: Job, plan: Plan) -> Session:
     return session
 
 
-def new_session(job: Job, plan: Plan) -> Session:
-    """A session at step 0: weights from the seed, optimizers without state."""
+def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
+    """A session on random tokens and no folder: for probes and benchmarks."""
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    shards = Shards(
+        key="",
+        source_key="",
+        tokenizer_sha256="",
+        vocab_size=vocab_size,
+        eot=vocab_size - 1,
+        splits={"train": split, "val": split},
+    )
+    job = Job(Path(), "", config, shards, Tokenizer([]), rank=0, world_size=1)
+    count = 4 * config.train.tokens_per_step
+    tokens = np.random.default_rng(0).integers(0, vocab_size, count)
+    return new_session(job, plan, [tokens])
+
+
+def new_session(
+    job: Job, plan: Plan, tokens: Sequence[npt.NDArray[np.integer]] | None = None
+) -> Session:
+    """A session at step 0: weights from the seed, optimizers without state.
+
+    `tokens`: the shards of train; None: read from the job's.
+    """
     config, device = job.config, torch.device(plan.device)
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     model = GPT(config.model, job.shards.vocab_size).to(device)
+    if tokens is None:
+        tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
     loader = Loader(
-        [read_tokens(job.shards.path / name) for name in job.shards.splits["train"].files],
+        tokens,
         seq_len=config.model.seq_len,
         rows=plan.rows,
         seed=config.train.seed,

@@ -237,7 +237,7 @@ def settle_plan(job: Job) -> Plan:
                 f"with {job.world_size}: the same bits are promised for the same number only"
             )
         return plan
-    plan = make_plan(job.config, job.shards, job.world_size)
+    plan = make_plan(job.config, job.shards.splits["train"], job.world_size)
     if job.config.train.max_seconds is not None:
         probe = probe_steps(new_session(job, plan), job.config.train.max_seconds)
         max_steps = agreed(int(probe.pop("max_steps")), job.world_size, dist.ReduceOp.MIN)

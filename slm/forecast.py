@@ -1,0 +1,170 @@
+"""What a recipe will cost and where it is likely to go wrong, before any time is spent on it.
+
+The forecast comes from a probe: a few real steps on random tokens, in a child process with the
+environment that training gets. The advice names settings outside what is known to work; each line
+says what, which value, and a better one.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from slm.config import PipelineConfig
+from slm.errors import SlmError, UserError
+from slm.launch import child_environment
+from slm.plan import auto_threads, make_plan, memory_bytes
+from slm.records import Shards, ShardSplit
+from slm.session import synthetic_session
+from slm.train import train_step
+
+PROBE_STEPS = 4
+
+# Peak rates known to train widths up to WIDEST; beyond it the highest falls as the width grows
+# (Yang et al. 2022, arXiv:2203.03466).
+ADAMW_RANGE = (1e-5, 1e-2)
+MUON_RANGE = (1e-3, 0.1)
+WIDEST = 512
+
+MOST_WARMUP = 0.25
+FEWEST_STEPS = 20
+LONGEST_CONTEXT = 4  # times the mean document
+MOST_EPOCHS = 4
+
+
+class Forecast(BaseModel):
+    """What a training will take on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    max_steps: int
+    tokens: int
+    flops: float  # of the whole training
+    tok_per_sec: float
+    seconds: float
+    memory_bytes: int  # the peak of the training process
+
+
+def forecast(config: PipelineConfig, train_tokens: int | None) -> Forecast:
+    """Probes this machine, in a child process, and multiplies.
+
+    `train_tokens`: of the encoded train split, for a limit in epochs. Raises SlmError where the
+    probe fails.
+    """
+    if train_tokens is None and config.train.epochs is not None:
+        raise UserError(
+            f"{config.recipe} is limited by train.epochs, and its dataset is not encoded yet: "
+            f"`slm encode {config.recipe}` first"
+        )
+    given = json.dumps([config.model_dump(mode="json"), train_tokens])
+    done = subprocess.run(
+        [sys.executable, "-m", "slm.forecast"],
+        input=given,
+        env=child_environment(config),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it left no message"])[-1]
+        raise SlmError(f"the probe of {config.recipe} failed: {last}")
+    return Forecast.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def probe(config: PipelineConfig, train_tokens: int | None) -> Forecast:
+    """The probe itself, in this process: real steps on random tokens."""
+    split = ShardSplit(files=[], documents=0, tokens=train_tokens or 0, bytes=0)
+    plan = make_plan(config, split, world_size=1)
+    session = synthetic_session(config, plan, config.data.vocab_size)
+    session.model.train()
+    times = []
+    for _, (x, y) in zip(range(PROBE_STEPS + 1), session.loader.batches(0), strict=False):
+        begin = time.perf_counter()
+        train_step(session, session.model, x, y)
+        times.append(time.perf_counter() - begin)
+    step_seconds = statistics.median(times[1:])
+    max_steps = plan.max_steps or int((config.train.max_seconds or 0) / step_seconds)
+    tokens = max_steps * config.train.tokens_per_step
+    return Forecast(
+        parameters=session.model.parameter_count(),
+        max_steps=max_steps,
+        tokens=tokens,
+        flops=session.model.flops_per_token() * tokens,
+        tok_per_sec=config.train.tokens_per_step / step_seconds,
+        seconds=step_seconds * max_steps,
+        memory_bytes=memory_bytes(plan.device),
+    )
+
+
+# ---- advice -----------------------------------------------------------------------------------
+
+
+def advice(config: PipelineConfig, found: Forecast, shards: Shards | None) -> list[str]:
+    """What of a recipe is unlikely to work, a line each: what, which value, what would do.
+
+    What can never be right (a learning rate that rises, a schedule per micro-step, a text longer
+    than the context, a batch that is not whole rows) cannot be said in a config at all.
+    """
+    train, model = config.train, config.model
+    lines = []
+    if train.warmup > MOST_WARMUP:
+        lines.append(
+            f"train.warmup={train.warmup}: {train.warmup:.0%} of the steps are spent warming up; "
+            f"{MOST_WARMUP} or less is usual"
+        )
+    for name, rate, (low, high) in (
+        ("learning_rate", train.learning_rate, ADAMW_RANGE),
+        ("muon_learning_rate", train.muon_learning_rate, MUON_RANGE),
+    ):
+        used = name == "learning_rate" or train.optimizer == "muon"
+        if used and not low <= rate <= high * min(1.0, WIDEST / model.n_embd):
+            lines.append(
+                f"train.{name}={rate}: outside of what is known to work at width {model.n_embd}, "
+                f"{low} to {high * min(1.0, WIDEST / model.n_embd):.2g}"
+            )
+    if found.tokens < found.parameters:
+        lines.append(
+            f"{found.tokens:,} tokens for {found.parameters:,} parameters: fewer than one each; "
+            "train longer, or on a smaller model"
+        )
+    if found.max_steps < FEWEST_STEPS:
+        lines.append(
+            f"{found.max_steps} steps of train.tokens_per_step={train.tokens_per_step}: too few to "
+            "learn in; a smaller batch makes more of them"
+        )
+    if shards is not None:
+        lines += _advice_on_data(config, found, shards)
+    return lines
+
+
+def _advice_on_data(config: PipelineConfig, found: Forecast, shards: Shards) -> list[str]:
+    split, lines = shards.splits["train"], []
+    length = split.tokens / max(1, split.documents)
+    if config.model.seq_len > LONGEST_CONTEXT * length:
+        lines.append(
+            f"model.seq_len={config.model.seq_len}: the documents have {length:.0f} tokens on "
+            "average, so the far end of the context sees other documents only"
+        )
+    epochs = found.tokens / split.tokens
+    if epochs > MOST_EPOCHS:
+        lines.append(
+            f"{epochs:.1f} epochs over {split.tokens:,} tokens: past about {MOST_EPOCHS} repeated "
+            "data is worth little (Muennighoff et al. 2023, arXiv:2305.16264); get more, or stop"
+        )
+    return lines
+
+
+def main() -> None:
+    """The child: a config and the train split's tokens on standard input, a forecast out."""
+    fields, train_tokens = json.load(sys.stdin)
+    torch.set_num_threads(auto_threads())
+    print(probe(PipelineConfig.model_validate(fields), train_tokens).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
