@@ -1,5 +1,6 @@
 """Spawned worker processes, none of which can fail unseen or outlive its parent."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -98,6 +99,18 @@ def _begin() -> None:
     """In each worker: Ctrl-C is the parent's to answer, and its end is ours too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep freed arrays for the next ones instead of giving them back each time.
+
+    Encoding took a third of its time in the kernel without it.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_trim_threshold, 256 << 20)
+        mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
 
 
 def _follow_parent() -> None:
