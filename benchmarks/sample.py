@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from slm.config import ModelConfig
+from slm.decode import Decoder
 from slm.model import GPT
 from slm.sample import Settings, choose, generate
 from slm.tokenizer import Tokenizer
@@ -116,11 +117,11 @@ def _model() -> GPT:
 
 
 def _ours() -> Sampler:
-    model, tokenizer = _model(), _FixedPrompts()
+    decoder, tokenizer = Decoder(_model()), _FixedPrompts()
 
     def sample(batch: int, new_tokens: int) -> int:
         samples = generate(
-            model,
+            decoder,
             tokenizer,
             [""] * batch,
             max_new_tokens=new_tokens,

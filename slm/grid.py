@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from slm.config import ReportConfig
+from slm.decode import Decoder
 from slm.model import GPT
 from slm.records import Progress, silent
 from slm.sample import generate
@@ -30,6 +31,7 @@ def write_samples(
     model: GPT, tokenizer: Tokenizer, settings: ReportConfig, progress: Progress = silent
 ) -> list[GridSample]:
     """Every prompt at every temperature and top-k, each with a seed of its own."""
+    decoder = Decoder(model)
     cells = [(t, k) for t in settings.temperatures for k in settings.top_ks]
     samples = []
     for number, (temperature, top_k) in enumerate(cells):
@@ -37,7 +39,7 @@ def write_samples(
         first = settings.seed + number * len(settings.prompts)
         seeds = range(first, first + len(settings.prompts))
         written = generate(
-            model,
+            decoder,
             tokenizer,
             settings.prompts,
             max_new_tokens=settings.max_new_tokens,

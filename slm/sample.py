@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from slm.decode import Decoder
 from slm.errors import UserError
 from slm.model import GPT, KVCache
-from slm.packed import packed
 from slm.tokenizer import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns
@@ -74,7 +74,7 @@ class Settings:
 
 
 def generate(
-    model: GPT,
+    model: GPT | Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -91,6 +91,7 @@ def generate(
     """One completion a prompt, in their order.
 
     Args:
+        model: a `Decoder`, which is made of a model once, saves the making at every call.
         prompts: texts that the model goes on from, as if each opened a document.
         temperature, top_k, top_p, min_p, repetition_penalty: see `Settings`.
         seed: of every row, or one a row. The same seed gives the same text.
@@ -114,14 +115,10 @@ def generate(
     ]
     for row in rows:
         row.stop, row.on_text = tuple(stop), on_text
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), packed(model):
-            for first in range(0, len(rows), MAX_ROWS):
-                _write(model, tokenizer, rows[first : first + MAX_ROWS], max_new_tokens, settings)
-    finally:
-        model.train(was_training)
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    with torch.inference_mode():
+        for first in range(0, len(rows), MAX_ROWS):
+            _write(decoder, tokenizer, rows[first : first + MAX_ROWS], max_new_tokens, settings)
     return [row.sample() for row in rows]
 
 
@@ -195,23 +192,23 @@ def _overlap(text: str, stops: Sequence[str]) -> int:
 
 
 def _write(
-    model: GPT, tokenizer: Tokenizer, rows: list[Row], max_new_tokens: int, settings: Settings
+    decoder: Decoder, tokenizer: Tokenizer, rows: list[Row], max_new_tokens: int, settings: Settings
 ) -> None:
     """Brings every row to its end. Row i of the cache is rows[i], always."""
     alive = [row for row in rows if row.tokens < max_new_tokens]
     if not alive:
         return
-    seen = torch.zeros(len(alive), model.vocab_size, dtype=torch.bool)
+    seen = torch.zeros(len(alive), len(decoder.embed), dtype=torch.bool)
     for i, row in enumerate(alive):
         seen[i, row.ids] = True
     seen[:, tokenizer.eot] = False
-    seen = seen.to(model.embed.weight.device)
-    cache = KVCache.empty(model, len(alive))
-    hidden = _read(model, cache, [row.ids for row in alive], list(range(len(alive))))
+    seen = seen.to(decoder.embed.device)
+    cache = KVCache.empty(decoder.model, len(alive))
+    hidden = _read(decoder, cache, [row.ids for row in alive], list(range(len(alive))))
     while True:
         uniforms = [row.rng.random() for row in alive]
         penalised = seen if settings.repetition_penalty != 1 else None
-        chosen = choose(model.logits(hidden), settings, uniforms, penalised)
+        chosen = choose(decoder.logits(hidden), settings, uniforms, penalised)
         seen.scatter_(1, chosen[:, None], chosen[:, None] != tokenizer.eot)
         for row, token in zip(alive, chosen.tolist(), strict=True):
             row.append(token, tokenizer)
@@ -224,7 +221,7 @@ def _write(
         n = len(alive)
         seen, chosen = seen[:n], chosen[:n]
         cache = KVCache(cache.keys[:, :n], cache.values[:, :n], cache.lengths[:n])
-        hidden = _step(model, cache, alive, chosen)
+        hidden = _step(decoder, cache, alive, chosen)
 
 
 def _drop(i: int, rows: list[Row], cache: KVCache, *others: Tensor) -> None:
@@ -239,31 +236,31 @@ def _drop(i: int, rows: list[Row], cache: KVCache, *others: Tensor) -> None:
     rows.pop()
 
 
-def _read(model: GPT, cache: KVCache, texts: list[list[int]], where: list[int]) -> Tensor:
+def _read(decoder: Decoder, cache: KVCache, texts: list[list[int]], where: list[int]) -> Tensor:
     """Fills the rows `where` of the cache with texts; the hidden states (rows, C) at their ends."""
     device = cache.lengths.device
     lengths = torch.tensor([len(ids) for ids in texts], device=device)
     ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=device)
     for i, text in enumerate(texts):
         ids[i, : len(text)] = torch.tensor(text, device=device)
-    fresh = KVCache.empty(model, len(texts))
-    hidden = model(ids, fresh)  # (B, T, C)
+    fresh = KVCache.empty(decoder.model, len(texts))
+    hidden = decoder.read(ids, fresh)  # (B, T, C)
     cache.keys[:, where] = fresh.keys
     cache.values[:, where] = fresh.values
     cache.lengths[where] = lengths
-    return hidden[torch.arange(len(texts), device=device), lengths - 1]  # type: ignore[no-any-return]
+    return hidden[torch.arange(len(texts), device=device), lengths - 1]
 
 
-def _step(model: GPT, cache: KVCache, rows: list[Row], chosen: Tensor) -> Tensor:
+def _step(decoder: Decoder, cache: KVCache, rows: list[Row], chosen: Tensor) -> Tensor:
     """The hidden states (B, C) after one more token a row; rows that are full keep a half."""
-    limit = model.config.seq_len
+    limit = decoder.config.seq_len
     full = (cache.lengths == limit).nonzero().flatten().tolist()
-    hidden = model(chosen[:, None], cache)[:, 0]
-    cache.lengths += 1
     if full:
-        texts = [rows[i].ids[-max(1, limit // 2) :] for i in full]
-        hidden[full] = _read(model, cache, texts, full)
-    return hidden  # type: ignore[no-any-return]
+        kept = max(1, limit // 2)  # the chosen token is the last of them
+        cache.lengths[full] = 0
+        if kept > 1:
+            _read(decoder, cache, [rows[i].ids[-kept:-1] for i in full], full)
+    return decoder.step(chosen, cache)
 
 
 # ---- choosing a token -------------------------------------------------------------------------

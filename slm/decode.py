@@ -1,0 +1,211 @@
+"""The model one token at a time, as fast as its weights can be read.
+
+The same function as `GPT.forward` with a cache, with its weights laid out for few rows: one product
+for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at the
+memory's full rate (torch's default reaches a third of it). The precision is the same; the layout
+is the one that torch's compiler uses, without the minute of compiling.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model import GPT, NORM_EPS, Block, GeluMLP, KVCache, SwiGluMLP, rotate
+
+Product = Callable[[Tensor], Tensor]
+Rotation = tuple[Tensor, Tensor] | None
+
+
+class Decoder:
+    """A model made ready for generation; what is changed in the model later does not reach it.
+
+    Takes as much memory as the weights once more, and about as long as ten tokens to make.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.config = model.config
+        weight = model.embed.weight.detach()
+        self.embed = weight
+        self.positions = model.positions.weight.detach() if model.positions is not None else None
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        self.layers = [_Layer(block) for block in blocks]
+        self.final_norm = _norm(model.final_norm)
+        self.logits = product(weight)  # (B, C) hidden states → (B, V)
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Fills the empty rows of a cache with texts, padded on the right.
+
+        Args:
+            ids: (B, T). What is padding is not told: later positions never see it, for the caller
+                sets `cache.lengths` to the real lengths, and later tokens are written over it.
+
+        Returns:
+            (B, T, C) hidden states after the final norm.
+        """
+        T = ids.shape[1]
+        x, rotation = self._begin(ids, torch.arange(T, device=ids.device))
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            q, k, v = layer.project(x, rotation)  # (B, T, heads, D)
+            keys[:, :, :T] = k.transpose(1, 2)
+            values[:, :, :T] = v.transpose(1, 2)
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                is_causal=True,
+                enable_gqa=q.shape[2] != k.shape[2],
+            )
+            x = layer.finish(x, y.transpose(1, 2).reshape(x.shape))
+        return self.final_norm(x)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Takes one more token a row, none of which may be full, and advances the cache.
+
+        Args:
+            ids: (B,).
+
+        Returns:
+            (B, C) hidden states after the final norm.
+        """
+        B = len(ids)
+        lengths = cache.lengths.tolist()
+        longest = max(lengths) + 1
+        x, rotation = self._begin(ids, cache.lengths)
+        where: tuple[object, ...] = (slice(None), slice(None), lengths[0])
+        mask = None
+        if min(lengths) + 1 < longest:
+            where = (torch.arange(B, device=ids.device), slice(None), cache.lengths)
+            seen = torch.arange(longest, device=ids.device) <= cache.lengths[:, None]
+            mask = torch.zeros(B, longest, dtype=x.dtype, device=x.device)
+            mask = mask.masked_fill_(~seen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            q, k, v = layer.project(x, rotation)  # (B, heads, D)
+            keys[where] = k
+            values[where] = v
+            y = F.scaled_dot_product_attention(  # queries that share a head of keys: as positions
+                q.view(B, k.shape[1], -1, k.shape[2]),
+                keys[:, :, :longest],
+                values[:, :, :longest],
+                attn_mask=mask,
+            )
+            x = layer.finish(x, y.reshape(x.shape))
+        cache.lengths += 1
+        return self.final_norm(x)
+
+    def _begin(self, ids: Tensor, index: Tensor) -> tuple[Tensor, Rotation]:
+        x = F.embedding(ids, self.embed)
+        if self.positions is not None:
+            return x + F.embedding(index, self.positions), None
+        cos, sin = self.model.cos[index].unsqueeze(-2), self.model.sin[index].unsqueeze(-2)
+        return x, (cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Layer:
+    """A block's functions of (…, C) hidden states."""
+
+    def __init__(self, block: Block) -> None:
+        a, mlp = block.attention, block.mlp
+        self.parts = (a.n_head, a.n_kv_head, a.n_kv_head)
+        self.head_dim = a.head_dim
+        self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
+        self.q_norm = _norm(a.q_norm) if a.q_norm is not None else None
+        self.k_norm = _norm(a.k_norm) if a.k_norm is not None else None
+        self.qkv = product(*_joined(a.q_proj, a.k_proj, a.v_proj))
+        self.out = product_plus(a.o_proj.weight, a.o_proj.bias)
+        if isinstance(mlp, GeluMLP):
+            self.up = product(mlp.up_proj.weight, mlp.up_proj.bias, gelu=True)
+            down = mlp.down_proj
+        else:
+            assert isinstance(mlp, SwiGluMLP)
+            self.up = _gated(product(*_joined(mlp.gate_proj, mlp.up_proj)))
+            down = mlp.down_proj
+        self.down = product_plus(down.weight, down.bias)
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (…, heads, D) each."""
+        heads = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
+        q, k, v = torch.split_with_sizes(heads, self.parts, dim=-2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return q, k, v
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output from its input and what attention gave, (…, C) both."""
+        x = self.out(y, x)
+        return self.down(self.up(self.mlp_norm(x)), x)
+
+
+def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer that gives the outputs of several, one after the other."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
+
+
+def _gated(products: Product) -> Product:
+    def up(x: Tensor) -> Tensor:
+        gate, value = products(x).chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+    return up
+
+
+def _norm(module: nn.Module) -> Product:
+    """A norm as a plain function: calling a module costs more than this norm itself."""
+    weight = module.get_parameter("weight").detach()
+    if isinstance(module, nn.LayerNorm):
+        bias = module.bias.detach()
+        return partial(
+            torch.layer_norm,
+            normalized_shape=weight.shape,
+            weight=weight,
+            bias=bias,
+            eps=module.eps,
+        )
+    return partial(
+        torch.rms_norm, normalized_shape=weight.shape, weight=weight, eps=NORM_EPS["qwen3"]
+    )
+
+
+# ---- products ---------------------------------------------------------------------------------
+
+
+def product(weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Product:
+    """x → x Wᵀ + b, followed by GELU (by tanh) where asked for."""
+    weight = weight.detach()
+    if not _packs(weight):
+        plain = partial(F.linear, weight=weight, bias=bias)
+        return (lambda x: F.gelu(plain(x), approximate="tanh")) if gelu else plain
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    call = torch.ops.mkldnn._linear_pointwise.default
+    if gelu:
+        return lambda x: call(x, packed, bias, "gelu", [], "tanh")
+    return lambda x: call(x, packed, bias, "none", [], "")
+
+
+def product_plus(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """x, y → y + x Wᵀ + b."""
+    weight = weight.detach()
+    if not _packs(weight):
+        plain = partial(F.linear, weight=weight, bias=bias)
+        return lambda x, y: y + plain(x)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    call = torch.ops.mkldnn._linear_pointwise.binary
+    return lambda x, y: call(x, y, packed, bias, "add")
+
+
+def _packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
