@@ -98,9 +98,17 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def made(first: Made, tmp_path: Path) -> Made:
     config, run, evaluation, root = first
-    shutil.copytree(root, tmp_path / "data")
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report"))
     moved = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
     return config, moved, evaluation, tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def written(first: Made) -> Made:
+    """The same, with its report written."""
+    config, run, evaluation, root = first
+    write_report(config, run, evaluation, root=root)
+    return first
 
 
 class Page(HTMLParser):
@@ -138,15 +146,15 @@ def dangers(page: Page) -> list[str]:
 # ---- the page ---------------------------------------------------------------------------------
 
 
-def test_the_page_tells_what_the_run_is(made: Made) -> None:
-    config, run, evaluation, root = made
-    report = write_report(config, run, evaluation, root=root)
-    page = Page(report.path / "index.html")
-    html = (report.path / "index.html").read_text("utf-8")
+def test_the_page_tells_what_the_run_is(written: Made) -> None:
+    _, run, evaluation, _ = written
+    report = run.path / "report"
+    page = Page(report / "index.html")
+    html = (report / "index.html").read_text("utf-8")
     for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
                   evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz"):  # fmt: skip
         assert words in page.text
-    samples = json.loads((report.path / "samples.json").read_text("utf-8"))
+    samples = json.loads((report / "samples.json").read_text("utf-8"))
     assert [s["temperature"] for s in samples] == [0.5, 1.0]
     for sample in samples:
         assert sample["prompt"] + sample["completion"] in page.text
@@ -157,32 +165,34 @@ def test_the_page_tells_what_the_run_is(made: Made) -> None:
     assert dangers(page) == []
 
 
-def test_every_plot_has_words_and_no_colour_of_its_own(made: Made) -> None:
-    config, run, evaluation, root = made
-    report = write_report(config, run, evaluation, root=root)
-    page = Page(report.path / "index.html")
+def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
+    index = written[1].path / "report" / "index.html"
+    page = Page(index)
     plots = page.all("svg")
     assert len(plots) >= 5
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
     identities = [a["id"] for _, a in page.tags if "id" in a]
     assert len(identities) == len(set(identities))
-    body = (report.path / "index.html").read_text("utf-8").partition("<body>")[2]
+    body = index.read_text("utf-8").partition("<body>")[2]
     assert "#0" not in body.replace('href="#', "")
     assert "DejaVu" not in body
 
 
-def test_the_same_inputs_give_the_same_bytes(made: Made) -> None:
-    config, run, evaluation, root = made
+def test_the_same_inputs_give_the_same_bytes(written: Made, tmp_path: Path) -> None:
+    config, run, evaluation, root = written
     first = write_report(config, run, evaluation, root=root)
-    again = write_report(config, run, evaluation, root=root)
-    assert again.reused
-    storage.discard(first.path)
-    assert write_report(config, run, evaluation, root=root).files == first.files
+    assert first.reused
+    shutil.copytree(root, tmp_path / "data")
+    copy = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
+    shutil.rmtree(copy.path / "report")
+    again = write_report(config, copy, evaluation, root=tmp_path / "data")
+    assert not again.reused
+    assert again.files == first.files
 
 
-def test_other_prompts_make_another_report(made: Made) -> None:
+def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
     config, run, evaluation, root = made
-    first = write_report(config, run, evaluation, root=root)
+    first = write_report(*written[:3], root=written[3])
     other = config.model_copy(
         update={"report": config.report.model_copy(update={"prompts": ("Another",)})}
     )
@@ -275,10 +285,9 @@ def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
 # ---- the twin ---------------------------------------------------------------------------------
 
 
-def test_the_markdown_twin_has_the_same_figures(made: Made) -> None:
-    config, run, evaluation, root = made
-    report = write_report(config, run, evaluation, root=root)
-    markdown = (report.path / "report.md").read_text("utf-8")
+def test_the_markdown_twin_has_the_same_figures(written: Made) -> None:
+    run = written[1]
+    markdown = (run.path / "report" / "report.md").read_text("utf-8")
     assert markdown.startswith(f"# {run.name}, step 6\n")
     for words in ("0.900 bits a byte", "slm run tiny", "| layers | 1 |", run.key):
         assert words in markdown
