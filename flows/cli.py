@@ -188,8 +188,8 @@ def sync(run: RunName, as_json: AsJson = False) -> None:
 
 for command in (sample, inspect, verify, check, recipes, bench):
     app.command(rich_help_panel=LOOK)(command)
-for command in (runs, models, lineage, reproduce, compare, gc):
-    app.command(rich_help_panel=HISTORY)(command)
+for look_back in (runs, models, lineage, reproduce, compare, gc):
+    app.command(rich_help_panel=HISTORY)(look_back)
 
 
 # ---- entry ------------------------------------------------------------------------------------
