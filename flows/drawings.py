@@ -44,7 +44,12 @@ def _link(link: Link) -> Text:
         (f"{link.name:<11} ", "bold"),
         link.value,
         (f"  {link.digest[:12]}" if link.digest else "", "cyan"),
-        (f"  {len(link.files)} files" if link.files else "", "dim"),
+        (
+            f"  {len(link.files)} {'file' if len(link.files) == 1 else 'files'}"
+            if link.files
+            else "",
+            "dim",
+        ),
         (f"  {link.state}", STYLES[link.state]),
     )
     for note in link.notes:

@@ -6,6 +6,7 @@ one before any work is done.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,7 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the config: frozen, and without room for a misspelt key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class CleanConfig(Section):
@@ -195,6 +196,15 @@ class RegistryConfig(Section):
     max_bpb: PositiveFloat = 4.0  # where there is no champion to be measured against
     max_degenerate: Fraction = 0.1  # share of samples that are empty, invalid or repetitive
     max_memorised: Fraction = 0.25  # share of samples that copy more of train than human text does
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if re.search(r"://[^/\s]*@", self.tracking_uri or ""):
+            raise ValueError(
+                "registry.tracking_uri holds a user or password, which every run would keep: give "
+                "them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class PipelineConfig(Section):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from slm.errors import CorruptionError
 from slm.storage import fsync_path, write_file
 
 logger = logging.getLogger(__name__)
@@ -24,19 +25,25 @@ _CHECKED = {"step": "train_loss", "evaluate": "val_loss"}  # event → what must
 
 
 def read_journal(run: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run so far, in order; a line that is not whole yet is left out."""
+    """The events of a run so far, in order; a line that is not whole yet is left out.
+
+    Raises CorruptionError where a line is not an event.
+    """
     path = run / JOURNAL
     if not path.is_file():
         return
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                try:
+                    yield dict(json.loads(line))
+                except (TypeError, ValueError) as error:
+                    raise CorruptionError(f"{path}, line {number}: not an event") from error
 
 
 def _is_event(line: bytes) -> bool:
     try:
-        return line.endswith(b"\n") and "event" in json.loads(line)
+        return line.endswith(b"\n") and "event" in dict(json.loads(line))
     except (TypeError, ValueError):
         return False
 

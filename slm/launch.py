@@ -26,7 +26,7 @@ from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, Us
 from slm.journal import JOURNAL
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Progress, Run, Shards, silent
-from slm.session import LOCK
+from slm.session import LOCK, read_settings
 from slm.storage import (
     content_hash,
     lock,
@@ -71,8 +71,7 @@ def read_run(run: Path) -> Run | None:
 
 def run_config(run: Path) -> PipelineConfig:
     """The config that a run was made from."""
-    described = json.loads((run / CONFIG).read_bytes())
-    return PipelineConfig.model_validate(described["config"])
+    return read_settings(run)[0]
 
 
 def train(

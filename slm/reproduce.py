@@ -23,6 +23,7 @@ from slm.checkpoint import MODEL, load_model
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluate import DETAILS, evaluate
+from slm.hub_client import keep_cache_in
 from slm.journal import JOURNAL, read_journal
 from slm.lineage import Lineage, lineage
 from slm.plan import PLAN, Plan
@@ -214,7 +215,9 @@ class _Rebuild:
     def all(self) -> None:
         """Stage after stage; data that differs ends it, since no training could be compared."""
         config = launch.run_config(self.run)
-        vocabulary.place(self.run.parents[1])  # GPT-2's, which is verified, not rebuilt
+        root = self.run.parents[1]  # whose caches serve: what they hold is verified by its hash
+        vocabulary.place(root)
+        keep_cache_in(root)
         source = self._download(config)
         if self.first:
             return

@@ -19,6 +19,7 @@ from slm import storage
 from slm.checkpoint import CONFIG
 from slm.errors import CorruptionError, SlmError
 from slm.records import Checkpoint, Run, Shards, Source
+from slm.registry import REGISTERED
 from slm.reproduce import FOLDER as REPRODUCED
 from slm.runs import is_training
 
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 KEPT_RUNS = 5  # finished ones that no version was made from
 GRACE = 3600.0  # seconds
-REGISTERED = "registered.json"  # what slm.registry leaves in a run's folder
 LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 
 

@@ -24,7 +24,7 @@ from slm.checkpoint import (
     prune,
 )
 from slm.config import PipelineConfig
-from slm.errors import UserError
+from slm.errors import CorruptionError, UserError
 from slm.journal import Journal
 from slm.loader import Loader, derive_seed
 from slm.metrics import Score
@@ -76,14 +76,23 @@ class Session:
         return torch.device(self.plan.device)
 
 
+def read_settings(run: Path) -> tuple[PipelineConfig, dict[str, Any]]:
+    """The config of a run, and all that its `config.json` holds."""
+    try:
+        described = dict(json.loads((run / CONFIG).read_bytes()))
+        return PipelineConfig.model_validate(described["config"]), described
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(f"{run / CONFIG} cannot be read: {error}") from error
+
+
 def open_job(run: Path) -> Job:
     """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
-    described = json.loads((run / CONFIG).read_bytes())
+    config, described = read_settings(run)
     shards = read_shards(named(run.parents[1] / "shards", described["shards"]))
     return Job(
         run=run,
         key=described["key"],
-        config=PipelineConfig.model_validate(described["config"]),
+        config=config,
         shards=shards,
         tokenizer=Tokenizer.load(shards.path / "tokenizer.tiktoken"),
         rank=int(os.environ.get("RANK", 0)),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from slm import storage, tracking
 from slm.config import data_root
 from slm.entities import public_uri
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 from slm.lineage import Lineage, Link, State, lineage
 from slm.packing import MODEL_FILES
 from slm.registry import find_version
@@ -47,13 +47,22 @@ class VersionFacts(BaseModel):
 
 
 def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[VersionFacts]:
-    """Every version of every model, the newest first. None where there is no store yet."""
+    """Every version of every model, the newest first; none where there is no store yet.
+
+    Raises SlmError where the registry cannot be asked.
+    """
     root = root or data_root()
     uri = uri or tracking.default_uri(root)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []
     client = tracking.connect(uri)
-    found = [_facts(client, entry) for entry in client.search_model_versions()]
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = [_facts(client, entry) for entry in client.search_model_versions()]
+    except MlflowException as error:
+        reason = public_uri(str(error)).partition("\n")[0][:300]
+        raise SlmError(f"the registry at {public_uri(uri)} cannot be asked: {reason}") from error
     return sorted(found, key=lambda facts: -facts.registered)
 
 
@@ -93,7 +102,7 @@ def _run_folder(entry: "ModelVersion", root: Path) -> Path:
     tags = _tags(entry)
     if "run" not in tags:
         raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
-    return root / "runs" / tags["run"]
+    return storage.named(root / "runs", tags["run"])
 
 
 def version_lineage(

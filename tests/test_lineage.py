@@ -13,7 +13,7 @@ from tiny_run import CLEAN, DIRTY, code, flip_byte, make_run, tiny_config, write
 
 from slm import provenance, registry, tracking, versions
 from slm.config import PipelineConfig
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 from slm.evaluate import evaluate
 from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
@@ -185,6 +185,21 @@ def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> Non
     link = versions.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
     assert "model.safetensors" in link.notes[0]
+
+
+def test_a_registry_that_cannot_be_asked_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database")
+    with pytest.raises(SlmError, match="cannot be asked"):
+        versions.list_versions(tmp_path, uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    client = tracking.connect(tracking.default_uri(root))
+    client.set_model_version_tag("slm", "1", "slm.run", "../../elsewhere")
+    with pytest.raises(UserError, match="not the name of anything"):
+        versions.version_run("models:/slm/1", root)
 
 
 def test_no_store_has_no_versions(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from tiny_run import CLEAN, DIRTY, code, flip_byte, make_run, tiny_config, write
 
 import slm.train
 from slm import launch, storage
-from slm.errors import UserError
+from slm.config import PipelineConfig
+from slm.errors import SlmError, UserError
 from slm.lineage import lineage
 from slm.optim import learning_rate_factor
 from slm.records import Run
@@ -189,6 +190,30 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
     assert found.first_difference is not None
     assert found.first_difference.what == "training"
     assert left_over(run) == []
+
+
+def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def gone(config: PipelineConfig, **_: Any) -> None:
+        asked.append(config.data.revision)
+        raise SlmError("no such commit on the hub")
+
+    monkeypatch.setattr("slm.reproduce.download", gone)
+    chain = lineage(run)
+    described = json.loads((run / "config.json").read_bytes())
+    described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
+    (run / "config.json").write_text(json.dumps(described))
+    found = reproduce(run, chain=chain)
+    cannot(found, "source", "no such commit on the hub")
+    assert asked == [chain["dataset"].digest]
+
+    links = [link.model_copy(update={"digest": None}) for link in chain.links]
+    found = reproduce(run, chain=chain.model_copy(update={"links": tuple(links)}))
+    cannot(found, "dataset", "known nowhere any more")
+    assert len(asked) == 1
 
 
 def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

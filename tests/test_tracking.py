@@ -311,15 +311,6 @@ def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
     assert len(points(root, mirrored.run_id, "val_bpb")) == 150
 
 
-def test_no_password_is_written_anywhere(root: Path) -> None:
-    registry = RegistryConfig(tracking_uri="http://user:hunter2@127.0.0.1:9")
-    path = start_run(root, CONFIG.model_copy(update={"registry": registry}))
-    write_journal(path, step_events(1, 10))
-    tracking.sync(path, tracking_uri=tracking.tracking_uri(CONFIG, root))
-    assert b"hunter2" not in (path / "mlflow.json").read_bytes()
-    assert b"hunter2" not in (root / "mlflow" / "mlflow.db").read_bytes()
-
-
 def test_two_syncs_at_once_make_one_mlflow_run(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
