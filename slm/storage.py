@@ -174,7 +174,10 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
             wrong.append(f"{path}: {path.stat().st_size} bytes, recorded {entry.bytes}")
         else:
             present.append(path)
-    found = describe_files(folder, present)
+    try:
+        found = describe_files(folder, present)
+    except FileNotFoundError as error:  # another process put the folder aside, or pruned it
+        return [*wrong, f"{error.filename}: gone while it was read"]
     wrong += [
         f"{folder / name}: sha256 {entry.sha256[:12]}…, recorded {files[name].sha256[:12]}…"
         for name, entry in found.items()

@@ -82,7 +82,7 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith("mlflow."):
             raise
-        raise SlmError(f"MLflow: {_first_line(error)}") from error
+        raise SlmError(f"MLflow: {_first_line(error)}") from None  # its traceback has the address
 
 
 def _first_line(error: Exception) -> str:
