@@ -1,0 +1,374 @@
+"""Proofs of recovery: kill it anywhere, fill the disk, cut the power, flip a bit.
+
+A short form of each runs with the other tests; `make test-faults` runs them whole.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+from faults import KILLED, RAISED, Bits, Disk, Lab, bits, fork, leftovers, wait
+
+from slm import launch
+from slm.checkpoint import latest_checkpoint, load_model
+from slm.config import PipelineConfig
+from slm.errors import CorruptionError, SlmError
+from slm.journal import JOURNAL
+from slm.provenance import environment
+from slm.records import Checkpoint, Record
+from slm.shards import encode, read_shards
+from slm.source import download
+from slm.storage import RECORD, read_record
+from slm.train import train
+
+Config = Callable[..., PipelineConfig]
+short_and_long = partial(pytest.param, marks=pytest.mark.slow)
+
+SETTINGS = {
+    "data.documents": 60,
+    "model.n_layer": 2,
+    "model.dropout": 0.1,
+    "train.optimizer": "muon",
+    "train.max_steps": 8,
+    "train.tokens_per_step": 64,
+    "train.micro_batch_size": 1,
+    "train.evaluate_every": 4,
+    "train.evaluate_documents": 4,
+    "train.checkpoint_every": 3,
+    "train.keep_checkpoints": 2,
+    "train.threads": 1,
+    "train.precision": "fp32",
+    "train.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture
+def lab(data: Path, tiny_config: Config, tmp_path: Path) -> Lab:
+    config = tiny_config(**SETTINGS)
+    environment()  # remembered, so that no fork has to ask git
+    torch.set_num_threads(1)
+    shards = encode(config, download(config, root=data), root=data)
+    return Lab(config, shards, tmp_path)
+
+
+_wanted: list[Bits] = []
+
+
+@pytest.fixture
+def wanted(lab: Lab) -> Bits:
+    """The bits of the uninterrupted training."""
+    if not _wanted:
+        _wanted.append(lab.uninterrupted())
+    return _wanted[0]
+
+
+def longer(lab: Lab, **settings: object) -> Lab:
+    trained = lab.config.train.model_copy(update=settings)
+    return replace(lab, config=lab.config.model_copy(update={"train": trained}))
+
+
+# ---- fault points -----------------------------------------------------------------------------
+
+
+def points(stride: int) -> Iterator[int]:
+    """1, 1 + stride, …: as far as the caller goes on."""
+    at = 1
+    while True:
+        yield at
+        at += stride
+
+
+@pytest.mark.parametrize("stride", [43, short_and_long(1)])
+@pytest.mark.timeout(500)
+def test_killed_at_a_fault_point_it_gives_the_same_bits(
+    lab: Lab, wanted: Bits, stride: int, record_property: Callable[[str, object], None]
+) -> None:
+    exercised = 0
+    for at in points(stride):
+        run = lab.prepare(lab.root())
+        code = lab.train(run, f"*:{at}:kill")
+        if code == 0:
+            break
+        assert code == KILLED
+        exercised += 1
+        assert lab.train(run) == 0, (run / "train.log").read_text()
+        assert bits(run) == wanted, f"fault point {at}"
+        assert not leftovers(run)
+        shutil.rmtree(run)
+    record_property("kill points", exercised)
+    assert exercised > 120 // stride
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("enospc", 59), short_and_long("eio", 2)])
+@pytest.mark.timeout(500)
+def test_a_disk_that_fails_at_any_operation_costs_nothing_that_was_saved(
+    lab: Lab, wanted: Bits, kind: str, stride: int
+) -> None:
+    exercised = 0
+    for at in points(stride):
+        run = lab.prepare(lab.root())
+        code = lab.train(run, f"*:{at}:{kind}")
+        if code == 0:
+            break
+        assert code == RAISED
+        exercised += 1
+        assert not list(run.rglob("*.tmp"))
+        for path in (run / "checkpoints").glob("step_*"):
+            assert read_record(path, Checkpoint)
+        assert lab.train(run) == 0, (run / "train.log").read_text()
+        assert bits(run) == wanted, f"fault point {at}"
+        shutil.rmtree(run)
+    assert exercised > 120 // stride
+
+
+def test_a_full_disk_in_earnest(lab: Lab, wanted: Bits) -> None:
+    """Files may grow to 60 kB, which the weights exceed: safetensors' own error."""
+    import resource
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+        train(run)
+
+    run = lab.prepare(lab.root())
+    assert wait(fork(limited, log=run / "train.log")) == RAISED
+    assert "OSError: cannot save" in (run / "train.log").read_text()
+    assert not leftovers(run)
+    assert lab.train(run) == 0
+    assert bits(run) == wanted
+
+
+# ---- random kills -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [12, short_and_long(200)])
+@pytest.mark.timeout(500)
+def test_killed_at_random_it_gives_the_same_bits(
+    lab: Lab, kills: int, record_property: Callable[[str, object], None]
+) -> None:
+    lab = longer(lab, max_steps=24, checkpoint_every=4)
+    chance = random.Random(2)
+    begin = time.monotonic()
+    wanted = lab.uninterrupted()
+    seconds = time.monotonic() - begin
+    outcomes = Counter[str]()
+    while outcomes["saving"] + outcomes["training"] < kills:
+        run = lab.prepare(lab.root())
+        while (outcome := faults.kill_at_random(run, chance, seconds)) != "done":
+            outcomes[outcome] += 1
+        assert bits(run) == wanted
+        assert not leftovers(run)
+        shutil.rmtree(run)
+    record_property("outcomes", dict(outcomes))
+    assert outcomes["saving"] >= kills / 4, outcomes
+
+
+# ---- power cuts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [97, short_and_long(1)])
+@pytest.mark.timeout(500)
+def test_after_a_power_cut_at_any_moment_training_goes_on(
+    lab: Lab, stride: int, record_property: Callable[[str, object], None]
+) -> None:
+    lab = longer(lab, max_steps=5, checkpoint_every=2, keep_checkpoints=1, evaluate_every=100)
+    wanted = lab.uninterrupted()
+    root = lab.root()
+    disk = Disk(root)
+    with disk.watching():
+        train(lab.prepare(root))
+    cuts = list(faults.power_cuts(disk))[::stride]
+    for moment, lost, tree in cuts:
+        place = lab.link(faults.rebuild(tree, lab.folder / "cut"))
+        run = lab.prepare(place)
+        found = latest_checkpoint(run / "checkpoints")
+        assert (found.step if found else 0) >= last_promised(disk, moment), (moment, lost)
+        assert lab.train(run) == 0, (run / "train.log").read_text()
+        assert bits(run) == wanted, (moment, lost)
+        shutil.rmtree(place)
+    record_property("power cuts", len(cuts))
+    assert len(cuts) > 150 // stride
+
+
+def last_promised(disk: Disk, moment: int) -> int:
+    """The step of the last checkpoint that the journal says was saved before that moment."""
+    now = disk.moments[moment]
+    names = [name for name in now.numbers if name.endswith(JOURNAL)]
+    journal = b"".join(now.contents[now.numbers[name]] or b"" for name in names)
+    events = [json.loads(line) for line in journal.splitlines()]
+    return max((e["step"] for e in events if e["event"] == "checkpoint"), default=0)
+
+
+# ---- flipped bits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flips", [40, short_and_long(200)])
+def test_every_flipped_bit_is_found_before_use(lab: Lab, flips: int) -> None:
+    run = lab.prepare(lab.root())
+    assert lab.train(run) == 0
+    shards = shutil.copytree(lab.shards.path, run.parents[1] / "copy" / lab.shards.name)
+    checkpoint = launch.read_run(run).checkpoint("last")  # type: ignore[union-attr]
+    users: dict[Path, Callable[[], object]] = {
+        shards: lambda: read_shards(shards),
+        checkpoint: lambda: read_record(checkpoint, Checkpoint),
+        run: lambda: launch.read_run(run),
+    }
+    chance = random.Random(3)
+    for _ in range(flips):
+        folder, use = chance.choice(list(users.items()))
+        record = use()
+        assert isinstance(record, Record)
+        path = folder / chance.choice([RECORD, *record.files])
+        flip(path, chance)
+        with pytest.raises(CorruptionError) as raised:
+            use()
+        assert path.name in str(raised.value)
+        flip(path, None)
+    assert use()
+
+
+_flipped: list[tuple[int, int]] = []
+
+
+def flip(path: Path, chance: random.Random | None) -> None:
+    """Flips a bit of a file, or the one that was flipped last back again."""
+    data = bytearray(path.read_bytes())
+    if chance is not None:
+        _flipped.append((chance.randrange(len(data)), 1 << chance.randrange(8)))
+    at, bit = _flipped[-1]
+    data[at] ^= bit
+    path.write_bytes(data)
+
+
+def test_damaged_weights_are_not_sampled_from(lab: Lab, wanted: Bits) -> None:
+    run = lab.prepare(lab.root())
+    assert lab.train(run) == 0
+    folder = launch.read_run(run).checkpoint("last")  # type: ignore[union-attr]
+    for name in ("model.safetensors", "config.json", "tokenizer.tiktoken"):
+        flip(folder / name, random.Random(4))
+        with pytest.raises(CorruptionError, match=name):
+            load_model(folder)
+        flip(folder / name, None)
+    assert load_model(folder)
+
+
+# ---- two at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("races", [5, short_and_long(100)])
+@pytest.mark.timeout(500)
+def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
+    lab: Lab, wanted: Bits, races: int
+) -> None:
+    root = lab.root()
+    for _ in range(races):
+        go, start = os.pipe()
+
+        def race(go: int = go) -> None:
+            os.read(go, 1)
+            train(lab.prepare(root))
+
+        children = [fork(race, log=root / "log") for _ in range(2)]
+        os.write(start, b"..")
+        begin = time.monotonic()
+        first, status = os.waitpid(-1, 0)
+        seconds = time.monotonic() - begin
+        children.remove(first)
+        assert os.waitstatus_to_exitcode(status) == SlmError.exit_code, (root / "log").read_text()
+        assert wait(children[0]) == 0
+        assert seconds < 1
+        os.close(go)
+        os.close(start)
+        assert bits(lab.prepare(root)) == wanted
+        shutil.rmtree(root / "runs")
+    assert "in use by another process" in (root / "log").read_text()
+
+
+def test_the_lock_of_a_killed_trainer_is_free(lab: Lab, wanted: Bits) -> None:
+    run = lab.prepare(lab.root())
+    child = fork(lambda: train(run), log=run / "train.log")
+    while not (run / JOURNAL).is_file():
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    assert lab.train(run) == 0
+    assert bits(run) == wanted
+
+
+def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None:
+    lab = longer(lab, max_steps=100_000)
+    root = lab.root()
+    run = lab.prepare(root)
+    child = fork(lambda: train(run), log=run / "train.log")
+    while not (run / "plan.json").is_file():
+        time.sleep(0.001)
+    begin = time.monotonic()
+    with pytest.raises(SlmError, match="in use by another process"):
+        launch.train(lab.config, lab.shards, root=root)
+    assert time.monotonic() - begin < 1
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+
+
+def test_the_death_of_a_parent_told_twice_does_not_cut_the_save_short() -> None:
+    """Linux tells it once for each thread that the parent had."""
+    numbers = (signal.SIGTERM, signal.SIGINT, launch.PARENT_DIED)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        asked = launch.install_signal_handlers()
+        for _ in range(3):
+            os.kill(os.getpid(), launch.PARENT_DIED)
+        assert asked == [launch.PARENT_DIED] * 3
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+# ---- what a killed encoding leaves --------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_encoding_killed_at_random_gives_the_same_bytes(lab: Lab, data: Path) -> None:
+    source = download(lab.config, root=data)
+    chance = random.Random(5)
+
+    def start(root: Path) -> int:
+        return fork(lambda: encode(lab.config, source, root=root), log=root / "log")
+
+    begin = time.monotonic()
+    assert wait(start(data)) == 0  # reused: opening and hashing alone
+    opening = time.monotonic() - begin
+    kills = 0
+    while kills < 50:
+        root = lab.root()
+        (root / "shards").unlink()
+        begin = time.monotonic()
+        while (child := start(root)) and (code := killed_after(child, chance, opening)) != 0:
+            assert code == KILLED, (root / "log").read_text()
+            kills += 1
+        found = read_shards(root / "shards" / lab.shards.name)
+        assert found.files == lab.shards.files
+        assert not leftovers(root)
+        shutil.rmtree(root)
+
+
+def killed_after(child: int, chance: random.Random, seconds: float) -> int:
+    time.sleep(chance.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    return wait(child)

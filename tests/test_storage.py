@@ -1,0 +1,369 @@
+"""Storage: a folder is there whole or not at all, one process writes, nothing piles up."""
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import faults
+import pytest
+from faults import KILLED, Disk, fork, leftovers, wait
+
+from slm import storage
+from slm.errors import CorruptionError, SlmError, UserError
+from slm.records import Record, Version
+from slm.storage import (
+    RECORD,
+    check_files,
+    discard,
+    lock,
+    make_folder,
+    named,
+    quarantine,
+    read_record,
+    run_stage,
+    stage_key,
+    sweep,
+    write_file,
+)
+
+FILES = {"a.bin": b"a" * 5000, "deep/er/b.bin": b"b" * 3000, "empty": b""}
+
+
+def build(staging: Path, key: str = "new") -> Record:
+    assert not list(staging.iterdir()), "the staging folder is not empty"
+    for name, data in FILES.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).write_bytes(data + key.encode())
+    return Record(key=key)
+
+
+def stage(root: Path, key: str = "new") -> Record:
+    return run_stage(root / "stage-1", Record, key, lambda staging: build(staging, key))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+# ---- the commit rule --------------------------------------------------------------------------
+
+
+def test_a_stage_is_made_once(tmp_path: Path) -> None:
+    first, second = stage(tmp_path), stage(tmp_path)
+    assert (first.reused, second.reused) == (False, True)
+    assert first.files == second.files
+    assert set(first.files) == set(FILES)
+    assert not leftovers(tmp_path)
+
+
+def test_another_key_replaces_it(tmp_path: Path) -> None:
+    stage(tmp_path, "old")
+    record = stage(tmp_path, "new")
+    assert not record.reused
+    assert contents(record.path)["empty"] == b"new"
+    assert not leftovers(tmp_path)
+
+
+def test_a_damaged_stage_is_moved_aside_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        record = stage(tmp_path)
+        (record.path / "a.bin").write_bytes(b"damaged")
+        assert not stage(tmp_path).reused
+        assert "a.bin: 7 bytes, recorded 5003" in caplog.text
+    aside = list(tmp_path.glob("*.corrupt-*"))
+    assert len(aside) == 1, "quarantined copies pile up"
+    assert (aside[0] / "a.bin").read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_stage_killed_at_any_point_is_whole_or_made_again(
+    tmp_path: Path, before: str | None
+) -> None:
+    fired = 0
+    while True:
+        root = tmp_path / str(fired)
+        root.mkdir()
+        if before:
+            stage(root, before)
+        code = wait(fork(lambda root=root: stage(root), fault=f"*:{fired + 1}:kill"))
+        if code == 0:
+            break
+        assert code == KILLED
+        fired += 1
+        left = read_record(root / "stage-1", Record)  # raises where it is half there
+        assert left is None or left.key in ("old", "new")
+        assert contents(stage(root).path) == {name: d + b"new" for name, d in FILES.items()}
+        assert not leftovers(root)
+    assert fired >= 10
+
+
+@pytest.mark.parametrize("kind", ["enospc", "eio"])
+def test_a_disk_that_fails_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    fired = 0
+    while True:
+        root = tmp_path / str(fired)
+        stage(make_folder(root), "old")
+        monkeypatch.setattr(storage, "_passes", {})
+        monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
+        try:
+            stage(root)
+        except (OSError, UserError):
+            monkeypatch.delenv("SLM_FAULT")
+        else:
+            break
+        fired += 1
+        assert not list(root.rglob("*.tmp"))
+        read_record(root / "stage-1", Record)  # raises where it is half there
+        assert stage(root).key == "new"
+        assert not leftovers(root)
+    assert fired >= 10
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_power_cut_at_any_moment_leaves_a_stage_whole_or_not_there(
+    tmp_path: Path, before: str | None
+) -> None:
+    root = make_folder(tmp_path / "root")
+    if before:
+        stage(root, before)
+    disk = Disk(root)
+    with disk.watching():
+        record = stage(root)
+    cuts = list(faults.power_cuts(disk))
+    assert len(cuts) > 20
+    for i, (moment, lost, tree) in enumerate(cuts):
+        place = faults.rebuild(tree, tmp_path / str(i))
+        left = read_record(place / "stage-1", Record)  # raises where it is half there
+        if moment == len(disk.moments) - 1:
+            assert left is not None, lost  # the call had returned: it is durable
+            assert left.key == "new"
+        again = stage(place)
+        assert again.files == record.files, (moment, lost)
+        shutil.rmtree(place)
+
+
+def test_new_folders_are_durable_down_from_the_first(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    with disk.watching():
+        write_file(make_folder(tmp_path / "a" / "b") / "file", "text")
+    assert faults.left_by(disk.moments[-1], "names dropped")["a/b/file"] == b"text"
+
+
+# ---- records ----------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
+    folder = stage(tmp_path).path
+    data = (folder / RECORD).read_bytes()
+    chance = random.Random(1)
+    for _ in range(200):
+        at, bit = chance.randrange(len(data)), chance.randrange(8)
+        (folder / RECORD).write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        with pytest.raises(CorruptionError, match=RECORD):
+            read_record(folder, Record)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", "3", '{"key": 1}', '{"files": {"a": 1}}', "[" * 100_000, "\0"]
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        read_record(tmp_path, Record)
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        check_files(tmp_path)
+
+
+def test_files_are_checked_whatever_the_record_is_of(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x").write_bytes(b"1")
+    version = Version(
+        key="k", model="m", version="1", aliases=[], run_id="r", tracking_uri="sqlite:///x"
+    )
+    folder = storage.commit(tmp_path / "in", tmp_path / "out", version).path
+    assert check_files(folder) == check_files(folder, ["x"]) == 1
+    with pytest.raises(CorruptionError, match="y: not in the record"):
+        check_files(folder, ["x", "y"])
+    (folder / "x").write_bytes(b"2")
+    with pytest.raises(CorruptionError, match="x: sha256"):
+        check_files(folder)
+
+
+def test_keys_depend_on_all_that_they_are_made_of() -> None:
+    keys = {
+        stage_key("encode", 1, {"a": 1}, "x"),
+        stage_key("train", 1, {"a": 1}, "x"),
+        stage_key("encode", 2, {"a": 1}, "x"),
+        stage_key("encode", 1, {"a": 2}, "x"),
+        stage_key("encode", 1, {"a": 1}, "y"),
+    }
+    assert len(keys) == 5
+    assert stage_key("s", 1, {"a": 1, "b": 2}) == stage_key("s", 1, {"b": 2, "a": 1})
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def test_a_file_is_the_old_or_the_new_one_at_every_kill(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    fired = 0
+    while True:
+        write_file(path, "old")
+        code = wait(fork(lambda: write_file(path, "new"), fault=f"*:{fired + 1}:kill"))
+        assert path.read_text() in ("old", "new")
+        if code == 0:
+            break
+        fired += 1
+    assert fired == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_does_not_fit_keeps_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_file(path, "old")
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        with pytest.raises(OSError) as raised:
+            write_file(path, "x" * 100_000)
+        assert raised.value.errno == errno.EFBIG
+
+    assert wait(fork(limited)) == 0
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write_often(letter: str) -> None:
+        for _ in range(50):
+            write_file(path, letter * 10_000)
+            text = path.read_text()
+            assert text == text[0] * 10_000
+
+    children = [fork(lambda letter=letter: write_often(letter)) for letter in "abcd"]
+    assert [wait(child) for child in children] == [0] * 4
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("step_1", "step_1.tmp", ".step_2.old", "step_3.corrupt-7", "other.tmp"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path, "step_[0-9]*")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["other.tmp", "step_1", "step_3.corrupt-7"]
+
+
+def test_a_discarded_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "[a]").mkdir()
+    (tmp_path / ".[a].old").mkdir()
+    (tmp_path / ".[a].old" / "x").touch()
+    discard(tmp_path / "[a]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quarantine_takes_names_as_they_are(tmp_path: Path) -> None:
+    for name in ("[a]", "a.corrupt-1"):
+        (tmp_path / name).mkdir()
+    aside = quarantine(tmp_path / "[a]")
+    assert {path.name for path in tmp_path.iterdir()} == {aside.name, "a.corrupt-1"}
+
+
+# ---- names, folders, locks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "/etc", "a/b", "", ".", "a\0b", "a\n", ".lock", "é"]
+)
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not the name of anything"):
+        named(tmp_path, name)
+    assert named(tmp_path, "tiny-1.0_b") == tmp_path / "tiny-1.0_b"
+
+
+def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="point SLM_DATA at another folder"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_one_process_holds_a_lock_and_its_death_frees_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+
+    def hold() -> None:
+        with lock(path):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+
+    child = fork(hold)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.001)
+    begin = time.monotonic()
+    with pytest.raises(SlmError, match="in use by another process"), lock(path, wait=False):
+        pass
+    assert time.monotonic() - begin < 1
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    with lock(path, wait=False):
+        pass
+
+
+def test_of_many_processes_one_builds_and_all_have_its_result(tmp_path: Path) -> None:
+    def slowly(staging: Path) -> Record:
+        with (tmp_path / "built").open("a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        return build(staging)
+
+    def work() -> None:
+        assert contents(run_stage(tmp_path / "stage-1", Record, "new", slowly).path)
+
+    children = [fork(work) for _ in range(4)]
+    assert [wait(child) for child in children] == [0] * 4
+    assert (tmp_path / "built").read_text() == "x"
+
+
+def test_of_many_processes_that_find_damage_one_mends_it(tmp_path: Path) -> None:
+    (stage(tmp_path).path / "a.bin").write_bytes(b"damaged")
+    children = [fork(lambda: stage(tmp_path)) for _ in range(4)]
+    assert [wait(child) for child in children] == [0] * 4
+    assert read_record(tmp_path / "stage-1", Record)
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
+
+
+# ---- fault points -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "error"), [("raise", RuntimeError), ("eio", OSError)])
+def test_a_fault_fires_once_at_its_pass(
+    monkeypatch: pytest.MonkeyPatch, kind: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(storage, "_passes", {})
+    monkeypatch.setenv("SLM_FAULT", f"here:2:{kind}")
+    storage.fault_point("here")
+    storage.fault_point("elsewhere")
+    with pytest.raises(error):
+        storage.fault_point("here")
+    storage.fault_point("here")
+
+
+def test_a_fault_point_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset: under 20 µs, where the shortest step of a tiny model takes some milliseconds."""
+    monkeypatch.delenv("SLM_FAULT", raising=False)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(1000):
+            storage.fault_point("here")
+        times.append((time.perf_counter() - begin) / 1000)
+    assert min(times) < 20e-6
