@@ -473,7 +473,7 @@ def test_a_worker_that_is_killed_twice_is_an_error_naming_its_input(
     monkeypatch.setattr(storage, "fault_point", lambda name: None)  # here, not in the workers
     with pytest.raises(SlmError, match=r"_00000\.parquet, row groups \d to \d: .* killed, twice"):
         encode(make_config(workers=2), _source_of(tmp_path), root=tmp_path)
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - begin < 60
     monkeypatch.delenv("SLM_FAULT")
 
 
