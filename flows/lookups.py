@@ -9,8 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.options import AsJson, RunName, show
-from slm.config import data_root, project_root, read_pipelines
+from flows.options import AsJson, RunName, Settings, show
+from slm.config import (
+    data_root,
+    load_recipe,
+    parse_overrides,
+    project_root,
+    read_pipelines,
+)
 from slm.errors import CorruptionError, UserError, unknown
 
 
@@ -85,19 +91,35 @@ def verify(
     Console().print(f"{files} files of {len(found)} records are as recorded", highlight=False)
 
 
-def check(recipe: Annotated[str | None, typer.Argument(help="Show what it sets.")] = None) -> None:
-    """Check pipelines.yaml: every recipe, every deployment, every key."""
+def check(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Forecast what it will cost here, and advise.")
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
     from flows import deployments, tables
 
     found = deployments.check()
-    if recipe is not None and recipe not in found.recipes:
-        raise unknown("recipe", recipe, found.recipes)
-    if recipe is not None:
-        Console().print(tables.recipes({recipe: found.recipes[recipe]}))
-    Console().print(
-        f"{len(found.recipes)} recipes and {len(found.deployments)} deployments are in order",
-        highlight=False,
-    )
+    if recipe is None:
+        counts = {"recipes": len(found.recipes), "deployments": len(found.deployments)}
+        text = "{recipes} recipes and {deployments} deployments are in order".format(**counts)
+        print(json.dumps(counts) if as_json else text)
+        return
+    config = load_recipe(recipe, parse_overrides(settings or []))
+    from slm import forecast
+
+    shards = forecast.known_shards(config)
+    cost = forecast.forecast(config, shards.splits["train"].tokens if shards else None)
+    advice = forecast.advice(config, cost, shards)
+    if as_json:
+        print(json.dumps({**cost.model_dump(), "advice": advice}))
+        return
+    Console().print(tables.recipes({recipe: found.recipes[recipe]}))
+    Console().print(tables.pairs(cost.model_dump()))
+    for line in advice or ["nothing to warn of"]:
+        print(line)
 
 
 def recipes() -> None:

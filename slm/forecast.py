@@ -10,16 +10,18 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
 from slm.launch import child_environment
 from slm.plan import auto_threads, make_plan, memory_bytes
 from slm.records import Shards, ShardSplit
 from slm.session import synthetic_session
+from slm.storage import read_record
 from slm.train import train_step
 
 PROBE_STEPS = 4
@@ -99,6 +101,14 @@ def probe(config: PipelineConfig, train_tokens: int | None) -> Forecast:
         seconds=step_seconds * max_steps,
         memory_bytes=memory_bytes(plan.device),
     )
+
+
+def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
+    """The newest finished shards of a recipe; None where there are none."""
+    folders = (root or data_root()).glob(f"shards/{config.recipe}-*/")
+    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    records = (read_record(folder, Shards, verify=False) for folder in newest)
+    return next((record for record in records if record), None)
 
 
 # ---- advice -----------------------------------------------------------------------------------

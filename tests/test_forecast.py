@@ -1,0 +1,71 @@
+"""Forecasts come from real steps; advice names each setting that is unlikely to work."""
+
+from collections.abc import Callable
+
+import pytest
+
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.forecast import Forecast, advice, forecast, probe
+from slm.model import GPT
+from slm.records import Shards, ShardSplit
+
+Config = Callable[..., PipelineConfig]
+
+GOOD = Forecast(
+    parameters=1000,
+    max_steps=100,
+    tokens=20_000,
+    flops=1e9,
+    tok_per_sec=1e3,
+    seconds=20,
+    memory_bytes=10**8,
+)
+
+
+def shards(tokens: int, documents: int) -> Shards:
+    split = ShardSplit(files=[], documents=documents, tokens=tokens, bytes=4 * tokens)
+    return Shards(
+        key="", source_key="", tokenizer_sha256="", vocab_size=512, eot=511, splits={"train": split}
+    )
+
+
+def test_a_probe_multiplies_real_steps(tiny_config: Config) -> None:
+    config = tiny_config(**{"train.max_steps": 50})
+    found = probe(config, None)
+    assert found.parameters == GPT(config.model, 512).parameter_count()
+    assert found.tokens == 50 * 128
+    assert found.seconds == pytest.approx(found.tokens / found.tok_per_sec)
+
+
+def test_epochs_become_steps(tiny_config: Config) -> None:
+    found = probe(tiny_config(**{"train.epochs": 2}), 6400)
+    assert found.max_steps == 100
+
+
+def test_epochs_of_an_unknown_dataset_cannot_be_forecast(tiny_config: Config) -> None:
+    with pytest.raises(UserError, match="slm encode tiny"):
+        forecast(tiny_config(**{"train.epochs": 2}), None)
+
+
+def test_a_sound_recipe_gets_no_advice(tiny_config: Config) -> None:
+    assert advice(tiny_config(), GOOD, shards(20_000, 200)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cost", "words"),
+    [
+        ({"train.warmup": 0.5}, {}, "train.warmup=0.5"),
+        ({"train.learning_rate": 1.0}, {}, "train.learning_rate=1.0"),
+        ({"train.optimizer": "muon", "train.muon_learning_rate": 3.0}, {}, "muon_learning_rate"),
+        ({}, {"tokens": 999}, "999 tokens for 1,000 parameters"),
+        ({}, {"max_steps": 3}, "3 steps"),
+        ({"model.seq_len": 128}, {}, "20 tokens on average"),
+        ({}, {"tokens": 200_000}, "50.0 epochs over 4,000 tokens"),
+    ],
+)
+def test_each_setting_that_will_not_work_is_named(
+    overrides: dict[str, object], cost: dict[str, int], words: str, tiny_config: Config
+) -> None:
+    lines = advice(tiny_config(**overrides), GOOD.model_copy(update=cost), shards(4000, 200))
+    assert any(words in line for line in lines)
