@@ -11,7 +11,6 @@ mlflow is imported where it is used: it takes more than a second.
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -146,8 +145,8 @@ def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
 def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
     """Keeps the MLflow run of a run folder up to date while the block trains.
 
-    A daemon thread of the lowest priority makes a pass every few seconds. What it cannot do, for a
-    server that is down or slow, it says once, and `sync` makes up for it later.
+    A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
+    slow, it says once, and `sync` makes up for it later.
     """
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(run_path, uri, stop), daemon=True)
@@ -162,9 +161,6 @@ def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
 
 
 def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
-    if sys.platform == "linux":  # there, a thread has a priority of its own
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     mirrored: _Mirrored | None = None
     interval, failures = INTERVAL, 0
     stopping = False
