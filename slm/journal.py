@@ -55,6 +55,7 @@ class Journal:
     """
 
     def __init__(self, run: Path, *, enabled: bool = True) -> None:
+        self._enabled = enabled
         self.path = run / JOURNAL if enabled else Path(os.devnull)
         self._lock = threading.RLock()
         self._cut_torn_line()
@@ -123,7 +124,7 @@ class Journal:
 
     def sync(self) -> None:
         """Makes what was written durable: called before a checkpoint that counts on it."""
-        if self.path.name != JOURNAL:
+        if not self._enabled:
             return
         with self._lock:
             self._file.flush()

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from faults import Lab
-from run_folders import add_checkpoint, start_run
+from run_folders import add_checkpoint, empty_store, start_run
 
 from flows import runs
 from slm import tracking
@@ -33,6 +33,11 @@ from slm.storage import read_record
 from slm.tokenizer import Tokenizer
 from slm.train import train
 from slm.units import Encoded
+
+pytestmark = [  # mlflow, when it is imported
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
+]
 
 Config = Callable[..., PipelineConfig]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -203,7 +208,7 @@ def test_names_that_lead_elsewhere_are_refused(
         load_recipe(name, path=tmp_path / "pipelines.yaml")
     with pytest.raises(UserError, match=r"registry\.model"):
         tiny_config(**{"registry.model": name})
-    start_run(data_root)
+    start_run(empty_store(data_root))
     for text in (name, f"models:/{name}@champion"):
         with pytest.raises(UserError):
             runs.checkpoint_folder(text)
@@ -222,6 +227,7 @@ def test_a_run_that_names_shards_elsewhere_is_refused(tmp_path: Path) -> None:
 # ---- secrets ----------------------------------------------------------------------------------
 
 SECRETS = ("hf_TheTokenOfTheTest", "hunter2")
+SERVER = f"http://me:{SECRETS[1]}@127.0.0.1:9"
 
 
 def test_no_secret_is_kept_anywhere(
@@ -235,7 +241,7 @@ def test_no_secret_is_kept_anywhere(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRETS[1])
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     caplog.set_level(logging.DEBUG)
-    root = tmp_path / "data"
+    root = empty_store(tmp_path / "data")
     config = tiny_config(**{"train.threads": 1})
     shards = encode(config, download(config, root=root), root=root)
     run = Lab(config, shards, tmp_path).prepare(root)
@@ -250,12 +256,12 @@ def test_no_secret_is_kept_anywhere(
 
 def test_a_password_in_the_config_is_refused_and_not_repeated(tiny_config: Config) -> None:
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as raised:
-        tiny_config(**{"registry.tracking_uri": "http://me:hunter2@127.0.0.1:9"})
-    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+        tiny_config(**{"registry.tracking_uri": SERVER})
+    assert SECRETS[1] not in "".join(traceback.format_exception(raised.value))
     assert tiny_config(**{"registry.tracking_uri": "http://127.0.0.1:9/a@b"})
 
 
 def test_a_server_that_is_down_shows_no_password(tmp_path: Path) -> None:
     with pytest.raises(SlmError) as raised:
-        tracking.sync(start_run(tmp_path), tracking_uri="http://me:hunter2@127.0.0.1:9")
-    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+        tracking.sync(start_run(tmp_path), tracking_uri=SERVER)
+    assert SECRETS[1] not in "".join(traceback.format_exception(raised.value))
