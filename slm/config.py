@@ -181,7 +181,7 @@ class ReportConfig(Section):
     )
     temperatures: tuple[PositiveFloat, ...] = (0.5, 0.8, 1.0)
     top_ks: tuple[PositiveInt, ...] = (20, 50)
-    max_new_tokens: PositiveInt = 150
+    max_new_tokens: PositiveInt = 250  # most short stories end within it
     seed: int = 1
 
 

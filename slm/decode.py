@@ -1,22 +1,43 @@
 """The model one token at a time, as fast as its weights can be read.
 
-The same function as `GPT.forward` with a cache, with its weights laid out for few rows: one product
+The same function as `GPT.forward`, with a cache and its weights laid out for few rows: one product
 for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at the
 memory's full rate (torch's default reaches a third of it). The precision is the same; the layout
 is the one that torch's compiler uses, without the minute of compiling.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model import GPT, NORM_EPS, Block, GeluMLP, KVCache, SwiGluMLP, rotate
+from slm.model import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
 
 Product = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor] | None
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the positions seen so far, preallocated; one row may be ahead of another.
+
+    `keys`, `values`: (n_layer, B, n_kv_head, seq_len, D). `lengths`: (B,), positions filled a row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, model: GPT, rows: int) -> "KVCache":
+        c = model.config
+        shape = (c.n_layer, rows, c.n_kv_head or c.n_head, c.seq_len, c.n_embd // c.n_head)
+        weight = model.embed.weight
+        keys, values = torch.zeros((2, *shape), dtype=weight.dtype, device=weight.device)
+        return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
 
 
 class Decoder:

@@ -9,7 +9,6 @@ Shapes: B rows, T positions, C = n_embd, H heads of width D = C / H, V = vocab_s
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +17,6 @@ from torch import Tensor, nn
 from slm.config import ModelConfig
 
 NORM_EPS = {"gpt2": 1e-5, "qwen3": 1e-6}
-
-
-@dataclass
-class KVCache:
-    """Keys and values of the positions seen so far, preallocated; one row may be ahead of another.
-
-    `keys`, `values`: (n_layer, B, n_kv_head, seq_len, D). `lengths`: (B,), positions filled a row.
-    """
-
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def empty(cls, model: "GPT", rows: int) -> "KVCache":
-        c = model.config
-        shape = (c.n_layer, rows, c.n_kv_head or c.n_head, c.seq_len, c.n_embd // c.n_head)
-        weight = model.embed.weight
-        keys, values = torch.zeros((2, *shape), dtype=weight.dtype, device=weight.device)
-        return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
 
 
 class RMSNorm(nn.Module):
@@ -69,9 +48,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim) if rotary else None
         self.k_norm = RMSNorm(self.head_dim) if rotary else None
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, past: "Past | None"
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, C = x.shape
         q = self.q_proj(x).view(B, T, self.n_head, self.head_dim)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.head_dim)
@@ -81,40 +58,16 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        if past is not None:
-            k, v = past.append(k, v)
         y = F.scaled_dot_product_attention(
             q,
-            k.to(q.dtype),
-            v.to(q.dtype),
-            attn_mask=past.mask if past else None,
-            is_causal=past is None,
+            k,
+            v,
+            is_causal=True,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
         )
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, C))
         return out
-
-
-@dataclass
-class Past:
-    """One layer's view of the cache during a forward pass over T new positions a row.
-
-    `index`: (B, T), where the new positions go. `mask`: (B, 1, T, S), what each may attend to.
-    """
-
-    keys: Tensor  # (B, n_kv_head, seq_len, D)
-    values: Tensor
-    index: Tensor
-    mask: Tensor
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the new keys and values; returns those of the first S positions."""
-        where = self.index[:, None, :, None].expand_as(k)
-        self.keys.scatter_(2, where, k.to(self.keys.dtype))
-        self.values.scatter_(2, where, v.to(self.values.dtype))
-        S = self.mask.shape[-1]
-        return self.keys[:, :, :S], self.values[:, :, :S]
 
 
 class GeluMLP(nn.Module):
@@ -157,10 +110,8 @@ class Block(nn.Module):
         self.mlp = GeluMLP(config) if config.architecture == "gpt2" else SwiGluMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, past: Past | None
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, past))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -199,43 +150,25 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states after the final norm.
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids → (B, T, C) hidden states after the final norm.
 
-        Args:
-            ids: (B, T) token ids.
-            cache: what came before in each row; the new positions are written to it, and the
-                caller advances `cache.lengths` by as many as count (a padded row advances less).
-
-        Returns:
-            (B, T, C). Raises ValueError beyond `seq_len` positions.
+        Raises ValueError beyond `seq_len` positions.
         """
         T, limit = ids.shape[1], self.config.seq_len
-        if limit < T and cache is None:
+        if limit < T:
             raise ValueError(f"{T} tokens do not fit the context of {limit}")
-        index = torch.arange(T, device=ids.device)
-        if cache is not None:  # padding may point beyond the context: it is never attended to
-            index = (cache.lengths[:, None] + index).clamp_max(limit - 1)  # (B, T)
         x = self.embed(ids)  # (B, T, C)
         rotation = None
         if self.positions is not None:
-            x = x + self.positions(index)
-        else:  # (T, 1, D) or (B, T, 1, D), to broadcast over heads
-            rotation = (self.cos[index].unsqueeze(-2), self.sin[index].unsqueeze(-2))
+            x = x + self.positions.weight[:T]
+        else:  # (T, 1, D), to broadcast over heads
+            rotation = (self.cos[:T, None], self.sin[:T, None])
         x = self.dropout(x)
-        mask = self._cache_mask(cache, index) if cache is not None else None
-        for i, block in enumerate(self.blocks):
-            past = None
-            if cache is not None and mask is not None:
-                past = Past(cache.keys[i], cache.values[i], index, mask)
-            x = block(x, rotation, past)
+        for block in self.blocks:
+            x = block(x, rotation)
         out: Tensor = self.final_norm(x)
         return out
-
-    def _cache_mask(self, cache: KVCache, index: Tensor) -> Tensor:
-        S = int(index.max()) + 1
-        keys = torch.arange(S, device=index.device)
-        return (keys <= index[:, :, None])[:, None]  # (B, 1, T, S)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, C) hidden states → (…, V), by the embedding itself: the two are tied."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slm.decode import Decoder
+from slm.decode import Decoder, KVCache
 from slm.errors import UserError
-from slm.model import GPT, KVCache
+from slm.model import GPT
 from slm.tokenizer import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns

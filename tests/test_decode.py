@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from slm.config import ModelConfig
-from slm.decode import Decoder, product, product_plus
-from slm.model import GPT, KVCache
+from slm.decode import Decoder, KVCache, product, product_plus
+from slm.model import GPT
 
 V, SEQ_LEN = 301, 24
 

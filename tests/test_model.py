@@ -1,4 +1,4 @@
-"""The GPT: equal to Hugging Face's, causal, and the same through its cache."""
+"""The GPT: equal to Hugging Face's, and causal."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slm.config import ModelConfig
 from slm.loss import CHUNK, cross_entropy, plain_cross_entropy
-from slm.model import GPT, KVCache
+from slm.model import GPT
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -108,22 +108,6 @@ def test_no_position_sees_a_later_one(model: GPT) -> None:
         (gradient,) = torch.autograd.grad(hidden[:, place].sum(), embedded[0], retain_graph=True)
         reached = gradient.abs().sum(dim=(0, 2)) > 0
         assert reached.tolist() == [t <= place for t in range(16)]
-
-
-def test_the_cache_changes_nothing(model: GPT) -> None:
-    """Unequal prompts, right-padded, then one token at a time: the hidden states of one pass."""
-    x, lengths = ids(3, 20), torch.tensor([3, 9, 14])
-    cache = KVCache.empty(model, 3)
-    with torch.no_grad():
-        whole = model(x)
-        prefill = model(x[:, :14], cache)
-        for row, length in enumerate(lengths):
-            torch.testing.assert_close(prefill[row, :length], whole[row, :length])
-        cache.lengths = lengths.clone()
-        for _ in range(6):
-            step = model(x[torch.arange(3), cache.lengths][:, None], cache)
-            torch.testing.assert_close(step[:, 0], whole[torch.arange(3), cache.lengths])
-            cache.lengths += 1
 
 
 def test_a_longer_text_than_the_context_is_refused(model: GPT) -> None:
