@@ -8,8 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from mlflow.exceptions import MlflowException
 from run_folders import empty_store
-from tiny_run import CLEAN, DIRTY, code, flip_byte, make_run, tiny_config, write_documents
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
 
 from slm import provenance, registry, tracking, versions
 from slm.config import PipelineConfig
@@ -18,7 +19,6 @@ from slm.evaluate import evaluate
 from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
 from slm.lineage_picture import lineage_svg
-from slm.records import Run
 
 pytestmark = [  # mlflow, when it is imported
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
@@ -31,20 +31,18 @@ CHAIN = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder = tmp_path_factory.mktemp("lineage")
-    config = tiny_config(write_documents(folder / "documents.jsonl"))
+@pytest.fixture(autouse=True)
+def clean_code() -> Iterator[None]:
     with code(CLEAN):
-        yield make_run(folder / "data", config)
+        yield
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> Path:
     """A copy of its own, with an empty registry beside it."""
-    root = tmp_path / "data"
-    shutil.copytree(trained.path.parents[1], root)
-    return empty_store(root) / "runs" / trained.name
+    run = copy_run(tmp_path / "data")
+    empty_store(tmp_path / "data")
+    return run
 
 
 def register(run: Path) -> PipelineConfig:
@@ -187,10 +185,14 @@ def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> Non
     assert "model.safetensors" in link.notes[0]
 
 
-def test_a_registry_that_cannot_be_asked_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("not a database")
-    with pytest.raises(SlmError, match="cannot be asked"):
-        versions.list_versions(tmp_path, uri=f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_registry_that_cannot_be_asked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Down:
+        def search_model_versions(self) -> None:
+            raise MlflowException("connection refused at http://me:secret@host/\nmore")
+
+    monkeypatch.setattr(tracking, "connect", lambda uri: Down())
+    with pytest.raises(SlmError, match=r"cannot be asked: connection refused at http://host/$"):
+        versions.list_versions(uri="http://host")
 
 
 def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CLEAN, DIRTY, code, flip_byte, make_run, tiny_config, write_documents
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
 
 import slm.train
 from slm import launch, storage
@@ -16,24 +16,19 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.lineage import lineage
 from slm.optim import learning_rate_factor
-from slm.records import Run
 from slm.reproduce import Reproduction, reproduce
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder = tmp_path_factory.mktemp("reproduce")
-    config = tiny_config(write_documents(folder / "documents.jsonl"))
+@pytest.fixture(autouse=True)
+def clean_code() -> Iterator[None]:
     with code(CLEAN):
-        yield make_run(folder / "data", config)
+        yield
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> Path:
     """A copy of its own."""
-    root = tmp_path / "data"
-    shutil.copytree(trained.path.parents[1], root)
-    return root / "runs" / trained.name
+    return copy_run(tmp_path / "data")
 
 
 def left_over(run: Path) -> list[Path]:

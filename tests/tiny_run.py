@@ -1,9 +1,13 @@
 """A real run of a second, from a file to its evaluation: for tests of what is told of runs."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -46,6 +50,25 @@ def make_run(root: Path, config: PipelineConfig) -> Run:
     assert run is not None
     evaluate(config, run, root=root)
     return run
+
+
+@cache
+def _trained(**training: Any) -> Path:
+    """The data folder of a run that is made once a session, with clean code."""
+    session = Path(os.environ["SLM_DATA"])
+    path = session / "documents.jsonl"
+    config = tiny_config(path if path.exists() else write_documents(path), **training)
+    root = Path(mkdtemp(dir=session))
+    with code(CLEAN):
+        make_run(root, config)
+    return root
+
+
+def copy_run(root: Path, **training: Any) -> Path:
+    """Puts a trained run, its shards and its source into a data folder; returns the run's."""
+    shutil.copytree(_trained(**training), root, dirs_exist_ok=True)
+    name = next((_trained(**training) / "runs").iterdir()).name
+    return root / "runs" / name
 
 
 @contextmanager
