@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import stat
-import sys
 import time
 import traceback
 import warnings
@@ -62,7 +61,7 @@ def fork(work: Callable[[], object], *, fault: str = "", log: Path | None = None
         code = 0
     except SlmError as error:
         code = error.exit_code
-        print(error, file=sys.stderr, flush=True)
+        os.write(2, f"{error}\n".encode())
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
