@@ -5,7 +5,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip asks rustc, where there is one, for its version, and rustup would write into the home folder.
+INSTALL := RUSTUP_HOME="$$PWD/$(VENV)/rustup" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-faults check bench clean
