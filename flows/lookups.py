@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.options import AsJson, RunName, Settings, show
+from flows.options import AsJson, RunName, Settings, display_for, show
 from slm.config import (
     data_root,
     load_recipe,
@@ -58,22 +58,70 @@ def inspect(
     document: Annotated[
         int | None, typer.Option(metavar="N", help="Show the N-th document.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what shards hold."""
     from flows import tables
-    from slm.shards import read_shards
+    from slm import shards as module
 
     path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
-    record = read_shards(path)
-    Console().print(
-        tables.shards(record) if document is None else tables.document(record, document)
-    )
+    found = module.inspect(path, document)
+    if as_json:
+        print(json.dumps(found))
+        return
+    Console().print(tables.shards(found) if document is None else tables.document(found))
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Of shards, a run, or anything else in data/.")],
+    folder: Annotated[
+        str, typer.Argument(help="Shards, a run, or any other folder of data/ (a name will do).")
+    ],
+    steps: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Of a run: train these steps again.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Hash every file below a folder again and compare with what was recorded."""
+    """Hash everything again; of a run, also train a stretch again and compare its bits."""
+    from slm import shards as module
+
+    path = Path(folder) if Path(folder).is_dir() else data_root() / "shards" / folder
+    if steps is not None or not path.is_dir() or (path / "checkpoints").is_dir():
+        _verify_run(folder, steps, as_json)
+    elif any(path.glob("train_*.bin")):
+        show(module.verify(path), as_json)
+    else:
+        show(_verify_records(path), as_json)
+
+
+def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
+    """Hashes a run's files, trains the stretch again, and tells whether the bits are the same."""
+    from dataclasses import asdict
+
+    from flows.runs import run_folder
+    from slm.replay import verify_steps
+
+    path = run_folder(run)
+    hashed = _verify_records(path)
+    start, stop = _stretch(steps)
+    with display_for(as_json) as display, display.progress("replay") as progress:
+        found = verify_steps(path, start, stop, progress)
+    show({**hashed, **asdict(found), "verdict": found.verdict}, as_json)
+    if found.verdict != "identical":
+        raise typer.Exit(1)
+
+
+def _stretch(steps: str | None) -> tuple[int | None, int | None]:
+    if steps is None:
+        return None, None
+    try:
+        start, stop = (int(part) for part in steps.split(":"))
+    except ValueError as error:
+        raise UserError(f"--steps {steps!r} is not A:B, such as 100:200") from error
+    return start, stop
+
+
+def _verify_records(folder: Path) -> dict[str, int]:
+    """Compares every file below a folder with the record that vouches for it."""
     from slm.records import Record
     from slm.storage import RECORD, mismatches
 
@@ -88,7 +136,7 @@ def verify(
         wrong += mismatches(path.parent, entries)
     if wrong:
         raise CorruptionError("; ".join(wrong))
-    Console().print(f"{files} files of {len(found)} records are as recorded", highlight=False)
+    return {"files": files, "records": len(found)}
 
 
 def check(

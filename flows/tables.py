@@ -1,17 +1,11 @@
 """Tables that the look-up commands print."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-
-from slm.errors import UserError
-from slm.records import Shards
-
-FREQUENT_TOKENS = 20
 
 
 def pairs(values: Mapping[str, Any]) -> Table:
@@ -51,49 +45,29 @@ def recipes(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def shards(record: Shards) -> RenderableType:
-    """What shards hold: counts by split, documents left out, lengths, the most frequent tokens."""
+def shards(found: Mapping[str, Any]) -> RenderableType:
+    """What `slm.shards.inspect` found: counts, documents left out, lengths, frequent tokens."""
     splits = rows(
         ("", "documents", "tokens", "bytes", "bytes a token", "files"),
         (
-            (name, s.documents, s.tokens, s.bytes, s.bytes / max(1, s.tokens), len(s.files))
-            for name, s in record.splits.items()
+            (name, s["documents"], s["tokens"], s["bytes"], s["bytes"] / s["tokens"], s["files"])
+            for name, s in found["splits"].items()
         ),
     )
-    dropped = rows(("", "documents left out"), record.dropped.items())
-    histogram = sorted(record.length_histogram.items(), key=lambda entry: int(entry[0]))
+    dropped = rows(("", "documents left out"), found["dropped"].items())
+    histogram = sorted(found["length_histogram"].items(), key=lambda entry: int(entry[0]))
     lengths = rows(("up to so many tokens", "documents"), histogram)
-    tokens = rows(("", "most frequent tokens of train"), _most_frequent(record))
-    return Group(*_spaced(pairs({"shards": record.path}), splits, dropped, lengths, tokens))
+    frequent = ((repr(entry["token"]), entry["share"]) for entry in found["frequent"])
+    tokens = rows(("", "share of the most frequent tokens"), frequent)
+    return Group(*_spaced(pairs({"shards": found["shards"]}), splits, dropped, lengths, tokens))
 
 
-def document(record: Shards, number: int) -> RenderableType:
-    """A document of the train split, and how it was cut into tokens."""
-    from slm.shards import documents
-    from slm.tokenizer import Tokenizer
-
-    ids = next(islice(documents(record, "train"), number, None), None)
-    if ids is None:
-        count = record.splits["train"].documents
-        raise UserError(f"--document {number}: the train split has documents 0 to {count - 1}")
-    tokenizer = Tokenizer.load(record.path / "tokenizer.tiktoken")
-    pieces = " ".join(f"{id}:{tokenizer.decode([id])!r}" for id in ids.tolist())
-    return Group(*_spaced(Text(tokenizer.decode(ids.tolist())), Text(pieces)))
-
-
-def _most_frequent(record: Shards) -> Iterable[tuple[str, int]]:
-    import numpy as np
-
-    from slm.shards import read_tokens
-    from slm.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(record.path / "tokenizer.tiktoken")
-    counts = np.zeros(record.vocab_size, dtype=np.int64)
-    for name in record.splits["train"].files:
-        counts += np.bincount(read_tokens(record.path / name), minlength=record.vocab_size)
-    for token in counts.argsort()[::-1][:FREQUENT_TOKENS].tolist():
-        text = "<|endoftext|>" if token == record.eot else repr(tokenizer.decode([token]))
-        yield text, int(counts[token])
+def document(found: Mapping[str, Any]) -> RenderableType:
+    """A document as text, and how it was cut into tokens."""
+    shown = found["document"]
+    pieces = " ".join(f"{i}:{t!r}" for i, t in zip(shown["ids"], shown["tokens"], strict=True))
+    head = pairs({"document": shown["number"], "split": shown["split"]})
+    return Group(*_spaced(head, Text(shown["text"]), Text(pieces)))
 
 
 def _spaced(*parts: RenderableType) -> Iterable[RenderableType]:

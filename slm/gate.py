@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from slm import storage, tracking, vetoes
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig, data_root
+from slm.copies import longest_copies
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
 from slm.packing import MODEL_FILES
@@ -351,8 +352,9 @@ def _vetoes(
     # Compared as the challenger's shards spell them, whose tokenizer is the challenger's own.
     train = (read_tokens(shards.path / name) for name in shards.splits["train"].files)
     ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
-    runs = vetoes.longest_runs(samples + ends, train, tokenizer.n_vocab)
-    share = vetoes.memorised_share(runs[: len(samples)], runs[len(samples) :])
+    found_copies = longest_copies(samples + ends, train, tokenizer.n_vocab)
+    lengths = [copy.length for copy in found_copies]
+    share = vetoes.memorised_share(lengths[: len(samples)], lengths[len(samples) :])
     if share > limits.max_memorised:
         found.append(
             f"{share:.0%} of its samples copy more of the training text than human ones do "
