@@ -1,7 +1,7 @@
 """A real run of a second, from a file to its evaluation: for tests of what is told of runs."""
 
+import atexit
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,12 +53,19 @@ def make_run(root: Path, config: PipelineConfig) -> Run:
 
 
 @cache
+def _documents() -> Path:
+    """The file that all runs are made from."""
+    session = Path(mkdtemp(prefix="slm-tiny-run-"))
+    atexit.register(shutil.rmtree, session, ignore_errors=True)
+    return write_documents(session / "documents.jsonl")
+
+
+@cache
 def _trained(**training: Any) -> Path:
     """The data folder of a run that is made once a session, with clean code."""
-    session = Path(os.environ["SLM_DATA"])
-    path = session / "documents.jsonl"
-    config = tiny_config(path if path.exists() else write_documents(path), **training)
-    root = Path(mkdtemp(dir=session))
+    path = _documents()
+    config = tiny_config(path, **training)
+    root = Path(mkdtemp(dir=path.parent))
     with code(CLEAN):
         make_run(root, config)
     return root
