@@ -24,7 +24,7 @@ test-slow: $(VENV)/dev  ## the long proofs
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(VENV)/dev  ## the long proofs of recovery: kills, full disks, flipped bits
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_faults.py
+	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' tests/test_faults.py
 
 check: $(VENV)/dev  ## format, lint, types, import order, recipes and deployments
 	$(BIN)/ruff format --check .
