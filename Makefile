@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # pip asks rustc, where there is one, for its version, and rustup would write into the home folder.
-INSTALL := RUSTUP_HOME="$$PWD/$(VENV)/rustup" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-faults check bench clean
