@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from flows import environment
+from flows.champions import promote, rollback
 from flows.display import shorten
 from flows.history import compare, gc, lineage, models, reproduce, runs
 from flows.lookups import bench, check, inspect, recipes, sample, verify
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 PIPELINE, STAGES, LOOK = "The whole pipeline", "One stage", "Look and check"
+CHAMPIONS = "The registry"
 HISTORY = "Look back"
 
 
@@ -188,6 +190,8 @@ def sync(run: RunName, as_json: AsJson = False) -> None:
 
 for command in (sample, inspect, verify, check, recipes, bench):
     app.command(rich_help_panel=LOOK)(command)
+for decision in (promote, rollback):
+    app.command(rich_help_panel=CHAMPIONS)(decision)
 for look_back in (runs, models, lineage, reproduce, compare, gc):
     app.command(rich_help_panel=HISTORY)(look_back)
 

@@ -248,3 +248,13 @@ def test_verify_finds_a_flipped_bit(invoke: Invoke, data_root: Path) -> None:
     result = invoke("verify", str(folder))
     assert result.code == 1
     assert "a.bin" in result.err
+
+
+def test_promote_and_rollback_without_a_model_are_one_message_each(
+    invoke: Invoke, data_root: Path
+) -> None:
+    for command in (["promote"], ["rollback"]):
+        result = invoke(*command)
+        assert result.code == 2
+        assert "slm" in result.err
+        assert "Traceback" not in result.err

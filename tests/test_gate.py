@@ -22,11 +22,6 @@ from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Run
 
-pytestmark = [  # mlflow, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-]
-
 LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
 STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
 

@@ -17,11 +17,6 @@ from slm import registry
 from slm.evaluate import evaluate
 from slm.launch import read_run, run_config
 
-pytestmark = [  # mlflow, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-]
-
 Invoke = Callable[..., tuple[int, str, str]]
 
 

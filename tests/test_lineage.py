@@ -20,11 +20,6 @@ from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
 from slm.lineage_picture import lineage_svg
 
-pytestmark = [  # mlflow, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-]
-
 CHAIN = [
     "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",
     "checkpoint", "evaluation",

@@ -37,11 +37,6 @@ from slm.errors import CorruptionError, UserError
 from slm.records import Evaluation, Run, Version
 from slm.sample import generate
 
-pytestmark = [  # mlflow, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-]
-
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
 
 

@@ -34,11 +34,6 @@ from slm.tokenizer import Tokenizer
 from slm.train import train
 from slm.units import Encoded
 
-pytestmark = [  # mlflow, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-]
-
 Config = Callable[..., PipelineConfig]
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("slm", "flows") for path in (PROJECT / folder).glob("*.py"))

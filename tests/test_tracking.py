@@ -25,8 +25,6 @@ from slm import storage, tracking
 from slm.config import RegistryConfig
 from slm.errors import SlmError, UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # in mlflow
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
