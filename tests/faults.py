@@ -127,7 +127,7 @@ class Lab:
         return wait(fork(lambda: train(run), fault=fault, log=run / "train.log"))
 
     def uninterrupted(self) -> Bits:
-        """The bits of a training in this process: so the forks have loaded all that torch loads late."""
+        """The bits of a training in this process, so that forks have what torch loads late."""
         run = self.prepare(self.root())
         train(run)
         return bits(run)
