@@ -54,7 +54,8 @@ def test_an_error_is_the_callers_and_ends_the_rest() -> None:
 def test_leaving_early_does_not_hang() -> None:
     with Workers(2) as workers:
         results = workers.spread(double, range(10_000))
-        next(results)
+        job, result = next(results)
+    assert result == 2 * job
 
 
 def test_a_process_killed_once_is_replaced(tmp_path: Path) -> None:
