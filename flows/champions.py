@@ -19,14 +19,14 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Judge a version against the champion; it becomes champion only where it is better."""
-    import slm.gate
+    import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
-        verdict = slm.gate.promote(version, force=force, progress=progress)
+        verdict = slm.registry.gate.promote(version, force=force, progress=progress)
     if as_json:
         show(verdict.model_dump(mode="json"), as_json)
     else:
-        Console().print(Markdown(slm.gate.describe(verdict)))
+        Console().print(Markdown(slm.registry.gate.describe(verdict)))
     raise typer.Exit(0 if verdict.decision == "promoted" else 1)
 
 
@@ -35,7 +35,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the champion's predecessor champion again."""
-    import slm.gate
+    import slm.registry.gate
 
-    champion, left = slm.gate.rollback(model)
+    champion, left = slm.registry.gate.rollback(model)
     show({"model": model, "champion": champion, "left": left}, as_json)

@@ -63,7 +63,7 @@ def _look_up(model: str) -> "tuple[Lineage, Path]":
     from slm.lineage import lineage
 
     if model.startswith("models:"):
-        from slm import versions
+        from slm.registry import versions
 
         return versions.version_lineage(model), versions.version_run(model)
     run = run_folder(model)
@@ -103,7 +103,7 @@ def runs(as_json: AsJson = False) -> None:
 def models(as_json: AsJson = False) -> None:
     """List the registered model versions."""
     from flows import drawings
-    from slm.versions import list_versions
+    from slm.registry.versions import list_versions
 
     found = list_versions()
     if as_json:
@@ -132,7 +132,7 @@ def gc(
 ) -> None:
     """Remove what no version and no recent run needs, and what interruptions left."""
     from slm import retention
-    from slm.versions import list_versions
+    from slm.registry.versions import list_versions
 
     if keep_runs < 0:
         raise UserError(f"--keep-runs {keep_runs} is below 0")

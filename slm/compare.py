@@ -16,9 +16,9 @@ from slm import storage
 from slm.checkpoint import CONFIG
 from slm.errors import UserError
 from slm.evaluate import DETAILS
-from slm.gate import paired_interval
 from slm.journal import read_journal
 from slm.records import Evaluation, Run
+from slm.registry.gate import paired_interval
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
 FIGURES = (  # of a run

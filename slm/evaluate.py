@@ -19,12 +19,12 @@ import torch
 
 from slm.checkpoint import load_model
 from slm.config import DataConfig, PipelineConfig
-from slm.documents import format_of, read_documents
 from slm.errors import UserError
 from slm.metrics import Ids, token_losses
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Progress, Run, silent
 from slm.shards import documents, read_shards
+from slm.source.documents import format_of, read_documents
 from slm.storage import read_record, run_stage, stage_key, write_json
 from slm.tokenizer import Tokenizer
 

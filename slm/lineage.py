@@ -2,7 +2,7 @@
 
 The records of the stages hold the hashes. Here they are put in a row, and every link is compared
 with the files, the code and the machine that are there now. Nothing is asked of a server: what the
-registry knows of a version is added by `slm.versions`.
+registry knows of a version is added by `slm.registry.versions`.
 """
 
 import json
@@ -18,8 +18,8 @@ from slm import provenance, storage
 from slm.checkpoint import CONFIG
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import CorruptionError, UserError
-from slm.files import find_files
 from slm.records import Checkpoint, Evaluation, Record, Run, Shards, Source
+from slm.source.files import find_files
 from slm.stories import STORIES_VERSION
 
 State = Literal["unchanged", "changed", "gone", "not checked"]

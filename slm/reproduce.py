@@ -23,13 +23,13 @@ from slm.checkpoint import MODEL, load_model
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluate import DETAILS, evaluate
-from slm.hub_client import keep_cache_in
 from slm.journal import JOURNAL, read_journal
 from slm.lineage import Lineage, lineage
 from slm.plan import PLAN, Plan
 from slm.records import Evaluation, Progress, Record, Run, Shards, Source, silent
 from slm.shards import encode
 from slm.source import download
+from slm.source.hub_client import keep_cache_in
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight

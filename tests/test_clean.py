@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.clean import (
+from slm.config import CleanConfig
+from slm.shards.clean import (
     ACROSS_SPLITS,
     DUPLICATE,
     EMPTY,
@@ -23,7 +24,6 @@ from slm.clean import (
     document_hash,
     signature,
 )
-from slm.config import CleanConfig
 from slm.stories import story
 
 

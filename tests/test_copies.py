@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm import copies
-from slm.copies import SHORTEST, Copy, longest_copies
+from slm.report import copies
+from slm.report.copies import SHORTEST, Copy, longest_copies
 
 VOCAB_SIZE = 50
 

@@ -14,10 +14,10 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slm import documents
 from slm.config import DataConfig
-from slm.documents import format_of, read_documents
 from slm.errors import CorruptionError, UserError
+from slm.source import documents
+from slm.source.documents import format_of, read_documents
 
 TEXTS = ["Once upon a time.", "Zoë said:\n\n“<|endoftext|>”", "NUL \0 inside", "", "🦊" * 50]
 

@@ -5,7 +5,7 @@ import pytest
 
 from slm.config import DataConfig
 from slm.errors import UserError
-from slm.files import find_files
+from slm.source.files import find_files
 
 
 def data_of(path: Path | str, **fields: Any) -> DataConfig:

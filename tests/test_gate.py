@@ -17,10 +17,11 @@ from run_folders import (
     write_journal,
 )
 
-from slm import gate, registry, tracking
+from slm import registry, tracking
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Run
+from slm.registry import gate
 
 LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
 STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})

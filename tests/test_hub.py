@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Fault, Hub, git_sha1, serve
 
-from slm import hub_client, storage
+from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Source
-from slm.source import download
+from slm.source import download, hub_client
 
 TOKEN = "hf_TopSecretToken"
 FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"

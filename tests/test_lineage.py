@@ -12,13 +12,14 @@ from mlflow.exceptions import MlflowException
 from run_folders import empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
 
-from slm import provenance, registry, tracking, versions
+from slm import provenance, registry, tracking
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluate import evaluate
 from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
-from slm.lineage_picture import lineage_svg
+from slm.registry import versions
+from slm.report.lineage_picture import lineage_svg
 
 CHAIN = [
     "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",

@@ -1,6 +1,6 @@
 import pytest
 
-from slm.quality import loops, measure, repetition, words
+from slm.report.quality import loops, measure, repetition, words
 from slm.stories import stories
 
 STORIES = list(stories(1, 0, 20))

@@ -30,11 +30,12 @@ import slm.evaluate
 import slm.launch
 import slm.shards
 import slm.source
-from slm import gate, packing, registry, storage, tracking
+from slm import registry, storage, tracking
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Evaluation, Run, Version
+from slm.registry import gate, packing
 from slm.sample import generate
 
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
@@ -221,7 +222,7 @@ def test_versions_of_unlike_code_work_side_by_side(
 
     def changed(first: str) -> dict[str, str]:
         sources = honest(first)
-        marked = sources["sample"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
+        marked = sources["sample.py"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
         return {**sources, "sample": marked}
 
     monkeypatch.setattr(packing, "_needed_modules", changed)

@@ -253,7 +253,7 @@ def test_samples_are_judged(
     def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
         return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
 
-    monkeypatch.setattr("slm.grid.generate", generate)
+    monkeypatch.setattr("slm.report.grid.generate", generate)
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
     settings |= {"max_new_tokens": 150}
     config = config.model_copy(update={"report": config.report.model_copy(update=settings)})

@@ -28,11 +28,11 @@ from slm.launch import run_config
 from slm.records import Checkpoint
 from slm.session import open_job
 from slm.shards import encode, read_tokens
+from slm.shards.units import Encoded
 from slm.source import download
 from slm.storage import read_record
 from slm.tokenizer import Tokenizer
 from slm.train import train
-from slm.units import Encoded
 
 Config = Callable[..., PipelineConfig]
 PROJECT = Path(__file__).resolve().parents[1]

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm import encoding, shards, storage, units
+from slm import shards, storage
 from slm.config import PipelineConfig
-from slm.encoding import ShardWriter
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Shards, Source, SourceSplit
-from slm.shards import documents, encode, inspect, read_shards, read_tokens, verify
+from slm.shards import documents, encode, encoding, inspect, read_shards, read_tokens, units, verify
+from slm.shards.encoding import ShardWriter
 from slm.stories import stories
 from slm.tokenizer import END_OF_TEXT, Tokenizer, gpt2
 
@@ -480,7 +480,7 @@ def test_a_worker_that_is_killed_twice_is_an_error_naming_its_input(
 ENCODE = """
 import sys
 from pathlib import Path
-from slm import units
+from slm.shards import units
 from slm.shards import encode
 from slm.records import Source
 from slm.config import PipelineConfig

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from slm.quality import Quality
-from slm.verdict import Check, Finding, judge, percent, quality_checks, training_findings
+from slm.report.quality import Quality
+from slm.report.verdict import Check, Finding, judge, percent, quality_checks, training_findings
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
 COPIES = [9, 12, 15, 10]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slm import vetoes
+from slm.registry import vetoes
 
 
 def test_a_model_that_copies_stands_out_from_human_text() -> None:

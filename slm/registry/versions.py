@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 from slm import storage, tracking
 from slm.config import data_root
-from slm.entities import public_uri
 from slm.errors import SlmError, UserError
 from slm.lineage import Lineage, Link, State, lineage
-from slm.packing import MODEL_FILES
 from slm.registry import find_version
+from slm.registry.packing import MODEL_FILES
+from slm.tracking.entities import public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from slm import hub, storage
+from slm import storage
 from slm.config import DataConfig, PipelineConfig, data_root
-from slm.documents import read_documents
 from slm.errors import UserError
-from slm.files import find_files
-from slm.hub_client import keep_cache_in
 from slm.records import Progress, Source, SourceSplit, silent
+from slm.source import hub
+from slm.source.documents import read_documents
+from slm.source.files import find_files
+from slm.source.hub_client import keep_cache_in
 from slm.stories import STORIES_VERSION, stories
 
 logger = logging.getLogger(__name__)

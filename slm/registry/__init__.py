@@ -19,10 +19,10 @@ from urllib.request import url2pathname
 from slm import storage, tracking
 from slm.checkpoint import find_run, latest_checkpoint
 from slm.config import PipelineConfig, data_root
-from slm.entities import find_source, public_uri
 from slm.errors import CorruptionError, UserError, unknown
-from slm.packing import MODEL_FILES, pack
 from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version
+from slm.registry.packing import MODEL_FILES, pack
+from slm.tracking.entities import find_source, public_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path, PurePath
 
 from slm.config import DataConfig
-from slm.documents import FORMATS, format_of
 from slm.errors import UserError
+from slm.source.documents import FORMATS, format_of
 
 logger = logging.getLogger(__name__)
 

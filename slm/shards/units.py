@@ -21,11 +21,11 @@ import safetensors.numpy
 from pyarrow.lib import ArrowException
 
 from slm import storage
-from slm.clean import NOT_TEXT, PERMUTATIONS, Hashes, Signatures, Tally, clean, document_hash
-from slm.clean import signature as sign
 from slm.config import CleanConfig
 from slm.errors import CorruptionError
 from slm.records import Source
+from slm.shards.clean import NOT_TEXT, PERMUTATIONS, Hashes, Signatures, Tally, clean, document_hash
+from slm.shards.clean import signature as sign
 from slm.tokenizer import Narrowing, Tokenizer
 
 UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends

@@ -12,13 +12,13 @@ from itertools import islice
 
 import numpy as np
 
-from slm.copies import Copy, Ids, longest_copies
-from slm.grid import GridSample
-from slm.quality import Quality, measure, words
 from slm.records import Progress, Shards, silent
+from slm.report.copies import Copy, Ids, longest_copies
+from slm.report.grid import GridSample
+from slm.report.quality import Quality, measure, words
+from slm.report.verdict import Check, quality_checks
 from slm.shards import documents, read_tokens
 from slm.tokenizer import Tokenizer
-from slm.verdict import Check, quality_checks
 
 GROUPS = 5  # of held-out texts, each of as many as there are samples
 KNOWN_CHARACTERS = 10_000_000  # of training text whose words count as known

@@ -43,31 +43,40 @@ def ship_code(folder: Path) -> tuple[Path, Path]:
     The package is named by the hash of what is in it: versions of unlike code may be loaded in one
     process. Returns the paths of the script and of the package.
     """
-    sources = _needed_modules("slm.serving")
+    script = Path(__file__).with_name("serving.py")
+    sources = _needed_modules(script)
     digest = storage.sha256_bytes(storage.canonical_json(sources))
     package = folder / f"slm_{digest[:12]}"
-    package.mkdir()
     for name, source in sources.items():
         renamed = re.sub(
             r"^(\s*)(from|import) slm\b", rf"\1\2 {package.name}", source, flags=re.MULTILINE
         )
-        script = name == "serving"
-        (folder if script else package).joinpath(f"{name}.py").write_text(renamed, "utf-8")
-    return folder / "serving.py", package
+        path = folder / script.name if name == script.name else package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(renamed, "utf-8")
+    return folder / script.name, package
 
 
-def _needed_modules(first: str) -> dict[str, str]:
-    """The source of a module of ours, and of all of ours that it imports, by file name."""
-    home = Path(__file__).parent
-    sources: dict[str, str] = {"__init__": (home / "__init__.py").read_text("utf-8")}
-    wanted = [first]
+def _needed_modules(script: Path) -> dict[str, str]:
+    """The source of a script and of all modules of ours that it imports, by path in the package."""
+    home = Path(__file__).parents[1]
+    sources = {script.name: script.read_text("utf-8")}
+    wanted = ["slm", *_imports(sources[script.name])]
     while wanted:
-        name = wanted.pop().partition(".")[2]
-        path = home / f"{name}.py"
-        if name in sources or not path.exists():
-            continue
-        sources[name] = path.read_text("utf-8")
-        for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "slm":
-                wanted += [str(node.module), *(f"{node.module}.{n.name}" for n in node.names)]
+        path = home.joinpath(*wanted.pop().split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        name = path.relative_to(home).as_posix()
+        if name not in sources and path.exists():
+            sources[name] = path.read_text("utf-8")
+            wanted += _imports(sources[name])
     return dict(sorted(sources.items()))
+
+
+def _imports(source: str) -> list[str]:
+    """The names from `slm` that a module imports; of these some are modules."""
+    return [
+        name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "slm"
+        for name in (str(node.module), *(f"{node.module}.{n.name}" for n in node.names))
+    ]

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from slm import entities, storage
+from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.journal import JOURNAL
 from slm.records import Checkpoint, Evaluation, Report, Run
+from slm.tracking import entities
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slm.clean import EXAMPLE_CHARS, Duplicates, Mask, Tally
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.records import Progress, ShardCount, Shards, ShardSplit, Source
-from slm.tokenizer import FILE_NAME, Tokenizer, trim
-from slm.units import (
+from slm.shards.clean import EXAMPLE_CHARS, Duplicates, Mask, Tally
+from slm.shards.units import (
     Counts,
     Encoded,
     Narrow,
@@ -30,6 +29,7 @@ from slm.units import (
     plan_units,
     token_dtype,
 )
+from slm.tokenizer import FILE_NAME, Tokenizer, trim
 from slm.workers import Workers, available_cores
 
 IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer than the work

@@ -19,10 +19,10 @@ import yaml
 
 from slm import storage
 from slm.config import DataConfig
-from slm.documents import FORMATS, check_columns, format_of
 from slm.errors import CorruptionError, SlmError, UserError, unknown
-from slm.hub_client import cache_home, patiently, token
 from slm.records import Progress
+from slm.source.documents import FORMATS, check_columns, format_of
+from slm.source.hub_client import cache_home, patiently, token
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from slm import storage, tracking, vetoes
+from slm import storage, tracking
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig, data_root
-from slm.copies import longest_copies
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
-from slm.packing import MODEL_FILES
 from slm.records import Evaluation, Progress, Shards, silent
-from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version
+from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version, vetoes
+from slm.registry.packing import MODEL_FILES
+from slm.report.copies import longest_copies
 from slm.sample import generate
 from slm.shards import documents, read_shards, read_tokens
 from slm.tokenizer import Tokenizer

@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, TypeVar
 
-from slm.story_plots import PLOTS
-from slm.story_words import WORDS
+from slm.stories.plots import PLOTS
+from slm.stories.words import WORDS
 
 STORIES_VERSION = 1
 """Goes up whenever a byte of any story changes."""

@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from slm import cards, plots
 from slm.checkpoint import load_model
-from slm.comparison import compare, compressor_bpb
 from slm.config import PipelineConfig
-from slm.copies import Copy, Ids
 from slm.evaluate import run_shards
-from slm.grid import GridSample, write_samples
 from slm.metrics import token_losses
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
+from slm.report import cards, plots
+from slm.report.comparison import compare, compressor_bpb
+from slm.report.copies import Copy, Ids
+from slm.report.grid import GridSample, write_samples
+from slm.report.verdict import judge, training_findings
 from slm.shards import documents
 from slm.storage import content_hash, read_record, run_stage, stage_key
 from slm.tokenizer import Tokenizer
-from slm.verdict import judge, training_findings
 
 REPORT_VERSION = 1
 SIGNS = {"good": "✓", "warn": "△", "bad": "✕"}
@@ -51,8 +51,8 @@ def write_report(
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
         facts, samples = gather(config, run, evaluation, root, progress)
-        (staging / report.html).write_bytes(render("report.html.j2", facts))
-        (staging / report.markdown).write_bytes(render("report.md.j2", facts))
+        (staging / report.html).write_bytes(render("page.html.j2", facts))
+        (staging / report.markdown).write_bytes(render("page.md.j2", facts))
         rows = [asdict(sample) for sample in samples]
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
@@ -194,7 +194,7 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
         trim_blocks=True,
     )
     environment.filters |= {"md": escape_markdown, "fenced": fenced}
-    css = Markup((folder / "report.css").read_text("utf-8"))
+    css = Markup((folder / "page.css").read_text("utf-8"))
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # our own letters, escaped where they are not
         for name in ("plots", "evaluation_plots", "data_plots")

@@ -8,8 +8,8 @@ from typing import Any
 
 from slm.config import LIMITS, PipelineConfig, load_recipe
 from slm.errors import SlmError
-from slm.plots import short
 from slm.records import Evaluation, Run, Shards, Source
+from slm.report.plots import short
 
 Pairs = list[tuple[str, str]]
 

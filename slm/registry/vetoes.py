@@ -37,8 +37,8 @@ def memorised_share(samples: Sequence[int], human: Sequence[int]) -> float:
     """The share of samples that copy a longer run than nearly all human texts do.
 
     Args:
-        samples, human: the longest copied passages (slm/copies.py) of samples and of held-out
-            documents, in tokens. About one human text in twenty is above the line itself.
+        samples, human: the longest copied passages (slm/report/copies.py) of samples and of
+            held-out documents, in tokens. About one human text in twenty is above the line itself.
     """
     line = np.quantile(human, HUMAN_QUANTILE)
     return float(np.mean(np.array(samples) > line))

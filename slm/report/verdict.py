@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from slm.quality import Quality
+from slm.report.quality import Quality
 
 Level = Literal["good", "warn", "bad"]
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
-from slm.encoding import FORMATS, HEADER, Encoding
 from slm.errors import CorruptionError, UserError
 from slm.records import Progress, ShardCount, Shards, Source, silent
+from slm.shards.encoding import FORMATS, HEADER, Encoding
+from slm.shards.units import Tokens
 from slm.tokenizer import FILE_NAME, Tokenizer, gpt2
-from slm.units import Tokens
 
 ENCODE_VERSION = 1
 """Goes up whenever the same source and config give other shard bytes."""
