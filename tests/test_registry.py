@@ -220,10 +220,10 @@ def test_versions_of_unlike_code_work_side_by_side(
     registered(root)
     honest = packing._needed_modules
 
-    def changed(first: str) -> dict[str, str]:
-        sources = honest(first)
+    def changed(script: Path) -> dict[str, str]:
+        sources = honest(script)
         marked = sources["sample.py"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
-        return {**sources, "sample": marked}
+        return {**sources, "sample.py": marked}
 
     monkeypatch.setattr(packing, "_needed_modules", changed)
     registered(root, key="cd" * 32, trained=3)
