@@ -1,7 +1,10 @@
 """What the Prefect page shows of a pipeline: live progress, the report, the metrics, the links."""
 
+import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -12,7 +15,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from slm.records import Evaluation, Progress, Report, Run, Shards, Version
+from slm.lineage import lineage
+from slm.records import Evaluation, Progress, Report, Run, Version
+from slm.report import escape_markdown, fenced
 
 logger = logging.getLogger(__name__)
 
@@ -55,33 +60,64 @@ class LiveProgress:
             update_progress_artifact(self.artifact, percent, description=text)
 
 
-def publish_results(
-    shards: Shards, run: Run, evaluation: Evaluation, report: Report, version: Version
-) -> None:
-    """Leaves the report, the table of metrics and the links as artifacts of the flow run."""
-    create_markdown_artifact((report.path / report.markdown).read_text("utf-8"), key="report")
+def publish_metrics(run: Run, evaluation: Evaluation) -> None:
+    """Leaves a table of the run's figures as an artifact."""
+    figures = {
+        "bits a byte, held out": f"{evaluation.val_bpb:.4f}",
+        "loss, held out (nats a token)": f"{evaluation.val_loss:.4f}",
+        "loss in training (nats a token)": f"{run.train_loss:.4f}",
+        "documents scored": f"{evaluation.documents:,}",
+        "parameters": f"{run.parameters:,}",
+        "steps": f"{run.step:,}",
+        "tokens trained on": f"{run.tokens:,}",
+        "tokens a second": f"{run.tok_per_sec:,.0f}",
+        "seconds of training": f"{run.seconds:,.1f}",
+    }
     create_table_artifact(
-        [{"metric": name, "value": value} for name, value in _metrics(shards, run, evaluation)],
+        [{"metric": name, "value": value} for name, value in figures.items()],
         key="metrics",
-        description=f"{run.name}, registered as {version.model} version {version.version}",
+        description=f"# {run.name}\n\nCheckpoint {evaluation.checkpoint}.",
     )
+
+
+def publish_report(report: Report) -> None:
+    """Leaves the report and the samples in it as artifacts, and a link to its HTML file."""
+    create_markdown_artifact((report.path / report.markdown).read_text("utf-8"), key="report")
+    samples = json.loads((report.path / "samples.json").read_bytes())
+    create_markdown_artifact(_samples(samples), key="samples")
     create_link_artifact((report.path / report.html).as_uri(), "the report", key="report-html")
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Every sample as Markdown, in the order of the report's grid."""
+    parts = ["# What the model writes"]
+    for sample in samples:
+        setting = f"temperature {sample['temperature']:g}, top_k {sample['top_k']}"
+        text = fenced(sample["prompt"] + sample["completion"])
+        parts.append(f"**{escape_markdown(sample['prompt'])} …** ({setting})\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def publish_version(run: Run, version: Version) -> None:
+    """Leaves the chain of a version, and links to it and to its run in MLflow."""
+    name = f"{version.model} version {version.version}"
+    chain = lineage(run.path, check=False)
+    create_table_artifact(
+        [
+            {
+                "link": link.name,
+                "what": link.value,
+                "digest": (link.digest or "")[:12],
+                "made from": ", ".join(link.made_from),
+            }
+            for link in chain.links
+        ],
+        key="lineage",
+        description=f"# What {name} was made of\n\n`slm lineage {run.name}` checks every link.",
+    )
     if version.tracking_uri.startswith("http"):
-        page = f"{version.tracking_uri}/#/models/{version.model}/versions/{version.version}"
-        create_link_artifact(page, "the version in MLflow", key="model-version")
-
-
-def _metrics(shards: Shards, run: Run, evaluation: Evaluation) -> list[tuple[str, str]]:
-    train = shards.splits["train"]
-    return [
-        ("val_bpb (bits a byte)", f"{evaluation.val_bpb:.4f}"),
-        ("val_loss (nats a token)", f"{evaluation.val_loss:.4f}"),
-        ("train_loss (nats a token)", f"{run.train_loss:.4f}"),
-        ("parameters", f"{run.parameters:,}"),
-        ("steps", f"{run.step:,}"),
-        ("tokens trained on", f"{run.tokens:,}"),
-        ("tokens a second", f"{run.tok_per_sec:,.0f}"),
-        ("training seconds", f"{run.seconds:,.1f}"),
-        ("documents, train split", f"{train.documents:,}"),
-        ("documents scored", f"{evaluation.documents:,}"),
-    ]
+        server = version.tracking_uri.rstrip("/")
+        page = f"{server}/#/models/{version.model}/versions/{version.version}"
+        create_link_artifact(page, f"{name} in MLflow", key="mlflow-version")
+        page = f"{server}/#/runs/{version.run_id}"
+        create_link_artifact(page, f"{run.name} in MLflow", key="mlflow-run")

@@ -64,6 +64,21 @@ def run(
         show(results, as_json)
 
 
+@app.command(rich_help_panel=PIPELINE)
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Of the MLflow server.")] = 5000,
+    postgres: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Prefect's database: postgresql+asyncpg://HOST/NAME."),
+    ] = None,
+) -> None:
+    """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
+    from flows import services
+
+    services.up(prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres)
+
+
 # ---- one stage --------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import tasks
-from flows.artifacts import publish_results
+from flows.artifacts import publish_metrics, publish_report, publish_version
 from flows.display import current, showing
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.errors import SlmError
@@ -44,7 +44,9 @@ def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
         evaluation = tasks.evaluate(config, run)
         report = tasks.report(config, run, evaluation)
         version = tasks.register(config, run, evaluation, report)
-        publish_results(shards, run, evaluation, report, version)
+        publish_metrics(run, evaluation)
+        publish_report(report)
+        publish_version(run, version)
         results = summary(config, source, shards, run, evaluation, report, version)
         return {**results, "seconds": display.seconds, "reused": display.reused}
 
@@ -86,14 +88,50 @@ def download(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
 def encode(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Encodes a recipe's dataset; returns the folder of its shards."""
     config = load_recipe(recipe, overrides)
-    source = tasks.download(config)
-    return str(tasks.encode(config, source).path)
+    return str(_encoded(config).path)
 
 
 @flow(flow_run_name=_run_name, persist_result=False)
 def train(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Trains a recipe's model; returns the run's folder."""
     config = load_recipe(recipe, overrides)
-    source = tasks.download(config)
-    shards = tasks.encode(config, source)
-    return str(tasks.train(config, shards).path)
+    return str(_trained(config).path)
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, float]:
+    """Scores a recipe's model on every held-out document; returns its losses."""
+    config = load_recipe(recipe, overrides)
+    run = _trained(config)
+    evaluation = tasks.evaluate(config, run)
+    publish_metrics(run, evaluation)
+    return {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
+    """Writes the report of a recipe's model; returns the HTML file."""
+    config = load_recipe(recipe, overrides)
+    run = _trained(config)
+    written = tasks.report(config, run, tasks.evaluate(config, run))
+    publish_report(written)
+    return str(written.path / written.html)
+
+
+@flow(flow_run_name=_run_name, persist_result=False)
+def register(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
+    """Registers a recipe's model; returns the version's name."""
+    config = load_recipe(recipe, overrides)
+    run = _trained(config)
+    evaluation = tasks.evaluate(config, run)
+    version = tasks.register(config, run, evaluation, tasks.report(config, run, evaluation))
+    publish_version(run, version)
+    return f"models:/{version.model}/{version.version}"
+
+
+def _encoded(config: PipelineConfig) -> Shards:
+    return tasks.encode(config, tasks.download(config))
+
+
+def _trained(config: PipelineConfig) -> Run:
+    return tasks.train(config, _encoded(config))

@@ -4,7 +4,7 @@ RUN is a run's folder, its name under `data/runs`, or `models:/NAME@ALIAS`.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -86,11 +86,21 @@ def register(text: str, display: Display) -> Version:
     )
 
 
-def train_mirrored(config: PipelineConfig, shards: Shards, progress: Progress) -> Run:
-    """`slm.launch.train`, with MLflow kept up to date beside it. A finished run starts neither."""
+def train_mirrored(
+    config: PipelineConfig,
+    shards: Shards,
+    progress: Progress,
+    turn: AbstractContextManager[None] | None = None,
+) -> Run:
+    """`slm.launch.train`, with MLflow kept up to date beside it. A finished run starts neither.
+
+    Args:
+        turn: entered while it trains; waits where others train.
+    """
     folder = slm.launch.prepare(config, shards)
-    done = (folder / RECORD).is_file()
-    with nullcontext() if done else slm.tracking.mirror(folder):
+    if (folder / RECORD).is_file():
+        return slm.launch.train(config, shards, progress=progress)
+    with turn or nullcontext(), slm.tracking.mirror(folder):
         return slm.launch.train(config, shards, progress=progress)
 
 

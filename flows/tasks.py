@@ -5,13 +5,16 @@ Prefect. Only the download is tried again, as only it needs the network.
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 
 import slm.evaluate
+import slm.launch
 import slm.registry
 import slm.report
 import slm.shards
@@ -22,6 +25,9 @@ from flows.runs import train_mirrored
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
+
+GPU = "gpu"  # the global concurrency limit of the server that a training on a GPU holds
+LEASE_SECONDS = 60.0  # that a training which died keeps it
 
 logging.getLogger("slm").setLevel(logging.INFO)  # for the Prefect page; a terminal shows warnings
 
@@ -55,8 +61,15 @@ def encode(config: PipelineConfig, source: Source) -> Shards:
 def train(config: PipelineConfig, shards: Shards) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process."""
     return current().stage(
-        "train", lambda p: train_mirrored(config, shards, LiveProgress(p, "training"))
+        "train", lambda p: train_mirrored(config, shards, LiveProgress(p, "training"), gpu(config))
     )
+
+
+def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
+    """The server's limit held, where training takes a GPU. A server without it lets all train."""
+    if config.train.device == "cpu" or not slm.launch.gpu_count():
+        return nullcontext()
+    return concurrency(GPU, lease_duration=LEASE_SECONDS)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -5,35 +5,41 @@ down, and allocator, thread and determinism settings, which must stand before a 
 set in its environment. `python -m slm.launch RUN_DIR` is the child.
 """
 
-import ctypes
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from slm.checkpoint import CONFIG
+import psutil
+
+from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.journal import JOURNAL
+from slm.parent import signal_when_parent_dies
 from slm.plan import PLAN, Plan, auto_threads
-from slm.records import Progress, Run, Shards, silent
-from slm.session import LOCK, read_settings
+from slm.records import Parent, Progress, Run, Shards, silent
+from slm.session import LOCK, PARENT, read_settings
 from slm.storage import (
     content_hash,
     lock,
     make_folder,
+    mismatches,
     quarantine,
     read_record,
+    run_stage,
     stage_key,
+    withdraw,
     write_json,
 )
 from slm.train import TRAIN_VERSION
@@ -44,24 +50,52 @@ logger = logging.getLogger(__name__)
 LOG = "train.log"
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_DIED = signal.SIGHUP
+ENDED = re.compile(r"slm ended with (\d+): (.*)")
 
 
-def prepare(config: PipelineConfig, shards: Shards, *, root: Path | None = None) -> Path:
-    """Makes the run folder of a config on some shards, or finds it; returns its path."""
-    key = stage_key("train", TRAIN_VERSION, config.train_fields(), content_hash(shards))
+def prepare(
+    config: PipelineConfig,
+    shards: Shards,
+    *,
+    parent: Parent | None = None,
+    root: Path | None = None,
+) -> Path:
+    """Makes the run folder of a config on some shards, or finds it; returns its path.
+
+    `parent`: the model that the weights start from; the run keeps a copy. None: from the seed.
+    """
+    inputs: Any = content_hash(shards)
+    if parent:
+        inputs = {"shards": inputs, "parent": parent.key}
+    key = stage_key("train", TRAIN_VERSION, config.train_fields(), inputs)
     run = (root or data_root()) / "runs" / f"{config.recipe}-{key[:12]}"
     if not (run / CONFIG).is_file():
         make_folder(run / "checkpoints")
+        if parent:
+            keep_parent(parent, run)
         described = {
             "key": key,
             "config": config.model_dump(mode="json"),
             "shards": shards.name,
             "shards_key": shards.key,
+            **({"parent": parent.key} if parent else {}),
         }
         write_json(run / CONFIG, described)
     return run
+
+
+def keep_parent(parent: Parent, run: Path) -> None:
+    """Copies the parent's files into the run's folder."""
+
+    def copy(staging: Path) -> Parent:
+        for name in MODEL_FILES:
+            shutil.copy(parent.path / name, staging / name)
+        return parent
+
+    kept = run_stage(run / PARENT, Parent, parent.key, copy)
+    if kept.files != parent.files:
+        raise CorruptionError(f"{parent.path} changed while it was copied: try again")
 
 
 def read_run(run: Path) -> Run | None:
@@ -78,6 +112,7 @@ def train(
     config: PipelineConfig,
     shards: Shards,
     *,
+    parent: Parent | None = None,
     root: Path | None = None,
     progress: Progress = silent,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -85,6 +120,7 @@ def train(
     """Trains in a child process until the run is finished; goes on from its last checkpoint.
 
     Args:
+        parent: the model that the weights start from; None: from the seed.
         on_event: called with every line that the child adds to the journal, as it does.
 
     Raises:
@@ -92,19 +128,38 @@ def train(
         Interrupted: the child was asked to stop and saved its state.
         SlmError: another process trains this run.
     """
-    run = prepare(config, shards, root=root)
+    run = prepare(config, shards, parent=parent, root=root)
     try:
         if record := read_run(run):
             return record.model_copy(update={"reused": True})
     except CorruptionError as error:
-        logger.warning("%s; moved to %s, training again", error, quarantine(run).name)
-        run = prepare(config, shards, root=root)
+        with lock(run / LOCK, wait=False):
+            reopen(run, error)
+        run = prepare(config, shards, parent=parent, root=root)
     with lock(run / LOCK, wait=False):
         pass  # another trainer is told of here, not after the child's seconds of start
     supervise(run, config, progress, on_event)
     record = read_run(run)
     assert record is not None, f"{run} ended without a record"
     return record
+
+
+def reopen(run: Path, error: CorruptionError) -> None:
+    """Makes a damaged run that was finished one that training goes on with, losing the least.
+
+    Damaged checkpoints are made again from the newest whole one before them. Settings and journal
+    stand nowhere else: without them the run is moved aside, to be trained again from its start.
+    """
+    try:
+        record = read_record(run, Run, verify=False)
+    except CorruptionError:
+        record = None  # training writes it again
+    files = record.files if record else {}
+    if mismatches(run, {n: e for n, e in files.items() if not n.startswith("checkpoints/")}):
+        logger.warning("%s; moved to %s, training again", error, quarantine(run).name)
+    else:
+        logger.warning("%s; training goes back before that", error)
+        withdraw(run)
 
 
 # ---- the parent's side ------------------------------------------------------------------------
@@ -118,6 +173,7 @@ def supervise(
 ) -> None:
     """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
     with (run / LOG).open("ab") as log:
+        begin = log.tell()
         child = subprocess.Popen(
             command(run, config),
             stdout=log,
@@ -135,7 +191,7 @@ def supervise(
             stop(child)
             raise
         report(run, next(events), progress, on_event)
-    check_exit(child.returncode, run)
+    check_exit(child.returncode, run, begin)
 
 
 def command(run: Path, config: PipelineConfig) -> list[str]:
@@ -147,7 +203,7 @@ def command(run: Path, config: PipelineConfig) -> list[str]:
     if processes <= 1:
         return [*here, "slm.launch", str(run)]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*here, *torchrun, "-m", "slm.launch", str(run)]
+    return [*here, "slm.parent", *here, *torchrun, "-m", "slm.launch", str(run)]
 
 
 def gpu_count() -> int:
@@ -221,15 +277,23 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(GRACE_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(child.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(child.pid).children(recursive=True):
+                process.kill()  # torchrun's workers
+        child.kill()
         child.wait()
 
 
-def check_exit(code: int, run: Path) -> None:
-    """Raises what the child's exit code means, in its own words where it left some."""
+def check_exit(code: int, run: Path, begin: int) -> None:
+    """Raises what the child's exit code means, in its own words where it left some.
+
+    `begin`: where its words begin in the log.
+    """
     if code == 0:
         return
-    words = last_words(run / LOG)
+    words = last_words(run / LOG, begin)
+    if ended := ENDED.fullmatch(words):  # torchrun has no codes but its own
+        code, words = int(ended[1]), ended[2]
     if code == Interrupted.exit_code:
         raise Interrupted(words)
     if code == -signal.SIGKILL:
@@ -245,11 +309,13 @@ def check_exit(code: int, run: Path) -> None:
     raise TrainingError(f"the training process of {run.name} ended with code {code}: {words}")
 
 
-def last_words(log: Path) -> str:
-    """The last line that the child wrote, which says why it ended."""
-    with log.open(errors="replace") as file:
-        lines = deque((line.strip() for line in file if line.strip()), maxlen=1)
-    return lines[0] if lines else f"no message in {log}"
+def last_words(log: Path, begin: int) -> str:
+    """The line that says why the child ended: its own, else the last one that it left."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    own = [line for line in lines if ENDED.fullmatch(line)]
+    return next((line for line in [*own[:1], *reversed(lines)] if line), f"no message in {log}")
 
 
 # ---- the child's side -------------------------------------------------------------------------
@@ -264,18 +330,21 @@ def main(run: Path) -> int:
         set_up_torch(run)
         train_here(run, should_stop=lambda: bool(asked))
     except SlmError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
+        return ended(error.exit_code, str(error))
     except OSError as error:
         logger.exception("cannot write")
-        print(f"{error}: the last checkpoint of {run.name} stands", file=sys.stderr)
-        return TrainingError.exit_code
+        return ended(TrainingError.exit_code, f"{error}: the last checkpoint of {run.name} stands")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(out_of_memory_message(run, error), file=sys.stderr)
-        return TrainingError.exit_code
+        return ended(TrainingError.exit_code, out_of_memory_message(run, error))
     return 0
+
+
+def ended(code: int, words: str) -> int:
+    """Leaves why this process ends in a line that `ENDED` matches; returns the code."""
+    print(f"slm ended with {code}: {' '.join(words.split())}", file=sys.stderr)
+    return code
 
 
 def set_up_torch(run: Path) -> None:
@@ -318,11 +387,8 @@ def install_signal_handlers() -> list[int]:
 
 def die_with_parent() -> None:
     """On Linux: a signal, so a graceful end, if our parent dies, even by SIGKILL."""
-    if sys.platform != "linux" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return  # under torchrun the parent is its agent, which ends its workers itself
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, PARENT_DIED)
-    if os.getppid() != int(os.environ.get("SLM_PARENT", os.getppid())):
-        os.kill(os.getpid(), PARENT_DIED)  # it died before we could ask
+    known = "RANK" not in os.environ and os.environ.get("SLM_PARENT")  # torchrun's is its agent
+    signal_when_parent_dies(PARENT_DIED, int(known or os.getppid()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

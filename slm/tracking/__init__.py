@@ -57,8 +57,12 @@ def tracking_uri(config: PipelineConfig, root: Path) -> str:
 
 def default_uri(root: Path) -> str:
     """The server where no config names one."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or store_uri(root)
+
+
+def store_uri(root: Path) -> str:
+    """The project's own store, under the data folder."""
+    return f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -273,7 +277,7 @@ class _Mirrored:
         for start in range(0, len(missing), PARAMS):
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
         if not run.inputs.dataset_inputs:
-            shards = self.root / "shards" / self.settings["shards"]
+            shards = storage.named(self.root / "shards", self.settings["shards"])
             datasets = entities.dataset_inputs(self.root, self.config, shards)
             self.client.log_inputs(run.info.run_id, datasets=datasets)
 
