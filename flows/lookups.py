@@ -77,7 +77,8 @@ def verify(
         str, typer.Argument(help="Shards, a run, or any other folder of data/ (a name will do).")
     ],
     steps: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Of a run: train these steps again.")
+        str | None,
+        typer.Option(metavar="A:B", help="Of a run: train these steps again (A: and :B too)."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,9 +115,9 @@ def _stretch(steps: str | None) -> tuple[int | None, int | None]:
     if steps is None:
         return None, None
     try:
-        start, stop = (int(part) for part in steps.split(":"))
+        start, stop = (int(part) if part else None for part in steps.split(":"))
     except ValueError as error:
-        raise UserError(f"--steps {steps!r} is not A:B, such as 100:200") from error
+        raise UserError(f"--steps {steps!r} is not A:B, such as 100:200, 100: or :200") from error
     return start, stop
 
 

@@ -14,6 +14,7 @@ is kept of them. Nothing is ever unpickled.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 CONFIG, STATE, TOKENIZER = "config.json", "state.json", "tokenizer.tiktoken"
+MODEL_FILES = (MODEL, CONFIG, TOKENIZER)  # what sampling, or a training that goes on, needs
 
 
 def checkpoint_name(step: int) -> str:
@@ -141,7 +143,7 @@ def load_model(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
     Raises CorruptionError where their files are not those that the folder's record names.
     """
     if (folder / RECORD).is_file():
-        check_files(folder, (MODEL, CONFIG, TOKENIZER))
+        check_files(folder, MODEL_FILES)
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         model = GPT(ModelConfig.model_validate(config["model"]), config["vocab_size"])
@@ -151,31 +153,62 @@ def load_model(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
     return model.to(device).eval(), Tokenizer.load(folder / TOKENIZER)
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder of a model."""
+    weights: dict[str, Tensor] = safetensors.torch.load_file(folder / MODEL)
+    return weights
+
+
 def load_training_state(
     folder: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Weights, optimizer state and the rest of a checkpoint folder, to go on from."""
     return (
-        safetensors.torch.load_file(folder / MODEL),
+        load_weights(folder),
         safetensors.torch.load_file(folder / OPTIMIZER),
         json.loads((folder / STATE).read_bytes()),
     )
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest valid checkpoint in a run's `checkpoints/`; a corrupt one is moved aside."""
+def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint | None:
+    """The newest valid checkpoint in a run's `checkpoints/`, of a step less than `before`.
+
+    One that is corrupt is moved aside.
+    """
     for path in sorted(folder.glob("step_[0-9]*"), reverse=True):
-        if path.suffix:  # .tmp, .corrupt-…
+        if path.suffix or int(path.name.removeprefix("step_")) >= before:  # .tmp, .corrupt-…
             continue
-        try:
-            record = read_record(path, Checkpoint)
-        except CorruptionError as error:
-            if path.exists():  # else it was pruned while we looked
-                logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
-            continue
-        if record:
+        if record := _valid(path):
             return record
     return None
+
+
+def checkpoint_to_resume(folder: Path, last_step: int) -> Checkpoint | None:
+    """The newest valid checkpoint that training can go on from and end as if never interrupted.
+
+    Args:
+        folder: a run's `checkpoints/`.
+        last_step: the last step that the run's journal has: it must not miss any.
+
+    A training ends with its best checkpoint beside its last one. Where the best is damaged or gone,
+    only going back before it brings it back.
+    """
+    found = latest_checkpoint(folder, before=last_step + 1)
+    best = json.loads((found.path / STATE).read_bytes())["best_step"] if found else 0
+    if not found or best in (0, found.step) or _valid(folder / checkpoint_name(best)):
+        return found
+    logger.warning("%s is not whole; going back before it", folder / checkpoint_name(best))
+    return latest_checkpoint(folder, before=best)
+
+
+def _valid(path: Path) -> Checkpoint | None:
+    """The record of a checkpoint; None where there is none, or it is corrupt and moved aside."""
+    try:
+        return read_record(path, Checkpoint)
+    except CorruptionError as error:
+        if path.exists():  # else it was pruned while we looked
+            logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
+        return None
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
-Run     → train: the run folder, finished
+Run     → train: the run folder, finished; a Parent is what it went on from, if anything
 Checkpoint, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
@@ -96,6 +96,22 @@ class Shards(Record):
     dropped: dict[str, int] = Field(default_factory=dict)  # reason → documents
     cleaning: dict[str, Any] = Field(default_factory=dict)  # counts and examples, for the report
     length_histogram: dict[str, int] = Field(default_factory=dict)  # "≤ tokens" → documents
+
+
+class Parent(Record):
+    """A model that a training goes on from: weights, shape and vocabulary. Its key is their hash.
+
+    Each run keeps a copy in its own folder, so that it can be resumed and made again whatever
+    becomes of the model's own run.
+    """
+
+    model: str  # where it came from: models:/NAME/VERSION, or run/checkpoint
+    run: str  # that it was trained in
+    tokenizer_sha256: str
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.files["model.safetensors"].sha256
 
 
 class Checkpoint(Record):

@@ -12,31 +12,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch.optim import Optimizer
 
 from slm.checkpoint import (
     CONFIG,
     CheckpointWriter,
     checkpoint_name,
+    checkpoint_to_resume,
     clear_leftovers,
-    latest_checkpoint,
     load_training_state,
+    load_weights,
     prune,
 )
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, UserError
-from slm.journal import Journal
+from slm.journal import Journal, read_journal
 from slm.loader import Loader, derive_seed
 from slm.metrics import Score
 from slm.model import GPT
 from slm.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from slm.plan import Plan
-from slm.records import Checkpoint, Shards, ShardSplit
+from slm.records import Checkpoint, Parent, Shards, ShardSplit
 from slm.shards import read_shards, read_tokens
-from slm.storage import canonical_json, lock, named, sha256_bytes
+from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
 from slm.tokenizer import Tokenizer
 
 LOCK = "lock"
+PARENT = "parent"  # folder of the model that a run goes on from
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Job:
     tokenizer: Tokenizer
     rank: int
     world_size: int
+    parent: Parent | None = None  # that the weights start from; None: from the seed
 
     @property
     def config_sha256(self) -> str:
@@ -97,7 +101,21 @@ def open_job(run: Path) -> Job:
         tokenizer=Tokenizer.load(shards.path / "tokenizer.tiktoken"),
         rank=int(os.environ.get("RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        parent=read_parent(run, described.get("parent")),
     )
+
+
+def read_parent(run: Path, key: str | None) -> Parent | None:
+    """The verified model that a run goes on from; None where it starts from the seed.
+
+    Raises CorruptionError where its copy is gone or is not what the run was made from.
+    """
+    if key is None:
+        return None
+    parent = read_record(run / PARENT, Parent)
+    if parent is None or parent.key != key:
+        raise CorruptionError(f"{run / PARENT} is not the model that {run.name} goes on from")
+    return parent
 
 
 def only_trainer(run: Path) -> AbstractContextManager[None]:
@@ -109,9 +127,16 @@ def only_trainer(run: Path) -> AbstractContextManager[None]:
 def open_session(job: Job, plan: Plan) -> Session:
     """A run's state: from its newest valid checkpoint, or new from the seed."""
     session = new_session(job, plan)
+    folder = job.run / "checkpoints"
     if job.rank == 0:
-        clear_leftovers(job.run / "checkpoints")
-    if checkpoint := latest_checkpoint(job.run / "checkpoints"):
+        clear_leftovers(folder)
+    else:
+        dist.barrier()  # the first process alone mends the folder, and others then look at it
+    steps = [e["step"] for e in read_journal(job.run) if e["event"] == "step"]
+    checkpoint = checkpoint_to_resume(folder, max(steps, default=0))
+    if job.rank == 0 and job.world_size > 1:
+        dist.barrier()
+    if checkpoint:
         restore(session, checkpoint)
     return session
 
@@ -136,13 +161,15 @@ def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Se
 def new_session(
     job: Job, plan: Plan, tokens: Sequence[npt.NDArray[np.integer]] | None = None
 ) -> Session:
-    """A session at step 0: weights from the seed, optimizers without state.
+    """A session at step 0: weights from the seed or the parent, optimizers without state.
 
     `tokens`: the shards of train; None: read from the job's.
     """
     config, device = job.config, torch.device(plan.device)
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     model = GPT(config.model, job.shards.vocab_size).to(device)
+    if job.parent:
+        model.load_state_dict(load_weights(job.parent.path))
     if tokens is None:
         tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
     loader = Loader(
@@ -156,7 +183,8 @@ def new_session(
     )
     optimizers = build_optimizers(model, config.train)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-    return Session(job, plan, loader, model, optimizers, scaler)
+    origin = job.parent.weights_sha256 if job.parent else None
+    return Session(job, plan, loader, model, optimizers, scaler, parent=origin)
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> None:

@@ -223,6 +223,12 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
+def withdraw(folder: Path) -> None:
+    """Makes a folder count as not done: its record goes, durably; what else it holds stays."""
+    (folder / RECORD).unlink(missing_ok=True)
+    fsync_path(folder)
+
+
 def check_files(folder: Path, names: Collection[str] | None = None) -> int:
     """Hashes the files of a folder, or those of `names`, against its record, of whatever kind.
 

@@ -29,7 +29,16 @@ from slm.optim import learning_rate_factor, set_learning_rate
 from slm.plan import PLAN, Plan, make_plan, memory_bytes, peak_flops, steps_in
 from slm.provenance import environment
 from slm.records import Checkpoint, Run
-from slm.session import Job, Session, new_session, only_trainer, open_job, open_session, save
+from slm.session import (
+    PARENT,
+    Job,
+    Session,
+    new_session,
+    only_trainer,
+    open_job,
+    open_session,
+    save,
+)
 from slm.shards import documents
 from slm.storage import describe_files, fault_point, write_json, write_record
 
@@ -312,5 +321,7 @@ def kept_files(session: Session, last: Checkpoint) -> list[Path]:
     """The files of a finished run that its record vouches for."""
     run = session.job.run
     folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
+    if session.job.parent:
+        folders.add(run / PARENT)
     inside = [path for folder in folders for path in folder.iterdir()]
     return [run / CONFIG, run / PLAN, run / JOURNAL, *inside]

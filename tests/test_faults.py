@@ -15,19 +15,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import faults
 import pytest
 import torch
 from faults import KILLED, RAISED, Bits, Disk, Lab, bits, fork, leftovers, wait
 
+import slm.train
 from slm import launch
 from slm.checkpoint import latest_checkpoint, load_model
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError
-from slm.journal import JOURNAL
+from slm.journal import JOURNAL, read_journal
+from slm.metrics import Score
 from slm.provenance import environment
 from slm.records import Checkpoint, Record
+from slm.session import Session
 from slm.shards import encode, read_shards
 from slm.source import download
 from slm.storage import RECORD, read_record
@@ -282,6 +286,77 @@ def test_damaged_weights_are_not_sampled_from(lab: Lab, wanted: Bits) -> None:
             load_model(folder)
         flip(folder / name, None)
     assert load_model(folder)
+
+
+@pytest.fixture
+def first_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every evaluation finds a worse model than the one before."""
+
+    def evaluate(session: Session, held_out: list[Any]) -> Score:
+        return replace(honest(session, held_out), nats=float(session.step))
+
+    honest = slm.train.evaluate_slice
+    monkeypatch.setattr(slm.train, "evaluate_slice", evaluate)
+
+
+@pytest.fixture
+def in_forks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch.train` trains in a fork instead of a new process."""
+
+    def supervise(run: Path, *_: object) -> None:
+        assert lab.train(run) == 0, (run / "train.log").read_text()
+
+    monkeypatch.setattr(launch, "supervise", supervise)
+
+
+@pytest.mark.parametrize(
+    ("place", "origin"),
+    [("last", 6), ("best", 0), ("record.json", 8), ("metrics.jsonl", 0), ("plan.json", 0)],
+)
+@pytest.mark.usefixtures("in_forks", "first_is_best")
+def test_a_finished_run_that_is_damaged_loses_the_least(lab: Lab, place: str, origin: int) -> None:
+    """From the newest checkpoint before the damage; without settings or journal, from the start."""
+    root = lab.root()
+    run = launch.train(lab.config, lab.shards, root=root)
+    wanted = bits(run.path)
+    assert (run.best, run.last) == ("step_000004", "step_000008")
+    lines = len(list(read_journal(run.path)))
+    folder = run.checkpoint(place) if place in ("best", "last") else None
+    flip(folder / "model.safetensors" if folder else run.path / place, random.Random(6))
+    mended = launch.train(lab.config, lab.shards, root=root)
+    assert not mended.reused
+    assert mended.model_dump(exclude={"seconds", "tok_per_sec", "files"}) == run.model_dump(
+        exclude={"seconds", "tok_per_sec", "files"}
+    )
+    assert bits(run.path) == wanted
+    assert launch.train(lab.config, lab.shards, root=root).reused
+    added = list(read_journal(run.path))[lines:]
+    assert [e["step"] for e in added if e["event"] == "resume"] == ([origin] if origin else [])
+    assert len(list(root.glob("runs/*.corrupt-*"))) == (place in ("metrics.jsonl", "plan.json"))
+
+
+@pytest.mark.usefixtures("in_forks", "first_is_best")
+def test_a_best_checkpoint_that_is_damaged_before_the_end_is_made_again(lab: Lab) -> None:
+    wanted = lab.uninterrupted()
+    run = lab.prepare(lab.root())
+    assert lab.train(run, "train.step:7:kill") == KILLED
+    flip(run / "checkpoints" / "step_000004" / "model.safetensors", random.Random(7))
+    assert lab.train(run) == 0
+    assert bits(run) == wanted
+    record = launch.read_run(run)
+    assert record is not None
+    assert read_record(record.checkpoint("best"), Checkpoint)
+
+
+def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, wanted: Bits) -> None:
+    """A line that is broken in the middle: what follows it is cut off, and trained again."""
+    run = lab.prepare(lab.root())
+    assert lab.train(run, "train.step:8:kill") == KILLED
+    data = (run / JOURNAL).read_bytes()
+    lines = data.splitlines(keepends=True)
+    (run / JOURNAL).write_bytes(b"".join([*lines[:4], b"\0" + lines[4][1:], *lines[5:]]))
+    assert lab.train(run) == 0
+    assert bits(run) == wanted
 
 
 # ---- two at once ------------------------------------------------------------------------------

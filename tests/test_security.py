@@ -36,7 +36,7 @@ from slm.train import train
 
 Config = Callable[..., PipelineConfig]
 PROJECT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(path for folder in ("slm", "flows") for path in (PROJECT / folder).glob("*.py"))
+SOURCES = sorted(path for folder in ("slm", "flows") for path in (PROJECT / folder).rglob("*.py"))
 
 
 # ---- the code ---------------------------------------------------------------------------------

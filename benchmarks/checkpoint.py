@@ -1,0 +1,180 @@
+"""What recovery costs: saving, hashing and fault points, beside the training that they protect.
+
+The shape is that of `slm bench train`: GPT-2, 6 layers, width 384, 50,257 tokens: 29,995,392
+parameters, trained by AdamW on random tokens. Checkpoints are written to the data folder's own
+disk, by the code that trains, while training goes on.
+
+- `blocked`: what the training step that saves waits, for the copy that is then written.
+- `durable`: from there until the checkpoint is synced, hashed, recorded and renamed.
+- `peer`: `torch.save` of the same state, synced, in the training's own thread: the usual way.
+- `hashing`: sha256 of the checkpoint's files, as a share of the steps between two checkpoints.
+- `fault points`: those that a step passes, unset, as a share of the step.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from train import CONFIG, ROWS, VOCAB_SIZE
+
+from slm.checkpoint import MODEL, CheckpointWriter
+from slm.config import data_root
+from slm.launch import child_environment
+from slm.optim import optimizer_tensors
+from slm.plan import Plan, auto_threads, pick_precision
+from slm.records import Checkpoint
+from slm.session import Session, synthetic_session
+from slm.storage import fault_point, fsync_path, make_folder, sha256_file
+from slm.train import train_step
+
+PASSES = 200_000  # of a fault point that is timed
+POINTS = 3  # that a step passes: its micro-step's, its own, its part of those of a save
+
+
+def run(rounds: int = 5) -> dict[str, Any]:
+    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+
+    Args:
+        rounds: checkpoints saved each way, in turns; the medians count, and the worst is told too.
+
+    `ratio` is the peer's blocked time over the row's; for shares, the share itself.
+    """
+    session = new_session()
+    found: dict[str, list[float]] = {name: [] for name in ("blocked", "durable", "peer", "step")}
+    with TemporaryDirectory(dir=make_folder(data_root())) as folder:
+        for round_ in range(rounds):
+            print(f"round {round_ + 1}", file=sys.stderr)
+            for name, seconds in save_while_training(session, Path(folder), round_ + 1).items():
+                found[name].append(seconds)
+            found["peer"].append(torch_save(session, Path(folder) / "peer.pt"))
+        hashing = hash_seconds(max(Path(folder).glob("step_*")))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    point = fault_point_seconds()
+    every = CONFIG.train.checkpoint_every
+    rows = [
+        _row("slm", "blocked", medians["blocked"], medians["peer"] / medians["blocked"]),
+        _row("slm, the slowest", "blocked", max(found["blocked"])),
+        _row("torch.save", "blocked", medians["peer"]),
+        _row("slm", "durable", medians["durable"]),
+        _row("slm, the slowest", "durable", max(found["durable"])),
+        _row("training", "step", medians["step"]),
+        _row(f"hashing, of {every} steps", "share", hashing, hashing / every / medians["step"]),
+        _row("fault point, unset", "pass", point),
+        _row("fault points, of a step", "share", POINTS * point, POINTS * point / medians["step"]),
+    ]
+    machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
+    return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
+
+
+def _row(name: str, metric: str, seconds: float, ratio: float | None = None) -> dict[str, Any]:
+    return {"name": name, "metric": metric, "value": seconds, "unit": "s", "ratio": ratio}
+
+
+def new_session() -> Session:
+    plan = Plan(
+        max_steps=1,
+        rows=ROWS,
+        micro_batch_size=ROWS,
+        world_size=1,
+        device="cpu",
+        precision=pick_precision("auto", "cpu"),
+        threads=auto_threads(),
+        compile=False,
+    )
+    torch.set_num_threads(plan.threads)
+    session = synthetic_session(CONFIG, plan, VOCAB_SIZE)
+    session.model.train()
+    step(session)  # the optimizer has state from here on
+    return session
+
+
+def step(session: Session) -> float:
+    """Trains one step; returns its seconds."""
+    begin = time.perf_counter()
+    train_step(session, session.model, *session.loader.batch(session.step))
+    session.step += 1
+    return time.perf_counter() - begin
+
+
+def save_while_training(session: Session, folder: Path, number: int) -> dict[str, float]:
+    """Saves once as training does, with steps before, meanwhile and after."""
+    undisturbed = [step(session) for _ in range(2)]
+    record = Checkpoint(
+        key="bench",
+        step=number,
+        tokens=0,
+        config_sha256="",
+        shards_key="",
+        tokenizer_sha256="",
+        parent_sha256=None,
+        train_loss=0.0,
+    )
+    durable = 0.0
+
+    def saved(_: Checkpoint) -> None:
+        nonlocal durable
+        durable = time.perf_counter() - begin
+
+    with CheckpointWriter(folder, session.job.tokenizer) as writer:
+        begin = time.perf_counter()
+        moments = optimizer_tensors(session.model, session.optimizers)
+        writer.save(record, session.model, moments, {}, then=saved)
+        blocked = time.perf_counter() - begin
+        while not durable:
+            step(session)
+    return {"blocked": blocked, "durable": durable, "step": min(undisturbed)}
+
+
+def torch_save(session: Session, path: Path) -> float:
+    """Seconds that a synchronous `torch.save` takes, with its fsync."""
+    begin = time.perf_counter()
+    state = [optimizer.state_dict() for optimizer in session.optimizers]
+    torch.save({"model": session.model.state_dict(), "optimizers": state}, path)
+    fsync_path(path)
+    return time.perf_counter() - begin
+
+
+def hash_seconds(checkpoint: Path) -> float:
+    """Seconds to hash the files of a checkpoint, one after the other."""
+    assert (checkpoint / MODEL).stat().st_size > 100e6
+    begin = time.perf_counter()
+    for path in checkpoint.iterdir():
+        sha256_file(path)
+    return time.perf_counter() - begin
+
+
+def fault_point_seconds() -> float:
+    """Seconds that a fault point takes which is not set."""
+    assert "SLM_FAULT" not in os.environ
+    begin = time.perf_counter()
+    for _ in range(PASSES):
+        fault_point("train.step")
+    return (time.perf_counter() - begin) / PASSES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if "SLM_PARENT" not in os.environ:  # the settings must stand before the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], child_environment(CONFIG))
+    result = run(arguments.rounds)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for row in result["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:12.6f}"
+        print(f"{row['name']:28} {row['metric']:8} {row['value']:14.9f} {row['unit']} {ratio}")
+
+
+if __name__ == "__main__":
+    main()
