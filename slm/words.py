@@ -11,7 +11,7 @@ many documents at once, in numpy.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -138,46 +138,3 @@ def ranges(begin: Places, lengths: Places) -> Places:
     """The whole numbers from each beginning on, as many as its length says, one after the other."""
     offsets = np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
     return offsets + np.arange(len(offsets))
-
-
-# ---- tables -----------------------------------------------------------------------------------
-
-
-class Table:
-    """Ids of pieces of data, each looked up once: few different ones make up most of a text."""
-
-    REMEMBERED = 200_000  # pieces of at most 64 bytes, about 30 MB
-
-    def __init__(self, learn: Callable[[bytes], npt.NDArray[np.uint32]]) -> None:
-        """`learn` gives the ids of one piece, at least one."""
-        self._learn = learn
-        self._known: dict[bytes, bytes] = {}
-
-    def look_up(self, data: bytes, starts: Places) -> tuple[npt.NDArray[np.uint32], Places]:
-        """The ids of the pieces of `data` that begin at `starts`, and where those of each begin."""
-        pieces, which = _distinct(data, starts)
-        entries = [self._known.get(piece) or self._add(piece) for piece in pieces]
-        ids = np.frombuffer(b"".join(entries), np.uint32)
-        lengths = np.array(list(map(len, entries)), np.int64) // ids.itemsize
-        after = np.cumsum(lengths)
-        repeats = lengths[which]
-        return ids[ranges((after - lengths)[which], repeats)], np.cumsum(repeats) - repeats
-
-    def _add(self, piece: bytes) -> bytes:
-        ids = self._learn(piece).tobytes()
-        if len(piece) <= 64:
-            if len(self._known) >= self.REMEMBERED:
-                self._known.clear()
-            self._known[piece] = ids
-        return ids
-
-
-def _distinct(data: bytes, starts: Places) -> tuple[list[bytes], npt.NDArray[np.int32]]:
-    """The different pieces of `data` that begin at `starts`, and which of them each is; (W,)."""
-    import pyarrow as pa
-
-    offsets = np.append(starts, len(data))
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
-    found = pieces.dictionary_encode()
-    return found.dictionary.to_pylist(), found.indices.to_numpy()

@@ -18,8 +18,9 @@ from slm import tokenizer as module
 from slm import vocabulary
 from slm.errors import CorruptionError, UserError
 from slm.stories import stories
+from slm.tables import Memory
 from slm.tokenizer import END_OF_TEXT, Narrowing, Tokenizer, gpt2, trim
-from slm.words import LONGEST_WORD, Table
+from slm.words import LONGEST_WORD
 
 SPACES = " \t\n\v\f\r\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
 PIECES = st.sampled_from(
@@ -107,7 +108,7 @@ def test_every_character_encodes_as_in_tiktoken(base: Tokenizer) -> None:
 def test_memory_of_words_is_bounded_and_changes_nothing(
     base: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Table, "REMEMBERED", 10)
+    monkeypatch.setattr(Memory, "REMEMBERED", 10)
     small = Tokenizer(base.tokens)
     texts = list(stories(3, 0, 20))
     assert small.encode_documents(texts).tolist() == base.encode_documents(texts).tolist()
@@ -293,7 +294,7 @@ def test_with_no_vocabulary_at_hand_the_message_says_what_to_do(
 
 
 def test_merges_rebuild_every_token(base: Tokenizer) -> None:
-    pairs = base.merges
+    pairs = Tokenizer(base.tokens).merges
     assert sum(pair is None for pair in pairs) == 256
     for rank, pair in enumerate(pairs):
         if pair is not None:
@@ -310,6 +311,7 @@ def test_merges_are_those_of_gpt2s_own_list(base: Tokenizer) -> None:
     vocab = base.to_hugging_face()["model"]["vocab"]
     expected = [tuple(vocab[part] for part in line.split()) for line in lines]
     assert base.merges[256:] == expected
+    assert Tokenizer(base.tokens).merges == base.merges, "found from the tokens alone"
 
 
 def test_trim_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(base: Tokenizer) -> None:

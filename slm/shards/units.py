@@ -145,7 +145,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 @lru_cache(1)
 def _narrowing(base: Path, trimmed: Path) -> Narrowing:
-    return Narrowing(Tokenizer.load(base), Tokenizer.load(trimmed))
+    return Narrowing(_tokenizer(base), Tokenizer.load(trimmed))
 
 
 def encode_unit(unit: Unit) -> None:

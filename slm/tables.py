@@ -1,0 +1,131 @@
+"""Ids of pieces of text, looked up for very many at once.
+
+Most words are tokens by themselves: `TokenTable` finds these without a step of Python for each.
+The others are few and come again and again: a `Memory` learns each once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.words import Places, ranges
+
+Ids = npt.NDArray[np.uint32]
+Keys = npt.NDArray[np.uint64]
+
+MISSING = 0xFFFFFFFF  # no id
+NO_BYTE = 0xFF  # in no UTF-8, so that padding makes no two words alike
+LONGEST = 8  # bytes of a key
+
+
+class TokenTable:
+    """Which words are tokens by themselves: a hash table of arrays, one token a slot.
+
+    A word's key is its bytes, padded to eight. Where tokens meet in a slot, that of the lowest
+    rank is kept; longer tokens are left out. What is not found may be a token all the same.
+    """
+
+    BITS = 18  # five slots for each of GPT-2's tokens, 3 MB
+    _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio (Knuth 6.4)
+    # By length: what to put over the bytes behind a word. No key of a longer one is ever found.
+    _PADDING = np.array(
+        [(1 << 64) - (1 << 8 * n) for n in range(LONGEST + 1)] + [(1 << 64) - 1], np.uint64
+    )
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        """The ids are the places in `tokens`."""
+        short = [i for i, token in enumerate(tokens) if len(token) <= LONGEST]
+        short = [i for i in reversed(short) if NO_BYTE not in tokens[i]]  # the lowest comes last
+        padded = b"".join(tokens[i].ljust(LONGEST, bytes([NO_BYTE])) for i in short)
+        keys = np.frombuffer(padded, "<u8").astype(np.uint64)
+        self._keys = np.full(1 << self.BITS, self._PADDING[-1])
+        self._ids = np.full(1 << self.BITS, MISSING, np.uint32)
+        slots = self._slots(keys)
+        self._keys[slots] = keys
+        self._ids[slots] = short
+
+    def _slots(self, keys: Keys) -> Places:
+        return (keys * self._FACTOR >> np.uint64(64 - self.BITS)).view(np.int64)
+
+    def look_up(self, data: bytes, starts: Places) -> Ids:
+        """For each word of `data`, which begin at `starts`, its id or `MISSING`; (W,).
+
+        `data` is UTF-8, and no word is empty.
+        """
+        lengths = np.diff(starts, append=len(data))
+        padded = data + bytes(LONGEST)
+        windows = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # eight bytes from each on
+        keys = windows[starts] | self._PADDING[np.minimum(lengths, LONGEST + 1)]
+        slots = self._slots(keys)
+        return np.where(self._keys.take(slots) == keys, self._ids.take(slots), np.uint32(MISSING))
+
+
+class Memory:
+    """Ids of pieces of data, each learned once."""
+
+    REMEMBERED = 200_000  # pieces of at most 64 bytes, about 30 MB
+
+    def __init__(self, learn: Callable[[bytes], Ids]) -> None:
+        """`learn` gives the ids of one piece, at least one."""
+        self._learn = learn
+        self._known: dict[bytes, bytes] = {}
+
+    def look_up(self, data: bytes, starts: Places, chosen: Places) -> tuple[Ids, Places]:
+        """The ids of some pieces of `data` one after the other, and how many each has; (P,).
+
+        Args:
+            data: all pieces.
+            starts: where each begins.
+            chosen: which of them to look up; (P,).
+        """
+        pieces, which = _distinct(data, starts, chosen)
+        entries = [self._known.get(piece) or self._add(piece) for piece in pieces]
+        ids = np.frombuffer(b"".join(entries), np.uint32)
+        counts = np.array(list(map(len, entries)), np.int64) // ids.itemsize
+        first = np.cumsum(counts) - counts
+        return ids[ranges(first[which], counts[which])], counts[which]
+
+    def _add(self, piece: bytes) -> bytes:
+        ids = self._learn(piece).tobytes()
+        if len(piece) <= 64:
+            if len(self._known) >= self.REMEMBERED:
+                self._known.clear()
+            self._known[piece] = ids
+        return ids
+
+
+def _distinct(
+    data: bytes, starts: Places, chosen: Places
+) -> tuple[list[bytes], npt.NDArray[np.int32]]:
+    """The different ones of the chosen pieces, and which of them each is; (P,)."""
+    import pyarrow as pa
+
+    offsets = np.append(starts, len(data))
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
+    found = pieces.take(pa.array(chosen)).dictionary_encode()
+    return found.dictionary.to_pylist(), found.indices.to_numpy()
+
+
+def replace(
+    ids: Ids, begin: Places, lengths: Places, others: Ids, counts: Places
+) -> tuple[Ids, Places]:
+    """Stretches of `ids` replaced by others.
+
+    Args:
+        ids: (T,).
+        begin: where each stretch begins, (S,); they do not overlap.
+        lengths: of each, at least one; (S,).
+        others: what stands in their stead, one after the other.
+        counts: how many of `others` each takes; (S,).
+
+    Returns the new ids, and where each of the old ones has come to stand; (T,).
+    """
+    times = np.ones(len(ids), np.int64)
+    times[ranges(begin, lengths)] = 0
+    times[begin] = counts
+    places = np.cumsum(times) - times
+    replaced = np.repeat(ids, times)
+    replaced[ranges(places[begin], counts)] = others
+    return replaced, places
