@@ -1,16 +1,9 @@
 """Versions: the same chain gives the same version, which works on its own, wherever it is."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -236,30 +229,6 @@ def test_versions_of_unlike_code_work_side_by_side(
     assert first.predict(["One day"]) != ["changed"]
 
 
-ALONE = """
-import sys, mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
-print(model.predict(["One day"], params={"max_new_tokens": 5, "seed": 3})[0].encode())
-assert "slm" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_a_version_is_loaded_where_there_is_no_slm(root: Path, tmp_path: Path) -> None:
-    run, evaluation = make_run(root, trained=30)
-    registry.register(CONFIG, run, evaluation, None, root=root)
-    folder = next((root / "mlflow" / "artifacts" / "models").iterdir()) / "artifacts"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", ALONE, str(folder)],
-        cwd=tmp_path, capture_output=True, check=True, text=True,
-    )  # fmt: skip
-    samples = generate(
-        *load_model(run.checkpoint("best")), ["One day"],
-        temperature=0.8, top_k=50, max_new_tokens=5, seed=3,
-    )  # fmt: skip
-    assert done.stdout.strip() == str(samples[0].completion.encode())
-
-
 # ---- finding ----------------------------------------------------------------------------------
 
 
@@ -291,101 +260,6 @@ def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> No
     registered(root)
     with pytest.raises(UserError, match=message):
         registry.resolve(text, root)
-
-
-# ---- servers ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(command: list[str], url: str, folder: Path) -> Iterator[None]:
-    """A server of mlflow's command line, from when it answers at `url`."""
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command],
-            stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(600):
-            with suppress(OSError), urllib.request.urlopen(url, timeout=5):
-                break
-            assert process.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_real_tracking_server_is_mirrored_to_registered_in_and_gated_by(tmp_path: Path) -> None:
-    root, port = tmp_path / "data", free_port()
-    uri = f"http://127.0.0.1:{port}"
-    command = ["server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    store = [f"--backend-store-uri=sqlite:///{tmp_path}/server.db", "--artifacts-destination=kept"]
-    config = CONFIG.model_copy(
-        update={"registry": LENIENT.model_copy(update={"tracking_uri": uri})}
-    )
-    with running([*command, *store], f"{uri}/health", tmp_path):
-        path = start_run(root, config)
-        write_journal(path, step_events(1, 1300))
-        run = finish_run(path)
-        evaluation = add_evaluation(run)
-        version = registry.register(config, run, evaluation, add_report(run), root=root)
-        assert (version.version, version.aliases) == ("1", ["champion"])
-        assert registry.register(config, run, evaluation, None, root=root).version == "1"
-        server = tracking.connect(uri)
-        history = server.get_metric_history(version.run_id, "train_loss")
-        assert [m.step for m in history] == list(range(1, 1301))
-        names = {item.path for item in server.list_artifacts(version.run_id)}
-        assert {"config.json", "report", "evaluation"} <= names
-        assert gate.promote("models:/slm/1", root=root, uri=uri).decision == "promoted"
-
-        weights = (run.checkpoint("best") / "model.safetensors").read_bytes()
-        (root / "runs").rename(root / "gone")
-        folder = registry.resolve("models:/slm@champion", root, uri=uri)
-        assert (folder / "model.safetensors").read_bytes() == weights
-    assert not (root / "mlflow" / "mlflow.db").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_mlflow_serves_a_version(root: Path, tmp_path: Path) -> None:
-    run, evaluation = make_run(root, trained=30)
-    registry.register(CONFIG, run, evaluation, None, root=root)
-    folder = next((root / "mlflow" / "artifacts" / "models").iterdir()) / "artifacts"
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = ["models", "serve", "-m", str(folder), "-h", "127.0.0.1", "-p", str(port)]
-
-    def ask(params: dict[str, object]) -> list[str]:
-        body = json.dumps({"inputs": ["One day"], "params": params}).encode()
-        request = urllib.request.Request(
-            f"{url}/invocations", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return list(json.loads(answer.read())["predictions"])
-
-    with running([*command, "--env-manager", "local"], f"{url}/ping", tmp_path):
-        samples = generate(
-            *load_model(run.checkpoint("best")), ["One day"],
-            temperature=0.5, top_k=5, max_new_tokens=9, seed=7,
-        )  # fmt: skip
-        wanted = {"temperature": 0.5, "top_k": 5, "max_new_tokens": 9, "seed": 7}
-        assert ask(wanted) == [samples[0].completion]
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            ask({"top_k": "many"})
 
 
 # ---- the real thing ---------------------------------------------------------------------------
