@@ -207,6 +207,22 @@ class RegistryConfig(Section):
         return self
 
 
+class RetrainConfig(Section):
+    """When the scheduled flow trains anew, and how: see slm/retrain.py.
+
+    The thresholds were chosen on TinyStories; docs/decisions.md has what they were chosen from.
+    """
+
+    min_new_fraction: Fraction = 0.01  # of the documents; with fewer new ones nothing is trained
+    max_gone_fraction: Fraction = 0.1  # of the champion's documents; beyond it, trained whole
+    drift_threshold: PositiveFloat = 0.03  # bits, beyond what held-out documents show
+    bpb_rise: PositiveFloat = 0.3  # bits a byte that the champion spends more on new documents
+    sample_documents: PositiveInt = 500  # new ones, and as many held-out ones, that are measured
+    continue_fraction: Fraction = 0.3  # of the recipe's training limit, going on from the champion
+    approval: bool = False  # whether a person is asked before the alias moves
+    approval_hours: PositiveFloat = 72.0  # after which the question counts as declined
+
+
 class PipelineConfig(Section):
     """Everything that a pipeline's results depend on, and where they go."""
 
@@ -217,6 +233,7 @@ class PipelineConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     def train_fields(self) -> dict[str, Any]:
         """What the train stage reads and its bits depend on: part of its key."""

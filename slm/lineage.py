@@ -18,7 +18,8 @@ from slm import provenance, storage
 from slm.checkpoint import CONFIG
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import CorruptionError, UserError
-from slm.records import Checkpoint, Evaluation, Record, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
+from slm.session import PARENT
 from slm.source.files import find_files
 from slm.stories import STORIES_VERSION
 
@@ -98,14 +99,15 @@ class _Chain:
         self.shards_key = described.get("shards_key") or tags.get("shards_key")
         self.shards = self._look(self._folder("shards", self.shards_key), Shards)
         made = self.shards.record
+        self.parent_key = described.get("parent") or tags.get("parent_sha256")
         self.source_key = made.source_key if made else tags.get("source_key")
         self.source = self._look(self._folder("sources", self.source_key), Source)
 
     def lineage(self) -> Lineage:
         links = (
             self._dataset(), self._source(), self._cleaning(), self._tokenizer(), self._shards(),
-            self._config(), self._code(), self._environment(), self._run(), self._weights(),
-            self._evaluation(),
+            self._config(), self._code(), self._environment(), *self._parent(), self._run(),
+            self._weights(), self._evaluation(),
         )  # fmt: skip
         return Lineage(name=self.run.name, links=links)
 
@@ -279,14 +281,27 @@ class _Chain:
 
     # ---- results ----
 
+    def _parent(self) -> tuple[Link, ...]:
+        """The model that the training went on from, if it did not start from the seed."""
+        if self.parent_key is None:
+            return ()
+        found = self._look(self.run / PARENT, Parent)
+        record = found.record
+        value = f"{record.model}, of {record.run}" if record else self.tags.get("parent", "a model")
+        link = self._link("parent", value, self.parent_key, found)
+        if record and record.key != self.parent_key:
+            link = link.model_copy(update={"state": "changed", "notes": ("it is another model",)})
+        return (link,)
+
     def _run(self) -> Link:
-        inputs = ("shards", "config", "code", "environment")
+        inputs = ["shards", "config", "code", "environment", *(p.name for p in self._parent())]
         record = self.trained.record
         key = record.key if record else (self.settings or {}).get("key", self.tags.get("run_key"))
         if record is None and self.settings is not None and self.trained.state == "gone":
             return Link(
                 name="run", value=f"{self.run.name}, unfinished", digest=key,
-                state="not checked", notes=("its training has not ended",), made_from=inputs,
+                state="not checked", notes=("its training has not ended",),
+                made_from=tuple(inputs),
             )  # fmt: skip
         value = f"{self.run.name}, {record.step:,} steps" if record else self.run.name
         return self._link("run", value, key, self.trained, *inputs)

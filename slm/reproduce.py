@@ -19,17 +19,19 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from slm import launch, storage, vocabulary
-from slm.checkpoint import MODEL, load_model
+from slm.checkpoint import MODEL, TOKENIZER, load_model
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluate import DETAILS, evaluate
 from slm.journal import JOURNAL, read_journal
 from slm.lineage import Lineage, lineage
 from slm.plan import PLAN, Plan
-from slm.records import Evaluation, Progress, Record, Run, Shards, Source, silent
+from slm.records import Evaluation, Parent, Progress, Record, Run, Shards, Source, silent
+from slm.session import PARENT
 from slm.shards import encode
 from slm.source import download
 from slm.source.hub_client import keep_cache_in
+from slm.tokenizer import Tokenizer
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight
@@ -222,13 +224,15 @@ class _Rebuild:
         if self.first:
             return
         self.stage = "shards"
-        shards = encode(config, source, root=self.fresh, progress=self.progress)
+        parent = storage.read_record(self.run / PARENT, Parent)
+        given = Tokenizer.load(parent.path / TOKENIZER) if parent else None
+        shards = encode(config, source, tokenizer=given, root=self.fresh, progress=self.progress)
         self._compare_folder("shards", shards)
         self._compare("tokenizer", self.chain["tokenizer"].digest, shards.tokenizer_sha256)
         if self.first:
             return
         self.stage = "training"
-        again = self._train(config, shards)
+        again = self._train(config, shards, parent)
         self._compare("run key", self.record.key, again.key)
         self._compare_journals(again)
         self._compare_checkpoints(again)
@@ -245,9 +249,12 @@ class _Rebuild:
         self._compare_folder("source", source)
         return source
 
-    def _train(self, config: PipelineConfig, shards: Shards) -> Run:
-        """Trains by the plan of the first time, so that nothing is probed or chosen anew."""
-        run = launch.prepare(config, shards, root=self.fresh)
+    def _train(self, config: PipelineConfig, shards: Shards, parent: Parent | None) -> Run:
+        """Trains by the plan of the first time, so that nothing is probed or chosen anew.
+
+        The model that the run went on from is taken as the run kept it.
+        """
+        run = launch.prepare(config, shards, parent=parent, root=self.fresh)
         settled = json.loads((self.run / PLAN).read_bytes())
         plan = Plan.model_validate(settled)
         storage.write_json(run / PLAN, settled)

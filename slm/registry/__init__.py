@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from slm import storage, tracking
-from slm.checkpoint import find_run, latest_checkpoint
+from slm.checkpoint import MODEL_FILES, find_run, latest_checkpoint
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, UserError, unknown
-from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version
-from slm.registry.packing import MODEL_FILES, pack
+from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version
+from slm.registry.packing import pack
+from slm.session import PARENT
 from slm.tracking.entities import find_source, public_uri
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def register(
 ) -> Version:
     """Makes the evaluated checkpoint of a run a version of `config.registry.model`.
 
-    The first version becomes `champion`, later ones `challenger`. A run that is registered already
-    gives its version, `reused`.
+    It becomes `challenger`; only the gate makes a champion. A run that is registered already gives
+    its version, `reused`.
 
     Raises CorruptionError where the checkpoint is not the one that was evaluated.
     """
@@ -73,7 +74,7 @@ def register(
         entry = _model_version(
             client, config.registry.model, model, {**chain, "slm.run_id": run_id}
         )
-        aliases = _first_aliases(client, entry)
+        aliases = _first_alias(client, entry)
     result = Version(
         key=key,
         model=entry.name,
@@ -109,9 +110,12 @@ def _chain(
     """Everything that the version was made of, as tags. A link whose files are gone is left out."""
 
     described = json.loads((run.path / "config.json").read_bytes())
-    shards = storage.read_record(root / "shards" / described["shards"], Shards, verify=False)
+    shards = storage.read_record(
+        storage.named(root / "shards", described["shards"]), Shards, verify=False
+    )
     source = find_source(root, shards) if shards else None
     environment = run.environment
+    parent = storage.read_record(run.path / PARENT, Parent, verify=False)
     links = {
         "dataset": source and source.dataset,
         "dataset_revision": source and source.revision,
@@ -124,6 +128,8 @@ def _chain(
         "code_diff_sha256": environment.get("diff_sha256"),
         "environment_sha256": storage.sha256_bytes(storage.canonical_json(environment)),
         "recipe": config.recipe,
+        "parent": parent and parent.model,
+        "parent_sha256": parent and parent.key,
         "run": run.name,
         "run_key": run.key,
         "checkpoint": checkpoint.name,
@@ -253,15 +259,14 @@ def _model_version(
         )
 
 
-def _first_aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
-    """Gives a version that has no alias one: champion where there is none, else challenger."""
+def _first_alias(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
+    """Makes a version that has no alias the challenger."""
     aliases = client.get_registered_model(entry.name).aliases
     held = sorted(alias for alias, number in aliases.items() if str(number) == str(entry.version))
     if held:
         return held
-    alias = CHALLENGER if CHAMPION in aliases else CHAMPION
-    client.set_registered_model_alias(entry.name, alias, entry.version)
-    return [alias]
+    client.set_registered_model_alias(entry.name, CHALLENGER, entry.version)
+    return [CHALLENGER]
 
 
 # ---- finding ----------------------------------------------------------------------------------
@@ -320,7 +325,8 @@ def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> 
     if "slm.weights_sha256" not in tags:
         raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
     wanted = tags["slm.weights_sha256"]
-    local: Path = root / "runs" / tags["slm.run"] / "checkpoints" / tags["slm.checkpoint"]
+    run = storage.named(root / "runs", tags["slm.run"])
+    local = storage.named(run / "checkpoints", tags["slm.checkpoint"])
     weights = local / MODEL_FILES[0]
     if weights.is_file() and storage.sha256_file(weights) == wanted:
         return local

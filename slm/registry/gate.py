@@ -3,8 +3,9 @@
 Challenger and champion are scored on the same held-out documents, those of the challenger's own
 shards. What counts is the difference in bits per byte with its interval, from a bootstrap over the
 documents; samples that are broken or copied veto, and so does a gap in the lineage. The verdict is
-written on the version and into an audit log, and only then the alias moves, so a process that is
-killed between two calls is made up for by asking again.
+written into an audit log and on the version, and only then the alias moves, so a process that is
+killed between two calls is made up for by asking again. A version that has its verdict is not
+measured again until the champion is another one.
 """
 
 import json
@@ -20,13 +21,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage, tracking
-from slm.checkpoint import load_model
+from slm.checkpoint import MODEL_FILES, load_model
 from slm.config import PipelineConfig, RegistryConfig, data_root
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
 from slm.records import Evaluation, Progress, Shards, silent
 from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version, vetoes
-from slm.registry.packing import MODEL_FILES
 from slm.report.copies import longest_copies
 from slm.sample import generate
 from slm.shards import documents, read_shards, read_tokens
@@ -45,6 +45,7 @@ SAMPLES = 32  # texts that the vetoes look at
 SAMPLE_TOKENS = 128
 PROMPT_TOKENS = 8
 AUDIT = "audit.jsonl"
+ROLLED_BACK = "rolled back"
 LINEAGE = (  # tags that every version must carry
     "dataset",
     "dataset_revision",
@@ -79,6 +80,7 @@ class Verdict(BaseModel):
     documents: int
     documents_sha256: str
     vetoes: list[str]
+    approval: str | None = None  # who said yes or no before the alias moved, and why
     reason: str
 
 
@@ -130,6 +132,8 @@ def promote(
 ) -> Verdict:
     """Judges a version against the champion; makes it the champion where it is better.
 
+    A version that was rolled back stays so unless it is forced.
+
     Args:
         version: `models:/NAME@challenger` or `models:/NAME/VERSION`.
         thresholds: None: those of the run's own config.
@@ -144,15 +148,62 @@ def promote(
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         entry = find_version(client, version)
         champion = _champion(client, entry.name)
-        if champion and champion.version == entry.version and "slm.verdict" in entry.tags:
-            verdict = Verdict.model_validate_json(entry.tags["slm.verdict"])
-        else:
+        verdict = _standing(entry, champion, force)
+        if verdict is None:
             verdict = _judge(client, entry, champion, root, thresholds, force, progress)
-            _announce(client, verdict)
-            _log(root, verdict.model_dump(mode="json"))
+            _announce(client, verdict, root)
         if verdict.decision == "promoted":
             _crown(client, entry.name, entry.version)
     return verdict
+
+
+@tracking.explained()
+def judge(
+    version: str,
+    *,
+    root: Path | None = None,
+    uri: str | None = None,
+    thresholds: RegistryConfig | None = None,
+    progress: Progress = silent,
+) -> Verdict:
+    """What `promote` would find. Nothing is written and nothing moves."""
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    entry = find_version(client, version)
+    champion = _champion(client, entry.name)
+    standing = _standing(entry, champion, None)
+    return standing or _judge(client, entry, champion, root, thresholds, None, progress)
+
+
+@tracking.explained()
+def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = None) -> None:
+    """Does what a verdict of `judge` says, after a person has seen it: see `answered`.
+
+    Raises UserError where the champion has changed since: the verdict says nothing of the new one.
+    """
+    root = root or data_root()
+    client = tracking.connect(uri or tracking.default_uri(root))
+    name = f"models:/{verdict.model}/{verdict.version}"
+    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
+        entry = find_version(client, name)
+        champion = _champion(client, verdict.model)
+        now = str(champion.version) if champion else None
+        if now not in (verdict.champion, verdict.version):
+            raise UserError(f"the champion is version {now} by now: `slm promote {name}` again")
+        if verdict.approval or _standing(entry, champion, None) is None:
+            _announce(client, verdict, root)
+        if verdict.decision == "promoted":
+            _crown(client, verdict.model, verdict.version)
+
+
+def answered(verdict: Verdict, *, approved: bool, who: str, comment: str = "") -> Verdict:
+    """The verdict after a person was asked: a no refuses the version, a yes only stands in it."""
+    said = f"{'approved' if approved else 'rejected'} by {who or 'nobody named'}"
+    said += f": {comment}" if comment else ""
+    changes: dict[str, Any] = {"approval": said}
+    if not approved:
+        changes |= {"decision": "refused", "reason": f"{said}; {verdict.reason}"}
+    return verdict.model_copy(update=changes)
 
 
 @tracking.explained()
@@ -169,14 +220,32 @@ def rollback(model: str, *, root: Path | None = None, uri: str | None = None) ->
         if before is None:
             raise UserError(f"{model} version {leaving.version} followed no other champion")
         find_version(client, f"models:/{model}/{before}")
-        _log(root, {"decision": "rolled back", "model": model, "from": str(leaving.version),
+        _log(root, {"decision": ROLLED_BACK, "model": model, "from": str(leaving.version),
                     "to": before})  # fmt: skip
-        client.set_model_version_tag(model, leaving.version, "slm.decision", "rolled back")
+        client.set_model_version_tag(model, leaving.version, "slm.decision", ROLLED_BACK)
         client.set_registered_model_alias(model, CHAMPION, before)
     return before, str(leaving.version)
 
 
 # ---- judging ----------------------------------------------------------------------------------
+
+
+def _standing(
+    entry: "ModelVersion", champion: "ModelVersion | None", force: str | None
+) -> Verdict | None:
+    """The verdict that a version has, where it still holds; None where it is to be judged."""
+    if "slm.verdict" not in entry.tags:
+        return None
+    verdict = Verdict.model_validate_json(entry.tags["slm.verdict"])
+    rival = str(champion.version) if champion else None
+    if rival == str(entry.version):
+        return verdict
+    if force:
+        return None
+    if entry.tags.get("slm.decision") == ROLLED_BACK:
+        reason = "it was rolled back; --force REASON makes it champion again"
+        return verdict.model_copy(update={"decision": "refused", "reason": reason})
+    return verdict if verdict.champion == rival else None
 
 
 def _judge(
@@ -372,19 +441,23 @@ def _champion(client: "MlflowClient", model: str) -> "ModelVersion | None":
     return client.get_model_version_by_alias(model, CHAMPION)
 
 
-def _announce(client: "MlflowClient", verdict: Verdict) -> None:
-    """The verdict as tags and as a description of the version."""
+def _announce(client: "MlflowClient", verdict: Verdict, root: Path) -> None:
+    """The verdict in the audit log, and as a description and tags of the version.
+
+    The tag that holds it comes last: where it stands, all the rest was written.
+    """
+    _log(root, verdict.model_dump(mode="json"))
+    client.update_model_version(verdict.model, verdict.version, describe(verdict))
     tags = {
         "slm.decision": f"{verdict.decision} (forced)" if verdict.forced else verdict.decision,
         "slm.reason": verdict.reason,
         "slm.held_out_sha256": verdict.documents_sha256,
-        "slm.verdict": verdict.model_dump_json(),
     }
     if verdict.decision == "promoted" and verdict.champion:
         tags["slm.previous_champion"] = verdict.champion
+    tags["slm.verdict"] = verdict.model_dump_json()
     for key, value in tags.items():
         client.set_model_version_tag(verdict.model, verdict.version, key, value)
-    client.update_model_version(verdict.model, verdict.version, describe(verdict))
 
 
 def describe(verdict: Verdict) -> str:
@@ -409,6 +482,8 @@ def describe(verdict: Verdict) -> str:
         f"paired bootstrap with {RESAMPLES:,} resamples.",
         *(f"- Veto: {veto}." for veto in verdict.vetoes),
     ]
+    if verdict.approval:
+        lines.append(f"- Asked: {verdict.approval}")
     if verdict.forced:
         lines.append(f"- Forced: {verdict.forced}")
     return "\n".join(lines)

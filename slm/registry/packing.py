@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slm import storage
+from slm.checkpoint import MODEL_FILES
 
-MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.tiktoken")
 PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
 

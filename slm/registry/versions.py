@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage, tracking
+from slm.checkpoint import MODEL_FILES
 from slm.config import data_root
 from slm.errors import SlmError, UserError
 from slm.lineage import Lineage, Link, State, lineage
 from slm.registry import find_version
-from slm.registry.packing import MODEL_FILES
 from slm.tracking.entities import public_uri
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ TAGS = {  # link of the chain → the tag of a version that carries its hash
     "shards": "shards_key",
     "config": "config_sha256",
     "environment": "environment_sha256",
+    "parent": "parent_sha256",
     "run": "run_key",
     "checkpoint": "weights_sha256",
     "evaluation": "evaluation_sha256",

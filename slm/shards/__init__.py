@@ -29,10 +29,13 @@ def encode(
     config: PipelineConfig,
     source: Source,
     *,
+    tokenizer: Tokenizer | None = None,
     root: Path | None = None,
     progress: Progress = silent,
 ) -> Shards:
     """The shards of a source in `<root>/shards/<recipe>-<key>/`.
+
+    `tokenizer`: of the model that is to be trained on; None: made from the source.
 
     An interrupted call leaves its finished units beside that folder; the next one goes on from
     there. Raises UserError where no document is left for train or val, CorruptionError where the
@@ -40,13 +43,17 @@ def encode(
     """
     root = root or data_root()
     fields = config.data.encode_fields()
-    key = storage.stage_key("encode", ENCODE_VERSION, fields, storage.content_hash(source))
+    inputs: Any = storage.content_hash(source)
+    if tokenizer:
+        inputs = {"source": inputs, "tokenizer": tokenizer.sha256}
+    key = storage.stage_key("encode", ENCODE_VERSION, fields, inputs)
     folder = root / "shards" / f"{config.recipe}-{key[:12]}"
     work = folder.with_name(f".{folder.name}.units")
 
     def build(staging: Path) -> Shards:
         work.mkdir(exist_ok=True)
-        return Encoding(config.data, source, work, staging, progress).run(key, gpt2(root))
+        encoding = Encoding(config.data, source, work, staging, progress, tokenizer)
+        return encoding.run(key, gpt2(root))
 
     shards = storage.run_stage(folder, Shards, key, build)
     shutil.rmtree(work, ignore_errors=True)

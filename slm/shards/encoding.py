@@ -53,6 +53,7 @@ class Encoding:
     work: Path  # the units' files
     staging: Path  # the shards' files
     progress: Progress
+    given: Tokenizer | None = None  # a trimmed vocabulary to use as it is
     workers: Workers = field(init=False)
 
     def run(self, key: str, base: Tokenizer) -> Shards:
@@ -81,7 +82,8 @@ class Encoding:
             for unit, encoded in self._finish("encode", encode_unit, units)
         )
         tokenizer = base
-        if self.data.vocab_size < base.n_vocab:
+        wanted = self.given.n_vocab if self.given else self.data.vocab_size
+        if wanted < base.n_vocab:
             tokenizer, chosen = self._trim(base, units, chosen)
         writers = self._write(tokenizer, chosen)
         splits = {split: writer.close() for split, writer in writers.items()}
@@ -128,7 +130,7 @@ class Encoding:
             tokens = encoded.tokens[np.repeat(choice["train"], encoded.lengths)]
             counts += np.bincount(tokens, minlength=base.n_vocab)
             choices.append(choice)
-        tokenizer = trim(base, counts, self.data.vocab_size)
+        tokenizer = self.given or trim(base, counts, self.data.vocab_size)
         path = self.work / "trimmed.tiktoken"
         tokenizer.save(path)
         narrowed = self._finish("trim", narrow_unit, [Narrow(unit, path) for unit in units])

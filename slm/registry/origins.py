@@ -1,0 +1,115 @@
+"""What a version was made of, as far as this machine still has it: what retraining is decided by.
+
+Nothing here is verified by its hash; what is then read, trained on or registered is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from slm import storage, tracking
+from slm.checkpoint import MODEL_FILES
+from slm.config import PipelineConfig, data_root
+from slm.errors import CorruptionError
+from slm.records import Parent, Record, Shards, Source, Version
+from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version
+from slm.registry.gate import Verdict
+from slm.session import read_settings
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A version and what it was made of; None for what is gone from here."""
+
+    name: str  # models:/NAME/VERSION
+    run: str
+    source_key: str | None
+    source: Source | None
+    shards: Shards | None
+    config: PipelineConfig | None
+    continued: bool  # whether its training went on from another version
+    verdict: Verdict | None  # of the gate, where it was judged
+
+
+def find_origin(config: PipelineConfig, alias: str, *, root: Path | None = None) -> Origin | None:
+    """The champion or challenger of a recipe's model; None where there is none.
+
+    Raises UserError where the version was not registered by slm.
+    """
+    root = root or data_root()
+    client = tracking.connect(tracking.tracking_uri(config, root))
+    name = config.registry.model
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models or alias not in models[name].aliases:
+        return None
+    return _origin(find_version(client, f"models:/{name}@{alias}"), root)
+
+
+def champion_and_challenger(
+    config: PipelineConfig, *, root: Path | None = None
+) -> tuple[Origin | None, Origin | None]:
+    """Both, of a recipe's model."""
+    return find_origin(config, CHAMPION, root=root), find_origin(config, CHALLENGER, root=root)
+
+
+def _origin(entry: "ModelVersion", root: Path) -> Origin:
+    tags = {key.removeprefix("slm."): value for key, value in entry.tags.items()}
+    verdict = tags.get("verdict")
+    try:
+        config = read_settings(storage.named(root / "runs", tags.get("run", "none")))[0]
+    except CorruptionError:
+        config = None
+    return Origin(
+        name=f"models:/{entry.name}/{entry.version}",
+        run=tags.get("run", "none"),
+        source_key=tags.get("source_key"),
+        source=_record(root / "sources", tags.get("source_key"), Source),
+        shards=_record(root / "shards", tags.get("shards_key"), Shards),
+        config=config,
+        continued="parent_sha256" in tags,
+        verdict=Verdict.model_validate_json(verdict) if verdict else None,
+    )
+
+
+def _record(parent: Path, key: str | None, kind: type[R]) -> R | None:
+    for folder in sorted(parent.glob(f"[!.]*-{(key or 'unknown')[:12]}")):
+        try:
+            record = storage.read_record(folder, kind, verify=False)
+        except CorruptionError:
+            continue
+        if record and record.key == key:
+            return record
+    return None
+
+
+def as_parent(name: str, config: PipelineConfig, *, root: Path | None = None) -> Parent:
+    """A version as the model that a training goes on from; its files are fetched where need be."""
+    root = root or data_root()
+    client = tracking.connect(tracking.tracking_uri(config, root))
+    entry = find_version(client, name)
+    folder = fetch_version(client, entry, root)
+    files = storage.describe_files(folder, [folder / file for file in MODEL_FILES])
+    return Parent(
+        key=storage.sha256_bytes(storage.canonical_json({n: e.sha256 for n, e in files.items()})),
+        path=folder,
+        files=files,
+        model=name,
+        run=entry.tags["slm.run"],
+        tokenizer_sha256=entry.tags["slm.tokenizer_sha256"],
+    )
+
+
+def annotate(
+    version: Version, config: PipelineConfig, tags: Mapping[str, str], *, root: Path | None = None
+) -> None:
+    """Sets tags, given without their prefix, on a version and on the MLflow run that made it."""
+    client = tracking.connect(tracking.tracking_uri(config, root or data_root()))
+    for key, value in tags.items():
+        client.set_model_version_tag(version.model, version.version, f"slm.{key}", value)
+        client.set_tag(version.run_id, f"slm.{key}", value)
