@@ -18,6 +18,7 @@ from prefect.artifacts import (
 from slm.lineage import lineage
 from slm.records import Evaluation, Progress, Report, Run, Version
 from slm.report import escape_markdown, fenced
+from slm.report.cards import duration
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ UPDATE_SECONDS = 5.0  # between two updates of the live progress
 
 
 class LiveProgress:
-    """A progress callback that hands on what it is told and shows it as a Prefect artifact too.
+    """A training's progress callback that hands on what it is told, and shows it as an artifact.
 
     The artifact is an ornament: where the server fails, the training goes on without it.
     """
@@ -44,10 +45,12 @@ class LiveProgress:
             return
         self.due = now + UPDATE_SECONDS
         began, before = self.first = self.first or (now, done)
-        rate = (done - before) / (now - began) if done > before else None
-        left = f"  {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        parts = [f"step {done:,.0f} of {total:,.0f}", *what.split("  ")]
+        if done > before:
+            seconds = (total - done) * (now - began) / (done - before)
+            parts.append(f"{duration(seconds)} left" if done < total else "ended")
         try:
-            self._publish(100 * done / total, f"{done:,.0f} of {total:,.0f}  {what}{left}")
+            self._publish(100 * done / total, " · ".join(parts))
         except Exception as error:
             logger.debug("no progress artifact: %s", error)
 

@@ -25,6 +25,7 @@ from flows import deployments
 from slm.config import data_root, project_root
 from slm.errors import SlmError, UserError
 from slm.storage import lock, make_folder
+from slm.tracking.entities import public_uri
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for a server to answer: minutes on a slow disk, where it makes its tables
@@ -40,10 +41,15 @@ class Service:
     name: str
     command: list[str]
     environment: dict[str, str]
-    log: Path
     health: str | None = None  # the address that answers when it is ready
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        return (
+            data_root() / "logs" / f"{self.name.removeprefix('the ').replace(' ', '-').lower()}.log"
+        )
 
     def start(self) -> None:
         """Starts the program in a session of its own: a terminal's Ctrl-C is for `up` alone."""
@@ -100,65 +106,71 @@ def up(
         SlmError: a program did not start, or ends again and again.
     """
     deployments.check()
+    prefect = f"http://{HOST}:{prefect_port}"
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI")  # a server that is there already
     with only_stack():
         refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
-        refuse_port_in_use("MLflow", mlflow_port, "--mlflow-port")
-        server, tracking, worker = services = stack(prefect_port, mlflow_port, postgres)
+        if not mlflow:
+            refuse_port_in_use("MLflow", mlflow_port, "--mlflow-port")
+        environment = shared_environment(f"{prefect}/api", mlflow or f"http://{HOST}:{mlflow_port}")
+        server = prefect_server(prefect_port, environment, postgres)
+        worker = Service("the worker", ["flows.worker"], environment)
+        services = (
+            [server, worker]
+            if mlflow
+            else [server, mlflow_server(mlflow_port, environment), worker]
+        )
         try:
-            write("starting  Prefect and MLflow, on this machine alone")
-            for service in (server, tracking):
+            write("starting  servers, on this machine alone")
+            for service in services[:-1]:
                 service.start()
             server.wait_until_healthy()
             prepare(server)
             worker.start()
-            tracking.wait_until_healthy()
-            write(f"Prefect   http://{HOST}:{prefect_port}")
-            write(f"MLflow    http://{HOST}:{mlflow_port}")
+            for service in services[:-1]:
+                service.wait_until_healthy()
+            write(f"Prefect   {prefect}")
+            write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
             write(f"logs      {server.log.parent}")
             write("up        Ctrl-C stops it; what runs then saves, and can be retried")
             keep_running(services, write)
         finally:
             write("stopping  what runs saves first")
-            for service in (worker, tracking, server):
+            for service in reversed(services):
                 service.stop()
 
 
-def stack(prefect_port: int, mlflow_port: int, postgres: str | None) -> tuple[Service, ...]:
-    """The Prefect server, the MLflow server and the worker, not yet started."""
-    prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
-    logs = make_folder(data_root() / "logs")
-    folder = make_folder(data_root() / "mlflow")
-    environment = {
+def shared_environment(prefect: str, mlflow: str) -> dict[str, str]:
+    """What all parts of the stack are told."""
+    return {
         **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a gigabyte of memory
         "MLFLOW_TRACKING_URI": mlflow,
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
-        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_API_URL": prefect,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "SLM_DATA": str(data_root()),
     }
+
+
+def prefect_server(port: int, environment: dict[str, str], postgres: str | None) -> Service:
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": postgres} if postgres else {}
-    mlflow_server = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
-    store = slm.tracking.store_uri(data_root())
-    mlflow_server += ["--workers", "1", "--backend-store-uri", store, "--no-serve-artifacts"]
-    mlflow_server += ["--default-artifact-root", (folder / "artifacts").as_uri()]
-    return (
-        Service(
-            "the Prefect server",
-            ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
-            {**environment, **database},
-            logs / "prefect-server.log",
-            f"{prefect}/api/health",
-        ),
-        Service(
-            "the MLflow server",
-            mlflow_server,
-            environment,
-            logs / "mlflow-server.log",
-            f"{mlflow}/health",
-        ),
-        Service("the worker", ["flows.worker"], environment, logs / "worker.log"),
+    return Service(
+        "the Prefect server",
+        ["prefect", "server", "start", "--host", HOST, "--port", str(port)],
+        environment | database,
+        health=f"http://{HOST}:{port}/api/health",
     )
+
+
+def mlflow_server(port: int, environment: dict[str, str]) -> Service:
+    """A server of the project's own store. Clients write its artifacts to the disk themselves."""
+    artifacts = make_folder(data_root() / "mlflow") / "artifacts"
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", slm.tracking.store_uri(data_root())]
+    command += ["--no-serve-artifacts", "--default-artifact-root", artifacts.as_uri()]
+    health = f"http://{HOST}:{port}/health"
+    return Service("the MLflow server", command, environment, health=health)
 
 
 def prepare(server: Service) -> None:
@@ -179,7 +191,7 @@ def prepare(server: Service) -> None:
         raise SlmError(f"prefect deploy failed: {(done.stdout + done.stderr).strip()}")
 
 
-def keep_running(services: tuple[Service, ...], write: Callable[[str], None]) -> None:
+def keep_running(services: list[Service], write: Callable[[str], None]) -> None:
     """Starts again whatever ends. Raises SlmError where that does not help."""
     while True:
         time.sleep(POLL_SECONDS)
