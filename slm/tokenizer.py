@@ -120,7 +120,8 @@ class Tokenizer:
         starts = word_starts(joined, ends)
         ids = self._single_words.look_up(joined, starts)
         others = np.flatnonzero(ids == MISSING)
-        found, counts = self._words.look_up(joined, starts, others)
+        limits = np.append(starts, len(joined))
+        found, counts = self._words.look_up(joined, limits[others], limits[others + 1])
         ids, places = replace(ids, others, np.ones_like(others), found, counts)
         return np.insert(ids, places[np.searchsorted(starts, ends - sizes)], self.eot)
 
@@ -304,12 +305,12 @@ class Narrowing:
         missing = np.flatnonzero(renumbered == MISSING)
         begins = self._begins[ids]
         begins[1:] |= ids[:-1] == self.base.eot
-        starts = np.flatnonzero(begins)
-        lengths = np.diff(starts, append=len(ids))
-        around = np.unique(np.searchsorted(starts, missing, "right") - 1)
+        limits = np.append(np.flatnonzero(begins), len(ids))
+        stretches = np.unique(np.searchsorted(limits, missing, "right"))
+        begin, end = limits[stretches - 1], limits[stretches]
         data = ids.astype(np.uint32).tobytes()
-        found, counts = self._stretches.look_up(data, 4 * starts, around)
-        return replace(renumbered, starts[around], lengths[around], found, counts)[0]
+        found, counts = self._stretches.look_up(data, 4 * begin, 4 * end)
+        return replace(renumbered, begin, end - begin, found, counts)[0]
 
     def _again(self, data: bytes) -> npt.NDArray[np.uint32]:
         ids = np.frombuffer(data, np.uint32).tolist()

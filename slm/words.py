@@ -113,7 +113,7 @@ def word_starts(text: bytes, ends: Places) -> Places:
 def _take_contractions(data: Bytes, opens: Mask, starts: Mask) -> None:
     """'s 't 'd 'm 'll 've 're are words where a word begins with them, whatever follows."""
     signs = np.flatnonzero((data == ord("'")) & starts[:-1])
-    padded = np.append(data, (0, 0))
+    padded = np.append(data, np.zeros(2, np.uint8))
     first, second = padded[signs + 1], padded[signs + 2]
     within = ~opens[signs + 1]
     short = within & np.isin(first, [*b"stdm"])
