@@ -8,17 +8,19 @@ compares models with different vocabularies.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from slm.model import GPT
 
 Ids = npt.NDArray[np.integer]
+Measure = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), targets (N,) → (N, K) figures
 BATCH_TOKENS = 8192  # positions scored at a time; (BATCH_TOKENS × V) logits are made in chunks
 LOGIT_CHUNK = 1024
 
@@ -64,7 +66,11 @@ def _windows(documents: Sequence[Ids], eot: int, seq_len: int) -> list[_Window]:
     return windows
 
 
-@torch.inference_mode()
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """The measure of the loss alone: (N, V) logits and (N,) targets → (N, 1)."""
+    return F.cross_entropy(logits, targets, reduction="none")[:, None]
+
+
 def token_losses(
     model: GPT,
     documents: Sequence[Ids],
@@ -72,14 +78,28 @@ def token_losses(
     *,
     autocast: torch.dtype | None = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """Nats of every prediction, an array of `len(document) + 1` a document.
+    """Nats of every prediction, an array of `len(document) + 1` a document."""
+    found = token_measures(model, documents, eot, nats, autocast=autocast)
+    return [figures[:, 0] for figures in found]
+
+
+@torch.inference_mode()
+def token_measures(
+    model: GPT,
+    documents: Sequence[Ids],
+    eot: int,
+    measure: Measure,
+    *,
+    autocast: torch.dtype | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """The figures of every prediction, an array (len(document) + 1, K) a document.
 
     Windows of about one length are scored together, padded on the right; causality keeps the
     padding out of what is counted, and the order of the documents has no effect on any figure.
     """
-    seq_len, device = model.config.seq_len, model.embed.weight.device
-    losses = [np.empty(len(document) + 1, dtype=np.float32) for document in documents]
-    windows = _windows(documents, eot, seq_len)
+    device = model.embed.weight.device
+    found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(documents)
+    windows = _windows(documents, eot, model.config.seq_len)
     windows.sort(key=lambda w: (len(w.ids), w.document, w.start))
     training = model.training
     model.eval()
@@ -91,14 +111,17 @@ def token_losses(
         ids = torch.from_numpy(padded).to(device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             hidden = model(ids[:, :-1])  # (B, T, C)
-        nats = _negative_log_likelihood(model, hidden.flatten(0, 1), ids[:, 1:].flatten(), autocast)
-        for row_nats, window in zip(nats.view(len(batch), width).cpu(), batch, strict=True):
-            count = len(window.ids) - 1
-            into = losses[window.document]
+        figures = _measured(model, hidden.flatten(0, 1), ids[:, 1:].flatten(), measure, autocast)
+        rows = figures.view(len(batch), width, -1).cpu().numpy()  # (B, T, K)
+        for row, window in zip(rows, batch, strict=True):
+            number, count = window.document, len(window.ids) - 1
+            if not len(found[number]):
+                shape = (len(documents[number]) + 1, row.shape[-1])
+                found[number] = np.empty(shape, np.float32)
             begin = window.start + window.first
-            into[begin : window.start + count] = row_nats[window.first : count].numpy()
+            found[number][begin : window.start + count] = row[window.first : count]
     model.train(training)
-    return losses
+    return found
 
 
 def _batches(windows: list[_Window]) -> list[list[_Window]]:
@@ -110,13 +133,13 @@ def _batches(windows: list[_Window]) -> list[list[_Window]]:
     return batches
 
 
-def _negative_log_likelihood(
-    model: GPT, hidden: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype | None
-) -> torch.Tensor:
-    """Nats of each target, (N,) float32; the logits exist for LOGIT_CHUNK of them at a time."""
+def _measured(
+    model: GPT, hidden: Tensor, targets: Tensor, measure: Measure, dtype: torch.dtype | None
+) -> Tensor:
+    """The figures of each target, (N, K) float32; logits exist for LOGIT_CHUNK at a time."""
     weight = model.embed.weight.to(dtype or model.embed.weight.dtype)
     parts = [
-        F.cross_entropy(F.linear(h.to(weight.dtype), weight).float(), t, reduction="none")
+        measure(F.linear(h.to(weight.dtype), weight).float(), t)
         for h, t in zip(
             torch.split(hidden, LOGIT_CHUNK), torch.split(targets, LOGIT_CHUNK), strict=True
         )

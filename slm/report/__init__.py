@@ -20,10 +20,11 @@ from slm.config import PipelineConfig
 from slm.evaluate import run_shards
 from slm.metrics import token_losses
 from slm.model import GPT
+from slm.passages import Ids
 from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
 from slm.report import cards, plots
 from slm.report.comparison import compare, compressor_bpb
-from slm.report.copies import Copy, Ids
+from slm.report.copies import Copy
 from slm.report.grid import GridSample, write_samples
 from slm.report.verdict import judge, training_findings
 from slm.shards import documents

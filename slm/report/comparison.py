@@ -12,8 +12,9 @@ from itertools import islice
 
 import numpy as np
 
+from slm.passages import Ids
 from slm.records import Progress, Shards, silent
-from slm.report.copies import Copy, Ids, longest_copies
+from slm.report.copies import Copy, longest_copies
 from slm.report.grid import GridSample
 from slm.report.quality import Quality, measure, words
 from slm.report.verdict import Check, quality_checks

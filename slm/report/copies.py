@@ -1,24 +1,18 @@
 """Memorisation: the longest passage of a text that stands word for word in the training tokens.
 
-The training tokens stream by once, a window at a time, so memory does not grow with them. Passages
-are compared by 64-bit polynomial hashes (Karp and Rabin 1987) of random numbers that stand for the
-tokens; two passages that differ have one hash about once in 10^19.
+The training tokens stream by once, a window at a time, so memory does not grow with them.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from slm.passages import Hashed, Hashes, Ids, token_values
 
 SHORTEST = 8  # tokens: shorter passages are everybody's
 WINDOW = 1 << 20  # tokens hashed at a time
-_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _FILTER_BITS = 20
-
-Ids = npt.NDArray[np.integer[Any]]
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -40,48 +34,20 @@ def longest_copies(texts: Sequence[Ids], train: Iterable[Ids], vocab_size: int) 
         train: token ids, an array a shard; end-of-text between documents keeps passages apart.
         vocab_size: above every id.
     """
-    values = np.random.Generator(np.random.PCG64(0)).integers(
-        0, 2**64, size=vocab_size, dtype=np.uint64
-    )
-    probes = [_Hashed(values[text]) for text in texts]
+    values = token_values(vocab_size)
+    probes = [Hashed(values[text]) for text in texts]
     longest = max((len(text) for text in texts), default=0)
     found = _Found(probes)
     for shard in train:
         for start in range(0, len(shard), WINDOW):
-            found.look_at(_Hashed(values[shard[start : start + WINDOW + longest]]))
+            found.look_at(Hashed(values[shard[start : start + WINDOW + longest]]))
     return [found.longest(probe) for probe in probes]
-
-
-class _Hashed:
-    """A sequence of values whose passages can be hashed, each in a few operations."""
-
-    def __init__(self, values: Hashes) -> None:
-        self.sums = np.zeros(len(values) + 1, np.uint64)
-        np.cumsum(values * _powers(_BASE, len(values)), out=self.sums[1:])
-        self.inverse = _powers(pow(_BASE, -1, 2**64), len(values))
-
-    def passages(self, length: int, starts: npt.NDArray[np.intp] | None = None) -> Hashes:
-        """The hashes of the passages of a length at `starts`, or wherever one fits."""
-        if starts is None:
-            count = max(0, len(self.inverse) - length + 1)
-            return (self.sums[length:] - self.sums[:count]) * self.inverse[:count]
-        return (self.sums[starts + length] - self.sums[starts]) * self.inverse[starts]
-
-    def __len__(self) -> int:
-        return len(self.inverse)
-
-
-def _powers(base: int, count: int) -> Hashes:
-    """1, base, base², … modulo 2^64."""
-    powers = np.full(count, base, np.uint64)
-    powers[:1] = 1
-    return np.multiply.accumulate(powers)
 
 
 class _Found:
     """The passages of some texts that have been found so far, by their length."""
 
-    def __init__(self, probes: Sequence[_Hashed]) -> None:
+    def __init__(self, probes: Sequence[Hashed]) -> None:
         self.probes = probes
         self.wanted: dict[int, Hashes] = {}  # length → hashes of all texts' passages, sorted
         self.hashes: dict[int, Hashes] = {}  # length → those of them that were found
@@ -98,7 +64,7 @@ class _Found:
             self.wanted[length] = np.unique(np.concatenate([*every, np.empty(0, np.uint64)]))
         return self.wanted[length]
 
-    def look_at(self, train: _Hashed) -> None:
+    def look_at(self, train: Hashed) -> None:
         """Takes note of every wanted passage in a stretch of training tokens.
 
         What stands at a place at one length is all that may stand there at the next, so few
@@ -108,7 +74,7 @@ class _Found:
         hashes = train.passages(length)
         places = np.flatnonzero(self.likely[self._first_bits(hashes)])
         while len(places):
-            hashes = train.passages(length, places)
+            hashes = train.between(places, places + length)
             there = np.isin(hashes, self._wanted(length))
             places, hashes = places[there], hashes[there]
             known = self.hashes.get(length, np.empty(0, np.uint64))
@@ -116,7 +82,7 @@ class _Found:
             length += 1
             places = places[places + length <= len(train)]
 
-    def longest(self, probe: _Hashed) -> Copy:
+    def longest(self, probe: Hashed) -> Copy:
         for length in sorted(self.hashes, reverse=True):
             where = np.flatnonzero(np.isin(probe.passages(length), self.hashes[length]))
             if len(where):

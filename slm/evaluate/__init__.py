@@ -20,15 +20,18 @@ import torch
 from slm.checkpoint import load_model
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
-from slm.metrics import Ids, token_losses
+from slm.evaluate.calibration import Calibration, predictions
+from slm.evaluate.duplicates import contamination
+from slm.evaluate.references import compare_references
+from slm.metrics import Ids, token_measures
 from slm.model import GPT
-from slm.records import Checkpoint, Evaluation, Progress, Run, silent
+from slm.records import Checkpoint, Evaluation, Progress, Run, Shards, silent
 from slm.shards import documents, read_shards
 from slm.source.documents import format_of, read_documents
-from slm.storage import read_record, run_stage, stage_key, write_json
+from slm.storage import named, read_record, run_stage, stage_key, write_json
 from slm.tokenizer import Tokenizer
 
-EVALUATE_VERSION = 1
+EVALUATE_VERSION = 2
 DETAILS = "evaluation.json"
 CHUNK_DOCUMENTS = 256  # scored between two signs of progress
 RESAMPLES = 1000  # of the documents, for the interval of val_bpb
@@ -57,14 +60,18 @@ def evaluate(
         total = min(verified.splits["val"].documents, config.evaluate.documents or math.inf)
         model, tokenizer = load_model(folder, device())
         scores = score_documents(model, tokenizer, found, int(total), progress)
-        write_json(staging / DETAILS, {"documents": scores.rows(), **details(scores)})
+        found_out = {
+            **details(scores),
+            **surroundings(verified, tokenizer, scores.rows(), progress),
+        }
+        write_json(staging / DETAILS, {"documents": scores.rows(), **found_out})
         return Evaluation(
             key=key,
             run=run.name,
             checkpoint=folder.name,
             weights_sha256=checkpoint.weights_sha256,
             **scores.totals(),
-            details=details(scores),
+            details=found_out,
         )
 
     return run_stage(run.path / "evaluation", Evaluation, key, build)
@@ -96,7 +103,7 @@ def device() -> str:
 def run_shards(run: Path) -> Path:
     """The folder of the shards that a run was trained on."""
     described = json.loads((run / "config.json").read_bytes())
-    return run.parents[1] / "shards" / str(described["shards"])
+    return named(run.parents[1] / "shards", str(described["shards"]))
 
 
 # ---- scores -----------------------------------------------------------------------------------
@@ -111,6 +118,14 @@ class Scores:
     def __init__(self) -> None:
         self.losses: list[npt.NDArray[np.float32]] = []
         self.bytes: list[int] = []
+        self.calibration = Calibration()
+
+    def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
+        """Takes a document's figures, (predictions, 3) as of `calibration.predictions`."""
+        nats, confidence, right = figures.T
+        self.losses.append(nats.copy())
+        self.bytes.append(size)
+        self.calibration.add(confidence, right)
 
     def rows(self) -> list[tuple[float, int, int]]:
         """(nats, predictions, bytes) of each document."""
@@ -136,15 +151,16 @@ class Scores:
 def score_documents(
     model: GPT,
     tokenizer: Tokenizer,
-    found: Iterable[Ids],
+    texts: Iterable[Ids],
     total: int | None,
     progress: Progress = silent,
 ) -> Scores:
     """Scores documents a chunk at a time, so memory holds no more than their losses."""
     scores = Scores()
-    for chunk in chunks(found, CHUNK_DOCUMENTS):
-        scores.losses += token_losses(model, chunk, tokenizer.eot)
-        scores.bytes += [int(tokenizer.token_bytes[document].sum()) for document in chunk]
+    for chunk in chunks(texts, CHUNK_DOCUMENTS):
+        found = token_measures(model, chunk, tokenizer.eot, predictions)
+        for document, figures in zip(chunk, found, strict=True):
+            scores.add(figures, int(tokenizer.token_bytes[document].sum()))
         progress("documents", len(scores.losses), total)
     return scores
 
@@ -159,16 +175,34 @@ def chunks(items: Iterable[Ids], size: int) -> Iterator[list[Ids]]:
 
 
 def details(scores: Scores) -> dict[str, Any]:
-    """The interval of val_bpb, the loss by place in the document, the extreme documents."""
+    """The interval of val_bpb, the loss by place in the document and by the document's length, the
+    extreme documents, and calibration.
+    """
     rows = scores.rows()
     bits_per_byte = [nats / math.log(2) / max(1, size) for nats, _, size in rows]
     order = np.argsort(bits_per_byte, kind="stable").tolist()
     return {
         "val_bpb_interval": bootstrap_interval(rows),
         "by_position": by_position(scores.losses),
+        "by_length": by_length(rows),
+        "calibration": scores.calibration.summary(),
         "most_likely": [[i, bits_per_byte[i]] for i in order[:3]],
         "least_likely": [[i, bits_per_byte[i]] for i in order[:-4:-1]],
     }
+
+
+def surroundings(
+    shards: Shards,
+    tokenizer: Tokenizer,
+    rows: Sequence[tuple[float, int, int]],
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """What the shards themselves tell: others' bits a byte, and duplicates between the splits."""
+    progress("what others need for the same bytes", 0, None)
+    beside = compare_references(shards, tokenizer, rows)
+    progress("duplicates between train and val", 0, None)
+    held_out = list(islice(documents(shards, "val"), len(rows)))
+    return {"beside": beside, "contamination": contamination(shards, tokenizer, held_out)}
 
 
 def bootstrap_interval(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float]:
@@ -196,3 +230,19 @@ def by_position(losses: Sequence[npt.NDArray[np.float32]]) -> list[tuple[int, in
         (a, b - 1, float(sums[a - 1 : b - 1].sum() / counts[a - 1 : b - 1].sum()))
         for a, b in pairwise(edges)
     ]
+
+
+def by_length(rows: Sequence[tuple[float, int, int]]) -> list[tuple[int, int, int, float]]:
+    """(fewest tokens, most tokens, documents, bits a byte) over ranges of the length.
+
+    Lengths are in predictions, so a document's tokens and its end-of-text.
+    """
+    found = []
+    for first, after in pairwise((*POSITION_EDGES, math.inf)):
+        chosen = [row for row in rows if first <= row[1] < after and row[2]]
+        if chosen:
+            nats, size = math.fsum(row[0] for row in chosen), sum(row[2] for row in chosen)
+            lengths = [row[1] for row in chosen]
+            bpb = nats / math.log(2) / size
+            found.append((min(lengths), max(lengths), len(chosen), bpb))
+    return found
