@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 256  # tokens: a chunk of 256 × 50,257 float32 is 51 MB
+CHUNK = 1024  # tokens: a chunk of 1,024 × 50,257 float32 is 206 MB
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -21,18 +21,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        # Transposed, (C, V): on a CPU this product takes two thirds of the other's time.
+        d_weight = torch.zeros_like(weight.T, dtype=torch.float32)
         for start in range(0, rows, CHUNK):
             chunk = slice(start, start + CHUNK)
             h, target = hidden[chunk], targets[chunk, None]
             logits = (h @ matrix.T).float()  # (CHUNK, V)
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)
+            p = logits.softmax(dim=-1)
+            # The greatest of V probabilities is at least 1 / V, so its logarithm is safe.
+            log_sum = logits.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
             loss += (log_sum - logits.gather(1, target)).sum()
-            d_logits = logits.sub_(log_sum).exp_()  # softmax, in place
-            d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            d = d_logits.mul_(1 / rows).to(hidden.dtype)
-            d_hidden[chunk] = d @ matrix
-            d_weight += d.T @ h
+            p.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+            d_logits = p.to(hidden.dtype)
+            d_hidden[chunk] = d_logits @ matrix
+            d_weight += h.T @ d_logits
+        d_hidden /= rows
+        d_weight = d_weight.T.contiguous().div_(rows)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss / rows
 

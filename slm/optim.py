@@ -6,6 +6,7 @@ embeddings, norms, biases. Weight decay is for matrices and embeddings alone.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 
 from slm.config import TrainConfig
 from slm.model import GPT
+
+MUON_MOMENTUM = 0.95
 
 
 def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> float:
@@ -37,6 +40,56 @@ def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> floa
     return config.final_lr + (1 - config.final_lr) * shape
 
 
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024), with all matrices of one shape orthogonalised together.
+
+    To the bit `torch.optim.Muon` with its defaults, which takes them one by one: four times as
+    long for the many small ones of a small model.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in shapes.items():
+                update = orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
+                rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
+                for parameter, direction in zip(parameters, update, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction, alpha=-rate)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """The gradient under Nesterov momentum."""
+        state, grad = self.state[parameter], parameter.grad
+        assert grad is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(grad)
+        momentum: Tensor = state["momentum_buffer"].lerp_(grad, 1 - MUON_MOMENTUM)
+        return grad.lerp(momentum, MUON_MOMENTUM)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(n, rows, columns) → nearly orthogonal ones, in bf16: the singular values go to about 1.
+
+    Five quintic Newton–Schulz iterations, with the coefficients of Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     """The optimizers of a model; every group remembers its peak rate as `peak_lr`."""
     blocks = dict(model.blocks.named_parameters())
@@ -54,11 +107,7 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     )
     optimizers: list[Optimizer] = [adamw]
     if muon:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay
-            )
-        )
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

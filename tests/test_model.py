@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm import model as model_module
 from slm.config import ModelConfig
 from slm.loss import CHUNK, cross_entropy, plain_cross_entropy
-from slm.model import GPT
+from slm.model import GPT, attend
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -150,3 +151,23 @@ def test_chunked_loss_in_bf16_is_as_good_as_the_plain_one() -> None:
     exact = F.cross_entropy(hidden @ weight.T, targets)
     found = cross_entropy(hidden.bfloat16(), weight, targets)
     assert abs(found - exact) < 2e-2 * exact
+
+
+@pytest.mark.parametrize("context", [1, 33])
+def test_attention_by_plain_products_is_attention(
+    context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, context, 16).bfloat16().requires_grad_() for _ in range(3))
+    found = attend(q, k, v, 0.0)
+    found.sum().backward()
+    assert q.grad is not None
+    exact = attend(q.detach().float(), k.detach().float(), v.detach().float(), 0.0)
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+    monkeypatch.setattr(model_module, "PLAIN_CONTEXT", 0)
+    fused = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    attend(*fused, 0.0).sum().backward()
+    for mine, theirs in zip((q, k, v), fused, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=0.05, rtol=0.05)

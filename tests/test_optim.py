@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from slm.config import ModelConfig, TrainConfig
 from slm.model import GPT
 from slm.optim import (
+    MUON_MOMENTUM,
+    Muon,
     build_optimizers,
     learning_rate_factor,
     load_optimizer_tensors,
@@ -99,3 +101,22 @@ def test_state_goes_out_and_in_without_a_change(optimizer: str) -> None:
     step(again, fresh, 2)
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
+    shapes = [(12, 12), (12, 12), (32, 12), (12, 32), (32, 12)]
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in shapes]
+    ours = [torch.nn.Parameter(tensor.clone()) for tensor in start]
+    theirs = [torch.nn.Parameter(tensor.clone()) for tensor in start]
+    mine = Muon(ours, lr=0.02, weight_decay=0.1)
+    library = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=MUON_MOMENTUM)
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        mine.step()
+        library.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, before)
