@@ -24,8 +24,9 @@ test: $(VENV)/dev  ## install, then run the tests
 test-slow: $(VENV)/dev  ## the long proofs
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(VENV)/dev  ## the long proofs of recovery: kills, full disks, flipped bits
-	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' tests/test_faults.py
+test-faults: $(VENV)/dev  ## the proofs of recovery, whole, of every stage: kills, full disks, flipped bits
+	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' \
+		-k '(fault or kill or signals or overlap) and not services'
 
 check: $(VENV)/dev  ## format, lint, types, import order, recipes and deployments
 	$(BIN)/ruff format --check .
@@ -35,7 +36,7 @@ check: $(VENV)/dev  ## format, lint, types, import order, recipes and deployment
 	$(BIN)/slm check
 
 bench: $(VENV)/dev  ## our figures beside those of peers
-	for name in encode train sample; do $(BIN)/slm bench $$name || exit; done
+	for name in encode train sample checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
 
 clean:  ## remove the environment and the caches; what was produced in data/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -1,4 +1,4 @@
-"""The commands that look at what is there: samples, shards, hashes, recipes, benchmarks."""
+"""The commands that look at what is there: shards, hashes, recipes, benchmarks."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.options import AsJson, RunName, Settings, display_for, show
+from flows.options import AsJson, Settings, display_for, show
 from slm.config import (
     data_root,
     load_recipe,
@@ -18,37 +18,6 @@ from slm.config import (
     read_pipelines,
 )
 from slm.errors import CorruptionError, UserError, unknown
-
-
-def sample(
-    run: RunName,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="How the text begins; may be given more than once.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens.")] = 50,
-    top_p: Annotated[
-        float | None, typer.Option(help="… or among those that make up this share.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Write at most so many tokens.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Let a model write."""
-    from flows.runs import write_samples
-
-    samples = write_samples(
-        run,
-        prompt or ["Once upon a time"],
-        stream=None if as_json else sys.stdout,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    if as_json:
-        show({"samples": samples}, as_json)
 
 
 def inspect(
@@ -123,18 +92,17 @@ def _stretch(steps: str | None) -> tuple[int | None, int | None]:
 
 def _verify_records(folder: Path) -> dict[str, int]:
     """Compares every file below a folder with the record that vouches for it."""
-    from slm.records import Record
-    from slm.storage import RECORD, mismatches
+    from slm.storage import RECORD, check_files
 
     found = sorted(folder.rglob(RECORD))
     if not found:
         raise UserError(f"{folder} holds no {RECORD}: give a folder of data/, such as a run's")
     files, wrong = 0, []
     for path in found:
-        fields = json.loads(path.read_bytes())
-        entries = Record.model_validate({name: fields[name] for name in ("key", "files")}).files
-        files += len(entries)
-        wrong += mismatches(path.parent, entries)
+        try:
+            files += check_files(path.parent)
+        except CorruptionError as error:
+            wrong.append(str(error))
     if wrong:
         raise CorruptionError("; ".join(wrong))
     return {"files": files, "records": len(found)}
@@ -179,7 +147,8 @@ def recipes() -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="encode, train or sample.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="encode, train, sample, checkpoint or mirror.")],
+    as_json: AsJson = False,
 ) -> None:
     """Measure our figures beside those of peers, on this machine."""
     scripts = {path.stem: path for path in (project_root() / "benchmarks").glob("[a-z]*.py")}

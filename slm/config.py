@@ -184,6 +184,26 @@ class ReportConfig(Section):
     max_new_tokens: PositiveInt = 250  # most short stories end within it
     seed: int = 1
 
+    license: str | None = None  # of the model, in its card; None: mit for the generated stories
+    language: str = "en"  # of the documents, in the model's card
+
+    judge_url: str | None = None  # of an OpenAI-compatible API that grades the samples; None: none
+    judge_model: str = ""  # its name there; the key is read from SLM_JUDGE_API_KEY alone
+    judge_seconds: PositiveFloat = 60.0  # for one answer
+
+    @model_validator(mode="after")
+    def _judge_is_named(self) -> Self:
+        if self.judge_url is None:
+            return self
+        if not re.match(r"https?://[^/\s@?#]+(/[^\s@?#]*)?$", self.judge_url):
+            raise ValueError(
+                "report.judge_url is no plain http address such as http://127.0.0.1:8000/v1: a key "
+                "belongs into the variable SLM_JUDGE_API_KEY, which is kept nowhere"
+            )
+        if not self.judge_model:
+            raise ValueError("report.judge_url is set, but not report.judge_model: name the model")
+        return self
+
 
 class RegistryConfig(Section):
     """Where the model is registered, and what a version must show to become champion."""
@@ -267,7 +287,10 @@ def project_root() -> Path:
 def data_root() -> Path:
     """The folder of everything produced: `SLM_DATA`, else `data/` beside `pipelines.yaml`."""
     given = os.environ.get("SLM_DATA")
-    return Path(given).expanduser().resolve() if given else project_root() / "data"
+    path = Path(given).expanduser().resolve() if given else project_root() / "data"
+    if "?" in str(path):  # the address of a SQLite file ends there
+        raise UserError(f"the data folder {path} has a '?' in its path: point SLM_DATA elsewhere")
+    return path
 
 
 # ---- recipes ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from slm.journal import JOURNAL
 from slm.parent import signal_when_parent_dies
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Parent, Progress, Run, Shards, silent
-from slm.session import LOCK, PARENT, read_settings
+from slm.session import GLANCE, LOCK, PARENT, read_settings
 from slm.storage import (
     content_hash,
     lock,
@@ -133,10 +133,10 @@ def train(
         if record := read_run(run):
             return record.model_copy(update={"reused": True})
     except CorruptionError as error:
-        with lock(run / LOCK, wait=False):
+        with lock(run / LOCK, wait=False, patience=GLANCE):
             reopen(run, error)
         run = prepare(config, shards, parent=parent, root=root)
-    with lock(run / LOCK, wait=False):
+    with lock(run / LOCK, wait=False, patience=GLANCE):
         pass  # another trainer is told of here, not after the child's seconds of start
     supervise(run, config, progress, on_event)
     record = read_run(run)

@@ -8,9 +8,11 @@ the newest are kept.
 
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -247,8 +249,10 @@ def _in_use(path: Path) -> bool:
 
 def _changed(path: Path) -> float:
     """When a folder, or what lies in it, last changed."""
-    inside = path.iterdir() if path.is_dir() else ()
-    return max((p.stat().st_mtime for p in (path, *inside)), default=0.0)
+    inside: list[Path] = []
+    with suppress(OSError):  # a file, or gone
+        inside = list(path.iterdir())
+    return max((found.st_mtime for found in _stats((path, *inside))), default=0.0)
 
 
 def _age(path: Path) -> float:
@@ -256,5 +260,13 @@ def _age(path: Path) -> float:
 
 
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    files = inside if path.is_dir() else (path,)
+    return sum(found.st_size for found in _stats(files))
+
+
+def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """What the paths are; those that go while it looks are left out."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path.lstat()

@@ -39,6 +39,7 @@ from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
 from slm.tokenizer import Tokenizer
 
 LOCK = "lock"
+GLANCE = 0.3  # seconds; who only looks whether a run is in training holds its lock for an instant
 PARENT = "parent"  # folder of the model that a run goes on from
 
 
@@ -121,7 +122,7 @@ def read_parent(run: Path, key: str | None) -> Parent | None:
 def only_trainer(run: Path) -> AbstractContextManager[None]:
     """The run's lock, which the first process holds for all of them."""
     first = os.environ.get("RANK", "0") == "0"
-    return lock(run / LOCK, wait=False) if first else nullcontext()
+    return lock(run / LOCK, wait=False, patience=GLANCE) if first else nullcontext()
 
 
 def open_session(job: Job, plan: Plan) -> Session:

@@ -359,22 +359,36 @@ def make_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {path} ({error.strerror}): free some space, mend its permissions, "
-            "or point SLM_DATA at another folder"
-        ) from error
+        raise _cannot_write(path, error) from error
     return path
 
 
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {path} ({error.strerror}): free some space, mend its permissions, "
+        "or point SLM_DATA at another folder"
+    )
+
+
 @contextmanager
-def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[None]:
     """Holds a file's flock: freed by the kernel when the process ends, however it ends.
 
-    With `wait=False` a lock that is held elsewhere raises SlmError at once.
+    With `wait=False` a lock that is held elsewhere raises SlmError, after `patience` seconds. One
+    that may not be written, such as another user's, raises UserError.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise SlmError(f"{path.parent} is in use by another process") from error
+    try:
+        file = path.open("a")
+    except PermissionError as error:
+        raise _cannot_write(path, error) from error
+    with file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise SlmError(f"{path.parent} is in use by another process") from error
+                time.sleep(0.01)
         yield

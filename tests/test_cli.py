@@ -15,9 +15,10 @@ import stages
 import slm.launch
 import slm.registry
 import slm.source
-from flows import cli
+from flows import cli, lookups
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
-from slm.storage import FileEntry, sha256_bytes, write_json
+from slm.records import Record
+from slm.storage import describe_files, write_record
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,27 @@ def test_verify_finds_a_flipped_bit(invoke: Invoke, data_root: Path) -> None:
     folder = data_root / "shards" / "tiny-1"
     folder.mkdir(parents=True)
     (folder / "a.bin").write_bytes(b"1234")
-    entry = FileEntry(bytes=4, sha256=sha256_bytes(b"1234")).model_dump()
-    write_json(folder / "record.json", {"key": "k", "files": {"a.bin": entry}, "more": 1})
+    write_record(folder, Record(key="k", files=describe_files(folder, [folder / "a.bin"])))
     result = invoke("verify", str(data_root), "--json")
     assert json.loads(result.out) == {"files": 1, "records": 1}
     (folder / "a.bin").write_bytes(b"1235")
     result = invoke("verify", str(folder))
     assert result.code == 1
     assert "a.bin" in result.err
+    (folder / "record.json").write_text("{}")
+    result = invoke("verify", str(folder))
+    assert (result.code, "record.json cannot be read" in result.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "stretch"),
+    [("3:5", (3, 5)), ("3:", (3, None)), (":5", (None, 5)), (":", (None, None))],
+)
+def test_a_stretch_of_steps_may_be_open(text: str, stretch: tuple[int | None, int | None]) -> None:
+    assert lookups._stretch(text) == stretch
+    for wrong in ("3", "3:5:7", "a:b", "3-5"):
+        with pytest.raises(UserError, match="is not A:B"):
+            lookups._stretch(wrong)
 
 
 def test_promote_and_rollback_without_a_model_are_one_message_each(

@@ -3,9 +3,11 @@
 A short form of each runs with the other tests; `make test-faults` runs them whole.
 """
 
+import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -21,12 +23,14 @@ import faults
 import pytest
 import torch
 from faults import KILLED, RAISED, Bits, Disk, Lab, bits, fork, leftovers, wait
+from run_folders import empty_store
 
 import slm.train
-from slm import launch
+from slm import launch, registry, tracking
 from slm.checkpoint import latest_checkpoint, load_model
-from slm.config import PipelineConfig
-from slm.errors import CorruptionError, SlmError
+from slm.config import PipelineConfig, data_root
+from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.evaluate import evaluate
 from slm.journal import JOURNAL, read_journal
 from slm.metrics import Score
 from slm.provenance import environment
@@ -175,6 +179,36 @@ def test_a_full_disk_in_earnest(lab: Lab, wanted: Bits) -> None:
     assert bits(run) == wanted
 
 
+def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
+    lab: Lab, wanted: Bits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own error, in the fifth step; the batch is never made smaller silently."""
+    lab = longer(lab, micro_batch_size=2)
+    whole = lab.uninterrupted()
+    run = lab.prepare(lab.root())
+    honest, calls = slm.train.cross_entropy, itertools.count(1)
+
+    def hungry(*arguments: torch.Tensor) -> torch.Tensor:
+        return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments)
+
+    def train_child() -> None:
+        os._exit(launch.main(run))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slm.train, "cross_entropy", hungry)
+        code = wait(fork(train_child, log=run / "train.log"))
+    with pytest.raises(
+        TrainingError, match=r"out of memory .*try train\.micro_batch_size=1"
+    ) as told:
+        launch.check_exit(code, run, 0)
+    assert "the last checkpoint" in str(told.value)
+    saved = latest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    assert saved.step == 4
+    assert lab.train(run) == 0
+    assert bits(run) == whole
+
+
 # ---- random kills -----------------------------------------------------------------------------
 
 
@@ -196,6 +230,35 @@ def test_killed_at_random_it_gives_the_same_bits(lab: Lab, kills: int, figure: F
         shutil.rmtree(run)
     figure("random kills of training, all the same bits", dict(outcomes))
     assert outcomes["saving"] >= kills / 4, outcomes
+
+
+# ---- signals: the whole commands are in test_signals.py -----------------------------------------
+
+
+def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
+    lab = longer(lab, max_steps=40, checkpoint_every=100, evaluate_every=100)
+    wanted = lab.uninterrupted()
+    for numbers, code in (
+        ([signal.SIGTERM], Interrupted.exit_code),
+        ([signal.SIGINT], Interrupted.exit_code),
+        ([signal.SIGTERM, signal.SIGTERM], Interrupted.exit_code),
+        ([signal.SIGINT, signal.SIGKILL], KILLED),
+    ):
+        run = lab.prepare(lab.root())
+        child = fork(lambda run=run: os._exit(launch.main(run)), log=run / "train.log")  # type: ignore[misc]
+        while not any(event["event"] == "step" for event in read_journal(run)):
+            time.sleep(0.001)
+        for number in numbers:
+            os.kill(child, number)
+            time.sleep(0.001)
+        assert wait(child) == code, (run / "train.log").read_text()
+        saved = latest_checkpoint(run / "checkpoints")
+        if len(numbers) == 1:
+            assert saved is not None
+            assert saved.step == list(read_journal(run))[-2]["step"]  # the last event is the save
+        assert lab.train(run) == 0, (run / "train.log").read_text()
+        assert bits(run) == wanted
+        assert not leftovers(run)
 
 
 # ---- power cuts -------------------------------------------------------------------------------
@@ -365,8 +428,10 @@ def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, wanted: Bits)
 @pytest.mark.parametrize("races", [5, short_and_long(100)])
 @pytest.mark.timeout(500)
 def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
-    lab: Lab, wanted: Bits, races: int, figure: Figure
+    lab: Lab, races: int, figure: Figure
 ) -> None:
+    lab = longer(lab, max_steps=32)  # longer than the glance that the loser waits
+    wanted = lab.uninterrupted()
     root = lab.root()
     slowest = 0.0
     for _ in range(races):
@@ -432,6 +497,158 @@ def test_the_death_of_a_parent_told_twice_does_not_cut_the_save_short() -> None:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+# ---- several processes --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(550)
+def test_two_processes_killed_and_resumed_give_the_same_bits(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    """Level E, on a CPU: torchrun's workers, killed together, one alone, and asked to stop."""
+    lab = longer(lab, processes=2, max_steps=12)
+    wanted = bits(launch.train(lab.config, lab.shards, root=lab.root()).path)
+    root = lab.root()
+    run = lab.prepare(root)
+
+    def train_again() -> None:
+        launch.train(lab.config, lab.shards, root=root)
+
+    for fault in ("train.micro_step:3:kill", "checkpoint.optimizer:2:kill", "rename:3:eio"):
+        monkeypatch.setenv("SLM_FAULT", fault)
+        with pytest.raises(TrainingError):
+            train_again()
+    monkeypatch.delenv("SLM_FAULT")
+    report = launch.report
+
+    def interrupt(*arguments: Any) -> None:
+        report(*arguments)
+        if arguments[1]:  # events: it trains
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_again()
+    monkeypatch.setattr(launch, "report", report)
+    assert "slm ended with 130: stopped after step" in (run / "train.log").read_text()
+    train_again()
+    assert bits(run) == wanted
+    assert launch.read_run(run).level == "E"  # type: ignore[union-attr]
+    figure("two processes killed or stopped, all the same bits", 4)
+
+
+# ---- clocks, users, paths -----------------------------------------------------------------------
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    lab: Lab, wanted: Bits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour back at every look: the same bits, and each point of the journal once in MLflow."""
+    hours, steps = itertools.count(), itertools.count()
+    start = time.time()
+    monkeypatch.setattr(time, "time", lambda: start - 3600 * next(hours))
+    run = lab.prepare(empty_store(lab.root()))
+    with pytest.raises(Interrupted):
+        train(run, should_stop=lambda: next(steps) == 4)
+    tracking.sync(run)
+    train(run)
+    assert bits(run) == wanted
+    run_id = tracking.sync(run)
+    client = tracking.connect(tracking.default_uri(run.parents[1]))
+    history = client.get_metric_history(run_id, "train_loss")
+    assert sorted(m.step for m in history) == list(range(1, 9))
+
+
+@pytest.fixture
+def as_nobody(lab: Lab) -> Callable[[Callable[[], object]], tuple[int, str]]:
+    """Does something as a user who may read everything and write nothing of ours."""
+    lab.folder.chmod(0o755)
+
+    def work(what: Callable[[], object]) -> tuple[int, str]:
+        def unprivileged() -> None:
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            what()
+
+        log = lab.folder / "log"
+        log.touch()
+        return wait(fork(unprivileged, log=log)), log.read_text()
+
+    return work
+
+
+def test_another_users_folders_are_refused_before_any_work(
+    lab: Lab, as_nobody: Callable[[Callable[[], object]], tuple[int, str]]
+) -> None:
+    root = lab.root()
+    root.chmod(0o555)
+    code, text = as_nobody(lambda: launch.train(lab.config, lab.shards, root=root))
+    assert (code, text.startswith(f"cannot write to {root}")) == (UserError.exit_code, True), text
+    root.chmod(0o755)
+    run = lab.prepare(root)
+    (run / "lock").touch()
+    for path in (run, run / "checkpoints", run / "lock"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    code, text = as_nobody(lambda: launch.train(lab.config, lab.shards, root=root))
+    assert (code, "Permission denied" in text) == (UserError.exit_code, True), text
+    assert "Traceback" not in text
+    for path in (run, run / "checkpoints", run / "lock"):
+        path.chmod(0o755)
+
+
+PLACES = ["a naïve 日本語 😀 100% #1 x=y&z 'quoted\" " + "x" * 150, "link"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name: str) -> None:
+    """From the documents to the registered model, which is found again by its alias."""
+    place = tmp_path / name
+    if name == "link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to("elsewhere", target_is_directory=True)
+    root = empty_store(place / "data")
+    documents = place / "my documents.jsonl"
+    documents.write_text(
+        "".join(json.dumps({"text": f"Text number {i}."}) + "\n" for i in range(99))
+    )
+    config = tiny_config(
+        **{"data.source": "files", "data.path": str(documents), "data.documents": None}
+    )
+    shards = encode(config, download(config, root=root), root=root)
+    path = launch.prepare(config, shards, root=root)
+    train(path)
+    run = launch.read_run(path)
+    assert run is not None
+    version = registry.register(config, run, evaluate(config, run, root=root), root=root)
+    found = registry.resolve(f"models:/{version.model}@champion", root)
+    assert found == run.checkpoint("best")
+    assert load_model(found)
+
+
+def test_a_data_folder_that_no_database_can_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / "why?"))
+    with pytest.raises(UserError, match=r"'\?' in its path"):
+        data_root()
+
+
+# ---- the page that promises all this ------------------------------------------------------------
+
+
+def test_the_page_names_tests_that_are_there() -> None:
+    tests = Path(__file__).parent
+    page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    file, found = "", 0
+    for name, test in re.findall(r"`(test_\w+\.py|…)(?:::(test_\w+))?`", page):
+        file = name if name != "…" else file
+        assert not test or f"\ndef {test}(" in (tests / file).read_text(), f"{file}::{test}"
+        assert (tests / file).is_file(), file
+        found += 1
+    assert found > 40
 
 
 # ---- what a killed encoding leaves --------------------------------------------------------------

@@ -21,11 +21,14 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
+import slm.launch
 import slm.source
 from flows import pipeline, tasks
 from flows.deployments import check
 from flows.local import start_server, stop_server, wait_until_healthy
+from slm.config import load_recipe
 from slm.errors import CorruptionError, SlmError, UserError
+from slm.shards import encode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,6 +79,20 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
     assert {name: again[name] for name in kept} == {name: first[name] for name in kept}
     assert "reused" in again["stderr"]
     assert "prefect" not in again["stderr"].lower()  # it is quiet
+
+
+@pytest.mark.slow
+def test_what_stands_around_a_training_changes_no_weight(
+    server: str, project: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """With Prefect, MLflow and a report; and with none of them, evaluated at every step."""
+    made = slm_command(server, project, "run", "tiny")
+    record = json.loads((Path(made["run"]) / "record.json").read_bytes())
+    config = load_recipe("tiny", {"train.evaluate_every": 1, "train.checkpoint_every": 3})
+    shards = encode(config, slm.source.download(config, root=tmp_path), root=tmp_path)
+    assert (
+        slm.launch.train(config, shards, root=tmp_path).weights_sha256 == record["weights_sha256"]
+    )
 
 
 def test_the_flow_leaves_its_results_on_the_server(

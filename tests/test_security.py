@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_no_code_runs_what_it_reads(path: Path) -> None:
 )
 def test_the_check_of_the_code_finds_what_it_looks_for(code: str) -> None:
     assert len(list(faults_in(code))) == 1
+
+
+def test_prefect_keeps_no_result() -> None:
+    """It would pickle it."""
+    found = 0
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for made in node.decorator_list:
+                    text = ast.unparse(made)
+                    if re.match(r"(flow|task)\b", text):
+                        assert "persist_result=False" in text, f"{path.name}: {node.name}"
+                        found += 1
+    assert found > 8
 
 
 # ---- files that carry code ----------------------------------------------------------------------

@@ -1,19 +1,15 @@
 """Signals, and the seconds that are left after them: the same command goes on, to the same bits.
 
 A signal reaches the command; what is left of its processes when the grace is over is killed, as a
-machine that is taken away does it. Whatever that leaves, the command is run again to its end.
+machine that is taken away does it. Whatever that leaves, the command is run again to its end. The
+same through Prefect's worker and `prefect flow-run cancel`: tests/test_services.py.
 """
 
-import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +33,6 @@ SETTINGS = (
     "train.threads=1",
     "train.precision=fp32",
 )
-SLM = (sys.executable, "-m", "flows.cli")
 
 
 @dataclass
@@ -59,21 +54,16 @@ class Project:
     def environment(self) -> dict[str, str]:
         known = {k: v for k, v in os.environ.items() if k not in ("SLM_DATA", "PREFECT_HOME")}
         homes = {"SLM_DATA": str(self.data), "PREFECT_HOME": str(self.data / "prefect")}
-        return {**known, **homes, "SLM_ROOT": str(self.folder)}
-
-    def command(self, name: str) -> list[str]:
-        return [*SLM, name, "tiny", *(f"--set={setting}" for setting in SETTINGS)]
+        return {**known, **homes}
 
     def start(self, name: str) -> psutil.Popen:
         """Starts a command in a session of its own, as in a terminal."""
-        return self.start_command(self.command(name))
-
-    def start_command(self, command: list[str], **environment: str) -> psutil.Popen:
+        settings = (f"--set={setting}" for setting in SETTINGS)
         with (self.folder / "output.log").open("ab") as log:
             return psutil.Popen(
-                command,
+                [sys.executable, "-m", "flows.cli", name, "tiny", *settings],
                 cwd=self.folder,
-                env={**self.environment, **environment},
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -176,131 +166,3 @@ def test_the_same_command_goes_on_to_the_same_bits(
         )
         assert "interrupted: what is done is kept" in project.output()
     assert project.finish(name) == wanted
-
-
-# ---- a Prefect worker ---------------------------------------------------------------------------
-
-DEPLOYMENT = """
-  - name: tiny
-    entrypoint: flows/pipeline.py:train
-    parameters: {{recipe: tiny, overrides: {overrides}}}
-    work_pool: {{name: slm-process}}
-"""
-PULL = (
-    "pull:\n  - prefect.deployments.steps.set_working_directory: {directory: '{{ $SLM_ROOT }}'}\n"
-)
-
-
-@dataclass
-class Stack:
-    """A Prefect server, and a project that is deployed on it."""
-
-    project: Project
-    api: str
-
-    def prefect(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-            cwd=self.project.folder,
-            env={**self.project.environment, "PREFECT_API_URL": self.api},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def start_worker(self) -> psutil.Popen:
-        return self.project.start_command(
-            [sys.executable, "-m", "flows.worker"],
-            PREFECT_API_URL=self.api,
-            PREFECT_WORKER_QUERY_SECONDS="1",
-        )
-
-    def start_run(self) -> str:
-        """Schedules the deployment; returns the id of the flow run."""
-        before = set(self.states())
-        self.prefect("deployment", "run", "train/tiny")
-        return (set(self.states()) - before).pop()
-
-    def states(self) -> dict[str, str]:
-        """The state of every flow run, by id."""
-        listed = json.loads(self.prefect("flow-run", "ls", "--output", "json"))
-        return {run["id"]: run["state"]["type"] for run in listed}
-
-    def wait_for_state(self, run: str, *wanted: str) -> None:
-        end = time.monotonic() + 120
-        while (state := self.states()[run]) not in wanted:
-            assert time.monotonic() < end, state + self.project.output()
-            time.sleep(1)
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    overrides = {k: yaml_value(v) for k, v in (setting.split("=") for setting in SETTINGS)}
-    text = PIPELINES.replace("deployments: []", "deployments:" + DEPLOYMENT)
-    (tmp_path / "pipelines.yaml").write_text(PULL + text.format(overrides=json.dumps(overrides)))
-    shutil.copytree(Path(__file__).parents[1] / "flows", tmp_path / "flows")
-    project = Project(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    with stopped(project.start_command([*server, "--port", str(port), "--no-ui"])):
-        stack = Stack(project, f"http://127.0.0.1:{port}/api")
-        wait_for(lambda: answers(port))
-        stack.prefect("work-pool", "create", "slm-process", "--type", "process")
-        stack.prefect("deploy", "--all", "--prefect-file", "pipelines.yaml")
-        yield stack
-
-
-def yaml_value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextmanager
-def stopped(process: psutil.Popen) -> Iterator[psutil.Popen]:
-    """Ends the process and its children with the block."""
-    try:
-        yield process
-    finally:
-        family = [*process.children(recursive=True), process] if process.is_running() else []
-        for member in family:
-            if member.is_running():
-                member.kill()
-        process.wait(30)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("way", ["cancel", "worker SIGTERM", "worker SIGKILL", "flow SIGKILL"])
-def test_a_flow_run_that_is_ended_is_gone_on_with_by_the_next(
-    stack: Stack, wanted: Bits, way: str
-) -> None:
-    project = stack.project
-    with stopped(stack.start_worker()) as worker:
-        run = stack.start_run()
-        project.wait_for_steps(worker)
-        flow = next(p for p in worker.children(recursive=True) if "engine" in " ".join(p.cmdline()))
-        if way == "cancel":
-            stack.prefect("flow-run", "cancel", run)
-            stack.wait_for_state(run, "CANCELLED")
-        elif way == "flow SIGKILL":
-            flow.kill()
-            stack.wait_for_state(run, "CRASHED")
-        else:
-            worker.send_signal(getattr(signal, way.split()[1]))
-            worker.wait(60)
-            stack.wait_for_state(run, "CRASHED")
-        wait_for(lambda: not flow.is_running() and not is_training(project.run))
-        saved = latest_checkpoint(project.run / "checkpoints")
-        assert saved is not None  # the training process saved, even where its parents were killed
-    with stopped(stack.start_worker()):
-        stack.wait_for_state(stack.start_run(), "COMPLETED")
-    assert bits(project.run) == wanted

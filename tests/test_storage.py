@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults
@@ -28,6 +29,7 @@ from slm.storage import (
     run_stage,
     stage_key,
     sweep,
+    withdraw,
     write_file,
 )
 
@@ -316,6 +318,32 @@ def test_one_process_holds_a_lock_and_its_death_frees_it(tmp_path: Path) -> None
     wait(child)
     with lock(path, wait=False):
         pass
+
+
+def test_a_glance_at_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """Who looks whether a lock is held holds it for an instant: nobody is refused for that."""
+    with ThreadPoolExecutor(1) as pool:
+        with lock(tmp_path / "lock"):
+            waiting = pool.submit(_take, tmp_path / "lock", 5.0)
+            time.sleep(0.05)
+            with pytest.raises(SlmError, match="in use by another process"):
+                _take(tmp_path / "lock", 0.0)
+        assert waiting.result() is None
+
+
+def _take(path: Path, patience: float) -> None:
+    with lock(path, wait=False, patience=patience):
+        pass
+
+
+def test_a_withdrawn_folder_is_not_done_and_keeps_its_files(tmp_path: Path) -> None:
+    folder = stage(tmp_path).path
+    files = contents(folder)
+    for _ in range(2):
+        withdraw(folder)
+        assert read_record(folder, Record) is None
+        assert contents(folder) == files
+    assert not stage(tmp_path).reused
 
 
 def test_of_many_processes_one_builds_and_all_have_its_result(tmp_path: Path) -> None:

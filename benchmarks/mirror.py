@@ -1,0 +1,209 @@
+"""What MLflow costs a training: with a server that is well, slow, failing and down, beside none.
+
+The recipe `quickstart` with smaller steps, and a fixed number of them, trained as `slm train` does
+it: a child process that trains, and the mirror in this one. A server of MLflow's own keeps the runs
+in SQLite; what makes it slow or failing stands between:
+
+- `slow`: every request waits a second.
+- `failing`: of three requests one is answered with a 500, and one is carried out, but its answer
+  is lost as the connection is cut.
+- `down`: nobody listens.
+
+They take turns. `step` is the median of a journal's step times. `mean step` also holds what comes
+once a training, the import of mlflow, which a training of seconds feels and one of minutes does
+not. Afterwards each run is synced with the server itself, and its points are counted: `lost or
+doubled` must be 0.
+"""
+
+import argparse
+import http.client
+import json
+import logging
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
+
+import torch
+
+from slm import launch, tracking
+from slm.config import load_recipe
+from slm.journal import read_journal
+from slm.plan import auto_threads
+from slm.shards import encode
+from slm.source import download
+
+SETTINGS = {
+    "data.documents": 2000,
+    "model.seq_len": 128,
+    "train.tokens_per_step": 512,
+    "train.evaluate_every": 100_000,
+}
+DELAY = 1.0  # seconds, of a slow server
+
+
+def run(rounds: int = 3, steps: int = 150) -> dict[str, Any]:
+    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+
+    `ratio` is the median over the rounds of a server's step time over that without MLflow.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    wrong: dict[str, int] = {}
+    seeds = count(1)
+    with (
+        TemporaryDirectory() as folder,
+        mlflow_server(Path(folder)) as well,
+        proxy(well, delay=DELAY) as slow,
+        proxy(well, failing=True) as failing,
+    ):
+        uris = {"no MLflow": None, "well": well, "slow": slow, "failing": failing}
+        uris["down"] = f"http://127.0.0.1:{free_port()}"
+        for round_ in range(rounds):
+            for name, uri in uris.items():
+                print(f"round {round_ + 1}: {name}", file=sys.stderr)
+                path, times = train(Path(folder) / "data", next(seeds), steps, uri)
+                found.setdefault(name, []).append(times)
+                if uri:
+                    wrong[name] = wrong.get(name, 0) + wrong_points(path, well, steps)
+    rows = []
+    for i, metric in enumerate(("step", "mean step")):
+        plain = [times[i] for times in found["no MLflow"]]
+        for name, rounds_of in found.items():
+            values = [times[i] for times in rounds_of]
+            ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
+            rows.append(_row(name, metric, statistics.median(values), "ms", ratio))
+    rows += [_row(name, "lost or doubled", points, "points") for name, points in wrong.items()]
+    machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
+    return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
+
+
+def _row(
+    name: str, metric: str, value: float, unit: str, ratio: float | None = None
+) -> dict[str, Any]:
+    return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
+
+
+def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tuple[float, float]]:
+    """Trains a run; returns its folder, and the median and mean of its steps in milliseconds."""
+    config = load_recipe("quickstart", {**SETTINGS, "train.max_steps": steps, "train.seed": seed})
+    shards = encode(config, download(config, root=root), root=root)
+    path = launch.prepare(config, shards, root=root)
+    with tracking.mirror(path, uri) if uri else nullcontext():
+        launch.train(config, shards, root=root)
+    events = [event for event in read_journal(path) if event["event"] == "step"]
+    tokens = config.train.tokens_per_step
+    times = [1000 * tokens / event["tok_per_sec"] for event in events]
+    return path, (statistics.median(times), statistics.fmean(times))
+
+
+def wrong_points(run: Path, uri: str, steps: int) -> int:
+    """How many points of a run's losses the server lacks, or has twice, after a sync."""
+    run_id = tracking.sync(run, tracking_uri=uri)
+    history = tracking.connect(uri).get_metric_history(run_id, "train_loss")
+    recorded = {(e["step"], e["train_loss"]) for e in read_journal(run) if e["event"] == "step"}
+    found = {(metric.step, metric.value) for metric in history}
+    assert len(recorded) == steps
+    return len(recorded ^ found) + len(history) - len(found)
+
+
+# ---- servers ----------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A tracking server of MLflow's own; its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
+        *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        while server.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@contextmanager
+def proxy(target: str, *, delay: float = 0.0, failing: bool = False) -> Iterator[str]:
+    """Stands before a server, and makes it slow or failing; its address."""
+    numbers = count()
+
+    class Handler(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            fate = next(numbers) % 3 if failing else 0
+            time.sleep(delay)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if fate == 1:
+                self.send_error(500)
+                return
+            server = http.client.HTTPConnection(target.removeprefix("http://"))
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+            server.request(self.command, self.path, body, headers)
+            response = server.getresponse()
+            answer = response.read()
+            if fate == 2:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.headers.get("Content-Type", ""))
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    logging.getLogger("slm").setLevel(logging.ERROR)  # it warns of what is done here on purpose
+    result = run(arguments.rounds, arguments.steps)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for row in result["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:8.4f}"
+        print(f"{row['name']:12} {row['metric']:16} {row['value']:10.3f} {row['unit']:7} {ratio}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Commands at the same time: each has the right result, or one message that says why not."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from faults import bits, fork, wait
+
+from slm import launch
+from slm.config import PipelineConfig
+from slm.errors import SlmError
+from slm.evaluate import evaluate
+from slm.journal import JOURNAL
+from slm.records import Run
+from slm.retention import collect, survey
+from slm.shards import encode
+from slm.source import download
+from slm.train import train
+
+Config = Callable[..., PipelineConfig]
+
+SETTINGS = {
+    "data.documents": 60,
+    "train.micro_batch_size": 2,
+    "train.threads": 1,
+    "train.precision": "fp32",
+    "train.device": "cpu",
+}
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> PipelineConfig:
+    return tiny_config(**SETTINGS)
+
+
+def pipeline(config: PipelineConfig, root: Path) -> Run:
+    """Every stage up to the evaluation, in this process."""
+    shards = encode(config, download(config, root=root), root=root)
+    path = launch.prepare(config, shards, root=root)
+    run = launch.read_run(path) or train(path)
+    evaluate(config, run, root=root)
+    return run
+
+
+@pytest.fixture
+def alone(config: PipelineConfig, tmp_path: Path) -> Run:
+    """The run as it is with nothing beside it; what torch loads late is loaded."""
+    torch.set_num_threads(1)
+    return pipeline(config, tmp_path / "alone")
+
+
+def at_once(works: list[Callable[[], object]], log: Path) -> list[int]:
+    """Does all of it at the same time, each in a process; returns their exit codes."""
+    log.parent.mkdir(exist_ok=True)
+    children = [fork(work, log=log) for work in works]
+    return [wait(child) for child in children]
+
+
+def test_two_pipelines_of_one_recipe(config: PipelineConfig, alone: Run, tmp_path: Path) -> None:
+    root, log = tmp_path / "data", tmp_path / "log"
+    codes = at_once([lambda: pipeline(config, root)] * 2, log)
+    text = log.read_text()
+    assert 0 in codes, text
+    assert set(codes) <= {0, SlmError.exit_code}, text
+    assert text.count("in use by another process") == codes.count(SlmError.exit_code)
+    assert bits(root / "runs" / alone.name) == bits(alone.path)
+    assert len(list(root.glob("*/*-*/record.json"))) == 3  # one source, its shards, one run
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_two_pipelines_of_different_recipes(
+    config: PipelineConfig, alone: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    """They share the source, and nothing else."""
+    root, log = tmp_path / "data", tmp_path / "log"
+    other = tiny_config(**SETTINGS, **{"data.vocab_size": 400})
+    codes = at_once([lambda: pipeline(config, root), lambda: pipeline(other, root)], log)
+    assert codes == [0, 0], log.read_text()
+    assert bits(root / "runs" / alone.name) == bits(alone.path)
+    assert len(list(root.glob("sources/*/record.json"))) == 1
+    assert len(list(root.glob("shards/*/record.json"))) == 2
+    assert len(list(root.glob("runs/*/evaluation/record.json"))) == 2
+
+
+def test_cleaning_up_beside_a_pipeline(config: PipelineConfig, alone: Run, tmp_path: Path) -> None:
+    """`slm gc` again and again, which keeps no run: what is new, or in use, stays."""
+    root, log = tmp_path / "data", tmp_path / "log"
+    log.parent.mkdir(exist_ok=True)
+    child = fork(lambda: pipeline(config, root), log=log)
+    rounds = 0
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        collect(survey(root, (), keep_runs=0))
+        rounds += 1
+    assert wait(child) == 0, log.read_text()
+    assert rounds > 3
+    assert bits(root / "runs" / alone.name) == bits(alone.path)
+    assert launch.read_run(root / "runs" / alone.name)
+
+
+def test_an_evaluation_while_the_next_training_goes_on(
+    config: PipelineConfig, alone: Run, tiny_config: Config
+) -> None:
+    root = alone.path.parents[1]
+    wanted = json.loads((alone.path / "evaluation" / "record.json").read_bytes())
+    (alone.path / "evaluation" / "record.json").unlink()
+    following = tiny_config(**SETTINGS, **{"train.max_steps": 60, "train.seed": 2})
+    child = fork(lambda: pipeline(following, root), log=root / "log")
+    while not any(b'"step"' in p.read_bytes() for p in root.glob(f"runs/*/{JOURNAL}")
+                  if p.parent != alone.path):  # fmt: skip
+        time.sleep(0.001)
+    again = evaluate(config, alone, root=root)
+    assert not again.reused
+    assert again.model_dump(mode="json") == {k: v for k, v in wanted.items() if k != "sha256"}
+    assert wait(child) == 0, (root / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("other", ["tiny", "tiny --set=train.seed=2"])
+def test_slm_run_beside_slm_run(project: Path, data_root: Path, other: str) -> None:
+    """Whole commands, each with its Prefect server on the same data folder."""
+    commands = ["tiny", other]
+    env = {**os.environ, "PREFECT_HOME": str(data_root / "prefect")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", *command.split(), "--json"],
+            cwd=project,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    ended = [(*p.communicate(timeout=350), p.returncode) for p in processes]
+    for _, errors, code in ended:
+        assert "Traceback" not in errors, errors
+        if code:
+            assert code == SlmError.exit_code, errors
+            assert errors.count("in use by another process") == 1, errors
+    done = [json.loads(out.splitlines()[-1]) for out, _, code in ended if code == 0]
+    assert len(done) == 2 or (len(done) == 1 and other == "tiny"), ended
+    assert len({result["run"] for result in done}) == len(set(commands)) or other == "tiny"
+    for result in done:
+        assert launch.read_run(Path(result["run"]))
