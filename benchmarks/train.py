@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ CONFIG = PipelineConfig(
 )
 ACCUMULATION = 16  # the notebook's micro-steps an optimizer step
 
-Step = Callable[[], None]  # trains on one batch of ROWS × T tokens
+Batch = Callable[[], tuple[Tensor, Tensor]]  # makes inputs and targets, (ROWS, T) each
+Step = Callable[[], None]  # trains on one batch
 
 
 def run(rounds: int = 3, batches: int = 4) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
     """Tokens a second (by the median batch) and peak memory of one loop, in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(auto_threads())
-    step = LOOPS[name][0]()
+    step, _ = LOOPS[name][0](random_batch)
     step()
     times = []
     for _ in range(batches):
@@ -101,7 +103,7 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
     }
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def random_batch() -> tuple[Tensor, Tensor]:
     ids = torch.randint(0, VOCAB_SIZE, (ROWS, SHAPE.seq_len + 1))
     return ids[:, :-1], ids[:, 1:].contiguous()
 
@@ -109,7 +111,7 @@ def batch() -> tuple[Tensor, Tensor]:
 # ---- the loops --------------------------------------------------------------------------------
 
 
-def ours() -> Step:
+def ours(batch: Batch) -> tuple[Step, nn.Module]:
     plan = Plan(
         max_steps=1,
         rows=ROWS,
@@ -126,10 +128,10 @@ def ours() -> Step:
     def step() -> None:
         train_step(session, session.model, *batch())
 
-    return step
+    return step, session.model
 
 
-def transformers_loop(bf16: bool) -> Step:
+def transformers_loop(batch: Batch, *, bf16: bool) -> tuple[Step, nn.Module]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -151,7 +153,7 @@ def transformers_loop(bf16: bool) -> Step:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return step, model
 
 
 class NotebookBlock(nn.Module):
@@ -188,11 +190,13 @@ class NotebookModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm(self.blocks(self.tokens(x) + self.places.weight[: x.shape[1]]))
-        return F.linear(hidden, self.tokens.weight)
+        return F.linear(self.hidden(x), self.tokens.weight)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.tokens(x) + self.places.weight[: x.shape[1]]))
 
 
-def notebook_loop() -> Step:
+def notebook_loop(batch: Batch) -> tuple[Step, nn.Module]:
     model = NotebookModel().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20_000, eta_min=5e-4)
@@ -202,7 +206,7 @@ def notebook_loop() -> Step:
         nonlocal micro_steps
         x, y = batch()
         logits = model(x)
-        loss = F.cross_entropy(logits.view(-1, VOCAB_SIZE), y.view(-1)) / ACCUMULATION
+        loss = F.cross_entropy(logits.view(-1, VOCAB_SIZE), y.reshape(-1)) / ACCUMULATION
         loss.backward()
         micro_steps += 1
         if micro_steps % ACCUMULATION == 0:
@@ -211,15 +215,15 @@ def notebook_loop() -> Step:
             optimizer.zero_grad(set_to_none=True)
         schedule.step()
 
-    return step
+    return step, model
 
 
 # name → (what makes its step, whether it runs in our environment)
-LOOPS: dict[str, tuple[Callable[[], Step], bool]] = {
+LOOPS: dict[str, tuple[Callable[[Batch], tuple[Step, nn.Module]], bool]] = {
     "slm": (ours, True),
-    "transformers float32": (lambda: transformers_loop(bf16=False), False),
-    "transformers bf16": (lambda: transformers_loop(bf16=True), False),
-    "transformers bf16, our environment": (lambda: transformers_loop(bf16=True), True),
+    "transformers float32": (partial(transformers_loop, bf16=False), False),
+    "transformers bf16": (partial(transformers_loop, bf16=True), False),
+    "transformers bf16, our environment": (partial(transformers_loop, bf16=True), True),
     "notebook": (notebook_loop, False),
 }
 

@@ -1,0 +1,241 @@
+"""Time to quality: bits per byte on held-out documents against seconds of training.
+
+All train on the same documents of a folder in the hub's layout (train and validation parquet) and
+are scored on the same held-out ones; bits per byte do not depend on the vocabulary.
+
+- `slm`: the recipe `tinystories-sample` as a user runs it, for every limit in seconds and every
+  seed. Its time is the wall clock of the training process from its first step on, with evaluation,
+  checkpoints and journal in it.
+- `transformers`, `notebook`: the loops of benchmarks/train.py, 29,995,392 parameters over the whole
+  vocabulary, on real batches. Their time is that of their steps alone.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from train import LOOPS, ROWS, SHAPE
+
+import slm.launch
+import slm.source
+from slm.config import GPT2_VOCAB_SIZE, load_recipe
+from slm.journal import read_journal
+from slm.loader import Loader
+from slm.metrics import score
+from slm.plan import auto_threads
+from slm.records import Shards
+from slm.shards import documents, encode, read_shards, read_tokens
+from slm.tokenizer import Tokenizer
+
+RECIPE = "tinystories-sample"
+PEERS = ("transformers bf16", "notebook")
+SCORED = 64  # held-out documents a point of a curve: the recipe's evaluate_documents
+REPORT_EVERY = 30.0  # seconds of a peer's training between two points
+WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-steps, run elsewhere
+
+Curve = list[tuple[float, float]]  # (seconds, bits per byte)
+
+
+def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) -> dict[str, Any]:
+    """`{"machine": …, "rows": [{name, metric, value, unit, ratio}], "curves": {name: curve}}`."""
+    curves: dict[str, Curve] = {}
+    rows = []
+    with TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        for seconds in limits:
+            finals = []
+            for seed in seeds:
+                print(f"slm: {seconds:.0f} s, seed {seed}", file=sys.stderr)
+                curve, final = train_ours(data, root, seconds, seed)
+                curves[f"slm, {seconds:.0f} s, seed {seed}"] = curve
+                finals.append(final)
+            name = f"slm after {seconds:.0f} s, median of {len(seeds)} seeds"
+            rows.append(row(name, "val_bpb", statistics.median(finals), "bits/byte"))
+        shards = whole_vocabulary(data, root)
+        for name in PEERS if peer_seconds else ():
+            print(name, file=sys.stderr)
+            found = measure_peer(name, shards.path, peer_seconds)
+            curves[name] = found["curve"]
+            rows.append(row(f"{name} after {peer_seconds:.0f} s", "val_bpb", found["curve"][-1][1]))
+            if name == "notebook":
+                whole = WHOLE_NOTEBOOK["tokens"] / found["tok_per_sec"]
+                ours = first_below(curves, WHOLE_NOTEBOOK["val_bpb"])
+                rows.append(row("notebook, its whole training", "seconds", whole, "s"))
+                if ours is not None:
+                    name = f"slm passes its {WHOLE_NOTEBOOK['val_bpb']} bits a byte"
+                    rows.append(row(name, "seconds", ours, "s", whole / ours))
+    machine = f"{auto_threads()} threads, torch {torch.__version__}"
+    return {"machine": machine, "rows": rows, "curves": curves}
+
+
+def row(
+    name: str, metric: str, value: float, unit: str = "bits/byte", ratio: float | None = None
+) -> dict[str, Any]:
+    return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
+
+
+# ---- ours -------------------------------------------------------------------------------------
+
+
+def train_ours(data: Path, root: Path, seconds: float, seed: int) -> tuple[Curve, float]:
+    """The curve over the scored slice, and the bits per byte of the last weights on all of val."""
+    every = max(10, round(seconds / 3))  # steps: about every tenth of a minute
+    config = load_recipe(
+        RECIPE,
+        {
+            "data.path": str(data),
+            "train.max_seconds": seconds,
+            "train.seed": seed,
+            "train.evaluate_every": every,
+            "train.evaluate_documents": SCORED,
+        },
+    )
+    shards = encode(config, slm.source.download(config, root=root), root=root)
+    trained = slm.launch.train(config, shards, root=root)
+    events = list(read_journal(trained.path))
+    start = next(event["time"] for event in events if event["event"] == "start")
+    found = [(e["time"] - start, e["val_bpb"]) for e in events if e["event"] == "evaluate"]
+    return found, trained.val_bpb
+
+
+def first_below(curves: dict[str, Curve], bpb: float) -> float | None:
+    """The median, over our seeds of the longest limit, of when a curve first passes `bpb`."""
+    ours = [curve for name, curve in curves.items() if name.startswith("slm")]
+    longest = max(curve[-1][0] for curve in ours)
+    passed = [
+        next((seconds for seconds, value in curve if value <= bpb), None)
+        for curve in ours
+        if curve[-1][0] > longest / 2
+    ]
+    return None if None in passed else statistics.median(filter(None, passed))
+
+
+# ---- peers ------------------------------------------------------------------------------------
+
+
+def whole_vocabulary(data: Path, root: Path) -> Shards:
+    overrides = {"data.path": str(data), "data.vocab_size": GPT2_VOCAB_SIZE}
+    config = load_recipe(RECIPE, overrides)
+    return encode(config, slm.source.download(config, root=root), root=root)
+
+
+def measure_peer(name: str, shards: Path, seconds: float) -> dict[str, Any]:
+    """A peer's curve and speed, from a process of its own in the environment people give it."""
+    command = [sys.executable, __file__, "--peer", name, "--shards", str(shards)]
+    command += ["--peer-seconds", str(seconds)]
+    done = subprocess.run(command, env={**os.environ}, stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
+    torch.manual_seed(0)
+    torch.set_num_threads(auto_threads())
+    shards = read_shards(folder)
+    tokens = [read_tokens(folder / file) for file in shards.splits["train"].files]
+    loader = Loader(tokens, seq_len=SHAPE.seq_len, rows=ROWS, seed=0)
+    batches: Iterator[tuple[Tensor, Tensor]] = loader.batches(0)
+    step, model = LOOPS[name][0](lambda: next(batches))
+    held_out = [d for d, _ in zip(documents(shards, "val"), range(SCORED), strict=False)]
+    tokenizer = Tokenizer.load(folder / "tokenizer.tiktoken")
+    curve: Curve = []
+    spent, steps, due = 0.0, 0, 0.0
+    while spent < seconds:
+        begin = time.perf_counter()
+        step()
+        spent += time.perf_counter() - begin
+        steps += 1
+        if spent >= due or spent >= seconds:
+            due = spent + REPORT_EVERY
+            found = score(Scored(model), held_out, tokenizer.eot, tokenizer.token_bytes)
+            curve.append((spent, found.val_bpb))
+    return {"curve": curve, "tok_per_sec": steps * ROWS * SHAPE.seq_len / spent}
+
+
+class Scored:
+    """A peer's model in the form that `slm.metrics.score` takes ours: hidden states, tied table."""
+
+    def __init__(self, model: nn.Module) -> None:
+        hugging_face = hasattr(model, "transformer")
+        table = model.transformer.wte if hugging_face else model.tokens
+        self.model, self.embed = model, SimpleNamespace(weight=table.weight)
+        self.config = SimpleNamespace(seq_len=SHAPE.seq_len)
+        self.training, self.eval, self.train = model.training, model.eval, model.train
+        self.hidden = (
+            (lambda ids: model.transformer(ids).last_hidden_state) if hugging_face else model.hidden
+        )
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self.hidden(ids)
+
+
+# ---- the plot ---------------------------------------------------------------------------------
+
+
+def plot(curves: dict[str, Curve], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "slm"
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    colours = {"slm": "tab:blue", "transformers bf16": "tab:orange", "notebook": "tab:red"}
+    labelled: set[str] = set()
+    for name, curve in curves.items():
+        family = name.partition(",")[0]
+        axes.plot(
+            *zip(*curve, strict=True),
+            color=colours[family],
+            marker=".",
+            label=None if family in labelled else family,
+        )
+        labelled.add(family)
+    axes.axhline(WHOLE_NOTEBOOK["val_bpb"], color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="seconds of training, 2 CPU cores", ylabel="bits per byte, held-out stories")
+    axes.set_ylim(0.8, 3)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with train and validation parquet files")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60, 300])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--peer-seconds", type=float, default=300)
+    parser.add_argument("--plot", type=Path, help="where to draw the curves (svg)")
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.peer:
+        found = train_peer(arguments.peer, arguments.shards, arguments.peer_seconds)
+        print(json.dumps(found))
+        return
+    if arguments.data is None:
+        parser.error("--data is needed: a folder with train and validation parquet files")
+    result = run(arguments.data, arguments.seconds, arguments.seeds, arguments.peer_seconds)
+    if arguments.plot:
+        plot(result["curves"], arguments.plot)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for found in result["rows"]:
+        ratio = f"{found['ratio']:8.1f} ×" if found["ratio"] else ""
+        print(f"{found['name']:48} {found['value']:10,.3f} {found['unit']:10} {ratio}")
+
+
+if __name__ == "__main__":
+    main()
