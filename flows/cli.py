@@ -5,6 +5,7 @@ imported inside the commands, so that `slm --help` answers at once.
 """
 
 import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,8 +19,9 @@ from flows import environment
 from flows.champions import promote, rollback
 from flows.display import shorten
 from flows.history import compare, gc, lineage, models, reproduce, runs
-from flows.lookups import bench, check, inspect, recipes, sample, verify
+from flows.lookups import bench, check, inspect, recipes, verify
 from flows.options import AsJson, RecipeName, RunName, Settings, display_for, show
+from flows.writing import chat, export, sample
 from slm.config import (
     DEFAULT_RECIPE,
     data_root,
@@ -53,15 +55,34 @@ def run(
     overrides = parse_overrides(settings or [])
     load_recipe(recipe, overrides)  # bad input is told before any server starts
     with display_for(as_json) as display:
-        from flows.local import run_pipeline
+        from flows.local import run_flow
 
-        results = run_pipeline(recipe, overrides)
+        results = run_flow("pipeline", recipe, overrides)
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits a byte")
         display.write(f"report    {shorten(Path(results['report']))}")
         name = Path(results["run"]).name
         display.write(f'try       slm sample {name} --prompt "Once upon a time"')
     if as_json:
         show(results, as_json)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def retrain(
+    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+) -> None:
+    """Train again where the data or the recipe give a reason to; promote what is better."""
+    overrides = parse_overrides(settings or [])
+    config = load_recipe(recipe, overrides)
+    if config.retrain.approval and "PREFECT_API_URL" not in os.environ:
+        raise UserError(
+            "retrain.approval=True asks on a Prefect page, and a temporary server has none: "
+            "`slm up`, and set PREFECT_API_URL; or --set retrain.approval=false"
+        )
+    with display_for(as_json):
+        from flows.local import run_flow
+
+        results = run_flow("retrain", recipe, overrides)
+    show(results, as_json)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -203,7 +224,7 @@ def sync(run: RunName, as_json: AsJson = False) -> None:
 
 # ---- look and check ---------------------------------------------------------------------------
 
-for command in (sample, inspect, verify, check, recipes, bench):
+for command in (sample, chat, export, inspect, verify, check, recipes, bench):
     app.command(rich_help_panel=LOOK)(command)
 for decision in (promote, rollback):
     app.command(rich_help_panel=CHAMPIONS)(decision)

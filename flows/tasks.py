@@ -16,15 +16,19 @@ from prefect.tasks import Task
 import slm.evaluate
 import slm.launch
 import slm.registry
-import slm.report
+import slm.retrain
 import slm.shards
 import slm.source
+from flows import events, runs
 from flows.artifacts import LiveProgress
 from flows.display import current
-from flows.runs import train_mirrored
+from slm.checkpoint import TOKENIZER
 from slm.config import PipelineConfig
 from slm.errors import SlmError
-from slm.records import Evaluation, Report, Run, Shards, Source, Version
+from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Source, Version
+from slm.registry.gate import Verdict
+from slm.retrain import Decision
+from slm.tokenizer import Tokenizer
 
 GPU = "gpu"  # the global concurrency limit of the server that a training on a GPU holds
 LEASE_SECONDS = 60.0  # that a training which died keeps it
@@ -52,17 +56,23 @@ def download(config: PipelineConfig) -> Source:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def encode(config: PipelineConfig, source: Source) -> Shards:
-    """Parquet files → token shards and their tokenizer."""
-    return current().stage("encode", lambda p: slm.shards.encode(config, source, progress=p))
+def encode(config: PipelineConfig, source: Source, parent: Parent | None = None) -> Shards:
+    """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
+    tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
+    return current().stage(
+        "encode", lambda p: slm.shards.encode(config, source, tokenizer=tokenizer, progress=p)
+    )
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def train(config: PipelineConfig, shards: Shards) -> Run:
+def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process."""
-    return current().stage(
-        "train", lambda p: train_mirrored(config, shards, LiveProgress(p, "training"), gpu(config))
-    )
+
+    def work(progress: Progress) -> Run:
+        shown = LiveProgress(progress, "training")
+        return runs.train_mirrored(config, shards, shown, parent=parent, turn=gpu(config))
+
+    return current().stage("train", work)
 
 
 def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
@@ -81,9 +91,7 @@ def evaluate(config: PipelineConfig, run: Run) -> Evaluation:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
     """A run and its evaluation → one HTML file and its Markdown twin."""
-    return current().stage(
-        "report", lambda p: slm.report.write_report(config, run, evaluation, progress=p)
-    )
+    return current().stage("report", lambda p: runs.reported(config, run, evaluation, p))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -92,3 +100,32 @@ def register(config: PipelineConfig, run: Run, evaluation: Evaluation, report: R
     return current().stage(
         "register", lambda _: slm.registry.register(config, run, evaluation, report)
     )
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def decide(config: PipelineConfig, source: Source) -> Decision:
+    """A source and the champion → whether to train again, and how much."""
+    with current().progress("decide") as progress:
+        decision = slm.retrain.decide(config, source, progress=progress)
+    current().write(f"decide    {decision.action:<7} {decision.reason}")
+    return decision
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def judge(config: PipelineConfig, version: Version) -> Verdict | None:
+    """A version and the champion → the gate's verdict; None where it is the champion."""
+    return runs.judge(config, version, current())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def promote(
+    config: PipelineConfig, version: Version, verdict: Verdict | None = None
+) -> Verdict | None:
+    """A version → champion, where the gate finds it better; None where it is champion already.
+
+    `verdict`: that of `judge`, after a person was asked.
+    """
+    found = runs.promote(config, version, current(), verdict)
+    if found:
+        events.judged(found)
+    return found

@@ -16,9 +16,9 @@ from slm import storage
 from slm.checkpoint import CONFIG
 from slm.errors import UserError
 from slm.evaluate import DETAILS
+from slm.evaluate.intervals import paired_interval
 from slm.journal import read_journal
 from slm.records import Evaluation, Run
-from slm.registry.gate import paired_interval
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
 FIGURES = (  # of a run
@@ -183,7 +183,7 @@ def _documents(run: Path) -> list[tuple[float, int, int]]:
 
 def _samples(a: Path, b: Path) -> list[SamplePair]:
     """The samples of both reports that begin and were drawn alike."""
-    ours, theirs = _written(a), _written(b)
+    ours, theirs = written_samples(a), written_samples(b)
     return [
         SamplePair(prompt=key[0], temperature=key[1], top_k=key[2], a=text, b=theirs[key])
         for key, text in ours.items()
@@ -191,7 +191,8 @@ def _samples(a: Path, b: Path) -> list[SamplePair]:
     ]
 
 
-def _written(run: Path) -> dict[tuple[str, float, int], str]:
+def written_samples(run: Path) -> dict[tuple[str, float, int], str]:
+    """What a run's report shows: (prompt, temperature, top-k) → completion."""
     try:
         rows = json.loads((run / "report" / "samples.json").read_bytes())
     except (OSError, ValueError):

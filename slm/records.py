@@ -175,11 +175,12 @@ class Evaluation(Record):
 
 
 class Report(Record):
-    """The report of a run: `index.html`, `report.md` and the samples that they show."""
+    """The report of a run: `index.html`, `report.md`, the model card, the samples they show."""
 
     run: str
     html: str = "index.html"
     markdown: str = "report.md"
+    card: str = "README.md"
 
 
 class Version(Record):

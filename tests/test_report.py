@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from tiny_run import copy_run
 
 import slm.shards
 import slm.source
@@ -14,9 +15,11 @@ from slm import storage
 from slm.checkpoint import describe_model
 from slm.config import PipelineConfig
 from slm.evaluate import run_shards
+from slm.launch import read_run, run_config
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Run, Shards
 from slm.report import escape_markdown, fenced, write_report
+from slm.report.judge import Grade, Opinion
 from slm.sample import Sample
 from slm.shards import documents, read_shards
 from slm.tokenizer import Tokenizer
@@ -71,7 +74,27 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
     evaluation = Evaluation(
         key="e" * 64, run=run.name, checkpoint="step_000006", documents=8, tokens=900, bytes=4000,
         weights_sha256=checkpoint.weights_sha256, val_loss=1.1, val_bpb=0.9,
-        details={"val_bpb_interval": [0.85, 0.95], "by_position": [[1, 1, 3.0], [2, 9, 1.5]]},
+        details={
+            "val_bpb_interval": [0.85, 0.95],
+            "by_position": [[1, 1, 3.0], [2, 9, 1.5]],
+            "by_length": [[10, 60, 3, 1.2], [70, 120, 5, 0.8]],
+            "calibration": {"error": 0.02, "accuracy": 0.6, "bins": [[9, 0.3, 0.4], [7, 0.9, 0.8]]},
+            "least_likely": [[2, 1.4]],
+            "most_likely": [[0, 0.7]],
+            "beside": {
+                "documents": 8,
+                "bytes": 4000,
+                "val_bpb": 0.9,
+                "references": [
+                    {"name": "xz -9", "bpb": 2.0, "knows": "nothing"},
+                    {"name": "5-gram", "bpb": 1.1, "knows": HOSTILE[0]},
+                ],
+            },
+            "contamination": {
+                "documents": 8, "train_tokens": 5000, "exact": 1, "near": 0, "phrases": 0.25,
+                "examples": [{"document": 3, "shared": 1.0, "held_out": HOSTILE[1], "train": "b"}],
+            },
+        },
     )  # fmt: skip
     return config, record.model_copy(update={"path": run}), evaluation, root
 
@@ -152,7 +175,8 @@ def test_the_page_tells_what_the_run_is(written: Made) -> None:
     page = Page(report / "index.html")
     html = (report / "index.html").read_text("utf-8")
     for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
-                  evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz"):  # fmt: skip
+                  evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz",
+                  "5-gram", "calibration", "Cleaning dropped and changed nothing"):  # fmt: skip
         assert words in page.text
     samples = json.loads((report / "samples.json").read_text("utf-8"))
     assert [s["temperature"] for s in samples] == [0.5, 1.0]
@@ -203,7 +227,16 @@ def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
 
 def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     config, run, evaluation, root = made
-    settings = {"prompts": HOSTILE, "max_new_tokens": 5}
+    settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
+    monkeypatch.setattr("slm.report.ask_judge", lambda *_: Opinion(
+        HOSTILE[0], [Grade(HOSTILE[1], {"grammar": 3.0}, HOSTILE[0]), Grade("", {}, HOSTILE[2])]
+    ))  # fmt: skip
+    shards = read_shards(run_shards(run.path))
+    cleaning = {
+        "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
+        "changed": {"text fixed": {"documents": 2, "examples": [[HOSTILE[0], HOSTILE[1]]]}},
+    }
+    storage.write_record(shards.path, shards.model_copy(update={"cleaning": cleaning}))
     config = config.model_copy(
         update={
             "report": config.report.model_copy(update=settings),
@@ -280,6 +313,51 @@ def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
     none = config.model_copy(update={"report": config.report.model_copy(update={"prompts": ()})})
     report = write_report(none, run, evaluation, root=root)
     assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
+
+
+# ---- other runs -----------------------------------------------------------------------------
+
+
+def test_it_is_compared_with_the_champion_and_the_run_before(tmp_path: Path) -> None:
+    first = copy_run(tmp_path)
+    second = copy_run(tmp_path, learning_rate=3e-3)
+    for path, time in ((first, 1.0), (second, 2.0)):
+        journal = path / "metrics.jsonl"
+        events = [{**json.loads(line), "time": time} for line in journal.read_text().splitlines()]
+        journal.write_text("".join(json.dumps(event) + "\n" for event in events))
+    pages = []
+    for path, champion in ((first, first), (second, None), (second, first)):
+        config, run = run_config(path), read_run(path)
+        evaluation = storage.read_record(path / "evaluation", Evaluation)
+        assert run is not None
+        assert evaluation is not None
+        settings = {"prompts": ("Once",), "max_new_tokens": 5}
+        config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
+        shutil.rmtree(path / "report", ignore_errors=True)
+        found = lambda champion=champion: champion
+        report = write_report(config, run, evaluation, champion=found, root=tmp_path)
+        pages.append(Page(report.path / "index.html").text)
+    assert "Beside other runs" not in pages[0]
+    assert f"The run before: {first.name}" in pages[1]
+    assert f"The champion: {first.name}" in pages[2]
+    for page in pages[1:]:
+        for words in ("This run is better", "train.learning_rate", "0.003", "0.0006"):
+            assert words in page
+
+
+# ---- the model card ---------------------------------------------------------------------------
+
+
+def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(written[1].path / "report" / "README.md")
+    assert (card.data.license, card.data.language) == ("mit", "en")
+    assert card.data.library_name == "transformers"
+    (bits, _) = card.data.eval_results
+    assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
+    assert "0.900 bits a byte" in card.text
+    assert "from_pretrained" in card.text
 
 
 # ---- the twin ---------------------------------------------------------------------------------

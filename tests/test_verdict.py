@@ -2,10 +2,12 @@ from dataclasses import replace
 
 import pytest
 
+from slm.evaluate.references import FIVE_GRAM, XZ
 from slm.report.quality import Quality
 from slm.report.verdict import Check, Finding, judge, percent, quality_checks, training_findings
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
+OTHERS = {XZ: 2.3, FIVE_GRAM: 1.2}
 COPIES = [9, 12, 15, 10]
 
 
@@ -17,7 +19,7 @@ def falling(*losses: float) -> list[dict[str, float]]:
     return [{"step": 100.0 * (i + 1), "val_loss": loss} for i, loss in enumerate(losses)]
 
 
-HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 2.05, 2.1, 0.9, 2.3)
+HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 2.05, 2.1, 0.9, OTHERS)
 
 
 def test_a_healthy_model_is_called_sound() -> None:
@@ -47,7 +49,7 @@ def test_samples_far_from_held_out_text_are_called_out(
 def test_a_model_that_recites_its_data_is_called_out() -> None:
     verdict = judge(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
     assert "it copies its training documents" in verdict.sentence
-    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 0.4, 2.6, 1.1, 2.3)
+    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 0.4, 2.6, 1.1, OTHERS)
     verdict = judge(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
     assert verdict.sentence == (
         "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
@@ -55,9 +57,18 @@ def test_a_model_that_recites_its_data_is_called_out() -> None:
 
 
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
-    (finding,) = training_findings([], 5, 5, 3.0, 2.3)
+    (finding,) = training_findings([], 5, 5, 3.0, {XZ: 2.3})
     assert finding.fault == "it predicts worse than a file compressor"
     assert judge([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
+
+
+@pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "good"), (1.5, "warn")])
+def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> None:
+    (finding,) = training_findings([], 2, 2, bpb, {FIVE_GRAM: 1.2})
+    assert finding.level == level
+    assert ("counting phrases predicts better" in judge([], [finding], bpb).sentence) == (
+        level == "warn"
+    )
 
 
 def test_what_is_noticeable_is_a_reservation() -> None:
@@ -70,7 +81,7 @@ def test_what_is_noticeable_is_a_reservation() -> None:
 
 def test_without_samples_or_evaluations_the_loss_decides() -> None:
     assert judge([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
-    assert training_findings([], 2, 2.1, 1.0, None) == []
+    assert training_findings([], 2, 2.1, 1.0, {}) == []
 
 
 def test_the_worst_is_told_first() -> None:

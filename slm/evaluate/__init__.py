@@ -22,6 +22,7 @@ from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.evaluate.calibration import Calibration, predictions
 from slm.evaluate.duplicates import contamination
+from slm.evaluate.intervals import bootstrap_interval
 from slm.evaluate.references import compare_references
 from slm.metrics import Ids, token_measures
 from slm.model import GPT
@@ -34,7 +35,6 @@ from slm.tokenizer import Tokenizer
 EVALUATE_VERSION = 2
 DETAILS = "evaluation.json"
 CHUNK_DOCUMENTS = 256  # scored between two signs of progress
-RESAMPLES = 1000  # of the documents, for the interval of val_bpb
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -203,19 +203,6 @@ def surroundings(
     progress("duplicates between train and val", 0, None)
     held_out = list(islice(documents(shards, "val"), len(rows)))
     return {"beside": beside, "contamination": contamination(shards, tokenizer, held_out)}
-
-
-def bootstrap_interval(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float]:
-    """The 95 % interval of val_bpb over resampled documents (Efron's percentile bootstrap)."""
-    nats = np.array([row[0] for row in rows])
-    size = np.array([row[2] for row in rows])
-    draws = np.random.Generator(np.random.PCG64(0))
-    found = []
-    for _ in range(RESAMPLES):
-        chosen = draws.integers(0, len(rows), len(rows))
-        found.append(nats[chosen].sum() / math.log(2) / size[chosen].sum())
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def by_position(losses: Sequence[npt.NDArray[np.float32]]) -> list[tuple[int, int, float]]:

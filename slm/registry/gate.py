@@ -25,6 +25,7 @@ from slm.checkpoint import MODEL_FILES, load_model
 from slm.config import PipelineConfig, RegistryConfig, data_root
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
+from slm.evaluate.intervals import PAIRED_RESAMPLES, paired_interval
 from slm.records import Evaluation, Progress, Shards, silent
 from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version, vetoes
 from slm.report.copies import longest_copies
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     from slm.model import GPT
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
 FEWEST_DOCUMENTS = 20  # below that, the interval cannot be trusted
 SAMPLES = 32  # texts that the vetoes look at
 SAMPLE_TOKENS = 128
@@ -82,39 +81,6 @@ class Verdict(BaseModel):
     vetoes: list[str]
     approval: str | None = None  # who said yes or no before the alias moved, and why
     reason: str
-
-
-# ---- the evidence, as pure functions ----------------------------------------------------------
-
-
-def paired_interval(
-    challenger: npt.NDArray[np.float64],
-    champion: npt.NDArray[np.float64],
-    sizes: npt.NDArray[np.int64],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """The difference in bits per byte and its 95 % interval, challenger minus champion.
-
-    A percentile bootstrap over documents (Efron 1979): both models keep the same documents in
-    every resample, so what makes a document hard cancels out.
-
-    Args:
-        challenger, champion: nats spent on each document, (N,).
-        sizes: UTF-8 bytes of each document, (N,).
-    """
-    bits = (challenger - champion) / math.log(2)
-    draws = np.random.Generator(np.random.PCG64(seed))
-    found = np.empty(resamples)
-    step = max(1, 2_000_000 // len(bits))
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        chosen = draws.integers(0, len(bits), (rows, len(bits)))
-        found[start : start + rows] = bits[chosen].sum(1) / sizes[chosen].sum(1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, (tail, 1 - tail))
-    return float(bits.sum() / sizes.sum()), float(low), float(high)
 
 
 # ---- commands ---------------------------------------------------------------------------------
@@ -479,7 +445,7 @@ def describe(verdict: Verdict) -> str:
         f"| margin | {verdict.margin:g} |",
         "",
         f"{verdict.documents} held-out documents, sha256 `{verdict.documents_sha256[:12]}`, "
-        f"paired bootstrap with {RESAMPLES:,} resamples.",
+        f"paired bootstrap with {PAIRED_RESAMPLES:,} resamples.",
         *(f"- Veto: {veto}." for veto in verdict.vetoes),
     ]
     if verdict.approval:

@@ -8,7 +8,7 @@ the same bytes: there is no clock in it.
 import codecs
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,19 @@ from slm.metrics import token_losses
 from slm.model import GPT
 from slm.passages import Ids
 from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
-from slm.report import cards, plots
-from slm.report.comparison import compare, compressor_bpb
+from slm.report import cards, evidence, plots
+from slm.report.comparison import compare
 from slm.report.copies import Copy
+from slm.report.front_matter import front_matter
 from slm.report.grid import GridSample, write_samples
+from slm.report.judge import ask_judge
+from slm.report.rivals import find_rivals, rival_findings
 from slm.report.verdict import judge, training_findings
 from slm.shards import documents
 from slm.storage import content_hash, read_record, run_stage, stage_key
 from slm.tokenizer import Tokenizer
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 SIGNS = {"good": "✓", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 SURPRISE_TOKENS = 200  # of a text that is shown so
@@ -43,17 +46,23 @@ def write_report(
     evaluation: Evaluation,
     *,
     root: Path | None = None,
+    champion: Callable[[], Path | None] = lambda: None,
     progress: Progress = silent,
 ) -> Report:
-    """Samples from the checkpoint that was evaluated, judges them, writes `<run>/report/`."""
+    """Samples from the checkpoint that was evaluated, judges them, writes `<run>/report/`.
+
+    `champion` finds the run folder of the present champion, to compare with. A report that is done
+    stays as it is when the champion changes.
+    """
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
     key = stage_key("report", REPORT_VERSION, config.report.model_dump(mode="json"), inputs)
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
-        facts, samples = gather(config, run, evaluation, root, progress)
+        facts, samples = gather(config, run, evaluation, root, champion(), progress)
         (staging / report.html).write_bytes(render("page.html.j2", facts))
         (staging / report.markdown).write_bytes(render("page.md.j2", facts))
+        (staging / report.card).write_bytes(render("card.md.j2", facts))
         rows = [asdict(sample) for sample in samples]
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
@@ -70,6 +79,7 @@ def gather(
     run: Run,
     evaluation: Evaluation,
     root: Path | None,
+    champion: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[GridSample]]:
     """Everything that the two templates show, and the samples themselves."""
@@ -81,10 +91,17 @@ def gather(
     samples = write_samples(model, tokenizer, config.report, progress)
     curves = plots.read_curves(run.path)
     beside = compare(samples, config.report.max_new_tokens, shards, tokenizer, progress)
-    compressor = compressor_bpb(shards, tokenizer) if shards else None
-    findings = training_findings(
-        curves.evaluations, run.train_loss, evaluation.val_loss, evaluation.val_bpb, compressor
-    )
+    rivals = find_rivals(run, champion, config.recipe, samples)
+    findings = [
+        *training_findings(
+            curves.evaluations,
+            run.train_loss,
+            evaluation.val_loss,
+            evidence.comparable_bpb(evaluation),
+            evidence.others_bpb(evaluation),
+        ),
+        *rival_findings(rivals),
+    ]
     shown = [
         _shown(sample, copy, beside.line, tokenizer)
         for sample, copy in zip(samples, beside.copies, strict=True)
@@ -104,7 +121,14 @@ def gather(
         "beside": beside,
         "surprise": _surprises(model, tokenizer, shards, samples),
         "plots": plots.training_plots(curves),
-        "evaluation": cards.evaluation_card(evaluation, compressor),
+        "evaluation": cards.evaluation_card(evaluation),
+        "references": evidence.references(evaluation),
+        "extremes": evidence.extremes(evaluation, shards, tokenizer),
+        "duplicates": evidence.duplicates(evaluation),
+        "cleaning": evidence.cleaning(shards),
+        "rivals": rivals,
+        "opinion": ask_judge(samples, config.report, progress),
+        "front_matter": front_matter(config, evaluation, source),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),

@@ -40,7 +40,7 @@ def interval(evaluation: Evaluation) -> str:
     return f"95 %: {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "of held-out text"
 
 
-def evaluation_card(evaluation: Evaluation, compressor_bpb: float | None) -> Pairs:
+def evaluation_card(evaluation: Evaluation) -> Pairs:
     pairs = [
         ("checkpoint", evaluation.checkpoint),
         ("held-out documents, each scored once", f"{evaluation.documents:,}"),
@@ -52,8 +52,11 @@ def evaluation_card(evaluation: Evaluation, compressor_bpb: float | None) -> Pai
     if "val_bpb_interval" in evaluation.details:
         low, high = evaluation.details["val_bpb_interval"]
         pairs.append(("its 95 % interval, documents resampled", f"{low:.4f} to {high:.4f}"))
-    if compressor_bpb is not None:
-        pairs.append(("bits a byte of xz on the same documents", f"{compressor_bpb:.4f}"))
+    if calibration := evaluation.details.get("calibration"):
+        pairs += [
+            ("likeliest token is right", f"{100 * calibration['accuracy']:.1f} %"),
+            ("expected calibration error", f"{100 * calibration['error']:.2f} %"),
+        ]
     return pairs
 
 

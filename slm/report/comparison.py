@@ -5,7 +5,6 @@ A held-out document is cut to the length of the sample that it stands beside, an
 the place of the prompt is left out of both, so that their figures may be compared.
 """
 
-import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +22,6 @@ from slm.tokenizer import Tokenizer
 
 GROUPS = 5  # of held-out texts, each of as many as there are samples
 KNOWN_CHARACTERS = 10_000_000  # of training text whose words count as known
-COMPRESSED_BYTES = 8_000_000  # of held-out text that xz is tried on
 COPY_TOKENS = 500_000_000  # training tokens in which copied passages are looked for
 PASSAGES = 5  # copied passages that are shown
 
@@ -115,14 +113,3 @@ def _train_tokens(shards: Shards, progress: Progress) -> Iterator[Ids]:
         tokens = read_tokens(shards.path / name)[: COPY_TOKENS - read]
         yield tokens
         read += len(tokens)
-
-
-def compressor_bpb(shards: Shards, tokenizer: Tokenizer) -> float | None:
-    """Bits a byte that `xz -9` needs for the held-out documents, or the first megabytes of them."""
-    parts, size = [], 0
-    for document in documents(shards, "val"):
-        parts.append(tokenizer.decode_bytes(document))
-        size += len(parts[-1])
-        if size > COMPRESSED_BYTES:
-            break
-    return 8 * len(lzma.compress(b"\n".join(parts), preset=9)) / size if size else None

@@ -90,17 +90,42 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
 
 
 def evaluation_plots(evaluation: Evaluation) -> list[str]:
-    """Loss by place in the document, where the evaluation has it."""
+    """Loss by place in the document and by its length, calibration; what the evaluation has."""
+    drawn = []
     ranges = evaluation.details.get("by_position") or []
-    if len(ranges) < 2:
-        return []
-    bars = {f"{first}" if first == last else f"{first}–": nats for first, last, nats in ranges}
+    if len(ranges) > 1:
+        bars = {f"{first}" if first == last else f"{first}–": nats for first, last, nats in ranges}
+        alt = (
+            f"Loss by place in the document: {ranges[0][2]:.2f} nats at the first token, "
+            f"{ranges[-1][2]:.2f} from token {ranges[-1][0]} on."
+        )
+        title = "loss by place in the document, nats a token"
+        drawn.append(bar_plot("by-position", alt, "token, from", title, bars))
+    lengths = evaluation.details.get("by_length") or []
+    if len(lengths) > 1:
+        bars = {f"{first}–{last}": bpb for first, last, _, bpb in lengths}
+        alt = "Bits a byte by the document's length: " + ", ".join(
+            f"{bpb:.2f} at {first} to {last} tokens ({count:,} documents)"
+            for first, last, count, bpb in lengths
+        )
+        title = "bits a byte by the document's length"
+        drawn.append(bar_plot("by-length", f"{alt}.", "tokens of the document", title, bars))
+    if calibration := evaluation.details.get("calibration"):
+        drawn.append(_calibration_plot(calibration))
+    return drawn
+
+
+def _calibration_plot(calibration: Mapping[str, Any]) -> str:
+    _, confidence, right = zip(*calibration["bins"], strict=True)
+    lines = [
+        Line("as it should be", (0, 1), (0, 1), SOFT),
+        Line("likeliest token", confidence, right, marked=True),
+    ]
     alt = (
-        f"Loss by place in the document: {ranges[0][2]:.2f} nats at the first token, "
-        f"{ranges[-1][2]:.2f} from token {ranges[-1][0]} on."
+        "Calibration: how often the likeliest token is right, over the probability that the model "
+        f"gives it; off by {100 * calibration['error']:.1f} % on average."
     )
-    title = "loss by place in the document, nats a token"
-    return [bar_plot("by-position", alt, "token, from", title, bars)]
+    return line_plot("calibration", alt, "probability given", "share that is right", lines)
 
 
 def data_plots(shards: Shards | None) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from slm.evaluate.references import FIVE_GRAM, XZ
 from slm.report.quality import Quality
 
 Level = Literal["good", "warn", "bad"]
@@ -119,26 +120,27 @@ def training_findings(
     train_loss: float,
     val_loss: float,
     val_bpb: float,
-    compressor_bpb: float | None,
+    others: Mapping[str, float],
 ) -> list[Finding]:
-    """What the loss curves and a comparison with a file compressor tell.
+    """What the loss curves and a comparison with other ways to predict the same bytes tell.
 
     Args:
         evaluations: `step` and `val_loss` of every evaluation during training, in order.
         train_loss, val_loss: nats a token, of the end of training and of all held-out documents.
-        val_bpb, compressor_bpb: bits a byte of the model and of `xz`, on the same documents.
+        val_bpb: bits a byte of the model, on the documents that the others were given.
+        others: bits a byte of what is not the model, by its name.
     """
     findings = []
-    if compressor_bpb is not None:
-        ratio = compressor_bpb / val_bpb
+    if XZ in others:
+        ratio = others[XZ] / val_bpb
         if ratio < 1:
-            text = f"It predicts held-out text worse than xz packs it: {compressor_bpb:.2f} bits."
+            text = f"It predicts held-out text worse than xz packs it: {others[XZ]:.2f} bits."
             findings.append(Finding("bad", text, "it predicts worse than a file compressor"))
         else:
             text = f"It needs {val_bpb:.2f} bits a byte of held-out text; xz needs"
-            findings.append(
-                Finding("good", f"{text} {compressor_bpb:.2f}, {ratio:.1f} times as many.")
-            )
+            findings.append(Finding("good", f"{text} {others[XZ]:.2f}, {ratio:.1f} times as many."))
+    if FIVE_GRAM in others:
+        findings.append(_counting_finding(val_bpb, others[FIVE_GRAM]))
     findings += _curve_findings(evaluations)
     gap = val_loss - train_loss
     if gap > 0.25 * train_loss:
@@ -146,6 +148,18 @@ def training_findings(
         level: Level = "bad" if gap > train_loss else "warn"
         findings.append(Finding(level, f"{text}: it knows its documents by heart.", "it overfits"))
     return findings
+
+
+def _counting_finding(val_bpb: float, counting: float) -> Finding:
+    """A 5-gram model knows phrases and nothing else."""
+    if val_bpb <= counting:
+        saved = percent(1 - val_bpb / counting)
+        text = f"That is {saved} less than counting phrases of five tokens comes to"
+        return Finding("good", f"{text} ({counting:.2f}).")
+    text = f"Counting phrases of five tokens comes to {counting:.2f} bits a byte"
+    if val_bpb <= 1.1 * counting:
+        return Finding("good", f"{text}, about as few: the text has little else to learn.")
+    return Finding("warn", f"{text}: fewer than it needs.", "counting phrases predicts better")
 
 
 def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]:

@@ -1,0 +1,128 @@
+"""The model beside the champion and beside the run of the same recipe before it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.compare import Comparison, compare, written_samples
+from slm.errors import SlmError
+from slm.journal import read_journal
+from slm.records import Run
+from slm.report.grid import GridSample
+from slm.report.verdict import Finding
+from slm.storage import RECORD
+
+SAMPLES = 2  # shown side by side
+FIGURES = {
+    "val_bpb": "bits a byte, held-out",
+    "val_loss": "nats a token, held-out",
+    "parameters": "parameters",
+    "tokens": "tokens trained on",
+    "seconds": "seconds of training",
+}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another run, and what sets this one apart from it."""
+
+    role: str  # "the champion", "the run before"
+    name: str
+    sentence: str
+    better: bool | None  # whether this run is; None where that is not shown
+    figures: list[tuple[str, str, str]]  # name, theirs, ours
+    settings: list[tuple[str, str, str]]
+    samples: list[tuple[str, str, str]]  # prompt, theirs, ours
+
+
+def find_rivals(
+    run: Run, champion: Path | None, recipe: str, samples: list[GridSample]
+) -> list[Rival]:
+    """The champion's run, where it is another one, and the finished run of the recipe before."""
+    roles: dict[Path, str] = {}
+    if champion is not None and champion.name != run.name:
+        roles[champion] = "the champion"
+    if (before := _run_before(run, recipe)) is not None:
+        roles.setdefault(before, "the run before")
+    return [r for path, role in roles.items() if (r := _rival(role, path, run, samples))]
+
+
+def _run_before(run: Run, recipe: str) -> Path | None:
+    """The newest of the recipe's finished runs that began before this one."""
+    others = run.path.parent.glob(f"{recipe}-*/{RECORD}")
+    began = {p.parent: _began(p.parent) for p in others if p.parent.name != run.name}
+    now = _began(run.path)
+    earlier = {path: time for path, time in began.items() if time < now}
+    return max(earlier, key=lambda path: earlier[path], default=None)
+
+
+def _began(run: Path) -> float:
+    first = next(iter(read_journal(run)), None)
+    return float(first["time"]) if first else math.inf
+
+
+def _rival(role: str, path: Path, run: Run, samples: list[GridSample]) -> Rival | None:
+    try:
+        found = compare(path, run.path)
+    except SlmError:  # gone, or damaged
+        return None
+    theirs = written_samples(path)
+    pairs = [
+        (s.prompt, theirs[key], s.completion)
+        for s in samples
+        if (key := (s.prompt, s.temperature, s.top_k)) in theirs
+    ]
+    return Rival(
+        role,
+        path.name,
+        _sentence(found),
+        _better(found),
+        [
+            (label, _figure(found.figures[name][0]), _figure(found.figures[name][1]))
+            for name, label in FIGURES.items()
+        ],
+        [(key, _word(a), _word(b)) for key, (a, b) in found.config.items() if key != "recipe"],
+        pairs[len(pairs) // 2 :][:SAMPLES],
+    )
+
+
+def _better(found: Comparison) -> bool | None:
+    if found.interval is None or found.interval.low <= 0 <= found.interval.high:
+        return None
+    return found.interval.high < 0
+
+
+def _sentence(found: Comparison) -> str:
+    gap = found.interval
+    if gap is None:
+        return f"Not comparable document by document: {found.no_interval}."
+    figures = (
+        f"{gap.difference:+.3f} bits a byte (95 %: {gap.low:+.3f} to {gap.high:+.3f}) on the same "
+        f"{gap.documents:,} documents"
+    )
+    told = {True: "This run is better", False: "This run is worse", None: "No difference is shown"}
+    return f"{told[_better(found)]}: {figures}."
+
+
+def rival_findings(rivals: list[Rival]) -> list[Finding]:
+    """A sentence of the summary for each that can be compared."""
+    findings = []
+    for rival in rivals:
+        if rival.better is None:
+            continue
+        text = f"{rival.role.capitalize()}, {rival.name}: {rival.sentence}"
+        worse = not rival.better and rival.role == "the champion"
+        fault = "the champion predicts better" if worse else ""
+        findings.append(Finding("warn" if worse else "good", text, fault))
+    return findings
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)

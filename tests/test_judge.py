@@ -1,0 +1,146 @@
+"""The judge against servers on this machine: good ones, hostile ones, slow ones, none."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from slm.config import ReportConfig
+from slm.report.grid import GridSample
+from slm.report.judge import KEY, ask_judge
+
+SAMPLES = [GridSample("Once", f" upon {i}", 0.8, 10, i, 3, True) for i in range(4)]
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server's address, and what it is asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append({"path": self.path, "key": self.headers["Authorization"], **body})
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def saying(content: str, status: int = 200) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    return answer
+
+
+def settings(address: str, seconds: float = 5) -> ReportConfig:
+    return ReportConfig(judge_url=address, judge_model="teacher", judge_seconds=seconds)
+
+
+GOOD = 'Here: {"grammar": 8, "creativity": 5, "consistency": 7.5, "comment": "fine, sk-secret"}'
+
+
+def test_samples_are_graded_and_the_key_appears_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "sk-secret")
+    with serving(saying(GOOD)) as (address, asked):
+        opinion = ask_judge(SAMPLES, settings(address))
+    assert opinion is not None
+    assert opinion.means == {"grammar": "8.0", "creativity": "5.0", "consistency": "7.5"}
+    assert [a["path"] for a in asked] == ["/v1/chat/completions"] * 4
+    assert {a["key"] for a in asked} == {"Bearer sk-secret"}
+    assert "Once*** upon 2" in asked[2]["messages"][0]["content"]
+    assert "sk-secret" not in repr(opinion)
+    assert opinion.grades[0].comment == "fine, …"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("no JSON", "gave no JSON object"),
+        ("{", "no grade"),
+        ('{"grammar": 99, "creativity": 5, "consistency": 5}', "not between 1 and 10"),
+        ('{"grammar": NaN, "creativity": 5, "consistency": 5}', "not between 1 and 10"),
+        ('{"grammar": [], "creativity": 5, "consistency": 5}', "no grade"),
+        ('{"grammar": 5}', "no grade"),
+        ("[" * 60_000, "no grade"),
+    ],
+)
+def test_what_is_no_grade_is_told_and_asked_three_times_at_most(content: str, why: str) -> None:
+    with serving(saying(content)) as (address, asked):
+        opinion = ask_judge(SAMPLES, settings(address))
+    assert opinion is not None
+    assert opinion.means == {}
+    assert len(asked) == 3
+    assert all(why in grade.comment and len(grade.comment) <= 300 for grade in opinion.grades)
+
+
+def test_a_failing_or_redirecting_server_is_told() -> None:
+    def elsewhere(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", "http://127.0.0.1:9/stolen")
+        request.end_headers()
+
+    for answer, status in ((saying(GOOD, 500), "500"), (elsewhere, "302")):
+        with serving(answer) as (address, _):
+            opinion = ask_judge(SAMPLES[:1], settings(address))
+        assert opinion is not None
+        assert f"status {status}" in opinion.grades[0].comment
+
+
+def test_a_slow_server_and_none_at_all_cost_their_time_and_no_more() -> None:
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        for _ in range(20):
+            request.wfile.write(b" ")
+            request.wfile.flush()
+            time.sleep(0.05)
+
+    started = time.monotonic()
+    with serving(drip) as (address, _):
+        slow = ask_judge(SAMPLES[:1], settings(address, seconds=0.3))
+    nobody = ask_judge(SAMPLES[:1], settings(address, seconds=0.3))
+    assert time.monotonic() - started < 3
+    assert slow is not None
+    assert nobody is not None
+    assert "TimeoutError" in slow.grades[0].comment
+    assert "no grade" in nobody.grades[0].comment
+
+
+def test_there_is_no_judge_unless_one_is_named() -> None:
+    assert ask_judge(SAMPLES, ReportConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"judge_url": "http://127.0.0.1/v1"},
+        {"judge_url": "http://user:password@host/v1", "judge_model": "m"},
+        {"judge_url": "http://host/v1?key=sk", "judge_model": "m"},
+        {"judge_url": "file:///etc/passwd", "judge_model": "m"},
+    ],
+)
+def test_addresses_with_keys_or_without_a_model_are_refused(fields: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"report\.judge_"):
+        ReportConfig(**fields)  # type: ignore[arg-type]
