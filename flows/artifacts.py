@@ -17,7 +17,7 @@ from prefect.artifacts import (
 
 from slm.lineage import lineage
 from slm.records import Evaluation, Progress, Report, Run, Version
-from slm.report import escape_markdown, fenced
+from slm.report import escape_markdown
 from slm.report.cards import duration
 
 logger = logging.getLogger(__name__)
@@ -92,31 +92,29 @@ def publish_report(report: Report) -> None:
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Every sample as Markdown, in the order of the report's grid."""
+    """Every sample as Markdown, in the report's order; as quotes, since code does not wrap."""
     parts = ["# What the model writes"]
     for sample in samples:
-        setting = f"temperature {sample['temperature']:g}, top_k {sample['top_k']}"
-        text = fenced(sample["prompt"] + sample["completion"])
-        parts.append(f"**{escape_markdown(sample['prompt'])} …** ({setting})\n\n{text}")
+        paragraphs = (sample["prompt"] + sample["completion"]).split("\n")
+        quoted = "\n>\n> ".join(escape_markdown(text) for text in paragraphs if text.strip())
+        parts.append(
+            f"Temperature {sample['temperature']:g}, top-k {sample['top_k']}:\n\n> {quoted}"
+        )
     return "\n\n".join(parts)
 
 
 def publish_version(run: Run, version: Version) -> None:
     """Leaves the chain of a version, and links to it and to its run in MLflow."""
     name = f"{version.model} version {version.version}"
-    chain = lineage(run.path, check=False)
-    create_table_artifact(
-        [
-            {
-                "link": link.name,
-                "what": link.value,
-                "digest": (link.digest or "")[:12],
-                "made from": ", ".join(link.made_from),
-            }
-            for link in chain.links
-        ],
-        key="lineage",
-        description=f"# What {name} was made of\n\n`slm lineage {run.name}` checks every link.",
+    rows = ["| link | what | digest | made from |", "|---|---|---|---|"]
+    for link in lineage(run.path, check=False).links:
+        digest = f"`{link.digest[:12]}`" if link.digest else ""
+        cells = (link.name, escape_markdown(link.value), digest, ", ".join(link.made_from))
+        rows.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(rows)
+    chain = f"# What {name} was made of\n\n{table}"
+    create_markdown_artifact(
+        f"{chain}\n\n`slm lineage {run.name}` checks every link.", key="lineage"
     )
     if version.tracking_uri.startswith("http"):
         server = version.tracking_uri.rstrip("/")

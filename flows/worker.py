@@ -5,6 +5,8 @@ Running. This one asks them to end and waits; they save, and their runs end Cras
 """
 
 import asyncio
+import os
+import platform
 import signal
 
 import psutil
@@ -19,7 +21,7 @@ async def work() -> None:
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    worker = ProcessWorker(work_pool_name=POOL)
+    worker = ProcessWorker(work_pool_name=POOL, name=f"{platform.node()}-{os.getpid()}")
     working = asyncio.create_task(worker.start())
     waiting = asyncio.create_task(asked.wait())
     await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)

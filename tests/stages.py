@@ -95,9 +95,10 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
         folder.mkdir(parents=True)
     (run / "report" / "index.html").write_text("<p>the report</p>")
     (run / "report" / "report.md").write_text("# the report")
+    (run / "report" / "samples.json").write_text("[]")
 
     def stage(name: str, record: Record, path: Path) -> Callable[..., Record]:
-        def work(*inputs: Any, progress: Progress = silent) -> Record:
+        def work(*inputs: Any, progress: Progress = silent, **_: Any) -> Record:
             assert isinstance(inputs[0], PipelineConfig)
             called.append(name)
             progress("half of it", 1, 2)
@@ -114,6 +115,6 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
         (slm.registry, "register", VERSION, run),
     ):
         monkeypatch.setattr(module, name, stage(name, record, path))
-    monkeypatch.setattr(slm.launch, "prepare", lambda config, shards: run)
+    monkeypatch.setattr(slm.launch, "prepare", lambda config, shards, parent=None: run)
     (run / "record.json").write_text("{}")  # finished: nothing to mirror
     return called

@@ -47,6 +47,9 @@ TINY = {
     "report.temperatures": [0.8],
     "report.top_ks": [10],
     "report.max_new_tokens": 8,
+    "registry.max_bpb": 100.0,  # any model may be champion
+    "registry.max_degenerate": 1.0,
+    "registry.max_memorised": 1.0,
 }
 SHORT = TINY | {"train.max_steps": 20}
 LONG = TINY | {"train.max_steps": 2000, "train.checkpoint_every": 100, "train.evaluate_every": 1000}
