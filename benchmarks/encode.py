@@ -4,6 +4,8 @@ All three read the same parquet documents on the same machine, taking turns. Our
 stage in a process of its own: parquet → shards on disk, hashed, committed, and verified once more.
 tiktoken's loop gets its texts in memory and throws the tokens away. The third is the preparation
 script of nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
+
+At the end the loader reads the shards just made, beside the training loop of `quickstart`.
 """
 
 import argparse
@@ -27,8 +29,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slm.config import PipelineConfig, data_root
+from slm.config import PipelineConfig, data_root, load_recipe
 from slm.records import Source
+from slm.shards import encode, read_shards, read_tokens
 from slm.source import download
 from slm.storage import read_record
 from slm.stories import stories
@@ -52,7 +55,7 @@ def run(
         repeats: of each measurement; the medians count.
         peers: whether to run the others too, or only ours.
 
-    `ratio` is the value over that of one tiktoken thread.
+    `ratio` is the value over that of one tiktoken thread; the loader's, over the training loop.
     """
     parent = data_root() / "benchmarks"
     parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,7 @@ def run(
                 seconds.setdefault(f"datasets.map, {cores} processes", []).append(
                     _datasets_map(source, Path(folder), tokenizer, cores)
                 )
+        loading, training = _loader(Path(folder))
     speeds = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
     one = speeds.get("tiktoken, 1 thread")
     rows = [
@@ -94,6 +98,17 @@ def run(
             "ratio": None,
         }
     )
+    for name, speed in (("loader", loading), ("training loop, quickstart", training)):
+        ratio = round(speed / training, 1)
+        rows.append(
+            {
+                "name": name,
+                "metric": "throughput",
+                "value": round(speed),
+                "unit": "tokens/s",
+                "ratio": ratio,
+            }
+        )
     return {"machine": _machine(), "megabytes": round(size / 1e6), "rows": rows}
 
 
@@ -150,8 +165,6 @@ def _ours(source: Source, folder: Path, vocab_size: int) -> float:
 
 
 def _encode_once(source_path: Path, vocab_size: int, root: Path) -> None:
-    from slm.shards import encode, read_shards
-
     source = read_record(source_path, Source, verify=False)
     assert source is not None
     config = _config({"source": "stories", "documents": 1, "vocab_size": vocab_size})
@@ -200,6 +213,61 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
     elapsed = time.perf_counter() - begin
     shutil.rmtree(folder / "datasets")
     return elapsed
+
+
+# ---- the loader -------------------------------------------------------------------------------
+
+
+def _loader(folder: Path) -> tuple[float, float]:
+    """Tokens a second of the loader, and of training, in a process set up as training is."""
+    from slm.launch import child_environment
+
+    command = [sys.executable, __file__, "--load", str(next((folder / "shards").iterdir()))]
+    environment = child_environment(load_recipe("quickstart"))
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    loading, training = json.loads(done.stdout)
+    return loading, training
+
+
+def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
+    import torch
+
+    from slm.loader import Loader
+    from slm.plan import Plan, auto_threads, pick_precision
+    from slm.session import synthetic_session
+    from slm.train import train_step
+
+    config = load_recipe("quickstart")
+    torch.set_num_threads(auto_threads())
+    shards = read_shards(path, verify=False)
+    tokens = [read_tokens(path / name) for name in shards.splits["train"].files]
+    rows = config.train.tokens_per_step // config.model.seq_len
+    batches = Loader(tokens, seq_len=config.model.seq_len, rows=rows, seed=1).batches(0)
+    plan = Plan(
+        max_steps=1,
+        rows=rows,
+        micro_batch_size=rows,
+        world_size=1,
+        device="cpu",
+        precision=pick_precision("auto", "cpu"),
+        threads=auto_threads(),
+        compile=False,
+    )
+    session = synthetic_session(config, plan, shards.vocab_size)
+
+    def steps_in(step: Callable[[], Any]) -> float:
+        step()
+        count, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            step()
+            count += 1
+        return count * config.train.tokens_per_step / (time.perf_counter() - begin)
+
+    x, y = next(batches)
+    return (
+        steps_in(lambda: next(batches)),
+        steps_in(lambda: train_step(session, session.model, x, y)),
+    )
 
 
 # ---- measuring --------------------------------------------------------------------------------
@@ -253,7 +321,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="leave out the others")
     parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.load:
+        sys.stdout.write(json.dumps(_load_and_train(given.load)))
+        return
     if given.encode:
         source, vocab_size, root = given.encode
         _encode_once(Path(source), int(vocab_size), Path(root))
@@ -264,8 +336,8 @@ def main() -> None:
         return
     sys.stdout.write(f"{result['machine']}, {result['megabytes']} MB of text\n")
     for row in result["rows"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:6.2f} x tiktoken"
-        sys.stdout.write(f"{row['name']:32}{row['value']:8} {row['unit']:5}{ratio}\n")
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:8.2f} x"
+        sys.stdout.write(f"{row['name']:32}{row['value']:12,} {row['unit']:9}{ratio}\n")
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ def test_a_file_that_is_not_utf8_names_the_line(
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
+        ("a.json", '[\n {"text": "a"}\n]', r"a\.json, line 1: not JSON.*jq -c"),
         ("a.json", '[{"text": "a"}]', r"a\.json, line 1: a JSON list, not an object"),
         ("a.jsonl", '{"texts": "a"}', r"unknown column 'text': did you mean 'texts'"),
         ("a.jsonl", '{"text": 5, "name": "b"}', r"'text' is not text but .*int.*columns: name"),

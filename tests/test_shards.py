@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Shards, Source, SourceSplit
 from slm.shards import documents, encode, encoding, inspect, read_shards, read_tokens, units, verify
 from slm.shards.encoding import ShardWriter
+from slm.source import download
 from slm.stories import stories
 from slm.tokenizer import END_OF_TEXT, Tokenizer, gpt2
 
@@ -179,6 +181,47 @@ def test_odd_documents_follow_the_policy(tmp_path: Path, base: Tokenizer) -> Non
     assert record.dropped == {"empty": 3}
     tokens = read_tokens(record.path / "train_00000.bin")
     assert (tokens == base.eot).sum() == len(kept) == record.splits["train"].documents
+
+
+@pytest.mark.parametrize(
+    ("count", "largest"), [(400, 200_000), pytest.param(10_000, 50_000_000, marks=pytest.mark.slow)]
+)
+def test_odd_documents_from_a_file_to_shards(
+    tmp_path: Path, base: Tokenizer, count: int, largest: int
+) -> None:
+    kinds: dict[str, Callable[[int], str | None]] = {
+        "special": lambda i: f"{END_OF_TEXT}{i}{END_OF_TEXT}",
+        "only special": lambda i: END_OF_TEXT,
+        "NUL": lambda i: f"\0 {i}\0\0 a\0b",
+        "surrogate": lambda i: f"{i} \ud800 and \udc00",
+        "empty": lambda i: "",
+        "blank": lambda i: " \n\t\u3000",
+        "null": lambda i: None,
+        "foreign": lambda i: f"{i} naïve—«слово» 日本語 😀\u2028",
+        "story": lambda i: STORIES[i % 200],
+    }
+    draws = random.Random(0)
+    drawn = [draws.choice(list(kinds)) for _ in range(count - 1)]
+    texts = [kinds[kind](i) for i, kind in enumerate(drawn)]
+    texts.insert(count // 2, ("One long day. " * (largest // 14 + 1))[:largest])
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    config = make_config(source="files", path=str(path), documents=None)
+    source = download(config, root=tmp_path)
+    record = encode(config, source, root=tmp_path)
+
+    number = Counter(drawn)
+    assert source.dropped == {"null": number["null"], "not text": number["surrogate"]}
+    assert record.dropped == {"empty": number["empty"] + number["blank"]}
+    left_out = {"null", "surrogate", "empty", "blank"}
+    long = texts.pop(count // 2)
+    kept = [text for kind, text in zip(drawn, texts, strict=True) if kind not in left_out] + [long]
+    assert sorted(texts_of(record, "train") + texts_of(record, "val")) == sorted(kept)
+    assert verify(record.path)["documents"] == len(kept)
+    for split in record.splits.values():
+        tokens = [read_tokens(record.path / name) for name in split.files]
+        assert sum(int((t == base.eot).sum()) for t in tokens) == split.documents
 
 
 def test_bytes_that_are_not_text_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -260,7 +260,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); write one object a line, without "
+                "breaks in it, for example with jq -c"
+            ) from error
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {number}: a JSON {type(row).__name__}, not an object; write one "
