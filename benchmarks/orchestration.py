@@ -1,0 +1,140 @@
+"""What Prefect costs: from the command to the first stage, and a whole pipeline beside its stages.
+
+`slm run` brings a server of its own; a deployment runs under `slm up`, which this starts. The
+pipeline is `quickstart` with a shorter training, from nothing; its stages are the same library
+calls, timed where they are made, so what is left of the flow's wall-clock is Prefect's and ours.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.config import project_root
+
+PORTS = ("4417", "5417")
+LONG = 300.0  # seconds: the pipeline that the cost is set beside
+SMALL = {
+    "data.documents": 500,
+    "model.n_layer": 1,
+    "train.max_steps": 20,
+    "evaluate.documents": 10,
+    "report.prompts": ["Once"],
+    "report.temperatures": [0.8],
+    "report.top_ks": [50],
+}
+
+
+def run(rounds: int = 3, train_seconds: int = 30) -> dict[str, Any]:
+    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+
+    Args:
+        rounds: of each start; the medians count.
+        train_seconds: of the training in the pipeline whose cost is measured.
+
+    `ratio` is the value over what is allowed: 20 s, 6 s, 3 % of a pipeline of five minutes.
+    """
+    with tempfile.TemporaryDirectory() as data:
+        environment = {**os.environ, "SLM_DATA": data}
+        environment.pop("PREFECT_API_URL", None)
+        cold = [embedded(environment, SMALL | {"train.seed": seed})[0] for seed in range(rounds)]
+        whole = {"train.max_seconds": train_seconds, "data.documents": 4000}
+        _, flow, stages = embedded(environment, whole)
+        warm = deployed(environment, rounds)
+    extra = flow - stages
+    return {
+        "machine": {"cpu": platform.processor(), "cores": len(os.sched_getaffinity(0))},
+        "rows": [
+            _row("slm run", "to the first stage", statistics.median(cold), "s", 20.0),
+            _row("slm up", "to the first stage", statistics.median(warm), "s", 6.0),
+            _row("flow", "beyond its stages", extra, "s", 0.03 * LONG),
+            _row("flow", "beyond its stages, of itself", 100 * extra / flow, "%", 3.0),
+        ],
+    }
+
+
+def _row(name: str, metric: str, value: float, unit: str, allowed: float) -> dict[str, Any]:
+    row = {"name": name, "metric": metric, "value": round(value, 2), "unit": unit}
+    return {**row, "ratio": round(value / allowed, 3)}
+
+
+def embedded(environment: dict[str, str], overrides: dict[str, Any]) -> tuple[float, float, float]:
+    """Seconds of `slm run`: before the first stage, from then to the end, and in the stages."""
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
+    began = time.monotonic()
+    command = [sys.executable, "-m", "flows.cli", "run", "quickstart", *settings, "--json"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        told = next(time.monotonic() for line in process.stderr if line.startswith("download"))
+        for line in process.stderr:
+            if line.startswith("val_bpb"):
+                ended = time.monotonic()
+        seconds = json.loads(process.stdout.readlines()[-1])["seconds"]
+    first = told - began - seconds["download"]
+    return first, ended - began - first, sum(seconds.values())
+
+
+def deployed(environment: dict[str, str], rounds: int) -> list[float]:
+    """Seconds from asking for runs of a deployment to the start of their first task."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+
+    prefect, mlflow = PORTS
+    command = [sys.executable, "-m", "flows.cli", "up", "--prefect-port", prefect]
+    log = Path(environment["SLM_DATA"]) / "up.log"
+    with log.open("w") as output:
+        stack = subprocess.Popen(
+            [*command, "--mlflow-port", mlflow], env=environment, stdout=output, stderr=output
+        )
+    found = []
+    try:
+        while "Ctrl-C" not in log.read_text():
+            assert stack.poll() is None, log.read_text()
+            time.sleep(0.2)
+        with SyncPrefectClient(f"http://127.0.0.1:{prefect}/api") as client:
+            deployment = client.read_deployment_by_name("pipeline/quickstart")
+            for seed in range(rounds + 1):  # the first is for warming up
+                parameters = {"overrides": SMALL | {"train.seed": 100 + seed}}
+                flow_run = client.create_flow_run_from_deployment(
+                    deployment.id, parameters=parameters
+                )
+                while not client.read_flow_run(flow_run.id).state.is_final():
+                    time.sleep(0.5)
+                of_it = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run.id]))
+                starts = [task.start_time for task in client.read_task_runs(task_run_filter=of_it)]
+                found.append((min(starts) - flow_run.created).total_seconds())
+    finally:
+        stack.terminate()
+        stack.wait()
+    return found[1:]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train-seconds", type=int, default=30)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    os.chdir(project_root())
+    found = run(given.rounds, given.train_seconds)
+    if given.json:
+        print(json.dumps(found))
+        return
+    for row in found["rows"]:
+        figure = f"{row['value']:8.2f} {row['unit']:<2}  {row['ratio']:.2f} of what is allowed"
+        print(f"{row['name']:<8} {row['metric']:<30} {figure}")
+
+
+if __name__ == "__main__":
+    main()
