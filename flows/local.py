@@ -1,4 +1,4 @@
-"""The pipeline run from here: on the server that PREFECT_API_URL names, else on a temporary one."""
+"""A flow run from here: on the server that PREFECT_API_URL names, else on a temporary one."""
 
 import atexit
 import os
@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from flows.display import current
@@ -18,8 +19,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
 
-def run_pipeline(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Runs the flow in this process and returns what it returns.
+def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Runs the flow `pipeline` or `retrain` in this process and returns what it returns.
 
     Prefect's own lines stay in its database: this process shows the stages itself.
     """
@@ -33,10 +34,10 @@ def run_pipeline(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
         os.environ["PREFECT_API_URL"] = api
         for name in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    from flows.pipeline import pipeline
-
+    flow = getattr(import_module(f"flows.{name}"), name)
     wait_until_healthy(api)
-    return pipeline(recipe, overrides)
+    results: dict[str, Any] = flow(recipe, overrides, return_state=True).result()
+    return results
 
 
 def start_server() -> tuple[subprocess.Popen[bytes], str]:

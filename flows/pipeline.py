@@ -5,18 +5,19 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import tasks
+from flows import events, tasks
 from flows.artifacts import publish_metrics, publish_report, publish_version
 from flows.display import current, showing
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
+from slm.registry.gate import Verdict
 from slm.storage import canonical_json, sha256_bytes
 
 Overrides = dict[str, Any] | None
 
 
-def _run_name() -> str:
+def run_name() -> str:
     """`<recipe>-<key of the config>-<date>`: the same settings have the same key."""
     given = flow_run.parameters
     recipe = given.get("recipe", DEFAULT_RECIPE)
@@ -28,9 +29,14 @@ def _run_name() -> str:
     return f"{recipe}-{key}-{flow_run.scheduled_start_time:%Y-%m-%d-%H%M}"
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(
+    flow_run_name=run_name,
+    persist_result=False,
+    on_failure=[events.failed],
+    on_crashed=[events.failed],
+)
 def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, Any]:
-    """A dataset → a trained, evaluated, registered model and its report.
+    """A dataset → a trained, evaluated, registered model, champion where it is better.
 
     Args:
         recipe: a name in `pipelines.yaml`.
@@ -47,7 +53,8 @@ def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
         publish_metrics(run, evaluation)
         publish_report(report)
         publish_version(run, version)
-        results = summary(config, source, shards, run, evaluation, report, version)
+        verdict = tasks.promote(config, version)
+        results = summary(config, source, shards, run, evaluation, report, version, verdict)
         return {**results, "seconds": display.seconds, "reused": display.reused}
 
 
@@ -59,8 +66,9 @@ def summary(
     evaluation: Evaluation,
     report: Report,
     version: Version,
+    verdict: Verdict | None,
 ) -> dict[str, Any]:
-    """What a pipeline has made, as JSON values."""
+    """What a pipeline has made, as JSON values. Without a verdict, the version was champion."""
     return {
         "recipe": config.recipe,
         "source": str(source.path),
@@ -71,34 +79,36 @@ def summary(
         "val_bpb": evaluation.val_bpb,
         "report": str(report.path / report.html),
         "version": f"models:/{version.model}/{version.version}",
+        "champion": verdict is None or verdict.decision == "promoted",
+        "verdict": verdict.reason if verdict else "it is the champion already",
     }
 
 
 # ---- each stage as a flow, with the stages before it where they are not done -------------------
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def download(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Downloads a recipe's dataset; returns its folder."""
     config = load_recipe(recipe, overrides)
     return str(tasks.download(config).path)
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def encode(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Encodes a recipe's dataset; returns the folder of its shards."""
     config = load_recipe(recipe, overrides)
     return str(_encoded(config).path)
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def train(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Trains a recipe's model; returns the run's folder."""
     config = load_recipe(recipe, overrides)
     return str(_trained(config).path)
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, float]:
     """Scores a recipe's model on every held-out document; returns its losses."""
     config = load_recipe(recipe, overrides)
@@ -108,7 +118,7 @@ def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
     return {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Writes the report of a recipe's model; returns the HTML file."""
     config = load_recipe(recipe, overrides)
@@ -118,7 +128,7 @@ def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     return str(written.path / written.html)
 
 
-@flow(flow_run_name=_run_name, persist_result=False)
+@flow(flow_run_name=run_name, persist_result=False)
 def register(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Registers a recipe's model; returns the version's name."""
     config = load_recipe(recipe, overrides)

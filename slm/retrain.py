@@ -19,6 +19,12 @@ from slm.records import Parent, Progress, Source, silent
 from slm.registry.origins import Origin, as_parent, champion_and_challenger
 
 Action = Literal["nothing", "skip", "continue", "retrain"]
+WORDS: dict[Action, str] = {
+    "nothing": "Nothing to do",
+    "skip": "Nothing to do yet",
+    "continue": "Go on from the champion",
+    "retrain": "Train whole",
+}
 
 
 class Evidence(BaseModel):
@@ -206,3 +212,60 @@ def _missing(champion: Origin) -> tuple[str, ...]:
         "its settings": champion.config,
     }
     return tuple(f"{name} are gone from here" for name, found in parts.items() if found is None)
+
+
+# ---- telling ----------------------------------------------------------------------------------
+
+
+def figures(decision: Decision) -> list[tuple[str, str]]:
+    """What was measured, beside the threshold that it was held against."""
+    limits, changes, found = decision.limits, decision.evidence.changes, decision.evidence.drift
+    rows = [("champion", decision.evidence.champion or "none")]
+    if changes:
+        rows += [
+            ("documents of the champion", f"{changes.before:,}"),
+            ("documents now", f"{changes.now:,}"),
+            ("new", f"{changes.new:,}"),
+            ("changed", f"{changes.changed:,}"),
+            ("gone", f"{changes.gone:,}"),
+            (
+                f"new or changed (from {limits.min_new_fraction:.2%} on: train)",
+                f"{changes.new_fraction:.2%}",
+            ),
+            (
+                f"gone (above {limits.max_gone_fraction:.1%}: train whole)",
+                f"{changes.gone_fraction:.2%}",
+            ),
+        ]
+    if found:
+        rows += [
+            ("new documents measured", f"{found.documents:,}"),
+            ("divergence from the champion's train, bits", f"{found.divergence:.4f}"),
+            ("the same of held-out documents, bits", f"{found.usual:.4f}"),
+            (f"drift (from {limits.drift_threshold:g} on: train whole)", f"{found.excess:.4f}"),
+            ("the champion on new documents, bits a byte", f"{found.new_bpb:.4f}"),
+            ("the champion on held-out documents, bits a byte", f"{found.held_out_bpb:.4f}"),
+            (f"rise (from {limits.bpb_rise:g} on: train whole)", f"{found.rise:+.4f}"),
+        ]
+    return rows
+
+
+def describe(decision: Decision) -> str:
+    """The decision in Markdown."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures(decision))
+    return (
+        f"# {WORDS[decision.action]}\n\n{decision.reason}.\n\n"
+        f"Recipe `{decision.recipe}`, dataset `{decision.dataset}`, revision "
+        f"`{decision.revision}`.\n\n| | |\n|---|---|\n{rows}\n"
+    )
+
+
+def tags(decision: Decision) -> dict[str, str]:
+    """The decision in a few short values, for whoever lists runs and versions."""
+    changes, found = decision.evidence.changes, decision.evidence.drift
+    told = {"retrain": decision.action, "retrain_reason": decision.reason}
+    if changes:
+        told["new_documents"] = f"{changes.new_fraction:.2%}"
+    if found:
+        told |= {"drift_bits": f"{found.excess:.4f}", "bpb_rise": f"{found.rise:+.4f}"}
+    return told

@@ -100,6 +100,7 @@ def promote(root: Path, version: str = "@challenger", **options: object) -> gate
 
 def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path) -> None:
     add_version(root, "aa", trained=0)
+    assert promote(root, "/1").champion is None
     add_version(root, "bb", trained=30)
     verdict = promote(root)
     assert verdict.decision == "promoted"
@@ -111,27 +112,57 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     assert entry.tags["slm.decision"] == "promoted"
     assert "bits a byte" in entry.description
     assert promote(root, "/2") == verdict
-    assert [line["decision"] for line in audit(root)] == ["promoted"]
+    assert [line["decision"] for line in audit(root)] == ["promoted", "promoted"]
 
     assert gate.rollback("slm", root=root) == ("1", "2")
     assert aliases(root) == {"champion": "1"}
-    assert [line["decision"] for line in audit(root)] == ["promoted", "rolled back"]
+    assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
+    assert promote(root, "/2").reason.startswith("it was rolled back")
+    assert aliases(root) == {"champion": "1"}
     with pytest.raises(UserError, match="followed no other champion"):
         gate.rollback("slm", root=root)
 
 
 def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     add_version(root, "aa", trained=30)
+    promote(root)
     add_version(root, "bb", trained=30)  # the same weights
     verdict = promote(root)
     assert (verdict.decision, verdict.difference) == ("refused", 0)
     assert aliases(root) == {"champion": "1", "challenger": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "generate", lambda *_, **__: pytest.fail("it was judged again"))
+        assert promote(root) == verdict
 
     forced = promote(root, force="fresher data")
     assert forced.decision == "promoted"
     assert aliases(root) == {"champion": "2"}
     assert server(root).get_model_version("slm", "2").tags["slm.decision"] == "promoted (forced)"
-    assert [line["forced"] for line in audit(root)] == [None, "fresher data"]
+    assert [line["forced"] for line in audit(root)] == [None, None, "fresher data"]
+
+
+def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    verdict = gate.judge("models:/slm/1", root=root, thresholds=LENIENT)
+    assert verdict.decision == "promoted"
+    assert (aliases(root), audit(root)) == ({"challenger": "1"}, [])
+
+    no = gate.answered(verdict, approved=False, who="Ann", comment="too plain")
+    gate.carry_out(no, root=root)
+    assert aliases(root) == {"challenger": "1"}
+    entry = server(root).get_model_version("slm", "1")
+    assert entry.tags["slm.reason"].startswith("rejected by Ann: too plain")
+    assert "Asked: rejected by Ann" in entry.description
+    assert promote(root).decision == "refused"  # the answer stands
+    gate.carry_out(gate.answered(verdict, approved=True, who="Bob"), root=root)
+    assert aliases(root) == {"champion": "1"}
+    assert [line["approval"] for line in audit(root)] == [no.approval, "approved by Bob"]
+
+    add_version(root, "bb", trained=30)
+    late = gate.judge("models:/slm/2", root=root, thresholds=LENIENT)
+    server(root).delete_registered_model_alias("slm", "champion")
+    with pytest.raises(UserError, match="the champion is version None by now"):
+        gate.carry_out(late, root=root)
 
 
 def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:
@@ -175,6 +206,7 @@ def test_a_promotion_killed_after_any_call_is_made_up_for(
     for calls in range(1, 20):
         root = empty_store(tmp_path / str(calls))
         add_version(root, "aa", trained=trained[0])
+        promote(root)
         add_version(root, "bb", trained=trained[1])
         killed = killed_after(calls, PROMOTE_CALLS, lambda root=root: promote(root, "/2"))
         promote(root, "/2")

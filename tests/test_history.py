@@ -67,7 +67,7 @@ def register(run: Path) -> None:
 def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
     assert "no versions yet" in invoke("models")[1]
     register(run)
-    exit_code, out, _ = invoke("lineage", "models:/slm@champion", "--json")
+    exit_code, out, _ = invoke("lineage", "models:/slm@challenger", "--json")
     found = last_json(out)
     assert exit_code == 0
     assert (found["name"], found["broken"]) == ("models:/slm/1", [])
@@ -80,7 +80,7 @@ def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
     assert "tokenizer" in shown
     assert "source gone" in shown.splitlines()[-1]
     assert [v["run"] for v in last_json(invoke("models", "--json")[1])["versions"]] == [run.name]
-    assert "models:/slm/1  champion" in invoke("models")[1]
+    assert "models:/slm/1  challenger" in invoke("models")[1]
 
 
 def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> None:

@@ -146,14 +146,14 @@ def test_a_run_in_training_has_a_chain(run: Path) -> None:
 def test_a_version_ends_the_chain(run: Path) -> None:
     register(run)
     root = run.parents[1]
-    chain = versions.version_lineage("models:/slm@champion", root)
+    chain = versions.version_lineage("models:/slm@challenger", root)
     assert [link.name for link in chain.links] == [*CHAIN, "version"]
-    assert chain["version"].value == "models:/slm/1 (champion)"
+    assert chain["version"].value == "models:/slm/1 (challenger)"
     assert set(states(chain).values()) == {"unchanged"}
     assert versions.version_run("models:/slm/1", root) == run
     facts = versions.list_versions(root)
     assert [(f.name, f.aliases, f.run) for f in facts] == [
-        ("models:/slm/1", ("champion",), run.name)
+        ("models:/slm/1", ("challenger",), run.name)
     ]
     with pytest.raises(UserError, match="valid: 1"):
         versions.version_lineage("models:/slm/2", root)

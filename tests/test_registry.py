@@ -67,7 +67,7 @@ def aliases(root: Path) -> dict[str, str]:
 def test_a_version_carries_its_whole_chain(root: Path) -> None:
     run, evaluation = make_run(root)
     version = registry.register(CONFIG, run, evaluation, add_report(run), root=root)
-    assert (version.model, version.version, version.aliases) == ("slm", "1", ["champion"])
+    assert (version.model, version.version, version.aliases) == ("slm", "1", ["challenger"])
     tags = client(root).get_model_version("slm", "1").tags
     assert {f"slm.{link}" for link in gate.LINEAGE} <= set(tags)
     assert tags["slm.dataset"] == "stories"
@@ -89,7 +89,7 @@ def test_registering_again_is_instant_and_changes_nothing(root: Path) -> None:
     assert second.version == first.version
     (run.path / "registered.json").unlink()
     third = registry.register(CONFIG, run, evaluation, None, root=root)
-    assert (third.version, third.aliases) == ("1", ["champion"])
+    assert (third.version, third.aliases) == ("1", ["challenger"])
     assert len(client(root).search_model_versions("name = 'slm'")) == 1
 
 
@@ -99,13 +99,13 @@ def test_a_version_that_the_store_lost_is_registered_anew(root: Path) -> None:
     client(root).delete_registered_model("slm")
     again = registry.register(CONFIG, run, evaluation, None, root=root)
     assert not again.reused
-    assert aliases(root) == {"champion": again.version}
+    assert aliases(root) == {"challenger": again.version}
 
 
-def test_later_versions_challenge(root: Path) -> None:
+def test_the_newest_version_challenges_and_none_is_champion_unjudged(root: Path) -> None:
     registered(root)
     assert registered(root, key="cd" * 32, trained=3).aliases == ["challenger"]
-    assert aliases(root) == {"champion": "1", "challenger": "2"}
+    assert aliases(root) == {"challenger": "2"}
 
 
 def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> 
         killed = killed_after(calls, REGISTER_CALLS, work)
         version = work()
         server = client(root)
-        assert (version.version, aliases(root)) == ("1", {"champion": "1"})
+        assert (version.version, aliases(root)) == ("1", {"challenger": "1"})
         assert len(server.search_model_versions("name = 'slm'")) == 1
         models = server.search_logged_models([server.get_run(version.run_id).info.experiment_id])
         assert sorted(m.name for m in models) == ["model", "step_000050", "step_000060"]
@@ -161,7 +161,7 @@ def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
 
     prompts, settings = ["One day", "Tom"], {"max_new_tokens": 12, "seed": 3}
     with tracking.as_default(client(root)):
-        served = mlflow.pyfunc.load_model("models:/slm@champion")
+        served = mlflow.pyfunc.load_model("models:/slm@challenger")
     model, tokenizer = load_model(run.checkpoint("best"))
     samples = generate(model, tokenizer, prompts, temperature=0.8, top_k=50, **settings)
     assert served.predict(prompts, params=settings) == [s.completion for s in samples]
@@ -236,11 +236,11 @@ def test_names_lead_to_model_folders(root: Path) -> None:
     run, evaluation = make_run(root)
     registry.register(CONFIG, run, evaluation, None, root=root)
     best = run.checkpoint("best")
-    for text in (str(run.path), run.name, "models:/slm@champion", "models:/slm/1"):
+    for text in (str(run.path), run.name, "models:/slm@challenger", "models:/slm/1"):
         assert registry.resolve(text, root) == best
     bytes_before = (best / "model.safetensors").read_bytes()
     (root / "runs").rename(root / "gone")
-    copy = registry.resolve("models:/slm@champion", root)
+    copy = registry.resolve("models:/slm@challenger", root)
     assert (copy / "model.safetensors").read_bytes() == bytes_before
     assert {"config.json", "tokenizer.tiktoken"} <= {path.name for path in copy.iterdir()}
     assert registry.resolve("models:/slm/1", root) == copy
@@ -249,8 +249,8 @@ def test_names_lead_to_model_folders(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models:/sml@champion", "did you mean 'slm'"),
-        ("models:/slm@champ", "did you mean 'champion'"),
+        ("models:/sml@challenger", "did you mean 'slm'"),
+        ("models:/slm@challenge", "did you mean 'challenger'"),
         ("models:/slm/7", "valid: 1"),
         ("models:/slm", "models:/NAME@ALIAS"),
         ("tiny-abababababa", "did you mean 'tiny-abababababab'"),
@@ -282,4 +282,4 @@ def test_a_real_run_is_mirrored_registered_and_served(
     assert version.run_id == run_id
     tags = client(root).get_model_version("slm", version.version).tags
     assert {f"slm.{link}" for link in gate.LINEAGE} <= set(tags)
-    assert registry.resolve("models:/slm@champion", root) == run.checkpoint("best")
+    assert registry.resolve("models:/slm@challenger", root) == run.checkpoint("best")

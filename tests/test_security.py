@@ -219,7 +219,7 @@ def test_names_that_lead_elsewhere_are_refused(
     with pytest.raises(UserError, match=r"registry\.model"):
         tiny_config(**{"registry.model": name})
     start_run(empty_store(data_root))
-    for text in (name, f"models:/{name}@champion"):
+    for text in (name, f"models:/{name}@challenger"):
         with pytest.raises(UserError):
             runs.checkpoint_folder(text)
     with pytest.raises(UserError, match="unknown run"):
