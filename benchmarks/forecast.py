@@ -1,0 +1,89 @@
+"""What `slm check` foresees beside what then happens: seconds and memory of three recipes.
+
+Each recipe trains on generated stories for some steps, evaluation and checkpoints included. The
+real time is the wall clock of the training process from its first step to its end; the real memory
+is that process's peak. The forecast is made right before, from its usual probe.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import slm.launch
+import slm.source
+from slm.config import PipelineConfig, load_recipe
+from slm.forecast import forecast
+from slm.journal import read_journal
+from slm.plan import auto_threads
+from slm.shards import encode
+
+STORIES = {"data.source": "stories", "data.path": "", "data.documents": 4000}
+RECIPES: dict[str, dict[str, Any]] = {
+    "quickstart": {"train.max_steps": 250},
+    "tinystories-sample": {"train.max_steps": 150},
+    "tinystories-gpt2": {
+        "data.revision": None,
+        "train.max_steps": 24,
+        "train.tokens_per_step": 4096,
+        "train.evaluate_documents": 64,
+        "train.evaluate_every": 12,
+    },
+}
+
+
+def run() -> dict[str, Any]:
+    """`{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`; ratio: real over foreseen."""
+    rows = []
+    with TemporaryDirectory() as temporary:
+        for name, overrides in RECIPES.items():
+            print(name, file=sys.stderr)
+            config = load_recipe(name, {**STORIES, **overrides})
+            real, foreseen = compare(config, Path(temporary))
+            for metric, unit in (("seconds", "s"), ("memory_bytes", "bytes")):
+                rows.append(
+                    {
+                        "name": name,
+                        "metric": metric,
+                        "value": real[metric],
+                        "unit": unit,
+                        "ratio": real[metric] / foreseen[metric],
+                    }
+                )
+    return {"machine": f"{auto_threads()} threads, torch {torch.__version__}", "rows": rows}
+
+
+def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds and memory as they were, and as they were foreseen."""
+    shards = encode(config, slm.source.download(config, root=root), root=root)
+    foreseen = forecast(config, shards.splits["train"].tokens)
+    trained = slm.launch.train(config, shards, root=root)
+    events = {event["event"]: event for event in read_journal(trained.path)}
+    real = {
+        "seconds": events["end"]["time"] - events["start"]["time"],
+        "memory_bytes": events["step"]["memory_bytes"],
+    }
+    return real, {"seconds": foreseen.seconds, "memory_bytes": foreseen.memory_bytes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    result = run()
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for row in result["rows"]:
+        print(
+            f"{row['name']:24} {row['metric']:14} {row['value']:16,.1f} {row['unit']:6} "
+            f"{row['ratio']:6.2f} of what was foreseen"
+        )
+
+
+if __name__ == "__main__":
+    main()
