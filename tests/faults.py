@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import stat
+import sys
 import time
 import traceback
 import warnings
@@ -55,6 +56,7 @@ def fork(work: Callable[[], object], *, fault: str = "", log: Path | None = None
         out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         logging.disable()
         storage._passes.clear()
         os.environ["SLM_FAULT"] = fault

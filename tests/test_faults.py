@@ -604,7 +604,7 @@ PLACES = ["a naïve 日本語 😀 100% #1 x=y&z 'quoted\" " + "x" * 150, "link"
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name: str) -> None:
-    """From the documents to the registered model, which is found again by its alias."""
+    """From the documents to the registered model, which is found again by its version."""
     place = tmp_path / name
     if name == "link":
         (tmp_path / "elsewhere").mkdir()
@@ -623,7 +623,7 @@ def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name
     run = launch.read_run(path)
     assert run is not None
     version = registry.register(config, run, evaluate(config, run, root=root), root=root)
-    found = registry.resolve(f"models:/{version.model}@champion", root)
+    found = registry.resolve(f"models:/{version.model}/{version.version}", root)
     assert found == run.checkpoint("best")
     assert load_model(found)
 
