@@ -53,7 +53,7 @@ SETTINGS = {
 DELAY = 1.0  # seconds, of a slow server
 
 
-def run(rounds: int = 3, steps: int = 150) -> dict[str, Any]:
+def run(rounds: int = 2, steps: int = 100) -> dict[str, Any]:
     """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     `ratio` is the median over the rounds of a server's step time over that without MLflow.
@@ -191,8 +191,8 @@ def proxy(target: str, *, delay: float = 0.0, failing: bool = False) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     logging.getLogger("slm").setLevel(logging.ERROR)  # it warns of what is done here on purpose
