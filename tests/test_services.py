@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
+from servers import postgres, postgres_programs
 
 from flows import services
 from slm import launch
@@ -75,7 +75,8 @@ def wait_for(what: Callable[[], T], seconds: float = 120.0) -> T:
 class Stack:
     """`slm up` in a project folder of its own, with the project's own deployments."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.options = options
         self.project = folder / "project"
         self.project.mkdir()
         shutil.copy(ROOT / "pipelines.yaml", self.project)
@@ -96,7 +97,7 @@ class Stack:
         self.output = self.project / "up.log"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "up", *ports],
+                [sys.executable, "-m", "flows.cli", "up", *ports, *self.options],
                 cwd=self.project,
                 env=self.environment,
                 stdout=output,
@@ -109,7 +110,7 @@ class Stack:
         return text in self.output.read_text()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()
         self.process.wait(120)
 
     def prefect(self, *arguments: str) -> str:
@@ -224,6 +225,18 @@ def test_a_schedule_fires(stack: Stack) -> None:
 
         assert wait_for(fired)[0].parameters["overrides"] == SHORT
         client.delete_deployment_schedule(deployment.id, made.id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
+def test_on_postgres(tmp_path: Path) -> None:
+    with postgres() as address:
+        stack = Stack(tmp_path, "--postgres", address.replace("psycopg2", "asyncpg"))
+        flow_run = stack.run("download/tinystories", TINY | {"data.source": "stories"}, "--watch")
+        assert stack.ended(flow_run) == StateType.COMPLETED
+        stack.stop()
+    assert not (stack.data / "prefect" / "prefect.db").exists()
 
 
 # ---- what dies is known, and goes on ----------------------------------------------------------
