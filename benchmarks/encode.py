@@ -222,7 +222,7 @@ def _loader(folder: Path) -> tuple[float, float]:
     """Tokens a second of the loader, and of training, in a process set up as training is."""
     from slm.launch import child_environment
 
-    command = [sys.executable, __file__, "--load", str(next((folder / "shards").iterdir()))]
+    command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
     environment = child_environment(load_recipe("quickstart"))
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     loading, training = json.loads(done.stdout)
