@@ -32,8 +32,8 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
         server, api = start_server()  # it starts while we import
         atexit.register(stop_server, server)  # before prefect registers what it says at exit
         os.environ["PREFECT_API_URL"] = api
-        for name in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
-            os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
+        for hosts in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
+            os.environ[hosts] = ",".join(filter(None, (os.environ.get(hosts), "127.0.0.1")))
     flow = getattr(import_module(f"flows.{name}"), name)
     wait_until_healthy(api)
     results: dict[str, Any] = flow(recipe, overrides, return_state=True).result()
