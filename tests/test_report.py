@@ -19,7 +19,7 @@ from slm.launch import read_run, run_config
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Run, Shards
 from slm.report import escape_markdown, fenced, write_report
-from slm.report.judge import Grade, Opinion
+from slm.report.judge import RUBRIC, Grade, Opinion
 from slm.sample import Sample
 from slm.shards import documents, read_shards
 from slm.tokenizer import Tokenizer
@@ -228,9 +228,9 @@ def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
 def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     config, run, evaluation, root = made
     settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
-    monkeypatch.setattr("slm.report.ask_judge", lambda *_: Opinion(
-        HOSTILE[0], [Grade(HOSTILE[1], {"grammar": 3.0}, HOSTILE[0]), Grade("", {}, HOSTILE[2])]
-    ))  # fmt: skip
+    graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
+    opinion = Opinion(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
+    monkeypatch.setattr("slm.report.ask_judge", lambda *_: opinion)
     shards = read_shards(run_shards(run.path))
     cleaning = {
         "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
@@ -318,13 +318,13 @@ def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
 # ---- other runs -----------------------------------------------------------------------------
 
 
-def test_it_is_compared_with_the_champion_and_the_run_before(tmp_path: Path) -> None:
+def test_it_is_compared_with_the_champion_and_the_run_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = copy_run(tmp_path)
     second = copy_run(tmp_path, learning_rate=3e-3)
-    for path, time in ((first, 1.0), (second, 2.0)):
-        journal = path / "metrics.jsonl"
-        events = [{**json.loads(line), "time": time} for line in journal.read_text().splitlines()]
-        journal.write_text("".join(json.dumps(event) + "\n" for event in events))
+    began = {first: 1.0, second: 2.0}
+    monkeypatch.setattr("slm.report.rivals._began", lambda path: began[path])
     pages = []
     for path, champion in ((first, first), (second, None), (second, first)):
         config, run = run_config(path), read_run(path)

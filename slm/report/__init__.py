@@ -122,7 +122,7 @@ def gather(
         "surprise": _surprises(model, tokenizer, shards, samples),
         "plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
-        "references": evidence.references(evaluation),
+        "references": evidence.references(run, evaluation),
         "extremes": evidence.extremes(evaluation, shards, tokenizer),
         "duplicates": evidence.duplicates(evaluation),
         "cleaning": evidence.cleaning(shards),

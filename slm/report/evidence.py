@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from slm.records import Evaluation, Shards
+from slm.records import Evaluation, Run, Shards
 from slm.report.verdict import percent
 from slm.shards import documents
 from slm.tokenizer import Tokenizer
@@ -12,12 +12,13 @@ from slm.tokenizer import Tokenizer
 EXCERPT_TOKENS = 60
 
 
-def references(evaluation: Evaluation) -> dict[str, Any] | None:
+def references(run: Run, evaluation: Evaluation) -> dict[str, Any] | None:
     """The model among others by bits a byte, the worst first; None where none were measured."""
     beside = evaluation.details.get("beside")
     if not beside:
         return None
-    ours = {"name": "this model", "bpb": beside["val_bpb"], "knows": "all of them", "ours": True}
+    knows = f"{run.tokens:,} tokens, with repetition"
+    ours = {"name": "this model", "bpb": beside["val_bpb"], "knows": knows, "ours": True}
     rows = [{**row, "ours": False} for row in beside["references"]]
     rows = sorted([*rows, ours], key=lambda row: -row["bpb"])
     return {"rows": rows, "documents": beside["documents"], "bytes": beside["bytes"]}
