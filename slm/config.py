@@ -230,7 +230,8 @@ class RegistryConfig(Section):
 class RetrainConfig(Section):
     """When the scheduled flow trains anew, and how: see slm/retrain.py.
 
-    The thresholds were chosen on TinyStories; docs/decisions.md has what they were chosen from.
+    The thresholds are a first choice, to be set by what a dataset's drift looks like: the decision
+    of every flow run tells the figures.
     """
 
     min_new_fraction: Fraction = 0.01  # of the documents; with fewer new ones nothing is trained
