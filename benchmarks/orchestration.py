@@ -76,13 +76,15 @@ def embedded(environment: dict[str, str], overrides: dict[str, Any]) -> tuple[fl
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None
-        told = next(time.monotonic() for line in process.stderr if line.startswith("download"))
+        times: dict[str, float] = {}  # the first word of a line → when it was told
         for line in process.stderr:
-            if line.startswith("val_bpb"):
-                ended = time.monotonic()
-        seconds = json.loads(process.stdout.readlines()[-1])["seconds"]
-    first = told - began - seconds["download"]
-    return first, ended - began - first, sum(seconds.values())
+            times.setdefault(line.split()[0] if line.strip() else "", time.monotonic())
+            last = line
+        output = process.stdout.readlines()
+    assert process.returncode == 0, last
+    seconds = json.loads(output[-1])["seconds"]
+    first = times["download"] - began - seconds["download"]
+    return first, times["val_bpb"] - began - first, sum(seconds.values())
 
 
 def deployed(environment: dict[str, str], rounds: int) -> list[float]:

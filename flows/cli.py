@@ -97,7 +97,9 @@ def up(
     """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
     from flows import services
 
-    services.up(prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres)
+    services.up(
+        prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres, write=typer.echo
+    )
 
 
 # ---- one stage --------------------------------------------------------------------------------

@@ -113,30 +113,26 @@ def up(
         if not mlflow:
             refuse_port_in_use("MLflow", mlflow_port, "--mlflow-port")
         environment = shared_environment(f"{prefect}/api", mlflow or f"http://{HOST}:{mlflow_port}")
-        server = prefect_server(prefect_port, environment, postgres)
+        servers = [prefect_server(prefect_port, environment, postgres)]
+        servers += [] if mlflow else [mlflow_server(mlflow_port, environment)]
         worker = Service("the worker", ["flows.worker"], environment)
-        services = (
-            [server, worker]
-            if mlflow
-            else [server, mlflow_server(mlflow_port, environment), worker]
-        )
         try:
             write("starting  servers, on this machine alone")
-            for service in services[:-1]:
+            for service in servers:
                 service.start()
-            server.wait_until_healthy()
-            prepare(server)
+            servers[0].wait_until_healthy()
+            prepare(environment)
             worker.start()
-            for service in services[:-1]:
+            for service in servers:
                 service.wait_until_healthy()
             write(f"Prefect   {prefect}")
             write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
-            write(f"logs      {server.log.parent}")
+            write(f"logs      {worker.log.parent}")
             write("up        Ctrl-C stops it; what runs then saves, and can be retried")
-            keep_running(services, write)
+            keep_running([*servers, worker], write)
         finally:
             write("stopping  what runs saves first")
-            for service in reversed(services):
+            for service in (worker, *servers):
                 service.stop()
 
 
@@ -173,16 +169,16 @@ def mlflow_server(port: int, environment: dict[str, str]) -> Service:
     return Service("the MLflow server", command, environment, health=health)
 
 
-def prepare(server: Service) -> None:
+def prepare(environment: dict[str, str]) -> None:
     """Makes the work pool, the limit and the automation, and deploys all of `pipelines.yaml`."""
     from flows.setup import set_up
 
-    set_up(server.environment["PREFECT_API_URL"])
+    set_up(environment["PREFECT_API_URL"])
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
         [*deploy, "--prefect-file", "pipelines.yaml"],
         cwd=project_root(),
-        env=server.environment,
+        env=environment,
         capture_output=True,
         text=True,
         start_new_session=True,

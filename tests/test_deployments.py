@@ -38,7 +38,8 @@ def test_the_projects_own_file_is_in_order() -> None:
     pipelines = check(ROOT / "pipelines.yaml")
     names = {f"{deployment.flow}/{deployment.name}" for deployment in pipelines.deployments}
     assert {"pipeline/quickstart", "pipeline/tinystories", "pipeline/tinystories-gpt2"} <= names
-    assert {"download/tinystories", "encode/tinystories", "train/tinystories"} <= names
+    stages = ("download", "encode", "train", "evaluate", "report", "register")
+    assert {f"{stage}/tinystories" for stage in stages} <= names
     assert all(deployment.concurrency_limit for deployment in pipelines.deployments)
 
 

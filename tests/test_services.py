@@ -25,16 +25,17 @@ from servers import postgres, postgres_programs
 from flows import services
 from slm import launch
 from slm.config import load_recipe
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 from slm.shards import encode
 from slm.source import download
-from slm.storage import RECORD
+from slm.storage import RECORD, make_folder
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "data.documents": 200,
     "data.vocab_size": 512,
+    "data.val_fraction": 0.3,  # the gate wants enough documents to judge by
     "data.workers": 1,
     "model.n_layer": 1,
     "model.n_head": 2,
@@ -335,3 +336,12 @@ def test_a_port_in_use_names_the_process() -> None:
 def test_a_second_stack_on_a_data_folder_is_refused(data_root: Path) -> None:
     with services.only_stack(), pytest.raises(UserError, match="is up on"), services.only_stack():
         pass
+
+
+def test_a_program_that_ends_at_once_is_not_started_for_ever(data_root: Path) -> None:
+    service = services.Service("the worker", ["no_such_module"], dict(os.environ))
+    make_folder(service.log.parent)
+    service.start()
+    with pytest.raises(SlmError, match=r"the worker ends at once; its log .*worker.log says why"):
+        services.keep_running([service], print)
+    assert "no_such_module" in service.log.read_text()
