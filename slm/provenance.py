@@ -9,18 +9,29 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from slm.storage import sha256_file
+
+CODE = ("slm", "flows", "pyproject.toml", "constraints.txt")
+UNTRACKED = ("slm/*.py", "flows/*.py", "slm/*.j2", "slm/*.css")  # what is imported, or filled in
+
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of this code, and the sha256 of what differs from it; None outside a checkout."""
+    """The commit of this code, and the sha256 of what differs from it; None outside a checkout.
+
+    Of files that git does not track those count that can change a result: modules and templates.
+    """
     folder = Path(__file__).resolve().parents[1]
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not (folder / ".git").exists():
         return {"commit": None, "dirty": None, "diff_sha256": None}
-    code = ("--", "slm", "flows", "pyproject.toml", "constraints.txt")
-    difference = (_git(folder, "diff", "HEAD", *code) or b"") + (
-        _git(folder, "ls-files", "--others", "--exclude-standard", *code) or b""
-    )
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary")
+    difference = _git(folder, "diff", *plain, "HEAD", "--", *CODE) or b""
+    listing = ("ls-files", "--others", "--exclude-standard", "-z", "--", *UNTRACKED)
+    for name in (_git(folder, *listing) or b"").split(b"\0")[:-1]:
+        path = folder / os.fsdecode(name)
+        content = sha256_file(path) if path.is_file() else "gone"
+        difference += name + b"\0" + content.encode() + b"\n"
     return {
         "commit": commit.decode().strip(),
         "dirty": bool(difference),
