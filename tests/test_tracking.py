@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 from run_folders import (
     CONFIG,
@@ -24,6 +26,7 @@ from run_folders import (
 from slm import storage, tracking
 from slm.config import RegistryConfig
 from slm.errors import SlmError, UserError
+from slm.tracking import system
 
 
 @pytest.fixture
@@ -223,6 +226,10 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
     assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
     assert (artifacts / "evaluation" / "evaluation.json").exists()
+    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    note = client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert "**0.2500 bits a byte**" in note
+    assert f"slm lineage {run.name}" in note
 
 
 def test_the_background_mirror_keeps_up_and_closes(
@@ -239,6 +246,55 @@ def test_the_background_mirror_keeps_up_and_closes(
         write_journal(path, step_events(31, 60))
     assert points(root, run_id, "train_loss") == expected()
     assert status(root, run_id) == "KILLED"  # the folder has no record
+
+
+def test_the_machine_is_watched_while_a_run_trains(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "INTERVAL", 0.05)
+    monkeypatch.setattr(tracking, "INTERVAL", 0.05)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    path = start_run(root)
+    for wanted in (3, 6):  # an interrupted run goes on counting
+        with tracking.mirror(path, "http://127.0.0.1:9"):  # which is down
+            wait_for(lambda: len(read_samples(path)) >= wanted)  # noqa: B023
+        with (path / system.SYSTEM).open("ab") as file:
+            file.write(b'{"event": "sys')
+    samples = read_samples(path)
+    assert [s["step"] for s in samples] == sorted({s["step"] for s in samples})
+    run_id = tracking.sync(path)
+    assert tracking.sync(path) == run_id
+    for key in ("system/cpu_utilization_percentage", "system/disk_available_megabytes"):
+        assert points(root, run_id, key) == [
+            (s["step"], s[key], int(s["time"] * 1000)) for s in samples
+        ]
+    assert all(0 < s["system/system_memory_usage_percentage"] < 100 for s in samples)
+
+
+def read_samples(path: Path) -> list[dict[str, float]]:
+    """The whole lines of what was written of the machine."""
+    samples: list[dict[str, float]] = []
+    if not (path / system.SYSTEM).exists():
+        return samples
+    for line in (path / system.SYSTEM).read_text().splitlines():
+        with suppress(ValueError):
+            samples.append(json.loads(line))
+    return samples
+
+
+def test_a_gpu_that_does_not_tell_everything_is_asked_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", refuse)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
+    memory = SimpleNamespace(used=2_000_000)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda _: memory)
+    found = system.sample(tmp_path, ["a GPU"])
+    told = {name: value for name, value in found.items() if "gpu" in name}
+    assert told == {"system/gpu_0_memory_usage_megabytes": 2.0}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -324,3 +380,30 @@ def test_two_syncs_at_once_make_one_mlflow_run(root: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         tracking.sync(tmp_path)
+
+
+# ---- a newer MLflow ---------------------------------------------------------------------------
+
+
+def test_a_store_is_copied_before_mlflow_changes_its_tables(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    file = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{file}"
+    scripts = ScriptDirectory.from_config(_get_alembic_config(uri))
+    head = scripts.get_revision("head")
+    engine = create_engine(uri)
+    Base.metadata.create_all(engine)
+    command.upgrade(_get_alembic_config(uri), head.down_revision)
+    engine.dispose()
+    before = file.read_bytes()
+
+    tracking.connect(uri).create_experiment("later")
+    copy = tmp_path / f"mlflow.db.before-{head.down_revision}"
+    assert copy.read_bytes() == before
+    assert tracking.connect(uri).get_experiment_by_name("later") is not None
+    assert sorted(path.name for path in tmp_path.glob("mlflow.db*")) == ["mlflow.db", copy.name]

@@ -256,6 +256,7 @@ def _model_version(
             run_id=tags["slm.run_id"],
             tags=tags,
             model_id=model.model_id,
+            description=f"Not judged yet: `slm promote models:/{name}@{CHALLENGER}`",
         )
 
 
@@ -305,7 +306,8 @@ def find_version(client: "MlflowClient", text: str) -> "ModelVersion":
     name, alias, number = parsed.groups()
     known = {model.name: model for model in client.search_registered_models()}
     if name not in known:
-        raise unknown("model", name, known)
+        where = f"the registry is {public_uri(client.tracking_uri)}"
+        raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
     if alias:
         aliases = known[name].aliases
         if alias not in aliases:

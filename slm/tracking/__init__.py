@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,9 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.journal import JOURNAL
 from slm.records import Checkpoint, Evaluation, Report, Run
-from slm.tracking import entities
+from slm.runs import is_training
+from slm.tracking import entities, store, system
+from slm.tracking.tail import Tail
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,7 +76,9 @@ def connect(uri: str) -> "MlflowClient":
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
-        storage.make_folder(Path(uri.removeprefix("sqlite:///")).parent)
+        file = Path(uri.removeprefix("sqlite:///"))
+        storage.make_folder(file.parent)
+        store.keep_copy(file)
     return MlflowClient(uri)
 
 
@@ -117,7 +120,8 @@ def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) ->
         remote = urlsplit(client.tracking_uri).scheme in ("http", "https")
         artifacts = None if remote else (root / "mlflow" / "artifacts").resolve().as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # else: GenAI's pages
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=kind))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -152,15 +156,18 @@ def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
     """Keeps the MLflow run of a run folder up to date while the block trains.
 
     A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
-    slow, it says once, and `sync` makes up for it later.
+    slow, it says once, and `sync` makes up for it later. Another one watches the machine.
     """
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(run_path, uri, stop), daemon=True)
+    watcher = threading.Thread(target=system.watch, args=(run_path, stop), daemon=True)
     thread.start()
+    watcher.start()
     try:
         yield
     finally:
         stop.set()
+        watcher.join(FAREWELL)
         thread.join(FAREWELL)
         if thread.is_alive():
             logger.warning("MLflow is slow; `slm sync %s` sends the rest", run_path.name)
@@ -192,7 +199,7 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
 
 
 class _Mirrored:
-    """One run folder, its MLflow run, and how far the journal has been sent."""
+    """One run folder, its MLflow run, and how far its events have been sent."""
 
     def __init__(self, path: Path, uri: str | None) -> None:
         self.path = path.resolve()
@@ -204,7 +211,8 @@ class _Mirrored:
         self.config = PipelineConfig.model_validate(self.settings["config"])
         self.uri = uri or tracking_uri(self.config, self.root)
         self.client = connect(self.uri)
-        self.journal = _Tail(self.path / JOURNAL)
+        self.journal = Tail(self.path / JOURNAL)
+        self.machine = Tail(self.path / system.SYSTEM)
         self.run_id = ""
         self.marks: dict[str, int] = {}  # metric → the last step that the server has
 
@@ -217,7 +225,8 @@ class _Mirrored:
             run = self._run()
             self.run_id = str(run.info.run_id)
             self._send_settings(run)
-            self._send_journal()
+            self._send_points(self.journal)
+            self._send_points(self.machine)
             self._send_results()
             self._close(run, alive=alive)
         return self.run_id
@@ -284,15 +293,15 @@ class _Mirrored:
 
     # ---- metrics ----
 
-    def _send_journal(self) -> None:
+    def _send_points(self, tail: Tail) -> None:
         """Sends the points that the server lacks, by the last step that it has of each metric.
 
         A step that the journal repeats, after a training was killed and resumed, is one point.
         """
         batch: list[Metric] = []
-        end = self.journal.position
+        end = tail.position
         try:
-            for event, end in self.journal.events():  # noqa: B007 - the last end is used below
+            for event, end in tail.events():  # noqa: B007 - the last end is used below
                 for metric in entities.metrics(event):
                     if metric.step > self._mark(metric.key):
                         self.marks[metric.key] = metric.step
@@ -305,7 +314,7 @@ class _Mirrored:
         except BaseException:
             self.marks = {}  # what arrived is unknown: ask again next time
             raise
-        self.journal.advance(end)
+        tail.advance(end)
 
     def _mark(self, key: str) -> int:
         if key not in self.marks:
@@ -329,7 +338,8 @@ class _Mirrored:
             self._tag(entities.run_tags(run))
         if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
             self._send_evaluation(evaluation)
-            self._tag({"slm.evaluation": storage.content_hash(evaluation)})
+            told = {"mlflow.note.content": entities.description(run, evaluation)}
+            self._tag({**told, "slm.evaluation": storage.content_hash(evaluation)})
         if report and sent.get("slm.report") != storage.content_hash(report):
             self.client.log_artifacts(self.run_id, str(report.path), "report")
             self._tag({"slm.report": storage.content_hash(report)})
@@ -407,62 +417,10 @@ class _Mirrored:
         if (self.path / storage.RECORD).exists():
             status = "FINISHED"
         else:
-            status = "RUNNING" if alive or _is_locked(self.path / "lock") else "KILLED"
+            status = "RUNNING" if alive or is_training(self.path) else "KILLED"
         if status == run.info.status:
             return
         if status == "RUNNING":
             self.client.update_run(self.run_id, status=status)
         else:
             self.client.set_terminated(self.run_id, status, self.journal.last_time)
-
-
-class _Tail:
-    """The journal, read on from where the last pass ended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.position = 0  # bytes that are sent
-        self.tail = b""  # the last of those bytes: the proof that the file was not rewritten
-        self.last_time: int | None = None  # milliseconds
-
-    def events(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """The events after `position`, each with the position after it. A torn line waits."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.position - len(self.tail))
-            if file.read(len(self.tail)) != self.tail:
-                file.seek(0)
-            position = file.tell()
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                position += len(line)
-                with suppress(ValueError, KeyError):
-                    event = json.loads(line)
-                    self.last_time = int(event["time"] * 1000)
-                    yield event, position
-
-    def advance(self, position: int) -> None:
-        """Remembers that everything before `position` is sent."""
-        self.position = position
-        if position:
-            with self.path.open("rb") as file:
-                file.seek(max(0, position - 256))
-                self.tail = file.read(position - file.tell())
-
-    def first_time(self) -> int:
-        """When the run began, in milliseconds."""
-        for event, _ in _Tail(self.path).events():
-            return int(event["time"] * 1000)
-        return int(time.time() * 1000)
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        with storage.lock(path, wait=False):
-            return False
-    except SlmError:
-        return True

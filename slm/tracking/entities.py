@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.records import Checkpoint, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
@@ -80,6 +80,15 @@ def find_source(root: Path, shards: Shards) -> Source | None:
     recipe = shards.name.rpartition("-")[0]
     folder = root / "sources" / f"{recipe}-{shards.source_key[:12]}"
     return storage.read_record(folder, Source, verify=False)
+
+
+def description(run: Run, evaluation: Evaluation) -> str:
+    """What a run came to, in Markdown: shown at the top of its page."""
+    return (
+        f"**{evaluation.val_bpb:.4f} bits a byte** on {evaluation.documents:,} held-out documents, "
+        f"by `{evaluation.checkpoint}`. The report is the artifact `report/index.html`.\n\n"
+        f"```\nslm lineage {run.name}\nslm sample {run.name}\n```"
+    )
 
 
 def run_tags(run: Run) -> dict[str, str]:
