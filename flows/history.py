@@ -1,5 +1,6 @@
 """The commands that look back: what a model was made of, made again, compared, and what may go."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,9 @@ from slm.errors import UserError
 
 if TYPE_CHECKING:
     from slm.lineage import Lineage
+
+VERDICTS = {"bit-identical": 0, "diverged": 1, "within tolerance": 3, "cannot": 4}  # exit codes
+WIDTH = 240  # characters of a line that is not for a terminal
 
 ModelName = Annotated[
     str,
@@ -30,7 +34,7 @@ def lineage(model: ModelName, as_json: AsJson = False) -> None:
         broken = [link.name for link in chain.broken]
         show({"name": chain.name, "links": links, "broken": broken}, as_json)
     else:
-        Console().print(drawings.lineage(chain))
+        _console().print(drawings.lineage(chain))
 
 
 def reproduce(
@@ -38,7 +42,10 @@ def reproduce(
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was rebuilt.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model again from its chain alone, and compare every hash. Exits 0 if bit-identical."""
+    """Make a model again from its chain alone, and compare every hash.
+
+    Exits 0 for bit-identical, 3 within tolerance, 1 diverged, 4 cannot be made again.
+    """
     import slm.reproduce
 
     with display_for(as_json) as display:
@@ -54,7 +61,7 @@ def reproduce(
         show({"level": found.level, "compared": compared, "kept in": found.folder or "–"}, False)
         for note in found.notes:
             _print(f"note: {note}")
-    raise typer.Exit(0 if found.verdict == "bit-identical" else 1)
+    raise typer.Exit(VERDICTS[found.verdict])
 
 
 def _look_up(model: str) -> "tuple[Lineage, Path]":
@@ -169,7 +176,12 @@ def _print(line: str) -> None:
 
 
 def _table(table: Any, filled: bool, otherwise: str) -> None:
-    Console(soft_wrap=True).print(table if filled else otherwise)
+    _console().print(table if filled else otherwise)
+
+
+def _console() -> Console:
+    """As wide as the terminal; into a file or a pipe, wide enough that no name is broken."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH, soft_wrap=True)
 
 
 def _date(moment: float | None) -> str | None:

@@ -93,7 +93,7 @@ def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> No
     assert set(found["compared"][0]) == {"name", "recorded", "rebuilt"}
     with code(DIRTY):
         exit_code, out, _ = invoke("reproduce", run.name)
-        assert exit_code == 1
+        assert exit_code == 4
         assert "cannot be made again: code changed" in out
         assert last_json(invoke("reproduce", run.name, "--json")[1])["verdict"] == "cannot"
     exit_code, out, err = invoke("reproduce", "tiny-nowhere")
