@@ -96,6 +96,8 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
             },
         },
     )  # fmt: skip
+    storage.write_record(run, record)
+    storage.write_record(storage.make_folder(run / "evaluation"), evaluation)
     return config, record.model_copy(update={"path": run}), evaluation, root
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig
 from slm.evaluate import run_shards
+from slm.lineage import lineage
 from slm.metrics import token_losses
 from slm.model import GPT
 from slm.passages import Ids
@@ -28,6 +29,7 @@ from slm.report.copies import Copy
 from slm.report.front_matter import front_matter
 from slm.report.grid import GridSample, write_samples
 from slm.report.judge import ask_judge
+from slm.report.lineage_picture import lineage_svg
 from slm.report.rivals import find_rivals, rival_findings
 from slm.report.verdict import judge, training_findings
 from slm.shards import documents
@@ -135,7 +137,7 @@ def gather(
         "model": cards.model_card(config, run, model.vocab_size),
         "commands": cards.commands(config, run),
         "promise": cards.promise(run),
-        "lineage": cards.lineage(config, run, evaluation, shards, source),
+        "lineage": lineage(run.path, check=False),
         "config": cards.settings(config),
     }
     return facts, samples
@@ -224,7 +226,8 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
         name: [Markup(plot) for plot in facts[name]]  # our own letters, escaped where they are not
         for name in ("plots", "evaluation_plots", "data_plots")
     }
-    text = environment.get_template(template).render({**facts, **svg, "css": css, "signs": SIGNS})
+    given = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
+    text = environment.get_template(template).render({**facts, **svg, **given})
     return text.encode("utf-8", "replace")
 
 

@@ -139,31 +139,6 @@ def promise(run: Run) -> str:
     return f"The shards come out the same to the bit on any machine. {PROMISES.get(run.level, '')}"
 
 
-def lineage(
-    config: PipelineConfig,
-    run: Run,
-    evaluation: Evaluation,
-    shards: Shards | None,
-    source: Source | None,
-) -> list[dict[str, str]]:
-    """The chain from the dataset to the evaluation, with the hash of each link."""
-    steps = []
-    if source:
-        steps.append(("source", f"{source.dataset}, {source.revision}", source.key))
-    steps.append(("shards", "the tokens of every document", run.shards_key))
-    if shards:
-        steps.append(("tokenizer", f"{shards.vocab_size:,} tokens", shards.tokenizer_sha256))
-    code = run.environment.get("commit") or "not recorded"
-    dirty = ", with changes that are in no commit" if run.environment.get("dirty") else ""
-    steps += [
-        ("code", f"commit {code}{dirty}", str(run.environment.get("diff_sha256") or "")),
-        ("run", run.name, run.key),
-        ("weights", evaluation.checkpoint, evaluation.weights_sha256),
-        ("evaluation", f"{evaluation.documents:,} held-out documents", evaluation.key),
-    ]
-    return [{"name": name, "what": what, "sha256": sha256} for name, what, sha256 in steps]
-
-
 def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
     """The whole config, a list a section; limits that are not set are left out."""
     tables = []

@@ -2,20 +2,17 @@
 
 from html import escape
 
-from slm.lineage import Lineage, Link, State
+from slm.lineage import Lineage, Link
 
 BOX, SIDE, HEIGHT, GAP = 340, 380, 46, 14  # pixels: width, left edge of the right column, …
 TEXT = 48  # characters of a line
-COLOURS: dict[State, str] = {
-    "unchanged": "#2a9d5c",
-    "changed": "#d1495b",
-    "gone": "#d1495b",
-    "not checked": "#8a8f98",
-}
 
 
 def lineage_svg(lineage: Lineage) -> str:
-    """An inline SVG of the chain. The same lineage gives the same text; all of it is escaped."""
+    """An inline SVG of the chain. The same lineage gives the same text; all of it is escaped.
+
+    It takes the colour of the text around it, so it can be read on light and on dark pages.
+    """
     links = {link.name: link for link in lineage.links}
     beside = {name for link in lineage.links for name in link.made_from[1:]}
     parts: list[str] = []
@@ -35,22 +32,20 @@ def lineage_svg(lineage: Lineage) -> str:
     return (
         f'<svg class="lineage" xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="-1 -1 {SIDE + BOX + 2} {y - GAP + 2}" width="100%" font-size="12" '
-        f'font-family="inherit"><title>{escape(f"Lineage of {lineage.name}")}</title>'
+        f'font-family="inherit" aria-label="{escape(f"Lineage of {lineage.name}")}">'
         f"{''.join(parts)}</svg>"
     )
 
 
 def _box(link: Link, x: int, y: int) -> str:
-    hash_text = f"{link.digest[:12]} · " if link.digest else ""
-    hover = "\n".join((link.value, link.digest or "", *link.notes))
+    hover = "\n".join((link.value, link.digest or ""))
     return (
         f'<g transform="translate({x} {y})"><title>{escape(hover)}</title>'
         f'<rect width="{BOX}" height="{HEIGHT}" rx="5" fill="none" stroke="currentColor" '
         f'stroke-opacity="0.35"/>'
-        f'<circle cx="14" cy="16" r="5" fill="{COLOURS[link.state]}"/>'
-        f'<text x="26" y="20" fill="currentColor" font-weight="bold">{escape(link.name)}</text>'
+        f'<text x="10" y="20" fill="currentColor" font-weight="bold">{escape(link.name)}</text>'
         f'<text x="{BOX - 10}" y="20" fill="currentColor" fill-opacity="0.7" text-anchor="end">'
-        f"{escape(hash_text + link.state)}</text>"
+        f"{escape((link.digest or '')[:12])}</text>"
         f'<text x="10" y="38" fill="currentColor">{escape(_shorten(link.value))}</text></g>'
     )
 
