@@ -46,5 +46,6 @@ def _in_store(uri: str, name: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):
-        return client.get_model_version_by_alias(name, CHAMPION).tags.get("slm.run")
+        run: str | None = client.get_model_version_by_alias(name, CHAMPION).tags.get("slm.run")
+        return run
     return None
