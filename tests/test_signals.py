@@ -156,10 +156,12 @@ def test_the_same_command_goes_on_to_the_same_bits(
     process = project.start(name)
     project.wait_for_steps(process)
     code = end(process, numbers, grace)
+    if name == "run":  # it then tells its Prefect server and stops it, which may take longer
+        codes = codes | {KILLED}
     assert code in codes, project.output()
     assert "Traceback" not in project.output()
     saved = latest_checkpoint(project.run / "checkpoints")
-    if code == INTERRUPTED and len(numbers) == 1:
+    if grace == 5 and len(numbers) == 1:
         assert saved is not None
         assert saved.step == max(
             e["step"] for e in read_journal(project.run) if e["event"] == "step"
