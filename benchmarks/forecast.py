@@ -60,7 +60,7 @@ def run() -> dict[str, Any]:
 def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds and memory as they were, and as they were foreseen."""
     shards = encode(config, slm.source.download(config, root=root), root=root)
-    foreseen = forecast(config, shards.splits["train"].tokens)
+    foreseen = forecast(config, shards)
     trained = slm.launch.train(config, shards, root=root)
     events = {event["event"]: event for event in read_journal(trained.path)}
     real = {

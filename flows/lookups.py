@@ -128,7 +128,7 @@ def check(
     from slm import forecast
 
     shards = forecast.known_shards(config)
-    cost = forecast.forecast(config, shards.splits["train"].tokens if shards else None)
+    cost = forecast.forecast(config, shards)
     advice = forecast.advice(config, cost, shards)
     if as_json:
         print(json.dumps({**cost.model_dump(), "advice": advice}))
@@ -147,7 +147,7 @@ def recipes() -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="encode, train, sample, checkpoint or mirror.")],
+    name: Annotated[str, typer.Argument(help="The name of a script in benchmarks/.")],
     as_json: AsJson = False,
 ) -> None:
     """Measure our figures beside those of peers, on this machine."""

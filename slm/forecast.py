@@ -6,6 +6,7 @@ says what, which value, and a better one.
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -18,13 +19,15 @@ from pydantic import BaseModel, ConfigDict
 from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
 from slm.launch import child_environment
+from slm.metrics import token_losses
 from slm.plan import auto_threads, make_plan, memory_bytes
 from slm.records import Shards, ShardSplit
-from slm.session import synthetic_session
+from slm.session import Session, synthetic_session
 from slm.storage import read_record
 from slm.train import train_step
 
 PROBE_STEPS = 4
+SCORED_TOKENS = 4096  # to see what the held-out loss takes
 
 # Peak rates known to train widths up to WIDEST; beyond it the highest falls as the width grows
 # (Yang et al. 2022, arXiv:2203.03466).
@@ -52,18 +55,24 @@ class Forecast(BaseModel):
     memory_bytes: int  # the peak of the training process
 
 
-def forecast(config: PipelineConfig, train_tokens: int | None) -> Forecast:
+def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     """Probes this machine, in a child process, and multiplies.
 
-    `train_tokens`: of the encoded train split, for a limit in epochs. Raises SlmError where the
-    probe fails.
+    `shards`: of the recipe; a limit in epochs needs them, and they say how much is scored. Raises
+    SlmError where the probe fails.
     """
-    if train_tokens is None and config.train.epochs is not None:
+    if shards is None and config.train.epochs is not None:
         raise UserError(
             f"{config.recipe} is limited by train.epochs, and its dataset is not encoded yet: "
             f"`slm encode {config.recipe}` first"
         )
-    given = json.dumps([config.model_dump(mode="json"), train_tokens])
+    splits = shards.splits if shards else {}
+    given = json.dumps(
+        {
+            "config": config.model_dump(mode="json"),
+            "splits": {name: split.model_dump(mode="json") for name, split in splits.items()},
+        }
+    )
     done = subprocess.run(
         [sys.executable, "-m", "slm.forecast"],
         input=given,
@@ -78,10 +87,13 @@ def forecast(config: PipelineConfig, train_tokens: int | None) -> Forecast:
     return Forecast.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def probe(config: PipelineConfig, train_tokens: int | None) -> Forecast:
-    """The probe itself, in this process: real steps on random tokens."""
-    split = ShardSplit(files=[], documents=0, tokens=train_tokens or 0, bytes=0)
-    plan = make_plan(config, split, world_size=1)
+def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
+    """The probe itself, in this process: real steps on random tokens, and some of them scored.
+
+    `splits`: those of the shards, as far as they are known.
+    """
+    unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    plan = make_plan(config, splits.get("train", unknown), world_size=1)
     session = synthetic_session(config, plan, config.data.vocab_size)
     session.model.train()
     times = []
@@ -92,15 +104,33 @@ def probe(config: PipelineConfig, train_tokens: int | None) -> Forecast:
     step_seconds = statistics.median(times[1:])
     max_steps = plan.max_steps or int((config.train.max_seconds or 0) / step_seconds)
     tokens = max_steps * config.train.tokens_per_step
+    scored = scored_tokens(config, max_steps, splits.get("val", unknown))
     return Forecast(
         parameters=session.model.parameter_count(),
         max_steps=max_steps,
         tokens=tokens,
         flops=session.model.flops_per_token() * tokens,
         tok_per_sec=config.train.tokens_per_step / step_seconds,
-        seconds=step_seconds * max_steps,
+        seconds=step_seconds * max_steps + scored * seconds_to_score(session),
         memory_bytes=memory_bytes(plan.device),
     )
+
+
+def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> float:
+    """The tokens that a training scores: the slice every so often, all of val at the end."""
+    length = val.tokens / val.documents if val.documents else config.model.seq_len
+    count = min(config.train.evaluate_documents, val.documents or math.inf)
+    return val.tokens + length * count * math.ceil(max_steps / config.train.evaluate_every)
+
+
+def seconds_to_score(session: Session) -> float:
+    """Seconds that the held-out loss takes a token, on random documents of half a context."""
+    length = max(1, session.job.config.model.seq_len // 2)
+    ids = session.loader.tokens[0][: length * (SCORED_TOKENS // length)]
+    held_out = list(ids.reshape(-1, length))
+    begin = time.perf_counter()
+    token_losses(session.model, held_out, 0, autocast=session.plan.autocast)
+    return (time.perf_counter() - begin) / max(1, ids.size)
 
 
 def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
@@ -170,10 +200,12 @@ def _advice_on_data(config: PipelineConfig, found: Forecast, shards: Shards) -> 
 
 
 def main() -> None:
-    """The child: a config and the train split's tokens on standard input, a forecast out."""
-    fields, train_tokens = json.load(sys.stdin)
+    """The child: a config and the splits of its shards on standard input, a forecast out."""
+    given = json.load(sys.stdin)
     torch.set_num_threads(auto_threads())
-    print(probe(PipelineConfig.model_validate(fields), train_tokens).model_dump_json())
+    config = PipelineConfig.model_validate(given["config"])
+    splits = {name: ShardSplit.model_validate(split) for name, split in given["splits"].items()}
+    print(probe(config, splits).model_dump_json())
 
 
 if __name__ == "__main__":

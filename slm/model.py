@@ -52,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, C = x.shape
         heads = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in heads)  # (B, T, H, D)
+        q, k, v = (part.view(B, T, -1, self.head_dim) for part in heads)  # (B, T, H, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -65,10 +65,10 @@ class Attention(nn.Module):
 
 def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """What each layer makes of x, by one product: one large one is faster than several small."""
-    weight = torch.cat([layer.weight for layer in layers])
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    weight = torch.cat(tuple(layer.weight for layer in layers))
+    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
     y = F.linear(x, weight, torch.cat(biases) if biases else None)
-    return y.split([layer.out_features for layer in layers], dim=-1)
+    return torch.split(y, [layer.out_features for layer in layers], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
