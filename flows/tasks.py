@@ -43,6 +43,7 @@ def may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -
 
 
 @task(
+    task_run_name="download",
     retries=3,
     retry_delay_seconds=[5, 20, 60],
     retry_jitter_factor=0.5,
@@ -55,7 +56,7 @@ def download(config: PipelineConfig) -> Source:
     return current().stage("download", lambda p: slm.source.download(config, progress=p))
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="encode", cache_policy=NO_CACHE, persist_result=False)
 def encode(config: PipelineConfig, source: Source, parent: Parent | None = None) -> Shards:
     """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
     tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
@@ -64,7 +65,7 @@ def encode(config: PipelineConfig, source: Source, parent: Parent | None = None)
     )
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="train", cache_policy=NO_CACHE, persist_result=False)
 def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process."""
 
@@ -82,19 +83,19 @@ def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
     return concurrency(GPU, lease_duration=LEASE_SECONDS)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="evaluate", cache_policy=NO_CACHE, persist_result=False)
 def evaluate(config: PipelineConfig, run: Run) -> Evaluation:
     """A checkpoint → its loss and bits per byte on every held-out document."""
     return current().stage("evaluate", lambda p: slm.evaluate.evaluate(config, run, progress=p))
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
     """A run and its evaluation → one HTML file and its Markdown twin."""
     return current().stage("report", lambda p: runs.reported(config, run, evaluation, p))
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
 def register(config: PipelineConfig, run: Run, evaluation: Evaluation, report: Report) -> Version:
     """A run with its evaluation and report → a version in the MLflow registry."""
     return current().stage(
@@ -102,7 +103,7 @@ def register(config: PipelineConfig, run: Run, evaluation: Evaluation, report: R
     )
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="decide", cache_policy=NO_CACHE, persist_result=False)
 def decide(config: PipelineConfig, source: Source) -> Decision:
     """A source and the champion → whether to train again, and how much."""
     with current().progress("decide") as progress:
@@ -111,13 +112,13 @@ def decide(config: PipelineConfig, source: Source) -> Decision:
     return decision
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="judge", cache_policy=NO_CACHE, persist_result=False)
 def judge(config: PipelineConfig, version: Version) -> Verdict | None:
     """A version and the champion → the gate's verdict; None where it is the champion."""
     return runs.judge(config, version, current())
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False)
 def promote(
     config: PipelineConfig, version: Version, verdict: Verdict | None = None
 ) -> Verdict | None:
