@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import stages
+import tiny_run
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.logging.handlers import APILogHandler
@@ -23,7 +24,7 @@ from prefect.states import Failed
 
 import slm.launch
 import slm.source
-from flows import pipeline, tasks
+from flows import pipeline, retrain, tasks
 from flows.deployments import check
 from flows.local import start_server, stop_server, wait_until_healthy
 from slm.config import load_recipe
@@ -252,3 +253,50 @@ def test_the_deploy_file_deploys_as_it_is(
         assert found.concurrency_options.collision_strategy == "ENQUEUE"
         assert set(found.parameter_openapi_schema["properties"]) == {"recipe", "overrides"}
         assert str(folder) in str(found.pull_steps)
+
+
+def test_retrain_trains_once_and_again_when_documents_arrive(
+    client: SyncPrefectClient, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project / "dataset"
+    overrides = {
+        "data.source": "files", "data.path": str(folder), "data.documents": None,
+        "data.val_fraction": 0.2,
+        "train.max_steps": 20, "registry.max_bpb": 100, "registry.max_degenerate": 1,
+        "registry.max_memorised": 1, "retrain.approval": True,
+    }  # fmt: skip
+    asked = []
+
+    def answer(**_: Any) -> retrain.Approval:
+        asked.append(1)
+        return retrain.Approval(approve=len(asked) == 1, who="Ann", comment="as I like it")
+
+    def cycle() -> tuple[dict[str, Any], Any, dict[str, str]]:
+        state = retrain.retrain("tiny", overrides, return_state=True)
+        assert state.is_completed()
+        run = client.read_flow_run(state.state_details.flow_run_id)
+        found = {a.key: str(a.data) for a in client.read_artifacts() if a.flow_run_id == run.id}
+        return state.result(), run, found
+
+    monkeypatch.setattr(retrain, "pause_flow_run", answer)
+    tiny_run.add_documents(folder / "a.jsonl", 7, 200)
+    with tiny_run.code(tiny_run.CLEAN):
+        first, run, found = cycle()
+        assert (first["action"], first["champion"]) == ("retrain", True)
+        assert "approved by Ann: as I like it" in found["verdict"]
+        assert {"retrain:retrain", "verdict:promoted"} <= set(run.tags)
+
+        begin = time.monotonic()
+        second, run, found = cycle()
+        assert time.monotonic() - begin < 5
+        assert second["action"] == "nothing"
+        assert run.state.message.startswith("nothing to do: models:/slm/1 was made of this very")
+        assert "# Nothing to do" in found["retrain-decision"]
+
+        tiny_run.add_documents(folder / "b.jsonl", 8, 60)
+        third, run, found = cycle()
+        assert third["action"] == "continue"
+        assert {"retrain:continue", "new_documents:23.08%"} <= set(run.tags)
+        assert "| new | 60 |" in found["retrain-decision"]
+        assert third["champion"] is False  # refused by the gate, or else by Ann
+        assert cycle()[0]["action"] == "nothing"

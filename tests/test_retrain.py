@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
-from tiny_run import CLEAN, code, flip_byte, tiny_config
+from tiny_run import CLEAN, add_documents, code, flip_byte, tiny_config
 
 from slm import drift, launch, registry, retrain
 from slm.checkpoint import MODEL
@@ -25,7 +25,6 @@ from slm.reproduce import reproduce
 from slm.retrain import Decision, Evidence
 from slm.shards import encode
 from slm.source import download
-from slm.stories import stories
 from slm.tokenizer import Tokenizer
 from slm.train import train
 
@@ -102,15 +101,10 @@ def test_going_on_takes_a_part_of_the_limit(
 # ---- a dataset that grows ---------------------------------------------------------------------
 
 
-def add_documents(folder: Path, name: str, texts: list[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A dataset of two hundred stories."""
-    add_documents(tmp_path / "dataset", "a.jsonl", list(stories(7, 0, 200)))
+    add_documents(tmp_path / "dataset" / "a.jsonl", 7, 200)
     return tmp_path / "dataset"
 
 
@@ -157,7 +151,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
 
-    add_documents(folder, "b.jsonl", list(stories(8, 0, 60)))
+    add_documents(folder / "b.jsonl", 8, 60)
     grown = decide(config, root)
     assert grown.action == "continue"
     assert grown.evidence.changes == Changes(before=200, now=260, new=60, gone=0, changed=0)

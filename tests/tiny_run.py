@@ -37,7 +37,13 @@ def tiny_config(path: Path, **training: Any) -> PipelineConfig:
 
 
 def write_documents(path: Path) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories(7, 0, 80)))
+    return add_documents(path, 7, 80)
+
+
+def add_documents(path: Path, seed: int, count: int) -> Path:
+    """Writes so many generated stories into a file."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories(seed, 0, count)))
     return path
 
 
