@@ -150,7 +150,7 @@ def promote(
             slm.registry.gate.carry_out(verdict, uri=uri)
         else:
             verdict = slm.registry.gate.promote(name, uri=uri, progress=progress)
-    seconds = display.seconds["promote"] = time.monotonic() - started
+    seconds = display.seconds["promote"] = round(time.monotonic() - started, 3)
     display.write(f"promote   {verdict.decision} {name}: {verdict.reason}   {seconds:.1f} s")
     return verdict
 

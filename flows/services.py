@@ -26,7 +26,7 @@ from slm.config import data_root, project_root
 from slm.errors import SlmError, UserError
 from slm.storage import lock, make_folder
 from slm.tracking.entities import public_uri
-from slm.tracking.store import keep_copy
+from slm.tracking.store import prepare as prepare_store
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for a server to answer: minutes on a slow disk, where it makes its tables
@@ -163,7 +163,7 @@ def prefect_server(port: int, environment: dict[str, str], postgres: str | None)
 def mlflow_server(port: int, environment: dict[str, str]) -> Service:
     """A server of the project's own store. Clients write its artifacts to the disk themselves."""
     folder = make_folder(data_root() / "mlflow")
-    keep_copy(folder / "mlflow.db")
+    prepare_store(folder / "mlflow.db")
     artifacts = folder / "artifacts"
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", slm.tracking.store_uri(data_root())]

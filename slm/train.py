@@ -40,7 +40,7 @@ from slm.session import (
     save,
 )
 from slm.shards import documents
-from slm.storage import describe_files, fault_point, write_json, write_record
+from slm.storage import describe_files, fault_point, read_record, write_json, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -318,9 +318,11 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
 
 
 def kept_files(session: Session, last: Checkpoint) -> list[Path]:
-    """The files of a finished run that its record vouches for."""
+    """The files of a finished run that its record vouches for: those that are still sound."""
     run = session.job.run
     folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
+    for folder in folders:
+        read_record(folder, Checkpoint)
     if session.job.parent:
         folders.add(run / PARENT)
     inside = [path for folder in folders for path in folder.iterdir()]

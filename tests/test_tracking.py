@@ -2,9 +2,10 @@
 
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -406,4 +407,24 @@ def test_a_store_is_copied_before_mlflow_changes_its_tables(tmp_path: Path) -> N
     copy = tmp_path / f"mlflow.db.before-{head.down_revision}"
     assert copy.read_bytes() == before
     assert tracking.connect(uri).get_experiment_by_name("later") is not None
-    assert sorted(path.name for path in tmp_path.glob("mlflow.db*")) == ["mlflow.db", copy.name]
+    left = {path.name for path in tmp_path.glob("mlflow.db*")}
+    assert left == {"mlflow.db", "mlflow.db.lock", copy.name}
+
+
+def test_a_store_whose_making_was_cut_short_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+
+    def killed(side: Path) -> None:
+        with closing(sqlite3.connect(side)) as half_made:
+            half_made.execute("CREATE TABLE secrets (secret_id TEXT)")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slm.tracking.store._migrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.connect(f"sqlite:///{file}")
+    assert not file.exists()
+    client = tracking.connect(f"sqlite:///{file}")
+    assert client.create_experiment("after") == client.get_experiment_by_name("after").experiment_id

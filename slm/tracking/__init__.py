@@ -76,9 +76,7 @@ def connect(uri: str) -> "MlflowClient":
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
-        storage.make_folder(file.parent)
-        store.keep_copy(file)
+        store.prepare(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(uri)
 
 
@@ -88,7 +86,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith("mlflow."):
+        if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
             raise
         raise SlmError(f"MLflow: {_first_line(error)}") from None  # its traceback has the address
 

@@ -1,4 +1,8 @@
-"""Our own SQLite store, before MLflow opens it: a newer MLflow changes its tables, one way."""
+"""Our own SQLite store, made ready before MLflow opens it: it is made and changed beside its place.
+
+MLflow makes its tables one by one, and a newer MLflow changes them one way. Killed meanwhile it
+leaves a store that no command can open. So this happens to a copy, which is put in place whole.
+"""
 
 import logging
 import sqlite3
@@ -11,26 +15,57 @@ from slm import storage
 logger = logging.getLogger(__name__)
 
 
-def keep_copy(file: Path) -> Path | None:
-    """Copies a store whose tables this MLflow is about to change, to `<file>.before-<revision>`.
+def prepare(file: Path) -> Path | None:
+    """Makes a store that is not there, and gives one of an older MLflow this one's tables.
 
-    Returns the copy, or None where MLflow takes the store as it is. An older MLflow opens the copy.
+    Returns the copy of the older one, `<file>.before-<revision>`, which an older MLflow opens;
+    None where there was nothing to change. A file that is no store of MLflow's is left alone.
     """
-    revision = _revision(file)
-    if revision is None or revision == _newest():
+    if not _is_behind(file):
         return None
-    copy = file.with_name(f"{file.name}.before-{revision}")
-    if not copy.exists():
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
-            storage.write_file(copy, store.serialize())
-        logger.warning("MLflow changes the tables of %s; as it was it is kept in %s", file, copy)
+    storage.make_folder(file.parent)
+    with storage.lock(file.with_name(f"{file.name}.lock")):
+        if not _is_behind(file):  # another process was first
+            return None
+        copy = None
+        side = file.with_name(f"{file.name}.next")
+        side.unlink(missing_ok=True)  # of a process that was killed
+        if file.exists():
+            copy = file.with_name(f"{file.name}.before-{_revision(file)}")
+            before = _content(file)
+            storage.write_file(copy, before)
+            storage.write_file(side, before)
+            logger.warning("MLflow changes the tables of %s; %s is as it was", file, copy)
+        _migrate(side)
+        storage.write_file(file, _content(side))
+        side.unlink()
     return copy
+
+
+def _is_behind(file: Path) -> bool:
+    """Whether a store is missing or of another MLflow."""
+    if not file.exists():
+        return True
+    revision = _revision(file)
+    return revision is not None and revision != _newest()
+
+
+def _migrate(file: Path) -> None:
+    """Lets MLflow make or change the tables."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{file.resolve()}", (file.parent / "artifacts").as_uri())
+    store.engine.dispose()
+
+
+def _content(file: Path) -> bytes:
+    """A store as it stands between two transactions."""
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
+        return store.serialize()
 
 
 def _revision(file: Path) -> str | None:
     """The form of a store's tables, by the name that MLflow gives it; None where it has none."""
-    if not file.is_file():
-        return None
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
             found = store.execute("SELECT version_num FROM alembic_version").fetchone()
