@@ -256,7 +256,7 @@ def describe(decision: Decision) -> str:
     return (
         f"# {WORDS[decision.action]}\n\n{decision.reason}.\n\n"
         f"Recipe `{decision.recipe}`, dataset `{decision.dataset}`, revision "
-        f"`{decision.revision}`.\n\n| | |\n|---|---|\n{rows}\n"
+        f"`{decision.revision}`.\n\n| figure | value |\n|---|---|\n{rows}\n"
     )
 
 
