@@ -111,24 +111,28 @@ def _distinct(data: bytes, begin: Places, end: Places) -> tuple[list[bytes], npt
     return found.dictionary.to_pylist(), which
 
 
-def replace(
-    ids: Ids, begin: Places, lengths: Places, others: Ids, counts: Places
-) -> tuple[Ids, Places]:
+def replace(ids: Ids, begin: Places, lengths: Places, others: Ids, counts: Places) -> Ids:
     """Stretches of `ids` replaced by others.
 
     Args:
         ids: (T,).
-        begin: where each stretch begins, (S,); they do not overlap.
-        lengths: of each, at least one; (S,).
+        begin: where each stretch begins, (S,), rising; they do not overlap.
+        lengths: of each; (S,).
         others: what stands in their stead, one after the other.
         counts: how many of `others` each takes; (S,).
-
-    Returns the new ids, and where each of the old ones has come to stand; (T,).
     """
-    times = np.ones(len(ids), np.int64)
-    times[ranges(begin, lengths)] = 0
-    times[begin] = counts
-    places = np.cumsum(times) - times
-    replaced = np.repeat(ids, times)
-    replaced[ranges(places[begin], counts)] = others
-    return replaced, places
+    kept = np.ones(len(ids), bool)
+    kept[ranges(begin, lengths)] = False
+    replaced = np.empty(len(ids) - int(lengths.sum()) + len(others), ids.dtype)
+    new = ranges(moved(begin, begin, counts - lengths), counts)
+    old = np.ones(len(replaced), bool)
+    old[new] = False
+    replaced[old] = ids[kept]
+    replaced[new] = others
+    return replaced
+
+
+def moved(places: Places, begin: Places, gains: Places) -> Places:
+    """Where places have come to, once each stretch that begins before one has gained in length."""
+    shifts: Places = np.append(0, np.cumsum(gains))
+    return places + shifts[np.searchsorted(begin, places)]

@@ -23,7 +23,7 @@ from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage, vocabulary
 from slm.errors import CorruptionError, UserError
-from slm.tables import MISSING, Memory, TokenTable, replace
+from slm.tables import MISSING, Memory, TokenTable, moved, replace
 from slm.words import LONGEST_WORD, PLAIN_PATTERN, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
@@ -122,8 +122,9 @@ class Tokenizer:
         others = np.flatnonzero(ids == MISSING)
         limits = np.append(starts, len(joined))
         found, counts = self._words.look_up(joined, limits[others], limits[others + 1])
-        ids, places = replace(ids, others, np.ones_like(others), found, counts)
-        return np.insert(ids, places[np.searchsorted(starts, ends - sizes)], self.eot)
+        ids = replace(ids, others, np.ones_like(others), found, counts)
+        first_words = np.searchsorted(starts, ends - sizes)
+        return np.insert(ids, moved(first_words, others, counts - 1), self.eot)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -301,16 +302,17 @@ class Narrowing:
 
     def __call__(self, ids: Ids) -> npt.NDArray[np.uint32]:
         """The trimmed ids of documents that each begin with end-of-text."""
-        renumbered = self._renumbered[ids]
+        renumbered = self._renumbered.take(ids)
         missing = np.flatnonzero(renumbered == MISSING)
-        begins = self._begins[ids]
+        begins = self._begins.take(ids)
         begins[1:] |= ids[:-1] == self.base.eot
         limits = np.append(np.flatnonzero(begins), len(ids))
-        stretches = np.unique(np.searchsorted(limits, missing, "right"))
+        stretches = np.searchsorted(limits, missing, "right")
+        stretches = stretches[np.diff(stretches, prepend=0) > 0]  # each once
         begin, end = limits[stretches - 1], limits[stretches]
         data = ids.astype(np.uint32).tobytes()
         found, counts = self._stretches.look_up(data, 4 * begin, 4 * end)
-        return replace(renumbered, begin, end - begin, found, counts)[0]
+        return replace(renumbered, begin, end - begin, found, counts)
 
     def _again(self, data: bytes) -> npt.NDArray[np.uint32]:
         ids = np.frombuffer(data, np.uint32).tolist()

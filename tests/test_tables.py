@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.tables import MISSING, Memory, TokenTable, replace
+from slm.tables import MISSING, Memory, TokenTable, moved, replace
 
 TOKENS = [bytes([i]) for i in range(256)] + [b"a\0", b"ab", b"\0\0", b"abcdefgh", b"abcdefghi"]
 TABLE = TokenTable(TOKENS)
@@ -39,12 +39,9 @@ def test_a_memory_learns_each_piece_once() -> None:
 
 
 def test_replaced_stretches_may_grow_and_shrink() -> None:
-    ids, places = replace(
-        np.arange(6, dtype=np.uint32),
-        np.array([1, 4]),
-        np.array([2, 1]),
-        np.array([90, 91, 92, 93], np.uint32),
-        np.array([1, 3]),
-    )
+    old = np.arange(6, dtype=np.uint32)
+    begin, lengths, counts = np.array([1, 4]), np.array([2, 1]), np.array([1, 3])
+    ids = replace(old, begin, lengths, np.array([90, 91, 92, 93], np.uint32), counts)
     assert ids.tolist() == [0, 90, 3, 91, 92, 93, 5]
-    assert places[[0, 1, 3, 4, 5]].tolist() == [0, 1, 2, 3, 6]
+    others = np.array([0, 1, 3, 4, 5])
+    assert moved(others, begin, counts - lengths).tolist() == [0, 1, 2, 3, 6]
