@@ -64,6 +64,23 @@ def test_splits_by_names_of_the_users_own(tmp_path: Path) -> None:
     assert list(found) == ["train"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train_split": "trian"}, "data.train_split=trian: unknown split 'trian'.*'train'"),
+        ({"val_split": "valdiation"}, "data.val_split=valdiation: .*'validation'"),
+        ({"train_split": "trai"}, "did you mean 'train'"),
+    ],
+)
+def test_a_split_that_no_file_is_named_like_is_refused(
+    tmp_path: Path, fields: dict[str, str], message: str
+) -> None:
+    for name in ("train-00000-of-00002.txt", "train-00001-of-00002.txt", "validation.txt"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=message):
+        find_files(data_of(tmp_path, **fields))
+
+
 def test_a_single_file_is_train_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("x")
     assert find_files(data_of(tmp_path / "test.txt"))[1].keys() == {"train"}

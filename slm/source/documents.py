@@ -12,6 +12,7 @@ import codecs
 import csv
 import io
 import json
+import re
 import string
 import sys
 from collections import Counter
@@ -71,7 +72,7 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     elif kind == "jsonl":
         arrays = _batches(_join_rows(path, _json_rows(path), template))
     elif kind == "csv":
-        arrays = _batches(_join_rows(path, _csv_rows(path), template))
+        arrays = _batches(_join_rows(path, _csv_rows(path, template), template))
     elif kind == "txt":
         arrays = _batches(_text_documents(path, data.separator))
     else:
@@ -272,11 +273,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: Path, template: _Template) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 kB a field
     reader = csv.reader((line + "\n" for line in _split(_chunks(path), "\n")), strict=True)
     try:
         names = next(reader, [])
+        if len(names) == 1 and names[0] not in template.columns:
+            _check_separator(path, names[0])
         for values in reader:
             if not values:
                 continue
@@ -288,6 +291,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
             yield reader.line_num, dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def _check_separator(path: Path, header: str) -> None:
+    if found := re.search(r"[;\t|]", header):
+        raise UserError(
+            f"{path}: its fields seem to be separated by {found[0]!r}, not by commas (header: "
+            f"{header!r}); save it with commas or as JSON lines"
+        )
 
 
 def _join_rows(

@@ -4,10 +4,11 @@ import glob
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from slm.config import DataConfig
-from slm.errors import UserError
+from slm.errors import UserError, unknown
 from slm.source.documents import FORMATS, format_of
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
 
     The path is a file, a folder (searched to its depths) or a glob. In a folder or glob, files
     and subfolders named like a split (`train.parquet`, `validation/…`, `test-00000-of-00002.csv`)
-    belong to it; test files are left out; all others are `train`.
+    belong to it; test files are left out; all others are `train`. Raises UserError where there
+    are none, or none for a split that the config names otherwise than the defaults do.
     """
     path = Path(data.path).expanduser().absolute()
     if path.is_file():
@@ -63,6 +65,7 @@ def _is_data(relative: PurePath) -> bool:
 
 
 def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list[Path]]:
+    _check_names(data, [file.relative_to(base) for file in files])
     splits: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     for file in files:
         splits[_label(data, file.relative_to(base))].append(file)
@@ -79,14 +82,34 @@ def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list
     return {label: paths for label, paths in splits.items() if label in used}
 
 
+def _check_names(data: DataConfig, files: list[PurePath]) -> None:
+    """Raises UserError for a split of the user's own that no file or folder is named like."""
+    parts = {part.lower() for file in files for part in file.parts}
+    for field in ("train_split", "val_split"):
+        name = getattr(data, field)
+        if name in (None, DataConfig.model_fields[field].default):
+            continue
+        if not any(map(_beginning([name.lower()]).match, parts)):
+            words = {match[0] for part in parts if (match := re.match(r"[^\W\d_]+", part))}
+            raise UserError(
+                f"data.path={data.path}: no file or folder is named like data.{field}={name}: "
+                f"{unknown('split', name, words)}"
+            )
+
+
+def _beginning(words: Iterable[str]) -> re.Pattern[str]:
+    """What begins with one of the words, as a word of its own; the longest goes first."""
+    ordered = sorted(words, key=len, reverse=True)
+    return re.compile(rf"({'|'.join(map(re.escape, ordered))})(?![a-z])")
+
+
 def _label(data: DataConfig, relative: PurePath) -> str:
     """`train`, `val` or `test`, by the file's name or else by the nearest folder that tells."""
     labels = {word: label for label, words in _LABELS.items() for word in words}
     if data.val_split:
         labels[data.val_split.lower()] = "val"
     labels[data.train_split.lower()] = "train"
-    words = sorted(labels, key=len, reverse=True)
-    pattern = re.compile(rf"({'|'.join(map(re.escape, words))})(?![a-z])")
+    pattern = _beginning(labels)
     for part in reversed(relative.parts):
         if match := pattern.match(part.lower()):
             return labels[match[1]]
