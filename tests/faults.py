@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from unittest.mock import patch
 
@@ -187,6 +188,7 @@ class Disk:
 
     root: Path
     moments: list[Moment] = field(default_factory=list)
+    _one_at_a_time: RLock = field(default_factory=RLock)  # a thread saves while another trains
     _inodes: dict[int, Number] = field(default_factory=dict)
     _next: int = 0
     _synced: dict[Number, bytes] = field(default_factory=dict)
@@ -207,21 +209,23 @@ class Disk:
 
     def _noted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*arguments: Any, **options: Any) -> Any:
-            self._look()  # writes before it are a moment of their own
-            result = call(*arguments, **options)
-            self._look()
+            with self._one_at_a_time:
+                self._look()  # writes before it are a moment of their own
+                result = call(*arguments, **options)
+                self._look()
             return result
 
         return noted
 
     def _fsync(self, call: Callable[[int], None]) -> Callable[[int], None]:
         def noted(descriptor: int) -> None:
-            call(descriptor)
-            moment = self._look()
-            number = self._inodes.get(os.fstat(descriptor).st_ino)
-            if number is not None:
-                self._sync(number, moment)
-            self._look()
+            with self._one_at_a_time:
+                call(descriptor)
+                moment = self._look()
+                number = self._inodes.get(os.fstat(descriptor).st_ino)
+                if number is not None:
+                    self._sync(number, moment)
+                self._look()
 
         return noted
 
