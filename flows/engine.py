@@ -9,7 +9,7 @@ import runpy
 import signal
 from types import FrameType
 
-from slm.parent import signal_when_parent_dies
+from slm.tether import signal_when_parent_dies
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Service:
         self.started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "slm.parent", sys.executable, "-m", *self.command],
+                [sys.executable, "-m", "slm.tether", sys.executable, "-m", *self.command],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -26,7 +26,7 @@ from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.journal import JOURNAL
-from slm.parent import signal_when_parent_dies
+from slm.tether import signal_when_parent_dies
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Parent, Progress, Run, Shards, silent
 from slm.session import GLANCE, LOCK, PARENT, read_settings
@@ -203,7 +203,7 @@ def command(run: Path, config: PipelineConfig) -> list[str]:
     if processes <= 1:
         return [*here, "slm.launch", str(run)]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*here, "slm.parent", *here, *torchrun, "-m", "slm.launch", str(run)]
+    return [*here, "slm.tether", *here, *torchrun, "-m", "slm.launch", str(run)]
 
 
 def gpu_count() -> int:

@@ -1,6 +1,6 @@
 """What ends with its parent: Linux sends a signal to a process whose parent dies, however it dies.
 
-`python -m slm.parent COMMAND…` runs a command that gets SIGTERM then. Elsewhere than on Linux
+`python -m slm.tether COMMAND…` runs a command that gets SIGTERM then. Elsewhere than on Linux
 nothing is sent.
 """
 
