@@ -26,7 +26,6 @@ from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.journal import JOURNAL
-from slm.tether import signal_when_parent_dies
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Parent, Progress, Run, Shards, silent
 from slm.session import GLANCE, LOCK, PARENT, read_settings
@@ -42,6 +41,7 @@ from slm.storage import (
     withdraw,
     write_json,
 )
+from slm.tether import signal_when_parent_dies
 from slm.train import TRAIN_VERSION
 from slm.train import train as train_here
 
