@@ -204,7 +204,7 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
         labelled.add(family)
     axes.axhline(WHOLE_NOTEBOOK["val_bpb"], color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="seconds of training, 2 CPU cores", ylabel="bits per byte, held-out stories")
-    axes.set_ylim(0.8, 3)
+    axes.set_ylim(0.75, 4)
     axes.legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
