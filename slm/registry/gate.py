@@ -427,32 +427,33 @@ def _announce(client: "MlflowClient", verdict: Verdict, root: Path) -> None:
 
 
 def describe(verdict: Verdict) -> str:
-    """The verdict in Markdown."""
-
-    def number(value: float | None, form: str = ".4f") -> str:
-        return "–" if value is None else format(value, form)
-
-    rival = f"version {verdict.champion}" if verdict.champion else "no champion"
+    """The verdict in Markdown; without a champion there is nothing to compare with."""
+    rows = [("this version", f"{verdict.val_bpb:.4f}")]
+    how = ""
+    if verdict.champion_bpb is not None:
+        rows += [
+            (f"champion, version {verdict.champion}", f"{verdict.champion_bpb:.4f}"),
+            ("difference", f"{verdict.difference:+.4f}"),
+            ("95 % interval", f"{verdict.low:+.4f} … {verdict.high:+.4f}"),
+            ("margin", f"{verdict.margin:g}"),
+        ]
+        how = f", paired bootstrap with {PAIRED_RESAMPLES:,} resamples"
     lines = [
-        f"**{verdict.decision.capitalize()}**, measured against {rival}.",
+        f"**{verdict.decision.capitalize()}**: {verdict.reason}.",
         "",
         "| | bits a byte |",
         "|---|---|",
-        f"| this version | {number(verdict.val_bpb)} |",
-        f"| champion | {number(verdict.champion_bpb)} |",
-        f"| difference | {number(verdict.difference, '+.4f')} |",
-        f"| 95 % interval | {number(verdict.low, '+.4f')} … {number(verdict.high, '+.4f')} |",
-        f"| margin | {verdict.margin:g} |",
+        *(f"| {name} | {value} |" for name, value in rows),
         "",
-        f"{verdict.documents} held-out documents, sha256 `{verdict.documents_sha256[:12]}`, "
-        f"paired bootstrap with {PAIRED_RESAMPLES:,} resamples.",
+        f"{verdict.documents} held-out documents, sha256 `{verdict.documents_sha256[:12]}`{how}.",
+        "",
         *(f"- Veto: {veto}." for veto in verdict.vetoes),
     ]
     if verdict.approval:
         lines.append(f"- Asked: {verdict.approval}")
     if verdict.forced:
         lines.append(f"- Forced: {verdict.forced}")
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def _log(root: Path, entry: dict[str, Any]) -> None:
