@@ -23,15 +23,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from train import CONFIG, ROWS, VOCAB_SIZE
+from train import CONFIG, new_session
 
 from slm.checkpoint import MODEL, CheckpointWriter
 from slm.config import data_root
 from slm.launch import child_environment
 from slm.optim import optimizer_tensors
-from slm.plan import Plan, auto_threads, pick_precision
+from slm.plan import auto_threads
 from slm.records import Checkpoint
-from slm.session import Session, synthetic_session
+from slm.session import Session
 from slm.storage import fault_point, fsync_path, make_folder, sha256_file
 from slm.train import train_step
 
@@ -47,7 +47,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
 
     `ratio` is the peer's blocked time over the row's; for shares, the share itself.
     """
-    session = new_session()
+    session = warm_session()
     found: dict[str, list[float]] = {name: [] for name in ("blocked", "durable", "peer", "step")}
     with TemporaryDirectory(dir=make_folder(data_root())) as folder:
         for round_ in range(rounds):
@@ -78,20 +78,9 @@ def _row(name: str, metric: str, seconds: float, ratio: float | None = None) -> 
     return {"name": name, "metric": metric, "value": seconds, "unit": "s", "ratio": ratio}
 
 
-def new_session() -> Session:
-    plan = Plan(
-        max_steps=1,
-        rows=ROWS,
-        micro_batch_size=ROWS,
-        world_size=1,
-        device="cpu",
-        precision=pick_precision("auto", "cpu"),
-        threads=auto_threads(),
-        compile=False,
-    )
-    torch.set_num_threads(plan.threads)
-    session = synthetic_session(CONFIG, plan, VOCAB_SIZE)
-    session.model.train()
+def warm_session() -> Session:
+    session = new_session()
+    torch.set_num_threads(session.plan.threads)
     step(session)  # the optimizer has state from here on
     return session
 

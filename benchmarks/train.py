@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.launch import child_environment
 from slm.plan import Plan, auto_threads, pick_precision
-from slm.session import synthetic_session
+from slm.session import Session, synthetic_session
 from slm.train import train_step
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
@@ -111,7 +111,8 @@ def random_batch() -> tuple[Tensor, Tensor]:
 # ---- the loops --------------------------------------------------------------------------------
 
 
-def ours(batch: Batch) -> tuple[Step, nn.Module]:
+def new_session() -> Session:
+    """Our training at this shape, before its first step."""
     plan = Plan(
         max_steps=1,
         rows=ROWS,
@@ -124,6 +125,11 @@ def ours(batch: Batch) -> tuple[Step, nn.Module]:
     )
     session = synthetic_session(CONFIG, plan, VOCAB_SIZE)
     session.model.train()
+    return session
+
+
+def ours(batch: Batch) -> tuple[Step, nn.Module]:
+    session = new_session()
 
     def step() -> None:
         train_step(session, session.model, *batch())

@@ -67,7 +67,7 @@ def test_what_is_gone_but_can_be_built_is_built_and_kept_on_demand(run: Path) ->
     assert list(Path(str(found.folder)).glob("runs/*/record.json"))
 
 
-def cannot(found: Reproduction, what: str, why: str) -> None:
+def assert_cannot(found: Reproduction, what: str, why: str) -> None:
     assert found.verdict == "cannot"
     assert found.first_difference is not None
     assert found.first_difference.what == what
@@ -78,7 +78,7 @@ def cannot(found: Reproduction, what: str, why: str) -> None:
 def test_a_changed_byte_of_the_source_is_named(run: Path) -> None:
     file = next(run.parents[1].glob("sources/*/train_00000.parquet"))
     flip_byte(file)
-    cannot(reproduce(run), "source", "train_00000.parquet")
+    assert_cannot(reproduce(run), "source", "train_00000.parquet")
     assert left_over(run) == []
 
 
@@ -87,9 +87,9 @@ def test_a_changed_byte_of_the_dataset_is_named(run: Path) -> None:
     before = file.read_bytes()
     try:
         flip_byte(file, place=20)
-        cannot(reproduce(run), "dataset", "documents.jsonl: sha256")
+        assert_cannot(reproduce(run), "dataset", "documents.jsonl: sha256")
         file.unlink()
-        cannot(reproduce(run), "dataset", "does not exist")
+        assert_cannot(reproduce(run), "dataset", "does not exist")
     finally:
         file.write_bytes(before)
 
@@ -109,9 +109,9 @@ def test_code_that_was_dirty_or_is_another_commit_cannot(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with code(DIRTY):
-        cannot(reproduce(run), "code", "in no commit")
+        assert_cannot(reproduce(run), "code", "in no commit")
     with code({**CLEAN, "commit": "e" * 40}):
-        cannot(reproduce(run), "code", "git checkout " + "c" * 40)
+        assert_cannot(reproduce(run), "code", "git checkout " + "c" * 40)
     record = json.loads((run / "record.json").read_bytes())
     record.pop("sha256")
     record["environment"] |= DIRTY
@@ -119,7 +119,7 @@ def test_code_that_was_dirty_or_is_another_commit_cannot(
         run / "record.json",
         {**record, "sha256": storage.sha256_bytes(storage.canonical_json(record))},
     )
-    cannot(reproduce(run), "code", "in no commit")
+    assert_cannot(reproduce(run), "code", "in no commit")
 
 
 def test_an_unfinished_run_is_bad_input(run: Path) -> None:
@@ -202,12 +202,12 @@ def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
     described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
     (run / "config.json").write_text(json.dumps(described))
     found = reproduce(run, chain=chain)
-    cannot(found, "source", "no such commit on the hub")
+    assert_cannot(found, "source", "no such commit on the hub")
     assert asked == [chain["dataset"].digest]
 
     links = [link.model_copy(update={"digest": None}) for link in chain.links]
     found = reproduce(run, chain=chain.model_copy(update={"links": tuple(links)}))
-    cannot(found, "dataset", "known nowhere any more")
+    assert_cannot(found, "dataset", "known nowhere any more")
     assert len(asked) == 1
 
 
@@ -217,4 +217,4 @@ def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPa
     chain = lineage(run)
     (run / "plan.json").write_text(json.dumps({**plan, "device": "cuda", "world_size": 8}))
     found = reproduce(run, chain=chain)
-    cannot(found, "environment", "1 GPUs here, 8 needed")
+    assert_cannot(found, "environment", "1 GPUs here, 8 needed")
