@@ -11,8 +11,13 @@ OTHERS = {XZ: 2.3, FIVE_GRAM: 1.2}
 COPIES = [9, 12, 15, 10]
 
 
-def checks(samples: Quality = HUMAN, ended: float = 0.5, copied: list[int] = COPIES) -> list[Check]:
-    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES))
+def checks(
+    samples: Quality = HUMAN,
+    ended: float = 0.5,
+    copied: list[int] = COPIES,
+    grammar: tuple[float, float] | None = (0.01, 0.005),
+) -> list[Check]:
+    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES), grammar)
 
 
 def falling(*losses: float) -> list[dict[str, float]]:

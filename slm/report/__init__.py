@@ -36,7 +36,7 @@ from slm.shards import documents
 from slm.storage import content_hash, read_record, run_stage, stage_key
 from slm.tokenizer import Tokenizer
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 SIGNS = {"good": "✓", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 SURPRISE_TOKENS = 200  # of a text that is shown so
@@ -92,7 +92,7 @@ def gather(
     model, tokenizer = load_model(folder)
     samples = write_samples(model, tokenizer, config.report, progress)
     curves = plots.read_curves(run.path)
-    beside = compare(samples, config.report.max_new_tokens, shards, tokenizer, progress)
+    beside = compare(samples, config.report, shards, tokenizer, progress)
     rivals = find_rivals(run, champion, config.recipe, samples)
     findings = [
         *training_findings(

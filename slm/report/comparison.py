@@ -11,8 +11,10 @@ from itertools import islice
 
 import numpy as np
 
+from slm.config import ReportConfig
 from slm.passages import Ids
 from slm.records import Progress, Shards, silent
+from slm.report import grammar
 from slm.report.copies import Copy, longest_copies
 from slm.report.grid import GridSample
 from slm.report.quality import Quality, measure, words
@@ -47,12 +49,12 @@ class Comparison:
 
 def compare(
     samples: Sequence[GridSample],
-    limit: int,
+    settings: ReportConfig,
     shards: Shards | None,
     tokenizer: Tokenizer,
     progress: Progress = silent,
 ) -> Comparison:
-    """Measures samples of at most `limit` new tokens, and held-out documents of their lengths."""
+    """Measures samples that were written so, and held-out documents of their lengths."""
     count = len(samples)
     held_out = list(islice(documents(shards, "val"), GROUPS * count)) if shards else []
     if not held_out or shards is None:
@@ -64,17 +66,28 @@ def compare(
         for i, document in enumerate(held_out)
     ]
     rest = [tokenizer.decode(text[prompts[i % count] :]) for i, text in enumerate(human)]
+    limit = settings.max_new_tokens
     ended = [len(text) <= prompts[i % count] + limit for i, text in enumerate(held_out)]
     copies = longest_copies([*ids, *human], _train_tokens(shards, progress), tokenizer.n_vocab)
     ours, humans = copies[:count], [copy.length for copy in copies[count:]]
     known = _known_words(shards, tokenizer)
+    written = [sample.completion for sample in samples]
     checks = quality_checks(
-        measure([sample.completion for sample in samples], known),
+        measure(written, known),
         Quality.mean([measure(group, known) for group in _groups(rest, count)]),
         (sum(sample.ended for sample in samples) / count, sum(ended) / len(ended)),
         ([copy.length for copy in ours], humans),
+        _grammar(written, rest, settings.language),
     )
     return Comparison(ours, checks, _longest(ours, ids, tokenizer), max(humans), len(human))
+
+
+def _grammar(
+    written: Sequence[str], human: Sequence[str], language: str
+) -> tuple[float, float] | None:
+    if language != grammar.LANGUAGE:
+        return None
+    return grammar.ungrammatical(written), grammar.ungrammatical(human)
 
 
 def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -56,6 +56,7 @@ def quality_checks(
     human: Quality,
     ended: tuple[float, float],
     copies: tuple[Sequence[int], Sequence[int]],
+    grammar: tuple[float, float] | None,
 ) -> list[Check]:
     """The samples' figures against those of held-out text.
 
@@ -63,11 +64,16 @@ def quality_checks(
         ended: share of texts that end within the tokens of a sample: samples', human.
         copies: tokens of the longest passage found in the training documents, a number a text:
             samples', human.
+        grammar: share of sentences with a fault of grammar: samples', human; None: not English.
     """
     s, h = samples, human
     line = max(copies[1], default=0)
     copied = sum(length > line for length in copies[0]) / (len(copies[0]) or 1)
     ours, humans = (f"{median(found):.0f}" if found else "–" for found in copies)
+    language = [
+        _share("faults of grammar", *grammar, "sentences in which a grammar checker (Harper) finds "
+               "a fault", "its grammar is faulty", _more(*grammar, 0.04, 0.12))
+    ] if grammar else []  # fmt: skip
     return [
         _share("loops", s.loops, h.loops, "texts in which a phrase follows upon itself three times "
                "or more", "it loops", _more(s.loops, h.loops, 0.1, 0.25)),
@@ -77,6 +83,7 @@ def quality_checks(
                "its words vary little", _less(s.distinct, h.distinct, 0.75, 0.5)),
         _share("unknown words", s.unknown, h.unknown, "words that the training documents do not "
                "have", "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
+        *language,
         _share("names that return", s.names, h.names, "names that come again once they are "
                "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0)),
         _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "

@@ -1,0 +1,52 @@
+"""Grammar, by the rules of Harper (github.com/Automattic/harper), which run in this process.
+
+Harper checks what people write: most of its nine hundred rules are of spelling, style and names.
+Only those on grammar count here. They are for English alone, and find some of its faults, not all:
+a figure means something beside the same figure of human text.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harper import Linter
+
+LANGUAGE = "en"
+GROUPS = ("Grammar and Agreement", "Pronouns and Possession")  # by Harper's own names
+RULES = ("AnA", "RepeatedWords")  # of other groups: "a apple", "the the"
+
+_SENTENCE = re.compile(r"[^.!?]*\w[^.!?]*")
+
+
+def ungrammatical(texts: Iterable[str]) -> float:
+    """The share of the texts' English sentences in which there is a fault of grammar."""
+    linter = _linter()
+    sentences = faulty = 0
+    for text in texts:
+        starts = [found.start() for found in _SENTENCE.finditer(text)]
+        lints = linter.lint(text, language="plaintext")
+        sentences += len(starts)
+        faulty += len({bisect_right(starts, lint.span.start) for lint in lints} - {0})
+    return faulty / (sentences or 1)
+
+
+@cache
+def _linter() -> "Linter":
+    """Harper with the rules on grammar alone. Its dictionary takes half a second to load."""
+    from harper import Linter
+
+    linter = Linter()
+    wanted = {*RULES, *_rules_of_groups(linter.get_structured_lint_config())}
+    usual = linter.get_default_lint_config()
+    linter.set_lint_config({rule: rule in wanted and on for rule, on in usual.items()})
+    return linter
+
+
+def _rules_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
+    for setting in config["settings"]:
+        group = setting.get("Group")
+        if group and group["label"] in GROUPS:
+            yield from (rule["Bool"]["name"] for rule in group["child"]["settings"])
