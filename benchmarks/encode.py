@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def run(
 
     Args:
         megabytes: of text (10**6 UTF-8 bytes) to encode.
-        data: parquet files to repeat up to that size; generated stories where it is None.
+        data: parquet files, half of the documents, repeated; the others are generated stories.
         repeats: of each measurement; the medians count.
         peers: whether to run the others too, or only ours.
 
@@ -121,22 +121,22 @@ def _make_source(folder: Path, megabytes: int, data: Path | None) -> Source:
         size = sum(len(text.encode()) for text in stories(1337, 0, 1000)) / 1000
         fields = {"source": "stories", "documents": int(megabytes * 1e6 / size) + 1}
     else:
-        _repeat(data, folder / "repeated.parquet", int(megabytes * 1e6))
-        fields = {"source": "files", "path": str(folder / "repeated.parquet")}
+        _mix(data, folder / "mixed.parquet", int(megabytes * 1e6))
+        fields = {"source": "files", "path": str(folder / "mixed.parquet")}
     return download(_config(fields), root=folder)
 
 
-def _repeat(data: Path, target: Path, size: int) -> None:
-    """Writes the texts of parquet files over and over until they have `size` bytes."""
+def _mix(data: Path, target: Path, size: int) -> None:
+    """Writes `size` bytes of text: a generated story, then one of `data`, repeated, and so on."""
     paths = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
-    texts = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
-    count = int(size / (sum(len(text.encode()) for text in texts) / len(texts)))
+    given = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
+    documents = chain.from_iterable(zip(stories(1337, 0, sys.maxsize), cycle(given), strict=False))
     schema = pa.schema([("text", pa.string())])
-    documents = cycle(texts)
     with pq.ParquetWriter(target, schema) as writer:
-        for start in range(0, count, 10_000):
-            batch = list(islice(documents, min(10_000, count - start)))
+        while size > 0:
+            batch = list(islice(documents, 10_000))
             writer.write_table(pa.table([batch], schema=schema))
+            size -= sum(len(text.encode()) for text in batch)
 
 
 def _config(data: dict[str, Any]) -> PipelineConfig:
@@ -317,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--data", type=Path, help="parquet files to repeat instead of stories")
+    parser.add_argument("--data", type=Path, help="parquet files to mix among the stories")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="leave out the others")
     parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)

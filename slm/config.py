@@ -94,7 +94,7 @@ class ModelConfig(Section):
     n_embd: PositiveInt = 384
     n_inner: PositiveInt | None = None  # hidden width of the MLP; None: the architecture's usual
     seq_len: PositiveInt = 128
-    dropout: Fraction = 0.0
+    dropout: float = Field(default=0.0, ge=0, le=0.9)
     rope_theta: PositiveFloat = 10_000.0  # qwen3 only
 
     @model_validator(mode="after")
@@ -241,7 +241,7 @@ class RetrainConfig(Section):
     sample_documents: PositiveInt = 500  # new ones, and as many held-out ones, that are measured
     continue_fraction: Fraction = 0.3  # of the recipe's training limit, going on from the champion
     approval: bool = False  # whether a person is asked before the alias moves
-    approval_hours: PositiveFloat = 72.0  # after which the question counts as declined
+    approval_hours: PositiveFloat = 72.0  # after which an unanswered run fails, and nothing moves
 
 
 class PipelineConfig(Section):

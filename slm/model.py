@@ -85,7 +85,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
     weights = scores.masked_fill_(future, -math.inf).softmax(dim=-1)
-    return F.dropout(weights, dropout) @ v
+    return drop(weights, dropout) @ v
+
+
+def drop(x: Tensor, rate: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014, JMLR 15): zeroes that fraction of x, the rest scaled up.
+
+    On a CPU torch draws a number an element, on one thread; 16 bits an element, four to a number,
+    take a third of the time. The rate is rounded to a multiple of 2⁻¹⁶ there.
+    """
+    if rate == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    dropped = round(rate * 2**16)
+    numbers = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+    return x * (kept.to(x.dtype) * (2**16 / (2**16 - dropped)))
 
 
 class GeluMLP(nn.Module):
@@ -127,11 +143,12 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config)
         self.mlp = GeluMLP(config) if config.architecture == "gpt2" else SwiGluMLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation))
-        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        rate = self.dropout if self.training else 0.0
+        x = x + drop(self.attention(self.attention_norm(x), rotation), rate)
+        out: Tensor = x + drop(self.mlp(self.mlp_norm(x)), rate)
         return out
 
 
@@ -148,7 +165,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.n_embd)
         learned = config.architecture == "gpt2"
         self.positions = nn.Embedding(config.seq_len, config.n_embd) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = make_norm(config)
         cos, sin = rotary_table(config)
@@ -183,7 +200,7 @@ class GPT(nn.Module):
             x = x + self.positions.weight[:T]
         else:  # (T, 1, D), to broadcast over heads
             rotation = (self.cos[:T, None], self.sin[:T, None])
-        x = self.dropout(x)
+        x = drop(x, self.dropout if self.training else 0.0)
         for block in self.blocks:
             x = block(x, rotation)
         out: Tensor = self.final_norm(x)

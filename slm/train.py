@@ -44,7 +44,7 @@ from slm.storage import describe_files, fault_point, read_record, write_json, wr
 
 logger = logging.getLogger(__name__)
 
-TRAIN_VERSION = 2  # goes up whenever the same config and shards give other weights
+TRAIN_VERSION = 3  # goes up whenever the same config and shards give other weights
 
 
 def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:

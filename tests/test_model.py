@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm import loss as loss_module
 from slm import model as model_module
 from slm.config import ModelConfig
-from slm.loss import CHUNK, cross_entropy, plain_cross_entropy
-from slm.model import GPT, attend
+from slm.loss import CHUNK, cross_entropy, differentiate, plain_cross_entropy
+from slm.model import GPT, attend, drop
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -144,6 +145,16 @@ def test_chunked_loss_is_the_plain_one(tokens: int) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+def test_loss_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, V).bfloat16(), torch.randint(0, V, (50,))
+    whole, parts = logits.clone(), logits.clone()
+    wanted = differentiate(whole, targets)
+    monkeypatch.setattr(loss_module, "BLOCK", 7 * V)  # the last of eight blocks is a short one
+    torch.testing.assert_close(differentiate(parts, targets), wanted)
+    assert torch.equal(parts, whole)
+
+
 def test_chunked_loss_in_bf16_is_as_good_as_the_plain_one() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(600, 64), torch.randn(V, 64)
@@ -151,6 +162,22 @@ def test_chunked_loss_in_bf16_is_as_good_as_the_plain_one() -> None:
     exact = F.cross_entropy(hidden @ weight.T, targets)
     found = cross_entropy(hidden.bfloat16(), weight, targets)
     assert abs(found - exact) < 2e-2 * exact
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(301, 333, requires_grad=True)
+    dropped = drop(x, rate)
+    kept = dropped[dropped != 0]
+    assert kept.numel() / x.numel() == pytest.approx(1 - rate, abs=0.01)
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)), rtol=1e-4, atol=0)
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, dropped.detach())
+    torch.manual_seed(0)
+    assert torch.equal(drop(x, rate), dropped)
+    assert not torch.equal(drop(x, rate), dropped)
 
 
 @pytest.mark.parametrize("context", [1, 33])
