@@ -28,7 +28,7 @@ from slm.config import (
     load_recipe,
     parse_overrides,
 )
-from slm.errors import SlmError, UserError
+from slm.errors import Interrupted, SlmError, UserError
 
 app = typer.Typer(
     name="slm",
@@ -237,13 +237,32 @@ for look_back in (runs, models, lineage, reproduce, compare, gc):
 # ---- entry ------------------------------------------------------------------------------------
 
 
+_signals: list[int] = []  # that this process got
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _signals.append(number)
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Runs the command; a failure that explains itself is one line, without a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # stopping is one thing, however it is asked for
+    """Runs the command; a failure that explains itself is one line, without a traceback.
+
+    An interrupted one leaves without what Python does at its end, which takes seconds.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):  # stopping is one thing, however it is asked for
+        signal.signal(number, _interrupt)
+    try:
+        _run_command()
+    except SystemExit as end:
+        if _signals and end.code == Interrupted.exit_code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(Interrupted.exit_code)
+        raise
+
+
+def _run_command() -> None:
     try:
         environment.prepare()
         app()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +15,6 @@ from slm.errors import SlmError
 from slm.storage import make_folder
 
 START_SECONDS = 60.0
-STOP_SECONDS = 10.0
 
 
 def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +28,8 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
     if api is None:
         current().write("prefect   starting a temporary server")
         server, api = start_server()  # it starts while we import
-        atexit.register(stop_server, server)  # before prefect registers what it says at exit
+        assert server.stdin is not None
+        atexit.register(server.stdin.close)  # before prefect registers what it says at exit
         os.environ["PREFECT_API_URL"] = api
         for hosts in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
             os.environ[hosts] = ",".join(filter(None, (os.environ.get(hosts), "127.0.0.1")))
@@ -41,7 +40,11 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
 
 
 def start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """Starts a temporary Prefect server that ends with this process; returns its address too."""
+    """Starts a temporary Prefect server; returns its address too.
+
+    It ends when its standard input is closed, which the end of this process does. Nobody waits for
+    that, and it is never killed: it may be making its database.
+    """
     log = make_folder(data_root() / "prefect") / "server.log"
     settings = {
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # seconds, for what we do not use
@@ -62,14 +65,6 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
     if not line:
         raise SlmError(f"the temporary Prefect server did not start; it says why in {log}")
     return server, f"http://127.0.0.1:{int(line)}/api"
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Asks the server to end. It is never killed: it may be making its database."""
-    assert server.stdin is not None
-    server.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        server.wait(STOP_SECONDS)
 
 
 def wait_until_healthy(api: str) -> None:

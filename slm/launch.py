@@ -272,11 +272,11 @@ def report(
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the child to save and leave; makes it leave if it will not, or on a second Ctrl-C."""
+    """Asks the child to save and leave; makes it leave if it will not, or on a second signal."""
     child.send_signal(signal.SIGTERM)
     try:
         child.wait(GRACE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    except BaseException:  # too late, Ctrl-C, or what Prefect makes of a SIGTERM
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(child.pid).children(recursive=True):
                 process.kill()  # torchrun's workers
@@ -406,4 +406,6 @@ def out_of_memory_message(run: Path, error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    logging.shutdown()
+    os._exit(code)  # all is saved; to take torch apart costs a second that may not be left

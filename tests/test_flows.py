@@ -26,7 +26,7 @@ import slm.launch
 import slm.source
 from flows import pipeline, retrain, tasks
 from flows.deployments import check
-from flows.local import start_server, stop_server, wait_until_healthy
+from flows.local import start_server, wait_until_healthy
 from slm.config import load_recipe
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.shards import encode
@@ -41,7 +41,9 @@ def server() -> Iterator[str]:
     wait_until_healthy(api)
     with temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield api
-    stop_server(process)
+    assert process.stdin
+    process.stdin.close()
+    process.wait(30)
 
 
 @pytest.fixture

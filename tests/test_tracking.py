@@ -249,6 +249,19 @@ def test_the_background_mirror_keeps_up_and_closes(
     assert status(root, run_id) == "KILLED"  # the folder has no record
 
 
+def test_a_signal_does_not_wait_for_mlflow_to_begin(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    began = time.monotonic()
+    with suppress(KeyboardInterrupt), tracking.mirror(path):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 1
+    assert not (path / "mlflow.json").exists()
+    run_id = tracking.sync(path)
+    assert points(root, run_id, "train_loss") == expected()
+    assert status(root, run_id) == "KILLED"
+
+
 def test_the_machine_is_watched_while_a_run_trains(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 INTERVAL = 5.0  # seconds between two passes of the background mirror
 LONGEST_INTERVAL = 60.0  # seconds, after passes that failed
 FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
+HURRIED_FAREWELL = 1.0  # the same where it was interrupted: the machine may be taken away
 BATCH = 1000  # metrics in one request: MLflow's limit
 PARAMS = 100  # params in one request, likewise
 PATIENCE = {
@@ -154,24 +155,29 @@ def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
     """Keeps the MLflow run of a run folder up to date while the block trains.
 
     A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
-    slow, it says once, and `sync` makes up for it later. Another one watches the machine.
+    slow, or for a signal that leaves no time, `sync` makes up for later. Another one watches the
+    machine.
     """
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run_path, uri, stop), daemon=True)
+    stop, hurry = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_follow, args=(run_path, uri, stop, hurry), daemon=True)
     watcher = threading.Thread(target=system.watch, args=(run_path, stop), daemon=True)
     thread.start()
     watcher.start()
     try:
         yield
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal
+            hurry.set()
+        raise
     finally:
         stop.set()
-        watcher.join(FAREWELL)
-        thread.join(FAREWELL)
-        if thread.is_alive():
+        for helper in (watcher, thread):
+            helper.join(HURRIED_FAREWELL if hurry.is_set() else FAREWELL)
+        if thread.is_alive() and not hurry.is_set():
             logger.warning("MLflow is slow; `slm sync %s` sends the rest", run_path.name)
 
 
-def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
+def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threading.Event) -> None:
     mirrored: _Mirrored | None = None
     interval, failures = INTERVAL, 0
     stopping = False
@@ -179,6 +185,8 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event) -> None:
         stopping = stop.wait(interval)
         if stopping and failures:
             return  # a training does not wait for a server that was down a moment ago
+        if hurry.is_set() and mirrored is None:
+            return  # to begin takes seconds
         if not (run_path / "config.json").exists():
             continue
         try:
