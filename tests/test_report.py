@@ -20,6 +20,7 @@ from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Run, Shards
 from slm.report import escape_markdown, fenced, write_report
 from slm.report.judge import RUBRIC, Grade, Opinion
+from slm.report.plots import data_plots
 from slm.sample import Sample
 from slm.shards import documents, read_shards
 from slm.tokenizer import Tokenizer
@@ -178,7 +179,8 @@ def test_the_page_tells_what_the_run_is(written: Made) -> None:
     html = (report / "index.html").read_text("utf-8")
     for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
                   evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz",
-                  "5-gram", "calibration", "Cleaning dropped and changed nothing"):  # fmt: skip
+                  "5-gram", "calibration", "faults of grammar",
+                  "Cleaning dropped and changed nothing"):  # fmt: skip
         assert words in page.text
     samples = json.loads((report / "samples.json").read_text("utf-8"))
     assert [s["temperature"] for s in samples] == [0.5, 1.0]
@@ -202,6 +204,13 @@ def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
     body = index.read_text("utf-8").partition("<body>")[2]
     assert "#0" not in body.replace('href="#', "")
     assert "DejaVu" not in body
+
+
+def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
+    shards = read_shards(run_shards(made[1].path))
+    as_stored = shards.model_copy(update={"length_histogram": {"1024": 1, "128": 2, "64": 3}})
+    (plot,) = data_plots(as_stored)
+    assert plot.index(">64<") < plot.index(">128<") < plot.index(">1,024<")
 
 
 def test_the_same_inputs_give_the_same_bytes(written: Made, tmp_path: Path) -> None:
@@ -263,7 +272,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("held-out", "A sound model, "),
+        ("held-out", "A sound model: every check passed"),
         ("recited", "Not a sound model: it copies its training documents"),
         ("looping", "Not a sound model: it loops"),
         ("noise", "Not a sound model: it makes up words"),

@@ -29,7 +29,7 @@ HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 2.05, 2.1, 0.9, OTH
 
 def test_a_healthy_model_is_called_sound() -> None:
     verdict = judge(checks(), HEALTHY, 0.9)
-    assert verdict.sentence.startswith("A sound model, ")
+    assert verdict.sentence.startswith("A sound model: every check passed")
     assert {finding.level for finding in verdict.findings} == {"good"}
 
 
@@ -79,8 +79,7 @@ def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> No
 def test_what_is_noticeable_is_a_reservation() -> None:
     verdict = judge(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
     assert verdict.sentence == (
-        "A sound model with reservations: it loops and it forgets its characters, "
-        "at 0.900 bits a byte."
+        "A model with reservations: it loops and it forgets its characters, at 0.900 bits a byte."
     )
 
 
@@ -99,3 +98,20 @@ def test_the_worst_is_told_first() -> None:
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("ours", "level"), [(0.005, "good"), (0.02, "good"), (0.04, "warn"), (0.2, "bad")]
+)
+def test_grammar_counts_beside_that_of_held_out_text(ours: float, level: str) -> None:
+    (check,) = [c for c in checks(grammar=(ours, 0.005)) if "grammar" in c.name]
+    assert check.level == level
+    assert len(checks(grammar=None)) == len(checks()) - 1
+
+
+def test_a_note_is_told_and_changes_no_verdict() -> None:
+    note = Finding("note", "The run before: this run is worse.")
+    verdict = judge(checks(), [*HEALTHY, note], 0.9)
+    assert verdict.level == "good"
+    assert verdict.findings[0] is note
+    assert verdict.sentence.startswith("A sound model")

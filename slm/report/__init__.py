@@ -37,7 +37,7 @@ from slm.storage import content_hash, read_record, run_stage, stage_key
 from slm.tokenizer import Tokenizer
 
 REPORT_VERSION = 3
-SIGNS = {"good": "✓", "warn": "△", "bad": "✕"}
+SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 SURPRISE_TOKENS = 200  # of a text that is shown so
 
@@ -104,6 +104,7 @@ def gather(
         ),
         *rival_findings(rivals),
     ]
+    references = evidence.references(run, evaluation)
     shown = [
         _shown(sample, copy, beside.line, tokenizer)
         for sample, copy in zip(samples, beside.copies, strict=True)
@@ -124,7 +125,8 @@ def gather(
         "surprise": _surprises(model, tokenizer, shards, samples),
         "plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
-        "references": evidence.references(run, evaluation),
+        "references": references,
+        "reference_plot": plots.reference_plot(references),
         "extremes": evidence.extremes(evaluation, shards, tokenizer),
         "duplicates": evidence.duplicates(evaluation),
         "cleaning": evidence.cleaning(shards),
@@ -224,7 +226,7 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
     css = Markup((folder / "page.css").read_text("utf-8"))
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # our own letters, escaped where they are not
-        for name in ("plots", "evaluation_plots", "data_plots")
+        for name in ("plots", "reference_plot", "evaluation_plots", "data_plots")
     }
     given = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
     text = environment.get_template(template).render({**facts, **svg, **given})

@@ -31,7 +31,7 @@ def key_figures(run: Run, evaluation: Evaluation) -> list[dict[str, str]]:
         figure("loss", f"{evaluation.val_loss:.3f}", "nats a token, held-out"),
         figure("parameters", short(run.parameters), f"{run.parameters:,}"),
         figure("trained on", short(run.tokens), f"tokens, in {run.step:,} steps"),
-        figure("took", duration(run.seconds), f"{run.tok_per_sec:,.0f} tokens a second"),
+        figure("took", duration(run.seconds), f"{run.tok_per_sec:,.0f} tokens a second, median"),
     ]
 
 

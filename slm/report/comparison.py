@@ -122,7 +122,7 @@ def _train_tokens(shards: Shards, progress: Progress) -> Iterator[Ids]:
     """The training tokens, a shard after the other, up to COPY_TOKENS of them."""
     read = 0
     for name in shards.splits["train"].files:
-        progress("report  looking for copied passages", read, shards.splits["train"].tokens)
+        progress("looking for copied passages", read, shards.splits["train"].tokens)
         tokens = read_tokens(shards.path / name)[: COPY_TOKENS - read]
         yield tokens
         read += len(tokens)

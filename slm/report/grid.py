@@ -35,7 +35,7 @@ def write_samples(
     cells = [(t, k) for t in settings.temperatures for k in settings.top_ks]
     samples = []
     for number, (temperature, top_k) in enumerate(cells):
-        progress("report  sampling", number, len(cells))
+        progress("sampling", number, len(cells))
         first = settings.seed + number * len(settings.prompts)
         seeds = range(first, first + len(settings.prompts))
         written = generate(

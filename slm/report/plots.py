@@ -128,11 +128,31 @@ def _calibration_plot(calibration: Mapping[str, Any]) -> str:
     return line_plot("calibration", alt, "probability given", "share that is right", lines)
 
 
+def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
+    """The model among others by bits a byte, as of `evidence.references`."""
+    if references is None:
+        return []
+    rows = references["rows"]
+    figure, axes = _axes("", "bits a byte of the same text: fewer is better")
+    colours = [SECOND if row["ours"] else FIRST for row in rows]
+    bars = axes.barh(range(len(rows)), [row["bpb"] for row in rows], color=colours)
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=INK)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], color=INK)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.margins(x=0.12)
+    alt = "Bits a byte: " + ", ".join(f"{row['name']} {row['bpb']:.2f}" for row in rows)
+    return [_svg(figure, "references", f"{alt}.")]
+
+
 def data_plots(shards: Shards | None) -> list[str]:
     """The documents by their length."""
     if shards is None or not shards.length_histogram:
         return []
-    bars = {name: float(count) for name, count in shards.length_histogram.items()}
+    by_length = sorted((int(most), count) for most, count in shards.length_histogram.items())
+    bars = {f"{most:,}": float(count) for most, count in by_length}
     alt = f"Lengths of {sum(shards.length_histogram.values()):,} documents, in tokens."
     return [bar_plot("lengths", alt, "tokens, at most", "documents by length", bars)]
 

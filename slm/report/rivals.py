@@ -112,16 +112,19 @@ def rival_findings(rivals: list[Rival]) -> list[Finding]:
         if rival.better is None:
             continue
         text = f"{rival.role.capitalize()}, {rival.name}: {rival.sentence}"
-        worse = not rival.better and rival.role == "the champion"
-        fault = "the champion predicts better" if worse else ""
-        findings.append(Finding("warn" if worse else "good", text, fault))
+        if rival.better:
+            findings.append(Finding("good", text))
+        elif rival.role == "the champion":
+            findings.append(Finding("warn", text, "the champion predicts better"))
+        else:
+            findings.append(Finding("note", text))
     return findings
 
 
 def _figure(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}"
 
 
 def _word(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 from slm.evaluate.references import FIVE_GRAM, XZ
 from slm.report.quality import Quality
 
-Level = Literal["good", "warn", "bad"]
+Level = Literal["good", "note", "warn", "bad"]  # a note speaks neither for nor against
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Verdict:
 
     @property
     def level(self) -> Level:
-        return self.findings[0].level if self.findings else "good"
+        worst = self.findings[0].level if self.findings else "good"
+        return "good" if worst == "note" else worst
 
 
 # ---- samples ----------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def quality_checks(
     ours, humans = (f"{median(found):.0f}" if found else "–" for found in copies)
     language = [
         _share("faults of grammar", *grammar, "sentences in which a grammar checker (Harper) finds "
-               "a fault", "its grammar is faulty", _more(*grammar, 0.04, 0.12))
+               "a fault", "its grammar is faulty", _more(*grammar, 0.02, 0.1))
     ] if grammar else []  # fmt: skip
     return [
         _share("loops", s.loops, h.loops, "texts in which a phrase follows upon itself three times "
@@ -199,9 +200,9 @@ def judge(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) 
         for c in wrong
     ]  # fmt: skip
     if checks and not wrong:
-        text = f"Its samples stand beside held-out text in all of {len(checks)} figures"
+        text = f"Its samples are not far from held-out text in any of {len(checks)} figures"
         told.append(Finding("good", f"{text}: {', '.join(c.name for c in checks)}."))
-    order = {"bad": 0, "warn": 1, "good": 2}
+    order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
     found = sorted([*findings, *told], key=lambda f: order[f.level])
     return Verdict(_sentence(found, val_bpb, bool(checks)), found)
 
@@ -213,9 +214,10 @@ def _sentence(findings: Sequence[Finding], val_bpb: float, sampled: bool) -> str
         return f"Not a sound model: {_enumerated(faults)}, at {figure}."
     faults = list(dict.fromkeys(f.fault for f in findings if f.level == "warn"))
     if faults:
-        return f"A sound model with reservations: {_enumerated(faults)}, at {figure}."
-    beside = "whose samples stand beside human text" if sampled else "by its loss"
-    return f"A sound model, {beside}, at {figure}."
+        return f"A model with reservations: {_enumerated(faults)}, at {figure}."
+    if sampled:
+        return f"A sound model: every check passed, at {figure}."
+    return f"A sound model, by its loss, at {figure}."
 
 
 def _enumerated(parts: Sequence[str]) -> str:
