@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -85,7 +86,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
     return Plan(
         max_steps=max_steps,
         rows=rows,
-        micro_batch_size=pick_micro_batch(config, rows // world_size, device),
+        micro_batch_size=pick_micro_batch(config, rows // world_size, device, precision),
         world_size=world_size,
         device=device,
         precision=precision,
@@ -169,8 +170,8 @@ def _bf16_speedup() -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def pick_micro_batch(config: PipelineConfig, rows: int, device: str) -> int:
-    """Rows a pass: the largest divisor of this device's rows within the budget of tokens."""
+def pick_micro_batch(config: PipelineConfig, rows: int, device: str, precision: Precision) -> int:
+    """Rows a pass: the largest divisor of this device's rows whose activations fit."""
     wanted = config.train.micro_batch_size
     if wanted != "auto":
         if rows % wanted:
@@ -179,20 +180,27 @@ def pick_micro_batch(config: PipelineConfig, rows: int, device: str) -> int:
                 "device has (train.tokens_per_step / model.seq_len / processes)"
             )
         return wanted
-    budget = CPU_MICRO_TOKENS if device == "cpu" else _gpu_tokens(config)
-    most = max(1, budget // config.model.seq_len)
+    most = max(1, fitting_tokens(config, device, precision) // config.model.seq_len)
     return max(d for d in range(1, min(rows, most) + 1) if rows % d == 0)
 
 
-def _gpu_tokens(config: PipelineConfig) -> int:
-    """Tokens a pass whose activations fit into half of what is free.
+def fitting_tokens(config: PipelineConfig, device: str, precision: Precision) -> int:
+    """Tokens a pass whose activations fit into half of the memory: the GPU's free, or a CPU's all.
 
-    About 34 values of 2 bytes are kept a token, layer and channel by a transformer block without
-    recomputation (Korthikanti et al. 2022, arXiv:2205.05198, with flash attention).
+    Without recomputation a block keeps 34 bytes a token and channel in half precision, and 5 a
+    token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
+    et al. 2022, arXiv:2205.05198).
     """
-    free, _ = torch.cuda.mem_get_info()
-    per_token = 34 * 2 * config.model.n_layer * config.model.n_embd
-    return min(GPU_MICRO_TOKENS, max(config.model.seq_len, free // 2 // per_token))
+    model = config.model
+    size = 34 * model.n_embd
+    if device == "cpu":
+        memory, largest = psutil.virtual_memory().total, CPU_MICRO_TOKENS
+        size += 5 * model.n_head * model.seq_len
+    else:
+        memory, largest = torch.cuda.mem_get_info()[0], GPU_MICRO_TOKENS
+    if precision == "fp32":
+        size *= 2
+    return min(largest, memory // 2 // (size * model.n_layer))
 
 
 def memory_bytes(device: str) -> int:
