@@ -1,7 +1,7 @@
 """What the commands that look back show in the terminal: trees, listings, two runs side by side."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -21,6 +21,7 @@ STYLES: dict[State, str] = {
     "not checked": "dim",
 }
 SAMPLES = 3  # pairs that are shown
+WHOLE = ("name", "run")  # columns to copy from: never broken where others can be
 
 
 def lineage(chain: Lineage) -> RenderableType:
@@ -63,7 +64,8 @@ def listing(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column, name in enumerate(names):
         numeric = any(isinstance(row[column], int | float) for row in filled)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in WHOLE)
     for row in filled:
         table.add_row(*(Text("–" if cell in (None, "") else number(cell)) for cell in row))
     return table
@@ -83,19 +85,27 @@ def comparison(found: Comparison) -> RenderableType:
     """Two runs side by side."""
     pairs = ((name, *(str(v) for v in values)) for name, values in found.config.items())
     settings = listing(("setting", "A", "B"), pairs)
-    figures = listing(("figure", "A", "B"), ((n, *values) for n, values in found.figures.items()))
+    measured = ((n, *map(_figure, values)) for n, values in found.figures.items())
+    figures = listing(("figure", "A", "B"), measured)
     rows = ((tokens, a, b, b - a) for tokens, a, b in found.at_equal_tokens)
     curves = listing(("tokens", "val_bpb of A", "of B", "B - A"), rows)
     if found.interval:
         count = f"{found.interval.documents:,} documents, paired bootstrap"
-        verdict = f"{found.interval.sentence}, 95 % interval over {count}"
+        verdict = f"{found.interval.sentence}, B - A, 95 % interval over {count}"
     else:
         verdict = f"no interval: {found.no_interval}"
-    parts: list[RenderableType] = [Text(f"A  {found.a}\nB  {found.b}"), ""]
+    parts: list[RenderableType] = [Text(f"A  {found.a}\nB  {found.b}\n\n{verdict}"), ""]
     parts += [settings if found.config else "the same settings", "", figures, ""]
     parts += [curves, ""] if found.at_equal_tokens else []
     for pair in found.samples[:SAMPLES]:
         title = Text(f"{pair.prompt} …  (temperature {pair.temperature:g}, top_k {pair.top_k})")
-        texts = (Panel(Text(pair.a), title="A"), Panel(Text(pair.b), title="B"))
+        texts = (Panel(Text(pair.a.lstrip()), title="A"), Panel(Text(pair.b.lstrip()), title="B"))
         parts += [title, Columns(texts, equal=True, expand=True), ""]
-    return Group(*parts, Text(verdict))
+    return Group(*parts[:-1])
+
+
+def _figure(value: float | None) -> float | int | None:
+    """Counts as whole numbers, and what is large enough that decimals say nothing."""
+    if value is None:
+        return None
+    return round(value) if value >= 100 or float(value).is_integer() else value

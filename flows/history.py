@@ -103,7 +103,10 @@ def runs(as_json: AsJson = False) -> None:
         show({"runs": [facts.model_dump() for facts in found]}, as_json)
         return
     names = ("name", "state", "started", "step", "val_bpb", "seconds")
-    cells = ((f.run, f.state, _date(f.started), f.step, f.val_bpb, f.seconds) for f in found)
+    cells = (
+        (f.run, f.state, _date(f.started), f.step, f.val_bpb, f.seconds and round(f.seconds))
+        for f in found
+    )
     _table(drawings.listing(names, cells), bool(found), "no runs yet: `slm run` makes one")
 
 
