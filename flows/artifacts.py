@@ -79,16 +79,25 @@ def publish_metrics(run: Run, evaluation: Evaluation) -> None:
     create_table_artifact(
         [{"metric": name, "value": value} for name, value in figures.items()],
         key="metrics",
-        description=f"# {run.name}\n\nCheckpoint {evaluation.checkpoint}.",
+        description=f"{evaluation.val_bpb:.4f} bits a byte: {run.name}, {evaluation.checkpoint}",
     )
 
 
 def publish_report(report: Report) -> None:
     """Leaves the report and the samples in it as artifacts, and a link to its HTML file."""
-    create_markdown_artifact((report.path / report.markdown).read_text("utf-8"), key="report")
+    create_markdown_artifact(
+        (report.path / report.markdown).read_text("utf-8"),
+        key="report",
+        description=f"How good {report.run} is, beside its rivals",
+    )
     samples = json.loads((report.path / "samples.json").read_bytes())
-    create_markdown_artifact(_samples(samples), key="samples")
-    create_link_artifact((report.path / report.html).as_uri(), "the report", key="report-html")
+    create_markdown_artifact(
+        _samples(samples), key="samples", description=f"{len(samples)} texts that it writes"
+    )
+    html = report.path / report.html
+    create_link_artifact(
+        html.as_uri(), "the report", key="report-html", description=f"With plots: {html}"
+    )
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -114,11 +123,17 @@ def publish_version(run: Run, version: Version) -> None:
     table = "\n".join(rows)
     chain = f"# What {name} was made of\n\n{table}"
     create_markdown_artifact(
-        f"{chain}\n\n`slm lineage {run.name}` checks every link.", key="lineage"
+        f"{chain}\n\n`slm lineage {run.name}` checks every link.",
+        key="lineage",
+        description=f"What {name} was made of, with the hash of each link",
     )
     if version.tracking_uri.startswith("http"):
         server = version.tracking_uri.rstrip("/")
         page = f"{server}/#/models/{version.model}/versions/{version.version}"
-        create_link_artifact(page, f"{name} in MLflow", key="mlflow-version")
+        _link(page, f"{name} in MLflow", "mlflow-version")
         page = f"{server}/#/runs/{version.run_id}"
-        create_link_artifact(page, f"{run.name} in MLflow", key="mlflow-run")
+        _link(page, f"{run.name} in MLflow", "mlflow-run")
+
+
+def _link(page: str, text: str, key: str) -> None:
+    create_link_artifact(page, text, key=key, description=text)

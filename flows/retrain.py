@@ -3,12 +3,11 @@
 import logging
 from typing import Any
 
-from prefect import flow, pause_flow_run
+from prefect import flow, pause_flow_run, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
-from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 import slm.registry.gate
@@ -92,19 +91,24 @@ def promote(config: PipelineConfig, version: Version, decision: Decision) -> Ver
 
 
 def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict:
-    """The verdict with a person's answer, given on the Prefect page. No answer is a no."""
-    hours = config.retrain.approval_hours
+    """The verdict with a person's answer, given on the Prefect page.
+
+    A deployment's run ends meanwhile and is started again with the answer, so that the question
+    outlives workers and servers and holds nobody's turn; its stages are reused. (Prefect 3.8 takes
+    the turn from a run that waits, and then crashes it for not having it.) A run without a
+    deployment waits. Without an answer in time the run fails, and nothing moves.
+    """
+    name = f"models:/{verdict.model}/{verdict.version}"
     question = (
-        f"{slm.registry.gate.describe(verdict)}\n\nTrained because {decision.reason}. "
-        "Shall this version become champion?"
+        f"{slm.registry.gate.describe(verdict, f'{name} may be promoted')}\n\n"
+        f"Trained because {decision.reason}. Shall this version become champion?"
     )
-    try:
-        answer = pause_flow_run(
-            wait_for_input=Approval.with_initial_data(description=question),
-            timeout=round(hours * 3600),
-        )
-    except FlowPauseTimeout:
-        answer = Approval(comment=f"no answer within {hours:g} hours")
+    wait = suspend_flow_run if deployment.id else pause_flow_run
+    answer = wait(
+        wait_for_input=Approval.with_initial_data(description=question),
+        timeout=round(config.retrain.approval_hours * 3600),
+        key=f"{verdict.version}-after-{verdict.champion}",  # an answer is to this question alone
+    )
     return slm.registry.gate.answered(
         verdict, approved=answer.approve, who=answer.who, comment=answer.comment
     )

@@ -25,8 +25,11 @@ def set_up(api: str) -> None:
         client.create_work_pool(work_pool(), overwrite=True)
         with suppress(ObjectAlreadyExists):
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
-        if client.find_automation(ZOMBIES.name) is None:
+        found = client.find_automation(ZOMBIES.name)
+        if found is None:
             client.create_automation(ZOMBIES)
+        elif found.trigger != ZOMBIES.trigger:  # made by an older version
+            client.update_automation(found.id, ZOMBIES)
 
 
 def work_pool() -> WorkPoolCreate:
@@ -49,6 +52,7 @@ ZOMBIES = AutomationCore(
             "prefect.flow-run.Failed",
             "prefect.flow-run.Cancelled",
             "prefect.flow-run.Crashed",
+            "prefect.flow-run.Suspended",  # it waits for a person, and has no process
         },
         match={"prefect.resource.id": ["prefect.flow-run.*"]},
         for_each={"prefect.resource.id"},

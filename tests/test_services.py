@@ -26,6 +26,7 @@ from flows import services
 from slm import launch
 from slm.config import load_recipe
 from slm.errors import SlmError, UserError
+from slm.journal import read_journal
 from slm.shards import encode
 from slm.source import download
 from slm.storage import RECORD, make_folder
@@ -154,6 +155,11 @@ class Stack:
                     found.append(process)
         return found
 
+    def may_lose_its_worker(self) -> bool:
+        """Whether the worker is old enough to be started again when it ends."""
+        ages = [time.time() - worker.create_time() for worker in self.processes("flows.worker")]
+        return bool(ages) and min(ages) > services.LEAST_SECONDS
+
     def trained(self) -> list[Path]:
         """The checkpoints of a training that has begun."""
         return list(self.data.glob(f"runs/*/checkpoints/step_*/{RECORD}"))
@@ -230,6 +236,21 @@ def test_a_schedule_fires(stack: Stack) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_person_is_asked_and_the_answer_is_heeded(stack: Stack) -> None:
+    offline = SHORT | {"data.source": "stories", "data.path": "", "data.revision": None}
+    asking = {"registry.model": "asked", "retrain.approval": True}  # a model without a champion
+    flow_run = stack.run("retrain/tinystories", offline | asking)
+    wait_for(lambda: stack.read(flow_run).state_name == "Suspended")
+    wait_for(lambda: not stack.processes("flows.engine"))  # what waits holds no process
+    with SyncPrefectClient(stack.api) as client:
+        client.resume_flow_run(flow_run, run_input={"approve": False, "who": "Ann"})
+    assert wait_for(lambda: stack.ended(flow_run)) == StateType.COMPLETED
+    assert {"retrain:retrain", "verdict:refused"} <= set(stack.read(flow_run).tags)
+    assert "rejected by Ann" in str(stack.read(flow_run).state)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
 def test_on_postgres(tmp_path: Path) -> None:
     with postgres() as address:
@@ -300,25 +321,66 @@ def test_what_happens_is_known_and_a_retry_gives_the_same_bits(
     happens: Callable[[Stack, UUID], None],
     state: StateType,
 ) -> None:
+    known_and_retried(stack, uninterrupted, happens, state)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("grace", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize(
+    ("asks", "state"), [(end_worker, StateType.CRASHED), (cancel, StateType.CANCELLED)]
+)
+def test_whatever_the_grace_a_retry_gives_the_same_bits(
+    stack: Stack,
+    uninterrupted: str,
+    asks: Callable[[Stack, UUID], None],
+    state: StateType,
+    grace: float,
+) -> None:
+    """What was asked to end, and all that it started, is killed when the grace is over."""
+
+    def happens(stack: Stack, flow_run: UUID) -> None:
+        [asked] = stack.processes("flows.worker" if asks is end_worker else "flows.engine")
+        family = [asked, *asked.children(recursive=True)]
+        asks(stack, flow_run)
+        psutil.wait_procs(family, timeout=grace)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    known_and_retried(stack, uninterrupted, happens, state, f"{asks.__name__}, {grace:.0f} s")
+
+
+def known_and_retried(
+    stack: Stack,
+    uninterrupted: str,
+    happens: Callable[[Stack, UUID], None],
+    state: StateType,
+    name: str = "",
+) -> None:
+    """Something happens to a training: its end is known, and a retry gives the same bits."""
     shutil.rmtree(stack.data / "runs", ignore_errors=True)
     flow_run = stack.run("pipeline/quickstart", LONG)
     wait_for(stack.trained)
+    wait_for(stack.may_lose_its_worker)
     began = time.monotonic()
     happens(stack, flow_run)
     assert wait_for(lambda: stack.ended(flow_run)) == state
     seconds = time.monotonic() - began
     wait_for(lambda: not stack.processes("slm.launch"), seconds=30)  # no trainer is left over
     alone = time.monotonic() - began - seconds
-    print(
-        f"\n{happens.__name__:<12} {state.value:<10} after {seconds:.1f} s, trainer {alone:+.1f} s"
-    )
+    name = name or happens.__name__
+    print(f"\n{name:<16} {state.value:<10} after {seconds:.1f} s, trainer {alone:+.1f} s")
 
     if state != StateType.COMPLETED:
-        steps = {path.parent.name for path in stack.trained()}
+        last = max(int(path.parent.name.removeprefix("step_")) for path in stack.trained())
         began = time.monotonic()
         stack.prefect("flow-run", "retry", str(flow_run))
         wait_for(lambda: stack.ended(flow_run) == StateType.COMPLETED)
-        print(f"{'':<12} retried from {max(steps)}: {time.monotonic() - began:.1f} s")
+        print(f"{'':<16} retried from step {last}: {time.monotonic() - began:.1f} s")
+        [run] = stack.data.glob("runs/*/metrics.jsonl")
+        went_on = [e["step"] for e in read_journal(run.parent) if e["event"] == "resume"]
+        assert went_on == [last]
     [record] = stack.data.glob(f"runs/*/{RECORD}")
     assert json.loads(record.read_text())["weights_sha256"] == uninterrupted
 

@@ -426,8 +426,11 @@ def _announce(client: "MlflowClient", verdict: Verdict, root: Path) -> None:
         client.set_model_version_tag(verdict.model, verdict.version, key, value)
 
 
-def describe(verdict: Verdict) -> str:
-    """The verdict in Markdown; without a champion there is nothing to compare with."""
+def describe(verdict: Verdict, title: str = "") -> str:
+    """The verdict in Markdown; without a champion there is nothing to compare with.
+
+    `title`: what to say instead of the decision, where that is not carried out yet.
+    """
     rows = [("this version", f"{verdict.val_bpb:.4f}")]
     how = ""
     if verdict.champion_bpb is not None:
@@ -439,7 +442,7 @@ def describe(verdict: Verdict) -> str:
         ]
         how = f", paired bootstrap with {PAIRED_RESAMPLES:,} resamples"
     lines = [
-        f"**{verdict.decision.capitalize()}**: {verdict.reason}.",
+        f"**{title or verdict.decision.capitalize()}**: {verdict.reason}.",
         "",
         "| | bits a byte |",
         "|---|---|",
