@@ -21,7 +21,7 @@ STYLES: dict[State, str] = {
     "not checked": "dim",
 }
 SAMPLES = 3  # pairs that are shown
-WHOLE = ("name", "run")  # columns to copy from: never broken where others can be
+WHOLE = ("name", "state", "aliases", "verdict", "val_bpb", "step", "seconds")  # never broken
 
 
 def lineage(chain: Lineage) -> RenderableType:
