@@ -61,7 +61,8 @@ def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
         SlmError: another process trains this run.
     """
     with only_trainer(run):
-        return train_alone(open_job(run), should_stop)
+        done = read_record(run, Run, verify=False)  # of who held the lock a moment ago
+        return done or train_alone(open_job(run), should_stop)
 
 
 def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run:

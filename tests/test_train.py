@@ -91,6 +91,13 @@ def test_a_finished_run_is_reused_at_once(
     assert time.monotonic() - start < 1
 
 
+def test_what_another_trainer_has_just_finished_stays_as_it_is(uninterrupted: Run) -> None:
+    run = uninterrupted.path
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert train(run).weights_sha256 == uninterrupted.weights_sha256
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 @pytest.mark.parametrize(
     "fault",
     [
