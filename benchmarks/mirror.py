@@ -9,10 +9,13 @@ in SQLite; what makes it slow or failing stands between:
   is lost as the connection is cut.
 - `down`: nobody listens.
 
-They take turns. `step` is the median of a journal's step times. `mean step` also holds what comes
-once a training, the import of mlflow, which a training of seconds feels and one of minutes does
-not. Afterwards each run is synced with the server itself, and its points are counted: `lost or
-doubled` must be 0.
+Every round trains all of them, in an order drawn anew, with the same seed: the same work, bit for
+bit. `step` is the median of the step times after the mirror's start: the import of mlflow, which
+takes seconds of CPU once a training, is over then. `mean step` is their mean, which also holds the
+steps that a pass falls into, and `mean of all` that of all steps with the start. `CPU beside` is
+what the launching process used after the start, in thousandths of a core: where step times are
+noise, it bounds what the mirror can take from a training. Afterwards each
+run is synced with the server itself, and its points are counted: `lost or doubled` must be 0.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import http.client
 import json
 import logging
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -32,7 +36,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import torch
@@ -51,16 +55,18 @@ SETTINGS = {
     "train.evaluate_every": 100_000,
 }
 DELAY = 1.0  # seconds, of a slow server
+STARTED = tracking.INTERVAL + 4.0  # seconds after which a mirror has imported mlflow
 
 
-def run(rounds: int = 2, steps: int = 100) -> dict[str, Any]:
+def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
     """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     `ratio` is the median over the rounds of a server's step time over that without MLflow.
+    `seconds`: of a training, nearly.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     wrong: dict[str, int] = {}
-    seeds = count(1)
+    order = random.Random(0)
     with (
         TemporaryDirectory() as folder,
         mlflow_server(Path(folder)) as well,
@@ -69,20 +75,25 @@ def run(rounds: int = 2, steps: int = 100) -> dict[str, Any]:
     ):
         uris = {"no MLflow": None, "well": well, "slow": slow, "failing": failing}
         uris["down"] = f"http://127.0.0.1:{free_port()}"
+        _, [warm, *_] = train(Path(folder) / "warm", 1, 100, None)
+        steps = round(1000 * seconds / warm)
         for round_ in range(rounds):
-            for name, uri in uris.items():
-                print(f"round {round_ + 1}: {name}", file=sys.stderr)
-                path, times = train(Path(folder) / "data", next(seeds), steps, uri)
+            for name in order.sample(list(uris), len(uris)):
+                root, uri = Path(folder) / f"{round_} {name}", uris[name]
+                path, times = train(root, round_ + 1, steps, uri)
+                shown = "  ".join(f"{ms:.3f}" for ms in times)
+                print(f"round {round_ + 1}: {name:12} {shown}", file=sys.stderr)
                 found.setdefault(name, []).append(times)
                 if uri:
                     wrong[name] = wrong.get(name, 0) + wrong_points(path, well, steps)
     rows = []
-    for i, metric in enumerate(("step", "mean step")):
+    metrics = {"step": "ms", "mean step": "ms", "mean of all": "ms", "CPU beside": "‰"}
+    for i, (metric, unit) in enumerate(metrics.items()):
         plain = [times[i] for times in found["no MLflow"]]
-        for name, rounds_of in found.items():
-            values = [times[i] for times in rounds_of]
+        for name in uris:
+            values = [times[i] for times in found[name]]
             ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
-            rows.append(_row(name, metric, statistics.median(values), "ms", ratio))
+            rows.append(_row(name, metric, statistics.median(values), unit, ratio))
     rows += [_row(name, "lost or doubled", points, "points") for name, points in wrong.items()]
     machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
     return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
@@ -94,17 +105,30 @@ def _row(
     return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
 
 
-def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tuple[float, float]]:
-    """Trains a run; returns its folder, and the median and mean of its steps in milliseconds."""
+def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tuple[float, ...]]:
+    """Trains a run; returns its folder and its step times in milliseconds.
+
+    They are the median and the mean of the steps after `STARTED` seconds, and the mean of all; last
+    the CPU that this process used after the start, in thousandths of a core.
+    """
     config = load_recipe("quickstart", {**SETTINGS, "train.max_steps": steps, "train.seed": seed})
     shards = encode(config, download(config, root=root), root=root)
     path = launch.prepare(config, shards, root=root)
+    began, used = time.time(), [0.0]
+    clock = Timer(STARTED, lambda: used.append(time.process_time()))
+    clock.start()
     with tracking.mirror(path, uri) if uri else nullcontext():
         launch.train(config, shards, root=root)
+        beside = (time.process_time() - used[-1]) / max(time.time() - began - STARTED, 1e-9)
+    clock.cancel()
     events = [event for event in read_journal(path) if event["event"] == "step"]
-    tokens = config.train.tokens_per_step
-    times = [1000 * tokens / event["tok_per_sec"] for event in events]
-    return path, (statistics.median(times), statistics.fmean(times))
+    times = [
+        (event["time"] - began, 1000 * config.train.tokens_per_step / event["tok_per_sec"])
+        for event in events
+    ]
+    steady = [ms for at, ms in times if at > STARTED] or [ms for _, ms in times]
+    every = statistics.fmean(ms for _, ms in times)
+    return path, (statistics.median(steady), statistics.fmean(steady), every, 1000 * beside)
 
 
 def wrong_points(run: Path, uri: str, steps: int) -> int:
@@ -191,12 +215,12 @@ def proxy(target: str, *, delay: float = 0.0, failing: bool = False) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=25.0, help="of a training, nearly")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     logging.getLogger("slm").setLevel(logging.ERROR)  # it warns of what is done here on purpose
-    result = run(arguments.rounds, arguments.steps)
+    result = run(arguments.rounds, arguments.seconds)
     if arguments.json:
         print(json.dumps(result))
         return
