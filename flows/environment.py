@@ -1,4 +1,4 @@
-"""The environment that Prefect, MLflow and the Hugging Face libraries read at their import."""
+"""The environment that torch, Prefect, MLflow and Hugging Face's libraries read at their import."""
 
 import os
 
@@ -16,6 +16,7 @@ def prepare() -> None:
         os.environ["SLM_DATA"] = str(data)  # absolute: children may work in another folder
     settings = {
         "DO_NOT_TRACK": "1",
+        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves the other on a busy machine
         "PREFECT_HOME": f"{data}/prefect",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

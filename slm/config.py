@@ -206,7 +206,10 @@ class ReportConfig(Section):
 
 
 class RegistryConfig(Section):
-    """Where the model is registered, and what a version must show to become champion."""
+    """Where the model is registered, and what a version must show to become champion.
+
+    Versions of one name rival each other: only models of the same kind of text should share it.
+    """
 
     model: str = Field(default="slm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     tracking_uri: str | None = None  # None: MLFLOW_TRACKING_URI, else SQLite under data/mlflow/
