@@ -47,6 +47,7 @@ from slm.journal import read_journal
 from slm.plan import auto_threads
 from slm.shards import encode
 from slm.source import download
+from slm.tracking.server import connect
 
 SETTINGS = {
     "data.documents": 2000,
@@ -134,7 +135,7 @@ def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tup
 def wrong_points(run: Path, uri: str, steps: int) -> int:
     """How many points of a run's losses the server lacks, or has twice, after a sync."""
     run_id = tracking.sync(run, tracking_uri=uri)
-    history = tracking.connect(uri).get_metric_history(run_id, "train_loss")
+    history = connect(uri).get_metric_history(run_id, "train_loss")
     recorded = {(e["step"], e["train_loss"]) for e in read_journal(run) if e["event"] == "step"}
     found = {(metric.step, metric.value) for metric in history}
     assert len(recorded) == steps

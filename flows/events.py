@@ -16,7 +16,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.retrain import Decision
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from flows.display import current, showing
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.errors import SlmError
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.storage import canonical_json, sha256_bytes
 
 Overrides = dict[str, Any] | None

@@ -19,7 +19,7 @@ from flows.display import current, showing
 from flows.pipeline import Overrides, run_name, summary
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.records import Version
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.retrain import Decision
 
 logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reach the Prefect page

@@ -16,6 +16,7 @@ import slm.registry
 import slm.registry.gate
 import slm.report
 import slm.tracking
+import slm.tracking.server
 from flows.display import Display
 from slm.checkpoint import find_run, load_model
 from slm.config import DataConfig, PipelineConfig, data_root
@@ -23,7 +24,7 @@ from slm.errors import UserError
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Version
 from slm.registry import CHAMPION
 from slm.registry.champion import champion_run
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.sample import generate
 from slm.storage import RECORD
 
@@ -126,7 +127,7 @@ def judge(config: PipelineConfig, version: Version, display: Display) -> Verdict
     """What the gate finds of a version; None where it is the champion. Nothing moves."""
     if CHAMPION in version.aliases:
         return None
-    uri = slm.tracking.tracking_uri(config, data_root())
+    uri = slm.tracking.server.tracking_uri(config, data_root())
     with display.progress("judge") as progress:
         name = f"models:/{version.model}/{version.version}"
         return slm.registry.gate.judge(name, uri=uri, progress=progress)
@@ -144,7 +145,7 @@ def promote(
         display.write(f"promote   reused  {name} is the champion")
         return None
     started = time.monotonic()
-    uri = slm.tracking.tracking_uri(config, data_root())
+    uri = slm.tracking.server.tracking_uri(config, data_root())
     with display.progress("promote") as progress:
         if verdict:
             slm.registry.gate.carry_out(verdict, uri=uri)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-import slm.tracking
+import slm.tracking.server
 from flows import deployments
 from slm.config import data_root, project_root
 from slm.errors import SlmError, UserError
@@ -166,7 +166,7 @@ def mlflow_server(port: int, environment: dict[str, str]) -> Service:
     prepare_store(folder / "mlflow.db")
     artifacts = folder / "artifacts"
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", slm.tracking.store_uri(data_root())]
+    command += ["--backend-store-uri", slm.tracking.server.store_uri(data_root())]
     command += ["--no-serve-artifacts", "--default-artifact-root", artifacts.as_uri()]
     health = f"http://{HOST}:{port}/health"
     return Service("the MLflow server", command, environment, health=health)

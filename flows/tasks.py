@@ -26,7 +26,7 @@ from slm.checkpoint import TOKENIZER
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Source, Version
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.retrain import Decision
 from slm.tokenizer import Tokenizer
 

@@ -2,13 +2,12 @@
 
 Signals reach the child's main thread, a crash or an out-of-memory kill cannot take the caller
 down, and allocator, thread and determinism settings, which must stand before a process starts, are
-set in its environment. `python -m slm.launch RUN_DIR` is the child.
+set in its environment. The child is `slm/trainer.py`.
 """
 
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,14 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.journal import JOURNAL
 from slm.plan import PLAN, Plan, auto_threads
 from slm.records import Parent, Progress, Run, Shards, silent
@@ -41,17 +39,14 @@ from slm.storage import (
     withdraw,
     write_json,
 )
-from slm.tether import signal_when_parent_dies
 from slm.train import TRAIN_VERSION
-from slm.train import train as train_here
+from slm.trainer import ENDED
 
 logger = logging.getLogger(__name__)
 
 LOG = "train.log"
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
-PARENT_DIED = signal.SIGHUP
-ENDED = re.compile(r"slm ended with (\d+): (.*)")
 
 
 def prepare(
@@ -162,9 +157,6 @@ def reopen(run: Path, error: CorruptionError) -> None:
         withdraw(run)
 
 
-# ---- the parent's side ------------------------------------------------------------------------
-
-
 def supervise(
     run: Path,
     config: PipelineConfig,
@@ -201,9 +193,9 @@ def command(run: Path, config: PipelineConfig) -> list[str]:
         processes = gpu_count() if config.train.device != "cpu" else 1
     here = [sys.executable, "-m"]
     if processes <= 1:
-        return [*here, "slm.launch", str(run)]
+        return [*here, "slm.trainer", str(run)]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*here, "slm.tether", *here, *torchrun, "-m", "slm.launch", str(run)]
+    return [*here, "slm.tether", *here, *torchrun, "-m", "slm.trainer", str(run)]
 
 
 def gpu_count() -> int:
@@ -316,96 +308,3 @@ def last_words(log: Path, begin: int) -> str:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     own = [line for line in lines if ENDED.fullmatch(line)]
     return next((line for line in [*own[:1], *reversed(lines)] if line), f"no message in {log}")
-
-
-# ---- the child's side -------------------------------------------------------------------------
-
-
-def main(run: Path) -> int:
-    """Trains a run in this process; returns the exit code. The last line logged says why."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    asked = install_signal_handlers()
-    die_with_parent()
-    try:
-        set_up_torch(run)
-        train_here(run, should_stop=lambda: bool(asked))
-    except SlmError as error:
-        return ended(error.exit_code, str(error))
-    except OSError as error:
-        logger.exception("cannot write")
-        return ended(TrainingError.exit_code, f"{error}: the last checkpoint of {run.name} stands")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return ended(TrainingError.exit_code, out_of_memory_message(run, error))
-    return 0
-
-
-def ended(code: int, words: str) -> int:
-    """Leaves why this process ends in a line that `ENDED` matches; returns the code."""
-    print(f"slm ended with {code}: {' '.join(words.split())}", file=sys.stderr)
-    return code
-
-
-def set_up_torch(run: Path) -> None:
-    """Threads, TF32, deterministic kernels, and the process group where there are several."""
-    import torch
-    import torch.distributed as dist
-
-    config = run_config(run).train
-    threads = auto_threads() if config.threads == "auto" else config.threads
-    if (run / PLAN).is_file():  # the bits depend on the thread count: keep the run's own
-        threads = Plan.model_validate_json((run / PLAN).read_bytes()).threads
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    if on_gpu and config.deterministic:
-        torch.use_deterministic_algorithms(True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-
-
-def install_signal_handlers() -> list[int]:
-    """The first SIGTERM or SIGINT asks for a save after this step; a second one ends at once.
-
-    So does the parent's death, however often it is told: once for each thread that it had.
-    Returns the list that the signals are put into.
-    """
-    asked: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if number != PARENT_DIED and set(asked) - {PARENT_DIED}:
-            os._exit(Interrupted.exit_code)
-        asked.append(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, PARENT_DIED):
-        signal.signal(number, handle)
-    return asked
-
-
-def die_with_parent() -> None:
-    """On Linux: a signal, so a graceful end, if our parent dies, even by SIGKILL."""
-    known = "RANK" not in os.environ and os.environ.get("SLM_PARENT")  # torchrun's is its agent
-    signal_when_parent_dies(PARENT_DIED, int(known or os.getppid()))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
-
-
-def out_of_memory_message(run: Path, error: BaseException) -> str:
-    """What did not fit, and what would."""
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    plan = Plan.model_validate_json((run / PLAN).read_bytes()) if (run / PLAN).is_file() else None
-    rows = plan.micro_batch_size if plan else 0
-    remedy = f"try train.micro_batch_size={rows // 2}" if rows > 1 else "try a smaller model"
-    return f"out of memory ({first}): {remedy}; the last checkpoint of {run.name} stands"
-
-
-if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
-    logging.shutdown()
-    os._exit(code)  # all is saved; to take torch apart costs a second that may not be left

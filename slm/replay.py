@@ -18,7 +18,6 @@ from torch import Tensor
 from slm.checkpoint import MODEL, OPTIMIZER
 from slm.errors import CorruptionError, UserError
 from slm.journal import read_journal
-from slm.launch import set_up_torch
 from slm.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
 from slm.plan import PLAN, Plan
 from slm.provenance import environment
@@ -26,6 +25,7 @@ from slm.records import Checkpoint, Progress, silent
 from slm.session import Session, new_session, open_job, restore
 from slm.storage import read_record, sha256_bytes
 from slm.train import train_step
+from slm.trainer import set_up_torch
 
 
 @dataclass(frozen=True)

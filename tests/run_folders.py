@@ -29,7 +29,7 @@ from slm.records import (
 )
 from slm.stories import stories
 from slm.tokenizer import Tokenizer
-from slm.tracking import connect
+from slm.tracking.server import connect
 
 CONFIG = PipelineConfig(
     recipe="tiny",

@@ -26,7 +26,7 @@ from faults import KILLED, RAISED, Bits, Disk, Lab, bits, fork, leftovers, wait
 from run_folders import empty_store
 
 import slm.train
-from slm import launch, registry, tracking
+from slm import launch, registry, tracking, trainer
 from slm.checkpoint import latest_checkpoint, load_model
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
@@ -39,6 +39,7 @@ from slm.session import Session
 from slm.shards import encode, read_shards
 from slm.source import download
 from slm.storage import RECORD, read_record
+from slm.tracking.server import connect, default_uri
 from slm.train import train
 
 Config = Callable[..., PipelineConfig]
@@ -192,7 +193,7 @@ def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
         return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments)
 
     def train_child() -> None:
-        os._exit(launch.main(run))
+        os._exit(trainer.main(run))
 
     with monkeypatch.context() as patch:
         patch.setattr(slm.train, "cross_entropy", hungry)
@@ -245,7 +246,7 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
         ([signal.SIGINT, signal.SIGKILL], KILLED),
     ):
         run = lab.prepare(lab.root())
-        child = fork(lambda run=run: os._exit(launch.main(run)), log=run / "train.log")  # type: ignore[misc]
+        child = fork(lambda run=run: os._exit(trainer.main(run)), log=run / "train.log")  # type: ignore[misc]
         while not any(event["event"] == "step" for event in read_journal(run)):
             time.sleep(0.001)
         for number in numbers:
@@ -487,13 +488,13 @@ def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None
 
 def test_the_death_of_a_parent_told_twice_does_not_cut_the_save_short() -> None:
     """Linux tells it once for each thread that the parent had."""
-    numbers = (signal.SIGTERM, signal.SIGINT, launch.PARENT_DIED)
+    numbers = (signal.SIGTERM, signal.SIGINT, trainer.PARENT_DIED)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        asked = launch.install_signal_handlers()
+        asked = trainer.install_signal_handlers()
         for _ in range(3):
-            os.kill(os.getpid(), launch.PARENT_DIED)
-        assert asked == [launch.PARENT_DIED] * 3
+            os.kill(os.getpid(), trainer.PARENT_DIED)
+        assert asked == [trainer.PARENT_DIED] * 3
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
@@ -556,7 +557,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     train(run)
     assert bits(run) == wanted
     run_id = tracking.sync(run)
-    client = tracking.connect(tracking.default_uri(run.parents[1]))
+    client = connect(default_uri(run.parents[1]))
     history = client.get_metric_history(run_id, "train_loss")
     assert sorted(m.step for m in history) == list(range(1, 9))
 

@@ -17,11 +17,13 @@ from run_folders import (
     write_journal,
 )
 
-from slm import registry, tracking
+from slm import registry
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
+from slm.evaluate.intervals import paired_interval
 from slm.records import Evaluation, Run
-from slm.registry import gate
+from slm.registry import gate, judging
+from slm.tracking.server import connect, default_uri
 
 LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
 STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
@@ -45,22 +47,22 @@ def simulated(
 
 
 def test_equal_models_are_hardly_ever_promoted() -> None:
-    highs = [gate.paired_interval(*simulated(seed), resamples=2000)[2] for seed in range(200)]
+    highs = [paired_interval(*simulated(seed), resamples=2000)[2] for seed in range(200)]
     assert sum(high < 0 for high in highs) <= 10  # 5 %
 
 
 def test_a_better_model_is_nearly_always_promoted() -> None:
-    highs = [gate.paired_interval(*simulated(s, gain=0.015), resamples=2000)[2] for s in range(100)]
+    highs = [paired_interval(*simulated(s, gain=0.015), resamples=2000)[2] for s in range(100)]
     assert sum(high < 0 for high in highs) >= 95
 
 
 def test_the_interval_holds_the_difference_in_bits_a_byte() -> None:
     challenger, champion, sizes = simulated(1, gain=0.05)
-    difference, low, high = gate.paired_interval(challenger, champion, sizes)
+    difference, low, high = paired_interval(challenger, champion, sizes)
     assert difference == pytest.approx((challenger - champion).sum() / np.log(2) / sizes.sum())
     assert low < difference < high
-    assert gate.paired_interval(challenger, champion, sizes) == (difference, low, high)
-    assert gate.paired_interval(champion, champion, sizes) == (0, 0, 0)
+    assert paired_interval(challenger, champion, sizes) == (difference, low, high)
+    assert paired_interval(champion, champion, sizes) == (0, 0, 0)
 
 
 # ---- promotion --------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ def add_version(root: Path, key: str, trained: int) -> Run:
 
 
 def server(root: Path) -> "registry.MlflowClient":
-    return tracking.connect(tracking.default_uri(root))
+    return connect(default_uri(root))
 
 
 def aliases(root: Path) -> dict[str, str]:
@@ -98,7 +100,7 @@ def audit(root: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def promote(root: Path, version: str = "@challenger", **options: object) -> gate.Verdict:
+def promote(root: Path, version: str = "@challenger", **options: object) -> judging.Verdict:
     return gate.promote(f"models:/slm{version}", root=root, thresholds=LENIENT, **options)
 
 
@@ -135,7 +137,7 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     assert (verdict.decision, verdict.difference) == ("refused", 0)
     assert aliases(root) == {"champion": "1", "challenger": "2"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "generate", lambda *_, **__: pytest.fail("it was judged again"))
+        patch.setattr(judging, "generate", lambda *_, **__: pytest.fail("it was judged again"))
         assert promote(root) == verdict
 
     forced = promote(root, force="fresher data")

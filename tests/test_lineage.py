@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from run_folders import empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
 
-from slm import provenance, registry, tracking
+from slm import provenance, registry
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluate import evaluate
@@ -20,6 +20,7 @@ from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
 from slm.registry import versions
 from slm.report.lineage_picture import lineage_svg
+from slm.tracking.server import connect, default_uri
 
 CHAIN = [
     "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",
@@ -169,7 +170,7 @@ def test_a_version_ends_the_chain(run: Path) -> None:
 def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> None:
     register(run)
     root = run.parents[1]
-    client = tracking.connect(tracking.default_uri(root))
+    client = connect(default_uri(root))
     client.set_model_version_tag("slm", "1", "slm.shards_key", "0" * 64)
     link = versions.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
@@ -186,7 +187,7 @@ def test_a_registry_that_cannot_be_asked_is_an_error(monkeypatch: pytest.MonkeyP
         def search_model_versions(self) -> None:
             raise MlflowException("connection refused at http://me:secret@host/\nmore")
 
-    monkeypatch.setattr(tracking, "connect", lambda uri: Down())
+    monkeypatch.setattr(versions, "connect", lambda uri: Down())
     with pytest.raises(SlmError, match=r"cannot be asked: connection refused at http://host/$"):
         versions.list_versions(uri="http://host")
 
@@ -194,7 +195,7 @@ def test_a_registry_that_cannot_be_asked_is_an_error(monkeypatch: pytest.MonkeyP
 def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:
     register(run)
     root = run.parents[1]
-    client = tracking.connect(tracking.default_uri(root))
+    client = connect(default_uri(root))
     client.set_model_version_tag("slm", "1", "slm.run", "../../elsewhere")
     with pytest.raises(UserError, match="not the name of anything"):
         versions.version_run("models:/slm/1", root)

@@ -28,8 +28,9 @@ from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Evaluation, Run, Version
-from slm.registry import gate, packing
+from slm.registry import judging, packing
 from slm.sample import generate
+from slm.tracking.server import as_default, connect, default_uri
 
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
 
@@ -53,7 +54,7 @@ def registered(root: Path, key: str = "ab" * 32, trained: int = 0) -> Version:
 
 
 def client(root: Path) -> "registry.MlflowClient":
-    return tracking.connect(tracking.default_uri(root))
+    return connect(default_uri(root))
 
 
 def aliases(root: Path) -> dict[str, str]:
@@ -69,7 +70,7 @@ def test_a_version_carries_its_whole_chain(root: Path) -> None:
     version = registry.register(CONFIG, run, evaluation, add_report(run), root=root)
     assert (version.model, version.version, version.aliases) == ("slm", "1", ["challenger"])
     tags = client(root).get_model_version("slm", "1").tags
-    assert {f"slm.{link}" for link in gate.LINEAGE} <= set(tags)
+    assert {f"slm.{link}" for link in judging.LINEAGE} <= set(tags)
     assert tags["slm.dataset"] == "stories"
     assert tags["slm.dataset_revision"] == "r1"
     assert tags["slm.code_commit"] == "c" * 40
@@ -160,7 +161,7 @@ def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
     import mlflow
 
     prompts, settings = ["One day", "Tom"], {"max_new_tokens": 12, "seed": 3}
-    with tracking.as_default(client(root)):
+    with as_default(client(root)):
         served = mlflow.pyfunc.load_model("models:/slm@challenger")
     model, tokenizer = load_model(run.checkpoint("best"))
     samples = generate(model, tokenizer, prompts, temperature=0.8, top_k=50, **settings)
@@ -222,7 +223,7 @@ def test_versions_of_unlike_code_work_side_by_side(
     registered(root, key="cd" * 32, trained=3)
     import mlflow
 
-    with tracking.as_default(client(root)):
+    with as_default(client(root)):
         second = mlflow.pyfunc.load_model("models:/slm/2")
         first = mlflow.pyfunc.load_model("models:/slm/1")
     assert second.predict(["One day"]) == ["changed"]
@@ -281,5 +282,5 @@ def test_a_real_run_is_mirrored_registered_and_served(
     version = registry.register(config, run, evaluation, None, root=root)
     assert version.run_id == run_id
     tags = client(root).get_model_version("slm", version.version).tags
-    assert {f"slm.{link}" for link in gate.LINEAGE} <= set(tags)
+    assert {f"slm.{link}" for link in judging.LINEAGE} <= set(tags)
     assert registry.resolve("models:/slm@challenger", root) == run.checkpoint("best")

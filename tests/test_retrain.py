@@ -170,7 +170,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
     assert chain["parent"].value == f"models:/slm/1, of {before.name}"
     assert chain["parent"].state == "unchanged"
     assert "parent" in chain["run"].made_from
-    tags = registry.tracking.connect(registry.tracking.default_uri(root)).get_model_version(
+    tags = registry.connect(registry.default_uri(root)).get_model_version(
         "slm", "2"
     ).tags  # fmt: skip
     assert tags["slm.retrain"] == "continue"
@@ -218,7 +218,7 @@ def test_a_continued_training_that_is_killed_ends_in_the_same_bits(
     folder: Path, root: Path
 ) -> None:
     run = continuing(folder, root)
-    command = [sys.executable, "-m", "slm.launch", str(run)]
+    command = [sys.executable, "-m", "slm.trainer", str(run)]
     kill = {**os.environ, "SLM_FAULT": "train.step:5:kill"}
     assert subprocess.run(command, env=kill).returncode == -signal.SIGKILL
     assert subprocess.run(command).returncode == 0

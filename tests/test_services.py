@@ -367,7 +367,7 @@ def known_and_retried(
     happens(stack, flow_run)
     assert wait_for(lambda: stack.ended(flow_run)) == state
     seconds = time.monotonic() - began
-    wait_for(lambda: not stack.processes("slm.launch"), seconds=30)  # no trainer is left over
+    wait_for(lambda: not stack.processes("slm.trainer"), seconds=30)  # no trainer is left over
     alone = time.monotonic() - began - seconds
     name = name or happens.__name__
     print(f"\n{name:<16} {state.value:<10} after {seconds:.1f} s, trainer {alone:+.1f} s")

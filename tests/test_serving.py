@@ -22,11 +22,12 @@ from run_folders import (
 )
 from servers import free_port, running
 
-from slm import registry, tracking
+from slm import registry
 from slm.checkpoint import load_model
 from slm.config import RegistryConfig
 from slm.registry import gate
 from slm.sample import generate
+from slm.tracking.server import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 
@@ -80,7 +81,7 @@ def python(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(champion: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "MLFLOW_TRACKING_URI": tracking.default_uri(champion.parents[3]),
+        "MLFLOW_TRACKING_URI": default_uri(champion.parents[3]),
     }
 
 

@@ -28,6 +28,7 @@ from slm import storage, tracking
 from slm.config import RegistryConfig
 from slm.errors import SlmError, UserError
 from slm.tracking import system
+from slm.tracking.server import connect, tracking_uri
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def points(root: Path, run_id: str, key: str) -> list[tuple[int, float, int]]:
-    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    client = connect(tracking_uri(CONFIG, root))
     return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)]
 
 
@@ -46,7 +47,7 @@ def expected(first: int = 1, last: int = 60) -> list[tuple[int, float, int]]:
 
 
 def status(root: Path, run_id: str) -> str:
-    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    client = connect(tracking_uri(CONFIG, root))
     return str(client.get_run(run_id).info.status)
 
 
@@ -54,12 +55,12 @@ def test_the_server_is_the_configs_then_the_environments_then_a_file_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.tracking_uri(CONFIG, tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert tracking_uri(CONFIG, tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri(CONFIG, tmp_path) == "http://127.0.0.1:5000"
+    assert tracking_uri(CONFIG, tmp_path) == "http://127.0.0.1:5000"
     registry = RegistryConfig(tracking_uri="http://127.0.0.1:6000")
     config = CONFIG.model_copy(update={"registry": registry})
-    assert tracking.tracking_uri(config, tmp_path) == "http://127.0.0.1:6000"
+    assert tracking_uri(config, tmp_path) == "http://127.0.0.1:6000"
 
 
 def test_a_finished_run_is_mirrored_whole(root: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_finished_run_is_mirrored_whole(root: Path) -> None:
     finish_run(path)
     run_id = tracking.sync(path)
 
-    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    client = connect(tracking_uri(CONFIG, root))
     run = client.get_run(run_id)
     assert points(root, run_id, "train_loss") == expected()
     assert [step for step, _, _ in points(root, run_id, "val_bpb")] == [10, 20, 30, 40, 50, 60]
@@ -199,7 +200,7 @@ def test_a_sync_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
         killed = killed_after(calls, CALLS, lambda path=path: tracking.sync(path))
 
         run_id = tracking.sync(path)
-        client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+        client = connect(tracking_uri(CONFIG, root))
         run = client.get_run(run_id)
         assert len(client.search_runs([run.info.experiment_id])) == 1
         assert points(root, run_id, "train_loss") == expected()
@@ -227,7 +228,7 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
     assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
     assert (artifacts / "evaluation" / "evaluation.json").exists()
-    client = tracking.connect(tracking.tracking_uri(CONFIG, root))
+    client = connect(tracking_uri(CONFIG, root))
     note = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert "**0.2500 bits a byte**" in note
     assert f"slm lineage {run.name}" in note
@@ -416,10 +417,10 @@ def test_a_store_is_copied_before_mlflow_changes_its_tables(tmp_path: Path) -> N
     engine.dispose()
     before = file.read_bytes()
 
-    tracking.connect(uri).create_experiment("later")
+    connect(uri).create_experiment("later")
     copy = tmp_path / f"mlflow.db.before-{head.down_revision}"
     assert copy.read_bytes() == before
-    assert tracking.connect(uri).get_experiment_by_name("later") is not None
+    assert connect(uri).get_experiment_by_name("later") is not None
     left = {path.name for path in tmp_path.glob("mlflow.db*")}
     assert left == {"mlflow.db", "mlflow.db.lock", copy.name}
 
@@ -437,7 +438,7 @@ def test_a_store_whose_making_was_cut_short_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr("slm.tracking.store._migrate", killed)
         with pytest.raises(KeyboardInterrupt):
-            tracking.connect(f"sqlite:///{file}")
+            connect(f"sqlite:///{file}")
     assert not file.exists()
-    client = tracking.connect(f"sqlite:///{file}")
+    client = connect(f"sqlite:///{file}")
     assert client.create_experiment("after") == client.get_experiment_by_name("after").experiment_id

@@ -21,6 +21,7 @@ from slm import registry, tracking
 from slm.config import RegistryConfig
 from slm.registry import gate
 from slm.registry.versions import list_versions, version_lineage
+from slm.tracking.server import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -57,7 +58,7 @@ def test_killed_mid_sync_it_goes_on_and_ends_with_a_champion(uri: str, tmp_path:
     write_journal(path, step_events(1, LAST))
     for calls in (1, 2, 2):
         assert killed_after(calls, SENDING, lambda: tracking.sync(path))
-    server = tracking.connect(uri)
+    server = connect(uri)
     run_id = tracking.sync(path)
     assert server.get_run(run_id).info.status == "KILLED"  # its training ended without a record
 

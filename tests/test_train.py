@@ -159,7 +159,7 @@ def test_a_signal_ends_the_child_with_its_state_saved(
     run = launch.prepare(long, shards, root=root)
     environment = launch.child_environment(long)
     child = subprocess.Popen(
-        [sys.executable, "-m", "slm.launch", str(run)], env=environment, stderr=subprocess.PIPE
+        [sys.executable, "-m", "slm.trainer", str(run)], env=environment, stderr=subprocess.PIPE
     )
     while not losses(run):
         time.sleep(0.05)
@@ -198,7 +198,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
 def test_two_trainers_on_one_run(config: PipelineConfig, shards: Shards, root: Path) -> None:
     long = changed(config, max_steps=100_000, seed=6)
     run = launch.prepare(long, shards, root=root)
-    first = subprocess.Popen([sys.executable, "-m", "slm.launch", str(run)])
+    first = subprocess.Popen([sys.executable, "-m", "slm.trainer", str(run)])
     try:
         while not losses(run):
             time.sleep(0.05)

@@ -24,6 +24,7 @@ from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Ver
 from slm.registry.packing import pack
 from slm.session import PARENT
 from slm.tracking.entities import find_source, public_uri
+from slm.tracking.server import as_default, connect, default_uri, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +41,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 # ---- registering ------------------------------------------------------------------------------
 
 
-@tracking.explained()
+@explained()
 def register(
     config: PipelineConfig,
     run: Run,
@@ -57,7 +58,7 @@ def register(
     Raises CorruptionError where the checkpoint is not the one that was evaluated.
     """
     root = root or data_root()
-    uri = tracking.tracking_uri(config, root)
+    uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
     chain = _chain(config, run, evaluation, report, checkpoint, root)
     fields = {"model": config.registry.model, "tracking_uri": public_uri(uri)}
@@ -68,7 +69,7 @@ def register(
         if aliases is not None:
             return known.model_copy(update={"aliases": aliases, "reused": True})
     run_id = tracking.sync(run.path, tracking_uri=uri)
-    client = tracking.connect(uri)
+    client = connect(uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         model = _logged_model(client, run_id, checkpoint, root)
         entry = _model_version(
@@ -175,7 +176,7 @@ def _aliases_in_store(uri: str, known: Version, weights_sha256: str) -> list[str
                 "SELECT alias FROM registered_model_aliases WHERE name = ? AND version = ?", where
             )
             return sorted(alias for (alias,) in rows)
-    client = tracking.connect(uri)
+    client = connect(uri)
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):
@@ -249,7 +250,7 @@ def _model_version(
                 if entry.tags.get(key) != value:
                     client.set_model_version_tag(name, entry.version, key, value)
             return entry
-    with tracking.as_default(client):
+    with as_default(client):
         return client.create_model_version(
             name,
             source=model.model_uri,
@@ -273,7 +274,7 @@ def _first_alias(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
 # ---- finding ----------------------------------------------------------------------------------
 
 
-@tracking.explained()
+@explained()
 def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
     """The folder of a model: `model.safetensors`, `config.json`, `tokenizer.tiktoken`.
 
@@ -286,7 +287,7 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
     """
     root = root or data_root()
     if text.startswith("models:"):
-        client = tracking.connect(uri or tracking.default_uri(root))
+        client = connect(uri or default_uri(root))
         return fetch_version(client, find_version(client, text), root)
     path = find_run(text, root)
     run = storage.read_record(path, Run, verify=False)
@@ -337,7 +338,7 @@ def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> 
         from mlflow.artifacts import download_artifacts
 
         source = f"models:/{entry.name}/{entry.version}"
-        with tracking.as_default(client):
+        with as_default(client):
             got = Path(download_artifacts(source, dst_path=str(staging / "all")))
         for file in MODEL_FILES:
             shutil.copy(got / "artifacts" / file, staging / file)

@@ -4,10 +4,11 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
-from slm import storage, tracking
+from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError
 from slm.registry import CHAMPION
+from slm.tracking.server import connect, explained, tracking_uri
 
 
 def champion_run(config: PipelineConfig, root: Path | None = None) -> Path | None:
@@ -17,7 +18,7 @@ def champion_run(config: PipelineConfig, root: Path | None = None) -> Path | Non
     nothing else. Our own SQLite store is read directly: mlflow takes two seconds to start.
     """
     root = root or data_root()
-    uri = tracking.tracking_uri(config, root)
+    uri = tracking_uri(config, root)
     name = config.registry.model
     with suppress(SlmError, OSError, sqlite3.Error):
         run = _in_sqlite(uri, name) if uri.startswith("sqlite:///") else _in_store(uri, name)
@@ -40,9 +41,9 @@ def _in_sqlite(uri: str, name: str) -> str | None:
     return str(found[0]) if found else None
 
 
-@tracking.explained()
+@explained()
 def _in_store(uri: str, name: str) -> str | None:
-    client = tracking.connect(uri)
+    client = connect(uri)
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from slm import storage, tracking
+from slm import storage
 from slm.checkpoint import MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
 from slm.records import Parent, Record, Shards, Source, Version
 from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version
-from slm.registry.gate import Verdict
+from slm.registry.judging import Verdict
 from slm.session import read_settings
+from slm.tracking.server import connect, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -43,7 +44,7 @@ def find_origin(config: PipelineConfig, alias: str, *, root: Path | None = None)
     Raises UserError where the version was not registered by slm.
     """
     root = root or data_root()
-    client = tracking.connect(tracking.tracking_uri(config, root))
+    client = connect(tracking_uri(config, root))
     name = config.registry.model
     models = {model.name: model for model in client.search_registered_models()}
     if name not in models or alias not in models[name].aliases:
@@ -91,7 +92,7 @@ def _record(parent: Path, key: str | None, kind: type[R]) -> R | None:
 def as_parent(name: str, config: PipelineConfig, *, root: Path | None = None) -> Parent:
     """A version as the model that a training goes on from; its files are fetched where need be."""
     root = root or data_root()
-    client = tracking.connect(tracking.tracking_uri(config, root))
+    client = connect(tracking_uri(config, root))
     entry = find_version(client, name)
     folder = fetch_version(client, entry, root)
     files = storage.describe_files(folder, [folder / file for file in MODEL_FILES])
@@ -109,7 +110,7 @@ def annotate(
     version: Version, config: PipelineConfig, tags: Mapping[str, str], *, root: Path | None = None
 ) -> None:
     """Sets tags, given without their prefix, on a version and on the MLflow run that made it."""
-    client = tracking.connect(tracking.tracking_uri(config, root or data_root()))
+    client = connect(tracking_uri(config, root or data_root()))
     for key, value in tags.items():
         client.set_model_version_tag(version.model, version.version, f"slm.{key}", value)
         client.set_tag(version.run_id, f"slm.{key}", value)

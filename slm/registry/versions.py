@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from slm import storage, tracking
+from slm import storage
 from slm.checkpoint import MODEL_FILES
 from slm.config import data_root
 from slm.errors import SlmError, UserError
 from slm.lineage import Lineage, Link, State, lineage
 from slm.registry import find_version
 from slm.tracking.entities import public_uri
+from slm.tracking.server import as_default, connect, default_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,10 +54,10 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[V
     Raises SlmError where the registry cannot be asked.
     """
     root = root or data_root()
-    uri = uri or tracking.default_uri(root)
+    uri = uri or default_uri(root)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []
-    client = tracking.connect(uri)
+    client = connect(uri)
     from mlflow.exceptions import MlflowException
 
     try:
@@ -95,7 +96,7 @@ def version_run(text: str, root: Path | None = None, *, uri: str | None = None) 
     Raises UserError where there is no such version, or slm did not register it.
     """
     root = root or data_root()
-    client = tracking.connect(uri or tracking.default_uri(root))
+    client = connect(uri or default_uri(root))
     return _run_folder(find_version(client, text), root)
 
 
@@ -114,7 +115,7 @@ def version_lineage(
     Where the run's folder is gone, the version's tags tell what it was.
     """
     root = root or data_root()
-    client = tracking.connect(uri or tracking.default_uri(root))
+    client = connect(uri or default_uri(root))
     entry = find_version(client, text)
     tags = _tags(entry)
     chain = lineage(_run_folder(entry, root), tags=tags, check=check)
@@ -155,7 +156,7 @@ def _stored_state(
     source = f"{name}/artifacts/{MODEL_FILES[0]}"
     with (
         TemporaryDirectory(dir=storage.make_folder(root / "mlflow")) as temporary,
-        tracking.as_default(client),
+        as_default(client),
         suppress(MlflowException, OSError),
     ):
         stored = storage.sha256_file(Path(download_artifacts(source, dst_path=temporary)))

@@ -16,19 +16,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.errors import SlmError, UserError
+from slm.errors import UserError
 from slm.journal import JOURNAL
 from slm.records import Checkpoint, Evaluation, Report, Run
 from slm.runs import is_training
-from slm.tracking import entities, store, system
+from slm.tracking import entities, system
+from slm.tracking.server import connect, experiment_id, explained, first_line, tracking_uri
 from slm.tracking.tail import Tail
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
@@ -40,100 +39,6 @@ FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
 HURRIED_FAREWELL = 1.0  # the same where it was interrupted: the machine may be taken away
 BATCH = 1000  # metrics in one request: MLflow's limit
 PARAMS = 100  # params in one request, likewise
-PATIENCE = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
-
-# ---- the server -------------------------------------------------------------------------------
-
-
-def tracking_uri(config: PipelineConfig, root: Path) -> str:
-    """The config's server, else MLFLOW_TRACKING_URI, else a SQLite file under the data folder."""
-    return config.registry.tracking_uri or default_uri(root)
-
-
-def default_uri(root: Path) -> str:
-    """The server where no config names one."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or store_uri(root)
-
-
-def store_uri(root: Path) -> str:
-    """The project's own store, under the data folder."""
-    return f"sqlite:///{(root / 'mlflow' / 'mlflow.db').resolve()}"
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client of the server that gives up within half a minute instead of four."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        store.prepare(Path(uri.removeprefix("sqlite:///")))
-    return MlflowClient(uri)
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turns what mlflow raises into one message, without passwords. Also a decorator."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
-            raise
-        raise SlmError(f"MLflow: {_first_line(error)}") from None  # its traceback has the address
-
-
-def _first_line(error: Exception) -> str:
-    return entities.public_uri(str(error)).partition("\n")[0][:300]
-
-
-@contextmanager
-def as_default(client: "MlflowClient") -> Iterator[None]:
-    """Makes a client's server the process's own: some of MLflow's calls look nowhere else."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(client.tracking_uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) -> str:
-    """The id of the experiment that holds all runs of the config's registered model."""
-    from mlflow.exceptions import MlflowException
-
-    name = config.registry.model
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        remote = urlsplit(client.tracking_uri).scheme in ("http", "https")
-        artifacts = None if remote else (root / "mlflow" / "artifacts").resolve().as_uri()
-        try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # else: GenAI's pages
-            return str(client.create_experiment(name, artifact_location=artifacts, tags=kind))
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise UserError(
-            f"the MLflow experiment {name!r} was deleted: restore it, or choose another name "
-            "with --set registry.model=…"
-        )
-    return str(found.experiment_id)
-
-
-# ---- a run folder and its MLflow run ----------------------------------------------------------
 
 
 @explained()
@@ -199,7 +104,7 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threa
             if failures == 1:
                 logger.warning(
                     "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
-                    _first_line(error),
+                    first_line(error),
                     run_path.name,
                 )
 

@@ -1,0 +1,113 @@
+"""The training process: `python -m slm.trainer RUN_DIR`, which `slm/launch.py` starts and watches.
+
+It answers by its exit code, and by one last line in its log that says why it ended.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from slm.errors import Interrupted, SlmError, TrainingError
+from slm.plan import PLAN, Plan, auto_threads
+from slm.session import read_settings
+from slm.tether import signal_when_parent_dies
+from slm.train import train
+
+logger = logging.getLogger(__name__)
+
+ENDED = re.compile(r"slm ended with (\d+): (.*)")
+PARENT_DIED = signal.SIGHUP
+
+
+def main(run: Path) -> int:
+    """Trains a run in this process; returns the exit code. The last line logged says why."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asked = install_signal_handlers()
+    die_with_parent()
+    try:
+        set_up_torch(run)
+        train(run, should_stop=lambda: bool(asked))
+    except SlmError as error:
+        return ended(error.exit_code, str(error))
+    except OSError as error:
+        logger.exception("cannot write")
+        return ended(TrainingError.exit_code, f"{error}: the last checkpoint of {run.name} stands")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return ended(TrainingError.exit_code, out_of_memory_message(run, error))
+    return 0
+
+
+def ended(code: int, words: str) -> int:
+    """Leaves why this process ends in a line that `ENDED` matches; returns the code."""
+    print(f"slm ended with {code}: {' '.join(words.split())}", file=sys.stderr)
+    return code
+
+
+def set_up_torch(run: Path) -> None:
+    """Threads, TF32, deterministic kernels, and the process group where there are several."""
+    config = read_settings(run)[0].train
+    threads = auto_threads() if config.threads == "auto" else config.threads
+    if (run / PLAN).is_file():  # the bits depend on the thread count: keep the run's own
+        threads = Plan.model_validate_json((run / PLAN).read_bytes()).threads
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    if on_gpu and config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def install_signal_handlers() -> list[int]:
+    """The first SIGTERM or SIGINT asks for a save after this step; a second one ends at once.
+
+    So does the parent's death, however often it is told: once for each thread that it had.
+    Returns the list that the signals are put into.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number != PARENT_DIED and set(asked) - {PARENT_DIED}:
+            os._exit(Interrupted.exit_code)
+        asked.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, PARENT_DIED):
+        signal.signal(number, handle)
+    return asked
+
+
+def die_with_parent() -> None:
+    """On Linux: a signal, so a graceful end, if our parent dies, even by SIGKILL."""
+    known = "RANK" not in os.environ and os.environ.get("SLM_PARENT")  # torchrun's is its agent
+    signal_when_parent_dies(PARENT_DIED, int(known or os.getppid()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def out_of_memory_message(run: Path, error: BaseException) -> str:
+    """What did not fit, and what would."""
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    plan = Plan.model_validate_json((run / PLAN).read_bytes()) if (run / PLAN).is_file() else None
+    rows = plan.micro_batch_size if plan else 0
+    remedy = f"try train.micro_batch_size={rows // 2}" if rows > 1 else "try a smaller model"
+    return f"out of memory ({first}): {remedy}; the last checkpoint of {run.name} stands"
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    logging.shutdown()
+    os._exit(code)  # all is saved; to take torch apart costs a second that may not be left
