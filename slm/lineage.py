@@ -156,10 +156,11 @@ class _Chain:
         name = source.dataset if source else tags.get("dataset", "unknown")
         revision = source.revision if source else tags.get("dataset_revision", "unknown")
         state, notes = self._dataset_state(source)
+        digest = revision if _DIGEST.fullmatch(revision) else None
         return Link(
             name="dataset",
-            value=f"{name}, {revision}",
-            digest=revision if _DIGEST.fullmatch(revision) else None,
+            value=name if digest else f"{name}, {revision}",
+            digest=digest,
             state=state,
             notes=notes,
             files=source.origin if source else {},
