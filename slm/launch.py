@@ -8,6 +8,7 @@ set in its environment. The child is `slm/trainer.py`.
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 LOG = "train.log"
 POLL_SECONDS = 0.1
+ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
 
 
@@ -302,9 +304,13 @@ def check_exit(code: int, run: Path, begin: int) -> None:
 
 
 def last_words(log: Path, begin: int) -> str:
-    """The line that says why the child ended: its own, else the last one that it left."""
+    """The line that says why the child ended: its own, else the first error, else the last."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     own = [line for line in lines if ENDED.fullmatch(line)]
-    return next((line for line in [*own[:1], *reversed(lines)] if line), f"no message in {log}")
+    errors = [line for line in lines if ERROR.search(line)]
+    return next(
+        (line for line in [*own[:1], *errors[:1], *reversed(lines)] if line),
+        f"no message in {log}",
+    )

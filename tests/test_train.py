@@ -313,3 +313,18 @@ def test_two_processes_train_on_the_same_rows(
     assert pair.level == "E"
     for (_, one), (_, two) in zip(losses(alone.path), losses(pair.path), strict=True):
         assert float.fromhex(one) == pytest.approx(float.fromhex(two), rel=1e-4)
+
+
+def test_the_first_error_is_what_ended_it(tmp_path: Path) -> None:
+    """torchrun's own words, which come after it, say nothing of the cause."""
+    log = tmp_path / "train.log"
+    log.write_text(
+        "RuntimeError: of an earlier start\n"
+        "[rank1]: RuntimeError: CUDA error: an assert\n"
+        "[rank0]: RuntimeError: Connection closed by peer\n"
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
+        "============\n"
+    )
+    assert launch.last_words(log, 34) == "[rank1]: RuntimeError: CUDA error: an assert"
+    log.write_text("starting\n============\n")
+    assert launch.last_words(log, 0) == "============"
