@@ -107,7 +107,8 @@ def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict
     answer = wait(
         wait_for_input=Approval.with_initial_data(description=question),
         timeout=round(config.retrain.approval_hours * 3600),
-        key=f"{verdict.version}-after-{verdict.champion or 0}",  # an answer is to this question alone
+        # An answer is to this question alone.
+        key=f"{verdict.version}-after-{verdict.champion or 0}",
     )
     return slm.registry.gate.answered(
         verdict, approved=answer.approve, who=answer.who, comment=answer.comment
