@@ -321,7 +321,7 @@ def test_what_happens_is_known_and_a_retry_gives_the_same_bits(
     happens: Callable[[Stack, UUID], None],
     state: StateType,
 ) -> None:
-    known_and_retried(stack, uninterrupted, happens, state)
+    assert_known_and_retried(stack, uninterrupted, happens, state)
 
 
 @pytest.mark.slow
@@ -348,10 +348,12 @@ def test_whatever_the_grace_a_retry_gives_the_same_bits(
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    known_and_retried(stack, uninterrupted, happens, state, f"{asks.__name__}, {grace:.0f} s")
+    assert_known_and_retried(
+        stack, uninterrupted, happens, state, f"{asks.__name__}, {grace:.0f} s"
+    )
 
 
-def known_and_retried(
+def assert_known_and_retried(
     stack: Stack,
     uninterrupted: str,
     happens: Callable[[Stack, UUID], None],

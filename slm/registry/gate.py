@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-
 AUDIT = "audit.jsonl"
 ROLLED_BACK = "rolled back"
 
