@@ -40,7 +40,7 @@ from slm.shards import documents, encode, read_shards, read_tokens
 from slm.tokenizer import Tokenizer
 
 RECIPE = "tinystories-sample"
-PEERS = ("transformers bf16", "notebook")
+PEERS = ("transformers float32", "transformers bf16", "notebook")
 SCORED = 64  # held-out documents a point of a curve: the recipe's evaluate_documents
 REPORT_EVERY = 30.0  # seconds of a peer's training between two points
 WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-steps, run elsewhere
@@ -191,7 +191,12 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "slm"
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colours = {"slm": "tab:blue", "transformers bf16": "tab:orange", "notebook": "tab:red"}
+    colours = {
+        "slm": "tab:blue",
+        "transformers float32": "tab:green",
+        "transformers bf16": "tab:orange",
+        "notebook": "tab:red",
+    }
     labelled: set[str] = set()
     for name, curve in curves.items():
         family = name.partition(",")[0]
