@@ -74,6 +74,28 @@ def test_samples_are_graded_and_the_key_appears_nowhere(monkeypatch: pytest.Monk
     assert opinion.grades[0].comment == "fine, …"
 
 
+def test_white_space_around_the_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, " sk-secret\n")
+    with serving(saying(GOOD)) as (address, asked):
+        opinion = ask_judge(SAMPLES[:1], settings(address))
+    assert asked[0]["key"] == "Bearer sk-secret"
+    assert "sk-secret" not in repr(opinion)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-secret sk", "sk-secret\u00e9"])
+def test_what_no_header_may_hold_is_not_sent_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(KEY, key)
+    with serving(saying(GOOD)) as (address, asked):
+        opinion = ask_judge(SAMPLES, settings(address))
+    assert asked == []
+    assert opinion is not None
+    assert opinion.means == {}
+    assert "nothing was asked" in opinion.grades[0].comment
+    assert "secret" not in repr(opinion)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -84,6 +106,8 @@ def test_samples_are_graded_and_the_key_appears_nowhere(monkeypatch: pytest.Monk
         ('{"grammar": [], "creativity": 5, "consistency": 5}', "no grade"),
         ('{"grammar": 5}', "no grade"),
         ("[" * 60_000, "no grade"),
+        ('{"a":' + "[" * 30_000 + "}", "no grade: RecursionError"),
+        ('{"grammar": 1' + "0" * 400 + "}", "no grade: OverflowError"),
     ],
 )
 def test_what_is_no_grade_is_told_and_asked_three_times_at_most(content: str, why: str) -> None:
