@@ -15,6 +15,7 @@ is kept of them. Nothing is ever unpickled.
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +51,12 @@ MODEL_FILES = (MODEL, CONFIG, TOKENIZER)  # what sampling, or a training that go
 
 def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
+
+
+def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
+    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 class CheckpointWriter:
@@ -175,10 +182,8 @@ def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint |
 
     One that is corrupt is moved aside.
     """
-    for path in sorted(folder.glob("step_[0-9]*"), reverse=True):
-        if path.suffix or int(path.name.removeprefix("step_")) >= before:  # .tmp, .corrupt-…
-            continue
-        if record := _valid(path):
+    for step, path in reversed(checkpoint_folders(folder)):
+        if step < before and (record := _valid(path)):
             return record
     return None
 
@@ -218,8 +223,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def prune(folder: Path, keep: int, protected: set[str]) -> None:
     """Removes all but the newest `keep` checkpoints and the protected ones."""
-    paths = sorted(path for path in folder.glob("step_[0-9]*") if not path.suffix)
-    for path in paths[:-keep]:
+    for _, path in checkpoint_folders(folder)[:-keep]:
         if path.name not in protected:
             fault_point("checkpoint.prune")
             discard(path)

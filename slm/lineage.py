@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slm import provenance, storage
-from slm.checkpoint import CONFIG
+from slm.checkpoint import CONFIG, checkpoint_folders
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
@@ -125,9 +125,9 @@ class _Chain:
             return self.evaluated.record.checkpoint
         if self.trained.record:
             return self.trained.record.best
-        newest = max((p.parent.name for p in self.run.glob("checkpoints/step_*/record.json")),
-                     default="none")  # fmt: skip
-        return self.tags.get("checkpoint", newest)
+        folders = checkpoint_folders(self.run / "checkpoints")
+        done = [path.name for _, path in folders if (path / storage.RECORD).is_file()]
+        return self.tags.get("checkpoint", done[-1] if done else "none")
 
     def _folder(self, kind: str, key: str | None) -> Path:
         short = (key or "unknown")[:12]

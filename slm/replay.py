@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from slm.checkpoint import MODEL, OPTIMIZER
+from slm.checkpoint import MODEL, OPTIMIZER, checkpoint_folders
 from slm.errors import CorruptionError, UserError
 from slm.journal import read_journal
 from slm.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
@@ -115,9 +115,7 @@ def _plan(run: Path) -> Plan:
 def _checkpoints(run: Path) -> dict[int, Checkpoint]:
     """The valid checkpoints of a run by their steps. A damaged one is not used, and not touched."""
     found = {}
-    for path in (run / "checkpoints").glob("step_[0-9]*"):
-        if path.suffix:  # .tmp, .corrupt-…
-            continue
+    for _, path in checkpoint_folders(run / "checkpoints"):
         try:
             record = read_record(path, Checkpoint)
         except CorruptionError:

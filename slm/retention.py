@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage
-from slm.checkpoint import CONFIG
+from slm.checkpoint import CONFIG, checkpoint_folders
 from slm.errors import CorruptionError, SlmError
 from slm.records import Checkpoint, Run, Shards, Source
 from slm.registry import REGISTERED
@@ -131,7 +131,7 @@ class _Survey:
         if is_training(run):
             return "in training"
         record = _record(run, Run)
-        if record is None and any((run / "checkpoints").glob("step_*/record.json")):
+        if record is None and checkpoint_folders(run / "checkpoints"):
             return "unfinished: it may go on"
         if record is None and (run / storage.RECORD).exists():
             return "its record cannot be read"
@@ -149,8 +149,8 @@ class _Survey:
         needed = {record.best, record.last, _evaluated(run)}
         if not all(_is_whole(run / "checkpoints" / name) for name in (record.best, record.last)):
             return  # the others may be all that is left of it
-        for folder in _folders(run / "checkpoints"):
-            if folder.name not in needed and re.fullmatch(r"step_\d+", folder.name):
+        for _, folder in checkpoint_folders(run / "checkpoints"):
+            if folder.name not in needed:
                 self._sort(folder, "neither the best nor the last of a finished run", keep="")
 
     def _data(self, kind: str, record: type[Shards] | type[Source], needed: set[str]) -> set[str]:

@@ -178,6 +178,20 @@ def test_one_that_is_pruned_while_it_is_looked_at_is_no_error(
     assert found.step == 1
 
 
+def test_they_are_in_the_order_of_their_steps_past_a_million(
+    writer: CheckpointWriter, model: GPT
+) -> None:
+    for step in (999_900, 1_000_000, 1_000_100):
+        save(writer, model, step)
+    shutil.copytree(writer.folder / "step_1000000", writer.folder / "step_1000000_backup")
+    found = latest_checkpoint(writer.folder)
+    assert found is not None
+    assert found.step == 1_000_100
+    prune(writer.folder, 1, set())
+    left = sorted(path.name for path in writer.folder.iterdir())
+    assert left == ["step_1000000_backup", "step_1000100"]
+
+
 # ---- old ones ---------------------------------------------------------------------------------
 
 
