@@ -102,14 +102,20 @@ class Journal:
                 "step %s made again has %s %r, it was %r: another machine, thread count or torch?",
                 fields["step"], checked, fields[checked], known[checked],
             )  # fmt: skip
-            self._forget(fields["step"])
+            self._forget(event, fields["step"])
         line = {"event": event, "time": time.time(), **fields}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
-    def _forget(self, step: int) -> None:
-        """Drops what the journal has from a step on."""
-        kept = [e for e in read_journal(self.path.parent) if (e.get("step") or 0) < step]
+    def _forget(self, event: str, step: int) -> None:
+        """Drops what the journal has from an event of a step on."""
+        kept = [
+            e
+            for e in read_journal(self.path.parent)
+            if (e.get("step") or 0) < step
+            # The line of the step itself comes before its evaluation, and repeated exactly.
+            or (event != "step" and e["event"] == "step" and e["step"] == step)
+        ]
         self._file.close()
         write_file(self.path, "".join(json.dumps(e) + "\n" for e in kept))
         self._known = {(e["event"], e.get("step")): e for e in kept}

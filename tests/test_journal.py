@@ -61,6 +61,20 @@ def test_another_loss_is_said_once_and_replaces_what_followed(
     assert caplog.text.count("another machine") == 1
 
 
+def test_another_evaluation_leaves_the_line_of_its_step(tmp_path: Path) -> None:
+    def train(val_loss: float) -> None:
+        with Journal(tmp_path) as journal:
+            for step in range(1, 5):
+                journal.write("step", step=step, train_loss=1 / step)
+                journal.write("evaluate", step=step, val_loss=val_loss if step == 3 else 1.0)
+
+    train(2.0)
+    train(2.5)
+    assert steps(tmp_path) == [(i, 1 / i) for i in range(1, 5)]
+    scores = [e["val_loss"] for e in read_journal(tmp_path) if e["event"] == "evaluate"]
+    assert scores == [1.0, 1.0, 2.5, 1.0]
+
+
 @pytest.mark.parametrize("fault", ["write:1:kill", "fsync:1:kill", "rename:1:kill"])
 def test_a_kill_while_it_is_cut_back_loses_nothing(tmp_path: Path, fault: str) -> None:
     write(tmp_path, 1, 5)
