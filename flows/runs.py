@@ -130,7 +130,7 @@ def judge(config: PipelineConfig, version: Version, display: Display) -> Verdict
     uri = slm.tracking.server.tracking_uri(config, data_root())
     with display.progress("judge") as progress:
         name = f"models:/{version.model}/{version.version}"
-        return slm.registry.gate.judge(name, uri=uri, progress=progress)
+        return slm.registry.gate.judge(name, uri=uri, thresholds=config.registry, progress=progress)
 
 
 def promote(
@@ -150,7 +150,9 @@ def promote(
         if verdict:
             slm.registry.gate.carry_out(verdict, uri=uri)
         else:
-            verdict = slm.registry.gate.promote(name, uri=uri, progress=progress)
+            verdict = slm.registry.gate.promote(
+                name, uri=uri, thresholds=config.registry, progress=progress
+            )
     seconds = display.seconds["promote"] = round(time.monotonic() - started, 3)
     display.write(f"promote   {verdict.decision} {name}: {verdict.reason}   {seconds:.1f} s")
     return verdict

@@ -17,6 +17,8 @@ from run_folders import (
     write_journal,
 )
 
+from flows import runs
+from flows.display import Display
 from slm import registry
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
@@ -145,6 +147,31 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     assert aliases(root) == {"champion": "2"}
     assert server(root).get_model_version("slm", "2").tags["slm.decision"] == "promoted (forced)"
     assert [line["forced"] for line in audit(root)] == [None, None, "fresher data"]
+
+
+def test_other_settings_of_the_gate_judge_a_version_again(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    assert gate.promote("models:/slm/1", root=root, thresholds=STRICT).decision == "refused"
+    verdict = promote(root, "/1")
+    assert verdict.decision == "promoted"
+    assert verdict.limits["max_degenerate"] == 1
+    assert aliases(root) == {"champion": "1"}
+
+
+def test_a_flow_judges_by_the_settings_that_it_was_given(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_DATA", str(root))
+    run = trained_run(root, "aa", 0)
+    version = registry.register(CONFIG, run, add_evaluation(run), None, root=root)
+    for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
+        config = CONFIG.model_copy(update={"registry": registry_config})
+        for found in (
+            runs.judge(config, version, Display(print)),
+            runs.promote(config, version, Display(print)),
+        ):
+            assert found is not None
+            assert found.decision == decision
 
 
 def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:

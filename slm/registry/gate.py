@@ -5,7 +5,7 @@ shards. What counts is the difference in bits per byte with its interval, from a
 documents; samples that are broken or copied veto, and so does a gap in the lineage. The verdict is
 written into an audit log and on the version, and only then the alias moves, so a process that is
 killed between two calls is made up for by asking again. A version that has its verdict is not
-measured again until the champion is another one.
+measured again until the champion or the gate's settings are others.
 """
 
 import json
@@ -19,7 +19,7 @@ from slm.errors import UserError
 from slm.evaluate.intervals import PAIRED_RESAMPLES
 from slm.records import Progress, silent
 from slm.registry import CHALLENGER, CHAMPION, find_version
-from slm.registry.judging import Verdict, judged
+from slm.registry.judging import Verdict, gate_settings, judged
 from slm.tracking.server import connect, default_uri, explained
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def promote(
 
     Args:
         version: `models:/NAME@challenger` or `models:/NAME/VERSION`.
-        thresholds: None: those of the run's own config.
+        thresholds: what it must show; a verdict by others does not stand. None: any verdict stands,
+            and where there is none, those of the run's own config hold.
         force: a reason to promote whatever the gate finds; it is recorded.
 
     Raises:
@@ -61,7 +62,7 @@ def promote(
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         entry = find_version(client, version)
         champion = _champion(client, entry.name)
-        verdict = _standing(entry, champion, force)
+        verdict = _standing(entry, champion, thresholds, force)
         if verdict is None:
             verdict = judged(client, entry, champion, root, thresholds, force, progress)
             _announce(client, verdict, root)
@@ -84,7 +85,7 @@ def judge(
     client = connect(uri or default_uri(root))
     entry = find_version(client, version)
     champion = _champion(client, entry.name)
-    standing = _standing(entry, champion, None)
+    standing = _standing(entry, champion, thresholds)
     return standing or judged(client, entry, champion, root, thresholds, None, progress)
 
 
@@ -103,7 +104,7 @@ def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = N
         now = str(champion.version) if champion else None
         if now not in (verdict.champion, verdict.version):
             raise UserError(f"the champion is version {now} by now: `slm promote {name}` again")
-        if verdict.approval or _standing(entry, champion, None) is None:
+        if _standing(entry, champion, None) != verdict:
             _announce(client, verdict, root)
         if verdict.decision == "promoted":
             _crown(client, verdict.model, verdict.version)
@@ -141,9 +142,15 @@ def rollback(model: str, *, root: Path | None = None, uri: str | None = None) ->
 
 
 def _standing(
-    entry: "ModelVersion", champion: "ModelVersion | None", force: str | None
+    entry: "ModelVersion",
+    champion: "ModelVersion | None",
+    thresholds: RegistryConfig | None,
+    force: str | None = None,
 ) -> Verdict | None:
-    """The verdict that a version has, where it still holds; None where it is to be judged."""
+    """The verdict that a version has, where it still holds; None where it is to be judged.
+
+    A person's word holds whatever the gate's settings are by now.
+    """
     if "slm.verdict" not in entry.tags:
         return None
     verdict = Verdict.model_validate_json(entry.tags["slm.verdict"])
@@ -155,7 +162,8 @@ def _standing(
     if entry.tags.get("slm.decision") == ROLLED_BACK:
         reason = "it was rolled back; --force REASON makes it champion again"
         return verdict.model_copy(update={"decision": "refused", "reason": reason})
-    return verdict if verdict.champion == rival else None
+    same = thresholds is None or verdict.limits == gate_settings(thresholds)
+    return verdict if verdict.champion == rival and (same or verdict.approval) else None
 
 
 # ---- writing it down --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from slm import storage
 from slm.checkpoint import MODEL_FILES, load_model
@@ -66,11 +66,17 @@ class Verdict(BaseModel):
     low: float | None = None  # the 95 % interval of the difference
     high: float | None = None
     margin: float
+    limits: dict[str, float] = Field(default_factory=dict)  # the gate's settings, by their names
     documents: int
     documents_sha256: str
     vetoes: list[str]
     approval: str | None = None  # who said yes or no before the alias moved, and why
     reason: str
+
+
+def gate_settings(config: RegistryConfig) -> dict[str, float]:
+    """What the gate goes by; the rest says where the registry is."""
+    return config.model_dump(exclude={"model", "tracking_uri"})
 
 
 def judged(
@@ -121,6 +127,7 @@ def judged(
         forced=force,
         val_bpb=bpb,
         margin=limits.margin,
+        limits=gate_settings(limits),
         documents=len(texts),
         documents_sha256=storage.sha256_bytes(storage.canonical_json(texts)),
         vetoes=against,
