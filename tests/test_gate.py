@@ -127,6 +127,10 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
     assert promote(root, "/2").reason.startswith("it was rolled back")
     assert aliases(root) == {"champion": "1"}
+    server(root).delete_registered_model_alias("slm", "champion")
+    gate.carry_out(gate.judge("models:/slm/2", root=root), root=root)  # refuses whoever is champion
+    assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
+    server(root).set_registered_model_alias("slm", "champion", "1")
     with pytest.raises(UserError, match="followed no other champion"):
         gate.rollback("slm", root=root)
 

@@ -93,7 +93,8 @@ def judge(
 def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = None) -> None:
     """Does what a verdict of `judge` says, after a person has seen it: see `answered`.
 
-    Raises UserError where the champion has changed since: the verdict says nothing of the new one.
+    Raises UserError where it promotes and the champion has changed since: it says nothing of the
+    new one.
     """
     root = root or data_root()
     client = connect(uri or default_uri(root))
@@ -102,11 +103,12 @@ def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = N
         entry = find_version(client, name)
         champion = _champion(client, verdict.model)
         now = str(champion.version) if champion else None
-        if now not in (verdict.champion, verdict.version):
+        promoted = verdict.decision == "promoted"
+        if promoted and now not in (verdict.champion, verdict.version):
             raise UserError(f"the champion is version {now} by now: `slm promote {name}` again")
         if _standing(entry, champion, None) != verdict:
             _announce(client, verdict, root)
-        if verdict.decision == "promoted":
+        if promoted:
             _crown(client, verdict.model, verdict.version)
 
 
