@@ -148,7 +148,7 @@ def promote(
     uri = slm.tracking.server.tracking_uri(config, data_root())
     with display.progress("promote") as progress:
         if verdict:
-            slm.registry.gate.carry_out(verdict, uri=uri)
+            verdict = slm.registry.gate.carry_out(verdict, uri=uri)
         else:
             verdict = slm.registry.gate.promote(
                 name, uri=uri, thresholds=config.registry, progress=progress

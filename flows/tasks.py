@@ -127,6 +127,6 @@ def promote(
     `verdict`: that of `judge`, after a person was asked.
     """
     found = runs.promote(config, version, current(), verdict)
-    if found:
+    if found and not found.reused:
         events.judged(found)
     return found

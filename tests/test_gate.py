@@ -106,6 +106,11 @@ def promote(root: Path, version: str = "@challenger", **options: object) -> judg
     return gate.promote(f"models:/slm{version}", root=root, thresholds=LENIENT, **options)
 
 
+def as_reused(verdict: judging.Verdict) -> judging.Verdict:
+    assert not verdict.reused
+    return verdict.model_copy(update={"reused": True})
+
+
 def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path) -> None:
     add_version(root, "aa", trained=0)
     assert promote(root, "/1").champion is None
@@ -119,7 +124,7 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     entry = server(root).get_model_version("slm", "2")
     assert entry.tags["slm.decision"] == "promoted"
     assert "bits a byte" in entry.description
-    assert promote(root, "/2") == verdict
+    assert promote(root, "/2") == as_reused(verdict)
     assert [line["decision"] for line in audit(root)] == ["promoted", "promoted"]
 
     assert gate.rollback("slm", root=root) == ("1", "2")
@@ -144,7 +149,7 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     assert aliases(root) == {"champion": "1", "challenger": "2"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "generate", lambda *_, **__: pytest.fail("it was judged again"))
-        assert promote(root) == verdict
+        assert promote(root) == as_reused(verdict)
 
     forced = promote(root, force="fresher data")
     assert forced.decision == "promoted"
@@ -185,7 +190,7 @@ def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
     assert (aliases(root), audit(root)) == ({"challenger": "1"}, [])
 
     no = gate.answered(verdict, approved=False, who="Ann", comment="too plain")
-    gate.carry_out(no, root=root)
+    assert [gate.carry_out(no, root=root).reused for _ in range(2)] == [False, True]
     assert aliases(root) == {"challenger": "1"}
     entry = server(root).get_model_version("slm", "1")
     assert entry.tags["slm.reason"].startswith("rejected by Ann: too plain")
@@ -200,6 +205,23 @@ def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
     server(root).delete_registered_model_alias("slm", "champion")
     with pytest.raises(UserError, match="the champion is version None by now"):
         gate.carry_out(late, root=root)
+
+
+def test_a_promotion_that_was_killed_before_the_alias_moved_is_told_again(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "_crown", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promote(root)
+    assert [promote(root, "/1").reused for _ in range(2)] == [False, True]
+
+
+def test_a_verdict_on_a_loss_that_is_no_number_can_be_read_back() -> None:
+    verdict = judging.Verdict(
+        model="slm", version="1", champion=None, decision="refused", val_bpb=np.nan, margin=0,
+        documents=25, documents_sha256="ab", vetoes=[], reason="its loss is not a number",
+    )  # fmt: skip
+    assert np.isnan(judging.Verdict.model_validate_json(verdict.model_dump_json()).val_bpb)
 
 
 def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:

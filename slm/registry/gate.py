@@ -62,13 +62,9 @@ def promote(
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         entry = find_version(client, version)
         champion = _champion(client, entry.name)
-        verdict = _standing(entry, champion, thresholds, force)
-        if verdict is None:
-            verdict = judged(client, entry, champion, root, thresholds, force, progress)
-            _announce(client, verdict, root)
-        if verdict.decision == "promoted":
-            _crown(client, entry.name, entry.version)
-    return verdict
+        standing = _standing(entry, champion, thresholds, force)
+        verdict = standing or judged(client, entry, champion, root, thresholds, force, progress)
+        return _carried_out(client, verdict, standing, root)
 
 
 @explained()
@@ -90,7 +86,7 @@ def judge(
 
 
 @explained()
-def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = None) -> None:
+def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = None) -> Verdict:
     """Does what a verdict of `judge` says, after a person has seen it: see `answered`.
 
     Raises UserError where it promotes and the champion has changed since: it says nothing of the
@@ -103,13 +99,9 @@ def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = N
         entry = find_version(client, name)
         champion = _champion(client, verdict.model)
         now = str(champion.version) if champion else None
-        promoted = verdict.decision == "promoted"
-        if promoted and now not in (verdict.champion, verdict.version):
+        if verdict.decision == "promoted" and now not in (verdict.champion, verdict.version):
             raise UserError(f"the champion is version {now} by now: `slm promote {name}` again")
-        if _standing(entry, champion, None) != verdict:
-            _announce(client, verdict, root)
-        if promoted:
-            _crown(client, verdict.model, verdict.version)
+        return _carried_out(client, verdict, _standing(entry, champion, None), root)
 
 
 def answered(verdict: Verdict, *, approved: bool, who: str, comment: str = "") -> Verdict:
@@ -177,6 +169,19 @@ def _champion(client: "MlflowClient", model: str) -> "ModelVersion | None":
     return client.get_model_version_by_alias(model, CHAMPION)
 
 
+def _carried_out(
+    client: "MlflowClient", verdict: Verdict, standing: Verdict | None, root: Path
+) -> Verdict:
+    """Writes a verdict down, unless it stands, and moves the alias; it is `reused` if neither was.
+
+    What a killed call has not finished is therefore told as new by the next one.
+    """
+    if standing != verdict:
+        _announce(client, verdict, root)
+    moved = verdict.decision == "promoted" and _crown(client, verdict.model, verdict.version)
+    return verdict.model_copy(update={"reused": standing == verdict and not moved})
+
+
 def _announce(client: "MlflowClient", verdict: Verdict, root: Path) -> None:
     """The verdict in the audit log, and as a description and tags of the version.
 
@@ -242,10 +247,16 @@ def _log(root: Path, entry: dict[str, Any]) -> None:
     storage.write_file(path, "\n".join(lines) + "\n")
 
 
-def _crown(client: "MlflowClient", model: str, version: str) -> None:
-    """Moves the alias, and then takes `challenger` from the version that is none any more."""
+def _crown(client: "MlflowClient", model: str, version: str) -> bool:
+    """Moves the alias, and then takes `challenger` from the version that is none any more.
+
+    Returns whether there was anything to move.
+    """
     aliases = client.get_registered_model(model).aliases
-    if str(aliases.get(CHAMPION)) != str(version):
+    crowned = str(aliases.get(CHAMPION)) == str(version)
+    challenges = str(aliases.get(CHALLENGER)) == str(version)
+    if not crowned:
         client.set_registered_model_alias(model, CHAMPION, version)
-    if str(aliases.get(CHALLENGER)) == str(version):
+    if challenges:
         client.delete_registered_model_alias(model, CHALLENGER)
+    return challenges or not crowned

@@ -53,7 +53,7 @@ LINEAGE = (  # tags that every version must carry
 class Verdict(BaseModel):
     """What the gate found, and what it decided. Differences are challenger minus champion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     model: str
     version: str
@@ -72,6 +72,7 @@ class Verdict(BaseModel):
     vetoes: list[str]
     approval: str | None = None  # who said yes or no before the alias moved, and why
     reason: str
+    reused: bool = Field(default=False, exclude=True)  # it stood before, and nothing moved
 
 
 def gate_settings(config: RegistryConfig) -> dict[str, float]:
