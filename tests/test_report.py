@@ -306,6 +306,20 @@ def test_samples_are_judged(
     assert bool(page.all("mark")) == (kind == "recited")
 
 
+def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None:
+    """The best step was evaluated; training went on after it, and got worse."""
+    config, run, evaluation, root = made
+    later = {"event": "evaluate", "step": 8, "time": 0.0, "val_loss": 2.0}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(later) + "\n")
+    ended = run.model_copy(update={"step": 8, "tokens": 1024, "train_loss": 0.1, "last": "x"})
+    page = Page(write_report(config, ended, evaluation, root=root).path / "index.html")
+    for words in ("rose by 100 % from step 6 to step 8", "768", "tokens, in 6 of 8 steps"):
+        assert words in page.text
+    assert "overfits" not in page.text
+    assert "1,024 tokens, with" not in page.text
+
+
 # ---- what is missing --------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ def falling(*losses: float) -> list[dict[str, float]]:
     return [{"step": 100.0 * (i + 1), "val_loss": loss} for i, loss in enumerate(losses)]
 
 
-HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 2.05, 2.1, 0.9, OTHERS)
+HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 500, 2.05, 2.1, 0.9, OTHERS)
 
 
 def test_a_healthy_model_is_called_sound() -> None:
@@ -54,22 +54,32 @@ def test_samples_far_from_held_out_text_are_called_out(
 def test_a_model_that_recites_its_data_is_called_out() -> None:
     verdict = judge(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
     assert "it copies its training documents" in verdict.sentence
-    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 0.4, 2.6, 1.1, OTHERS)
+    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 500, 0.4, 2.6, 1.1, OTHERS)
     verdict = judge(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
     assert verdict.sentence == (
         "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
     )
 
 
+def test_what_came_after_the_checkpoint_is_a_note() -> None:
+    curve = falling(1.2, 1.0, 1.15, 1.3)
+    verdict = judge(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, OTHERS), 0.9)
+    assert verdict.sentence.startswith("A sound model")
+    assert verdict.findings[0].level == "note"
+    assert "rose by 30 % from step 200 to step 400" in verdict.findings[0].text
+    at_the_end = judge(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, OTHERS), 0.9)
+    assert at_the_end.sentence.startswith("Not a sound model: it overfits")
+
+
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
-    (finding,) = training_findings([], 5, 5, 3.0, {XZ: 2.3})
+    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: 2.3})
     assert finding.fault == "it predicts worse than a file compressor"
     assert judge([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
 
 
 @pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "good"), (1.5, "warn")])
 def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> None:
-    (finding,) = training_findings([], 2, 2, bpb, {FIVE_GRAM: 1.2})
+    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: 1.2})
     assert finding.level == level
     assert ("counting phrases predicts better" in judge([], [finding], bpb).sentence) == (
         level == "warn"
@@ -85,7 +95,7 @@ def test_what_is_noticeable_is_a_reservation() -> None:
 
 def test_without_samples_or_evaluations_the_loss_decides() -> None:
     assert judge([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
-    assert training_findings([], 2, 2.1, 1.0, {}) == []
+    assert training_findings([], 9, 2, 2.1, 1.0, {}) == []
 
 
 def test_the_worst_is_told_first() -> None:

@@ -36,7 +36,7 @@ from slm.shards import documents
 from slm.storage import content_hash, read_record, run_stage, stage_key
 from slm.tokenizer import Tokenizer
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 SURPRISE_TOKENS = 200  # of a text that is shown so
@@ -87,6 +87,7 @@ def gather(
     """Everything that the two templates show, and the samples themselves."""
     folder = run.path / "checkpoints" / evaluation.checkpoint
     checkpoint = read_record(folder, Checkpoint, verify=False)
+    assert checkpoint is not None, f"{folder} was evaluated and is gone"
     shards = read_record(run_shards(run.path), Shards, verify=False)
     source = _source(config, shards, root or run.path.parents[1]) if shards else None
     model, tokenizer = load_model(folder)
@@ -97,22 +98,23 @@ def gather(
     findings = [
         *training_findings(
             curves.evaluations,
-            run.train_loss,
+            checkpoint.step,
+            curves.train_loss(checkpoint.step) or checkpoint.train_loss,
             evaluation.val_loss,
             evidence.comparable_bpb(evaluation),
             evidence.others_bpb(evaluation),
         ),
         *rival_findings(rivals),
     ]
-    references = evidence.references(run, evaluation)
+    references = evidence.references(checkpoint, evaluation)
     shown = [
         _shown(sample, copy, beside.line, tokenizer)
         for sample, copy in zip(samples, beside.copies, strict=True)
     ]
     facts = {
-        "title": f"{run.name}, step {checkpoint.step:,}" if checkpoint else run.name,
+        "title": f"{run.name}, step {checkpoint.step:,}",
         "verdict": judge(beside.checks, findings, evaluation.val_bpb),
-        "figures": cards.key_figures(run, evaluation),
+        "figures": cards.key_figures(run, checkpoint, evaluation),
         "first": shown[len(shown) // 2] if shown else None,
         "count": len(shown),
         "marked": any(part["copied"] for sample in shown for part in sample["parts"]),
@@ -136,7 +138,7 @@ def gather(
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),
-        "model": cards.model_card(config, run, model.vocab_size),
+        "model": cards.model_card(config, run, checkpoint, model.vocab_size),
         "commands": cards.commands(config, run),
         "promise": cards.promise(run),
         "lineage": lineage(run.path, check=False),

@@ -8,7 +8,7 @@ from typing import Any
 
 from slm.config import LIMITS, PipelineConfig, load_recipe
 from slm.errors import SlmError
-from slm.records import Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
 
 Pairs = list[tuple[str, str]]
@@ -20,8 +20,9 @@ PROMISES = {
 }
 
 
-def key_figures(run: Run, evaluation: Evaluation) -> list[dict[str, str]]:
-    """The five figures at the head of the page."""
+def key_figures(run: Run, checkpoint: Checkpoint, evaluation: Evaluation) -> list[dict[str, str]]:
+    """The five figures at the head of the page, of the checkpoint that was evaluated."""
+    cut = checkpoint.step < run.step
 
     def figure(name: str, value: str, note: str) -> dict[str, str]:
         return {"name": name, "value": value, "note": note}
@@ -30,9 +31,19 @@ def key_figures(run: Run, evaluation: Evaluation) -> list[dict[str, str]]:
         figure("bits a byte", f"{evaluation.val_bpb:.3f}", interval(evaluation)),
         figure("loss", f"{evaluation.val_loss:.3f}", "nats a token, held-out"),
         figure("parameters", short(run.parameters), f"{run.parameters:,}"),
-        figure("trained on", short(run.tokens), f"tokens, in {run.step:,} steps"),
-        figure("took", duration(run.seconds), f"{run.tok_per_sec:,.0f} tokens a second, median"),
+        figure("trained on", short(checkpoint.tokens), f"tokens, in {_steps(run, checkpoint)}"),
+        figure(
+            "training took" if cut else "took",
+            duration(run.seconds),
+            f"{run.tok_per_sec:,.0f} tokens a second, median",
+        ),
     ]
+
+
+def _steps(run: Run, checkpoint: Checkpoint) -> str:
+    """The steps behind a checkpoint, and where it is not the last of its run, of how many."""
+    of = f" of {run.step:,}" if checkpoint.step < run.step else ""
+    return f"{checkpoint.step:,}{of} steps"
 
 
 def interval(evaluation: Evaluation) -> str:
@@ -81,7 +92,7 @@ def data_card(config: PipelineConfig, shards: Shards | None, source: Source | No
     return pairs
 
 
-def model_card(config: PipelineConfig, run: Run, vocab_size: int) -> Pairs:
+def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_size: int) -> Pairs:
     shape, train = config.model, config.train
     heads = f"{shape.n_head}"
     if shape.n_kv_head not in (None, shape.n_head):
@@ -96,7 +107,7 @@ def model_card(config: PipelineConfig, run: Run, vocab_size: int) -> Pairs:
         ("context", f"{shape.seq_len:,} tokens"),
         ("optimizer", f"{train.optimizer}, {train.schedule} schedule"),
         ("tokens a step", f"{train.tokens_per_step:,}"),
-        ("steps", f"{run.step:,}"),
+        ("trained for", _steps(run, checkpoint)),
         ("meant for", "research and teaching: it writes text like its data, facts it has none"),
     ]
 

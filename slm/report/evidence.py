@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from slm.records import Evaluation, Run, Shards
+from slm.records import Checkpoint, Evaluation, Shards
 from slm.report.verdict import percent
 from slm.shards import documents
 from slm.tokenizer import Tokenizer
@@ -12,12 +12,12 @@ from slm.tokenizer import Tokenizer
 EXCERPT_TOKENS = 60
 
 
-def references(run: Run, evaluation: Evaluation) -> dict[str, Any] | None:
+def references(checkpoint: Checkpoint, evaluation: Evaluation) -> dict[str, Any] | None:
     """The model among others by bits a byte, the worst first; None where none were measured."""
     beside = evaluation.details.get("beside")
     if not beside:
         return None
-    knows = f"{run.tokens:,} tokens, with repetition"
+    knows = f"{checkpoint.tokens:,} tokens, with repetition"
     ours = {"name": "this model", "bpb": beside["val_bpb"], "knows": knows, "ours": True}
     rows = [{**row, "ours": False} for row in beside["references"]]
     rows = sorted([*rows, ours], key=lambda row: -row["bpb"])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from slm.journal import read_journal
@@ -34,6 +35,11 @@ class Curves:
 
     steps: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+
+    def train_loss(self, step: int) -> float | None:
+        """The mean over the last tenth of the steps up to `step`; None where there are none."""
+        losses = [row["train_loss"] for row in self.steps if row["step"] <= step]
+        return fmean(losses[-max(1, len(losses) // 10) :]) if losses else None
 
 
 def read_curves(run: Path) -> Curves:

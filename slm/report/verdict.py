@@ -125,6 +125,7 @@ def _less(ours: float, human: float, warn: float, bad: float) -> Level:
 
 def training_findings(
     evaluations: Sequence[Mapping[str, float]],
+    step: int,
     train_loss: float,
     val_loss: float,
     val_bpb: float,
@@ -134,7 +135,9 @@ def training_findings(
 
     Args:
         evaluations: `step` and `val_loss` of every evaluation during training, in order.
-        train_loss, val_loss: nats a token, of the end of training and of all held-out documents.
+        step: at which the checkpoint was saved that is judged.
+        train_loss, val_loss: nats a token, in training up to that step and on all held-out
+            documents.
         val_bpb: bits a byte of the model, on the documents that the others were given.
         others: bits a byte of what is not the model, by its name.
     """
@@ -149,7 +152,8 @@ def training_findings(
             findings.append(Finding("good", f"{text} {others[XZ]:.2f}, {ratio:.1f} times as many."))
     if FIVE_GRAM in others:
         findings.append(_counting_finding(val_bpb, others[FIVE_GRAM]))
-    findings += _curve_findings(evaluations)
+    findings += _curve_findings([row for row in evaluations if row["step"] <= step])
+    findings += _later_findings(evaluations, step)
     gap = val_loss - train_loss
     if gap > 0.25 * train_loss:
         text = f"Held-out loss is {gap:.2f} nats above the loss in training ({train_loss:.2f})"
@@ -186,6 +190,17 @@ def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]
         text = f"Held-out loss fell by {fall} in the last fifth of training: more of it would help."
         return [Finding("good", text)]
     return []
+
+
+def _later_findings(evaluations: Sequence[Mapping[str, float]], step: int) -> list[Finding]:
+    """What became of the model after the checkpoint: that speaks neither for nor against it."""
+    then = [row["val_loss"] for row in evaluations if row["step"] <= step]
+    last = evaluations[-1] if evaluations else {"step": step}
+    if not then or last["step"] <= step or last["val_loss"] <= 1.02 * then[-1]:
+        return []
+    rise = percent(last["val_loss"] / then[-1] - 1)
+    text = f"Training went on too long: held-out loss rose by {rise} from step {step:,} to step"
+    return [Finding("note", f"{text} {last['step']:,.0f}. Step {step:,} is what is shown here.")]
 
 
 # ---- all together -----------------------------------------------------------------------------
