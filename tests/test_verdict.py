@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from slm.evaluate.references import FIVE_GRAM, XZ
+from slm.evaluate.references import FIVE_GRAM, XZ, Reference
 from slm.report.quality import Quality
 from slm.report.verdict import Check, Finding, judge, percent, quality_checks, training_findings
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
-OTHERS = {XZ: 2.3, FIVE_GRAM: 1.2}
+OTHERS = {
+    XZ: Reference(XZ, 2.3, "nothing"),
+    FIVE_GRAM: Reference(FIVE_GRAM, 1.2, "counts of 3,000 of its tokens"),
+}
 COPIES = [9, 12, 15, 10]
 
 
@@ -72,15 +75,16 @@ def test_what_came_after_the_checkpoint_is_a_note() -> None:
 
 
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
-    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: 2.3})
+    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: OTHERS[XZ]})
     assert finding.fault == "it predicts worse than a file compressor"
     assert judge([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
 
 
-@pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "good"), (1.5, "warn")])
+@pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "note"), (1.5, "warn")])
 def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> None:
-    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: 1.2})
+    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: OTHERS[FIVE_GRAM]})
     assert finding.level == level
+    assert "counts of 3,000 of its tokens" in finding.text
     assert ("counting phrases predicts better" in judge([], [finding], bpb).sentence) == (
         level == "warn"
     )

@@ -102,7 +102,7 @@ def gather(
             curves.train_loss(checkpoint.step) or checkpoint.train_loss,
             evaluation.val_loss,
             evidence.comparable_bpb(evaluation),
-            evidence.others_bpb(evaluation),
+            evidence.others(evaluation),
         ),
         *rival_findings(rivals),
     ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from slm.evaluate.references import Reference
 from slm.records import Checkpoint, Evaluation, Shards
 from slm.report.verdict import percent
 from slm.shards import documents
@@ -24,10 +25,10 @@ def references(checkpoint: Checkpoint, evaluation: Evaluation) -> dict[str, Any]
     return {"rows": rows, "documents": beside["documents"], "bytes": beside["bytes"]}
 
 
-def others_bpb(evaluation: Evaluation) -> dict[str, float]:
-    """Bits a byte of each reference, by its name."""
+def others(evaluation: Evaluation) -> dict[str, Reference]:
+    """The references by their names."""
     beside = evaluation.details.get("beside") or {"references": []}
-    return {row["name"]: row["bpb"] for row in beside["references"]}
+    return {row["name"]: Reference(**row) for row in beside["references"]}
 
 
 def comparable_bpb(evaluation: Evaluation) -> float:

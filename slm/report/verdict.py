@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from slm.evaluate.references import FIVE_GRAM, XZ
+from slm.evaluate.references import FIVE_GRAM, XZ, Reference
 from slm.report.quality import Quality
 
 Level = Literal["good", "note", "warn", "bad"]  # a note speaks neither for nor against
@@ -129,7 +129,7 @@ def training_findings(
     train_loss: float,
     val_loss: float,
     val_bpb: float,
-    others: Mapping[str, float],
+    others: Mapping[str, Reference],
 ) -> list[Finding]:
     """What the loss curves and a comparison with other ways to predict the same bytes tell.
 
@@ -139,17 +139,19 @@ def training_findings(
         train_loss, val_loss: nats a token, in training up to that step and on all held-out
             documents.
         val_bpb: bits a byte of the model, on the documents that the others were given.
-        others: bits a byte of what is not the model, by its name.
+        others: what else was given these documents, by its name.
     """
     findings = []
     if XZ in others:
-        ratio = others[XZ] / val_bpb
+        ratio = others[XZ].bpb / val_bpb
         if ratio < 1:
-            text = f"It predicts held-out text worse than xz packs it: {others[XZ]:.2f} bits."
+            text = f"It predicts held-out text worse than xz packs it: {others[XZ].bpb:.2f} bits."
             findings.append(Finding("bad", text, "it predicts worse than a file compressor"))
         else:
             text = f"It needs {val_bpb:.2f} bits a byte of held-out text; xz needs"
-            findings.append(Finding("good", f"{text} {others[XZ]:.2f}, {ratio:.1f} times as many."))
+            findings.append(
+                Finding("good", f"{text} {others[XZ].bpb:.2f}, {ratio:.1f} times as many.")
+            )
     if FIVE_GRAM in others:
         findings.append(_counting_finding(val_bpb, others[FIVE_GRAM]))
     findings += _curve_findings([row for row in evaluations if row["step"] <= step])
@@ -162,16 +164,16 @@ def training_findings(
     return findings
 
 
-def _counting_finding(val_bpb: float, counting: float) -> Finding:
+def _counting_finding(val_bpb: float, counting: Reference) -> Finding:
     """A 5-gram model knows phrases and nothing else."""
-    if val_bpb <= counting:
-        saved = percent(1 - val_bpb / counting)
-        text = f"That is {saved} less than counting phrases of five tokens comes to"
-        return Finding("good", f"{text} ({counting:.2f}).")
-    text = f"Counting phrases of five tokens comes to {counting:.2f} bits a byte"
-    if val_bpb <= 1.1 * counting:
-        return Finding("good", f"{text}, about as few: the text has little else to learn.")
-    return Finding("warn", f"{text}: fewer than it needs.", "counting phrases predicts better")
+    text = f"A {counting.name} model of the training text ({counting.knows}) needs"
+    if val_bpb <= counting.bpb:
+        saved = percent(1 - val_bpb / counting.bpb)
+        return Finding("good", f"{text} {counting.bpb:.2f} bits: this one {saved} less.")
+    if val_bpb <= 1.1 * counting.bpb:
+        return Finding("note", f"{text} {counting.bpb:.2f} bits: this one is no better.")
+    fault = "counting phrases predicts better"
+    return Finding("warn", f"{text} only {counting.bpb:.2f} bits.", fault)
 
 
 def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]:
