@@ -74,6 +74,16 @@ def test_what_came_after_the_checkpoint_is_a_note() -> None:
     assert at_the_end.sentence.startswith("Not a sound model: it overfits")
 
 
+def test_a_loss_that_still_falls_is_told_with_its_steps_and_no_advice() -> None:
+    """The learning rate falls at the end of every schedule, and the loss with it."""
+    curve = [{"step": step, "val_loss": loss} for step, loss in ((10, 3), (50, 2), (79, 1.5))]
+    curve += [{"step": 95, "val_loss": 1.4}, {"step": 100, "val_loss": 1.2}]
+    (finding,) = training_findings(curve, 100, 1.2, 1.2, 0.9, {})
+    assert finding == Finding("note", "Held-out loss still fell by 20 % from step 79 to step 100.")
+    (earlier,) = training_findings(curve[:-1], 95, 1.4, 1.4, 0.9, {})
+    assert "30 % from step 50 to step 95" in earlier.text
+
+
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
     (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: OTHERS[XZ]})
     assert finding.fault == "it predicts worse than a file compressor"

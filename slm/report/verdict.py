@@ -186,11 +186,12 @@ def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]
         step = f"{evaluations[lowest]['step']:,.0f}"
         text = f"Held-out loss rose by {percent(rise)} after step {step}: it overfits."
         return [Finding("bad" if rise > 0.1 else "warn", text, "it overfits")]
-    before = losses[-1 - max(1, len(losses) // 5)]
-    fall = percent(1 - losses[-1] / before)
-    if losses[-1] < 0.98 * before:
-        text = f"Held-out loss fell by {fall} in the last fifth of training: more of it would help."
-        return [Finding("good", text)]
+    now = evaluations[-1]
+    before = [row for row in evaluations if row["step"] <= 0.8 * now["step"]][-1:]
+    if before and now["val_loss"] < 0.98 * before[0]["val_loss"]:
+        fall = percent(1 - now["val_loss"] / before[0]["val_loss"])
+        steps = f"from step {before[0]['step']:,.0f} to step {now['step']:,.0f}"
+        return [Finding("note", f"Held-out loss still fell by {fall} {steps}.")]
     return []
 
 
