@@ -22,8 +22,8 @@ from slm.checkpoint import find_run, load_model
 from slm.config import DataConfig, PipelineConfig, data_root
 from slm.errors import UserError
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Version
-from slm.registry import CHAMPION
 from slm.registry.champion import champion_run
+from slm.registry.finding import CHAMPION, resolve
 from slm.registry.judging import Verdict
 from slm.sample import generate
 from slm.storage import RECORD
@@ -48,7 +48,7 @@ def run_folder(text: str) -> Path:
     """The run's folder."""
     if not text.startswith("models:"):
         return find_run(text)
-    checkpoint = slm.registry.resolve(text)
+    checkpoint = resolve(text)
     if checkpoint.parent.name != "checkpoints":
         raise UserError(f"the run of {text} is not on this machine: only its files are")
     return checkpoint.parents[1]
@@ -57,7 +57,7 @@ def run_folder(text: str) -> Path:
 def checkpoint_folder(text: str) -> Path:
     """The folder to sample from: the best checkpoint of a run, a model's, or one given itself."""
     path = Path(text)
-    return path if (path / "model.safetensors").is_file() else slm.registry.resolve(text)
+    return path if (path / "model.safetensors").is_file() else resolve(text)
 
 
 def evaluate(text: str, display: Display) -> tuple[PipelineConfig, Run, Evaluation]:

@@ -35,6 +35,7 @@ from slm.journal import JOURNAL, read_journal
 from slm.metrics import Score
 from slm.provenance import environment
 from slm.records import Checkpoint, Record
+from slm.registry.finding import resolve
 from slm.session import Session
 from slm.shards import encode, read_shards
 from slm.source import download
@@ -267,6 +268,7 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
 
 @pytest.mark.parametrize("stride", [97, short_and_long(1)])
 @pytest.mark.timeout(500)
+@pytest.mark.usefixtures("in_forks")
 def test_after_a_power_cut_at_any_moment_training_goes_on(
     lab: Lab, stride: int, figure: Figure
 ) -> None:
@@ -276,14 +278,17 @@ def test_after_a_power_cut_at_any_moment_training_goes_on(
     disk = Disk(root)
     with disk.watching():
         train(lab.prepare(root))
-    cuts = list(faults.power_cuts(disk))[::stride]
+    cuts = list(faults.power_cuts(disk))
+    ended = [cut for cut in cuts if any(re.fullmatch(r"runs/[^/]+/record.json", n) for n in cut[2])]
+    cuts = cuts if stride == 1 else [*cuts[::stride], *ended]
     for moment, lost, tree in cuts:
         place = lab.link(faults.rebuild(tree, lab.folder / "cut"))
-        run = lab.prepare(place)
-        found = latest_checkpoint(run / "checkpoints")
-        assert (found.step if found else 0) >= last_promised(disk, moment), (moment, lost)
-        assert lab.train(run) == 0, (run / "train.log").read_text()
+        found = latest_checkpoint(lab.prepare(place) / "checkpoints")
+        promised = last_promised(disk, moment)
+        assert (found.step if found else 0) >= promised, (moment, lost)
+        run = launch.train(lab.config, lab.shards, root=place).path
         assert bits(run) == wanted, (moment, lost)
+        assert not promised or not list(run.parent.glob("*.corrupt-*")), (moment, lost)
         shutil.rmtree(place)
     figure("unlike folders after a power cut, all recovered", len(cuts))
     assert len(cuts) > 150 // stride
@@ -624,7 +629,7 @@ def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name
     run = launch.read_run(path)
     assert run is not None
     version = registry.register(config, run, evaluate(config, run, root=root), root=root)
-    found = registry.resolve(f"models:/{version.model}/{version.version}", root)
+    found = resolve(f"models:/{version.model}/{version.version}", root)
     assert found == run.checkpoint("best")
     assert load_model(found)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ from slm.evaluate.intervals import paired_interval
 from slm.records import Evaluation, Run
 from slm.registry import gate, judging
 from slm.tracking.server import connect, default_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
 STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
@@ -88,7 +92,7 @@ def add_version(root: Path, key: str, trained: int) -> Run:
     return run
 
 
-def server(root: Path) -> "registry.MlflowClient":
+def server(root: Path) -> "MlflowClient":
     return connect(default_uri(root))
 
 
@@ -246,6 +250,17 @@ def test_exchanged_weights_are_refused_even_when_forced(root: Path, where: str) 
     with pytest.raises(CorruptionError, match="exchanged"):
         promote(root, "/1", force="please")
     assert audit(root) == []
+
+
+@pytest.mark.parametrize("tag", ["slm.run", "slm.checkpoint"])
+def test_a_tag_of_the_server_leads_to_no_other_folder(root: Path, tag: str) -> None:
+    add_version(root, "aa", trained=0)
+    server(root).set_model_version_tag("slm", "1", tag, "../../elsewhere")
+    with pytest.raises(UserError, match=r"'../../elsewhere' is not the name of anything"):
+        promote(root, "/1")
+    server(root).delete_model_version_tag("slm", "1", tag)
+    with pytest.raises(UserError, match=rf"not registered by slm: it has no tag {tag}"):
+        promote(root, "/1")
 
 
 CALLS = [  # to the registry, in the order of their first

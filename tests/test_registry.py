@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from run_folders import (
@@ -29,8 +30,12 @@ from slm.config import PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Evaluation, Run, Version
 from slm.registry import judging, packing
+from slm.registry.finding import resolve
 from slm.sample import generate
 from slm.tracking.server import as_default, connect, default_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
 
@@ -53,7 +58,7 @@ def registered(root: Path, key: str = "ab" * 32, trained: int = 0) -> Version:
     return registry.register(CONFIG, run, evaluation, None, root=root)
 
 
-def client(root: Path) -> "registry.MlflowClient":
+def client(root: Path) -> "MlflowClient":
     return connect(default_uri(root))
 
 
@@ -238,13 +243,13 @@ def test_names_lead_to_model_folders(root: Path) -> None:
     registry.register(CONFIG, run, evaluation, None, root=root)
     best = run.checkpoint("best")
     for text in (str(run.path), run.name, "models:/slm@challenger", "models:/slm/1"):
-        assert registry.resolve(text, root) == best
+        assert resolve(text, root) == best
     bytes_before = (best / "model.safetensors").read_bytes()
     (root / "runs").rename(root / "gone")
-    copy = registry.resolve("models:/slm@challenger", root)
+    copy = resolve("models:/slm@challenger", root)
     assert (copy / "model.safetensors").read_bytes() == bytes_before
     assert {"config.json", "tokenizer.tiktoken"} <= {path.name for path in copy.iterdir()}
-    assert registry.resolve("models:/slm/1", root) == copy
+    assert resolve("models:/slm/1", root) == copy
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_names_lead_to_model_folders(root: Path) -> None:
 def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> None:
     registered(root)
     with pytest.raises(UserError, match=message):
-        registry.resolve(text, root)
+        resolve(text, root)
 
 
 # ---- the real thing ---------------------------------------------------------------------------
@@ -283,4 +288,4 @@ def test_a_real_run_is_mirrored_registered_and_served(
     assert version.run_id == run_id
     tags = client(root).get_model_version("slm", version.version).tags
     assert {f"slm.{link}" for link in judging.LINEAGE} <= set(tags)
-    assert registry.resolve("models:/slm@challenger", root) == run.checkpoint("best")
+    assert resolve("models:/slm@challenger", root) == run.checkpoint("best")

@@ -26,6 +26,7 @@ from slm.retrain import Decision, Evidence
 from slm.shards import encode
 from slm.source import download
 from slm.tokenizer import Tokenizer
+from slm.tracking.server import connect, default_uri
 from slm.train import train
 
 LIMITS = RetrainConfig(
@@ -170,7 +171,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
     assert chain["parent"].value == f"models:/slm/1, of {before.name}"
     assert chain["parent"].state == "unchanged"
     assert "parent" in chain["run"].made_from
-    tags = registry.connect(registry.default_uri(root)).get_model_version(
+    tags = connect(default_uri(root)).get_model_version(
         "slm", "2"
     ).tags  # fmt: skip
     assert tags["slm.retrain"] == "continue"

@@ -20,6 +20,7 @@ from servers import free_port, postgres, postgres_programs, running
 from slm import registry, tracking
 from slm.config import RegistryConfig
 from slm.registry import gate
+from slm.registry.finding import resolve
 from slm.registry.versions import list_versions, version_lineage
 from slm.tracking.server import connect
 
@@ -83,6 +84,6 @@ def test_killed_mid_sync_it_goes_on_and_ends_with_a_champion(uri: str, tmp_path:
 
     weights = (run.checkpoint("best") / "model.safetensors").read_bytes()
     (root / "runs").rename(root / "gone")
-    folder = registry.resolve("models:/slm@champion", root, uri=uri)
+    folder = resolve("models:/slm@champion", root, uri=uri)
     assert (folder / "model.safetensors").read_bytes() == weights
     assert not (root / "mlflow" / "mlflow.db").exists()

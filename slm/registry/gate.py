@@ -18,7 +18,7 @@ from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
 from slm.evaluate.intervals import PAIRED_RESAMPLES
 from slm.records import Progress, silent
-from slm.registry import CHALLENGER, CHAMPION, find_version
+from slm.registry.finding import CHALLENGER, CHAMPION, find_version
 from slm.registry.judging import Verdict, gate_settings, judged
 from slm.tracking.server import connect, default_uri, explained
 

@@ -1,6 +1,5 @@
 """What the gate knows of a version: its loss beside the champion's, and what speaks against it."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,17 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm import storage
-from slm.checkpoint import MODEL_FILES, load_model
-from slm.config import PipelineConfig, RegistryConfig
+from slm.checkpoint import CONFIG, MODEL_FILES, load_model
+from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluate import device, score_documents
 from slm.evaluate.intervals import paired_interval
 from slm.records import Evaluation, Progress, Shards
-from slm.registry import fetch_version, vetoes
-from slm.report.copies import longest_copies
+from slm.registry import vetoes
+from slm.registry.finding import checkpoint_folder, fetch_version, required, run_folder
+from slm.report.copies import longest_copies, memorised_share
 from slm.sample import generate
+from slm.session import read_settings
 from slm.shards import documents, read_shards, read_tokens
 from slm.tokenizer import Tokenizer
 from slm.tracking.server import as_default
@@ -156,16 +157,13 @@ def _check_weights(client: "MlflowClient", entry: "ModelVersion", root: Path) ->
     """Refuses weights that were exchanged, in the registry or in the run, since the evaluation."""
     from mlflow.artifacts import download_artifacts
 
-    wanted = entry.tags.get("slm.weights_sha256")
-    if wanted is None:
-        raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
+    wanted = required(entry, "weights_sha256")
     source = f"models:/{entry.name}/{entry.version}/artifacts/{MODEL_FILES[0]}"
     with TemporaryDirectory(dir=root / "mlflow") as temporary, as_default(client):
         stored = storage.sha256_file(Path(download_artifacts(source, dst_path=temporary)))
     if stored != wanted:
         raise CorruptionError(f"the weights of {source} were exchanged: they are not promoted")
-    run = root / "runs" / entry.tags["slm.run"]
-    weights = run / "checkpoints" / entry.tags["slm.checkpoint"] / MODEL_FILES[0]
+    run, weights = run_folder(entry, root), checkpoint_folder(entry, root) / MODEL_FILES[0]
     if weights.exists() and storage.sha256_file(weights) != wanted:
         raise CorruptionError(f"{weights} was exchanged after its evaluation: it is not promoted")
     evaluation = storage.read_record(run / "evaluation", Evaluation)  # verified
@@ -189,10 +187,8 @@ def _shards(entry: "ModelVersion", root: Path) -> Shards:
 
 
 def _run_thresholds(entry: "ModelVersion", root: Path) -> RegistryConfig:
-    path = root / "runs" / entry.tags["slm.run"] / "config.json"
-    if not path.exists():
-        return RegistryConfig()
-    return PipelineConfig.model_validate(json.loads(path.read_bytes())["config"]).registry
+    run = run_folder(entry, root)
+    return read_settings(run)[0].registry if (run / CONFIG).exists() else RegistryConfig()
 
 
 def _held_out(shards: Shards, count: int) -> list[str]:
@@ -256,7 +252,7 @@ def _vetoes(
     ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
     found_copies = longest_copies(samples + ends, train, tokenizer.n_vocab)
     lengths = [copy.length for copy in found_copies]
-    share = vetoes.memorised_share(lengths[: len(samples)], lengths[len(samples) :])
+    share = memorised_share(lengths[: len(samples)], lengths[len(samples) :])
     if share > limits.max_memorised:
         found.append(
             f"{share:.0%} of its samples copy more of the training text than human ones do "

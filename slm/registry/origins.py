@@ -13,7 +13,16 @@ from slm.checkpoint import MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
 from slm.records import Parent, Record, Shards, Source, Version
-from slm.registry import CHALLENGER, CHAMPION, fetch_version, find_version
+from slm.registry.finding import (
+    CHALLENGER,
+    CHAMPION,
+    PREFIX,
+    fetch_version,
+    find_version,
+    required,
+    run_folder,
+    tags,
+)
 from slm.registry.judging import Verdict
 from slm.session import read_settings
 from slm.tracking.server import connect, tracking_uri
@@ -29,7 +38,6 @@ class Origin:
     """A version and what it was made of; None for what is gone from here."""
 
     name: str  # models:/NAME/VERSION
-    run: str
     source_key: str | None
     source: Source | None
     shards: Shards | None
@@ -60,20 +68,19 @@ def champion_and_challenger(
 
 
 def _origin(entry: "ModelVersion", root: Path) -> Origin:
-    tags = {key.removeprefix("slm."): value for key, value in entry.tags.items()}
-    verdict = tags.get("verdict")
+    told = tags(entry)
+    verdict = told.get("verdict")
     try:
-        config = read_settings(storage.named(root / "runs", tags.get("run", "none")))[0]
+        config = read_settings(run_folder(entry, root))[0]
     except CorruptionError:
         config = None
     return Origin(
         name=f"models:/{entry.name}/{entry.version}",
-        run=tags.get("run", "none"),
-        source_key=tags.get("source_key"),
-        source=_record(root / "sources", tags.get("source_key"), Source),
-        shards=_record(root / "shards", tags.get("shards_key"), Shards),
+        source_key=told.get("source_key"),
+        source=_record(root / "sources", told.get("source_key"), Source),
+        shards=_record(root / "shards", told.get("shards_key"), Shards),
         config=config,
-        continued="parent_sha256" in tags,
+        continued="parent_sha256" in told,
         verdict=Verdict.model_validate_json(verdict) if verdict else None,
     )
 
@@ -101,16 +108,16 @@ def as_parent(name: str, config: PipelineConfig, *, root: Path | None = None) ->
         path=folder,
         files=files,
         model=name,
-        run=entry.tags["slm.run"],
-        tokenizer_sha256=entry.tags["slm.tokenizer_sha256"],
+        run=required(entry, "run"),
+        tokenizer_sha256=required(entry, "tokenizer_sha256"),
     )
 
 
 def annotate(
-    version: Version, config: PipelineConfig, tags: Mapping[str, str], *, root: Path | None = None
+    version: Version, config: PipelineConfig, told: Mapping[str, str], *, root: Path | None = None
 ) -> None:
     """Sets tags, given without their prefix, on a version and on the MLflow run that made it."""
     client = connect(tracking_uri(config, root or data_root()))
-    for key, value in tags.items():
-        client.set_model_version_tag(version.model, version.version, f"slm.{key}", value)
-        client.set_tag(version.run_id, f"slm.{key}", value)
+    for key, value in told.items():
+        client.set_model_version_tag(version.model, version.version, PREFIX + key, value)
+        client.set_tag(version.run_id, PREFIX + key, value)

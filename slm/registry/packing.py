@@ -1,4 +1,4 @@
-"""Packs a checkpoint as an MLflow model that stands on its own: weights, vocabulary and code.
+"""A checkpoint, packed and uploaded as an MLflow model of its own: weights, vocabulary and code.
 
 The code is ours, copied under a package name made from its hash, so the model needs no `slm`, and
 versions of unlike code may be loaded in one process. There is no pickle in it.
@@ -9,12 +9,58 @@ import re
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from slm import storage
 from slm.checkpoint import MODEL_FILES
+from slm.errors import CorruptionError
+from slm.records import Checkpoint
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
+
+
+def logged_model(
+    client: "MlflowClient", run_id: str, checkpoint: Checkpoint, root: Path
+) -> "LoggedModel":
+    """The uploaded model of a checkpoint. One that was left half-way is uploaded again."""
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    tags = {"slm.weights_sha256": checkpoint.weights_sha256, "slm.step": str(checkpoint.step)}
+    found = [
+        model
+        for model in client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"
+        )
+        if model.name == "model" and tags.items() <= model.tags.items()
+    ]
+    model = (
+        found[0]
+        if found
+        else client.create_logged_model(
+            run.info.experiment_id,
+            name="model",
+            source_run_id=run_id,
+            tags=tags,
+            model_type="pyfunc",
+        )
+    )
+    if model.status == "READY":
+        return model
+    if wrong := storage.mismatches(checkpoint.path, checkpoint.files):
+        raise CorruptionError("; ".join(wrong))
+    with TemporaryDirectory(dir=root / "mlflow") as temporary:
+        packed = Path(temporary) / "model"
+        pack(checkpoint.path, packed, model_id=model.model_id, run_id=run_id)
+        client.log_model_artifacts(model.model_id, str(packed))
+    if model.model_id not in {output.model_id for output in run.outputs.model_outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, checkpoint.step)])
+    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:

@@ -11,17 +11,17 @@ from pydantic import BaseModel, ConfigDict
 from slm import storage
 from slm.checkpoint import MODEL_FILES
 from slm.config import data_root
-from slm.errors import SlmError, UserError
+from slm.errors import SlmError
 from slm.lineage import Lineage, Link, State, lineage
-from slm.registry import find_version
+from slm.registry.finding import PREFIX, find_version, required, run_folder, tags
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri
+from slm.tracking.store import file_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-PREFIX = "slm."
 TAGS = {  # link of the chain → the tag of a version that carries its hash
     "source": "source_key",
     "tokenizer": "tokenizer_sha256",
@@ -55,7 +55,7 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[V
     """
     root = root or data_root()
     uri = uri or default_uri(root)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (file := file_of(uri)) and not file.exists():
         return []
     client = connect(uri)
     from mlflow.exceptions import MlflowException
@@ -69,20 +69,15 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[V
 
 
 def _facts(client: "MlflowClient", entry: "ModelVersion") -> VersionFacts:
-    tags = _tags(entry)
+    told = tags(entry)
     return VersionFacts(
         name=f"models:/{entry.name}/{entry.version}",
         aliases=tuple(_aliases(client, entry)),
-        run=tags.get("run"),
-        val_bpb=float(tags["val_bpb"]) if "val_bpb" in tags else None,
-        decision=tags.get("decision"),
+        run=told.get("run"),
+        val_bpb=float(told["val_bpb"]) if "val_bpb" in told else None,
+        decision=told.get("decision"),
         registered=entry.creation_timestamp / 1000,
     )
-
-
-def _tags(entry: "ModelVersion") -> dict[str, str]:
-    """Our own tags, without their prefix."""
-    return {k.removeprefix(PREFIX): v for k, v in entry.tags.items() if k.startswith(PREFIX)}
 
 
 def _aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
@@ -97,14 +92,7 @@ def version_run(text: str, root: Path | None = None, *, uri: str | None = None) 
     """
     root = root or data_root()
     client = connect(uri or default_uri(root))
-    return _run_folder(find_version(client, text), root)
-
-
-def _run_folder(entry: "ModelVersion", root: Path) -> Path:
-    tags = _tags(entry)
-    if "run" not in tags:
-        raise UserError(f"models:/{entry.name}/{entry.version} was not registered by slm")
-    return storage.named(root / "runs", tags["run"])
+    return run_folder(find_version(client, text), root)
 
 
 def version_lineage(
@@ -117,18 +105,18 @@ def version_lineage(
     root = root or data_root()
     client = connect(uri or default_uri(root))
     entry = find_version(client, text)
-    tags = _tags(entry)
-    chain = lineage(_run_folder(entry, root), tags=tags, check=check)
+    told, weights = tags(entry), required(entry, "weights_sha256")
+    chain = lineage(run_folder(entry, root), tags=told, check=check)
     name = f"models:/{entry.name}/{entry.version}"
     aliases = _aliases(client, entry)
-    notes = tag_differences(chain, tags)
+    notes = tag_differences(chain, told)
     state: State = "changed" if notes else "not checked"
     if check and not notes:
-        state, notes = _stored_state(client, name, tags["weights_sha256"], root)
+        state, notes = _stored_state(client, name, weights, root)
     version = Link(
         name="version",
         value=f"{name} ({', '.join(aliases)})" if aliases else name,
-        digest=tags["weights_sha256"],
+        digest=weights,
         state=state,
         notes=notes,
         made_from=("evaluation",),
@@ -136,13 +124,13 @@ def version_lineage(
     return Lineage(name=name, links=(*chain.links, version))
 
 
-def tag_differences(chain: Lineage, tags: Mapping[str, str]) -> tuple[str, ...]:
+def tag_differences(chain: Lineage, told: Mapping[str, str]) -> tuple[str, ...]:
     """What a version's tags say otherwise than the folders do."""
-    pairs = ((name, tag, chain[name].digest) for name, tag in TAGS.items() if tag in tags)
+    pairs = ((name, tag, chain[name].digest) for name, tag in TAGS.items() if tag in told)
     return tuple(
-        f"its tag {PREFIX}{tag} is {tags[tag][:12]}…, the {name} here is {now[:12]}…"
+        f"its tag {PREFIX}{tag} is {told[tag][:12]}…, the {name} here is {now[:12]}…"
         for name, tag, now in pairs
-        if now is not None and public_uri(now) != tags[tag]
+        if now is not None and public_uri(now) != told[tag]
     )
 
 

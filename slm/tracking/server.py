@@ -48,8 +48,8 @@ def connect(uri: str) -> "MlflowClient":
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        store.prepare(Path(uri.removeprefix("sqlite:///")))
+    if file := store.file_of(uri):
+        store.prepare(file)
     return MlflowClient(uri)
 
 

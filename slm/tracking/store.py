@@ -15,6 +15,17 @@ from slm import storage
 logger = logging.getLogger(__name__)
 
 
+def file_of(uri: str) -> Path | None:
+    """The file of a SQLite store; None for a server."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path)
+
+
+def reading(file: Path) -> closing[sqlite3.Connection]:
+    """A store that is there, opened to be read and nothing else."""
+    return closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True))
+
+
 def prepare(file: Path) -> Path | None:
     """Makes a store that is not there, and gives one of an older MLflow this one's tables.
 
@@ -60,14 +71,14 @@ def _migrate(file: Path) -> None:
 
 def _content(file: Path) -> bytes:
     """A store as it stands between two transactions."""
-    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
+    with reading(file) as store:
         return store.serialize()
 
 
 def _revision(file: Path) -> str | None:
     """The form of a store's tables, by the name that MLflow gives it; None where it has none."""
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
+        with reading(file) as store:
             found = store.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:  # MLflow says what is wrong with it
         return None

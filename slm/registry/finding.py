@@ -1,0 +1,130 @@
+"""Finds what a name means: versions in the registry, and the folder of a model on this machine."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slm import storage
+from slm.checkpoint import MODEL_FILES, find_run, latest_checkpoint
+from slm.config import data_root
+from slm.errors import CorruptionError, UserError, unknown
+from slm.records import Run, Version
+from slm.tracking.entities import public_uri
+from slm.tracking.server import as_default, connect, default_uri, explained
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+PREFIX = "slm."
+
+
+@explained()
+def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
+    """The folder of a model: `model.safetensors`, `config.json`, `tokenizer.tiktoken`.
+
+    Args:
+        text: a run folder or its name under `data/runs`, which gives its best checkpoint, or the
+            newest of an unfinished run; or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        uri: of the tracking server that has the model; None: the default one.
+
+    Raises UserError for what does not exist, with the nearest name.
+    """
+    root = root or data_root()
+    if text.startswith("models:"):
+        client = connect(uri or default_uri(root))
+        return fetch_version(client, find_version(client, text), root)
+    path = find_run(text, root)
+    run = storage.read_record(path, Run, verify=False)
+    if run:
+        return run.checkpoint("best")
+    checkpoint = latest_checkpoint(path / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"the run {path.name!r} has no checkpoint yet: let it train on")
+    return checkpoint.path
+
+
+def find_version(client: "MlflowClient", text: str) -> "ModelVersion":
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, or a UserError."""
+    parsed = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", text)
+    if parsed is None:
+        raise UserError(f"{text!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = parsed.groups()
+    known = {model.name: model for model in client.search_registered_models()}
+    if name not in known:
+        where = f"the registry is {public_uri(client.tracking_uri)}"
+        raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
+    if alias:
+        aliases = known[name].aliases
+        if alias not in aliases:
+            raise unknown(f"alias of model {name!r}", alias, aliases)
+        number = aliases[alias]
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+    if str(number) not in versions:
+        raise unknown(f"version of model {name!r}", str(number), versions)
+    return versions[str(number)]
+
+
+def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path:
+    """The folder of a version's files: those of its run, where they are what was registered, else
+    a copy from the registry under `data/mlflow/models`, whose weights are checked.
+    """
+    wanted = required(entry, "weights_sha256")
+    local = checkpoint_folder(entry, root)
+    weights = local / MODEL_FILES[0]
+    if weights.is_file() and storage.sha256_file(weights) == wanted:
+        return local
+
+    def fetch(staging: Path) -> Version:
+        from mlflow.artifacts import download_artifacts
+
+        source = f"models:/{entry.name}/{entry.version}"
+        with as_default(client):
+            got = Path(download_artifacts(source, dst_path=str(staging / "all")))
+        for file in MODEL_FILES:
+            shutil.copy(got / "artifacts" / file, staging / file)
+        shutil.rmtree(staging / "all")
+        if storage.sha256_file(staging / MODEL_FILES[0]) != wanted:
+            raise CorruptionError(f"the weights of {source} are not those that were registered")
+        return Version(
+            key=wanted,
+            model=entry.name,
+            version=str(entry.version),
+            aliases=[],
+            run_id=entry.run_id or "",
+            tracking_uri=public_uri(client.tracking_uri),
+        )
+
+    folder = root / "mlflow" / "models" / f"{entry.name}-{entry.version}-{wanted[:12]}"
+    return Path(storage.run_stage(folder, Version, wanted, fetch).path)
+
+
+# ---- what a version tells ---------------------------------------------------------------------
+
+
+def tags(entry: "ModelVersion") -> dict[str, str]:
+    """Our own tags of a version, without their prefix."""
+    return {k.removeprefix(PREFIX): v for k, v in entry.tags.items() if k.startswith(PREFIX)}
+
+
+def required(entry: "ModelVersion", tag: str) -> str:
+    """One of our tags. Raises UserError where the version lacks it: it is of another's making."""
+    value = tags(entry).get(tag)
+    if value is None:
+        raise UserError(
+            f"models:/{entry.name}/{entry.version} was not registered by slm: "
+            f"it has no tag {PREFIX}{tag}"
+        )
+    return value
+
+
+def run_folder(entry: "ModelVersion", root: Path) -> Path:
+    """The folder of the run that a version was made from; it may be gone."""
+    return storage.named(root / "runs", required(entry, "run"))
+
+
+def checkpoint_folder(entry: "ModelVersion", root: Path) -> Path:
+    """The checkpoint that a version was made from, in its run's folder; it may be gone."""
+    return storage.named(run_folder(entry, root) / "checkpoints", required(entry, "checkpoint"))
