@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.report import copies
-from slm.report.copies import SHORTEST, Copy, longest_copies
+from slm.report.copies import SHORTEST, Copy, longest_copies, memorised_share
 
 VOCAB_SIZE = 50
 
@@ -45,3 +45,17 @@ def test_end_of_text_keeps_passages_apart() -> None:
     assert copy == Copy(0, 30)
     edges = [np.concatenate((a[-6:], b[:6])) for a, b in pairwise(documents)]
     assert all(copy.length == 0 for copy in longest_copies(edges, [train], VOCAB_SIZE))
+
+
+def test_a_model_that_copies_stands_out_from_human_text() -> None:
+    human = [8] * 95 + [16] * 5
+    assert memorised_share([128, 128, 8, 8], human) == 0.5
+    assert memorised_share(human, human) <= 0.05
+    assert memorised_share([64] * 10, [64] * 10) == 0  # templates are no memorisation
+
+
+def test_a_duplicate_among_the_held_out_texts_moves_no_line() -> None:
+    human = [8] * 89 + [150]
+    assert memorised_share([60, 70, 80, 9], human) == 1
+    assert memorised_share([60, 70, 80, 8], [8] * 90) == 0.75
+    assert memorised_share([], human) == memorised_share([], []) == 0

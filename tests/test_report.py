@@ -303,7 +303,8 @@ def test_samples_are_judged(
     config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
     page = Page(write_report(config, run, evaluation, root=root).path / "index.html")
     assert sentence in page.text
-    assert bool(page.all("mark")) == (kind == "recited")
+    marked = len(page.all("mark"))  # hardly one held-out text in twenty is
+    assert marked > 8 if kind == "recited" else marked <= 2
 
 
 def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None:

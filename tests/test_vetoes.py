@@ -1,16 +1,9 @@
-"""Copied and broken texts are told from human ones."""
+"""Broken texts are told from human ones."""
 
 import numpy as np
 import pytest
 
 from slm.registry import vetoes
-
-
-def test_a_model_that_copies_stands_out_from_human_text() -> None:
-    human = [8] * 95 + [16] * 5
-    assert vetoes.memorised_share([128, 128, 8, 8], human) == 0.5
-    assert vetoes.memorised_share(human, human) <= 0.05
-    assert vetoes.memorised_share([64] * 10, [64] * 10) == 0  # templates are no memorisation
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from slm.config import ReportConfig
 from slm.passages import Ids
 from slm.records import Progress, Shards, silent
 from slm.report import grammar
-from slm.report.copies import Copy, longest_copies
+from slm.report.copies import Copy, copy_line, longest_copies
 from slm.report.grid import GridSample
 from slm.report.quality import Quality, measure, words
 from slm.report.verdict import Check, quality_checks
@@ -43,7 +43,7 @@ class Comparison:
     copies: list[Copy]  # of each sample
     checks: list[Check] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)  # the longest
-    line: int = 0  # tokens of the longest passage that a held-out text has from train
+    line: int = 0  # tokens of a copied passage that nearly all held-out texts keep to
     human_texts: int = 0
 
 
@@ -79,7 +79,7 @@ def compare(
         ([copy.length for copy in ours], humans),
         _grammar(written, rest, settings.language),
     )
-    return Comparison(ours, checks, _longest(ours, ids, tokenizer), max(humans), len(human))
+    return Comparison(ours, checks, _longest(ours, ids, tokenizer), copy_line(humans), len(human))
 
 
 def _grammar(

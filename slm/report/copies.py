@@ -10,6 +10,7 @@ import numpy as np
 
 from slm.passages import Hashed, Hashes, Ids, token_values
 
+HUMAN_QUANTILE = 0.95  # of held-out texts; the rest may be duplicates of training documents
 SHORTEST = 8  # tokens: shorter passages are everybody's
 WINDOW = 1 << 20  # tokens hashed at a time
 _FILTER_BITS = 20
@@ -24,6 +25,22 @@ class Copy:
 
     start: int
     length: int
+
+
+def copy_line(human: Sequence[int]) -> int:
+    """The tokens of the longest copied passage that all but one held-out text in twenty keep to."""
+    return int(np.quantile(human, HUMAN_QUANTILE)) if human else 0
+
+
+def memorised_share(copies: Sequence[int], human: Sequence[int]) -> float:
+    """The share of texts with a longer copied passage than nearly all human texts have.
+
+    Args:
+        copies, human: tokens of the longest copied passage of each text, and of each held-out
+            document. Templates recur word for word without any model's doing.
+    """
+    line = copy_line(human)
+    return sum(length > line for length in copies) / (len(copies) or 1)
 
 
 def longest_copies(texts: Sequence[Ids], train: Iterable[Ids], vocab_size: int) -> list[Copy]:

@@ -7,7 +7,7 @@ documents at once.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -68,13 +68,13 @@ def loops(text: str) -> bool:
     return _STUTTER.search(text.strip()) is not None
 
 
-def repetition(text: Sequence[str]) -> float:
-    """The share of a text's 4-grams that it has had before."""
+def repetition(text: Sequence[Hashable]) -> float:
+    """The share of a text's 4-grams, of words or of tokens, that it has had before."""
     grams = _grams(text, NGRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _grams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def _grams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
@@ -92,7 +92,7 @@ def _likeness(split: Sequence[Sequence[str]]) -> float:
     )
 
 
-def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+def _jaccard(a: Set[tuple[Hashable, ...]], b: Set[tuple[Hashable, ...]]) -> float:
     return len(a & b) / len(a | b) if a or b else 0.0
 
 
