@@ -31,15 +31,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss += differentiate(logits, targets[chunk])
             d_hidden[chunk] = logits @ matrix
             d_weight += h.T @ logits
-        d_hidden /= rows
-        d_weight = d_weight.T.contiguous().div_(rows)
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(d_hidden, d_weight.T.contiguous())
+        ctx.rows = rows
         return loss / rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grads[0], d_weight * grads[0], None
+        # The mean is taken only now, with the scaler's factor: fp16 has no numbers that small.
+        scale = grads[0] / ctx.rows
+        return (d_hidden.float() * scale).to(d_hidden.dtype), d_weight * scale, None
 
 
 def differentiate(logits: Tensor, targets: Tensor) -> Tensor:

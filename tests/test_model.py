@@ -164,6 +164,21 @@ def test_chunked_loss_in_bf16_is_as_good_as_the_plain_one() -> None:
     assert abs(found - exact) < 2e-2 * exact
 
 
+def test_the_loss_gradient_in_fp16_does_not_underflow_before_it_is_scaled() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2048, 16), 0.001 * torch.randn(V, 16)
+    targets = torch.randint(0, V, (2048,))
+    scale = 2.0**16
+    halves = hidden.half().requires_grad_()
+    (scale * cross_entropy(halves, weight, targets)).backward()
+    exact = hidden.requires_grad_()
+    plain_cross_entropy(exact, weight, targets).backward()
+    assert halves.grad is not None
+    assert exact.grad is not None
+    apart = halves.grad.float() / scale - exact.grad
+    assert apart.norm() < 5e-3 * exact.grad.norm()
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float) -> None:
     torch.manual_seed(0)
