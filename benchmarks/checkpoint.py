@@ -29,11 +29,11 @@ from slm.checkpoint import MODEL, CheckpointWriter
 from slm.config import data_root
 from slm.launch import child_environment
 from slm.optim import optimizer_tensors
-from slm.plan import auto_threads
 from slm.records import Checkpoint
 from slm.session import Session
 from slm.storage import fault_point, fsync_path, make_folder, sha256_file
 from slm.train import train_step
+from slm.workers import available_cores
 
 PASSES = 200_000  # of a fault point that is timed
 POINTS = 3  # that a step passes: its micro-step's, its own, its part of those of a save
@@ -70,7 +70,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
         _row("fault point, unset", "pass", point),
         _row("fault points, of a step", "share", POINTS * point, POINTS * point / medians["step"]),
     ]
-    machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
+    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
     return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
 
 

@@ -233,12 +233,12 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
     import torch
 
     from slm.loader import Loader
-    from slm.plan import Plan, auto_threads, pick_precision
+    from slm.plan import Plan, pick_precision
     from slm.session import synthetic_session
     from slm.train import train_step
 
     config = load_recipe("quickstart")
-    torch.set_num_threads(auto_threads())
+    torch.set_num_threads(available_cores())
     shards = read_shards(path, verify=False)
     tokens = [read_tokens(path / name) for name in shards.splits["train"].files]
     rows = config.train.tokens_per_step // config.model.seq_len
@@ -250,7 +250,7 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
         world_size=1,
         device="cpu",
         precision=pick_precision("auto", "cpu"),
-        threads=auto_threads(),
+        threads=available_cores(),
         compile=False,
     )
     session = synthetic_session(config, plan, shards.vocab_size)

@@ -19,8 +19,8 @@ import slm.source
 from slm.config import PipelineConfig, load_recipe
 from slm.forecast import forecast
 from slm.journal import read_journal
-from slm.plan import auto_threads
 from slm.shards import encode
+from slm.workers import available_cores
 
 STORIES = {"data.source": "stories", "data.path": "", "data.documents": 4000}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def run() -> dict[str, Any]:
                         "ratio": real[metric] / foreseen[metric],
                     }
                 )
-    return {"machine": f"{auto_threads()} threads, torch {torch.__version__}", "rows": rows}
+    return {"machine": f"{available_cores()} threads, torch {torch.__version__}", "rows": rows}
 
 
 def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -44,10 +44,10 @@ import torch
 from slm import launch, tracking
 from slm.config import load_recipe
 from slm.journal import read_journal
-from slm.plan import auto_threads
 from slm.shards import encode
 from slm.source import download
 from slm.tracking.server import connect
+from slm.workers import available_cores
 
 SETTINGS = {
     "data.documents": 2000,
@@ -96,7 +96,7 @@ def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
             ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
             rows.append(_row(name, metric, statistics.median(values), unit, ratio))
     rows += [_row(name, "lost or doubled", points, "points") for name, points in wrong.items()]
-    machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
+    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
     return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
 
 

@@ -34,10 +34,10 @@ from slm.config import GPT2_VOCAB_SIZE, load_recipe
 from slm.journal import read_journal
 from slm.loader import Loader
 from slm.metrics import score
-from slm.plan import auto_threads
 from slm.records import Shards
 from slm.shards import documents, encode, read_shards, read_tokens
 from slm.tokenizer import Tokenizer
+from slm.workers import available_cores
 
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
@@ -76,7 +76,7 @@ def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) 
                 if ours is not None:
                     name = f"slm passes its {WHOLE_NOTEBOOK['val_bpb']} bits a byte"
                     rows.append(row(name, "seconds", ours, "s", whole / ours))
-    machine = f"{auto_threads()} threads, torch {torch.__version__}"
+    machine = f"{available_cores()} threads, torch {torch.__version__}"
     return {"machine": machine, "rows": rows, "curves": curves}
 
 
@@ -141,7 +141,7 @@ def measure_peer(name: str, shards: Path, seconds: float) -> dict[str, Any]:
 
 def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
-    torch.set_num_threads(auto_threads())
+    torch.set_num_threads(available_cores())
     shards = read_shards(folder)
     tokens = [read_tokens(folder / file) for file in shards.splits["train"].files]
     loader = Loader(tokens, seq_len=SHAPE.seq_len, rows=ROWS, seed=0)

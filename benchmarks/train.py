@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.launch import child_environment
-from slm.plan import Plan, auto_threads, pick_precision
+from slm.plan import Plan, pick_precision
 from slm.session import Session, synthetic_session
 from slm.train import train_step
+from slm.workers import available_cores
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
 VOCAB_SIZE = 50_257
@@ -71,7 +72,7 @@ def run(rounds: int = 3, batches: int = 4) -> dict[str, Any]:
             rows.append(
                 {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
             )
-    machine = f"{platform.processor() or platform.machine()}, {auto_threads()} threads"
+    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
     return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
 
 
@@ -88,7 +89,7 @@ def _measure(name: str, batches: int) -> dict[str, float]:
 def time_loop(name: str, batches: int) -> dict[str, float]:
     """Tokens a second (by the median batch) and peak memory of one loop, in this process."""
     torch.manual_seed(0)
-    torch.set_num_threads(auto_threads())
+    torch.set_num_threads(available_cores())
     step, _ = LOOPS[name][0](random_batch)
     step()
     times = []
@@ -120,7 +121,7 @@ def new_session() -> Session:
         world_size=1,
         device="cpu",
         precision=pick_precision("auto", "cpu"),
-        threads=auto_threads(),
+        threads=available_cores(),
         compile=False,
     )
     session = synthetic_session(CONFIG, plan, VOCAB_SIZE)

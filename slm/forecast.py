@@ -20,11 +20,12 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
 from slm.launch import child_environment
 from slm.metrics import token_losses
-from slm.plan import auto_threads, make_plan, memory_bytes
+from slm.plan import make_plan, memory_bytes
 from slm.records import Shards, ShardSplit
 from slm.session import Session, synthetic_session
 from slm.storage import read_record
 from slm.train import train_step
+from slm.workers import available_cores
 
 PROBE_STEPS = 4
 SCORED_TOKENS = 4096  # to see what the held-out loss takes
@@ -202,7 +203,7 @@ def _advice_on_data(config: PipelineConfig, found: Forecast, shards: Shards) -> 
 def main() -> None:
     """The child: a config and the splits of its shards on standard input, a forecast out."""
     given = json.load(sys.stdin)
-    torch.set_num_threads(auto_threads())
+    torch.set_num_threads(available_cores())
     config = PipelineConfig.model_validate(given["config"])
     splits = {name: ShardSplit.model_validate(split) for name, split in given["splits"].items()}
     print(probe(config, splits).model_dump_json())

@@ -25,7 +25,7 @@ from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.journal import JOURNAL
-from slm.plan import PLAN, Plan, auto_threads
+from slm.plan import PLAN, Plan
 from slm.records import Parent, Progress, Run, Shards, silent
 from slm.session import GLANCE, LOCK, PARENT, read_settings
 from slm.storage import (
@@ -42,6 +42,7 @@ from slm.storage import (
 )
 from slm.train import TRAIN_VERSION
 from slm.trainer import ENDED
+from slm.workers import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def child_environment(config: PipelineConfig) -> dict[str, str]:
     glibc returns large freed blocks to the kernel at every step unless told not to, and pays for
     it in page faults: the thresholds keep them.
     """
-    threads = auto_threads() if config.train.threads == "auto" else config.train.threads
+    threads = available_cores() if config.train.threads == "auto" else config.train.threads
     settings = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

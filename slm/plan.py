@@ -6,19 +6,20 @@ reproducing are functions of the step, never of the clock or of the machine's mo
 """
 
 import math
-import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from slm.config import PipelineConfig
-from slm.errors import UserError
+from slm.errors import CorruptionError, UserError
 from slm.records import ShardSplit
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -68,6 +69,16 @@ class Plan(BaseModel):
         return "C" if self.device == "cpu" else "D"
 
 
+def read_plan(run: Path) -> Plan | None:
+    """The plan of a run; None where none is settled yet. Raises CorruptionError."""
+    try:
+        return Plan.model_validate_json((run / PLAN).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptionError(f"{run / PLAN} cannot be read: {error}") from error
+
+
 def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:
     """All that is known before a probe; a limit in seconds leaves `max_steps` at 0.
 
@@ -107,30 +118,23 @@ def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
 
 
 def steps_in(
-    seconds: float, step: Callable[[], Any], overhead: Callable[[], float]
-) -> dict[str, float]:
-    """How many steps fit into some seconds, the probe's own time included.
+    seconds: float, step: Callable[[], float], score: Callable[[], float], every: int
+) -> tuple[int, dict[str, float]]:
+    """How many steps fit into some seconds, the probe's own time included; and what says so.
 
     Args:
         seconds: the limit.
-        step: makes one step, on state that is thrown away.
-        overhead: seconds a step that periodic work takes, measured by doing it once.
-
-    Returns:
-        `max_steps`, and what it was made from, for `plan.json`.
+        step: makes one step, on state that is thrown away; returns its seconds.
+        score: does the periodic work once; returns its seconds.
+        every: steps from one such work to the next.
     """
-    start = time.perf_counter()
-    step()  # allocations, thread pools, kernels
-    times: list[float] = []
-    while len(times) < 3 or (len(times) < 10 and time.perf_counter() - start < seconds / 50):
-        begin = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begin)
-    step_seconds = statistics.median(times)
-    periodic = overhead()
-    spent = time.perf_counter() - start
-    return {
-        "max_steps": max(1, int((seconds - spent) / (step_seconds + periodic))),
+    times = [step()]  # allocations, thread pools, kernels
+    while len(times) < 4 or (len(times) < 11 and sum(times) < seconds / 50):
+        times.append(step())
+    scoring = score()
+    spent = sum(times) + scoring
+    step_seconds, periodic = statistics.median(times[1:]), scoring / every
+    return max(1, int((seconds - spent) / (step_seconds + periodic))), {
         "step_seconds": step_seconds,
         "periodic_seconds": periodic,
         "probe_seconds": spent,
@@ -185,7 +189,9 @@ def pick_micro_batch(config: PipelineConfig, rows: int, device: str, precision: 
 
 
 def fitting_tokens(config: PipelineConfig, device: str, precision: Precision) -> int:
-    """Tokens a pass whose activations fit into half of the memory: the GPU's free, or a CPU's all.
+    """Tokens a pass whose activations fit into half of the memory of the GPU, or of the machine.
+
+    Of all of it, not of what is free: the same machine decides alike each time.
 
     Without recomputation a block keeps 34 bytes a token and channel in half precision, and 5 a
     token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
@@ -197,7 +203,7 @@ def fitting_tokens(config: PipelineConfig, device: str, precision: Precision) ->
         memory, largest = psutil.virtual_memory().total, CPU_MICRO_TOKENS
         size += 5 * model.n_head * model.seq_len
     else:
-        memory, largest = torch.cuda.mem_get_info()[0], GPU_MICRO_TOKENS
+        memory, largest = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
     if precision == "fp32":
         size *= 2
     return min(largest, memory // 2 // (size * model.n_layer))
@@ -207,7 +213,8 @@ def memory_bytes(device: str) -> int:
     """The peak of memory so far: of the GPU's allocator, or of the process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
 
 
 def peak_flops() -> float | None:
@@ -216,8 +223,3 @@ def peak_flops() -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((rate for model, rate in PEAK_FLOPS.items() if model in name), None)
-
-
-def auto_threads() -> int:
-    """Threads for a training on this machine's CPU: one a core that this process may use."""
-    return len(os.sched_getaffinity(0))

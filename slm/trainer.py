@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 
 from slm.errors import Interrupted, SlmError, TrainingError
-from slm.plan import PLAN, Plan, auto_threads
+from slm.plan import PLAN, Plan
 from slm.session import read_settings
 from slm.tether import signal_when_parent_dies
 from slm.train import train
+from slm.workers import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def ended(code: int, words: str) -> int:
 def set_up_torch(run: Path) -> None:
     """Threads, TF32, deterministic kernels, and the process group where there are several."""
     config = read_settings(run)[0].train
-    threads = auto_threads() if config.threads == "auto" else config.threads
+    threads = available_cores() if config.threads == "auto" else config.threads
     if (run / PLAN).is_file():  # the bits depend on the thread count: keep the run's own
         threads = Plan.model_validate_json((run / PLAN).read_bytes()).threads
     torch.set_num_threads(threads)

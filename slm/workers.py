@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 def available_cores() -> int:
     """The cores that this process may use."""
+    if sys.platform == "darwin":  # it cannot say which
+        return os.cpu_count() or 1
     return len(os.sched_getaffinity(0))
 
 
