@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from slm.checkpoint import CONFIG, CheckpointWriter, checkpoint_name, latest_checkpoint
 from slm.errors import Interrupted, TrainingError, UserError
+from slm.group import average_gradients, first_says, greatest
 from slm.journal import JOURNAL, Journal, read_journal
 from slm.loader import derive_seed
 from slm.loss import cross_entropy
 from slm.metrics import Score, score
-from slm.model import GPT
 from slm.optim import learning_rate_factor, set_learning_rate
-from slm.plan import PLAN, Plan, make_plan, memory_bytes, peak_flops, steps_in
+from slm.plan import PLAN, Plan, make_plan, memory_bytes, peak_flops, read_plan, steps_in
 from slm.provenance import environment
 from slm.records import Checkpoint, Run
 from slm.session import (
@@ -47,12 +46,14 @@ logger = logging.getLogger(__name__)
 TRAIN_VERSION = 3  # goes up whenever the same config and shards give other weights
 
 
-def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
+def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
     """Trains the run whose folder was prepared by `launch.prepare`, from wherever it stands.
 
     Args:
         run: the run folder; `config.json` in it names the config and the shards.
         should_stop: asked after every step; a yes saves a checkpoint and raises Interrupted.
+
+    Returns the run's record; of several processes, the first does, and it alone says how it ended.
 
     Raises:
         TrainingError: a loss or gradient that is not finite, out of memory; the last checkpoint
@@ -65,7 +66,7 @@ def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run:
         return done or train_alone(open_job(run), should_stop)
 
 
-def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run:
+def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run | None:
     """`train`, while no other process trains the run."""
     config = job.config
     with (
@@ -112,16 +113,18 @@ def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run:
                 session.best_step, session.best_bpb = session.step, found.val_bpb
 
             # ---- checkpoint
-            stop_asked = agreed(should_stop(), job.world_size, dist.ReduceOp.MAX)
-            stopping = bool(stop_asked) and not done
+            stopping = bool(greatest(should_stop())) and not done
             due = session.step % config.train.checkpoint_every == 0
             if done or due or improved or stopping:
                 journal.sync()
                 save(session, writer, journal, loss, found, facts)
             if stopping:
-                writer.wait()
-                raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
+                break
         writer.wait()
+        if job.rank > 0:  # the first process alone saves, scores, and says how it ended
+            return None
+        if session.step < plan.max_steps:
+            raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
         return finish(session, journal, facts)
 
 
@@ -165,18 +168,6 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
     session.scaler.update()
     return mean_loss, grad_norm
-
-
-def average_gradients(model: GPT, loss: Tensor) -> None:
-    """One all-reduce over all gradients and the loss, flattened in the parameters' order."""
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    sizes = [grad.numel() for grad in grads]
-    for grad, part in zip(grads, torch.split(flat[:-1], sizes), strict=True):
-        grad.copy_(part.view_as(grad))
-    loss.copy_(flat[-1])
 
 
 def check_finite(session: Session, loss: float, grad_norm: float) -> None:
@@ -237,49 +228,51 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
 
 
 def settle_plan(job: Job) -> Plan:
-    """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds."""
-    path = job.run / PLAN
-    if path.is_file():
-        plan = Plan.model_validate_json(path.read_bytes())
-        if plan.world_size != job.world_size:
-            raise UserError(
-                f"{job.run.name} was started with {plan.world_size} processes and cannot go on "
-                f"with {job.world_size}: the same bits are promised for the same number only"
-            )
-        return plan
-    plan = make_plan(job.config, job.shards.splits["train"], job.world_size)
-    if job.config.train.max_seconds is not None:
-        probe = probe_steps(new_session(job, plan), job.config.train.max_seconds)
-        max_steps = agreed(int(probe.pop("max_steps")), job.world_size, dist.ReduceOp.MIN)
-        plan = plan.model_copy(update={"max_steps": max_steps, "probe": probe})
-    if job.rank == 0:
-        write_json(path, plan.model_dump(mode="json"))
+    """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds.
+
+    The first process decides for all of them: the others' clocks and GPUs may differ from its.
+    """
+    first = job.rank == 0
+    found = read_plan(job.run) if first else None
+    if first and not found:
+        found = make_plan(job.config, job.shards.splits["train"], job.world_size)
+    plan = Plan.model_validate_json(first_says(found.model_dump_json() if found else ""))
+    if plan.world_size != job.world_size:
+        raise UserError(
+            f"{job.run.name} was started with {plan.world_size} processes and cannot go on "
+            f"with {job.world_size}: the same bits are promised for the same number only"
+        )
+    if plan.max_steps == 0:
+        plan = probe(new_session(job, plan))
+    if first and not (job.run / PLAN).is_file():
+        write_json(job.run / PLAN, plan.model_dump(mode="json"))
     return plan
 
 
-def agreed(value: int, world_size: int, how: Any) -> int:
-    """One value for all processes: the least or the greatest of theirs."""
-    if world_size == 1:
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor(value, device=device)
-    dist.all_reduce(shared, how)
-    return int(shared)
+def probe(session: Session) -> Plan:
+    """Makes some steps on a session that is thrown away; the plan with as many as its limit has.
 
-
-def probe_steps(session: Session, seconds: float) -> dict[str, float]:
-    """Makes some steps on a session that is thrown away; how many fit into the seconds."""
+    All processes count the seconds of the slowest, and so make as many steps.
+    """
+    config = session.job.config.train
     x, y = session.loader.batch(0)
     held_out = held_out_slice(session)
     set_learning_rate(session.optimizers, 0.0)
     session.model.train()
 
-    def overhead() -> float:
+    def timed(work: Callable[[], object]) -> float:
         begin = time.perf_counter()
-        evaluate_slice(session, held_out)
-        return (time.perf_counter() - begin) / session.job.config.train.evaluate_every
+        work()
+        return greatest(time.perf_counter() - begin)
 
-    return steps_in(seconds, lambda: train_step(session, session.model, x, y), overhead)
+    assert config.max_seconds is not None, "the other limits are known without a probe"
+    max_steps, why = steps_in(
+        config.max_seconds,
+        step=lambda: timed(lambda: train_step(session, session.model, x, y)),
+        score=lambda: timed(lambda: evaluate_slice(session, held_out)),
+        every=config.evaluate_every,
+    )
+    return session.plan.model_copy(update={"max_steps": max_steps, "probe": why})
 
 
 def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
@@ -294,6 +287,7 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
     assert last is not None
     assert last.step == session.step
     journal.write("end", step=session.step, val_loss=final.val_loss, val_bpb=final.val_bpb)
+    journal.sync()  # the record will hold its hash
     record = Run(
         key=session.job.key,
         path=session.job.run,
@@ -313,8 +307,7 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
         level=session.plan.level,
         environment=facts,
     )
-    if session.job.rank == 0:
-        write_record(session.job.run, record)
+    write_record(session.job.run, record)
     return record
 
 
@@ -323,7 +316,7 @@ def kept_files(session: Session, last: Checkpoint) -> list[Path]:
     run = session.job.run
     folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
     for folder in folders:
-        read_record(folder, Checkpoint)
+        assert read_record(folder, Checkpoint), f"{folder} is gone"
     if session.job.parent:
         folders.add(run / PARENT)
     inside = [path for folder in folders for path in folder.iterdir()]

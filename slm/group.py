@@ -1,0 +1,42 @@
+"""What the processes of one training tell each other. Alone, a process is told what it says."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def average_gradients(model: nn.Module, loss: Tensor) -> None:
+    """One all-reduce over all gradients and the loss, flattened in the parameters' order."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    sizes = [grad.numel() for grad in grads]
+    for grad, part in zip(grads, torch.split(flat[:-1], sizes), strict=True):
+        grad.copy_(part.view_as(grad))
+    loss.copy_(flat[-1])
+
+
+def greatest(value: float) -> float:
+    """The greatest of the processes' values, in all of them."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=_device())
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return float(shared)
+
+
+def first_says(text: str) -> str:
+    """The first process's text, in all of them."""
+    if not dist.is_initialized():
+        return text
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
+    size = torch.tensor(len(data), device=_device())
+    dist.broadcast(size, 0)
+    data.resize_(int(size))
+    dist.broadcast(data, 0)
+    return bytes(data.tolist()).decode()
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
