@@ -1,6 +1,6 @@
 import pytest
 
-from slm.report.quality import loops, measure, repetition, words
+from slm.report.quality import Quality, loops, measure, repetition, words
 from slm.stories import stories
 
 STORIES = list(stories(1, 0, 20))
@@ -51,6 +51,10 @@ def test_figures_tell_stories_from_what_is_broken() -> None:
 def test_names_are_those_with_a_capital_within_a_sentence() -> None:
     again = measure(["There was a girl named Lily. Lily met a boy called Tom."], set())
     assert again.names == 0.5
+    nobody = measure(["there was a cat. It slept."], set())
+    assert nobody.names is None
+    assert Quality.mean([again, nobody]).names == 0.5
+    assert Quality.mean([nobody]).names is None
 
 
 def test_texts_without_words() -> None:

@@ -133,6 +133,14 @@ def test_grammar_counts_beside_that_of_held_out_text(ours: float, level: str) ->
     assert len(checks(grammar=None)) == len(checks()) - 1
 
 
+def test_texts_without_names_are_not_said_to_forget_them() -> None:
+    named = [c.name for c in checks()]
+    assert "names that return" in named
+    nobody = checks(replace(HUMAN, names=None))
+    assert [c.name for c in nobody] == [name for name in named if name != "names that return"]
+    assert judge(nobody, HEALTHY, 0.9).level == "good"
+
+
 def test_a_note_is_told_and_changes_no_verdict() -> None:
     note = Finding("note", "The run before: this run is worse.")
     verdict = judge(checks(), [*HEALTHY, note], 0.9)

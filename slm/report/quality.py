@@ -30,11 +30,14 @@ class Quality:
     distinct: float  # different pairs of words among all pairs of all texts
     unknown: float  # words that the training documents do not have
     likeness: float  # of each text to the one most like it: shared 3-grams (Jaccard), a mean
-    names: float  # names that come again after they are introduced
+    names: float | None  # names that come again after they are introduced; None: there are none
 
     @classmethod
     def mean(cls, parts: Sequence["Quality"]) -> "Quality":
-        return cls(**{f: fmean(getattr(p, f) for p in parts) for f in cls.__annotations__})
+        """The mean of each figure, over the parts that have it."""
+        given = {f: [getattr(part, f) for part in parts] for f in cls.__annotations__}
+        known = {f: [value for value in values if value is not None] for f, values in given.items()}
+        return cls(**{f: fmean(values) if values else None for f, values in known.items()})
 
 
 def measure(texts: Sequence[str], known: Collection[str]) -> Quality:
@@ -96,13 +99,13 @@ def _jaccard(a: Set[tuple[Hashable, ...]], b: Set[tuple[Hashable, ...]]) -> floa
     return len(a & b) / len(a | b) if a or b else 0.0
 
 
-def _names_again(texts: Sequence[str]) -> float:
+def _names_again(texts: Sequence[str]) -> float | None:
     """Names are told by their capital within a sentence, and then counted anywhere."""
     again = []
     for text in texts:
         mentioned = Counter(re.findall(r"[A-Z][a-z]+", text))
         again += [mentioned[name] > 1 for name in set(_NAME.findall(text))]
-    return _mean(again)
+    return fmean(again) if again else None
 
 
 def _share(total: Counter[str], chosen: Iterable[str]) -> float:

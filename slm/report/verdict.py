@@ -75,6 +75,10 @@ def quality_checks(
         _share("faults of grammar", *grammar, "sentences in which a grammar checker (Harper) finds "
                "a fault", "its grammar is faulty", _more(*grammar, 0.02, 0.1))
     ] if grammar else []  # fmt: skip
+    names = [
+        _share("names that return", s.names, h.names, "names that come again once they are "
+               "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0))
+    ] if s.names is not None and h.names is not None else []  # fmt: skip
     return [
         _share("loops", s.loops, h.loops, "texts in which a phrase follows upon itself three times "
                "or more", "it loops", _more(s.loops, h.loops, 0.1, 0.25)),
@@ -85,8 +89,7 @@ def quality_checks(
         _share("unknown words", s.unknown, h.unknown, "words that the training documents do not "
                "have", "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
         *language,
-        _share("names that return", s.names, h.names, "names that come again once they are "
-               "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0)),
+        *names,
         _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "
                "most like it", "its samples are alike", _more(s.likeness, h.likeness, 0.1, 0.3)),
         _share("come to an end", *ended, "texts that end within the length of a sample",
