@@ -4,7 +4,15 @@ import pytest
 
 from slm.evaluate.references import FIVE_GRAM, XZ, Reference
 from slm.report.quality import Quality
-from slm.report.verdict import Check, Finding, judge, percent, quality_checks, training_findings
+from slm.report.verdict import (
+    Check,
+    Finding,
+    Searched,
+    judge,
+    percent,
+    quality_checks,
+    training_findings,
+)
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
 OTHERS = {
@@ -20,7 +28,8 @@ def checks(
     copied: list[int] = COPIES,
     grammar: tuple[float, float] | None = (0.01, 0.005),
 ) -> list[Check]:
-    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES), grammar)
+    searched = Searched(9_000, 2_000)
+    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES), grammar, searched)
 
 
 def falling(*losses: float) -> list[dict[str, float]]:
@@ -131,6 +140,12 @@ def test_grammar_counts_beside_that_of_held_out_text(ours: float, level: str) ->
     (check,) = [c for c in checks(grammar=(ours, 0.005)) if "grammar" in c.name]
     assert check.level == level
     assert len(checks(grammar=None)) == len(checks()) - 1
+
+
+def test_the_figures_say_how_much_was_searched() -> None:
+    meanings = " ".join(check.meaning for check in checks())
+    assert "first 9,000 characters" in meanings
+    assert "first 2,000 training tokens" in meanings
 
 
 def test_texts_without_names_are_not_said_to_forget_them() -> None:

@@ -18,7 +18,7 @@ from slm.report import grammar
 from slm.report.copies import Copy, copy_line, longest_copies
 from slm.report.grid import GridSample
 from slm.report.quality import Quality, measure, words
-from slm.report.verdict import Check, quality_checks
+from slm.report.verdict import Check, Searched, quality_checks
 from slm.shards import documents, read_tokens
 from slm.tokenizer import Tokenizer
 
@@ -70,7 +70,8 @@ def compare(
     ended = [len(text) <= prompts[i % count] + limit for i, text in enumerate(held_out)]
     copies = longest_copies([*ids, *human], _train_tokens(shards, progress), tokenizer.n_vocab)
     ours, humans = copies[:count], [copy.length for copy in copies[count:]]
-    known = _known_words(shards, tokenizer)
+    known, characters = _known_words(shards, tokenizer)
+    searched = Searched(characters, min(COPY_TOKENS, shards.splits["train"].tokens))
     written = [sample.completion for sample in samples]
     checks = quality_checks(
         measure(written, known),
@@ -78,6 +79,7 @@ def compare(
         (sum(sample.ended for sample in samples) / count, sum(ended) / len(ended)),
         ([copy.length for copy in ours], humans),
         _grammar(written, rest, settings.language),
+        searched,
     )
     return Comparison(ours, checks, _longest(ours, ids, tokenizer), copy_line(humans), len(human))
 
@@ -106,16 +108,17 @@ def _longest(copies: Sequence[Copy], ids: Sequence[Ids], tokenizer: Tokenizer) -
     return list(dict.fromkeys(found))[:PASSAGES]
 
 
-def _known_words(shards: Shards, tokenizer: Tokenizer) -> set[str]:
+def _known_words(shards: Shards, tokenizer: Tokenizer) -> tuple[set[str], int]:
+    """The words of the first training documents, and the characters that these have."""
     known: set[str] = set()
     read = 0
     for document in documents(shards, "train"):
         text = tokenizer.decode(document)
         known.update(words(text))
         read += len(text)
-        if read > KNOWN_CHARACTERS:
+        if read >= KNOWN_CHARACTERS:
             break
-    return known
+    return known, read
 
 
 def _train_tokens(shards: Shards, progress: Progress) -> Iterator[Ids]:

@@ -29,6 +29,14 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How much of the training documents the texts were compared with, from the first one on."""
+
+    characters: int  # whose words count as known
+    tokens: int  # in which copied passages were looked for
+
+
+@dataclass(frozen=True)
 class Finding:
     """One sentence of the summary, and the fault in a few words."""
 
@@ -59,14 +67,16 @@ def quality_checks(
     ended: tuple[float, float],
     copies: tuple[Sequence[int], Sequence[int]],
     grammar: tuple[float, float] | None,
+    searched: Searched,
 ) -> list[Check]:
-    """The samples' figures against those of held-out text.
+    """The samples' figures against those of held-out text; a figure that either lacks is left out.
 
     Args:
         ended: share of texts that end within the tokens of a sample: samples', human.
         copies: tokens of the longest passage found in the training documents, a number a text:
             samples', human.
         grammar: share of sentences with a fault of grammar: samples', human; None: not English.
+        searched: how much of the training documents was read for this.
     """
     s, h = samples, human
     copied, copied_by_humans = (memorised_share(found, copies[1]) for found in copies)
@@ -86,8 +96,9 @@ def quality_checks(
                "before", "it repeats itself", _more(s.repeated, h.repeated, 0.08, 0.2)),
         _share("variety", s.distinct, h.distinct, "different pairs of words among all pairs",
                "its words vary little", _less(s.distinct, h.distinct, 0.75, 0.5)),
-        _share("unknown words", s.unknown, h.unknown, "words that the training documents do not "
-               "have", "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
+        _share("unknown words", s.unknown, h.unknown, "words that are not in the first "
+               f"{searched.characters:,} characters of the training documents",
+               "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
         *language,
         *names,
         _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "
@@ -95,7 +106,7 @@ def quality_checks(
         _share("come to an end", *ended, "texts that end within the length of a sample",
                "its texts do not end", _more(ended[1], ended[0], 0.35, 0.7)),
         Check("longest copied passage", ours, humans, "tokens that stand word for word in the "
-              "training documents, median", "", "good"),
+              f"first {searched.tokens:,} training tokens, median", "", "good"),
         _share("copied", copied, copied_by_humans, "texts with a copied passage longer than "
                f"{copy_line(copies[1])} tokens, which hardly one held-out text in twenty has",
                "it copies its training documents", _more(copied, copied_by_humans, 0.15, 0.4)),
