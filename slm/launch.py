@@ -25,10 +25,11 @@ from slm.checkpoint import CONFIG, MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.journal import JOURNAL
-from slm.plan import PLAN, Plan
+from slm.plan import read_plan
 from slm.records import Parent, Progress, Run, Shards, silent
 from slm.session import GLANCE, LOCK, PARENT, read_settings
 from slm.storage import (
+    RECORD,
     content_hash,
     lock,
     make_folder,
@@ -83,6 +84,14 @@ def prepare(
     return run
 
 
+def renew_settings(run: Path, config: PipelineConfig) -> None:
+    """Lets a run that is not finished go on with the fields of now that are not in its key."""
+    _, described = read_settings(run)
+    train = config.train.model_dump(mode="json")
+    if described["config"]["train"] != train and not (run / RECORD).exists():
+        write_json(run / CONFIG, {**described, "config": {**described["config"], "train": train}})
+
+
 def keep_parent(parent: Parent, run: Path) -> None:
     """Copies the parent's files into the run's folder."""
 
@@ -135,7 +144,8 @@ def train(
             reopen(run, error)
         run = prepare(config, shards, parent=parent, root=root)
     with lock(run / LOCK, wait=False, patience=GLANCE):
-        pass  # another trainer is told of here, not after the child's seconds of start
+        # another trainer is told of here, not after the child's seconds of start
+        renew_settings(run, config)
     supervise(run, config, progress, on_event)
     record = read_run(run)
     assert record is not None, f"{run} ended without a record"
@@ -170,7 +180,7 @@ def supervise(
     with (run / LOG).open("ab") as log:
         begin = log.tell()
         child = subprocess.Popen(
-            command(run, config),
+            command(run, process_count(run, config)),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -189,13 +199,28 @@ def supervise(
     check_exit(child.returncode, run, begin)
 
 
-def command(run: Path, config: PipelineConfig) -> list[str]:
+def process_count(run: Path, config: PipelineConfig) -> int:
+    """As many processes as the run was begun with; `auto`: one a GPU, if its rows divide so."""
+    train = config.train
+    if plan := read_plan(run):
+        if plan.device == "cuda" and gpu_count() < plan.world_size:
+            raise UserError(
+                f"{run.name} was begun on {plan.world_size} GPUs, of which {gpu_count()} are here: "
+                "let it go on where there are as many, or begin another run with train.device=cpu"
+            )
+        return plan.world_size
+    if train.processes != "auto":
+        return train.processes
+    gpus = gpu_count() if train.device != "cpu" else 0
+    rows = train.tokens_per_step // config.model.seq_len
+    at_once = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
+    return max((n for n in range(2, gpus + 1) if rows % (n * at_once) == 0), default=1)
+
+
+def command(run: Path, processes: int) -> list[str]:
     """The child's command line: under torchrun where there is more than one process."""
-    processes = config.train.processes
-    if processes == "auto":
-        processes = gpu_count() if config.train.device != "cpu" else 1
     here = [sys.executable, "-m"]
-    if processes <= 1:
+    if processes == 1:
         return [*here, "slm.trainer", str(run)]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [*here, "slm.tether", *here, *torchrun, "-m", "slm.trainer", str(run)]
@@ -260,14 +285,13 @@ def report(
         on_event(event)
     steps = [event for event in events if event["event"] == "step"]
     if steps:
-        plan = Plan.model_validate_json((run / PLAN).read_bytes())
-        last = steps[-1]
+        plan, last = read_plan(run), steps[-1]
         text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
-        progress(text, last["step"], plan.max_steps)
+        progress(text, last["step"], plan.max_steps if plan else None)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the child to save and leave; makes it leave if it will not, or on a second signal."""
+    """Asks the child to save and leave; kills it if it will not, or on a second signal to us."""
     child.send_signal(signal.SIGTERM)
     try:
         child.wait(GRACE_SECONDS)
@@ -294,8 +318,8 @@ def check_exit(code: int, run: Path, begin: int) -> None:
     if code == -signal.SIGKILL:
         raise TrainingError(
             f"the training process of {run.name} was killed (SIGKILL), as the system does when "
-            "memory runs out: a smaller train.micro_batch_size needs less. Its last checkpoint "
-            "stands; the same command goes on from there"
+            "memory runs out. Its last checkpoint stands; the same command goes on from there. A "
+            "smaller train.micro_batch_size needs less, but is another run, from its first step"
         )
     if code == UserError.exit_code:
         raise UserError(words)

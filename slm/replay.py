@@ -19,7 +19,7 @@ from slm.checkpoint import MODEL, OPTIMIZER, checkpoint_folders
 from slm.errors import CorruptionError, UserError
 from slm.journal import read_journal
 from slm.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
-from slm.plan import PLAN, Plan
+from slm.plan import PLAN, Plan, read_plan
 from slm.provenance import environment
 from slm.records import Checkpoint, Progress, silent
 from slm.session import Session, new_session, open_job, restore
@@ -101,9 +101,9 @@ def verify_steps(
 
 
 def _plan(run: Path) -> Plan:
-    if not (run / PLAN).is_file():
+    plan = read_plan(run)
+    if plan is None:
         raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
-    plan = Plan.model_validate_json((run / PLAN).read_bytes())
     if plan.world_size > 1:
         raise UserError(
             f"{run.name} was trained by {plan.world_size} processes; one cannot verify it: train "

@@ -5,7 +5,6 @@ no result of the first time is read but to be compared with. Where the chain lac
 something in it is not what was recorded, nothing is built and the verdict is `cannot`.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluate import DETAILS, evaluate
 from slm.journal import JOURNAL, read_journal
 from slm.lineage import Lineage, lineage
-from slm.plan import PLAN, Plan
+from slm.plan import PLAN, read_plan
 from slm.records import Evaluation, Parent, Progress, Record, Run, Shards, Source, silent
 from slm.session import PARENT
 from slm.shards import encode
@@ -173,7 +172,8 @@ def _obstacles(chain: Lineage, run: Path) -> tuple[tuple[str, ...], Difference] 
     config = launch.run_config(run)
     if config.data.source == "hub" and chain["dataset"].digest is None:
         return ("the commit of the dataset is known nowhere any more",), Difference(what="dataset")
-    plan = Plan.model_validate_json((run / PLAN).read_bytes())
+    plan = read_plan(run)
+    assert plan is not None, "a finished run has one"
     if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
         found = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
         return (found,), Difference(what="environment")
@@ -255,12 +255,10 @@ class _Rebuild:
         The model that the run went on from is taken as the run kept it.
         """
         run = launch.prepare(config, shards, parent=parent, root=self.fresh)
-        settled = json.loads((self.run / PLAN).read_bytes())
-        plan = Plan.model_validate(settled)
-        storage.write_json(run / PLAN, settled)
-        fixed = {"processes": plan.world_size, "threads": plan.threads}
-        pinned = config.model_copy(update={"train": config.train.model_copy(update=fixed)})
-        launch.supervise(run, pinned, self.progress, lambda event: None)
+        plan = read_plan(self.run)
+        assert plan is not None, "a finished run has one"
+        storage.write_json(run / PLAN, plan.model_dump(mode="json"))
+        launch.supervise(run, config, self.progress, lambda event: None)
         again = launch.read_run(run)
         assert again is not None, f"{run} ended without a record"
         return again
