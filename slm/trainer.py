@@ -9,13 +9,12 @@ import re
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from slm.errors import Interrupted, SlmError, TrainingError
-from slm.plan import PLAN, Plan
+from slm.errors import SlmError, TrainingError
+from slm.plan import pick_device, read_plan
 from slm.session import read_settings
 from slm.tether import signal_when_parent_dies
 from slm.train import train
@@ -55,13 +54,11 @@ def ended(code: int, words: str) -> int:
 
 def set_up_torch(run: Path) -> None:
     """Threads, TF32, deterministic kernels, and the process group where there are several."""
-    config = read_settings(run)[0].train
+    config, plan = read_settings(run)[0].train, read_plan(run)
     threads = available_cores() if config.threads == "auto" else config.threads
-    if (run / PLAN).is_file():  # the bits depend on the thread count: keep the run's own
-        threads = Plan.model_validate_json((run / PLAN).read_bytes()).threads
-    torch.set_num_threads(threads)
+    torch.set_num_threads(plan.threads if plan else threads)  # the bits depend on their count
     torch.set_float32_matmul_precision("high")
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    on_gpu = (plan.device if plan else pick_device(config.device)) == "cuda"
     if on_gpu and config.deterministic:
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -71,20 +68,15 @@ def set_up_torch(run: Path) -> None:
 
 
 def install_signal_handlers() -> list[int]:
-    """The first SIGTERM or SIGINT asks for a save after this step; a second one ends at once.
+    """SIGTERM, SIGINT and the parent's death ask for a save after this step, however often told.
 
-    So does the parent's death, however often it is told: once for each thread that it had.
-    Returns the list that the signals are put into.
+    One wish is told many times: to all processes of a service at once, and again by the parent, by
+    torchrun, and at a parent's death for each thread that it had. Who will not wait kills, as
+    `launch.stop` does. Returns the list that the signals are put into.
     """
     asked: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if number != PARENT_DIED and set(asked) - {PARENT_DIED}:
-            os._exit(Interrupted.exit_code)
-        asked.append(number)
-
     for number in (signal.SIGTERM, signal.SIGINT, PARENT_DIED):
-        signal.signal(number, handle)
+        signal.signal(number, lambda number, _: asked.append(number))
     return asked
 
 
@@ -102,10 +94,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory_message(run: Path, error: BaseException) -> str:
     """What did not fit, and what would."""
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    plan = Plan.model_validate_json((run / PLAN).read_bytes()) if (run / PLAN).is_file() else None
+    plan = read_plan(run)
     rows = plan.micro_batch_size if plan else 0
     remedy = f"try train.micro_batch_size={rows // 2}" if rows > 1 else "try a smaller model"
-    return f"out of memory ({first}): {remedy}; the last checkpoint of {run.name} stands"
+    return (
+        f"out of memory ({first}): {remedy}, which is another run, from its first step; "
+        f"the last checkpoint of {run.name} stands"
+    )
 
 
 if __name__ == "__main__":

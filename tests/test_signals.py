@@ -58,9 +58,9 @@ class Project:
         homes = {"SLM_DATA": str(self.data), "PREFECT_HOME": str(self.data / "prefect")}
         return {**known, **homes}
 
-    def start(self, name: str) -> psutil.Popen:
+    def start(self, name: str, *more: str) -> psutil.Popen:
         """Starts a command in a session of its own, as in a terminal."""
-        settings = (f"--set={setting}" for setting in SETTINGS)
+        settings = (f"--set={setting}" for setting in (*SETTINGS, *more))
         with (self.folder / "output.log").open("ab") as log:
             return psutil.Popen(
                 [sys.executable, "-m", "flows.cli", name, "tiny", *settings],
@@ -176,3 +176,21 @@ def test_the_same_command_goes_on_to_the_same_bits(
     if code == INTERRUPTED and len(numbers) == 1:
         assert "interrupted: what is done is kept" in project.output()
     assert project.finish(name) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_all_processes_at_once_saves(project: Project, processes: int) -> None:
+    """As a service manager ends a service: torchrun and the command tell the trainers once more."""
+    process = project.start("train", f"train.processes={processes}")
+    project.wait_for_steps(process)
+    for member in [*process.children(recursive=True), process]:
+        member.send_signal(signal.SIGTERM)
+    assert process.wait(20) == INTERRUPTED, project.output()
+    saved = latest_checkpoint(project.run / "checkpoints")
+    assert saved is not None
+    steps = [e["step"] for e in read_journal(project.run) if e["event"] == "step"]
+    assert saved.step == steps[-1]
+    assert "interrupted: what is done is kept" in project.output()
+    wait_for(lambda: not is_training(project.run), 10)
