@@ -29,8 +29,8 @@ from slm.checkpoint import load_model
 from slm.config import PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import Evaluation, Run, Version
-from slm.registry import judging, packing
-from slm.registry.finding import resolve
+from slm.registry import judging, origins, packing, versions
+from slm.registry.finding import find_version, resolve
 from slm.sample import generate
 from slm.tracking.server import as_default, connect, default_uri
 
@@ -266,6 +266,31 @@ def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> No
     registered(root)
     with pytest.raises(UserError, match=message):
         resolve(text, root)
+
+
+def test_a_model_among_hundreds_is_found_and_asked_for_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(root)
+    registered(root, key="cd" * 32, trained=3)
+    server = client(root)
+    for number in range(120):  # more than a page of them, all before ours
+        server.create_registered_model(f"a{number:03}")
+    assert find_version(server, "models:/slm@challenger").version in (2, "2")
+    origin = origins.find_origin(CONFIG, "challenger", root=root)
+    assert origin is not None
+    assert origin.name == "models:/slm/2"
+
+    from mlflow import MlflowClient
+
+    asked: list[str] = []
+    get = MlflowClient.get_registered_model
+    monkeypatch.setattr(
+        MlflowClient, "get_registered_model", lambda c, n: asked.append(n) or get(c, n)
+    )
+    found = {v.name: v.aliases for v in versions.list_versions(root)}
+    assert found == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
+    assert asked == ["slm"]
 
 
 # ---- the real thing ---------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from slm import storage
 from slm.checkpoint import MODEL_FILES, find_run, latest_checkpoint
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREFIX = "slm."
+T = TypeVar("T")
 
 
 @explained()
@@ -52,19 +54,32 @@ def find_version(client: "MlflowClient", text: str) -> "ModelVersion":
     if parsed is None:
         raise UserError(f"{text!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = parsed.groups()
-    known = {model.name: model for model in client.search_registered_models()}
-    if name not in known:
+    model = existing(client.get_registered_model, name)
+    if model is None:
+        known = [model.name for model in client.search_registered_models()]
         where = f"the registry is {public_uri(client.tracking_uri)}"
         raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
     if alias:
-        aliases = known[name].aliases
-        if alias not in aliases:
-            raise unknown(f"alias of model {name!r}", alias, aliases)
-        number = aliases[alias]
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    if str(number) not in versions:
-        raise unknown(f"version of model {name!r}", str(number), versions)
-    return versions[str(number)]
+        if alias not in model.aliases:
+            raise unknown(f"alias of model {name!r}", alias, model.aliases)
+        number = model.aliases[alias]
+    version = existing(client.get_model_version, name, str(number))
+    if version is None:
+        numbers = [str(v.version) for v in client.search_model_versions(f"name = '{name}'")]
+        raise unknown(f"version of model {name!r}", str(number), numbers)
+    return version
+
+
+def existing(get: Callable[..., T], *names: str) -> T | None:
+    """What a call to the registry gets; None where there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*names)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def fetch_version(client: "MlflowClient", entry: "ModelVersion", root: Path) -> Path:
