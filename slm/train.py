@@ -43,7 +43,7 @@ from slm.storage import describe_files, fault_point, read_record, write_json, wr
 
 logger = logging.getLogger(__name__)
 
-TRAIN_VERSION = 3  # goes up whenever the same config and shards give other weights
+TRAIN_VERSION = 4  # goes up whenever the same config and shards give other weights
 
 
 def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
@@ -163,15 +163,18 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     mean_loss, grad_norm = torch.stack((total, norm)).tolist()
     check_finite(session, mean_loss, grad_norm)
-    for optimizer in session.optimizers:
-        session.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+    if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
+        for optimizer in session.optimizers:
+            session.scaler.step(optimizer)
     session.scaler.update()
+    model.zero_grad(set_to_none=True)
     return mean_loss, grad_norm
 
 
 def check_finite(session: Session, loss: float, grad_norm: float) -> None:
-    """Stops before the optimizer touches the weights; fp16's scaler skips such a step itself."""
+    """Stops before an optimizer touches the weights; in fp16 a gradient that is too large is not
+    stepped on, and the scaler's factor falls.
+    """
     if math.isfinite(loss) and (math.isfinite(grad_norm) or session.scaler.is_enabled()):
         return
     starts = session.loader.window_starts(session.step)

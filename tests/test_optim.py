@@ -1,13 +1,14 @@
 """The schedule never rises after its warmup; the optimizers get the parameters they should."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.config import ModelConfig, TrainConfig
+from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.model import GPT
 from slm.optim import (
     MUON_MOMENTUM,
@@ -18,6 +19,10 @@ from slm.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from slm.plan import make_plan
+from slm.records import ShardSplit
+from slm.session import synthetic_session
+from slm.train import train_step
 
 CONFIGS = st.builds(
     TrainConfig,
@@ -120,3 +125,23 @@ def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
     for a, b, before in zip(ours, theirs, start, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, before)
+
+
+def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
+    tiny_config: Callable[..., PipelineConfig],
+) -> None:
+    config = tiny_config(**{"train.optimizer": "muon", "train.device": "cpu"})
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    session = synthetic_session(config, make_plan(config, split, world_size=1), 512)
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    model = session.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, y = session.loader.batch(0)
+    matrix = model.blocks[0].mlp.down_proj.weight  # of Muon; the embedding is AdamW's
+    overflow = matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    train_step(session, model, x, y)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert session.scaler.get_scale() == 2.0**9
+    overflow.remove()
+    train_step(session, model, x, y)
+    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
