@@ -1,5 +1,6 @@
 import json
 import random
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,12 +14,13 @@ import slm.shards
 import slm.source
 from slm import storage
 from slm.checkpoint import describe_model
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, load_recipe, parse_overrides
 from slm.evaluate import run_shards
 from slm.launch import read_run, run_config
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Run, Shards
 from slm.report import escape_markdown, fenced, write_report
+from slm.report.cards import commands
 from slm.report.judge import RUBRIC, Grade, Opinion
 from slm.report.plots import data_plots
 from slm.sample import Sample
@@ -264,6 +266,27 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     markdown = (report.path / "report.md").read_text("utf-8")
     outside = [part for i, part in enumerate(markdown.split("````")) if i % 2 == 0]
     assert all("<" not in part.replace("\\<", "") for part in "".join(outside).split("```")[::2])
+
+
+def test_the_commands_make_the_run_again(first: Made) -> None:
+    """Every setting comes back as it was, whatever YAML would make of it bare."""
+    _, run, _, _ = first
+    data = {
+        "separator": "\n\n",
+        "template": "{title}: {body}",
+        "revision": "20240101",
+        "config_name": "null",
+        "text_column": "na\u00efve \U0001f600",
+        "documents": 50,
+    }
+    config = load_recipe("quickstart", {f"data.{key}": value for key, value in data.items()})
+    assert config.train.max_seconds is not None
+    again, anew, *_ = commands(config, run)
+    assert again == f"slm reproduce {run.name}"
+    _, _, recipe, *rest = shlex.split(anew)
+    made = load_recipe(recipe, parse_overrides(rest[1::2]))
+    assert made.data == config.data
+    assert (made.train.max_steps, made.train.max_seconds) == (run.step, None)
 
 
 # ---- the verdict ------------------------------------------------------------------------------

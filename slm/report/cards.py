@@ -10,6 +10,7 @@ from slm.config import LIMITS, PipelineConfig, load_recipe
 from slm.errors import SlmError
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
+from slm.session import PARENT
 
 Pairs = list[tuple[str, str]]
 
@@ -116,23 +117,30 @@ def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_s
 
 
 def commands(config: PipelineConfig, run: Run) -> list[str]:
-    """The command that makes this run again, and those that use it."""
-    changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config)]
+    """The commands that make this run again, and those that use it."""
+    changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
     prompt = next(iter(config.report.prompts), "Once upon a time")
+    anew = [] if (run.path / PARENT).is_dir() else [" ".join(["slm run", config.recipe, *changes])]
     return [
-        " ".join(["slm run", config.recipe, *changes]),
+        f"slm reproduce {run.name}",
+        *anew,
         f"slm evaluate {run.name}",
         f"slm sample {run.name} --prompt {shlex.quote(prompt)}",
     ]
 
 
-def _overrides(config: PipelineConfig) -> Pairs:
-    """What the config has that its recipe, as `pipelines.yaml` has it now, has not."""
+def _overrides(config: PipelineConfig, run: Run) -> Pairs:
+    """What the config has that its recipe, as `pipelines.yaml` has it now, has not.
+
+    A limit in seconds comes to other steps each time: the steps that it came to stand for it.
+    """
     ours = leaves(config.model_dump(mode="json"))
+    if config.train.max_seconds is not None:
+        ours |= {"train.max_seconds": None, "train.max_steps": run.step}
     theirs = leaves(recipe.model_dump(mode="json")) if (recipe := _recipe(config)) else {}
     limits = {f"train.{name}" for name in LIMITS}
     return [
-        (key, value if isinstance(value, str) else json.dumps(value))
+        (key, json.dumps(value, ensure_ascii=False))
         for key, value in sorted(ours.items())
         if key != "recipe" and theirs.get(key) != value and not (key in limits and value is None)
     ]
@@ -146,8 +154,12 @@ def _recipe(config: PipelineConfig) -> PipelineConfig | None:
 
 
 def promise(run: Run) -> str:
-    """What comes out the same when the command is given again."""
-    return f"The shards come out the same to the bit on any machine. {PROMISES.get(run.level, '')}"
+    """What comes out the same when the run is made again."""
+    return (
+        "`slm reproduce` makes the run again with the steps, the precision and the batches that it "
+        "had, and compares every hash. The shards come out the same to the bit on any machine. "
+        f"{PROMISES.get(run.level, '')}"
+    )
 
 
 def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
