@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from mlflow.exceptions import MlflowException
-from run_folders import empty_store
+from run_folders import CONFIG, empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
 
 from slm import provenance, registry
@@ -18,7 +19,7 @@ from slm.errors import SlmError, UserError
 from slm.evaluate import evaluate
 from slm.launch import read_run, run_config
 from slm.lineage import Lineage, Link, lineage
-from slm.registry import versions
+from slm.registry import origins, versions
 from slm.report.lineage_picture import lineage_svg
 from slm.tracking.server import connect, default_uri
 
@@ -182,14 +183,27 @@ def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> Non
     assert "model.safetensors" in link.notes[0]
 
 
-def test_a_registry_that_cannot_be_asked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Down:
-        def search_model_versions(self) -> None:
-            raise MlflowException("connection refused at http://me:secret@host/\nmore")
+DOWN = "http://me:secret@127.0.0.1:9"
 
-    monkeypatch.setattr(versions, "connect", lambda uri: Down())
-    with pytest.raises(SlmError, match=r"cannot be asked: connection refused at http://host/$"):
-        versions.list_versions(uri="http://host")
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        versions.list_versions,
+        partial(versions.version_run, "models:/slm/1"),
+        partial(versions.version_lineage, "models:/slm/1"),
+        partial(origins.find_origin, CONFIG, "champion"),
+        partial(origins.as_parent, "models:/slm/1", CONFIG),
+    ],
+)
+def test_a_registry_that_cannot_be_asked_is_an_error_without_passwords(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DOWN)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SlmError, match=r"^MLflow: .*127\.0\.0\.1") as caught:
+        ask()
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:

@@ -17,6 +17,7 @@ from slm.registry.finding import (
     CHALLENGER,
     CHAMPION,
     PREFIX,
+    existing,
     fetch_version,
     find_version,
     required,
@@ -25,7 +26,7 @@ from slm.registry.finding import (
 )
 from slm.registry.judging import Verdict
 from slm.session import read_settings
-from slm.tracking.server import connect, tracking_uri
+from slm.tracking.server import connect, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -46,6 +47,7 @@ class Origin:
     verdict: Verdict | None  # of the gate, where it was judged
 
 
+@explained()
 def find_origin(config: PipelineConfig, alias: str, *, root: Path | None = None) -> Origin | None:
     """The champion or challenger of a recipe's model; None where there is none.
 
@@ -53,11 +55,10 @@ def find_origin(config: PipelineConfig, alias: str, *, root: Path | None = None)
     """
     root = root or data_root()
     client = connect(tracking_uri(config, root))
-    name = config.registry.model
-    models = {model.name: model for model in client.search_registered_models()}
-    if name not in models or alias not in models[name].aliases:
+    model = existing(client.get_registered_model, config.registry.model)
+    if model is None or alias not in model.aliases:
         return None
-    return _origin(find_version(client, f"models:/{name}@{alias}"), root)
+    return _origin(client.get_model_version(model.name, model.aliases[alias]), root)
 
 
 def champion_and_challenger(
@@ -96,6 +97,7 @@ def _record(parent: Path, key: str | None, kind: type[R]) -> R | None:
     return None
 
 
+@explained()
 def as_parent(name: str, config: PipelineConfig, *, root: Path | None = None) -> Parent:
     """A version as the model that a training goes on from; its files are fetched where need be."""
     root = root or data_root()
@@ -113,6 +115,7 @@ def as_parent(name: str, config: PipelineConfig, *, root: Path | None = None) ->
     )
 
 
+@explained()
 def annotate(
     version: Version, config: PipelineConfig, told: Mapping[str, str], *, root: Path | None = None
 ) -> None:

@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from slm import storage
 from slm.checkpoint import MODEL_FILES
 from slm.config import data_root
-from slm.errors import SlmError
 from slm.lineage import Lineage, Link, State, lineage
 from slm.registry.finding import PREFIX, find_version, required, run_folder, tags
 from slm.tracking.entities import public_uri
-from slm.tracking.server import as_default, connect, default_uri
+from slm.tracking.server import as_default, connect, default_uri, explained
 from slm.tracking.store import file_of
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ class VersionFacts(BaseModel):
     registered: float  # unix seconds
 
 
+@explained()
 def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[VersionFacts]:
     """Every version of every model, the newest first; none where there is no store yet.
 
@@ -58,21 +58,17 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[V
     if (file := file_of(uri)) and not file.exists():
         return []
     client = connect(uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = [_facts(client, entry) for entry in client.search_model_versions()]
-    except MlflowException as error:
-        reason = public_uri(str(error)).partition("\n")[0][:300]
-        raise SlmError(f"the registry at {public_uri(uri)} cannot be asked: {reason}") from error
+    entries = client.search_model_versions()
+    aliases = {name: _aliases(client, name) for name in {entry.name for entry in entries}}
+    found = [_facts(entry, aliases[entry.name]) for entry in entries]
     return sorted(found, key=lambda facts: -facts.registered)
 
 
-def _facts(client: "MlflowClient", entry: "ModelVersion") -> VersionFacts:
+def _facts(entry: "ModelVersion", aliases: Mapping[str, list[str]]) -> VersionFacts:
     told = tags(entry)
     return VersionFacts(
         name=f"models:/{entry.name}/{entry.version}",
-        aliases=tuple(_aliases(client, entry)),
+        aliases=tuple(aliases.get(str(entry.version), ())),
         run=told.get("run"),
         val_bpb=float(told["val_bpb"]) if "val_bpb" in told else None,
         decision=told.get("decision"),
@@ -80,11 +76,15 @@ def _facts(client: "MlflowClient", entry: "ModelVersion") -> VersionFacts:
     )
 
 
-def _aliases(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
-    held = client.get_registered_model(entry.name).aliases
-    return sorted(alias for alias, number in held.items() if str(number) == str(entry.version))
+def _aliases(client: "MlflowClient", name: str) -> dict[str, list[str]]:
+    """The versions of a model that have aliases, with these."""
+    held: dict[str, list[str]] = {}
+    for alias, number in sorted(client.get_registered_model(name).aliases.items()):
+        held.setdefault(str(number), []).append(alias)
+    return held
 
 
+@explained()
 def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
     """The folder of the run that a version was made from; it may be gone.
 
@@ -95,6 +95,7 @@ def version_run(text: str, root: Path | None = None, *, uri: str | None = None) 
     return run_folder(find_version(client, text), root)
 
 
+@explained()
 def version_lineage(
     text: str, root: Path | None = None, *, uri: str | None = None, check: bool = True
 ) -> Lineage:
@@ -108,7 +109,7 @@ def version_lineage(
     told, weights = tags(entry), required(entry, "weights_sha256")
     chain = lineage(run_folder(entry, root), tags=told, check=check)
     name = f"models:/{entry.name}/{entry.version}"
-    aliases = _aliases(client, entry)
+    aliases = _aliases(client, entry.name).get(str(entry.version))
     notes = tag_differences(chain, told)
     state: State = "changed" if notes else "not checked"
     if check and not notes:
