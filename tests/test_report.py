@@ -409,6 +409,26 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
     assert "from_pretrained" in card.text
 
 
+def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
+    path = copy_run(tmp_path)
+    config, run = run_config(path), read_run(path)
+    evaluation = storage.read_record(path / "evaluation", Evaluation)
+    assert run is not None
+    assert evaluation is not None
+    folder, name = str(Path(config.data.path).parent), Path(config.data.path).name
+    report = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
+    registry = config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
+    config = config.model_copy(update={"report": report, "registry": registry})
+    shown = write_report(config, run, evaluation, root=tmp_path).path
+    for page in ("README.md", "report.md", "index.html"):
+        text = (shown / page).read_text("utf-8").replace("\\", "")
+        assert name in text
+        assert folder not in text
+    card = (shown / "README.md").read_text("utf-8")
+    assert f'data.path="{name}"' in card
+    assert "tracking.internal" not in card
+
+
 # ---- the twin ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from slm.checkpoint import load_model
 from slm.config import PipelineConfig
 from slm.evaluate import run_shards
-from slm.lineage import lineage
+from slm.lineage import Lineage, lineage
 from slm.metrics import token_losses
 from slm.model import GPT
 from slm.passages import Ids
@@ -84,12 +84,15 @@ def gather(
     champion: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[GridSample]]:
-    """Everything that the two templates show, and the samples themselves."""
+    """Everything that the templates show, and the samples themselves."""
     folder = run.path / "checkpoints" / evaluation.checkpoint
     checkpoint = read_record(folder, Checkpoint, verify=False)
     assert checkpoint is not None, f"{folder} was evaluated and is gone"
     shards = read_record(run_shards(run.path), Shards, verify=False)
     source = _source(config, shards, root or run.path.parents[1]) if shards else None
+    chain = lineage(run.path, check=False)
+    if config.data.source == "files":
+        config, source, chain = _without_folders(config, source, chain)
     model, tokenizer = load_model(folder)
     samples = write_samples(model, tokenizer, config.report, progress)
     curves = plots.read_curves(run.path)
@@ -141,7 +144,7 @@ def gather(
         "model": cards.model_card(config, run, checkpoint, model.vocab_size),
         "commands": cards.commands(config, run),
         "promise": cards.promise(run),
-        "lineage": lineage(run.path, check=False),
+        "lineage": chain,
         "config": cards.settings(config),
     }
     return facts, samples
@@ -150,6 +153,26 @@ def gather(
 def _source(config: PipelineConfig, shards: Shards, root: Path) -> Source | None:
     folder = root / "sources" / f"{config.recipe}-{shards.source_key[:12]}"
     return read_record(folder, Source, verify=False)
+
+
+def _without_folders(
+    config: PipelineConfig, source: Source | None, chain: Lineage
+) -> tuple[PipelineConfig, Source | None, Lineage]:
+    """The same, but that the folders in which the data lay are not told: a model card is public."""
+
+    def name(path: str) -> str:
+        return Path(path).name or path
+
+    data = config.data.model_copy(update={"path": name(config.data.path)})
+    links = tuple(
+        link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
+        for link in chain.links
+    )
+    return (
+        config.model_copy(update={"data": data}),
+        source and source.model_copy(update={"dataset": name(source.dataset)}),
+        chain.model_copy(update={"links": links}),
+    )
 
 
 def _shown(sample: GridSample, copy: Copy, line: int, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from slm.session import PARENT
 
 Pairs = list[tuple[str, str]]
 
+PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses, which no model depends on
 PROMISES = {
     "C": "On a CPU of the same kind, with the same torch and as many threads, so do the weights.",
     "D": "On a GPU of the same model with the same driver and torch, so do the weights.",
@@ -142,7 +143,9 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
     return [
         (key, json.dumps(value, ensure_ascii=False))
         for key, value in sorted(ours.items())
-        if key != "recipe" and theirs.get(key) != value and not (key in limits and value is None)
+        if key not in PRIVATE | {"recipe"}
+        and theirs.get(key) != value
+        and not (key in limits and value is None)
     ]
 
 

@@ -1,6 +1,5 @@
 """The head of a Hugging Face model card, as the hub reads it."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,8 +12,6 @@ def front_matter(config: PipelineConfig, evaluation: Evaluation, source: Source 
     """The YAML between the two lines of dashes (huggingface.co/docs/hub/model-cards)."""
     generated = config.data.source == "stories"
     dataset = source.dataset if source else config.data.path or config.data.source
-    if config.data.source == "files":  # where they lay is nobody's business
-        dataset = Path(dataset).name
     metrics = [
         {"type": "bits_per_byte", "name": "bits a UTF-8 byte", "value": evaluation.val_bpb},
         {"type": "loss", "name": "nats a token", "value": evaluation.val_loss},
