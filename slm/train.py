@@ -218,13 +218,20 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    return score(
+    """Scores documents. Raises TrainingError where their loss is not finite."""
+    found = score(
         session.model,
         held_out,
         session.job.tokenizer.eot,
         session.job.tokenizer.token_bytes,
         autocast=session.plan.autocast,
     )
+    if not math.isfinite(found.nats):
+        raise TrainingError(
+            f"step {session.step}: val_loss is {found.val_loss}; the last checkpoint stands. "
+            "Lower train.learning_rate, or check the data"
+        )
+    return found
 
 
 # ---- planning and finishing ---------------------------------------------------------------

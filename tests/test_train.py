@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from slm.checkpoint import find_run, latest_checkpoint, load_model
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.journal import read_journal
+from slm.metrics import Score
 from slm.records import Run, Shards
 from slm.shards import encode
 from slm.source import download
@@ -230,6 +232,26 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
     assert saved is not None
     assert saved.step == 6
     assert losses(run)[-1][0] == 6
+
+
+def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
+    config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launch.prepare(changed(config, seed=12), shards, root=root)
+    from slm import train as module
+
+    real = module.score
+
+    def broken(*arguments: object, **options: object) -> Score:
+        return replace(real(*arguments, **options), nats=float("nan"))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "score", broken)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
+            train(run)
+    saved = latest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    assert saved.step == 3
 
 
 def test_a_damaged_checkpoint_is_passed_over(
