@@ -33,18 +33,22 @@ def read_journal(run: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                try:
-                    yield dict(json.loads(line))
-                except (TypeError, ValueError) as error:
-                    raise CorruptionError(f"{path}, line {number}: not an event") from error
+            if line.endswith(b"\n"):  # else it is being written
+                event = parse_event(line)
+                if event is None:
+                    raise CorruptionError(f"{path}, line {number}: not an event")
+                yield event
 
 
-def _is_event(line: bytes) -> bool:
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line of a journal; None where it is none, or not whole."""
+    if not line.endswith(b"\n"):
+        return None
     try:
-        return line.endswith(b"\n") and "event" in dict(json.loads(line))
-    except (TypeError, ValueError):
-        return False
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found else None
 
 
 class Journal:
@@ -69,7 +73,7 @@ class Journal:
         data = self.path.read_bytes()
         whole = 0
         for line in data.splitlines(keepends=True):
-            if not _is_event(line):
+            if parse_event(line) is None:
                 break
             whole += len(line)
         if whole < len(data):
