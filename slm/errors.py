@@ -4,6 +4,7 @@ SlmError                 exit 1: something failed; the message says what and whe
 ├── UserError            exit 2: bad input; the message names what, which value, the remedy
 ├── CorruptionError      exit 1: bytes on disk are not the bytes that were recorded
 ├── TrainingError        exit 1: the training process failed (not finite, out of memory, killed)
+├── InUse                exit 1: another process holds the lock
 └── Interrupted          exit 130: stopped by a signal, state saved
 """
 
@@ -29,6 +30,10 @@ class CorruptionError(SlmError):
 
 class TrainingError(SlmError):
     """The training process failed."""
+
+
+class InUse(SlmError):
+    """Another process holds the lock."""
 
 
 class Interrupted(SlmError):

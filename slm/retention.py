@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slm import storage
 from slm.checkpoint import CONFIG, checkpoint_folders
-from slm.errors import CorruptionError, SlmError
+from slm.errors import CorruptionError
 from slm.records import Checkpoint, Run, Shards, Source
 from slm.registry import REGISTERED
 from slm.reproduce import FOLDER as REPRODUCED
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 KEPT_RUNS = 5  # finished ones that no version was made from
 GRACE = 3600.0  # seconds
-LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 
 
 class Item(BaseModel):
@@ -170,7 +169,7 @@ class _Survey:
 
     def _leftovers(self, folder: Path) -> None:
         for path in sorted(folder.glob("*")) + sorted(folder.glob(".*")):
-            if LEFTOVER.fullmatch(path.name):
+            if storage.LEFTOVER.fullmatch(path.name):
                 reason = "put aside as corrupt" if ".corrupt-" in path.name else "left unfinished"
                 writing = path.is_file() and _changed(path) > self.since
                 keep = "in use" if writing or _in_use(path) else ""
@@ -195,7 +194,9 @@ def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     found = (path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
-    return sorted(p for p in found if not p.name.startswith(".") and not LEFTOVER.fullmatch(p.name))
+    return sorted(
+        p for p in found if not p.name.startswith(".") and not storage.LEFTOVER.fullmatch(p.name)
+    )
 
 
 def _record(folder: Path, kind: type[storage.R]) -> storage.R | None:
@@ -237,14 +238,7 @@ def _locks(path: Path) -> Iterator[Path]:
 
 
 def _in_use(path: Path) -> bool:
-    for lock in _locks(path):
-        if lock.is_file():
-            try:
-                with storage.lock(lock, wait=False):
-                    pass
-            except SlmError:
-                return True
-    return False
+    return any(map(storage.is_held, _locks(path)))
 
 
 def _changed(path: Path) -> float:

@@ -1,16 +1,16 @@
 """The runs that there are, a line each."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage
 from slm.checkpoint import CONFIG
-from slm.errors import CorruptionError, SlmError
+from slm.errors import CorruptionError
 from slm.journal import read_journal
 from slm.records import Evaluation, Run
-
-LOCK = "lock"  # held by a run's trainer
+from slm.session import LOCK
 
 
 class RunFacts(BaseModel):
@@ -28,32 +28,29 @@ class RunFacts(BaseModel):
 
 def list_runs(root: Path) -> list[RunFacts]:
     """Every run under `<root>/runs`, the newest first."""
-    found = [_facts(path.parent) for path in (root / "runs").glob(f"[!.]*/{CONFIG}")]
+    folders = [path.parent for path in (root / "runs").glob(f"[!.]*/{CONFIG}")]
+    found = [_facts(path) for path in folders if not storage.LEFTOVER.fullmatch(path.name)]
     return sorted(found, key=lambda facts: -(facts.started or 0))
 
 
 def is_training(run: Path) -> bool:
     """Whether a process trains this run now."""
-    if not (run / LOCK).exists():
-        return False
-    try:
-        with storage.lock(run / LOCK, wait=False):
-            return False
-    except SlmError:
-        return True
+    return storage.is_held(run / LOCK)
 
 
 def _facts(run: Path) -> RunFacts:
-    events = list(read_journal(run))
-    losses = [event["val_bpb"] for event in events if event["event"] == "evaluate"]
+    events: list[dict[str, Any]] = []
     record: Run | None = None
     score: Evaluation | None = None
     try:
+        for event in read_journal(run):
+            events.append(event)  # one by one: those before a broken line count
         record = storage.read_record(run, Run, verify=False)
         score = storage.read_record(run / "evaluation", Evaluation, verify=False)
         state = "finished" if record else "training" if is_training(run) else "stopped"
     except CorruptionError:
         state = "damaged"
+    losses = [event["val_bpb"] for event in events if event["event"] == "evaluate"]
     return RunFacts(
         run=run.name,
         state=state,

@@ -38,7 +38,7 @@ from slm.shards import read_shards, read_tokens
 from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
 from slm.tokenizer import Tokenizer
 
-LOCK = "lock"
+LOCK = "lock"  # held by a run's trainer
 GLANCE = 0.3  # seconds; who only looks whether a run is in training holds its lock for an instant
 PARENT = "parent"  # folder of the model that a run goes on from
 

@@ -26,12 +26,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from slm.errors import CorruptionError, SlmError, UserError
+from slm.errors import CorruptionError, InUse, UserError
 from slm.records import FileEntry, Record
 
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
+# The names of what interrupted work leaves, and of what was put aside as corrupt.
+LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 R = TypeVar("R", bound=Record)
 
 
@@ -374,7 +376,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[None]:
     """Holds a file's flock: freed by the kernel when the process ends, however it ends.
 
-    With `wait=False` a lock that is held elsewhere raises SlmError, after `patience` seconds. One
+    With `wait=False` a lock that is held elsewhere raises InUse, after `patience` seconds. One
     that may not be written, such as another user's, raises UserError.
     """
     try:
@@ -389,6 +391,27 @@ def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[No
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    raise SlmError(f"{path.parent} is in use by another process") from error
+                    raise InUse(f"{path.parent} is in use by another process") from error
                 time.sleep(0.01)
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds this lock now. To look, it need not be ours to write."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def results(parent: Path, name: str) -> list[Path]:
+    """The folders of a name's results, `<name>-<12 hex digits>`, done or not.
+
+    Those of `<name>-more`, and what was put aside, are not among them.
+    """
+    wanted = re.compile(re.escape(name) + r"-[0-9a-f]{12}")
+    return sorted(path for path in parent.glob("*") if wanted.fullmatch(path.name))

@@ -1,5 +1,6 @@
 """Comparing runs: what differs is named, and no interval is given for unlike documents."""
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from slm import storage
 from slm.compare import at_equal_tokens, compare, config_differences
 from slm.errors import UserError
 from slm.evaluate import evaluate
+from slm.journal import JOURNAL
 from slm.launch import read_run, run_config
 from slm.runs import is_training, list_runs
 
@@ -152,3 +154,24 @@ def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
         b.name: "damaged",
     }
     assert list_runs(a) == []
+
+
+def test_a_broken_journal_spoils_no_other_run_and_what_was_put_aside_is_none(
+    pair: tuple[Path, Path],
+) -> None:
+    a, b = pair
+    lines = (b / JOURNAL).read_bytes().splitlines(keepends=True)
+    (b / JOURNAL).write_bytes(b"".join([*lines[:3], b"[1]\n", *lines[3:]]))
+    shutil.copytree(a, a.with_name(f"{a.name}.corrupt-17"))
+    facts = {f.run: f for f in list_runs(a.parents[1])}
+    assert {name: f.state for name, f in facts.items()} == {a.name: "finished", b.name: "damaged"}
+    assert facts[b.name].started == json.loads(lines[0])["time"]
+
+
+def test_whether_a_run_is_in_training_can_be_seen_without_a_right_to_write(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch(mode=0o444)
+    assert not is_training(tmp_path)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert is_training(tmp_path)

@@ -395,3 +395,13 @@ def test_a_fault_point_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) ->
             storage.fault_point("here")
         times.append((time.perf_counter() - begin) / 1000)
     assert min(times) < 20e-6
+
+
+def test_the_results_of_a_name_are_not_those_of_a_longer_one(tmp_path: Path) -> None:
+    digits = "0123456789ab"
+    names = ("a-", "a-b-", "ab-", "a.", ".a-")
+    for name in (*(f"{n}{digits}" for n in names), f"a-{digits}.corrupt-1", f"a-{digits}.tmp"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in storage.results(tmp_path, "a")] == [f"a-{digits}"]
+    assert [path.name for path in storage.results(tmp_path, "a-b")] == [f"a-b-{digits}"]
+    assert storage.results(tmp_path / "none", "a") == []
