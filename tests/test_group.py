@@ -8,6 +8,7 @@ from pathlib import Path
 import faults
 import pytest
 import torch
+import torch._dynamo  # which torch loads late: here once, not in each fork
 import torch.distributed as dist
 
 import slm.plan
