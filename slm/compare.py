@@ -37,12 +37,22 @@ class Interval(BaseModel):
     documents: int
 
     @property
+    def better(self) -> bool | None:
+        """Whether B is better, which needs fewer bits; None where that is not shown."""
+        return None if self.low <= 0 <= self.high else self.high < 0
+
+    @property
+    def figures(self) -> str:
+        return (
+            f"{self.difference:+.4f} bits a byte (95 %: {self.low:+.4f} to {self.high:+.4f}) on "
+            f"the same {self.documents:,} documents"
+        )
+
+    @property
     def sentence(self) -> str:
         """Which of the two is better, as far as the interval tells."""
-        figures = f"{self.difference:+.4f} bits a byte [{self.low:+.4f}, {self.high:+.4f}]"
-        if self.high < 0:
-            return f"B is better: {figures}"
-        return f"A is better: {figures}" if self.low > 0 else f"no difference is shown: {figures}"
+        told = {True: "B is better", False: "A is better", None: "no difference is shown"}
+        return f"{told[self.better]}: {self.figures}"
 
 
 class SamplePair(BaseModel):

@@ -23,6 +23,7 @@ from slm.report import escape_markdown, fenced, write_report
 from slm.report.cards import commands
 from slm.report.judge import RUBRIC, Grade, Opinion
 from slm.report.plots import data_plots
+from slm.report.rivals import run_before
 from slm.sample import Sample
 from slm.shards import documents, read_shards
 from slm.tokenizer import Tokenizer
@@ -392,6 +393,21 @@ def test_it_is_compared_with_the_champion_and_the_run_before(
     for page in pages[1:]:
         for words in ("This run is better", "train.learning_rate", "0.003", "0.0006"):
             assert words in page
+
+
+def test_the_run_before_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
+    def add(name: str, journal: str) -> Path:
+        folder = storage.make_folder(tmp_path / name)
+        (folder / "record.json").write_text("{}")
+        (folder / "metrics.jsonl").write_text(journal)
+        return folder
+
+    begun = '{"event": "start", "time": %d}\n'
+    older = add("tinystories-aaaa", begun % 10)
+    add("tinystories-sample-bbbb", begun % 20)
+    add("tinystories-cccc", "damaged\n")
+    run = Run.model_construct(path=add("tinystories-dddd", begun % 30))
+    assert run_before(run, "tinystories") == older
 
 
 # ---- the model card ---------------------------------------------------------------------------

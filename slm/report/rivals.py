@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.compare import Comparison, compare, written_samples
-from slm.errors import SlmError
+from slm.errors import CorruptionError, SlmError
 from slm.journal import read_journal
 from slm.records import Run
 from slm.report.grid import GridSample
@@ -43,22 +43,26 @@ def find_rivals(
     roles: dict[Path, str] = {}
     if champion is not None and champion.name != run.name:
         roles[champion] = "the champion"
-    if (before := _run_before(run, recipe)) is not None:
+    if (before := run_before(run, recipe)) is not None:
         roles.setdefault(before, "the run before")
     return [r for path, role in roles.items() if (r := _rival(role, path, run, samples))]
 
 
-def _run_before(run: Run, recipe: str) -> Path | None:
+def run_before(run: Run, recipe: str) -> Path | None:
     """The newest of the recipe's finished runs that began before this one."""
-    others = run.path.parent.glob(f"{recipe}-*/{RECORD}")
-    began = {p.parent: _began(p.parent) for p in others if p.parent.name != run.name}
+    done = [record.parent for record in run.path.parent.glob(f"*/{RECORD}")]
+    others = [path for path in done if path.name.rpartition("-")[0] == recipe]
+    began = {path: _began(path) for path in others if path.name != run.name}
     now = _began(run.path)
     earlier = {path: time for path, time in began.items() if time < now}
     return max(earlier, key=lambda path: earlier[path], default=None)
 
 
 def _began(run: Path) -> float:
-    first = next(iter(read_journal(run)), None)
+    try:
+        first = next(iter(read_journal(run)), None)
+    except CorruptionError:  # of whichever old run: this report does not depend on it
+        first = None
     return float(first["time"]) if first else math.inf
 
 
@@ -77,7 +81,7 @@ def _rival(role: str, path: Path, run: Run, samples: list[GridSample]) -> Rival 
         role,
         path.name,
         _sentence(found),
-        _better(found),
+        found.interval.better if found.interval else None,
         [
             (label, _figure(found.figures[name][0]), _figure(found.figures[name][1]))
             for name, label in FIGURES.items()
@@ -87,22 +91,11 @@ def _rival(role: str, path: Path, run: Run, samples: list[GridSample]) -> Rival 
     )
 
 
-def _better(found: Comparison) -> bool | None:
-    if found.interval is None or found.interval.low <= 0 <= found.interval.high:
-        return None
-    return found.interval.high < 0
-
-
 def _sentence(found: Comparison) -> str:
-    gap = found.interval
-    if gap is None:
+    if found.interval is None:
         return f"Not comparable document by document: {found.no_interval}."
-    figures = (
-        f"{gap.difference:+.3f} bits a byte (95 %: {gap.low:+.3f} to {gap.high:+.3f}) on the same "
-        f"{gap.documents:,} documents"
-    )
     told = {True: "This run is better", False: "This run is worse", None: "No difference is shown"}
-    return f"{told[_better(found)]}: {figures}."
+    return f"{told[found.interval.better]}: {found.interval.figures}."
 
 
 def rival_findings(rivals: list[Rival]) -> list[Finding]:
