@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from slm import drift
+from slm import drift, storage
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.drift import Changes, Drift
 from slm.records import Parent, Progress, Source, silent
 from slm.registry.origins import Origin, as_parent, champion_and_challenger
+from slm.shards import encode_key
 
 Action = Literal["nothing", "skip", "continue", "retrain"]
 WORDS: dict[Action, str] = {
@@ -158,7 +159,7 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
     champion, challenger = champion_and_challenger(config, root=root)
     known = Evidence(champion=champion.name if champion else None)
     for version in filter(None, (champion, _judged(challenger, champion))):
-        if version.source_key == source.key and not _other_settings(config, version):
+        if _was_made_of(version, config, source):
             return known.model_copy(update={"made_already": version.name})
     if champion is None:
         return known
@@ -185,14 +186,36 @@ def _judged(challenger: Origin | None, champion: Origin | None) -> Origin | None
     return challenger if challenger.verdict.champion == rival else None
 
 
+def _was_made_of(version: Origin, config: PipelineConfig, source: Source) -> bool:
+    """Whether a version was made of this data by this config.
+
+    Its hashes say so where its settings are gone from here.
+    """
+    if version.source_key != source.key:
+        return False
+    if version.config is not None:
+        return not _other_settings(config, version)
+    tokenizer = version.tokenizer_sha256 if version.continued else None
+    fields = _as_made(config, version).train_fields()
+    return (version.shards_key, version.config_sha256) == (
+        encode_key(config, source, tokenizer),
+        storage.sha256_bytes(storage.canonical_json(fields)),
+    )
+
+
+def _as_made(config: PipelineConfig, version: Origin) -> PipelineConfig:
+    """The config that a version would be trained by, whole or continued as it was."""
+    return continued(config) if version.continued else config
+
+
 def _other_settings(config: PipelineConfig, version: Origin) -> tuple[str, ...]:
-    """The dotted keys by which a version was encoded or trained otherwise than the config says."""
+    """The dotted keys by which a version was encoded or trained otherwise than the config says.
+
+    None are told where its settings are gone from here.
+    """
     if version.config is None:
         return ()
-    wanted, made = (
-        dict(_settings(each))
-        for each in (continued(config) if version.continued else config, version.config)
-    )
+    wanted, made = _settings(_as_made(config, version)), _settings(version.config)
     return tuple(sorted(key for key in wanted if wanted[key] != made.get(key)))
 
 

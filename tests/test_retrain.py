@@ -151,6 +151,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
         assert "models:/slm/1 was made of this very data" in again.reason
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
+    check_without_run_folders(folder, root)
 
     add_documents(folder / "b.jsonl", 8, 60)
     grown = decide(config, root)
@@ -181,6 +182,20 @@ def test_a_dataset_grows_and_the_champion_with_it(
         assert reproduce(run.path).verdict == "bit-identical"
     flip_byte(run.path / "parent" / MODEL)
     assert lineage(run.path)["parent"].state == "changed"
+
+
+def check_without_run_folders(folder: Path, root: Path) -> None:
+    """The hashes on a version tell whether it was made of the data and config of now."""
+    (root / "runs").rename(root / "elsewhere")
+    assert decide(settings(folder, max_steps=20), root).action == "nothing"
+    trained_otherwise = settings(folder, max_steps=20, learning_rate=1e-3)
+    encoded_otherwise = settings(folder, max_steps=20)
+    data = encoded_otherwise.data.model_copy(update={"vocab_size": 500})
+    for config in (trained_otherwise, encoded_otherwise.model_copy(update={"data": data})):
+        decision = decide(config, root)
+        assert decision.action == "retrain"
+        assert "its settings are gone from here" in decision.reason
+    (root / "elsewhere").rename(root / "runs")
 
 
 # ---- going on is resumed exactly --------------------------------------------------------------

@@ -41,7 +41,10 @@ class Origin:
     name: str  # models:/NAME/VERSION
     source_key: str | None
     source: Source | None
+    shards_key: str | None
     shards: Shards | None
+    tokenizer_sha256: str | None
+    config_sha256: str | None  # of what it was trained by
     config: PipelineConfig | None
     continued: bool  # whether its training went on from another version
     verdict: Verdict | None  # of the gate, where it was judged
@@ -79,7 +82,10 @@ def _origin(entry: "ModelVersion", root: Path) -> Origin:
         name=f"models:/{entry.name}/{entry.version}",
         source_key=told.get("source_key"),
         source=_record(root / "sources", told.get("source_key"), Source),
+        shards_key=told.get("shards_key"),
         shards=_record(root / "shards", told.get("shards_key"), Shards),
+        tokenizer_sha256=told.get("tokenizer_sha256"),
+        config_sha256=told.get("config_sha256"),
         config=config,
         continued="parent_sha256" in told,
         verdict=Verdict.model_validate_json(verdict) if verdict else None,

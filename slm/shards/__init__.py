@@ -42,11 +42,7 @@ def encode(
     source cannot be read, SlmError where a worker is killed twice on the same unit.
     """
     root = root or data_root()
-    fields = config.data.encode_fields()
-    inputs: Any = storage.content_hash(source)
-    if tokenizer:
-        inputs = {"source": inputs, "tokenizer": tokenizer.sha256}
-    key = storage.stage_key("encode", ENCODE_VERSION, fields, inputs)
+    key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
     folder = root / "shards" / f"{config.recipe}-{key[:12]}"
     work = folder.with_name(f".{folder.name}.units")
 
@@ -58,6 +54,14 @@ def encode(
     shards = storage.run_stage(folder, Shards, key, build)
     shutil.rmtree(work, ignore_errors=True)
     return shards
+
+
+def encode_key(config: PipelineConfig, source: Source, tokenizer_sha256: str | None) -> str:
+    """The key of the shards that `encode` makes; of a given tokenizer, where there is one."""
+    inputs: Any = storage.content_hash(source)
+    if tokenizer_sha256:
+        inputs = {"source": inputs, "tokenizer": tokenizer_sha256}
+    return storage.stage_key("encode", ENCODE_VERSION, config.data.encode_fields(), inputs)
 
 
 # ---- reading ----------------------------------------------------------------------------------
