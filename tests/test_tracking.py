@@ -224,7 +224,7 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     add_evaluation(run)
     add_report(run)
     tracking.sync(path)
-    assert [(s, v) for s, v, _ in points(root, run_id, "full_val_bpb")] == [(50, 0.25)]
+    assert [(s, v) for s, v, _ in points(root, run_id, "full_val_bpb")] == [(0, 0.25)]
     artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
     assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
     assert (artifacts / "evaluation" / "evaluation.json").exists()
@@ -232,6 +232,24 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     note = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert "**0.2500 bits a byte**" in note
     assert f"slm lineage {run.name}" in note
+
+
+def test_an_evaluation_made_anew_is_what_the_page_shows(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    run = finish_run(path)
+    evaluation = add_evaluation(run)
+    run_id = tracking.sync(path)
+    client = connect(tracking_uri(CONFIG, root))
+    client.delete_tag(run_id, "slm.evaluation")  # as if killed before it was set
+    tracking.sync(path)
+    assert len(points(root, run_id, "full_val_bpb")) == 1
+    (path / "evaluation" / "evaluation.json").write_text('{"again": true}')
+    worse = evaluation.model_copy(update={"checkpoint": "step_000040", "val_bpb": 0.5})
+    files = storage.describe_files(path / "evaluation", [path / "evaluation" / "evaluation.json"])
+    storage.write_record(path / "evaluation", worse.model_copy(update={"files": files}))
+    tracking.sync(path)
+    assert client.get_run(run_id).data.metrics["full_val_bpb"] == 0.5
 
 
 def test_the_background_mirror_keeps_up_and_closes(

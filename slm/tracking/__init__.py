@@ -307,18 +307,12 @@ class _Mirrored:
     def _send_evaluation(self, evaluation: Evaluation) -> None:
         from mlflow.entities import Metric
 
-        record = evaluation.path / storage.RECORD
-        moment = round(record.stat().st_mtime * 1000)
+        # MLflow shows the point of the highest step, and of these the latest: with one step for
+        # all, that is the newest evaluation, whichever checkpoint it is of. A repeat is one row.
+        moment = round((evaluation.path / storage.RECORD).stat().st_mtime * 1000)
         measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
-        step = int(Path(evaluation.checkpoint).name.rpartition("_")[2])
-        self.client.log_batch(
-            self.run_id,
-            metrics=[
-                Metric(key, value, moment, step)
-                for key, value in measured.items()
-                if not self.client.get_metric_history(self.run_id, key)
-            ],
-        )
+        points = [Metric(key, value, moment, 0) for key, value in measured.items()]
+        self.client.log_batch(self.run_id, metrics=points)
         self.client.log_artifact(
             self.run_id, str(evaluation.path / "evaluation.json"), "evaluation"
         )
