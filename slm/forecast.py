@@ -21,9 +21,11 @@ from slm.errors import SlmError, UserError
 from slm.launch import child_environment
 from slm.metrics import token_losses
 from slm.plan import make_plan, memory_bytes
-from slm.records import Shards, ShardSplit
+from slm.records import Shards, ShardSplit, Source
 from slm.session import Session, synthetic_session
-from slm.storage import read_record
+from slm.shards import encode_key
+from slm.source import is_made_with
+from slm.storage import read_record, results
 from slm.train import train_step
 from slm.workers import available_cores
 
@@ -135,11 +137,17 @@ def seconds_to_score(session: Session) -> float:
 
 
 def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
-    """The newest finished shards of a recipe; None where there are none."""
-    folders = (root or data_root()).glob(f"shards/{config.recipe}-*/")
-    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-    records = (read_record(folder, Shards, verify=False) for folder in newest)
-    return next((record for record in records if record), None)
+    """The newest finished shards that these settings made; None where there are none."""
+    root = root or data_root()
+    folders = results(root / "sources", config.recipe)
+    sources = [read_record(folder, Source, verify=False) for folder in folders]
+    made = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config.data)]
+    records = [
+        read_record(root / "shards" / f"{config.recipe}-{key[:12]}", Shards, verify=False)
+        for key in made
+    ]
+    found = [record for record in records if record]
+    return max(found, key=lambda record: record.path.stat().st_mtime, default=None)
 
 
 # ---- advice -----------------------------------------------------------------------------------

@@ -1,14 +1,18 @@
 """Forecasts come from real steps; advice names each setting that is unlikely to work."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.forecast import Forecast, advice, forecast, probe, scored_tokens
+from slm.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
 from slm.model import GPT
 from slm.records import Shards, ShardSplit
+from slm.shards import encode
+from slm.source import download
 
 Config = Callable[..., PipelineConfig]
 
@@ -77,3 +81,35 @@ def test_what_is_scored_is_the_slice_every_so_often_and_all_of_val_once(
     config = tiny_config(**{"train.evaluate_every": 10, "train.evaluate_documents": 4})
     val = ShardSplit(files=[], documents=100, tokens=5000, bytes=20_000)
     assert scored_tokens(config, 25, val) == 5000 + 3 * 4 * 50
+
+
+def test_the_shards_of_a_recipe_are_those_of_its_name_and_settings(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    root, config = tmp_path / "data", tiny_config()
+    assert known_shards(config, root) is None
+    made = encode(config, download(config, root=root), root=root)
+    for name in ("sources", "shards"):
+        folder = next((root / name).glob("tiny-*"))
+        shutil.copytree(folder, folder.with_name(folder.name.replace("tiny-", "tiny-sample-")))
+    assert known_shards(config, root) == made.model_copy(update={"reused": False})
+    for change in ({"data.seed": 8}, {"data.vocab_size": 400}, {"data.documents": 79}):
+        assert known_shards(tiny_config(**change), root) is None
+    for name, known in (("tin", False), ("tiny-sample", True)):
+        other = config.model_copy(update={"recipe": name})
+        assert (known_shards(other, root) is not None) == known
+
+
+def test_the_shards_of_local_files_are_known_by_the_files_names(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    root, folder = tmp_path / "data", tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f'{{"text": "tale {i}"}}\n' for i in range(60)))
+    config = tiny_config(**{"data.source": "files", "data.path": str(folder)})
+    made = encode(config, download(config, root=root), root=root)
+    found = known_shards(config, root)
+    assert found is not None
+    assert found.key == made.key
+    (folder / "b.jsonl").write_text('{"text": "one more"}\n')
+    assert known_shards(config, root) is None

@@ -75,6 +75,21 @@ def _key(data: DataConfig, inputs: Any, **resolved: str) -> str:
     return storage.stage_key("download", DOWNLOAD_VERSION, {**fields, **resolved}, inputs)
 
 
+def is_made_with(source: Source, data: DataConfig) -> bool:
+    """Whether a source is what these settings gave, as far as names tell: no data is read.
+
+    A branch or tag of the hub is taken to lead to the source's commit, and local files to hold
+    what they held.
+    """
+    if data.source == "hub":
+        return source.key == _key(data, None, revision=source.revision)
+    if data.source == "files":
+        base, splits = find_files(data)
+        layout = {name: [p.relative_to(base).as_posix() for p in s] for name, s in splits.items()}
+        return source.key == _key(data, {"files": source.origin, "splits": layout})
+    return source.key == _key(data, {"stories": STORIES_VERSION})
+
+
 def _folder(config: PipelineConfig, root: Path, key: str) -> Path:
     return root / "sources" / f"{config.recipe}-{key[:12]}"
 
