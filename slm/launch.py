@@ -13,9 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -291,16 +292,34 @@ def report(
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the child to save and leave; kills it if it will not, or on a second signal to us."""
+    """Asks the child to save and leave; kills it if it will not, or on a second Ctrl-C.
+
+    A second SIGTERM asks for no more: who ends a service may send it to all of its processes, and
+    Prefect's worker then sends it to a flow once more.
+    """
     child.send_signal(signal.SIGTERM)
     try:
-        child.wait(GRACE_SECONDS)
-    except BaseException:  # too late, Ctrl-C, or what Prefect makes of a SIGTERM
+        with deaf_to(signal.SIGTERM):
+            child.wait(GRACE_SECONDS)
+    except BaseException:  # too late, or Ctrl-C
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(child.pid).children(recursive=True):
                 process.kill()  # torchrun's workers
         child.kill()
         child.wait()
+
+
+@contextmanager
+def deaf_to(number: signal.Signals) -> Iterator[None]:
+    """Ignores a signal, where this is the main thread, which alone gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def check_exit(code: int, run: Path, begin: int) -> None:

@@ -1,7 +1,12 @@
 """What is decided before the training process starts, and what its end is taken to mean."""
 
+import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,3 +126,24 @@ def test_a_kill_says_what_another_batch_would_mean(tmp_path: Path) -> None:
     (tmp_path / launch.LOG).touch()
     with pytest.raises(TrainingError, match="is another run, from its first step"):
         launch.check_exit(-signal.SIGKILL, tmp_path, 0)
+
+
+SAVING = "import signal, time; signal.signal(15, lambda *_: (time.sleep(0.5), exit(130))); "
+SAVING += "print(flush=True); time.sleep(20)"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, -signal.SIGKILL)]
+)
+def test_only_a_second_ctrl_c_cuts_a_save_short(number: signal.Signals, code: int) -> None:
+    """SIGTERM may come again from whoever passes it on."""
+    child = subprocess.Popen([sys.executable, "-c", SAVING], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    again = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    again.start()
+    with suppress(KeyboardInterrupt):
+        launch.stop(child)
+    again.join()
+    child.stdout.close()
+    assert child.returncode == code
