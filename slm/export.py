@@ -6,7 +6,10 @@ what reads these: vLLM, llama.cpp's converter, Ollama. No pickle is in it.
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -14,10 +17,10 @@ import torch
 from torch import Tensor
 
 from slm import storage
-from slm.checkpoint import load_model
+from slm.checkpoint import MODEL, load_model
 from slm.errors import UserError
 from slm.model import GPT, NORM_EPS
-from slm.records import Record, Report
+from slm.records import Evaluation, Record, Report
 from slm.tokenizer import END_OF_TEXT, Tokenizer
 
 GPT2_NAMES = {  # ours → theirs, the first that fits
@@ -47,16 +50,13 @@ def export(checkpoint: Path, target: Path) -> list[str]:
     The model card is that of the run's report, where it has one of this checkpoint.
 
     Raises:
-        UserError: something stands at `target` already.
+        UserError: something stands at `target` already, or it cannot be written.
         CorruptionError: the checkpoint's files are not those that its record names.
     """
     if target.exists():
         raise UserError(f"{target} is there already: name a folder that is not")
     model, tokenizer = load_model(checkpoint)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(target.name + ".tmp")
-    staging.mkdir(exist_ok=True)
-    try:
+    with _staging(target) as staging:
         safetensors.torch.save_file(
             hugging_face_weights(model), staging / "model.safetensors", {"format": "pt"}
         )
@@ -67,21 +67,37 @@ def export(checkpoint: Path, target: Path) -> list[str]:
             ("tokenizer_config.json", _tokenizer_config(model)),
         ):
             (staging / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-        if card := _card(checkpoint):
+        key = storage.sha256_file(checkpoint / MODEL)
+        if card := _card(checkpoint, key):
             shutil.copy(card, staging / "README.md")
-        key = storage.sha256_file(checkpoint / "model.safetensors")
         return sorted(storage.commit(staging, target, Record(key=key)).files)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
-def _card(checkpoint: Path) -> Path | None:
-    """The model card of the run, where its report was written."""
-    folder = checkpoint.parents[1] / "report"
-    report = storage.read_record(folder, Report, verify=False)
-    card = folder / report.card if report else None
-    return card if card and card.is_file() else None
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, of a name that nobody else has; what is left in it goes."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {target.parent} ({error.strerror}): name another folder"
+        ) from error
+    with temporary as name:
+        staging = Path(name) / target.name  # a temporary folder is closed to all other users
+        staging.mkdir()
+        yield staging
+
+
+def _card(checkpoint: Path, weights_sha256: str) -> Path | None:
+    """The model card of the run, where its report was written and is of these weights."""
+    run = checkpoint.parent.parent
+    evaluation = storage.read_record(run / "evaluation", Evaluation, verify=False)
+    report = storage.read_record(run / "report", Report, verify=False)
+    if report is None or evaluation is None or evaluation.weights_sha256 != weights_sha256:
+        return None
+    card = run / "report" / report.card
+    return card if card.is_file() else None
 
 
 def hugging_face_weights(model: GPT) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from test_sample import BYTES, tiny_model
 
+from flows.runs import checkpoint_folder
 from slm.checkpoint import CONFIG, MODEL, TOKENIZER, describe_model
 from slm.errors import UserError
 from slm.export import export
-from slm.records import Record
-from slm.storage import mismatches, read_record
+from slm.records import Evaluation, Record, Report
+from slm.storage import commit, mismatches, read_record, sha256_file
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
@@ -54,3 +55,44 @@ def test_the_folder_is_whole_and_nothing_is_written_over(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(UserError, match="is there already"):
         export(checkpoint, tmp_path / "out")
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(UserError, match="name another folder"):
+        export(checkpoint, tmp_path / "file.txt" / "out")
+
+
+def test_a_folder_of_the_users_beside_it_is_left_alone(tmp_path: Path) -> None:
+    checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
+    theirs = tmp_path / "out.tmp" / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    assert "notes.txt" not in export(checkpoint, tmp_path / "out")
+    assert theirs.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out", "out.tmp"}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == theirs.parent.stat().st_mode & 0o777
+
+
+def test_the_card_is_of_the_exported_weights(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    last, best = (
+        save(tiny_model("gpt2", scale=scale), run / "checkpoints" / f"step_{step:06}")
+        for step, scale in ((2, 1.0), (1, 2.0))
+    )
+    for name in ("evaluation.tmp", "report.tmp"):
+        (run / name).mkdir()
+    (run / "report.tmp" / "README.md").write_text("# A card")
+    commit(run / "report.tmp", run / "report", Report(key="r", run="run"))
+    evaluation = Evaluation(
+        key="e", run="run", checkpoint=last.name, weights_sha256=sha256_file(last / MODEL),
+        documents=1, tokens=1, bytes=1, val_loss=1, val_bpb=1,
+    )  # fmt: skip
+    commit(run / "evaluation.tmp", run / "evaluation", evaluation)
+    assert "README.md" in export(last, tmp_path / "last")
+    assert "README.md" not in export(best, tmp_path / "best")
+
+
+def test_a_checkpoint_is_named_from_within_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
+    monkeypatch.chdir(checkpoint.parent)
+    assert export(checkpoint_folder("step_000001"), Path("../out"))
