@@ -13,21 +13,20 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
 from slm.launch import child_environment
 from slm.metrics import token_losses
-from slm.plan import make_plan, memory_bytes
+from slm.plan import make_plan, memory_bytes, pick_device
 from slm.records import Shards, ShardSplit, Source
 from slm.session import Session, synthetic_session
 from slm.shards import encode_key
 from slm.source import is_made_with
 from slm.storage import read_record, results
 from slm.train import train_step
-from slm.workers import available_cores
+from slm.trainer import set_up_kernels
 
 PROBE_STEPS = 4
 SCORED_TOKENS = 4096  # to see what the held-out loss takes
@@ -129,7 +128,8 @@ def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> fl
 def seconds_to_score(session: Session) -> float:
     """Seconds that the held-out loss takes a token, on random documents of half a context."""
     length = max(1, session.job.config.model.seq_len // 2)
-    ids = session.loader.tokens[0][: length * (SCORED_TOKENS // length)]
+    tokens = session.loader.tokens[0]
+    ids = tokens[: max(1, min(SCORED_TOKENS, len(tokens)) // length) * length]
     held_out = list(ids.reshape(-1, length))
     begin = time.perf_counter()
     token_losses(session.model, held_out, 0, autocast=session.plan.autocast)
@@ -211,8 +211,8 @@ def _advice_on_data(config: PipelineConfig, found: Forecast, shards: Shards) -> 
 def main() -> None:
     """The child: a config and the splits of its shards on standard input, a forecast out."""
     given = json.load(sys.stdin)
-    torch.set_num_threads(available_cores())
     config = PipelineConfig.model_validate(given["config"])
+    set_up_kernels(config.train, pick_device(config.train.device))
     splits = {name: ShardSplit.model_validate(split) for name, split in given["splits"].items()}
     print(probe(config, splits).model_dump_json())
 

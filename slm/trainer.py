@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from slm.config import TrainConfig
 from slm.errors import SlmError, TrainingError
 from slm.plan import pick_device, read_plan
 from slm.session import read_settings
@@ -53,18 +54,27 @@ def ended(code: int, words: str) -> int:
 
 
 def set_up_torch(run: Path) -> None:
-    """Threads, TF32, deterministic kernels, and the process group where there are several."""
+    """Threads and kernels as the run has them, and the process group where there are several."""
     config, plan = read_settings(run)[0].train, read_plan(run)
-    threads = available_cores() if config.threads == "auto" else config.threads
-    torch.set_num_threads(plan.threads if plan else threads)  # the bits depend on their count
-    torch.set_float32_matmul_precision("high")
-    on_gpu = (plan.device if plan else pick_device(config.device)) == "cuda"
-    if on_gpu and config.deterministic:
-        torch.use_deterministic_algorithms(True)
+    device = plan.device if plan else pick_device(config.device)
+    set_up_kernels(config, device, plan.threads if plan else None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if on_gpu:
+        if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+
+
+def set_up_kernels(config: TrainConfig, device: str, threads: int | None = None) -> None:
+    """Threads, TF32 and deterministic kernels.
+
+    `threads`: those that a run was begun with, since its bits depend on their count; None: those
+    of the config.
+    """
+    wanted = available_cores() if config.threads == "auto" else config.threads
+    torch.set_num_threads(threads or wanted)
+    torch.set_float32_matmul_precision("high")
+    if device == "cuda" and config.deterministic:
+        torch.use_deterministic_algorithms(True)
 
 
 def install_signal_handlers() -> list[int]:

@@ -1,11 +1,15 @@
 """Forecasts come from real steps; advice names each setting that is unlikely to work."""
 
+import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from slm import forecast as module
 from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
@@ -40,6 +44,31 @@ def test_a_probe_multiplies_real_steps(tiny_config: Config) -> None:
     assert found.parameters == GPT(config.model, 512).parameter_count()
     assert found.tokens == 50 * 128
     assert found.seconds > found.tokens / found.tok_per_sec  # the held-out loss takes its time too
+
+
+def test_documents_that_do_not_fill_the_random_tokens_are_scored(tiny_config: Config) -> None:
+    assert probe(tiny_config(**{"model.seq_len": 37, "train.tokens_per_step": 37}), {}).seconds > 0
+
+
+def test_the_probe_has_the_threads_and_kernels_of_a_training(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, str]] = []
+
+    def look(config: PipelineConfig, splits: object) -> Forecast:
+        found.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        return GOOD
+
+    given = {"config": tiny_config(**{"train.threads": 3}).model_dump(mode="json"), "splits": {}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    monkeypatch.setattr(module, "probe", look)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+    assert found == [(3, "high")]
 
 
 def test_epochs_become_steps(tiny_config: Config) -> None:
