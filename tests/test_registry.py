@@ -114,6 +114,16 @@ def test_the_newest_version_challenges_and_none_is_champion_unjudged(root: Path)
     assert aliases(root) == {"challenger": "2"}
 
 
+def test_a_version_that_was_judged_challenges_no_more(root: Path) -> None:
+    run, evaluation = make_run(root)
+    registry.register(CONFIG, run, evaluation, None, root=root)
+    client(root).set_model_version_tag("slm", "1", "slm.verdict", "{}")
+    registered(root, key="cd" * 32, trained=3)
+    (run.path / "registered.json").unlink()
+    assert registry.register(CONFIG, run, evaluation, None, root=root).aliases == []
+    assert aliases(root) == {"challenger": "2"}
+
+
 def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
     run, evaluation = make_run(root)
     weights = run.checkpoint("best") / "model.safetensors"

@@ -44,8 +44,8 @@ def register(
 ) -> Version:
     """Makes the evaluated checkpoint of a run a version of `config.registry.model`.
 
-    It becomes `challenger`; only the gate makes a champion. A run that is registered already gives
-    its version, `reused`.
+    It becomes `challenger`, unless it was judged before; only the gate makes a champion. A run that
+    is registered already gives its version, `reused`.
 
     Raises CorruptionError where the checkpoint is not the one that was evaluated.
     """
@@ -187,10 +187,10 @@ def _model_version(
 
 
 def _first_alias(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
-    """Makes a version that has no alias the challenger."""
+    """Makes a version that has no alias the challenger, unless it was judged already."""
     aliases = client.get_registered_model(entry.name).aliases
     held = sorted(alias for alias, number in aliases.items() if str(number) == str(entry.version))
-    if held:
+    if held or "slm.verdict" in entry.tags:
         return held
     client.set_registered_model_alias(entry.name, CHALLENGER, entry.version)
     return [CHALLENGER]
