@@ -106,6 +106,16 @@ def test_a_document_larger_than_any_buffer(tmp_path: Path) -> None:
     assert read(path) == [large, "b"]
 
 
+def test_a_document_that_arrow_cannot_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MOST_BYTES", 100)
+    (tmp_path / "a.txt").write_text("ä\n" * 50)
+    with pytest.raises(UserError, match=r"a\.txt: a document of 150 bytes.*data\.separator"):
+        read(tmp_path / "a.txt")
+    assert len(read(tmp_path / "a.txt", separator="\n")) == 50
+
+
 def test_a_template_joins_columns(tmp_path: Path) -> None:
     rows = [{"title": "T", "body": "B"}, {"title": None, "body": "C"}, {"title": "{U}", "body": ""}]
     expected = ["{T}\n\nB.", "{{U}}\n\n."]

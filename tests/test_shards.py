@@ -1,9 +1,8 @@
 """Encoding: the same bytes however it is done, nothing lost, nothing unverified."""
 
 import json
-import os
 import random
-import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm import shards, storage
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, parse_overrides
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Shards, Source, SourceSplit
 from slm.shards import documents, encode, encoding, inspect, read_shards, read_tokens, units, verify
@@ -273,6 +272,19 @@ def test_an_empty_val_split_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"val split.*raise data\.val_fraction=0\.0"):
         encode(make_config(val_fraction=0.0), source, root=tmp_path)
     assert not list((tmp_path / "shards").glob("test-*"))
+
+
+def test_one_text_file_names_the_separator(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join("".join(s.split("\n")) for s in STORIES))
+    config = make_config(source="files", path=str(tmp_path / "book.txt"), documents=None)
+    with pytest.raises(UserError, match=r"1 read.*: a text file is one document") as told:
+        encode(config, download(config, root=tmp_path), root=tmp_path)
+    _, example = shlex.split(str(told.value).partition(": a text")[2].partition(": ")[2])
+    (separator,) = parse_overrides([example]).values()
+    data = config.data.model_copy(update={"separator": separator})
+    split = config.model_copy(update={"data": data})
+    record = encode(split, download(split, root=tmp_path), root=tmp_path)
+    assert sum(each.documents for each in record.splits.values()) == len(STORIES)
 
 
 def test_a_damaged_parquet_page_names_file_and_row_groups(tmp_path: Path) -> None:
@@ -537,29 +549,6 @@ encode(config, source, root=Path(sys.argv[4]))
 def _start(source: Source, config: PipelineConfig, root: Path) -> subprocess.Popen[bytes]:
     arguments = [source.model_dump_json(), str(source.path), config.model_dump_json(), str(root)]
     return subprocess.Popen([sys.executable, "-c", ENCODE, *arguments], start_new_session=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_50_kills_leave_one_hash(tmp_path: Path) -> None:
-    source = make_source(tmp_path, {"train": list(stories(1, 0, 3000)), "val": STORIES[:30]})
-    config = make_config(vocab_size=700, workers=2)
-    expected = hashes(encode(config, source, root=tmp_path / "whole"))
-    draws = random.Random(0)
-    root, kills = tmp_path / "killed", 0
-    results = []
-    while kills < 50:
-        process = _start(source, config, root)
-        try:
-            process.wait(draws.uniform(0.3, 3.0))
-            results.append(hashes(encode(config, source, root=root)))
-            root = tmp_path / f"killed {kills}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    results.append(hashes(encode(config, source, root=root)))
-    assert all(result == expected for result in results)
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ the tokens of train, the second rewrites the units.
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from slm.shards.units import (
     plan_units,
     token_dtype,
 )
+from slm.source.documents import format_of
 from slm.tokenizer import FILE_NAME, Tokenizer, trim
 from slm.workers import Workers, available_cores
 
@@ -162,10 +163,19 @@ class Encoding:
             remedy = "loosen data.clean or give more documents"
             if split == "val" and "val" not in self.source.splits:
                 remedy = f"raise data.val_fraction={self.data.val_fraction} or give more documents"
+            if self.data.separator is None and _is_plain_text(self.source):
+                remedy = (
+                    "a text file is one document unless it is split, at empty lines for example: "
+                    """--set 'data.separator="\\n\\n"'"""
+                )
             raise UserError(
                 f"no documents are left in the {split} split of {self.source.dataset} "
                 f"({self.source.documents} read; dropped: {why or 'none'}): {remedy}"
             )
+
+
+def _is_plain_text(source: Source) -> bool:
+    return bool(source.origin) and {format_of(PurePath(name)) for name in source.origin} == {"txt"}
 
 
 class Selection:

@@ -38,6 +38,7 @@ FORMATS = {
 COMPRESSIONS = (".gz", ".zst")
 NULL, NOT_TEXT = "null", "not text"  # why a row is left out
 
+MOST_BYTES = 2_000_000_000  # of a document: Arrow's strings end at 2 GiB
 _CHUNK_BYTES = 4 << 20
 _BATCH_ROWS = 1024
 
@@ -70,11 +71,11 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     if kind == "parquet":
         arrays = _read_parquet(path, template)
     elif kind == "jsonl":
-        arrays = _batches(_join_rows(path, _json_rows(path), template))
+        arrays = _batches(path, _join_rows(path, _json_rows(path), template))
     elif kind == "csv":
-        arrays = _batches(_join_rows(path, _csv_rows(path, template), template))
+        arrays = _batches(path, _join_rows(path, _csv_rows(path, template), template))
     elif kind == "txt":
-        arrays = _batches(_text_documents(path, data.separator))
+        arrays = _batches(path, _text_documents(path, data.separator))
     else:
         raise UserError(f"{path} is of no known format: use {', '.join(FORMATS)}")
     return (_only_text(array, dropped) for array in arrays)
@@ -318,11 +319,16 @@ def _join_rows(
         yield template.join(row)
 
 
-def _batches(documents: Iterable[bytes | None]) -> Iterator[pa.Array]:
+def _batches(path: Path, documents: Iterable[bytes | None]) -> Iterator[pa.Array]:
     """Documents → arrays of some megabytes, at least one document each."""
     batch: list[bytes | None] = []
     size = 0
     for document in documents:
+        if document and len(document) > MOST_BYTES:
+            raise UserError(
+                f"{path}: a document of {len(document):,} bytes, and {MOST_BYTES:,} are the most; "
+                "a text file is split at data.separator"
+            )
         batch.append(document)
         size += len(document or b"")
         if size >= _CHUNK_BYTES:
