@@ -9,7 +9,9 @@ import torch
 from tiny_run import copy_run
 
 from slm.checkpoint import load_model
-from slm.evaluate import Scores, by_length, details, run_shards, score_documents
+from slm.config import DataConfig
+from slm.errors import CorruptionError
+from slm.evaluate import Scores, by_length, details, evaluate_file, run_shards, score_documents
 from slm.evaluate.calibration import Calibration, predictions
 from slm.evaluate.references import FIVE_GRAM, XZ
 from slm.metrics import token_losses
@@ -64,6 +66,13 @@ def test_lengths_are_put_together_by_powers_of_two() -> None:
 
 def test_no_documents_give_no_totals() -> None:
     assert math.isnan(Scores().totals()["val_bpb"])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = copy_run(tmp_path) / "checkpoints" / "step_000004"
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(CorruptionError, match=r"bad\.parquet cannot be read as parquet"):
+        evaluate_file(folder, tmp_path / "bad.parquet", DataConfig())
 
 
 def test_a_run_stands_beside_its_references(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_left_out_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ([], "nowhere", "does not exist"),
         ([], "no*where.txt", "no file of a known"),
         ([], "", "no file of a known"),
+        (["a.txt"], "**.jsonl", r"is no glob|no file of a known"),
         (["a.md"], "", "no file of a known"),
         (["a.md"], "a.md", "of no known format"),
         (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),

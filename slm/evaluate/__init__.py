@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 
 from slm.checkpoint import load_model
@@ -28,7 +27,7 @@ from slm.metrics import Ids, token_measures
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Progress, Run, Shards, silent
 from slm.shards import documents, read_shards
-from slm.source.documents import format_of, read_documents
+from slm.source.documents import read_documents
 from slm.storage import named, read_record, run_stage, stage_key, write_json
 from slm.tokenizer import Tokenizer
 
@@ -87,10 +86,9 @@ def evaluate_file(
     if not path.is_file():
         raise UserError(f"--data {path} is not a file: give a .parquet, .jsonl or .txt file")
     model, tokenizer = load_model(folder, device())
-    total = pq.read_metadata(path).num_rows if format_of(path) == "parquet" else None
     texts = (text.as_py() for array in read_documents(path, data, Counter()) for text in array)
     encoded = (np.array(tokenizer.encode(text)) for text in texts if text)
-    scores = score_documents(model, tokenizer, encoded, total, progress)
+    scores = score_documents(model, tokenizer, encoded, None, progress)
     if not scores.losses:
         raise UserError(f"--data {path} holds no documents: give a file with text in it")
     return scores.totals()

@@ -41,7 +41,12 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     else:
         base = next(p for p in path.parents if not glob.has_magic(str(p)))
         found = base.glob(path.relative_to(base).as_posix())
-    files = sorted(p for p in found if p.is_file() and _is_data(p.relative_to(base)))
+    try:
+        files = sorted(p for p in found if p.is_file() and _is_data(p.relative_to(base)))
+    except ValueError as error:  # before Python 3.13, of ** beside other letters
+        raise UserError(
+            f"data.path={data.path} is no glob: {error}; such as {base}/**/*.txt"
+        ) from error
     if not files:
         what = "does not exist"
         if path.is_dir() or glob.has_magic(data.path):
