@@ -18,7 +18,7 @@ from slm.config import PipelineConfig, load_recipe, parse_overrides
 from slm.evaluate import run_shards
 from slm.launch import read_run, run_config
 from slm.model import GPT
-from slm.records import Checkpoint, Evaluation, Run, Shards
+from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report import escape_markdown, fenced, write_report
 from slm.report.cards import commands
 from slm.report.judge import RUBRIC, Grade, Opinion
@@ -288,6 +288,19 @@ def test_the_commands_make_the_run_again(first: Made) -> None:
     made = load_recipe(recipe, parse_overrides(rest[1::2]))
     assert made.data == config.data
     assert (made.train.max_steps, made.train.max_seconds) == (run.step, None)
+
+
+def test_rows_that_were_not_read_stand_with_what_cleaning_dropped(made: Made) -> None:
+    config, run, evaluation, root = made
+    folder = next(path for path in (root / "sources").iterdir() if path.is_dir())
+    source = storage.read_record(folder, Source)
+    assert source is not None
+    storage.write_record(folder, source.model_copy(update={"dropped": {"null": 1234}}))
+    report = write_report(config, run, evaluation, root=root).path
+    page = Page(report / "index.html")
+    assert "not read: null" in page.text
+    assert "1,234" in page.text
+    assert "not read, null: 1234" in (report / "report.md").read_text("utf-8")
 
 
 # ---- the verdict ------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def gather(
         "reference_plot": plots.reference_plot(references),
         "extremes": evidence.extremes(evaluation, shards, tokenizer),
         "duplicates": evidence.duplicates(evaluation),
-        "cleaning": evidence.cleaning(shards),
+        "cleaning": evidence.cleaning(source, shards),
         "rivals": rivals,
         "opinion": ask_judge(samples, config.report, progress),
         "front_matter": front_matter(config, evaluation, source),

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from slm.evaluate.references import Reference
-from slm.records import Checkpoint, Evaluation, Shards
+from slm.records import Checkpoint, Evaluation, Shards, Source
 from slm.report.verdict import percent
 from slm.shards import documents
 from slm.tokenizer import Tokenizer
@@ -78,11 +78,16 @@ def duplicates(evaluation: Evaluation) -> dict[str, Any] | None:
     return {"pairs": pairs, "examples": examples}
 
 
-def cleaning(shards: Shards | None) -> list[dict[str, Any]]:
-    """Each reason for which documents were dropped or changed, with how many and examples."""
+def cleaning(source: Source | None, shards: Shards | None) -> list[dict[str, Any]]:
+    """Each reason for which documents were left out or changed, with how many and examples."""
+    unread = source.dropped if source else {}
+    rows = [
+        {"what": "not read", "reason": reason, "documents": count, "examples": []}
+        for reason, count in unread.items()
+    ]
     if shards is None:
-        return []
-    return [
+        return rows
+    return rows + [
         {"what": what, "reason": reason, **_cleaned(entry)}
         for what in ("dropped", "changed")
         for reason, entry in sorted(shards.cleaning.get(what, {}).items())
