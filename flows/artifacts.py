@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -14,6 +15,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, State
 
 from slm.lineage import lineage
 from slm.records import Evaluation, Progress, Report, Run, Version
@@ -23,6 +27,17 @@ from slm.report.cards import duration
 logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 5.0  # between two updates of the live progress
+
+
+def clear_earlier(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
+    """A hook of flows that start: removes what an earlier try of the same flow run has published.
+
+    One that is resumed or retried publishes all of it again.
+    """
+    earlier = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+    with get_client(sync_client=True) as client:
+        for artifact in client.read_artifacts(artifact_filter=earlier):
+            client.delete_artifact(artifact.id)
 
 
 class LiveProgress:

@@ -17,6 +17,7 @@ def prepare() -> None:
     settings = {
         "DO_NOT_TRACK": "1",
         "OMP_WAIT_POLICY": "passive",  # a spinning thread starves the other on a busy machine
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # flows.setup takes silence for a crash
         "PREFECT_HOME": f"{data}/prefect",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -31,3 +32,9 @@ def prepare() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def ask_no_proxy(host: str) -> None:
+    """Keeps requests to a server of this machine, and those of children, from any proxy."""
+    for name in ("NO_PROXY", "no_proxy"):  # either may be read, and the smaller one first
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))

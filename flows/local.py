@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from flows.display import current
+from flows.environment import ask_no_proxy
 from slm.config import data_root
 from slm.errors import SlmError
 from slm.storage import make_folder
@@ -25,14 +26,13 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     make_folder(data_root())
     api = os.environ.get("PREFECT_API_URL")
-    if api is None:
+    if not api:
         current().write("prefect   starting a temporary server")
         server, api = start_server()  # it starts while we import
         assert server.stdin is not None
         atexit.register(server.stdin.close)  # before prefect registers what it says at exit
         os.environ["PREFECT_API_URL"] = api
-        for hosts in ("NO_PROXY", "no_proxy"):  # a proxy cannot reach this machine's own server
-            os.environ[hosts] = ",".join(filter(None, (os.environ.get(hosts), "127.0.0.1")))
+        ask_no_proxy("127.0.0.1")
     flow = getattr(import_module(f"flows.{name}"), name)
     wait_until_healthy(api)
     results: dict[str, Any] = flow(recipe, overrides, return_state=True).result()
@@ -73,7 +73,7 @@ def wait_until_healthy(api: str) -> None:
         urllib.request.urlopen(f"{api}/health", timeout=START_SECONDS).close()
     except urllib.error.HTTPError:
         return  # it answers; what it wants, such as a password, is Prefect's to say
-    except (urllib.error.URLError, TimeoutError) as error:
+    except OSError as error:  # refused, reset, or too late; what urllib raises is one as well
         raise SlmError(
             f"the Prefect server at {api} does not answer ({error}): start it, or unset "
             f"PREFECT_API_URL; a temporary one says more in {data_root() / 'prefect'}/server.log"

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import events, tasks
-from flows.artifacts import publish_metrics, publish_report, publish_version
+from flows.artifacts import clear_earlier, publish_metrics, publish_report, publish_version
 from flows.display import current, showing
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.errors import SlmError
@@ -29,12 +29,17 @@ def run_name() -> str:
     return f"{recipe}-{key}-{flow_run.scheduled_start_time:%Y-%m-%d-%H%M}"
 
 
-@flow(
+# How every flow over a recipe is made.
+recipe_flow = flow(
     flow_run_name=run_name,
     persist_result=False,
+    on_running=[clear_earlier],
     on_failure=[events.failed],
     on_crashed=[events.failed],
 )
+
+
+@recipe_flow
 def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, Any]:
     """A dataset → a trained, evaluated, registered model, champion where it is better.
 
@@ -87,28 +92,28 @@ def summary(
 # ---- each stage as a flow, with the stages before it where they are not done -------------------
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def download(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Downloads a recipe's dataset; returns its folder."""
     config = load_recipe(recipe, overrides)
     return str(tasks.download(config).path)
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def encode(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Encodes a recipe's dataset; returns the folder of its shards."""
     config = load_recipe(recipe, overrides)
     return str(_encoded(config).path)
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def train(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Trains a recipe's model; returns the run's folder."""
     config = load_recipe(recipe, overrides)
     return str(_trained(config).path)
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, float]:
     """Scores a recipe's model on every held-out document; returns its losses."""
     config = load_recipe(recipe, overrides)
@@ -118,7 +123,7 @@ def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
     return {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Writes the report of a recipe's model; returns the HTML file."""
     config = load_recipe(recipe, overrides)
@@ -128,7 +133,7 @@ def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     return str(written.path / written.html)
 
 
-@flow(flow_run_name=run_name, persist_result=False)
+@recipe_flow
 def register(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Registers a recipe's model; returns the version's name."""
     config = load_recipe(recipe, overrides)

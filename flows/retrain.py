@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from prefect import flow, pause_flow_run, suspend_flow_run
+from prefect import pause_flow_run, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.input import RunInput
@@ -16,7 +16,7 @@ import slm.retrain
 from flows import events, tasks
 from flows.artifacts import publish_metrics, publish_report, publish_version
 from flows.display import current, showing
-from flows.pipeline import Overrides, run_name, summary
+from flows.pipeline import Overrides, recipe_flow, summary
 from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
 from slm.records import Version
 from slm.registry.judging import Verdict
@@ -33,12 +33,7 @@ class Approval(RunInput):
     comment: str = ""
 
 
-@flow(
-    flow_run_name=run_name,
-    persist_result=False,
-    on_failure=[events.failed],
-    on_crashed=[events.failed],
-)
+@recipe_flow
 def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
     """Trains again where the data or the recipe give a reason to, and promotes what is better.
 
@@ -128,7 +123,7 @@ def publish_decision(decision: Decision) -> None:
     create_table_artifact(rows, key="retrain-figures", description=decision.reason)
     add_tags(*(f"{name}:{value}" for name, value in slm.retrain.tags(decision).items()
                if name != "retrain_reason"))  # fmt: skip
-    if decision.drifted:
+    if decision.drifted and flow_run.run_count == 1:  # one that is resumed has told it already
         events.drifted(decision)
 
 

@@ -9,8 +9,25 @@ import os
 import socket
 import sys
 import threading
+from contextlib import AbstractContextManager
 
 import uvicorn
+
+from slm.config import data_root
+from slm.storage import lock, make_folder
+
+
+class Server(uvicorn.Server):
+    """Starts while no other server of this data folder does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        with only_one_starting():
+            await super().startup(sockets)
+
+
+def only_one_starting() -> AbstractContextManager[None]:
+    """Prefect makes and changes its tables as it starts; two at once break each other's."""
+    return lock(make_folder(data_root() / "prefect") / "start.lock")
 
 
 def main() -> None:
@@ -20,7 +37,7 @@ def main() -> None:
         from prefect.server.api.server import create_app  # seconds
 
         app = create_app(ephemeral=True, final=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = Server(uvicorn.Config(app, log_level="error"))
         threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
         server.run(sockets=[listener])
 

@@ -22,8 +22,10 @@ import psutil
 
 import slm.tracking.server
 from flows import deployments
+from flows.environment import ask_no_proxy
+from flows.server import only_one_starting
 from slm.config import data_root, project_root
-from slm.errors import SlmError, UserError
+from slm.errors import InUse, SlmError, UserError
 from slm.storage import lock, make_folder
 from slm.tracking.entities import public_uri
 from slm.tracking.store import prepare as prepare_store
@@ -107,8 +109,11 @@ def up(
         SlmError: a program did not start, or ends again and again.
     """
     deployments.check()
+    ask_no_proxy(HOST)
     prefect = f"http://{HOST}:{prefect_port}"
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI")  # a server that is there already
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not mlflow.startswith("http"):  # a server is there already; a store is not one
+        mlflow = ""
     with only_stack():
         refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
         if not mlflow:
@@ -119,9 +124,10 @@ def up(
         worker = Service("the worker", ["flows.worker"], environment)
         try:
             write("starting  servers, on this machine alone")
-            for service in servers:
-                service.start()
-            servers[0].wait_until_healthy()
+            with only_one_starting():
+                for service in servers:
+                    service.start()
+                servers[0].wait_until_healthy()
             prepare(environment)
             worker.start()
             for service in servers:
@@ -143,7 +149,6 @@ def shared_environment(prefect: str, mlflow: str) -> dict[str, str]:
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a gigabyte of memory
         "MLFLOW_TRACKING_URI": mlflow,
-        "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
         "PREFECT_API_URL": prefect,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "SLM_DATA": str(data_root()),
@@ -207,7 +212,7 @@ def only_stack() -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(lock(make_folder(data_root() / "logs") / "up.lock", wait=False))
-        except SlmError:
+        except InUse:
             raise UserError(
                 f"a stack is up on {data_root()} already: stop that one with Ctrl-C first"
             ) from None

@@ -16,7 +16,9 @@ from prefect.workers.process import ProcessWorker
 from flows.tasks import GPU
 from flows.worker import POOL
 
-SILENCE = timedelta(seconds=90)  # three missed heartbeats, at the 30 s that pipelines.yaml sets
+SILENCE = timedelta(
+    seconds=90
+)  # three missed heartbeats, which come every 30 s (flows.environment)
 
 
 def set_up(api: str) -> None:

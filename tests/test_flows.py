@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import stages
 import tiny_run
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Failed
+from prefect.states import Failed, Scheduled
 
 import slm.launch
 import slm.source
 from flows import pipeline, retrain, tasks
 from flows.deployments import check
 from flows.local import start_server, wait_until_healthy
+from flows.setup import SILENCE
 from slm.config import load_recipe
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.shards import encode
@@ -122,6 +125,28 @@ def test_the_flow_leaves_its_results_on_the_server(
     filters = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     lines = [log.message for log in client.read_logs(filters)]
     assert any(line.startswith("train     done") for line in lines)
+
+
+def test_a_flow_run_that_is_tried_again_has_its_artifacts_once(
+    client: SyncPrefectClient, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.install(monkeypatch, data_root)
+    run_id = pipeline.pipeline("tiny", return_state=True).state_details.flow_run_id
+
+    def published() -> dict[Any, str]:
+        return {a.id: a.key for a in client.read_artifacts() if a.flow_run_id == run_id}
+
+    first = published()
+    assert {"metrics", "report", "training"} <= set(first.values())
+    client.set_flow_run_state(run_id, Scheduled(), force=True)
+    assert run_flow(pipeline.pipeline, client.read_flow_run(run_id), {"recipe": "tiny"})
+    second = published()
+    assert sorted(second.values()) == sorted(first.values())
+    assert not second.keys() & first.keys()
+
+
+def test_silence_is_longer_than_flows_are_silent() -> None:
+    assert timedelta(seconds=3 * int(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) <= SILENCE
 
 
 def test_a_stage_as_a_flow(
