@@ -87,8 +87,12 @@ def retrain(
 
 @app.command(rich_help_panel=PIPELINE)
 def up(
-    prefect_port: Annotated[int, typer.Option(help="Of the Prefect server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Of the MLflow server.")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Of the Prefect server.")
+    ] = 4200,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Of the MLflow server.")
+    ] = 5000,
     postgres: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Prefect's database: postgresql+asyncpg://HOST/NAME."),

@@ -129,8 +129,14 @@ def _check_parameters(deployment: Deployment, name: str, path: Path) -> None:
                     f"{path.name}, deployment {name}: {unknown('parameter', parameter, accepted)}"
                 )
         parameters = {**deployment.parameters, **given}
+        overrides = parameters.get("overrides")
+        if not isinstance(overrides, dict | None):
+            raise UserError(
+                f"{path.name}, deployment {name}: overrides={overrides!r}: it must map dotted keys "
+                "to values, such as {train.max_steps: 100}"
+            )
         if "recipe" in parameters:
-            load_recipe(parameters["recipe"], parameters.get("overrides"), path=path)
+            load_recipe(str(parameters["recipe"]), overrides, path=path)
 
 
 def _parameters_of(root: Path, entrypoint: str) -> list[str]:

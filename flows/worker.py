@@ -8,6 +8,7 @@ import asyncio
 import os
 import platform
 import signal
+from contextlib import suppress
 
 import psutil
 from prefect.workers.process import ProcessWorker
@@ -39,7 +40,8 @@ async def end_flows() -> None:
         for flow in flows:
             if flow.pid not in told:  # one that has just started is told too
                 told.add(flow.pid)
-                flow.terminate()
+                with suppress(psutil.NoSuchProcess):
+                    flow.terminate()
         if asyncio.get_running_loop().time() > deadline:
             return
         await asyncio.sleep(0.1)

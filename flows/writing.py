@@ -78,7 +78,7 @@ def chat(
     model, tokenizer = load_model(checkpoint_folder(run), device())
     settings = {
         "temperature": temperature,
-        "top_k": top_k,
+        "top_k": top_k or None,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,

@@ -65,6 +65,7 @@ def test_a_good_file_passes(file: Path) -> None:
         ("    description: A tiny one.\n", "", "deployments[0].description is missing"),
         ('cron: "0 3 * * 0", ', "", "exactly one of cron, interval, rrule"),
         ("ENQUEUE", "ENQUE", "collision_strategy='ENQUE'"),
+        ("overrides: {train.max_steps: 3}", "overrides: [3]", "it must map dotted keys to values"),
         ("n_layer: 1", "n_layr: 1", "did you mean 'model.n_layer'?"),
     ],
 )
