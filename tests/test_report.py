@@ -473,4 +473,6 @@ def test_the_markdown_twin_has_the_same_figures(written: Made) -> None:
 
 def test_markdown_is_escaped() -> None:
     assert escape_markdown("a*b_c\n<d> [e](f) | `g`") == r"a\*b\_c \<d\> \[e\](f) \| \`g\`"
+    assert escape_markdown("www.evil.com WWW.x $a$") == r"www\.evil.com WWW\.x \$a\$"
+    assert escape_markdown(" \n") == " "
     assert fenced("a ``` b ```` c") == "`````text\na ``` b ```` c\n`````"

@@ -261,7 +261,8 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
 def escape_markdown(text: object) -> str:
     """Text as one line of Markdown in which nothing is markup, HTML and links included."""
     line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>#|~&:@])", r"\\\1", line) if line else " "
+    line = re.sub(r"([\\`*_\[\]<>#|~&:@$])", r"\\\1", line)
+    return re.sub(r"(?i)(www)(?=\.)", r"\1\\", line) or " "  # GitHub makes links of bare names
 
 
 def fenced(text: str) -> str:
