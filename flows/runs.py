@@ -56,8 +56,8 @@ def run_folder(text: str) -> Path:
 
 def checkpoint_folder(text: str) -> Path:
     """The folder to sample from: the best checkpoint of a run, a model's, or one given itself."""
-    path = Path(text).resolve()
-    return path if (path / "model.safetensors").is_file() else resolve(text)
+    path = Path(text)
+    return path.resolve() if (path / "model.safetensors").is_file() else resolve(text)
 
 
 def evaluate(text: str, display: Display) -> tuple[PipelineConfig, Run, Evaluation]:

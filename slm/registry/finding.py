@@ -71,13 +71,13 @@ def find_version(client: "MlflowClient", text: str) -> "ModelVersion":
 
 
 def existing(get: Callable[..., T], *names: str) -> T | None:
-    """What a call to the registry gets; None where there is no such thing."""
+    """What a call to the registry gets; None where there is no such thing, or can be none."""
     from mlflow.exceptions import MlflowException
 
     try:
         return get(*names)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
 
