@@ -16,7 +16,11 @@ RunName = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: train.max_steps=100."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help='Change a setting: train.max_steps=100; text may be quoted: data.separator="\\n\\n".',
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 

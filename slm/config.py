@@ -8,8 +8,10 @@ one before any work is done.
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +30,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the config: frozen, and without room for a misspelt key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class CleanConfig(Section):
@@ -52,14 +56,14 @@ class DataConfig(Section):
     val_split: str | None = "validation"  # used where the dataset has it
     text_column: str = "text"
     template: str | None = None  # joins several columns: "{title}\n\n{body}"
-    separator: str | None = None  # splits a text file into documents
+    separator: str | None = Field(default=None, min_length=1)  # splits a text file into documents
     documents: PositiveInt | None = None  # at most so many of the train split; stories: how many
     seed: int = 1337  # of the generated stories
 
     clean: CleanConfig = CleanConfig()
     val_fraction: Fraction = 0.01  # by document hash, where the dataset has no split of its own
     vocab_size: int = Field(default=GPT2_VOCAB_SIZE, ge=257, le=GPT2_VOCAB_SIZE)
-    shard_tokens: PositiveInt = 100_000_000
+    shard_tokens: int = Field(default=100_000_000, gt=0, lt=2**31)  # a shard's header is int32
     workers: int = Field(default=0, ge=0)  # encoding processes, 0: one a core; bytes are the same
 
     @model_validator(mode="after")
@@ -326,31 +330,69 @@ def load_recipe(
     """
     recipes = read_pipelines(path)["recipes"]
     if name not in recipes:
-        raise unknown("recipe", name, recipes)
+        raise unknown("recipe", name, map(str, recipes))
     fields: dict[str, Any] = recipes[name] or {}
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"recipe {name} is a {type(fields).__name__}, not a mapping of sections such as "
+            "train: {max_steps: 100}"
+        )
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         changes = _merge(changes, _nested(key.split("."), value))
     if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
         kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
-    return _checked({**_merge(fields, changes), "recipe": name})
+    merged = _merge(fields, changes)
+    if "recipe" in merged:
+        raise UserError(f"recipe {name}: `recipe` is no setting, but the name that it is called by")
+    return _checked({**merged, "recipe": name})
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """`["train.max_steps=100"]` → `{"train.max_steps": 100}`; values are YAML scalars or lists."""
-    overrides = {}
+    """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
+
+    Values are YAML scalars or lists. What is text in the config is taken as it stands, unless it
+    is in quotes, as in `data.separator="\\n\\n"`; `null` sets what may be left out to nothing.
+    """
+    kinds = dict(_settings())
+    overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
+        key = key.strip()
         if not equals:
             raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
         try:
-            overrides[key.strip()] = yaml.safe_load(text) if text else ""
+            overrides[key] = _text(text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
         except yaml.YAMLError as error:
             raise UserError(
                 f"--set {assignment!r}: the value is not valid YAML: {error}"
             ) from error
     return overrides
+
+
+def _value(text: str) -> Any:
+    return yaml.safe_load(text) if text else ""
+
+
+def _text(text: str, kind: Any) -> str | None:
+    """The value of a setting that is text. YAML would take much of it for something else."""
+    if text == "null" and NoneType in get_args(kind):
+        return None
+    if text.startswith(("'", '"')):
+        with suppress(yaml.YAMLError):
+            if isinstance(quoted := yaml.safe_load(text), str):
+                return quoted
+    return text
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a setting of this type is a string, or one of some strings, or None."""
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return all(part is NoneType or _is_text(part) for part in get_args(kind))
+    return kind is str
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:
@@ -386,14 +428,23 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
             raise unknown("key", key, dotted_keys()) from error
         if first["type"] == "value_error":  # one of our own checks, which says it all
             raise UserError(str(first["ctx"]["error"])) from error
-        raise UserError(f"{key}={first['input']!r}: {first['msg']}") from error
+        given = first["input"]  # a whole section may hold an address with a password
+        shown = "" if isinstance(given, dict | list) else f"={given!r}"
+        raise UserError(f"{key}{shown}: {first['msg']}") from error
 
 
-def dotted_keys(section: type[Section] = PipelineConfig, prefix: str = "") -> Iterator[str]:
+def dotted_keys() -> Iterator[str]:
     """Every key that an override may name, such as `train.max_steps`."""
+    return (key for key, _ in _settings() if key != "recipe")
+
+
+def _settings(
+    section: type[Section] = PipelineConfig, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key, with its type."""
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
-            yield from dotted_keys(inner, f"{prefix}{name}.")
+            yield from _settings(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, inner

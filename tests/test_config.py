@@ -1,0 +1,86 @@
+"""The config: what `--set` means, and that bad input is refused in one message."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slm.config import PipelineConfig, dotted_keys, load_recipe, parse_overrides
+from slm.errors import UserError
+
+Config = Callable[..., PipelineConfig]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("train.compile=on", "on"),
+        ("train.precision=fp32", "fp32"),
+        ("data.path=2024", "2024"),
+        ("data.path=no", "no"),
+        ("data.path='a b'", "a b"),
+        ("data.separator=---", "---"),
+        ("data.separator=#", "#"),
+        (r'data.separator="\n\n"', "\n\n"),
+        ("data.separator=null", None),
+        ("data.text_column=null", "null"),
+        ("data.template={title}: {body}", "{title}: {body}"),
+        ('data.template="{title}": {body}', '"{title}": {body}'),
+        ("data.val_split=null", None),
+        ("train.max_steps=100", 100),
+        ("train.threads=auto", "auto"),
+        ("train.threads=2", 2),
+        ("train.deterministic=off", False),
+        ('report.prompts=["Once", "no"]', ["Once", "no"]),
+    ],
+)
+def test_text_is_taken_as_it_stands_and_all_else_as_yaml(
+    assignment: str, value: object, tiny_config: Config
+) -> None:
+    overrides = parse_overrides([assignment])
+    assert overrides == {assignment.partition("=")[0]: value}
+    assert tiny_config(**{"data.path": "x", **overrides})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("data.separator=", "data.separator=''"),
+        ("data.shard_tokens=2147483648", "data.shard_tokens=2147483648"),
+        ("train.max_seconds=.inf", "train.max_seconds=inf"),
+        ("train.epochs=.inf", "train.epochs=inf"),
+        ("registry.margin=.nan", "registry.margin=nan"),
+        ("recipe=other", "`recipe` is no setting"),
+        ("recipe.x=1", "`recipe` is no setting"),
+        ("train.max_steps=[1", "not valid YAML"),
+        ("train.compile=yes", "train.compile='yes'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(assignment: str, words: str, tiny_config: Config) -> None:
+    with pytest.raises(UserError) as told:
+        tiny_config(**parse_overrides([assignment]))
+    assert words in str(told.value)
+
+
+@pytest.mark.parametrize("recipe", ["[1, 2]", "words", "7"])
+def test_a_recipe_that_is_no_mapping_is_refused(recipe: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(f"recipes: {{x: {recipe}, 2024: }}")
+    with pytest.raises(UserError, match=r"recipe x is a (list|str|int), not a"):
+        load_recipe("x", path=path)
+    with pytest.raises(UserError, match="unknown recipe 'y'"):
+        load_recipe("y", path=path)
+
+
+def test_a_recipe_without_train_tells_no_password(tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text("recipes: {x: {registry: {tracking_uri: 'http://me:secret@host'}}}")
+    with pytest.raises(UserError) as told:
+        load_recipe("x", path=path)
+    assert str(told.value) == "train: Field required"
+
+
+def test_every_key_can_be_named() -> None:
+    keys = list(dotted_keys())
+    assert {"train.max_steps", "data.clean.fix_text"} < set(keys)
+    assert "recipe" not in keys
