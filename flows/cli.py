@@ -154,7 +154,7 @@ def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False
     """Train a recipe's model, or go on with a training that was interrupted."""
     import slm.shards
     import slm.source
-    from flows.runs import train_mirrored
+    from flows.stages import train_mirrored
 
     config = load_recipe(recipe, parse_overrides(settings or []))
     with display_for(as_json) as display:

@@ -19,7 +19,7 @@ import slm.registry
 import slm.retrain
 import slm.shards
 import slm.source
-from flows import events, runs
+from flows import events, stages
 from flows.artifacts import LiveProgress
 from flows.display import current
 from slm.checkpoint import TOKENIZER
@@ -71,7 +71,7 @@ def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) 
 
     def work(progress: Progress) -> Run:
         shown = LiveProgress(progress, "training")
-        return runs.train_mirrored(config, shards, shown, parent=parent, turn=gpu(config))
+        return stages.train_mirrored(config, shards, shown, parent=parent, turn=gpu(config))
 
     return current().stage("train", work)
 
@@ -92,7 +92,7 @@ def evaluate(config: PipelineConfig, run: Run) -> Evaluation:
 @task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
     """A run and its evaluation → one HTML file and its Markdown twin."""
-    return current().stage("report", lambda p: runs.reported(config, run, evaluation, p))
+    return current().stage("report", lambda p: stages.reported(config, run, evaluation, p))
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
@@ -115,7 +115,7 @@ def decide(config: PipelineConfig, source: Source) -> Decision:
 @task(task_run_name="judge", cache_policy=NO_CACHE, persist_result=False)
 def judge(config: PipelineConfig, version: Version) -> Verdict | None:
     """A version and the champion → the gate's verdict; None where it is the champion."""
-    return runs.judge(config, version, current())
+    return stages.judge(config, version, current())
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False)
@@ -126,7 +126,7 @@ def promote(
 
     `verdict`: that of `judge`, after a person was asked.
     """
-    found = runs.promote(config, version, current(), verdict)
+    found = stages.promote(config, version, current(), verdict)
     if found and not found.reused:
         events.judged(found)
     return found

@@ -18,7 +18,7 @@ from run_folders import (
     write_journal,
 )
 
-from flows import runs
+from flows import stages
 from flows.display import Display
 from slm import registry
 from slm.config import RegistryConfig
@@ -180,8 +180,8 @@ def test_a_flow_judges_by_the_settings_that_it_was_given(
     for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
         config = CONFIG.model_copy(update={"registry": registry_config})
         for found in (
-            runs.judge(config, version, Display(print)),
-            runs.promote(config, version, Display(print)),
+            stages.judge(config, version, Display(print)),
+            stages.promote(config, version, Display(print)),
         ):
             assert found is not None
             assert found.decision == decision
