@@ -49,9 +49,13 @@ def test_every_prediction_is_counted_once(tmp_path: Path) -> None:
     model, tokenizer = load_model(run / "checkpoints" / "step_000004")
     held_out = [ids for ids, _ in zip(documents(shards, "val"), range(5), strict=False)]
     scores = score_documents(model, tokenizer, held_out, None)
-    for found, wanted in zip(scores.losses, token_losses(model, held_out, shards.eot), strict=True):
-        assert found.tolist() == wanted.tolist()
+    losses = token_losses(model, held_out, shards.eot)
+    for row, nats in zip(scores.rows(), losses, strict=True):
+        assert row[:2] == (pytest.approx(float(nats.sum())), len(nats))
     found = details(scores)
+    assert found["by_position"][0] == (1, 1, pytest.approx(np.mean([nats[0] for nats in losses])))
+    fourth = [nats[place] for nats in losses for place in range(3, 7)]
+    assert found["by_position"][2] == (4, 7, pytest.approx(np.mean(fourth)))
     counted = sum(len(ids) + 1 for ids in held_out)
     assert sum(row[0] for row in found["calibration"]["bins"]) == counted
     assert sum(row[2] for row in found["by_length"]) == 5

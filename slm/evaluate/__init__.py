@@ -31,7 +31,7 @@ from slm.source.documents import read_documents
 from slm.storage import named, read_record, run_stage, stage_key, write_json
 from slm.tokenizer import Tokenizer
 
-EVALUATE_VERSION = 2
+EVALUATE_VERSION = 3
 DETAILS = "evaluation.json"
 CHUNK_DOCUMENTS = 256  # scored between two signs of progress
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -89,7 +89,7 @@ def evaluate_file(
     texts = (text.as_py() for array in read_documents(path, data, Counter()) for text in array)
     encoded = (np.array(tokenizer.encode(text)) for text in texts if text)
     scores = score_documents(model, tokenizer, encoded, None, progress)
-    if not scores.losses:
+    if not len(scores):
         raise UserError(f"--data {path} holds no documents: give a file with text in it")
     return scores.totals()
 
@@ -108,28 +108,39 @@ def run_shards(run: Path) -> Path:
 
 
 class Scores:
-    """What a model spends on each of some documents.
-
-    `losses`: nats of every prediction, an array a document; `bytes`: UTF-8 bytes a document.
-    """
+    """What a model spends on each of some documents, summed as they come."""
 
     def __init__(self) -> None:
-        self.losses: list[npt.NDArray[np.float32]] = []
-        self.bytes: list[int] = []
+        self._rows: list[tuple[float, int, int]] = []
+        self._nats = np.zeros(0)  # of all documents, by the place in the document
+        self._places = np.zeros(0, np.int64)  # documents that reach so far
         self.calibration = Calibration()
 
     def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
         """Takes a document's figures, (predictions, 3) as of `calibration.predictions`."""
         nats, confidence, right = figures.T
-        self.losses.append(nats.copy())
-        self.bytes.append(size)
+        self._rows.append((float(nats.sum(dtype=np.float64)), len(nats), size))
+        if (more := len(nats) - len(self._nats)) > 0:
+            self._nats = np.pad(self._nats, (0, more))
+            self._places = np.pad(self._places, (0, more))
+        self._nats[: len(nats)] += nats
+        self._places[: len(nats)] += 1
         self.calibration.add(confidence, right)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def rows(self) -> list[tuple[float, int, int]]:
         """(nats, predictions, bytes) of each document."""
+        return self._rows
+
+    def by_position(self) -> list[tuple[int, int, float]]:
+        """(first place, last place, mean nats) over ranges of the place in the document, from 1."""
+        longest = len(self._nats)
+        edges = [edge for edge in POSITION_EDGES if edge <= longest] + [longest + 1]
         return [
-            (float(loss.sum(dtype=np.float64)), len(loss), size)
-            for loss, size in zip(self.losses, self.bytes, strict=True)
+            (a, b - 1, float(self._nats[a - 1 : b - 1].sum() / self._places[a - 1 : b - 1].sum()))
+            for a, b in pairwise(edges)
         ]
 
     def totals(self) -> dict[str, Any]:
@@ -153,13 +164,13 @@ def score_documents(
     total: int | None,
     progress: Progress = silent,
 ) -> Scores:
-    """Scores documents a chunk at a time, so memory holds no more than their losses."""
+    """Scores documents a chunk at a time, so memory holds no more than three numbers of each."""
     scores = Scores()
     for chunk in chunks(texts, CHUNK_DOCUMENTS):
         found = token_measures(model, chunk, tokenizer.eot, predictions)
         for document, figures in zip(chunk, found, strict=True):
             scores.add(figures, int(tokenizer.token_bytes[document].sum()))
-        progress("documents", len(scores.losses), total)
+        progress("documents", len(scores), total)
     return scores
 
 
@@ -181,7 +192,7 @@ def details(scores: Scores) -> dict[str, Any]:
     order = np.argsort(bits_per_byte, kind="stable").tolist()
     return {
         "val_bpb_interval": bootstrap_interval(rows),
-        "by_position": by_position(scores.losses),
+        "by_position": scores.by_position(),
         "by_length": by_length(rows),
         "calibration": scores.calibration.summary(),
         "most_likely": [[i, bits_per_byte[i]] for i in order[:3]],
@@ -199,22 +210,8 @@ def surroundings(
     progress("what others need for the same bytes", 0, None)
     beside = compare_references(shards, tokenizer, rows)
     progress("duplicates between train and val", 0, None)
-    held_out = list(islice(documents(shards, "val"), len(rows)))
+    held_out = islice(documents(shards, "val"), len(rows))
     return {"beside": beside, "contamination": contamination(shards, tokenizer, held_out)}
-
-
-def by_position(losses: Sequence[npt.NDArray[np.float32]]) -> list[tuple[int, int, float]]:
-    """(first place, last place, mean nats) over ranges of the place in the document, from 1."""
-    longest = max(len(loss) for loss in losses)
-    sums, counts = np.zeros(longest), np.zeros(longest, dtype=np.int64)
-    for loss in losses:
-        sums[: len(loss)] += loss
-        counts[: len(loss)] += 1
-    edges = [edge for edge in POSITION_EDGES if edge <= longest] + [longest + 1]
-    return [
-        (a, b - 1, float(sums[a - 1 : b - 1].sum() / counts[a - 1 : b - 1].sum()))
-        for a, b in pairwise(edges)
-    ]
 
 
 def by_length(rows: Sequence[tuple[float, int, int]]) -> list[tuple[int, int, int, float]]:

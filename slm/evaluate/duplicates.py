@@ -5,7 +5,7 @@ compared with its training data (Brown et al. 2020, arXiv:2005.14165, appendix C
 tokens stream by once, so memory does not grow with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,7 @@ class Pair:
     train: str
 
 
-def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Sequence[Ids]) -> dict[str, Any]:
+def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Iterable[Ids]) -> dict[str, Any]:
     """How many held-out documents are exact or near duplicates of training documents.
 
     Returns, as JSON values: the number of `documents` looked for and of `train_tokens` looked
@@ -77,11 +77,15 @@ def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Sequence[Ids])
     }
 
 
-def _first(held_out: Sequence[Ids]) -> list[Ids]:
+def _first(held_out: Iterable[Ids]) -> list[Ids]:
     """As many documents as HELD_OUT_TOKENS allow, but at least one; none that is empty."""
-    ends = np.cumsum([len(ids) for ids in held_out])
-    count = max(1, int(np.searchsorted(ends, HELD_OUT_TOKENS, "right")))
-    return [ids for ids in held_out[:count] if len(ids)]
+    found, tokens = [], 0
+    for ids in held_out:
+        tokens += len(ids)
+        if found and tokens > HELD_OUT_TOKENS:
+            break
+        found.append(ids)
+    return [ids for ids in found if len(ids)]
 
 
 def _cut(tokenizer: Tokenizer, ids: Ids) -> str:

@@ -15,13 +15,8 @@ def bootstrap_interval(rows: Sequence[tuple[float, int, int]]) -> tuple[float, f
     """The 95 % interval of val_bpb. `rows`: (nats, predictions, bytes) of each document."""
     nats = np.array([row[0] for row in rows])
     size = np.array([row[2] for row in rows])
-    draws = np.random.Generator(np.random.PCG64(0))
-    found = []
-    for _ in range(RESAMPLES):
-        chosen = draws.integers(0, len(rows), len(rows))
-        found.append(nats[chosen].sum() / math.log(2) / size[chosen].sum())
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
+    _, low, high = paired_interval(nats, np.zeros(len(nats)), size, resamples=RESAMPLES)
+    return low, high
 
 
 def paired_interval(
