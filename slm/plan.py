@@ -93,7 +93,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
             f"model.seq_len={config.model.seq_len}: they do not divide among {world_size} processes"
         )
     max_steps = planned_steps(config, data)
-    compiles = device == "cuda" and (max_steps == 0 or max_steps >= COMPILE_PAYS)
+    compiles = device == "cuda" and max_steps >= COMPILE_PAYS  # seconds are not spent on it
     return Plan(
         max_steps=max_steps,
         rows=rows,
@@ -217,9 +217,9 @@ def memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
 
 
-def peak_flops() -> float | None:
-    """The data-sheet rate of this GPU, where it is known."""
-    if not torch.cuda.is_available():
+def peak_flops(device: str) -> float | None:
+    """The data-sheet rate of the GPU that trains, where one does and its rate is known."""
+    if device == "cpu":
         return None
     name = torch.cuda.get_device_name()
     return next((rate for model, rate in PEAK_FLOPS.items() if model in name), None)

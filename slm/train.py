@@ -193,7 +193,7 @@ def step_metrics(
     tokens = session.job.config.train.tokens_per_step
     rate = tokens / seconds
     flops = session.model.flops_per_token() * rate
-    peak = peak_flops()
+    peak = peak_flops(session.plan.device)
     speed = {"mfu": flops / peak / session.plan.world_size} if peak else {"gflops": flops / 1e9}
     return {
         "step": session.step,
@@ -265,6 +265,7 @@ def probe(session: Session) -> Plan:
     All processes count the seconds of the slowest, and so make as many steps.
     """
     config = session.job.config.train
+    forward = torch.compile(session.model) if session.plan.compile else session.model
     x, y = session.loader.batch(0)
     held_out = held_out_slice(session)
     set_learning_rate(session.optimizers, 0.0)
@@ -278,7 +279,7 @@ def probe(session: Session) -> Plan:
     assert config.max_seconds is not None, "the other limits are known without a probe"
     max_steps, why = steps_in(
         config.max_seconds,
-        step=lambda: timed(lambda: train_step(session, session.model, x, y)),
+        step=lambda: timed(lambda: train_step(session, forward, x, y)),
         score=lambda: timed(lambda: evaluate_slice(session, held_out)),
         every=config.evaluate_every,
     )

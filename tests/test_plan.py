@@ -5,10 +5,18 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+import torch
 
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.plan import CPU_MICRO_TOKENS, fitting_tokens, pick_micro_batch
+from slm.plan import (
+    CPU_MICRO_TOKENS,
+    fitting_tokens,
+    make_plan,
+    peak_flops,
+    pick_micro_batch,
+)
+from slm.records import ShardSplit
 
 Config = Callable[..., PipelineConfig]
 Memory = namedtuple("Memory", ["total"])
@@ -48,3 +56,31 @@ def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
     config = tiny_config(**{"train.micro_batch_size": 3})
     with pytest.raises(UserError, match=r"train\.micro_batch_size=3"):
         pick_micro_batch(config, 16, "cpu", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "compiles"),
+    [
+        ({"train.max_steps": 5000}, "auto", True),
+        ({"train.max_steps": 5}, "auto", False),
+        ({"train.max_seconds": 600}, "auto", False),
+        ({"train.max_seconds": 600}, "on", True),
+    ],
+)
+def test_what_is_limited_by_seconds_is_compiled_only_where_asked(
+    limit: dict[str, int],
+    asked: str,
+    compiles: bool,
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fixed = {"train.compile": asked, "train.precision": "bf16", "train.micro_batch_size": 1}
+    data = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    assert make_plan(tiny_config(**limit, **fixed), data, world_size=1).compile == compiles
+
+
+def test_a_cpu_is_not_measured_by_the_gpu_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert peak_flops("cuda") == 989e12
+    assert peak_flops("cpu") is None
