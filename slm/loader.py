@@ -34,7 +34,7 @@ def permute(positions: U64, size: int, seed: int, epoch: int) -> U64:
     A balanced Feistel network over the next power of four, walked along its cycle back into the
     range (Black and Rogaway 2002): any position costs O(1), with no table.
     """
-    half = max(1, (size - 1).bit_length() + 1) // 2
+    half = ((size - 1).bit_length() + 1) // 2
     mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(derive_seed(seed, "permute", epoch, i)) for i in range(ROUNDS)]
     values = positions.astype(np.uint64)

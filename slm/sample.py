@@ -110,11 +110,16 @@ def generate(
     if len(seeds) != len(prompts):
         raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one a prompt")
     rows = [
-        Row(number, prompt, _encode(prompt, tokenizer, model.config.seq_len), random.Random(s))
+        Row(
+            number,
+            prompt,
+            _encode(prompt, tokenizer, model.config.seq_len),
+            random.Random(s),
+            tuple(stop),
+            on_text,
+        )
         for number, (prompt, s) in enumerate(zip(prompts, seeds, strict=True))
     ]
-    for row in rows:
-        row.stop, row.on_text = tuple(stop), on_text
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     with torch.inference_mode():
         for first in range(0, len(rows), MAX_ROWS):

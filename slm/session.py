@@ -72,7 +72,7 @@ class Session:
     optimizers: list[Optimizer]
     scaler: torch.amp.GradScaler
     step: int = 0
-    parent: str | None = None  # weights_sha256 of the checkpoint that this process went on from
+    resumed_from: str | None = None  # weights_sha256 of what this process went on from
     best_step: int = 0
     best_bpb: float = math.inf
 
@@ -185,7 +185,7 @@ def new_session(
     optimizers = build_optimizers(model, config.train)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
-    return Session(job, plan, loader, model, optimizers, scaler, parent=origin)
+    return Session(job, plan, loader, model, optimizers, scaler, resumed_from=origin)
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> None:
@@ -204,7 +204,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     session.model.load_state_dict(weights)
     load_optimizer_tensors(session.model, session.optimizers, moments)
     session.scaler.load_state_dict(state["scaler"])
-    session.step, session.parent = checkpoint.step, checkpoint.weights_sha256
+    session.step, session.resumed_from = checkpoint.step, checkpoint.weights_sha256
     session.best_step = state["best_step"]
     session.best_bpb = math.inf if state["best_bpb"] is None else state["best_bpb"]
 
@@ -228,7 +228,7 @@ def save(
         config_sha256=session.job.config_sha256,
         shards_key=session.job.shards.key,
         tokenizer_sha256=session.job.tokenizer.sha256,
-        parent_sha256=session.parent,
+        parent_sha256=session.resumed_from,
         train_loss=loss,
         val_loss=found.val_loss if found else None,
         val_bpb=found.val_bpb if found else None,
