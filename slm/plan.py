@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, UserError
 from slm.records import ShardSplit
+from slm.storage import canonical_json, sha256_bytes
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -60,6 +61,10 @@ class Plan(BaseModel):
     def autocast(self) -> torch.dtype | None:
         """The dtype that matrix products are made in; None for float32."""
         return DTYPES.get(self.precision)
+
+    @property
+    def sha256(self) -> str:
+        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude_defaults=True)))
 
     @property
     def level(self) -> str:

@@ -122,6 +122,7 @@ class Checkpoint(Record):
     config_sha256: str
     shards_key: str
     tokenizer_sha256: str
+    plan_sha256: str = ""  # unknown of those before it was kept
     parent_sha256: str | None  # weights_sha256 of the checkpoint that training went on from
     train_loss: float
     val_loss: float | None = None  # on the fixed slice of val, where it was scored at this step

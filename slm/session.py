@@ -32,7 +32,7 @@ from slm.loader import Loader, derive_seed
 from slm.metrics import Score
 from slm.model import GPT
 from slm.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from slm.plan import Plan
+from slm.plan import PLAN, Plan
 from slm.records import Checkpoint, Parent, Shards, ShardSplit
 from slm.shards import read_shards, read_tokens
 from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
@@ -200,6 +200,10 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path} has another {what} ({saved[:12]}…, now {now[:12]}…): "
                 f"restore {session.job.run / CONFIG}, or start a new run by its recipe"
             )
+    if checkpoint.plan_sha256 not in ("", session.plan.sha256):
+        raise CorruptionError(
+            f"{session.job.run / PLAN} is not the plan that {checkpoint.name} was made by"
+        )
     weights, moments, state = load_training_state(checkpoint.path)
     session.model.load_state_dict(weights)
     load_optimizer_tensors(session.model, session.optimizers, moments)
@@ -228,6 +232,7 @@ def save(
         config_sha256=session.job.config_sha256,
         shards_key=session.job.shards.key,
         tokenizer_sha256=session.job.tokenizer.sha256,
+        plan_sha256=session.plan.sha256,
         parent_sha256=session.resumed_from,
         train_loss=loss,
         val_loss=found.val_loss if found else None,

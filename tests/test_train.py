@@ -298,6 +298,18 @@ def test_a_config_edited_after_the_crash_is_refused(
         train(run)
 
 
+def test_a_plan_edited_after_the_crash_is_refused(
+    config: PipelineConfig, shards: Shards, root: Path
+) -> None:
+    run = launch.prepare(changed(config, seed=13), shards, root=root)
+    with pytest.raises(Interrupted):
+        train(run, should_stop=lambda: True)
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "max_steps": 13}))
+    with pytest.raises(CorruptionError, match=r"plan\.json is not the plan .* step_000001"):
+        train(run)
+
+
 def test_seconds_become_steps_once(config: PipelineConfig, shards: Shards, root: Path) -> None:
     timed = changed(config, max_steps=None, max_seconds=2.0, seed=10)
     run = train(launch.prepare(timed, shards, root=root))
