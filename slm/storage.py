@@ -214,6 +214,19 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     return record
 
 
+def find_result(parent: Path, kind: type[R], key: str) -> R | None:
+    """The record of a stage's result by its key, whatever its folder's name begins with.
+
+    Its files are not verified; None where there is none, or its record cannot be read.
+    """
+    for folder in sorted(parent.glob(f"[!.]*-{glob.escape(key[:12])}")):
+        with suppress(CorruptionError):
+            record = read_record(folder, kind, verify=False)
+            if record and record.key == key:
+                return record
+    return None
+
+
 def _read_fields(path: Path) -> dict[str, Any]:
     """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
     try:

@@ -405,3 +405,16 @@ def test_the_results_of_a_name_are_not_those_of_a_longer_one(tmp_path: Path) -> 
     assert [path.name for path in storage.results(tmp_path, "a")] == [f"a-{digits}"]
     assert [path.name for path in storage.results(tmp_path, "a-b")] == [f"a-b-{digits}"]
     assert storage.results(tmp_path / "none", "a") == []
+
+
+def test_a_result_is_found_by_its_key_alone(tmp_path: Path) -> None:
+    keys = ("ab" * 32, "ab" * 31 + "cd")  # whose folders end alike
+    for name, key in zip(("one", "two"), keys, strict=True):
+        folder = tmp_path / f"{name}-{key[:12]}"
+        folder.mkdir()
+        storage.write_record(folder, Record(key=key))
+    found = [storage.find_result(tmp_path, Record, key) for key in keys]
+    assert [record and record.path.name[:3] for record in found] == ["one", "two"]
+    (tmp_path / f"one-{keys[0][:12]}" / RECORD).write_text("{}")
+    assert storage.find_result(tmp_path, Record, keys[0]) is None
+    assert storage.find_result(tmp_path, Record, "none") is None

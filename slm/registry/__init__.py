@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from slm import storage, tracking
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version
+from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Source, Version
 from slm.registry import local_store
 from slm.registry.finding import CHALLENGER
 from slm.registry.packing import logged_model
 from slm.session import PARENT
-from slm.tracking.entities import find_source, public_uri
+from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, explained, tracking_uri
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _chain(
     shards = storage.read_record(
         storage.named(root / "shards", described["shards"]), Shards, verify=False
     )
-    source = find_source(root, shards) if shards else None
+    source = shards and storage.find_result(root / "sources", Source, shards.source_key)
     environment = run.environment
     parent = storage.read_record(run.path / PARENT, Parent, verify=False)
     links = {

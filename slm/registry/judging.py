@@ -175,11 +175,9 @@ def _check_weights(client: "MlflowClient", entry: "ModelVersion", root: Path) ->
 
 
 def _shards(entry: "ModelVersion", root: Path) -> Shards:
-    key = entry.tags.get("slm.shards_key", "")
-    for folder in sorted((root / "shards").glob(f"*-{key[:12]}")):
-        shards = read_shards(folder)
-        if shards.key == key:
-            return shards
+    key = required(entry, "shards_key")
+    if found := storage.find_result(root / "shards", Shards, key):
+        return read_shards(found.path)
     raise UserError(
         f"the shards of models:/{entry.name}/{entry.version} are gone from {root / 'shards'}: "
         f"its held-out documents are needed; `slm encode {entry.tags.get('slm.recipe', 'RECIPE')}`"

@@ -6,13 +6,13 @@ Nothing here is verified by its hash; what is then read, trained on or registere
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from slm import storage
 from slm.checkpoint import MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Parent, Record, Shards, Source, Version
+from slm.records import Parent, Shards, Source, Version
 from slm.registry.finding import (
     CHALLENGER,
     CHAMPION,
@@ -30,8 +30,6 @@ from slm.tracking.server import connect, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-
-R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -81,26 +79,15 @@ def _origin(entry: "ModelVersion", root: Path) -> Origin:
     return Origin(
         name=f"models:/{entry.name}/{entry.version}",
         source_key=told.get("source_key"),
-        source=_record(root / "sources", told.get("source_key"), Source),
+        source=storage.find_result(root / "sources", Source, told.get("source_key", "none")),
         shards_key=told.get("shards_key"),
-        shards=_record(root / "shards", told.get("shards_key"), Shards),
+        shards=storage.find_result(root / "shards", Shards, told.get("shards_key", "none")),
         tokenizer_sha256=told.get("tokenizer_sha256"),
         config_sha256=told.get("config_sha256"),
         config=config,
         continued="parent_sha256" in told,
         verdict=Verdict.model_validate_json(verdict) if verdict else None,
     )
-
-
-def _record(parent: Path, key: str | None, kind: type[R]) -> R | None:
-    for folder in sorted(parent.glob(f"[!.]*-{(key or 'unknown')[:12]}")):
-        try:
-            record = storage.read_record(folder, kind, verify=False)
-        except CorruptionError:
-            continue
-        if record and record.key == key:
-            return record
-    return None
 
 
 @explained()

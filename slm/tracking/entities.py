@@ -57,7 +57,7 @@ def dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["Da
     shards = storage.read_record(folder, Shards, verify=False)
     if shards is None:
         return []
-    source = find_source(root, shards)
+    source = storage.find_result(root / "sources", Source, shards.source_key)
     name = source.dataset if source else config.data.path or config.data.source
     where = {"path": name, "uri": name, "revision": source.revision if source else None}
     inputs = []
@@ -73,13 +73,6 @@ def dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["Da
         )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return inputs
-
-
-def find_source(root: Path, shards: Shards) -> Source | None:
-    """The source that shards were made of, where it is still there."""
-    recipe = shards.name.rpartition("-")[0]
-    folder = root / "sources" / f"{recipe}-{shards.source_key[:12]}"
-    return storage.read_record(folder, Source, verify=False)
 
 
 def description(run: Run, evaluation: Evaluation) -> str:
