@@ -104,10 +104,11 @@ class _Chain:
         self.source = self._look(self._folder("sources", self.source_key), Source)
 
     def lineage(self) -> Lineage:
+        config, parent = self._config(), self._parent()
         links = (
-            self._dataset(), self._source(), self._cleaning(), self._tokenizer(), self._shards(),
-            self._config(), self._code(), self._environment(), *self._parent(), self._run(),
-            self._weights(), self._evaluation(),
+            self._dataset(), self._source(), self._cleaning(config.state), self._tokenizer(),
+            self._shards(), config, self._code(), self._environment(), *parent,
+            self._run(*(link.name for link in parent)), self._weights(), self._evaluation(),
         )  # fmt: skip
         return Lineage(name=self.run.name, links=links)
 
@@ -183,7 +184,8 @@ class _Chain:
         value = f"{record.documents:,} documents" if record else "documents as parquet"
         return self._link("source", value, self.source_key, self.source, "dataset")
 
-    def _cleaning(self) -> Link:
+    def _cleaning(self, state: State) -> Link:
+        """The part of the config that says what is left out; it stands as the config does."""
         if self.settings is None:
             return Link(name="cleaning", value="unknown", state="gone")
         clean = self.settings["config"]["data"]["clean"]
@@ -194,7 +196,7 @@ class _Chain:
             name="cleaning",
             value=f"{left_out:,} documents left out; {chosen}",
             digest=storage.sha256_bytes(storage.canonical_json(clean)),
-            state=self._config().state,
+            state=state,
         )
 
     def _tokenizer(self) -> Link:
@@ -294,15 +296,15 @@ class _Chain:
             link = link.model_copy(update={"state": "changed", "notes": ("it is another model",)})
         return (link,)
 
-    def _run(self) -> Link:
-        inputs = ["shards", "config", "code", "environment", *(p.name for p in self._parent())]
+    def _run(self, *parent: str) -> Link:
+        inputs = ("shards", "config", "code", "environment", *parent)
         record = self.trained.record
         key = record.key if record else (self.settings or {}).get("key", self.tags.get("run_key"))
         if record is None and self.settings is not None and self.trained.state == "gone":
             return Link(
                 name="run", value=f"{self.run.name}, unfinished", digest=key,
                 state="not checked", notes=("its training has not ended",),
-                made_from=tuple(inputs),
+                made_from=inputs,
             )  # fmt: skip
         value = f"{self.run.name}, {record.step:,} steps" if record else self.run.name
         return self._link("run", value, key, self.trained, *inputs)

@@ -110,15 +110,14 @@ class _Survey:
 
     def _runs(self, runs: list[Path]) -> list[Path]:
         """Sorts runs; returns those that stay."""
-        newest = sorted(runs, key=_age)
+        newest = sorted(runs, key=_changed, reverse=True)
         spare = [r for r in newest if self._why_kept(r) is None][: self.keep_runs]
         kept = []
         for run in runs:
             reason = self._why_kept(run)
             if reason is None and run in spare:
                 reason = f"one of the newest {self.keep_runs} runs without a version"
-            self._sort(run, "an older run without a version", keep=reason or "")
-            if not self.going or self.going[-1].path != run:
+            if self._sort(run, "an older run without a version", keep=reason or ""):
                 kept.append(run)
                 self._inside(run)
         return kept
@@ -177,7 +176,10 @@ class _Survey:
                 (self.staying if keep else self.going).append(item)
 
     def _sort(self, path: Path, goes: str, *, keep: str) -> bool:
-        """Puts something among what stays, for a reason or for its youth, or what goes."""
+        """Puts something among what stays, for a reason or for its youth, or what goes.
+
+        Returns whether it stays.
+        """
         reason = keep or ("in use" if _in_use(path) else "")
         if not reason and _changed(path) > self.since:
             reason = "new"
@@ -247,10 +249,6 @@ def _changed(path: Path) -> float:
     with suppress(OSError):  # a file, or gone
         inside = list(path.iterdir())
     return max((found.st_mtime for found in _stats((path, *inside))), default=0.0)
-
-
-def _age(path: Path) -> float:
-    return -_changed(path)
 
 
 def _size(path: Path) -> int:
