@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model import GPT
+from slm.tokenizer import Ids
 
-Ids = npt.NDArray[np.integer]
 Measure = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), targets (N,) → (N, K) figures
 BATCH_TOKENS = 8192  # positions scored at a time; (BATCH_TOKENS × V) logits are made in chunks
 LOGIT_CHUNK = 1024

@@ -5,14 +5,11 @@ two passages that differ have one hash about once in 10^19. Every passage of a l
 few operations on arrays.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 
-Ids = npt.NDArray[np.integer[Any]]
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.intp]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from slm.words import Places, ranges
 
-Ids = npt.NDArray[np.uint32]
+Uint32s = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
 
 MISSING = 0xFFFFFFFF  # no id
@@ -48,7 +48,7 @@ class TokenTable:
     def _slots(self, keys: Keys) -> Places:
         return (keys * self._FACTOR >> np.uint64(64 - self.BITS)).view(np.int64)
 
-    def look_up(self, data: bytes, starts: Places) -> Ids:
+    def look_up(self, data: bytes, starts: Places) -> Uint32s:
         """For each word of `data`, which begin at `starts`, its id or `MISSING`; (W,).
 
         `data` is UTF-8, and no word is empty. Takes memory 8 times its size.
@@ -68,12 +68,12 @@ class Memory:
 
     REMEMBERED = 200_000  # pieces of at most 64 bytes, about 30 MB
 
-    def __init__(self, learn: Callable[[bytes], Ids]) -> None:
+    def __init__(self, learn: Callable[[bytes], Uint32s]) -> None:
         """`learn` gives the ids of one piece, at least one."""
         self._learn = learn
         self._known: dict[bytes, bytes] = {}
 
-    def look_up(self, data: bytes, begin: Places, end: Places) -> tuple[Ids, Places]:
+    def look_up(self, data: bytes, begin: Places, end: Places) -> tuple[Uint32s, Places]:
         """The ids of pieces of `data` one after the other, and how many each has; (P,).
 
         Args:
@@ -111,7 +111,9 @@ def _distinct(data: bytes, begin: Places, end: Places) -> tuple[list[bytes], npt
     return found.dictionary.to_pylist(), which
 
 
-def replace(ids: Ids, begin: Places, lengths: Places, others: Ids, counts: Places) -> Ids:
+def replace(
+    ids: Uint32s, begin: Places, lengths: Places, others: Uint32s, counts: Places
+) -> Uint32s:
     """Stretches of `ids` replaced by others.
 
     Args:

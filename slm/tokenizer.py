@@ -98,12 +98,8 @@ class Tokenizer:
         ids = [self._plain.encode_to_numpy(part, disallowed_special=()) for part in parts]
         return np.concatenate([np.empty(0, np.uint32), *ids])
 
-    def encode_documents(self, texts: Iterable[str]) -> npt.NDArray[np.uint32]:
-        """The ids of documents one after the other, end-of-text before each."""
-        return self.encode_utf8([_valid(text).encode() for text in texts])
-
     def encode_utf8(self, documents: Iterable[bytes]) -> npt.NDArray[np.uint32]:
-        """The same for documents in UTF-8."""
+        """The ids of documents in UTF-8 one after the other, end-of-text before each."""
         parts = [np.empty(0, np.uint32)]
         for usual, group in groupby(documents, lambda data: 0 < len(data) <= LONGEST_WORD):
             if usual:

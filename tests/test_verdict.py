@@ -8,9 +8,9 @@ from slm.report.verdict import (
     Check,
     Finding,
     Searched,
-    judge,
     percent,
     quality_checks,
+    sum_up,
     training_findings,
 )
 
@@ -40,7 +40,7 @@ HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 500, 2.05, 2.1, 0.9
 
 
 def test_a_healthy_model_is_called_sound() -> None:
-    verdict = judge(checks(), HEALTHY, 0.9)
+    verdict = sum_up(checks(), HEALTHY, 0.9)
     assert verdict.sentence.startswith("A sound model: every check passed")
     assert {finding.level for finding in verdict.findings} == {"good"}
 
@@ -58,16 +58,16 @@ def test_a_healthy_model_is_called_sound() -> None:
 def test_samples_far_from_held_out_text_are_called_out(
     changes: dict[str, float], fault: str
 ) -> None:
-    verdict = judge(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
+    verdict = sum_up(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
     assert verdict.sentence == f"Not a sound model: {fault}, at 0.900 bits a byte."
     assert verdict.findings[0].level == "bad"
 
 
 def test_a_model_that_recites_its_data_is_called_out() -> None:
-    verdict = judge(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
+    verdict = sum_up(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
     assert "it copies its training documents" in verdict.sentence
     overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 500, 0.4, 2.6, 1.1, OTHERS)
-    verdict = judge(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
+    verdict = sum_up(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
     assert verdict.sentence == (
         "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
     )
@@ -75,11 +75,11 @@ def test_a_model_that_recites_its_data_is_called_out() -> None:
 
 def test_what_came_after_the_checkpoint_is_a_note() -> None:
     curve = falling(1.2, 1.0, 1.15, 1.3)
-    verdict = judge(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, OTHERS), 0.9)
+    verdict = sum_up(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, OTHERS), 0.9)
     assert verdict.sentence.startswith("A sound model")
     assert verdict.findings[0].level == "note"
     assert "rose by 30 % from step 200 to step 400" in verdict.findings[0].text
-    at_the_end = judge(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, OTHERS), 0.9)
+    at_the_end = sum_up(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, OTHERS), 0.9)
     assert at_the_end.sentence.startswith("Not a sound model: it overfits")
 
 
@@ -96,7 +96,7 @@ def test_a_loss_that_still_falls_is_told_with_its_steps_and_no_advice() -> None:
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
     (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: OTHERS[XZ]})
     assert finding.fault == "it predicts worse than a file compressor"
-    assert judge([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
+    assert sum_up([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
 
 
 @pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "note"), (1.5, "warn")])
@@ -104,26 +104,26 @@ def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> No
     (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: OTHERS[FIVE_GRAM]})
     assert finding.level == level
     assert "counts of 3,000 of its tokens" in finding.text
-    assert ("counting phrases predicts better" in judge([], [finding], bpb).sentence) == (
+    assert ("counting phrases predicts better" in sum_up([], [finding], bpb).sentence) == (
         level == "warn"
     )
 
 
 def test_what_is_noticeable_is_a_reservation() -> None:
-    verdict = judge(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
+    verdict = sum_up(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
     assert verdict.sentence == (
         "A model with reservations: it loops and it forgets its characters, at 0.900 bits a byte."
     )
 
 
 def test_without_samples_or_evaluations_the_loss_decides() -> None:
-    assert judge([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
+    assert sum_up([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
     assert training_findings([], 9, 2, 2.1, 1.0, {}) == []
 
 
 def test_the_worst_is_told_first() -> None:
     findings = [Finding("good", "a"), Finding("bad", "b", "x"), Finding("warn", "c", "y")]
-    assert [f.level for f in judge([], findings, 1).findings] == ["bad", "warn", "good"]
+    assert [f.level for f in sum_up([], findings, 1).findings] == ["bad", "warn", "good"]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_texts_without_names_are_not_said_to_forget_them() -> None:
     assert "names that return" in named
     nobody = checks(replace(HUMAN, names=None))
     assert [c.name for c in nobody] == [name for name in named if name != "names that return"]
-    assert judge(nobody, HEALTHY, 0.9).level == "good"
+    assert sum_up(nobody, HEALTHY, 0.9).level == "good"
 
 
 def test_a_note_is_told_and_changes_no_verdict() -> None:
     note = Finding("note", "The run before: this run is worse.")
-    verdict = judge(checks(), [*HEALTHY, note], 0.9)
+    verdict = sum_up(checks(), [*HEALTHY, note], 0.9)
     assert verdict.level == "good"
     assert verdict.findings[0] is note
     assert verdict.sentence.startswith("A sound model")

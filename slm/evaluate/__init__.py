@@ -23,13 +23,13 @@ from slm.evaluate.calibration import Calibration, predictions
 from slm.evaluate.duplicates import contamination
 from slm.evaluate.intervals import bootstrap_interval
 from slm.evaluate.references import compare_references
-from slm.metrics import Ids, token_measures
+from slm.metrics import token_measures
 from slm.model import GPT
 from slm.records import Checkpoint, Evaluation, Progress, Run, Shards, silent
 from slm.shards import documents, read_shards
 from slm.source.documents import read_documents
 from slm.storage import named, read_record, run_stage, stage_key, write_json
-from slm.tokenizer import Tokenizer
+from slm.tokenizer import Ids, Tokenizer
 
 EVALUATE_VERSION = 3
 DETAILS = "evaluation.json"

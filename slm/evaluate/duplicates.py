@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.passages import Hashed, Hashes, Ids, Places, token_values
+from slm.passages import Hashed, Hashes, Places, token_values
 from slm.records import Shards
 from slm.shards import read_tokens
-from slm.tokenizer import Tokenizer
+from slm.tokenizer import Ids, Tokenizer
 
 RUN = 13  # tokens
 NEAR = 0.5  # of a document's runs in one training document: a near duplicate
@@ -79,7 +79,8 @@ def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Iterable[Ids])
 
 def _first(held_out: Iterable[Ids]) -> list[Ids]:
     """As many documents as HELD_OUT_TOKENS allow, but at least one; none that is empty."""
-    found, tokens = [], 0
+    found: list[Ids] = []
+    tokens = 0
     for ids in held_out:
         tokens += len(ids)
         if found and tokens > HELD_OUT_TOKENS:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from slm.evaluate.ngrams import ORDER, KneserNey, unigram_nats
-from slm.metrics import Ids
 from slm.records import Shards
 from slm.shards import documents, read_tokens
-from slm.tokenizer import Tokenizer
+from slm.tokenizer import Ids, Tokenizer
 
 HELD_OUT_BYTES = 4_000_000  # of held-out text, at least one document
 TRAIN_TOKENS = 3_000_000  # of the training documents, for the two that count

@@ -21,20 +21,19 @@ from slm.evaluate import run_shards
 from slm.lineage import Lineage, lineage
 from slm.metrics import token_losses
 from slm.model import GPT
-from slm.passages import Ids
 from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
 from slm.report import cards, evidence, plots
-from slm.report.comparison import compare
+from slm.report.comparison import beside_human
 from slm.report.copies import Copy
 from slm.report.front_matter import front_matter
 from slm.report.grid import GridSample, write_samples
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
 from slm.report.rivals import find_rivals, rival_findings
-from slm.report.verdict import judge, training_findings
+from slm.report.verdict import sum_up, training_findings
 from slm.shards import documents
 from slm.storage import content_hash, read_record, run_stage, stage_key
-from slm.tokenizer import Tokenizer
+from slm.tokenizer import Ids, Tokenizer
 
 REPORT_VERSION = 4
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
@@ -96,7 +95,7 @@ def gather(
     model, tokenizer = load_model(folder)
     samples = write_samples(model, tokenizer, config.report, progress)
     curves = plots.read_curves(run.path)
-    beside = compare(samples, config.report, shards, tokenizer, progress)
+    beside = beside_human(samples, config.report, shards, tokenizer, progress)
     rivals = find_rivals(run, champion, config.recipe, samples)
     findings = [
         *training_findings(
@@ -116,7 +115,7 @@ def gather(
     ]
     facts = {
         "title": f"{run.name}, step {checkpoint.step:,}",
-        "verdict": judge(beside.checks, findings, evaluation.val_bpb),
+        "verdict": sum_up(beside.checks, findings, evaluation.val_bpb),
         "figures": cards.key_figures(run, checkpoint, evaluation),
         "first": shown[len(shown) // 2] if shown else None,
         "count": len(shown),

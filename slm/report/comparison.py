@@ -12,7 +12,6 @@ from itertools import islice
 import numpy as np
 
 from slm.config import ReportConfig
-from slm.passages import Ids
 from slm.records import Progress, Shards, silent
 from slm.report import grammar
 from slm.report.copies import Copy, copy_line, longest_copies
@@ -20,7 +19,7 @@ from slm.report.grid import GridSample
 from slm.report.quality import Quality, measure, words
 from slm.report.verdict import Check, Searched, quality_checks
 from slm.shards import documents, read_tokens
-from slm.tokenizer import Tokenizer
+from slm.tokenizer import Ids, Tokenizer
 
 GROUPS = 5  # of held-out texts, each of as many as there are samples
 KNOWN_CHARACTERS = 10_000_000  # of training text whose words count as known
@@ -47,7 +46,7 @@ class Comparison:
     human_texts: int = 0
 
 
-def compare(
+def beside_human(
     samples: Sequence[GridSample],
     settings: ReportConfig,
     shards: Shards | None,

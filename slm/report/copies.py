@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.passages import Hashed, Hashes, Ids, token_values
+from slm.passages import Hashed, Hashes, token_values
+from slm.tokenizer import Ids
 
 HUMAN_QUANTILE = 0.95  # of held-out texts; the rest may be duplicates of training documents
 SHORTEST = 8  # tokens: shorter passages are everybody's

@@ -177,15 +177,13 @@ class Line:
     marked: bool = False  # a dot at each point
 
 
-def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line], log: bool = False) -> str:
+def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line]) -> str:
     """Lines over a common axis. `name` is unique in the page; `alt` says what the plot shows."""
     figure, axes = _axes(x, y)
     for line in lines:
         xs, ys = thinned(line.xs, line.ys)
         marker = "o" if line.marked else None
         axes.plot(xs, ys, color=line.colour, lw=1.6, marker=marker, ms=3, label=line.label)
-    if log:
-        axes.set_xscale("log")
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return _svg(figure, name, alt)

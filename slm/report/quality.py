@@ -35,9 +35,10 @@ class Quality:
     @classmethod
     def mean(cls, parts: Sequence["Quality"]) -> "Quality":
         """The mean of each figure, over the parts that have it."""
-        given = {f: [getattr(part, f) for part in parts] for f in cls.__annotations__}
-        known = {f: [value for value in values if value is not None] for f, values in given.items()}
-        return cls(**{f: fmean(values) if values else None for f, values in known.items()})
+        always = [figure for figure in cls.__annotations__ if figure != "names"]
+        names = [part.names for part in parts if part.names is not None]
+        means = {figure: fmean(getattr(part, figure) for part in parts) for figure in always}
+        return cls(**means, names=fmean(names) if names else None)
 
 
 def measure(texts: Sequence[str], known: Collection[str]) -> Quality:

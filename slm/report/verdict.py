@@ -223,7 +223,7 @@ def _later_findings(evaluations: Sequence[Mapping[str, float]], step: int) -> li
 # ---- all together -----------------------------------------------------------------------------
 
 
-def judge(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) -> Verdict:
+def sum_up(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) -> Verdict:
     """The sentence at the head of the report, and the findings under it, the worst first."""
     wrong = [c for c in checks if c.level != "good"]
     told = [

@@ -1,7 +1,7 @@
 """The embedded corpus: short children's stories from our own grammar.
 
-These stories are synthetic. They are put together from the word tables in ``story_words`` and
-the plots in ``story_plots``, so a small model learns them quickly and reaches a low loss. That
+These stories are synthetic. They are put together from the word tables in ``words`` and
+the plots in ``plots``, so a small model learns them quickly and reaches a low loss. That
 loss says that the pipeline works; it cannot be compared with a loss on TinyStories or on any
 text that people wrote.
 
