@@ -15,7 +15,7 @@ from slm.tether import signal_when_parent_dies
 def main() -> None:
     """Runs the flow run that PREFECT__FLOW_RUN_ID names."""
     signal.signal(signal.SIGHUP, _end_once)
-    signal_when_parent_dies(signal.SIGHUP, os.getppid())
+    signal_when_parent_dies(signal.SIGHUP)
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 

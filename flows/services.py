@@ -60,7 +60,7 @@ class Service:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "slm.tether", sys.executable, "-m", *self.command],
-                env=self.environment,
+                env={**self.environment, "SLM_PARENT": str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -19,6 +19,7 @@ GRACE_SECONDS = 60.0  # for flows to save: longer than a training is given
 
 async def work() -> None:
     """Runs the flows that the work pool has, until SIGTERM or SIGINT."""
+    os.environ["SLM_PARENT"] = str(os.getpid())  # for `flows.engine`
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)

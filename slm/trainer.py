@@ -31,7 +31,7 @@ def main(run: Path) -> int:
     """Trains a run in this process; returns the exit code. The last line logged says why."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asked = install_signal_handlers()
-    die_with_parent()
+    signal_when_parent_dies(PARENT_DIED)
     try:
         set_up_torch(run)
         train(run, should_stop=lambda: bool(asked))
@@ -88,12 +88,6 @@ def install_signal_handlers() -> list[int]:
     for number in (signal.SIGTERM, signal.SIGINT, PARENT_DIED):
         signal.signal(number, lambda number, _: asked.append(number))
     return asked
-
-
-def die_with_parent() -> None:
-    """On Linux: a signal, so a graceful end, if our parent dies, even by SIGKILL."""
-    known = "RANK" not in os.environ and os.environ.get("SLM_PARENT")  # torchrun's is its agent
-    signal_when_parent_dies(PARENT_DIED, int(known or os.getppid()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
