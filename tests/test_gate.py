@@ -18,7 +18,7 @@ from run_folders import (
     write_journal,
 )
 
-from flows import stages
+from flows import events, stages, tasks
 from flows.display import Display
 from slm import registry
 from slm.config import RegistryConfig
@@ -185,6 +185,17 @@ def test_a_flow_judges_by_the_settings_that_it_was_given(
         ):
             assert found is not None
             assert found.decision == decision
+
+
+def test_a_decision_is_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_DATA", str(root))
+    told: list[str] = []
+    monkeypatch.setattr(events, "judged", lambda verdict: told.append(verdict.decision))
+    run = trained_run(root, "aa", 0)
+    version = registry.register(CONFIG, run, add_evaluation(run), None, root=root)
+    for gate_config in (STRICT, STRICT, LENIENT, LENIENT):
+        tasks.promote.fn(CONFIG.model_copy(update={"registry": gate_config}), version)
+    assert told == ["refused", "promoted"]
 
 
 def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
