@@ -159,7 +159,7 @@ def _recipe(config: PipelineConfig) -> PipelineConfig | None:
 def promise(run: Run) -> str:
     """What comes out the same when the run is made again."""
     return (
-        "`slm reproduce` makes the run again with the steps, the precision and the batches that it "
+        "slm reproduce makes the run again with the steps, the precision and the batches that it "
         "had, and compares every hash. The shards come out the same to the bit on any machine. "
         f"{PROMISES.get(run.level, '')}"
     )

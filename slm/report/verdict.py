@@ -108,7 +108,7 @@ def quality_checks(
         Check("longest copied passage", ours, humans, "tokens that stand word for word in the "
               f"first {searched.tokens:,} training tokens, median", "", "good"),
         _share("copied", copied, copied_by_humans, "texts with a copied passage longer than "
-               f"{copy_line(copies[1])} tokens, which hardly one held-out text in twenty has",
+               f"{copy_line(copies[1])} tokens: about one held-out text in twenty has one",
                "it copies its training documents", _more(copied, copied_by_humans, 0.15, 0.4)),
     ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def _counting_finding(val_bpb: float, counting: Reference) -> Finding:
     text = f"A {counting.name} model of the training text ({counting.knows}) needs"
     if val_bpb <= counting.bpb:
         saved = percent(1 - val_bpb / counting.bpb)
-        return Finding("good", f"{text} {counting.bpb:.2f} bits: this one {saved} less.")
+        return Finding("good", f"{text} {counting.bpb:.2f} bits: this one needs {saved} less.")
     if val_bpb <= 1.1 * counting.bpb:
         return Finding("note", f"{text} {counting.bpb:.2f} bits: this one is no better.")
     fault = "counting phrases predicts better"
@@ -232,8 +232,9 @@ def sum_up(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float)
         for c in wrong
     ]  # fmt: skip
     if checks and not wrong:
-        text = f"Its samples are not far from held-out text in any of {len(checks)} figures"
-        told.append(Finding("good", f"{text}: {', '.join(c.name for c in checks)}."))
+        judged = [c.name for c in checks if c.fault]
+        text = f"Its samples are not far from held-out text in any of {len(judged)} figures"
+        told.append(Finding("good", f"{text}: {', '.join(judged)}."))
     order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
     found = sorted([*findings, *told], key=lambda f: order[f.level])
     return Verdict(_sentence(found, val_bpb, bool(checks)), found)
