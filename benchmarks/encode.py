@@ -29,7 +29,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slm.config import PipelineConfig, data_root, load_recipe
+from slm.config import PipelineConfig, data_root
+from slm.recipes import load_recipe
 from slm.records import Source
 from slm.shards import encode, read_shards, read_tokens
 from slm.source import download

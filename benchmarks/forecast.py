@@ -16,9 +16,10 @@ import torch
 
 import slm.launch
 import slm.source
-from slm.config import PipelineConfig, load_recipe
+from slm.config import PipelineConfig
 from slm.forecast import forecast
 from slm.journal import read_journal
+from slm.recipes import load_recipe
 from slm.shards import encode
 from slm.workers import available_cores
 

@@ -42,8 +42,8 @@ from typing import Any
 import torch
 
 from slm import launch, tracking
-from slm.config import load_recipe
 from slm.journal import read_journal
+from slm.recipes import load_recipe
 from slm.shards import encode
 from slm.source import download
 from slm.tracking.server import connect

@@ -30,10 +30,11 @@ from train import LOOPS, ROWS, SHAPE
 
 import slm.launch
 import slm.source
-from slm.config import GPT2_VOCAB_SIZE, load_recipe
+from slm.config import GPT2_VOCAB_SIZE
 from slm.journal import read_journal
 from slm.loader import Loader
 from slm.metrics import score
+from slm.recipes import load_recipe
 from slm.records import Shards
 from slm.shards import documents, encode, read_shards, read_tokens
 from slm.tokenizer import Tokenizer

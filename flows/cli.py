@@ -22,13 +22,9 @@ from flows.history import compare, gc, lineage, models, reproduce, runs
 from flows.lookups import bench, check, inspect, recipes, verify
 from flows.options import AsJson, RecipeName, RunName, Settings, display_for, show
 from flows.writing import chat, export, sample
-from slm.config import (
-    DEFAULT_RECIPE,
-    data_root,
-    load_recipe,
-    parse_overrides,
-)
+from slm.config import DEFAULT_RECIPE, data_root
 from slm.errors import Interrupted, SlmError, UserError
+from slm.recipes import load_recipe, parse_overrides
 
 app = typer.Typer(
     name="slm",

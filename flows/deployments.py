@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from slm.config import load_recipe, project_root, read_pipelines
+from slm.config import project_root
 from slm.errors import UserError, unknown
+from slm.recipes import load_recipe, read_pipelines
 
 Steps = list[dict[str, Any]] | dict[str, Any] | None
 

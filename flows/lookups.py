@@ -10,14 +10,9 @@ import typer
 from rich.console import Console
 
 from flows.options import AsJson, Settings, display_for, show
-from slm.config import (
-    data_root,
-    load_recipe,
-    parse_overrides,
-    project_root,
-    read_pipelines,
-)
+from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
+from slm.recipes import load_recipe, parse_overrides, read_pipelines
 
 
 def inspect(

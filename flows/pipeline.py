@@ -8,8 +8,9 @@ from prefect.runtime import flow_run
 from flows import events, tasks
 from flows.artifacts import clear_earlier, publish_metrics, publish_report, publish_version
 from flows.display import current, showing
-from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
+from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.errors import SlmError
+from slm.recipes import load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.registry.judging import Verdict
 from slm.storage import canonical_json, sha256_bytes

@@ -17,7 +17,8 @@ from flows import events, tasks
 from flows.artifacts import publish_metrics, publish_report, publish_version
 from flows.display import current, showing
 from flows.pipeline import Overrides, recipe_flow, summary
-from slm.config import DEFAULT_RECIPE, PipelineConfig, load_recipe
+from slm.config import DEFAULT_RECIPE, PipelineConfig
+from slm.recipes import load_recipe
 from slm.records import Version
 from slm.registry.judging import Verdict
 from slm.retrain import Decision

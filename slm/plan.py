@@ -107,7 +107,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         device=device,
         precision=precision,
         threads=torch.get_num_threads(),
-        compile=compiles if config.train.compile == "auto" else config.train.compile == "on",
+        compile=compiles if config.train.compile == "auto" else config.train.compile,
     )
 
 

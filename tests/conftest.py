@@ -22,7 +22,8 @@ for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "HF_HOME"
     os.environ.pop(name, None)
 
 from flows.environment import prepare  # noqa: E402
-from slm.config import PipelineConfig, load_recipe  # noqa: E402
+from slm.config import PipelineConfig  # noqa: E402
+from slm.recipes import load_recipe  # noqa: E402
 
 prepare()
 

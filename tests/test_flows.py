@@ -30,8 +30,8 @@ from flows import pipeline, retrain, tasks
 from flows.deployments import check
 from flows.local import start_server, wait_until_healthy
 from flows.setup import SILENCE
-from slm.config import load_recipe
 from slm.errors import CorruptionError, SlmError, UserError
+from slm.recipes import load_recipe
 from slm.shards import encode
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -64,7 +64,7 @@ def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
         ({"train.max_steps": 5000}, "auto", True),
         ({"train.max_steps": 5}, "auto", False),
         ({"train.max_seconds": 600}, "auto", False),
-        ({"train.max_seconds": 600}, "on", True),
+        ({"train.max_seconds": 600}, True, True),
     ],
 )
 def test_what_is_limited_by_seconds_is_compiled_only_where_asked(

@@ -11,9 +11,9 @@ from conftest import PIPELINES
 
 from slm import launch
 from slm.checkpoint import MODEL
-from slm.config import load_recipe
 from slm.errors import CorruptionError, UserError
 from slm.journal import JOURNAL
+from slm.recipes import load_recipe
 from slm.records import Checkpoint
 from slm.replay import verify_steps
 from slm.shards import encode

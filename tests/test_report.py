@@ -14,10 +14,11 @@ import slm.shards
 import slm.source
 from slm import storage
 from slm.checkpoint import describe_model
-from slm.config import PipelineConfig, load_recipe, parse_overrides
+from slm.config import PipelineConfig
 from slm.evaluate import run_shards
 from slm.launch import read_run, run_config
 from slm.model import GPT
+from slm.recipes import load_recipe, parse_overrides
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report import escape_markdown, fenced, write_report
 from slm.report.cards import commands

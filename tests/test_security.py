@@ -22,10 +22,11 @@ from run_folders import add_checkpoint, empty_store, start_run
 from flows import runs
 from slm import tracking
 from slm.checkpoint import latest_checkpoint, load_model
-from slm.config import PipelineConfig, load_recipe
+from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.journal import read_journal
 from slm.launch import run_config
+from slm.recipes import load_recipe
 from slm.records import Checkpoint
 from slm.session import open_job
 from slm.shards import encode, read_tokens

@@ -24,9 +24,9 @@ from servers import postgres, postgres_programs
 
 from flows import services
 from slm import launch
-from slm.config import load_recipe
 from slm.errors import SlmError, UserError
 from slm.journal import read_journal
+from slm.recipes import load_recipe
 from slm.shards import encode
 from slm.source import download
 from slm.storage import RECORD, make_folder

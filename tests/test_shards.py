@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm import shards, storage
-from slm.config import PipelineConfig, parse_overrides
+from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
+from slm.recipes import parse_overrides
 from slm.records import Shards, Source, SourceSplit
 from slm.shards import documents, encode, encoding, inspect, read_shards, read_tokens, units, verify
 from slm.shards.encoding import ShardWriter

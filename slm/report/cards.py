@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from slm.config import LIMITS, PipelineConfig, load_recipe
+from slm.config import LIMITS, PipelineConfig
 from slm.errors import SlmError
+from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
 from slm.session import PARENT

@@ -1,0 +1,164 @@
+"""The recipes in `pipelines.yaml`, and settings laid over them.
+
+A recipe states only what differs from the defaults in `slm.config`. An override is a dotted key and
+a value: `train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid
+one before any work is done.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, project_root
+from slm.errors import UserError, unknown
+
+
+def read_pipelines(path: Path | None = None) -> dict[str, Any]:
+    """The parsed `pipelines.yaml`. Raises UserError where it is missing or not YAML."""
+    path = path or project_root() / "pipelines.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("recipes"), dict):
+        raise UserError(f"{path} has no mapping `recipes:`")
+    return content
+
+
+def load_recipe(
+    name: str = DEFAULT_RECIPE,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    path: Path | None = None,
+) -> PipelineConfig:
+    """The config of a recipe with overrides by dotted key, checked.
+
+    Raises UserError naming the field, the value and the nearest valid one.
+    """
+    recipes = read_pipelines(path)["recipes"]
+    if name not in recipes:
+        raise unknown("recipe", name, map(str, recipes))
+    fields: dict[str, Any] = recipes[name] or {}
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"recipe {name} is a {type(fields).__name__}, not a mapping of sections such as "
+            "train: {max_steps: 100}"
+        )
+    changes: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        changes = _merge(changes, _nested(key.split("."), value))
+    if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
+        kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
+        fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
+    merged = _merge(fields, changes)
+    if "recipe" in merged:
+        raise UserError(f"recipe {name}: `recipe` is no setting, but the name that it is called by")
+    return _checked({**merged, "recipe": name})
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
+
+    Values are YAML scalars or lists. What is text in the config is taken as it stands, unless it
+    is in quotes, as in `data.separator="\\n\\n"`; `null` sets what may be left out to nothing.
+    """
+    kinds = dict(_settings())
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
+        try:
+            overrides[key] = _text(text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--set {assignment!r}: the value is not valid YAML: {error}"
+            ) from error
+    return overrides
+
+
+def _value(text: str) -> Any:
+    return yaml.safe_load(text) if text else ""
+
+
+def _text(text: str, kind: Any) -> str | None:
+    """The value of a setting that is text. YAML would take much of it for something else."""
+    if text == "null" and NoneType in get_args(kind):
+        return None
+    if text.startswith(("'", '"')):
+        with suppress(yaml.YAMLError):
+            if isinstance(quoted := yaml.safe_load(text), str):
+                return quoted
+    return text
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a setting of this type is a string, or one of some strings, or None."""
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return all(part is NoneType or _is_text(part) for part in get_args(kind))
+    return kind is str
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in extra.items():
+        merged[key] = _merge(_mapping(merged.get(key)), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _checked(fields: dict[str, Any]) -> PipelineConfig:
+    try:
+        return PipelineConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"]]
+        while len(parts) > 2 and ".".join(parts) not in dotted_keys():
+            if first["type"] == "extra_forbidden":
+                break
+            parts.pop()  # inside a union or a list, pydantic goes on below the key
+        key = ".".join(parts)
+        if first["type"] == "extra_forbidden":
+            raise unknown("key", key, dotted_keys()) from error
+        if first["type"] == "value_error":  # one of our own checks, which says it all
+            raise UserError(str(first["ctx"]["error"])) from error
+        given = first["input"]  # a whole section may hold an address with a password
+        shown = "" if isinstance(given, dict | list) else f"={given!r}"
+        raise UserError(f"{key}{shown}: {first['msg']}") from error
+
+
+def dotted_keys() -> Iterator[str]:
+    """Every key that an override may name, such as `train.max_steps`."""
+    return (key for key, _ in _settings() if key != "recipe")
+
+
+def _settings(
+    section: type[Section] = PipelineConfig, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key, with its type."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _settings(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, inner
