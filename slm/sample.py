@@ -203,30 +203,36 @@ def _write(
     alive = [row for row in rows if row.tokens < max_new_tokens]
     if not alive:
         return
-    seen = torch.zeros(len(alive), len(decoder.embed), dtype=torch.bool)
-    for i, row in enumerate(alive):
-        seen[i, row.ids] = True
-    seen[:, tokenizer.eot] = False
-    seen = seen.to(decoder.embed.device)
+    seen = _seen(decoder, tokenizer, alive) if settings.repetition_penalty != 1 else None
     cache = KVCache.empty(decoder.model, len(alive))
     hidden = _read(decoder, cache, [row.ids for row in alive], list(range(len(alive))))
     while True:
         uniforms = [row.rng.random() for row in alive]
-        penalised = seen if settings.repetition_penalty != 1 else None
-        chosen = choose(decoder.logits(hidden), settings, uniforms, penalised)
-        seen.scatter_(1, chosen[:, None], chosen[:, None] != tokenizer.eot)
+        chosen = choose(decoder.logits(hidden), settings, uniforms, seen)
+        if seen is not None:
+            seen.scatter_(1, chosen[:, None], chosen[:, None] != tokenizer.eot)
         for row, token in zip(alive, chosen.tolist(), strict=True):
             row.append(token, tokenizer)
-        for i in reversed(range(len(alive))):
-            if alive[i].ended or alive[i].tokens == max_new_tokens:
-                alive[i].finish()
-                _drop(i, alive, cache, seen, chosen)
+        done = [i for i, r in enumerate(alive) if r.ended or r.tokens == max_new_tokens]
+        for i in reversed(done):
+            alive[i].finish()
+            _drop(i, alive, cache, chosen, *([] if seen is None else [seen]))
         if not alive:
             return
-        n = len(alive)
-        seen, chosen = seen[:n], chosen[:n]
-        cache = KVCache(cache.keys[:, :n], cache.values[:, :n], cache.lengths[:n])
+        if done:
+            n = len(alive)
+            chosen, seen = chosen[:n], None if seen is None else seen[:n]
+            cache = KVCache(cache.keys[:, :n], cache.values[:, :n], cache.lengths[:n])
         hidden = _step(decoder, cache, alive, chosen)
+
+
+def _seen(decoder: Decoder, tokenizer: Tokenizer, rows: list[Row]) -> Tensor:
+    """Which tokens each row has, (B, V), end-of-text excepted."""
+    seen = torch.zeros(len(rows), len(decoder.embed), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        seen[i, row.ids] = True
+    seen[:, tokenizer.eot] = False
+    return seen.to(decoder.embed.device)
 
 
 def _drop(i: int, rows: list[Row], cache: KVCache, *others: Tensor) -> None:
@@ -259,7 +265,7 @@ def _read(decoder: Decoder, cache: KVCache, texts: list[list[int]], where: list[
 def _step(decoder: Decoder, cache: KVCache, rows: list[Row], chosen: Tensor) -> Tensor:
     """The hidden states (B, C) after one more token a row; rows that are full keep a half."""
     limit = decoder.config.seq_len
-    full = (cache.lengths == limit).nonzero().flatten().tolist()
+    full = [i for i, length in enumerate(cache.lengths.tolist()) if length == limit]
     if full:
         kept = max(1, limit // 2)  # the chosen token is the last of them
         cache.lengths[full] = 0
