@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from slm.model import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
 
+SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
+
 Product = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor] | None
 
@@ -56,6 +58,8 @@ class Decoder:
         self.layers = [_Layer(block) for block in blocks]
         self.final_norm = _norm(model.final_norm)
         self.logits = product(weight)  # (B, C) hidden states → (B, V)
+        screened = weight.nbytes > SCREENED_BYTES and _packs(weight) and _has_bf16()
+        self.screen = Screen(weight) if screened else None
 
     @torch.inference_mode()
     def read(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -125,6 +129,27 @@ class Decoder:
             return x + F.embedding(index, self.positions), None
         cos, sin = self.model.cos[index].unsqueeze(-2), self.model.sin[index].unsqueeze(-2)
         return x, (cos.to(x.dtype), sin.to(x.dtype))
+
+
+class Screen:
+    """The likeliest next tokens of one row, at half the reading: bf16 finds them, float32 decides.
+
+    The output layer is most of a small model's weights. Its product in bf16 is off by no more than
+    `error`, so what lies further than twice that below the k-th highest is not among the highest k.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.rough = product(weight.bfloat16())
+        # Both factors and the result are rounded to 8 bits each; the rest is float32's rounding.
+        self.error = 3.1 * 2**-8 * float(weight.norm(dim=1).max())
+
+    def __call__(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(1, C) hidden states → ids (N,) that hold the k likeliest, and their logits (1, N)."""
+        rough = self.rough(hidden.bfloat16()).float()  # (1, V)
+        least = rough.topk(k).values[0, -1] - 2 * self.error * hidden.norm()
+        ids = (rough[0] >= least).nonzero().flatten()
+        return ids, F.linear(hidden, self.weight[ids])
 
 
 class _Layer:
@@ -226,7 +251,12 @@ def product_plus(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tenso
 def _packs(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.float32
         and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bf16()))
     )
+
+
+def _has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 itself."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

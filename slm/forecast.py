@@ -19,6 +19,7 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
 from slm.launch import child_environment
 from slm.metrics import token_losses
+from slm.optim import optimizer_tensors
 from slm.plan import make_plan, memory_bytes, pick_device
 from slm.records import Shards, ShardSplit, Source
 from slm.session import Session, synthetic_session
@@ -114,8 +115,14 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
         flops=session.model.flops_per_token() * tokens,
         tok_per_sec=config.train.tokens_per_step / step_seconds,
         seconds=step_seconds * max_steps + scored * seconds_to_score(session),
-        memory_bytes=memory_bytes(plan.device),
+        memory_bytes=memory_bytes(plan.device) + (copied(session) if plan.device == "cpu" else 0),
     )
+
+
+def copied(session: Session) -> int:
+    """Bytes of the copy that a checkpoint is written from while training goes on."""
+    moments = optimizer_tensors(session.model, session.optimizers)
+    return sum(tensor.nbytes for tensor in (*session.model.parameters(), *moments.values()))
 
 
 def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> float:

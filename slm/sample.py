@@ -208,7 +208,7 @@ def _write(
     hidden = _read(decoder, cache, [row.ids for row in alive], list(range(len(alive))))
     while True:
         uniforms = [row.rng.random() for row in alive]
-        chosen = choose(decoder.logits(hidden), settings, uniforms, seen)
+        chosen = _next(decoder, hidden, settings, uniforms, seen)
         if seen is not None:
             seen.scatter_(1, chosen[:, None], chosen[:, None] != tokenizer.eot)
         for row, token in zip(alive, chosen.tolist(), strict=True):
@@ -224,6 +224,21 @@ def _write(
             chosen, seen = chosen[:n], None if seen is None else seen[:n]
             cache = KVCache(cache.keys[:, :n], cache.values[:, :n], cache.lengths[:n])
         hidden = _step(decoder, cache, alive, chosen)
+
+
+def _next(
+    decoder: Decoder,
+    hidden: Tensor,
+    settings: Settings,
+    uniforms: list[float],
+    seen: Tensor | None,
+) -> Tensor:
+    """The next token of each row, (B,), from the hidden states (B, C) at their ends."""
+    wanted = 1 if settings.temperature == 0 else settings.top_k
+    if decoder.screen is None or len(hidden) > 1 or seen is not None or wanted is None:
+        return choose(decoder.logits(hidden), settings, uniforms, seen)
+    ids, logits = decoder.screen(hidden, min(wanted, len(decoder.embed)))
+    return ids[choose(logits, settings, uniforms)]
 
 
 def _seen(decoder: Decoder, tokenizer: Tokenizer, rows: list[Row]) -> Tensor:

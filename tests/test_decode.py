@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from slm.config import ModelConfig
-from slm.decode import Decoder, KVCache, product, product_plus
+from slm.decode import Decoder, KVCache, Screen, product, product_plus
 from slm.model import GPT
 
 V, SEQ_LEN = 301, 24
@@ -74,3 +74,20 @@ def test_products() -> None:
         torch.testing.assert_close(product(w)(x), x @ w.T, rtol=close, atol=close)
         torch.testing.assert_close(product(w, b, gelu=True)(x), gelu, rtol=close, atol=close)
         torch.testing.assert_close(product_plus(w, b)(x, y), y + expected, rtol=close, atol=close)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 here")
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_a_screen_misses_none_of_the_likeliest(spread: float) -> None:
+    """Of rows of unlike lengths too, where the bound is loose and many pass."""
+    torch.manual_seed(0)
+    weight = torch.randn(5000, 96) * torch.exp(torch.randn(5000, 1) * spread)
+    screen = Screen(weight)
+    for k in (1, 50, 5000):
+        hidden = torch.randn(1, 96) * 4
+        logits = hidden @ weight.T
+        ids, found = screen(hidden, k)
+        assert set(logits.topk(k).indices[0].tolist()) <= set(ids.tolist())
+        assert torch.equal(ids, ids.sort().values)
+        torch.testing.assert_close(found, logits[:, ids], rtol=1e-4, atol=1e-3)
+        assert k == 5000 or len(ids) < 5000

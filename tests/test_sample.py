@@ -4,7 +4,9 @@ from collections import Counter
 import pytest
 import torch
 
+import slm.decode
 from slm.config import ModelConfig
+from slm.decode import Decoder
 from slm.errors import UserError
 from slm.model import GPT
 from slm.sample import Settings, choose, generate
@@ -91,6 +93,22 @@ def test_a_seed_gives_one_text_alone_and_in_a_batch(model: GPT, settings: dict[s
         assert (alone.completion, alone.tokens) == (sample.completion, sample.tokens)
     others = generate(model, BYTES, PROMPTS, max_new_tokens=60, seed=7, **settings)  # type: ignore[arg-type]
     assert [s.completion for s in others] != [s.completion for s in together]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 5}, {"top_k": 400}])
+def test_screening_the_output_layer_changes_no_text(
+    model: GPT, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Decoder(model)
+    monkeypatch.setattr(slm.decode, "SCREENED_BYTES", 0)
+    screened = Decoder(model)
+    if screened.screen is None:
+        pytest.skip("this CPU has no bf16")
+    assert whole.screen is None
+    for seed, prompt in enumerate(PROMPTS):
+        given = {"max_new_tokens": 60, "seed": seed, **settings}
+        expected = generate(whole, BYTES, [prompt], **given)[0].completion  # type: ignore[arg-type]
+        assert generate(screened, BYTES, [prompt], **given)[0].completion == expected  # type: ignore[arg-type]
 
 
 def test_neither_the_global_generator_nor_the_mode_is_touched(model: GPT) -> None:
