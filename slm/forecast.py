@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError, UserError
@@ -99,12 +100,15 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
     plan = make_plan(config, splits.get("train", unknown), world_size=1)
     session = synthetic_session(config, plan, config.data.vocab_size)
     session.model.train()
+    x, y = session.loader.batch(0)
     times = []
-    for _, (x, y) in zip(range(PROBE_STEPS + 1), session.loader.batches(0), strict=False):
+    for _ in range(PROBE_STEPS + 1):
         begin = time.perf_counter()
         train_step(session, session.model, x, y)
         times.append(time.perf_counter() - begin)
     step_seconds = statistics.median(times[1:])
+    score_seconds = seconds_to_score(session)
+    peak = memory_bytes("cuda") if plan.device == "cuda" else memory_with_a_save(session, x, y)
     max_steps = plan.max_steps or int((config.train.max_seconds or 0) / step_seconds)
     tokens = max_steps * config.train.tokens_per_step
     scored = scored_tokens(config, max_steps, splits.get("val", unknown))
@@ -114,15 +118,23 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
         tokens=tokens,
         flops=session.model.flops_per_token() * tokens,
         tok_per_sec=config.train.tokens_per_step / step_seconds,
-        seconds=step_seconds * max_steps + scored * seconds_to_score(session),
-        memory_bytes=memory_bytes(plan.device) + (copied(session) if plan.device == "cpu" else 0),
+        seconds=step_seconds * max_steps + scored * score_seconds,
+        memory_bytes=peak,
     )
 
 
-def copied(session: Session) -> int:
-    """Bytes of the copy that a checkpoint is written from while training goes on."""
+def memory_with_a_save(session: Session, x: Tensor, y: Tensor) -> int:
+    """The process's peak where a checkpoint is written while it trains and scores.
+
+    The writer holds a copy of all tensors meanwhile. What is freed around it is used again only in
+    part, so it is made here as well.
+    """
     moments = optimizer_tensors(session.model, session.optimizers)
-    return sum(tensor.nbytes for tensor in (*session.model.parameters(), *moments.values()))
+    copy = [t.detach().clone() for t in (*session.model.parameters(), *moments.values())]
+    train_step(session, session.model, x, y)
+    seconds_to_score(session)
+    del copy
+    return memory_bytes("cpu")
 
 
 def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> float:
