@@ -297,9 +297,9 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     A second SIGTERM asks for no more: who ends a service may send it to all of its processes, and
     Prefect's worker then sends it to a flow once more.
     """
-    child.send_signal(signal.SIGTERM)
     try:
         with deaf_to(signal.SIGTERM):
+            child.send_signal(signal.SIGTERM)
             child.wait(GRACE_SECONDS)
     except BaseException:  # too late, or Ctrl-C
         with suppress(psutil.NoSuchProcess):

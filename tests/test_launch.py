@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -128,8 +129,16 @@ def test_a_kill_says_what_another_batch_would_mean(tmp_path: Path) -> None:
         launch.check_exit(-signal.SIGKILL, tmp_path, 0)
 
 
-SAVING = "import signal, time; signal.signal(15, lambda *_: (time.sleep(0.5), exit(130))); "
-SAVING += "print(flush=True); time.sleep(20)"
+SAVING = """
+import signal, sys
+def save(*_):
+    print("saving", flush=True)
+    sys.stdin.read()  # until the test lets it end
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+signal.pause()
+"""
 
 
 @pytest.mark.parametrize(
@@ -137,13 +146,23 @@ SAVING += "print(flush=True); time.sleep(20)"
 )
 def test_only_a_second_ctrl_c_cuts_a_save_short(number: signal.Signals, code: int) -> None:
     """SIGTERM may come again from whoever passes it on."""
-    child = subprocess.Popen([sys.executable, "-c", SAVING], stdout=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", SAVING], stdin=pipe, stdout=pipe)
+    assert child.stdin is not None
     assert child.stdout is not None
     child.stdout.readline()
-    again = threading.Timer(0.2, os.kill, (os.getpid(), number))
+
+    def signal_again(stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        stdout.readline()  # it saves
+        os.kill(os.getpid(), number)
+        if number == signal.SIGTERM:
+            stdin.close()
+
+    again = threading.Thread(target=signal_again, args=(child.stdin, child.stdout))
     again.start()
     with suppress(KeyboardInterrupt):
         launch.stop(child)
     again.join()
+    child.stdin.close()
     child.stdout.close()
     assert child.returncode == code
