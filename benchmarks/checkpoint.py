@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from train import CONFIG, new_session
 
-from slm.checkpoint import MODEL, CheckpointWriter
 from slm.config import data_root
-from slm.launch import child_environment
-from slm.optim import optimizer_tensors
+from slm.machine import available_cores
+from slm.model.saved import MODEL
 from slm.records import Checkpoint
-from slm.session import Session
 from slm.storage import fault_point, fsync_path, make_folder, sha256_file
-from slm.train import train_step
-from slm.workers import available_cores
+from slm.training.checkpoint import CheckpointWriter
+from slm.training.launch import child_environment
+from slm.training.loop import train_step
+from slm.training.optim import optimizer_tensors
+from slm.training.session import Session
 
 PASSES = 200_000  # of a fault point that is timed
 POINTS = 3  # that a step passes: its micro-step's, its own, its part of those of a save

@@ -30,14 +30,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slm.config import PipelineConfig, data_root
+from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.records import Source
-from slm.shards import encode, read_shards, read_tokens
-from slm.source import download
+from slm.source.download import download
+from slm.source.stories import stories
 from slm.storage import read_record
-from slm.stories import stories
-from slm.tokenizer import Tokenizer, gpt2
-from slm.workers import available_cores
+from slm.tokens.encode import encode
+from slm.tokens.shards.reading import read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 
 VOCAB_SIZES = (50_257, 4096)
 
@@ -221,7 +222,7 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
 
 def _loader(folder: Path) -> tuple[float, float]:
     """Tokens a second of the loader, and of training, in a process set up as training is."""
-    from slm.launch import child_environment
+    from slm.training.launch import child_environment
 
     command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
     environment = child_environment(load_recipe("quickstart"))
@@ -233,10 +234,10 @@ def _loader(folder: Path) -> tuple[float, float]:
 def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
     import torch
 
-    from slm.loader import Loader
-    from slm.plan import Plan, pick_precision
-    from slm.session import synthetic_session
-    from slm.train import train_step
+    from slm.tokens.loader import Loader
+    from slm.training.loop import train_step
+    from slm.training.plan import Plan, pick_precision
+    from slm.training.session import synthetic_session
 
     config = load_recipe("quickstart")
     torch.set_num_threads(available_cores())

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-import slm.launch
-import slm.source
+import slm.source.download
+import slm.training.launch
 from slm.config import PipelineConfig
-from slm.forecast import forecast
-from slm.journal import read_journal
+from slm.machine import available_cores
 from slm.recipes import load_recipe
-from slm.shards import encode
-from slm.workers import available_cores
+from slm.tokens.encode import encode
+from slm.training.forecast import forecast
+from slm.training.journal import read_journal
 
 STORIES = {"data.source": "stories", "data.path": "", "data.documents": 4000}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -60,9 +60,9 @@ def run() -> dict[str, Any]:
 
 def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds and memory as they were, and as they were foreseen."""
-    shards = encode(config, slm.source.download(config, root=root), root=root)
+    shards = encode(config, slm.source.download.download(config, root=root), root=root)
     foreseen = forecast(config, shards)
-    trained = slm.launch.train(config, shards, root=root)
+    trained = slm.training.launch.train(config, shards, root=root)
     events = {event["event"]: event for event in read_journal(trained.path)}
     real = {
         "seconds": events["end"]["time"] - events["start"]["time"],

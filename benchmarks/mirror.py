@@ -41,13 +41,14 @@ from typing import Any
 
 import torch
 
-from slm import launch, tracking
-from slm.journal import read_journal
+from slm.machine import available_cores
 from slm.recipes import load_recipe
-from slm.shards import encode
-from slm.source import download
+from slm.source.download import download
+from slm.tokens.encode import encode
+from slm.tracking import mirror
 from slm.tracking.server import connect
-from slm.workers import available_cores
+from slm.training import launch
+from slm.training.journal import read_journal
 
 SETTINGS = {
     "data.documents": 2000,
@@ -56,7 +57,7 @@ SETTINGS = {
     "train.evaluate_every": 100_000,
 }
 DELAY = 1.0  # seconds, of a slow server
-STARTED = tracking.INTERVAL + 4.0  # seconds after which a mirror has imported mlflow
+STARTED = mirror.INTERVAL + 4.0  # seconds after which a mirror has imported mlflow
 
 
 def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tup
     began, used = time.time(), [0.0]
     clock = Timer(STARTED, lambda: used.append(time.process_time()))
     clock.start()
-    with tracking.mirror(path, uri) if uri else nullcontext():
+    with mirror.mirror(path, uri) if uri else nullcontext():
         launch.train(config, shards, root=root)
         beside = (time.process_time() - used[-1]) / max(time.time() - began - STARTED, 1e-9)
     clock.cancel()
@@ -134,7 +135,7 @@ def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tup
 
 def wrong_points(run: Path, uri: str, steps: int) -> int:
     """How many points of a run's losses the server lacks, or has twice, after a sync."""
-    run_id = tracking.sync(run, tracking_uri=uri)
+    run_id = mirror.sync(run, tracking_uri=uri)
     history = connect(uri).get_metric_history(run_id, "train_loss")
     recorded = {(e["step"], e["train_loss"]) for e in read_journal(run) if e["event"] == "step"}
     found = {(metric.step, metric.value) for metric in history}

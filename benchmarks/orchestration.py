@@ -70,7 +70,7 @@ def embedded(environment: dict[str, str], overrides: dict[str, Any]) -> tuple[fl
     """Seconds of `slm run`: before the first stage, from then to the end, and in the stages."""
     settings = [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     began = time.monotonic()
-    command = [sys.executable, "-m", "flows.cli", "run", "quickstart", *settings, "--json"]
+    command = [sys.executable, "-m", "slm.cli.main", "run", "quickstart", *settings, "--json"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -93,7 +93,7 @@ def deployed(environment: dict[str, str], rounds: int) -> list[float]:
     from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 
     prefect, mlflow = PORTS
-    command = [sys.executable, "-m", "flows.cli", "up", "--prefect-port", prefect]
+    command = [sys.executable, "-m", "slm.cli.main", "up", "--prefect-port", prefect]
     log = Path(environment["SLM_DATA"]) / "up.log"
     with log.open("w") as output:
         stack = subprocess.Popen(

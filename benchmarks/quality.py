@@ -31,17 +31,18 @@ import torch
 from torch import Tensor, nn
 from train import LOOPS, ROWS, SHAPE
 
-import slm.launch
-import slm.source
+import slm.source.download
+import slm.training.launch
 from slm.config import GPT2_VOCAB_SIZE
-from slm.journal import read_journal
-from slm.loader import Loader
-from slm.metrics import score
+from slm.evaluation.scoring import score
+from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.records import Shards
-from slm.shards import documents, encode, read_shards, read_tokens
-from slm.tokenizer import Tokenizer
-from slm.workers import available_cores
+from slm.tokens.encode import encode
+from slm.tokens.loader import Loader
+from slm.tokens.shards.reading import documents, read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.training.journal import read_journal
 
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
@@ -106,8 +107,8 @@ def train_ours(data: Path, root: Path, seconds: float, seed: int) -> tuple[Curve
             "train.evaluate_documents": SCORED,
         },
     )
-    shards = encode(config, slm.source.download(config, root=root), root=root)
-    trained = slm.launch.train(config, shards, root=root)
+    shards = encode(config, slm.source.download.download(config, root=root), root=root)
+    trained = slm.training.launch.train(config, shards, root=root)
     events = list(read_journal(trained.path))
     start = next(event["time"] for event in events if event["event"] == "start")
     found = [(e["time"] - start, e["val_bpb"]) for e in events if e["event"] == "evaluate"]
@@ -131,7 +132,7 @@ def first_below(curves: dict[str, Curve], bpb: float) -> float | None:
 def whole_vocabulary(data: Path, root: Path) -> Shards:
     overrides = {"data.path": str(data), "data.vocab_size": GPT2_VOCAB_SIZE}
     config = load_recipe(RECIPE, overrides)
-    return encode(config, slm.source.download(config, root=root), root=root)
+    return encode(config, slm.source.download.download(config, root=root), root=root)
 
 
 def measure_peer(name: str, shards: Path, seconds: float) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
 
 
 class Scored:
-    """A peer's model in the form that `slm.metrics.score` takes ours: hidden states, tied table."""
+    """A peer's model in the form in which `scoring.score` takes ours: hidden states, tied table."""
 
     def __init__(self, model: nn.Module) -> None:
         hugging_face = hasattr(model, "transformer")

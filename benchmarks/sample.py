@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from train import NotebookModel
 
 from slm.config import ModelConfig
-from slm.decode import Decoder
-from slm.model import GPT
-from slm.sample import generate
-from slm.tokenizer import Tokenizer
-from slm.workers import available_cores
+from slm.machine import available_cores
+from slm.model.decode import Decoder
+from slm.model.gpt import GPT
+from slm.model.sample import generate
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128)
 VOCAB_SIZE = 50_257

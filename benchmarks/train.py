@@ -4,7 +4,7 @@ One shape for all: GPT-2, 6 layers, 6 heads, width 384, context 128, 50,257 toke
 parameters; random tokens, one batch size. Each loop runs in a process of its own, they take turns,
 and medians count.
 
-- `slm`: our train_step, in the environment that `slm.launch` gives it.
+- `slm`: our train_step, in the environment that `slm.training.launch` gives it.
 - `transformers`: GPT2LMHeadModel in a plain loop with AdamW and clipping; float32 and bf16
   autocast as people run it, and bf16 in our environment.
 - `notebook`: the Colab notebook's loop, written anew from its description with its defects:
@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
-from slm.launch import child_environment
-from slm.plan import Plan, pick_precision
-from slm.session import Session, synthetic_session
-from slm.train import train_step
-from slm.workers import available_cores
+from slm.machine import available_cores
+from slm.training.launch import child_environment
+from slm.training.loop import train_step
+from slm.training.plan import Plan, pick_precision
+from slm.training.session import Session, synthetic_session
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
 VOCAB_SIZE = 50_257

@@ -18,12 +18,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage
-from slm.checkpoint import CONFIG, checkpoint_folders
 from slm.errors import CorruptionError
+from slm.history.runs import is_training
+from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Run, Shards, Source
-from slm.registry import REGISTERED
-from slm.reproduce import FOLDER as REPRODUCED
-from slm.runs import is_training
+from slm.registry.register import REGISTERED
+from slm.reproduction.reproduce import FOLDER as REPRODUCED
+from slm.training.checkpoint import checkpoint_folders
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ os.environ.update(
 for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "HF_HOME", "SLM_FAULT"):
     os.environ.pop(name, None)
 
-from flows.environment import prepare  # noqa: E402
 from slm.config import PipelineConfig  # noqa: E402
+from slm.machine import prepare  # noqa: E402
 from slm.recipes import load_recipe  # noqa: E402
 
 prepare()

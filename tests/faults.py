@@ -26,13 +26,14 @@ from unittest.mock import patch
 
 import torch
 
-from slm import launch, storage
-from slm.checkpoint import latest_checkpoint
+from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError
-from slm.journal import read_journal
 from slm.records import Shards
-from slm.train import train
+from slm.training import launch
+from slm.training.checkpoint import latest_checkpoint
+from slm.training.journal import read_journal
+from slm.training.loop import train
 
 KILLED = -signal.SIGKILL
 RAISED = 3  # the exit code of a fork whose work raised

@@ -14,21 +14,12 @@ import safetensors.torch
 import torch
 
 from slm import storage
-from slm.checkpoint import describe_model
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
-from slm.model import GPT
-from slm.records import (
-    Checkpoint,
-    Evaluation,
-    Report,
-    Run,
-    Shards,
-    ShardSplit,
-    Source,
-    SourceSplit,
-)
-from slm.stories import stories
-from slm.tokenizer import Tokenizer
+from slm.model.gpt import GPT
+from slm.model.saved import describe_model
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, ShardSplit, Source, SourceSplit
+from slm.source.stories import stories
+from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect
 
 CONFIG = PipelineConfig(

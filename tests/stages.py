@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-import slm.evaluate
-import slm.launch
-import slm.registry
-import slm.report
-import slm.shards
-import slm.source
-import slm.tracking
+import slm.evaluation.evaluate
+import slm.registry.register
+import slm.report.write
+import slm.source.download
+import slm.tokens.encode
+import slm.tracking.mirror
+import slm.training.launch
 from slm.config import PipelineConfig
 from slm.records import (
     Evaluation,
@@ -107,14 +107,14 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
         return work
 
     for module, name, record, path in (
-        (slm.source, "download", SOURCE, root / "sources" / "tiny-1"),
-        (slm.shards, "encode", SHARDS, root / "shards" / "tiny-2"),
-        (slm.launch, "train", RUN, run),
-        (slm.evaluate, "evaluate", EVALUATION, run / "evaluation"),
-        (slm.report, "write_report", REPORT, run / "report"),
-        (slm.registry, "register", VERSION, run),
+        (slm.source.download, "download", SOURCE, root / "sources" / "tiny-1"),
+        (slm.tokens.encode, "encode", SHARDS, root / "shards" / "tiny-2"),
+        (slm.training.launch, "train", RUN, run),
+        (slm.evaluation.evaluate, "evaluate", EVALUATION, run / "evaluation"),
+        (slm.report.write, "write_report", REPORT, run / "report"),
+        (slm.registry.register, "register", VERSION, run),
     ):
         monkeypatch.setattr(module, name, stage(name, record, path))
-    monkeypatch.setattr(slm.launch, "prepare", lambda config, shards, parent=None: run)
+    monkeypatch.setattr(slm.training.launch, "prepare", lambda config, shards, parent=None: run)
     (run / "record.json").write_text("{}")  # finished: nothing to mirror
     return called

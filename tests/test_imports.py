@@ -19,7 +19,7 @@ def test_import_slm_loads_nothing_heavy() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    assert not (HEAVY | {"numpy"}) & modules_after("import flows.cli")
+    assert not (HEAVY | {"numpy"}) & modules_after("import slm.cli.main")
 
 
 def test_config_records_and_storage_need_no_tensors() -> None:
@@ -28,14 +28,17 @@ def test_config_records_and_storage_need_no_tensors() -> None:
 
 
 def test_training_needs_no_orchestrator_and_no_tracking_server() -> None:
-    loaded = modules_after("import slm.source, slm.shards, slm.launch, slm.evaluate, slm.sample")
+    loaded = modules_after(
+        "import slm.source.download, slm.tokens.encode, slm.training.launch, "
+        "slm.evaluation.evaluate, slm.model.sample"
+    )
     assert not {"prefect", "mlflow"} & loaded
 
 
 def test_help_answers_at_once() -> None:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, check=True, text=True
+        [sys.executable, "-m", "slm.cli.main", "--help"], capture_output=True, check=True, text=True
     )
     assert time.monotonic() - started < 1.5
     assert "Take a dataset to a registered model" in done.stdout

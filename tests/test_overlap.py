@@ -12,16 +12,16 @@ import pytest
 import torch
 from faults import bits, fork, wait
 
-from slm import launch
 from slm.config import PipelineConfig
 from slm.errors import SlmError
-from slm.evaluate import evaluate
-from slm.journal import JOURNAL
+from slm.evaluation.evaluate import evaluate
 from slm.records import Run
 from slm.retention import collect, survey
-from slm.shards import encode
-from slm.source import download
-from slm.train import train
+from slm.source.download import download
+from slm.tokens.encode import encode
+from slm.training import launch
+from slm.training.journal import JOURNAL
+from slm.training.loop import train
 
 Config = Callable[..., PipelineConfig]
 
@@ -129,7 +129,7 @@ def test_slm_run_beside_slm_run(project: Path, data_root: Path, other: str) -> N
     env = {**os.environ, "PREFECT_HOME": str(data_root / "prefect")}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", *command.split(), "--json"],
+            [sys.executable, "-m", "slm.cli.main", "run", *command.split(), "--json"],
             cwd=project,
             env=env,
             stdout=subprocess.PIPE,

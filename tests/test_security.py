@@ -19,22 +19,24 @@ import yaml
 from faults import Lab
 from run_folders import add_checkpoint, empty_store, start_run
 
-from flows import runs
-from slm import tracking
-from slm.checkpoint import latest_checkpoint, load_model
+from slm.cli import runs
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
-from slm.journal import read_journal
-from slm.launch import run_config
+from slm.model.saved import load_model
 from slm.recipes import load_recipe
 from slm.records import Checkpoint
-from slm.session import open_job
-from slm.shards import encode, read_tokens
-from slm.shards.units import Encoded
-from slm.source import download
+from slm.source.download import download
 from slm.storage import read_record
-from slm.tokenizer import Tokenizer
-from slm.train import train
+from slm.tokens.encode import encode
+from slm.tokens.shards.reading import read_tokens
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.units import Encoded
+from slm.tracking import mirror
+from slm.training.checkpoint import latest_checkpoint
+from slm.training.journal import read_journal
+from slm.training.launch import run_config
+from slm.training.loop import train
+from slm.training.session import open_job
 
 Config = Callable[..., PipelineConfig]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -257,7 +259,7 @@ def test_no_secret_is_kept_anywhere(
     shards = encode(config, download(config, root=root), root=root)
     run = Lab(config, shards, tmp_path).prepare(root)
     train(run)
-    tracking.sync(run, tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
+    mirror.sync(run, tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
     files = [path for path in root.rglob("*") if path.is_file()]
     assert any(path.name == "mlflow.db" for path in files)
     for secret in SECRETS:
@@ -274,5 +276,5 @@ def test_a_password_in_the_config_is_refused_and_not_repeated(tiny_config: Confi
 
 def test_a_server_that_is_down_shows_no_password(tmp_path: Path) -> None:
     with pytest.raises(SlmError) as raised:
-        tracking.sync(start_run(tmp_path), tracking_uri=SERVER)
+        mirror.sync(start_run(tmp_path), tracking_uri=SERVER)
     assert SECRETS[1] not in "".join(traceback.format_exception(raised.value))

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from slm import launch, provenance
 from slm.config import DataConfig, ModelConfig, PipelineConfig, TrainConfig
-from slm.evaluate import evaluate
+from slm.evaluation.evaluate import evaluate
 from slm.records import Run
-from slm.shards import encode
-from slm.source import download
-from slm.stories import stories
-from slm.train import train
+from slm.source.download import download
+from slm.source.stories import stories
+from slm.tokens.encode import encode
+from slm.training import launch, provenance
+from slm.training.loop import train
 
 CLEAN = {"commit": "c" * 40, "dirty": False, "diff_sha256": None}
 DIRTY = {"commit": "c" * 40, "dirty": True, "diff_sha256": "d" * 64}

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from slm import storage
-from slm.checkpoint import MODEL_FILES, find_run, latest_checkpoint
 from slm.config import data_root
 from slm.errors import CorruptionError, UserError, unknown
+from slm.model.saved import MODEL_FILES
 from slm.records import Run, Version
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained
+from slm.training.checkpoint import find_run, latest_checkpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from slm import storage
 from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
-from slm.evaluate.intervals import PAIRED_RESAMPLES
+from slm.evaluation.intervals import PAIRED_RESAMPLES
 from slm.records import Progress, silent
+from slm.registry.assessment import Verdict, gate_settings, judged
 from slm.registry.finding import CHALLENGER, CHAMPION, find_version
-from slm.registry.judging import Verdict, gate_settings, judged
 from slm.tracking.server import connect, default_uri, explained
 
 if TYPE_CHECKING:

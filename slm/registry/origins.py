@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm import storage
-from slm.checkpoint import MODEL_FILES
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
+from slm.model.saved import MODEL_FILES
 from slm.records import Parent, Shards, Source, Version
+from slm.registry.assessment import Verdict
 from slm.registry.finding import (
     CHALLENGER,
     CHAMPION,
@@ -24,9 +25,8 @@ from slm.registry.finding import (
     run_folder,
     tags,
 )
-from slm.registry.judging import Verdict
-from slm.session import read_settings
 from slm.tracking.server import connect, explained, tracking_uri
+from slm.training.session import read_settings
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from slm import storage
-from slm.checkpoint import MODEL_FILES
 from slm.errors import CorruptionError
+from slm.model.saved import MODEL_FILES
 from slm.records import Checkpoint
 
 if TYPE_CHECKING:

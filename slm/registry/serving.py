@@ -18,16 +18,16 @@ class Generator(PythonModel):  # type: ignore[misc]
     """Prompts in, completions out."""
 
     def load_context(self, context: Any) -> None:
-        from slm.checkpoint import load_model  # here: MLflow reads this file before it is packed
+        from slm.model.saved import load_model
 
         self.model, self.tokenizer = load_model(Path(context.artifacts["model"]).parent)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any]) -> list[str]:
-        """One completion a prompt. `params` are keyword arguments of `slm.sample.generate`.
+        """One completion a prompt. `params` are keyword arguments of `slm.model.sample.generate`.
 
         The prompts come as a frame of one column: a hint of `list[str]` would cost the `params`.
         """
-        from slm.sample import generate
+        from slm.model.sample import generate
 
         prompts = [str(prompt) for prompt in model_input.iloc[:, 0]]
         samples = generate(self.model, self.tokenizer, prompts, **params)

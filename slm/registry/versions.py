@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from slm import storage
-from slm.checkpoint import MODEL_FILES
 from slm.config import data_root
-from slm.lineage import Lineage, Link, State, lineage
+from slm.history.lineage import Lineage, Link, State, lineage
+from slm.model.saved import MODEL_FILES
 from slm.registry.finding import PREFIX, find_version, required, run_folder, tags
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained

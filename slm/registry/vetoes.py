@@ -4,8 +4,8 @@ Both are measured against human text of the same kind, the held-out documents: s
 themselves, and templates recur word for word, without any model's doing.
 """
 
-from slm.report.quality import repetition
-from slm.tokenizer import Ids
+from slm.evaluation.text_quality import repetition
+from slm.tokens.tokenizer.bpe import Ids
 
 REPEATED = 0.5  # a text with a larger share of repeated n-grams runs in circles
 

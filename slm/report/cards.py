@@ -11,7 +11,7 @@ from slm.errors import SlmError
 from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
-from slm.session import PARENT
+from slm.training.session import PARENT
 
 Pairs = list[tuple[str, str]]
 

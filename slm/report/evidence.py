@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from slm.evaluate.references import Reference
+from slm.evaluation.baselines import Reference
 from slm.records import Checkpoint, Evaluation, Shards, Source
-from slm.report.verdict import percent
-from slm.shards import documents
-from slm.tokenizer import Tokenizer
+from slm.report.summary import percent
+from slm.tokens.shards.reading import documents
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 EXCERPT_TOKENS = 60
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from slm.config import ReportConfig
-from slm.decode import Decoder
-from slm.model import GPT
+from slm.model.decode import Decoder
+from slm.model.gpt import GPT
+from slm.model.sample import generate
 from slm.records import Progress, silent
-from slm.sample import generate
-from slm.tokenizer import Tokenizer
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 
 @dataclass(frozen=True)

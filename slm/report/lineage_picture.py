@@ -2,7 +2,7 @@
 
 from html import escape
 
-from slm.lineage import Lineage, Link
+from slm.history.lineage import Lineage, Link
 
 BOX, SIDE, HEIGHT, GAP = 340, 380, 46, 14  # pixels: width, left edge of the right column, …
 TEXT = 48  # characters of a line

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from slm.journal import read_journal
 from slm.records import Evaluation, Shards
+from slm.training.journal import read_journal
 
 POINTS = 400  # at most, in one line of a plot
 SIZE = (4.4, 2.7)  # inches: narrow, so that the letters stay readable on a phone

@@ -1,0 +1,1 @@
+"""The `slm` command: it parses, calls the library, and shows."""

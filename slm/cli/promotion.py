@@ -1,0 +1,41 @@
+"""The commands that decide which version is the champion."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from slm.cli.options import AsJson, display_for, show
+
+
+def promote(
+    version: Annotated[
+        str, typer.Argument(help="models:/NAME@challenger or models:/NAME/VERSION.")
+    ] = "models:/slm@challenger",
+    force: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Promote all the same; it is recorded.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a version against the champion; it becomes champion only where it is better."""
+    import slm.registry.gate
+
+    with display_for(as_json) as display, display.progress("promote") as progress:
+        verdict = slm.registry.gate.promote(version, force=force, progress=progress)
+    if as_json:
+        show(verdict.model_dump(mode="json"), as_json)
+    else:
+        Console().print(Markdown(slm.registry.gate.describe(verdict)))
+    raise typer.Exit(0 if verdict.decision == "promoted" else 1)
+
+
+def rollback(
+    model: Annotated[str, typer.Argument(help="The model's name in the registry.")] = "slm",
+    as_json: AsJson = False,
+) -> None:
+    """Make the champion's predecessor champion again."""
+    import slm.registry.gate
+
+    champion, left = slm.registry.gate.rollback(model)
+    show({"model": model, "champion": champion, "left": left}, as_json)

@@ -1,0 +1,115 @@
+"""What the commands that take a RUN do with it: find it, score it, report and register it.
+
+RUN is a run's folder, its name under `data/runs`, or `models:/NAME@ALIAS`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import slm.evaluation.evaluate
+import slm.registry.register
+import slm.training.launch
+from slm.config import DataConfig, PipelineConfig
+from slm.errors import UserError
+from slm.model.sample import generate
+from slm.model.saved import load_model
+from slm.orchestration.display import Display
+from slm.orchestration.stages import reported
+from slm.records import Evaluation, Report, Run, Version
+from slm.registry.finding import resolve
+from slm.training.checkpoint import find_run
+
+
+def open_run(text: str) -> tuple[PipelineConfig, Run]:
+    """The config and the record of a finished run. Raises UserError for any other."""
+    path = run_folder(text)
+    config = slm.training.launch.run_config(path)
+    record = slm.training.launch.read_run(path)
+    if record is None:
+        raise UserError(
+            f"the run {path.name!r} is not finished: `slm train {config.recipe}` with the same "
+            "settings goes on with it"
+        )
+    return config, record
+
+
+def run_folder(text: str) -> Path:
+    """The run's folder."""
+    if not text.startswith("models:"):
+        return find_run(text)
+    checkpoint = resolve(text)
+    if checkpoint.parent.name != "checkpoints":
+        raise UserError(f"the run of {text} is not on this machine: only its files are")
+    return checkpoint.parents[1]
+
+
+def checkpoint_folder(text: str) -> Path:
+    """The folder to sample from: the best checkpoint of a run, a model's, or one given itself."""
+    path = Path(text)
+    return path.resolve() if (path / "model.safetensors").is_file() else resolve(text)
+
+
+def evaluate(text: str, display: Display) -> tuple[PipelineConfig, Run, Evaluation]:
+    """A run with its evaluation, made where it is not there."""
+    config, run = open_run(text)
+    evaluation = display.stage(
+        "evaluate", lambda p: slm.evaluation.evaluate.evaluate(config, run, progress=p)
+    )
+    return config, run, evaluation
+
+
+def evaluate_file(text: str, file: Path, display: Display) -> dict[str, Any]:
+    """The scores of a run or model on the documents of any file."""
+    folder = checkpoint_folder(text)
+    of_a_run = folder.parent.name == "checkpoints"
+    data = slm.training.launch.run_config(folder.parents[1]).data if of_a_run else DataConfig()
+    with display.progress("evaluate") as progress:
+        return slm.evaluation.evaluate.evaluate_file(folder, file, data, progress)
+
+
+def write_report(text: str, display: Display) -> Report:
+    """The report of a run, and its evaluation where that is not there."""
+    config, run, evaluation = evaluate(text, display)
+    return display.stage("report", lambda p: reported(config, run, evaluation, p))
+
+
+def register(text: str, display: Display) -> Version:
+    """The model version of a run, with its evaluation and report where they are not there."""
+    config, run, evaluation = evaluate(text, display)
+    report = display.stage("report", lambda p: reported(config, run, evaluation, p))
+    return display.stage(
+        "register", lambda _: slm.registry.register.register(config, run, evaluation, report)
+    )
+
+
+def write_samples(
+    text: str, prompts: list[str], *, stream: TextIO | None, **settings: Any
+) -> list[dict[str, Any]]:
+    """What a run or model writes after each prompt, as JSON values.
+
+    Args:
+        stream: where the texts go as they grow, one after the other.
+        settings: of `slm.model.sample.generate`.
+    """
+    model, tokenizer = load_model(checkpoint_folder(text), slm.evaluation.evaluate.device())
+    samples = []
+    for prompt in prompts:
+        samples += generate(model, tokenizer, [prompt], on_text=_writer(stream, prompt), **settings)
+        if stream:
+            stream.write("\n\n" if prompt is not prompts[-1] else "\n")
+    fields = ("prompt", "completion", "tokens", "seconds")
+    return [{name: getattr(sample, name) for name in fields} for sample in samples]
+
+
+def _writer(stream: TextIO | None, prompt: str) -> Callable[[int, str], None] | None:
+    """Writes the prompt before the first characters that follow it."""
+    if stream is None:
+        return None
+    before = [prompt]
+
+    def write(_: int, characters: str) -> None:
+        stream.write((before.pop() if before else "") + characters)
+        stream.flush()
+
+    return write

@@ -1,0 +1,1 @@
+"""Evaluate: a checkpoint and held-out documents → how well it predicts them."""

@@ -1,0 +1,210 @@
+"""Two runs side by side: what was set otherwise, how each learned, how well each predicts.
+
+The difference in bits a byte comes with the gate's own interval, a paired bootstrap over
+documents. It is given only where both were scored on the same documents.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from slm import storage
+from slm.errors import UserError
+from slm.evaluation.evaluate import DETAILS
+from slm.evaluation.intervals import paired_interval
+from slm.model.saved import CONFIG
+from slm.records import Evaluation, Run
+from slm.training.journal import read_journal
+
+Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
+FIGURES = (  # of a run
+    "step", "tokens", "parameters", "train_loss", "val_loss", "val_bpb", "tok_per_sec", "seconds",
+)  # fmt: skip
+
+
+class Interval(BaseModel):
+    """The difference in bits a byte, second minus first, with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    difference: float
+    low: float
+    high: float
+    documents: int
+
+    @property
+    def better(self) -> bool | None:
+        """Whether B is better, which needs fewer bits; None where that is not shown."""
+        return None if self.low <= 0 <= self.high else self.high < 0
+
+    @property
+    def figures(self) -> str:
+        return (
+            f"{self.difference:+.4f} bits a byte (95 %: {self.low:+.4f} to {self.high:+.4f}) on "
+            f"the same {self.documents:,} documents"
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Which of the two is better, as far as the interval tells."""
+        told = {True: "B is better", False: "A is better", None: "no difference is shown"}
+        return f"{told[self.better]}: {self.figures}"
+
+
+class SamplePair(BaseModel):
+    """What both wrote after a prompt, with the same settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    temperature: float
+    top_k: int
+    a: str
+    b: str
+
+
+class Comparison(BaseModel):
+    """Two runs, A and B."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    a: str
+    b: str
+    config: dict[str, tuple[Any, Any]]  # dotted key → both values, where they differ
+    figures: dict[str, tuple[float | None, float | None]]
+    curves: tuple[Curve, Curve]
+    at_equal_tokens: list[tuple[int, float, float]]  # tokens, val_bpb of A, of B
+    interval: Interval | None
+    no_interval: str | None  # why there is none
+    samples: list[SamplePair]
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compares two run folders; either may be unfinished, and then lacks figures.
+
+    Raises UserError where a folder holds no run.
+    """
+    records = [storage.read_record(run, Run, verify=False) for run in (a, b)]
+    scores = [storage.read_record(run / "evaluation", Evaluation, verify=False) for run in (a, b)]
+    curves = (_curve(a), _curve(b))
+    interval, why = _interval((a, b), scores)
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        config=config_differences(_config(a), _config(b)),
+        figures={name: (_figure(name, records[0], scores[0]), _figure(name, records[1], scores[1]))
+                 for name in FIGURES},
+        curves=curves,
+        at_equal_tokens=at_equal_tokens(*curves),
+        interval=interval,
+        no_interval=why,
+        samples=_samples(a, b),
+    )  # fmt: skip
+
+
+# ---- settings and figures ---------------------------------------------------------------------
+
+
+def _config(run: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run / CONFIG).read_bytes())["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{run} is not a run folder: its {CONFIG} cannot be read") from error
+
+
+def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys whose values differ, and both values; what one lacks is None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys((*a, *b)):
+        ours, theirs = a.get(key), b.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            inner = config_differences(ours, theirs)
+            found |= {f"{key}.{name}": values for name, values in inner.items()}
+        elif ours != theirs:
+            found[key] = (ours, theirs)
+    return found
+
+
+def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float | None:
+    """A figure of a run; held-out losses are those of its evaluation, where it has one."""
+    record = evaluation if evaluation and name in ("val_loss", "val_bpb") else run
+    return getattr(record, name) if record else None
+
+
+# ---- curves -----------------------------------------------------------------------------------
+
+
+def _curve(run: Path) -> Curve:
+    per_step = _config(run)["train"]["tokens_per_step"]
+    events = (event for event in read_journal(run) if event["event"] == "evaluate")
+    return [(event["step"] * per_step, event["val_bpb"]) for event in events]
+
+
+def at_equal_tokens(a: Curve, b: Curve, most: int = 8) -> list[tuple[int, float, float]]:
+    """Both curves at the same tokens, interpolated between evaluations, where both were scored."""
+    if not a or not b:
+        return []
+    first, last = max(a[0][0], b[0][0]), min(a[-1][0], b[-1][0])
+    places = sorted({tokens for tokens, _ in (*a, *b) if first <= tokens <= last})
+    if len(places) > most:
+        chosen = np.linspace(0, len(places) - 1, most).round().astype(int)
+        places = [places[i] for i in chosen]
+    return [(tokens, _at(a, tokens), _at(b, tokens)) for tokens in places]
+
+
+def _at(curve: Curve, tokens: int) -> float:
+    return float(np.interp(tokens, [t for t, _ in curve], [value for _, value in curve]))
+
+
+# ---- the difference and its interval ----------------------------------------------------------
+
+
+def _interval(
+    runs: Sequence[Path], scores: Sequence[Evaluation | None]
+) -> tuple[Interval | None, str | None]:
+    """The interval, or why there is none."""
+    for run, score in zip(runs, scores, strict=True):
+        if score is None:
+            return None, f"{run.name} is not evaluated: slm evaluate {run.name}"
+    try:
+        rows = [np.array(_documents(run)) for run in runs]  # (N, 3): nats, tokens, bytes
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"an evaluation cannot be read: {error}"
+    count = min(len(each) for each in rows)
+    ours, theirs = (each[:count] for each in rows)
+    if not count or (ours[:, 2] != theirs[:, 2]).any():
+        return None, "they were scored on other documents"
+    difference, low, high = paired_interval(theirs[:, 0], ours[:, 0], ours[:, 2].astype(np.int64))
+    return Interval(difference=difference, low=low, high=high, documents=count), None
+
+
+def _documents(run: Path) -> list[tuple[float, int, int]]:
+    """(nats, tokens, bytes) of every document that a run was scored on, its hash checked."""
+    storage.read_record(run / "evaluation", Evaluation)
+    return list(json.loads((run / "evaluation" / DETAILS).read_bytes())["documents"])
+
+
+# ---- samples ----------------------------------------------------------------------------------
+
+
+def _samples(a: Path, b: Path) -> list[SamplePair]:
+    """The samples of both reports that begin and were drawn alike."""
+    ours, theirs = written_samples(a), written_samples(b)
+    return [
+        SamplePair(prompt=key[0], temperature=key[1], top_k=key[2], a=text, b=theirs[key])
+        for key, text in ours.items()
+        if key in theirs
+    ]
+
+
+def written_samples(run: Path) -> dict[tuple[str, float, int], str]:
+    """What a run's report shows: (prompt, temperature, top-k) → completion."""
+    try:
+        rows = json.loads((run / "report" / "samples.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {(r["prompt"], r["temperature"], r["top_k"]): r["completion"] for r in rows}

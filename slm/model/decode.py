@@ -1,0 +1,262 @@
+"""The model one token at a time, as fast as its weights can be read.
+
+The same function as `GPT.forward`, with a cache and its weights laid out for few rows: one product
+for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at the
+memory's full rate (torch's default reaches a third of it). The precision is the same; the layout
+is the one that torch's compiler uses, without the minute of compiling.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
+
+SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
+
+Product = Callable[[Tensor], Tensor]
+Rotation = tuple[Tensor, Tensor] | None
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the positions seen so far, preallocated; one row may be ahead of another.
+
+    `keys`, `values`: (n_layer, B, n_kv_head, seq_len, D). `lengths`: (B,), positions filled a row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, model: GPT, rows: int) -> "KVCache":
+        c = model.config
+        shape = (c.n_layer, rows, c.n_kv_head or c.n_head, c.seq_len, c.n_embd // c.n_head)
+        weight = model.embed.weight
+        keys, values = torch.zeros((2, *shape), dtype=weight.dtype, device=weight.device)
+        return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
+
+
+class Decoder:
+    """A model made ready for generation; what is changed in the model later does not reach it.
+
+    Takes as much memory as the weights once more, and about as long as ten tokens to make.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.config = model.config
+        weight = model.embed.weight.detach()
+        self.embed = weight
+        self.positions = model.positions.weight.detach() if model.positions is not None else None
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        self.layers = [_Layer(block) for block in blocks]
+        self.final_norm = _norm(model.final_norm)
+        self.logits = product(weight)  # (B, C) hidden states → (B, V)
+        screened = weight.nbytes > SCREENED_BYTES and _packs(weight) and _has_bf16()
+        self.screen = Screen(weight) if screened else None
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Fills the empty rows of a cache with texts, padded on the right.
+
+        Args:
+            ids: (B, T). What is padding is not told: later positions never see it, for the caller
+                sets `cache.lengths` to the real lengths, and later tokens are written over it.
+
+        Returns:
+            (B, T, C) hidden states after the final norm.
+        """
+        T = ids.shape[1]
+        x, rotation = self._begin(ids, torch.arange(T, device=ids.device))
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            q, k, v = layer.project(x, rotation)  # (B, T, heads, D)
+            keys[:, :, :T] = k.transpose(1, 2)
+            values[:, :, :T] = v.transpose(1, 2)
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                is_causal=True,
+                enable_gqa=q.shape[2] != k.shape[2],
+            )
+            x = layer.finish(x, y.transpose(1, 2).reshape(x.shape))
+        return self.final_norm(x)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Takes one more token a row, none of which may be full, and advances the cache.
+
+        Args:
+            ids: (B,).
+
+        Returns:
+            (B, C) hidden states after the final norm.
+        """
+        B = len(ids)
+        lengths = cache.lengths.tolist()
+        longest = max(lengths) + 1
+        x, rotation = self._begin(ids, cache.lengths)
+        where: tuple[object, ...] = (slice(None), slice(None), lengths[0])
+        mask = None
+        if min(lengths) + 1 < longest:
+            where = (torch.arange(B, device=ids.device), slice(None), cache.lengths)
+            seen = torch.arange(longest, device=ids.device) <= cache.lengths[:, None]
+            mask = torch.zeros(B, longest, dtype=x.dtype, device=x.device)
+            mask = mask.masked_fill_(~seen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            q, k, v = layer.project(x, rotation)  # (B, heads, D)
+            keys[where] = k
+            values[where] = v
+            y = F.scaled_dot_product_attention(  # queries that share a head of keys: as positions
+                q.view(B, k.shape[1], -1, k.shape[2]),
+                keys[:, :, :longest],
+                values[:, :, :longest],
+                attn_mask=mask,
+            )
+            x = layer.finish(x, y.reshape(x.shape))
+        cache.lengths += 1
+        return self.final_norm(x)
+
+    def _begin(self, ids: Tensor, index: Tensor) -> tuple[Tensor, Rotation]:
+        x = F.embedding(ids, self.embed)
+        if self.positions is not None:
+            return x + F.embedding(index, self.positions), None
+        cos, sin = self.model.cos[index].unsqueeze(-2), self.model.sin[index].unsqueeze(-2)
+        return x, (cos.to(x.dtype), sin.to(x.dtype))
+
+
+class Screen:
+    """The likeliest next tokens of one row, at half the reading: bf16 finds them, float32 decides.
+
+    The output layer is most of a small model's weights. Its product in bf16 is off by no more than
+    `error`, so what lies further than twice that below the k-th highest is not among the highest k.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.rough = product(weight.bfloat16())
+        # Both factors and the result are rounded to 8 bits each; the rest is float32's rounding.
+        self.error = 3.1 * 2**-8 * float(weight.norm(dim=1).max())
+
+    def __call__(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(1, C) hidden states → ids (N,) that hold the k likeliest, and their logits (1, N)."""
+        rough = self.rough(hidden.bfloat16()).float()  # (1, V)
+        least = rough.topk(k).values[0, -1] - 2 * self.error * hidden.norm()
+        ids = (rough[0] >= least).nonzero().flatten()
+        return ids, F.linear(hidden, self.weight[ids])
+
+
+class _Layer:
+    """A block's functions of (…, C) hidden states."""
+
+    def __init__(self, block: Block) -> None:
+        a, mlp = block.attention, block.mlp
+        self.parts = (a.n_head, a.n_kv_head, a.n_kv_head)
+        self.head_dim = a.head_dim
+        self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
+        self.q_norm = _norm(a.q_norm) if a.q_norm is not None else None
+        self.k_norm = _norm(a.k_norm) if a.k_norm is not None else None
+        self.qkv = product(*_joined(a.q_proj, a.k_proj, a.v_proj))
+        self.out = product_plus(a.o_proj.weight, a.o_proj.bias)
+        if isinstance(mlp, GeluMLP):
+            self.up = product(mlp.up_proj.weight, mlp.up_proj.bias, gelu=True)
+            down = mlp.down_proj
+        else:
+            assert isinstance(mlp, SwiGluMLP)
+            self.up = _gated(product(*_joined(mlp.gate_proj, mlp.up_proj)))
+            down = mlp.down_proj
+        self.down = product_plus(down.weight, down.bias)
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (…, heads, D) each."""
+        heads = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
+        q, k, v = torch.split_with_sizes(heads, self.parts, dim=-2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return q, k, v
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output from its input and what attention gave, (…, C) both."""
+        x = self.out(y, x)
+        return self.down(self.up(self.mlp_norm(x)), x)
+
+
+def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer that gives the outputs of several, one after the other."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
+
+
+def _gated(products: Product) -> Product:
+    def up(x: Tensor) -> Tensor:
+        gate, value = products(x).chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+    return up
+
+
+def _norm(module: nn.Module) -> Product:
+    """A norm as a plain function: calling a module costs more than this norm itself."""
+    weight = module.get_parameter("weight").detach()
+    if isinstance(module, nn.LayerNorm):
+        bias = module.bias.detach()
+        return partial(
+            torch.layer_norm,
+            normalized_shape=weight.shape,
+            weight=weight,
+            bias=bias,
+            eps=module.eps,
+        )
+    return partial(
+        torch.rms_norm, normalized_shape=weight.shape, weight=weight, eps=NORM_EPS["qwen3"]
+    )
+
+
+# ---- products ---------------------------------------------------------------------------------
+
+
+def product(weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Product:
+    """x → x Wᵀ + b, followed by GELU (by tanh) where asked for."""
+    weight = weight.detach()
+    if not _packs(weight):
+        plain = partial(F.linear, weight=weight, bias=bias)
+        return (lambda x: F.gelu(plain(x), approximate="tanh")) if gelu else plain
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    call = torch.ops.mkldnn._linear_pointwise.default
+    if gelu:
+        return lambda x: call(x, packed, bias, "gelu", [], "tanh")
+    return lambda x: call(x, packed, bias, "none", [], "")
+
+
+def product_plus(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """x, y → y + x Wᵀ + b."""
+    weight = weight.detach()
+    if not _packs(weight):
+        plain = partial(F.linear, weight=weight, bias=bias)
+        return lambda x, y: y + plain(x)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    call = torch.ops.mkldnn._linear_pointwise.binary
+    return lambda x, y: call(x, y, packed, bias, "add")
+
+
+def _packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bf16()))
+    )
+
+
+def _has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 itself."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

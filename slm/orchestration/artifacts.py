@@ -1,0 +1,154 @@
+"""What the Prefect page shows of a pipeline: live progress, the report, the metrics, the links."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, State
+
+from slm.history.lineage import lineage
+from slm.records import Evaluation, Progress, Report, Run, Version
+from slm.report.cards import duration
+from slm.report.write import escape_markdown
+
+logger = logging.getLogger(__name__)
+
+UPDATE_SECONDS = 5.0  # between two updates of the live progress
+
+
+def clear_earlier(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
+    """A hook of flows that start: removes what an earlier try of the same flow run has published.
+
+    One that is resumed or retried publishes all of it again.
+    """
+    earlier = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+    with get_client(sync_client=True) as client:
+        for artifact in client.read_artifacts(artifact_filter=earlier):
+            client.delete_artifact(artifact.id)
+
+
+class LiveProgress:
+    """A training's progress callback that hands on what it is told, and shows it as an artifact.
+
+    The artifact is an ornament: where the server fails, the training goes on without it.
+    """
+
+    def __init__(self, progress: Progress, key: str) -> None:
+        self.progress = progress
+        self.key = key
+        self.artifact: UUID | None = None
+        self.first: tuple[float, float] | None = None  # (time, how much was done then)
+        self.due = 0.0
+
+    def __call__(self, what: str, done: float, total: float | None) -> None:
+        self.progress(what, done, total)
+        now = time.monotonic()
+        if not total or (now < self.due and done < total):
+            return
+        self.due = now + UPDATE_SECONDS
+        began, before = self.first = self.first or (now, done)
+        parts = [f"step {done:,.0f} of {total:,.0f}", *what.split("  ")]
+        if done > before:
+            seconds = (total - done) * (now - began) / (done - before)
+            parts.append(f"{duration(seconds)} left" if done < total else "ended")
+        try:
+            self._publish(100 * done / total, " · ".join(parts))
+        except Exception as error:
+            logger.debug("no progress artifact: %s", error)
+
+    def _publish(self, percent: float, text: str) -> None:
+        if self.artifact is None:
+            created = create_progress_artifact(percent, key=self.key, description=text)
+            assert isinstance(created, UUID)  # a coroutine only where a loop is running
+            self.artifact = created
+        else:
+            update_progress_artifact(self.artifact, percent, description=text)
+
+
+def publish_metrics(run: Run, evaluation: Evaluation) -> None:
+    """Leaves a table of the run's figures as an artifact."""
+    figures = {
+        "bits a byte, held out": f"{evaluation.val_bpb:.4f}",
+        "loss, held out (nats a token)": f"{evaluation.val_loss:.4f}",
+        "loss in training (nats a token)": f"{run.train_loss:.4f}",
+        "documents scored": f"{evaluation.documents:,}",
+        "parameters": f"{run.parameters:,}",
+        "steps": f"{run.step:,}",
+        "tokens trained on": f"{run.tokens:,}",
+        "tokens a second": f"{run.tok_per_sec:,.0f}",
+        "seconds of training": f"{run.seconds:,.1f}",
+    }
+    create_table_artifact(
+        [{"metric": name, "value": value} for name, value in figures.items()],
+        key="metrics",
+        description=f"{evaluation.val_bpb:.4f} bits a byte: {run.name}, {evaluation.checkpoint}",
+    )
+
+
+def publish_report(report: Report) -> None:
+    """Leaves the report and the samples in it as artifacts, and a link to its HTML file."""
+    create_markdown_artifact(
+        (report.path / report.markdown).read_text("utf-8"),
+        key="report",
+        description=f"How good {report.run} is, beside its rivals",
+    )
+    samples = json.loads((report.path / "samples.json").read_bytes())
+    create_markdown_artifact(
+        _samples(samples), key="samples", description=f"{len(samples)} texts that it writes"
+    )
+    html = report.path / report.html
+    create_link_artifact(
+        html.as_uri(), "the report", key="report-html", description=f"With plots: {html}"
+    )
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Every sample as Markdown, in the report's order; as quotes, since code does not wrap."""
+    parts = ["# What the model writes"]
+    for sample in samples:
+        paragraphs = (sample["prompt"] + sample["completion"]).split("\n")
+        quoted = "\n>\n> ".join(escape_markdown(text) for text in paragraphs if text.strip())
+        parts.append(
+            f"Temperature {sample['temperature']:g}, top-k {sample['top_k']}:\n\n> {quoted}"
+        )
+    return "\n\n".join(parts)
+
+
+def publish_version(run: Run, version: Version) -> None:
+    """Leaves the chain of a version, and links to it and to its run in MLflow."""
+    name = f"{version.model} version {version.version}"
+    rows = ["| link | what | digest | made from |", "|---|---|---|---|"]
+    for link in lineage(run.path, check=False).links:
+        digest = f"`{link.digest[:12]}`" if link.digest else ""
+        cells = (link.name, escape_markdown(link.value), digest, ", ".join(link.made_from))
+        rows.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(rows)
+    chain = f"# What {name} was made of\n\n{table}"
+    create_markdown_artifact(
+        f"{chain}\n\n`slm lineage {run.name}` checks every link.",
+        key="lineage",
+        description=f"What {name} was made of, with the hash of each link",
+    )
+    if version.tracking_uri.startswith("http"):
+        server = version.tracking_uri.rstrip("/")
+        page = f"{server}/#/models/{version.model}/versions/{version.version}"
+        _link(page, f"{name} in MLflow", "mlflow-version")
+        page = f"{server}/#/runs/{version.run_id}"
+        _link(page, f"{run.name} in MLflow", "mlflow-run")
+
+
+def _link(page: str, text: str, key: str) -> None:
+    create_link_artifact(page, text, key=key, description=text)

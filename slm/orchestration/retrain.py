@@ -1,0 +1,149 @@
+"""The scheduled flow: is there a reason to train again, how much, and is the result better?"""
+
+import logging
+from typing import Any
+
+from prefect import pause_flow_run, suspend_flow_run
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.input import RunInput
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
+
+import slm.registry.gate
+import slm.registry.origins
+import slm.retraining.decide
+from slm.config import DEFAULT_RECIPE, PipelineConfig
+from slm.orchestration import events, tasks
+from slm.orchestration.artifacts import publish_metrics, publish_report, publish_version
+from slm.orchestration.display import current, showing
+from slm.orchestration.pipeline import Overrides, recipe_flow, summary
+from slm.recipes import load_recipe
+from slm.records import Version
+from slm.registry.assessment import Verdict
+from slm.retraining.decide import Decision
+
+logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reach the Prefect page
+
+
+class Approval(RunInput):
+    """What a person is asked before a version becomes champion."""
+
+    approve: bool = False
+    who: str = ""
+    comment: str = ""
+
+
+@recipe_flow
+def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
+    """Trains again where the data or the recipe give a reason to, and promotes what is better.
+
+    Args:
+        recipe: a name in `pipelines.yaml`; its section `retrain` holds the thresholds.
+        overrides: dotted keys, such as `{"retrain.approval": true}`.
+    """
+    config = load_recipe(recipe, overrides)
+    with showing(current()) as display:
+        source = tasks.download(config)
+        decision = tasks.decide(config, source)
+        publish_decision(decision)
+        if not decision.trains:
+            return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
+        wanted, parent = slm.retraining.decide.training(config, decision)
+        shards = tasks.encode(wanted, source, parent)
+        run = tasks.train(wanted, shards, parent)
+        evaluation = tasks.evaluate(wanted, run)
+        report = tasks.report(wanted, run, evaluation)
+        version = tasks.register(wanted, run, evaluation, report)
+        slm.registry.origins.annotate(version, config, slm.retraining.decide.tags(decision))
+        publish_metrics(run, evaluation)
+        publish_report(report)
+        publish_version(run, version)
+        verdict = promote(config, version, decision)
+        results = summary(wanted, source, shards, run, evaluation, report, version, verdict)
+        data = {**outcome(decision), **results}
+        data |= {"seconds": display.seconds, "reused": display.reused}
+        return Completed(message=f"{decision.action}; {_sentence(version, verdict)}", data=data)
+
+
+def promote(config: PipelineConfig, version: Version, decision: Decision) -> Verdict | None:
+    """The gate, with a person's word before the alias moves where the recipe asks for it."""
+    if not config.retrain.approval:
+        verdict = tasks.promote(config, version)
+    else:
+        verdict = tasks.judge(config, version)
+        if verdict and verdict.decision == "promoted" and not verdict.approval:
+            verdict = ask(config, verdict, decision)
+        verdict = tasks.promote(config, version, verdict)
+    if verdict:
+        create_markdown_artifact(
+            f"# models:/{version.model}/{version.version}\n\n"
+            f"{slm.registry.gate.describe(verdict)}\n",
+            key="verdict",
+            description=verdict.reason,
+        )
+        add_tags(f"verdict:{verdict.decision}")
+    return verdict
+
+
+def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict:
+    """The verdict with a person's answer, given on the Prefect page.
+
+    A deployment's run ends meanwhile and is started again with the answer, so that the question
+    outlives workers and servers and holds nobody's turn; its stages are reused. (Prefect 3.8 takes
+    the turn from a run that waits, and then crashes it for not having it.) A run without a
+    deployment waits. Without an answer in time the run fails, and nothing moves.
+    """
+    name = f"models:/{verdict.model}/{verdict.version}"
+    question = (
+        f"{slm.registry.gate.describe(verdict, f'{name} may be promoted')}\n\n"
+        f"Trained because {decision.reason}. Shall this version become champion?"
+    )
+    wait = suspend_flow_run if deployment.id else pause_flow_run
+    answer = wait(
+        wait_for_input=Approval.with_initial_data(description=question),
+        timeout=round(config.retrain.approval_hours * 3600),
+        # An answer is to this question alone.
+        key=f"{verdict.version}-after-{verdict.champion or 0}",
+    )
+    return slm.registry.gate.answered(
+        verdict, approved=answer.approve, who=answer.who, comment=answer.comment
+    )
+
+
+# ---- telling ----------------------------------------------------------------------------------
+
+
+def publish_decision(decision: Decision) -> None:
+    """Leaves the decision and its figures on the flow run, and tells of drift."""
+    logger.info("decision: %s, because %s", decision.action, decision.reason)
+    create_markdown_artifact(
+        slm.retraining.decide.describe(decision),
+        key="retrain-decision",
+        description=decision.reason,
+    )
+    rows = [
+        {"figure": name, "value": value} for name, value in slm.retraining.decide.figures(decision)
+    ]
+    create_table_artifact(rows, key="retrain-figures", description=decision.reason)
+    add_tags(*(f"{name}:{value}" for name, value in slm.retraining.decide.tags(decision).items()
+               if name != "retrain_reason"))  # fmt: skip
+    if decision.drifted and flow_run.run_count == 1:  # one that is resumed has told it already
+        events.drifted(decision)
+
+
+def add_tags(*tags: str) -> None:
+    """Adds tags to the flow run, as the Prefect page shows them."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(flow_run.id)
+        client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
+
+
+def outcome(decision: Decision) -> dict[str, Any]:
+    """The decision as JSON values."""
+    return decision.model_dump(mode="json", exclude={"limits"})
+
+
+def _sentence(version: Version, verdict: Verdict | None) -> str:
+    name = f"models:/{version.model}/{version.version}"
+    return f"{name} {verdict.decision}: {verdict.reason}" if verdict else f"{name} is champion"

@@ -1,0 +1,1 @@
+"""The local stack of `slm up`: servers, worker, engine, deployments."""

@@ -1,0 +1,54 @@
+"""A temporary Prefect server for one pipeline: on this machine alone, gone when its parent is.
+
+`python -m slm.orchestration.stack.server` prints its port and serves until its standard input
+ends. It stands in for
+the one that Prefect starts by itself, which a Ctrl-C on the terminal kills before the flow can tell
+it how it ended.
+"""
+
+import os
+import socket
+import sys
+import threading
+from contextlib import AbstractContextManager
+
+import uvicorn
+
+from slm.config import data_root
+from slm.storage import lock, make_folder
+
+
+class Server(uvicorn.Server):
+    """Starts while no other server of this data folder does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        with only_one_starting():
+            await super().startup(sockets)
+
+
+def only_one_starting() -> AbstractContextManager[None]:
+    """Prefect makes and changes its tables as it starts; two at once break each other's."""
+    return lock(make_folder(data_root() / "prefect") / "start.lock")
+
+
+def main() -> None:
+    """Serves the API of Prefect, without its pages, on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)  # connections wait until we are ready
+        from prefect.server.api.server import create_app  # seconds
+
+        app = create_app(ephemeral=True, final=True)
+        server = Server(uvicorn.Config(app, log_level="error"))
+        threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _stop_with_parent(server: uvicorn.Server) -> None:
+    """Asks the server to end when the other end of our standard input closes."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    server.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

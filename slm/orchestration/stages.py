@@ -1,0 +1,96 @@
+"""Stages with what goes beside them: MLflow while it trains, the champion beside what is judged."""
+
+import logging
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import slm.registry.gate
+import slm.report.write
+import slm.tracking.mirror
+import slm.tracking.server
+import slm.training.launch
+from slm.config import PipelineConfig, data_root
+from slm.orchestration.display import Display
+from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Version
+from slm.registry.assessment import Verdict
+from slm.registry.champion import champion_run
+from slm.registry.finding import CHAMPION
+from slm.storage import RECORD
+
+logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
+
+
+def train_mirrored(
+    config: PipelineConfig,
+    shards: Shards,
+    progress: Progress,
+    *,
+    parent: Parent | None = None,
+    turn: AbstractContextManager[None] | None = None,
+) -> Run:
+    """Trains, with MLflow kept up to date meanwhile. A finished run starts neither.
+
+    Args:
+        parent: the model that the training goes on from; None: it starts from the seed.
+        turn: entered while it trains; waits where others train.
+    """
+    folder = slm.training.launch.prepare(config, shards, parent=parent)
+    if (folder / RECORD).is_file():
+        return slm.training.launch.train(config, shards, parent=parent, progress=progress)
+    with turn or nullcontext(), slm.tracking.mirror.mirror(folder):
+        return slm.training.launch.train(
+            config, shards, parent=parent, progress=progress, on_event=_log_event
+        )
+
+
+def _log_event(event: dict[str, Any]) -> None:
+    """Logs what a training does beside its steps, for the Prefect page."""
+    facts = {name: value for name, value in event.items() if name not in ("event", "time")}
+    if event["event"] != "step":
+        words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        logger.info("training: %s, %s", event["event"], ", ".join(words))
+
+
+def reported(
+    config: PipelineConfig, run: Run, evaluation: Evaluation, progress: Progress
+) -> Report:
+    """The report, which compares the run with the champion where there is another one."""
+    return slm.report.write.write_report(
+        config, run, evaluation, champion=lambda: champion_run(config), progress=progress
+    )
+
+
+def judge(config: PipelineConfig, version: Version, display: Display) -> Verdict | None:
+    """What the gate finds of a version; None where it is the champion. Nothing moves."""
+    if CHAMPION in version.aliases:
+        return None
+    uri = slm.tracking.server.tracking_uri(config, data_root())
+    with display.progress("judge") as progress:
+        name = f"models:/{version.model}/{version.version}"
+        return slm.registry.gate.judge(name, uri=uri, thresholds=config.registry, progress=progress)
+
+
+def promote(
+    config: PipelineConfig, version: Version, display: Display, verdict: Verdict | None = None
+) -> Verdict | None:
+    """Makes a version champion where the gate, or the given verdict, says so.
+
+    None where it is the champion already, which is known without asking the gate.
+    """
+    name = f"models:/{version.model}/{version.version}"
+    if CHAMPION in version.aliases:
+        display.write(f"promote   reused  {name} is the champion")
+        return None
+    started = time.monotonic()
+    uri = slm.tracking.server.tracking_uri(config, data_root())
+    with display.progress("promote") as progress:
+        if verdict:
+            verdict = slm.registry.gate.carry_out(verdict, uri=uri)
+        else:
+            verdict = slm.registry.gate.promote(
+                name, uri=uri, thresholds=config.registry, progress=progress
+            )
+    seconds = display.seconds["promote"] = round(time.monotonic() - started, 3)
+    display.write(f"promote   {verdict.decision} {name}: {verdict.reason}   {seconds:.1f} s")
+    return verdict

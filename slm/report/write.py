@@ -1,0 +1,271 @@
+"""The report of a run: one HTML file that needs nothing else, and its Markdown twin.
+
+All text that comes from outside (prompts, samples, names, settings) reaches the page through
+Jinja's escaping, and the page's policy allows no scripts and no addresses. The same inputs give
+the same bytes: there is no clock in it.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm.config import PipelineConfig
+from slm.evaluation.evaluate import run_shards
+from slm.evaluation.memorisation import Copy
+from slm.evaluation.scoring import token_losses
+from slm.history.lineage import Lineage, lineage
+from slm.model.gpt import GPT
+from slm.model.saved import load_model
+from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
+from slm.report import cards, evidence, plots
+from slm.report.front_matter import front_matter
+from slm.report.grid import GridSample, write_samples
+from slm.report.judge import ask_judge
+from slm.report.lineage_picture import lineage_svg
+from slm.report.other_runs import find_rivals, rival_findings
+from slm.report.sample_checks import beside_human
+from slm.report.summary import sum_up, training_findings
+from slm.storage import content_hash, read_record, run_stage, stage_key
+from slm.tokens.shards.reading import documents
+from slm.tokens.tokenizer.bpe import Ids, Tokenizer
+
+REPORT_VERSION = 4
+SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
+SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
+SURPRISE_TOKENS = 200  # of a text that is shown so
+
+
+def write_report(
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    *,
+    root: Path | None = None,
+    champion: Callable[[], Path | None] = lambda: None,
+    progress: Progress = silent,
+) -> Report:
+    """Samples from the checkpoint that was evaluated, judges them, writes `<run>/report/`.
+
+    `champion` finds the run folder of the present champion, to compare with. A report that is done
+    stays as it is when the champion changes.
+    """
+    inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
+    key = stage_key("report", REPORT_VERSION, config.report.model_dump(mode="json"), inputs)
+
+    def build(staging: Path) -> Report:
+        report = Report(key=key, run=run.name)
+        facts, samples = gather(config, run, evaluation, root, champion(), progress)
+        (staging / report.html).write_bytes(render("page.html.j2", facts))
+        (staging / report.markdown).write_bytes(render("page.md.j2", facts))
+        (staging / report.card).write_bytes(render("card.md.j2", facts))
+        rows = [asdict(sample) for sample in samples]
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
+        return report
+
+    return run_stage(run.path / "report", Report, key, build)
+
+
+# ---- facts ------------------------------------------------------------------------------------
+
+
+def gather(
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    root: Path | None,
+    champion: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[str, Any], list[GridSample]]:
+    """Everything that the templates show, and the samples themselves."""
+    folder = run.path / "checkpoints" / evaluation.checkpoint
+    checkpoint = read_record(folder, Checkpoint, verify=False)
+    assert checkpoint is not None, f"{folder} was evaluated and is gone"
+    shards = read_record(run_shards(run.path), Shards, verify=False)
+    source = _source(config, shards, root or run.path.parents[1]) if shards else None
+    chain = lineage(run.path, check=False)
+    if config.data.source == "files":
+        config, source, chain = _without_folders(config, source, chain)
+    model, tokenizer = load_model(folder)
+    samples = write_samples(model, tokenizer, config.report, progress)
+    curves = plots.read_curves(run.path)
+    beside = beside_human(samples, config.report, shards, tokenizer, progress)
+    rivals = find_rivals(run, champion, config.recipe, samples)
+    findings = [
+        *training_findings(
+            curves.evaluations,
+            checkpoint.step,
+            curves.train_loss(checkpoint.step) or checkpoint.train_loss,
+            evaluation.val_loss,
+            evidence.comparable_bpb(evaluation),
+            evidence.others(evaluation),
+        ),
+        *rival_findings(rivals),
+    ]
+    references = evidence.references(checkpoint, evaluation)
+    shown = [
+        _shown(sample, copy, beside.line, tokenizer)
+        for sample, copy in zip(samples, beside.copies, strict=True)
+    ]
+    facts = {
+        "title": f"{run.name}, step {checkpoint.step:,}",
+        "verdict": sum_up(beside.checks, findings, evaluation.val_bpb),
+        "figures": cards.key_figures(run, checkpoint, evaluation),
+        "first": shown[len(shown) // 2] if shown else None,
+        "count": len(shown),
+        "marked": any(part["copied"] for sample in shown for part in sample["parts"]),
+        "settings": config.report,
+        "grid": [
+            (prompt, sorted(shown[i :: len(config.report.prompts)], key=lambda s: s["top_k"]))
+            for i, prompt in enumerate(config.report.prompts)
+        ],
+        "beside": beside,
+        "surprise": _surprises(model, tokenizer, shards, samples),
+        "plots": plots.training_plots(curves),
+        "evaluation": cards.evaluation_card(evaluation),
+        "references": references,
+        "reference_plot": plots.reference_plot(references),
+        "extremes": evidence.extremes(evaluation, shards, tokenizer),
+        "duplicates": evidence.duplicates(evaluation),
+        "cleaning": evidence.cleaning(source, shards),
+        "rivals": rivals,
+        "opinion": ask_judge(samples, config.report, progress),
+        "front_matter": front_matter(config, evaluation, source),
+        "evaluation_plots": plots.evaluation_plots(evaluation),
+        "data": cards.data_card(config, shards, source),
+        "data_plots": plots.data_plots(shards),
+        "model": cards.model_card(config, run, checkpoint, model.vocab_size),
+        "commands": cards.commands(config, run),
+        "promise": cards.promise(run),
+        "lineage": chain,
+        "config": cards.settings(config),
+    }
+    return facts, samples
+
+
+def _source(config: PipelineConfig, shards: Shards, root: Path) -> Source | None:
+    folder = root / "sources" / f"{config.recipe}-{shards.source_key[:12]}"
+    return read_record(folder, Source, verify=False)
+
+
+def _without_folders(
+    config: PipelineConfig, source: Source | None, chain: Lineage
+) -> tuple[PipelineConfig, Source | None, Lineage]:
+    """The same, but that the folders in which the data lay are not told: a model card is public."""
+
+    def name(path: str) -> str:
+        return Path(path).name or path
+
+    data = config.data.model_copy(update={"path": name(config.data.path)})
+    links = tuple(
+        link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
+        for link in chain.links
+    )
+    return (
+        config.model_copy(update={"data": data}),
+        source and source.model_copy(update={"dataset": name(source.dataset)}),
+        chain.model_copy(update={"links": links}),
+    )
+
+
+def _shown(sample: GridSample, copy: Copy, line: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A sample for the templates: its completion cut around what is copied."""
+    begin = end = 0
+    if copy.length > line:
+        ids = tokenizer.encode(sample.text)
+        before = len(tokenizer.decode(ids[: copy.start])) - len(sample.prompt)
+        begin = max(0, before)
+        copied = len(tokenizer.decode(ids[copy.start : copy.start + copy.length]))
+        end = max(0, before + copied)
+    whole = sample.completion
+    parts = ((whole[:begin], False), (whole[begin:end], True), (whole[end:], False))
+    return {
+        **asdict(sample),
+        "parts": [{"text": text, "copied": copied} for text, copied in parts if text],
+    }
+
+
+# ---- surprise ---------------------------------------------------------------------------------
+
+
+def _surprises(
+    model: GPT, tokenizer: Tokenizer, shards: Shards | None, samples: Sequence[GridSample]
+) -> list[dict[str, Any]]:
+    """A held-out document and a sample, each as pieces of text with a shade by their nats."""
+    texts: list[tuple[str, Ids]] = []
+    if shards and (held_out := next(documents(shards, "val"), None)) is not None:
+        texts.append(("a held-out document", held_out.astype(np.int64)))
+    if samples:
+        chosen = samples[len(samples) // 2]
+        name = f"a sample, temperature {chosen.temperature}"
+        texts.append((name, np.array(tokenizer.encode(chosen.text))))
+    shown = [ids[:SURPRISE_TOKENS] for _, ids in texts]
+    losses = token_losses(model, shown, tokenizer.eot)
+    return [
+        {
+            "name": name,
+            "pieces": _pieces(part, nats.tolist(), tokenizer),
+            "cut": len(part) < len(ids),
+        }
+        for (name, ids), part, nats in zip(texts, shown, losses, strict=True)
+    ]
+
+
+def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Tokens as whole characters; those that share one are shown together."""
+    characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces, waiting = [], 0.0
+    for token, loss in zip(ids.tolist(), nats, strict=False):
+        waiting += float(loss)
+        if text := characters.decode(tokenizer.decode_bytes([token])):
+            shade = sum(waiting > edge for edge in SURPRISE_EDGES)
+            word = text.lstrip()
+            pieces.append({"space": text[: len(text) - len(word)], "word": word, "shade": shade})
+            waiting = 0.0
+    return pieces
+
+
+# ---- templates --------------------------------------------------------------------------------
+
+
+def render(template: str, facts: Mapping[str, Any]) -> bytes:
+    """A template beside this module, filled; HTML is escaped as it is filled in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {"md": escape_markdown, "fenced": fenced}
+    css = Markup((folder / "page.css").read_text("utf-8"))
+    svg = {
+        name: [Markup(plot) for plot in facts[name]]  # our own letters, escaped where they are not
+        for name in ("plots", "reference_plot", "evaluation_plots", "data_plots")
+    }
+    given = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
+    text = environment.get_template(template).render({**facts, **svg, **given})
+    return text.encode("utf-8", "replace")
+
+
+def escape_markdown(text: object) -> str:
+    """Text as one line of Markdown in which nothing is markup, HTML and links included."""
+    line = " ".join(str(text).split())
+    line = re.sub(r"([\\`*_\[\]<>#|~&:@$])", r"\\\1", line)
+    return re.sub(r"(?i)(www)(?=\.)", r"\1\\", line) or " "  # GitHub makes links of bare names
+
+
+def fenced(text: str) -> str:
+    """Text as a code block, whose fence is longer than any that the text has."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"

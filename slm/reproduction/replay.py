@@ -1,0 +1,203 @@
+"""Replay: a stretch of a run trained once more, and compared bit for bit.
+
+It goes through the very steps of training, from the checkpoint before the stretch or from the
+seed, and keeps everything in memory: the run is only read.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from slm.errors import CorruptionError, UserError
+from slm.model.saved import MODEL
+from slm.records import Checkpoint, Progress, silent
+from slm.storage import read_record, sha256_bytes
+from slm.training.checkpoint import OPTIMIZER, checkpoint_folders
+from slm.training.journal import read_journal
+from slm.training.loop import train_step
+from slm.training.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
+from slm.training.plan import PLAN, Plan, read_plan
+from slm.training.process import set_up_torch
+from slm.training.provenance import environment
+from slm.training.session import Session, new_session, open_job, restore
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A tensor of a checkpoint that came out otherwise."""
+
+    step: int
+    name: str  # of the weight, or <weight>/<state> of the optimizer
+    largest: float  # absolute difference; infinite where the shapes differ or it is missing
+
+
+@dataclass
+class Replay:
+    """What a stretch of a run was, trained once more."""
+
+    run: str
+    start: int  # the first step that was asked for
+    stop: int
+    origin: int  # the step of the checkpoint that it was trained from; 0: from the seed
+    level: str  # what is promised bit for bit, by the levels of docs/reliability.md
+    steps: int = 0  # compared by their losses
+    checkpoints: list[int] = field(default_factory=list)  # compared by sha256
+    first_step: int | None = None  # the first whose loss or checkpoint differs
+    losses: tuple[float, float] | None = None  # there, recorded and now, where they differ
+    tensor: TensorDifference | None = None  # the first one of the first differing checkpoint
+    changed: list[str] = field(default_factory=list)  # facts of the machine and code: was → is
+
+    @property
+    def verdict(self) -> str:
+        return "identical" if self.first_step is None else "different"
+
+
+def verify_steps(
+    run: Path,
+    start: int | None = None,
+    stop: int | None = None,
+    progress: Progress = silent,
+) -> Replay:
+    """Trains the steps `start` to `stop` of a run again and compares losses and checkpoints.
+
+    Args:
+        run: the run folder; nothing is written to it.
+        start: the first step, from 1. Training starts at the newest checkpoint kept before it, or
+            from the seed; the steps from there on are compared too. None: the step after the
+            newest checkpoint before `stop`.
+        stop: the last step. None: the newest checkpoint, or the last step of a run without one.
+
+    Raises UserError for steps that the run does not have, and for a run of several processes;
+    CorruptionError where shards or journal are damaged.
+    """
+    plan = _plan(run)
+    losses = {e["step"]: e["train_loss"] for e in read_journal(run) if e["event"] == "step"}
+    kept = _checkpoints(run)
+    stop = stop if stop is not None else max(kept, default=max(losses, default=0))
+    before = [step for step in kept if step < (stop if start is None else start)]
+    origin = max(before, default=0)
+    start = start if start is not None else origin + 1
+    if not 1 <= start <= stop <= max(losses, default=0):
+        raise UserError(
+            f"--steps {start}:{stop}: {run.name} has the steps 1 to {max(losses, default=0)}"
+        )
+    if missing := set(range(origin + 1, stop + 1)) - set(losses):
+        raise CorruptionError(f"the journal of {run.name} has no loss of step {min(missing)}")
+    result = Replay(run.name, start, stop, origin, plan.level)
+    with _torch_as_in(run):
+        session = new_session(open_job(run), plan)
+        if origin:
+            restore(session, kept[origin])
+        facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})
+        result.changed = _changes(facts, environment())
+        _retrain(session, result, losses, kept, progress)
+    return result
+
+
+def _plan(run: Path) -> Plan:
+    plan = read_plan(run)
+    if plan is None:
+        raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
+    if plan.world_size > 1:
+        raise UserError(
+            f"{run.name} was trained by {plan.world_size} processes; one cannot verify it: train "
+            "it again with the same number and compare the checkpoints' sha256"
+        )
+    return plan
+
+
+def _checkpoints(run: Path) -> dict[int, Checkpoint]:
+    """The valid checkpoints of a run by their steps. A damaged one is not used, and not touched."""
+    found = {}
+    for _, path in checkpoint_folders(run / "checkpoints"):
+        try:
+            record = read_record(path, Checkpoint)
+        except CorruptionError:
+            continue
+        if record:
+            found[record.step] = record
+    return found
+
+
+@contextmanager
+def _torch_as_in(run: Path) -> Iterator[None]:
+    """Threads and kernels as the run has them."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_up_torch(run)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def _changes(then: dict[str, object], now: dict[str, object]) -> list[str]:
+    """What the bits may depend on and is not as it was."""
+    return [f"{k}: {then[k]} → {now.get(k)}" for k in then if then[k] != now.get(k)]
+
+
+def _retrain(
+    session: Session,
+    result: Replay,
+    losses: dict[int, float],
+    kept: dict[int, Checkpoint],
+    progress: Progress,
+) -> None:
+    """Makes the steps; ends at the first checkpoint that differs, which names the tensor."""
+    plan, config = session.plan, session.job.config.train
+    forward = torch.compile(session.model) if plan.compile else session.model
+    session.model.train()
+    since = f"from step {result.origin}" if result.origin else "from the seed"
+    for x, y in session.loader.batches(session.step):
+        factor = learning_rate_factor(session.step, plan.max_steps, config)
+        set_learning_rate(session.optimizers, factor)
+        loss, _ = train_step(session, forward, x, y)
+        session.step += 1
+        result.steps += 1
+        recorded = losses[session.step]
+        if loss.hex() != recorded.hex() and result.first_step is None:
+            result.first_step, result.losses = session.step, (recorded, loss)
+        if session.step in kept:
+            result.checkpoints.append(session.step)
+            result.tensor = _first_difference(session, kept[session.step])
+            if result.tensor and result.first_step is None:
+                result.first_step = session.step
+        progress(since, session.step - result.origin, result.stop - result.origin)
+        if result.tensor or session.step == result.stop:
+            return
+
+
+def _first_difference(session: Session, checkpoint: Checkpoint) -> TensorDifference | None:
+    """The first tensor by name that is not as in the checkpoint, weights before optimizer state."""
+    tensors = {
+        MODEL: session.model.state_dict(),
+        OPTIMIZER: optimizer_tensors(session.model, session.optimizers),
+    }
+    for file, found in tensors.items():
+        now = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+        if sha256_bytes(safetensors.torch.save(now)) == checkpoint.files[file].sha256:
+            continue
+        then = safetensors.torch.load_file(checkpoint.path / file)
+        for name in sorted({*then, *now}):
+            if (apart := _largest_difference(then.get(name), now.get(name))) is not None:
+                return TensorDifference(checkpoint.step, name, apart)
+    return None
+
+
+def _largest_difference(a: Tensor | None, b: Tensor | None) -> float | None:
+    """None where the bits are the same."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
+        return None
+    return float((a.double() - b.double()).abs().max())

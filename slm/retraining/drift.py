@@ -1,0 +1,251 @@
+"""How a dataset has changed since a model was made from it, and whether the model minds.
+
+Documents are known by the hash of their text: 8 bytes each are kept in memory, the texts stream
+by. What the model makes of the new ones is measured on a sample, beside as many held-out documents
+of its own data: two samples of the same language differ too, the more the smaller they are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
+from pydantic import BaseModel, ConfigDict
+
+from slm.errors import CorruptionError
+from slm.evaluation.evaluate import device, score_documents
+from slm.model.saved import load_model
+from slm.records import Progress, Shards, Source, silent
+from slm.tokens.cleaning import Hashes, Mask, document_hash
+from slm.tokens.shards.reading import documents, read_tokens
+
+BATCH_ROWS = 10_000
+CHUNK_TOKENS = 1 << 22
+ENDS_WORDS = 32  # at a document's begin and end, by which an edited one is known again
+MOST_TOKENS = 200_000  # of each sample that is measured
+
+Counts = npt.NDArray[np.int64]  # of each token, (V,)
+
+
+class Changes(BaseModel):
+    """Two states of a dataset, compared by the texts of their documents.
+
+    A further copy of a text that was there is not new. What is new and begins or ends as a document
+    that is gone does, in its words, counts as that one changed, and as neither new nor gone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: int  # documents then
+    now: int
+    new: int
+    gone: int
+    changed: int
+
+    @property
+    def new_fraction(self) -> float:
+        """Of the documents now, those that were not there word for word."""
+        return (self.new + self.changed) / max(1, self.now)
+
+    @property
+    def gone_fraction(self) -> float:
+        return self.gone / max(1, self.before)
+
+
+class Drift(BaseModel):
+    """A model's new documents beside held-out ones of the data that it was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int  # new ones that were measured
+    tokens: int  # of each sample that its tokens were counted in
+    divergence: float  # bits, from the tokens of train to those of the new documents
+    usual: float  # the same to as many tokens of held-out documents
+    new_bpb: float  # what the model spends, in bits a byte
+    held_out_bpb: float
+
+    @property
+    def excess(self) -> float:
+        """The divergence beyond the usual, in bits: 0 to 1."""
+        return max(0.0, self.divergence - self.usual)
+
+    @property
+    def rise(self) -> float:
+        """Bits a byte that the model spends more on the new documents."""
+        return self.new_bpb - self.held_out_bpb
+
+
+# ---- documents --------------------------------------------------------------------------------
+
+
+def compare(before: Source, now: Source, sample: int) -> tuple[Changes, list[str]]:
+    """What has changed, and a sample of the new or changed documents.
+
+    The sample is uniform over texts and depends on nothing but them: those of the lowest hashes.
+
+    Raises CorruptionError where a file of the sources cannot be read.
+    """
+    then_hashes, now_hashes = _hashes(before), _hashes(now)
+    new = ~np.isin(now_hashes, then_hashes)
+    gone = ~np.isin(then_hashes, now_hashes)
+    chosen = np.unique(now_hashes[new])[:sample]
+    texts: dict[bytes, str] = {}
+
+    def keep(text: str, digest: np.uint64) -> None:
+        if digest in chosen:
+            texts[digest.tobytes()] = text
+
+    new_ends = _ends(now, new, now_hashes, keep)
+    gone_ends = _ends(before, gone, then_hashes)
+    changed = _count_pairs(new_ends, gone_ends)
+    changes = Changes(
+        before=len(then_hashes),
+        now=len(now_hashes),
+        new=int(new.sum()) - changed,
+        gone=int(gone.sum()) - changed,
+        changed=changed,
+    )
+    return changes, [texts[digest.tobytes()] for digest in chosen]
+
+
+def _texts(source: Source) -> Iterator[str]:
+    for split in source.splits.values():
+        for name in split.files:
+            try:
+                with pq.ParquetFile(source.path / name) as file:
+                    for batch in file.iter_batches(BATCH_ROWS, columns=["text"]):
+                        yield from batch.column(0).to_pylist()
+            except (ArrowException, OSError) as error:
+                raise CorruptionError(f"{source.path / name} cannot be read: {error}") from error
+
+
+def _hashes(source: Source) -> Hashes:
+    """Of every document, in order; (N,)."""
+    return _as_array(document_hash(text.encode()) for text in _texts(source))
+
+
+def _as_array(hashes: Iterable[bytes]) -> Hashes:
+    return np.frombuffer(bytearray().join(hashes), "<u8")
+
+
+def _ends(
+    source: Source,
+    wanted: Mask,
+    hashes: Hashes,
+    keep: Callable[[str, np.uint64], None] = lambda text, digest: None,
+) -> tuple[Hashes, Hashes]:
+    """Hashes of the first and of the last words of the documents of a mask; (N,) each."""
+    heads, tails = bytearray(), bytearray()
+    if wanted.any():
+        for i, text in enumerate(_texts(source)):
+            if wanted[i]:
+                words = text.split()
+                count = min(ENDS_WORDS, max(1, len(words) // 2))
+                heads += document_hash(" ".join(words[:count]).encode())
+                tails += document_hash(" ".join(words[-count:]).encode())
+                keep(text, hashes[i])
+    return np.frombuffer(heads, "<u8"), np.frombuffer(tails, "<u8")
+
+
+def _count_pairs(new: tuple[Hashes, Hashes], gone: tuple[Hashes, Hashes]) -> int:
+    """How many documents of the one have a partner of their own in the other."""
+    pairs = 0
+    for end in (0, 1):
+        in_new, in_gone = _paired(new[end], gone[end]), _paired(gone[end], new[end])
+        pairs += int(in_new.sum())
+        new = (new[0][~in_new], new[1][~in_new])
+        gone = (gone[0][~in_gone], gone[1][~in_gone])
+    return pairs
+
+
+def _paired(some: Hashes, others: Hashes) -> Mask:
+    """Which of some have one of the others of the same value, each of which serves once."""
+    order = np.argsort(some, kind="stable")
+    ordered, other = some[order], np.sort(others)
+    rank = np.arange(len(some)) - np.searchsorted(ordered, ordered, "left")
+    there = np.searchsorted(other, ordered, "right") - np.searchsorted(other, ordered, "left")
+    mask = np.zeros(len(some), bool)
+    mask[order] = rank < there
+    return mask
+
+
+# ---- language ---------------------------------------------------------------------------------
+
+
+def divergence(p: Counts, q: Counts) -> float:
+    """The Jensen-Shannon divergence of two distributions, given as counts; in bits, 0 to 1.
+
+    Lin 1991, "Divergence measures based on the Shannon entropy" (doi:10.1109/18.61115).
+
+    Args:
+        p, q: how often each event was seen, (V,) each; both with at least one event.
+    """
+    first, second = p / p.sum(), q / q.sum()
+    mean = (first + second) / 2
+    return (_relative_entropy(first, mean) + _relative_entropy(second, mean)) / 2
+
+
+def _relative_entropy(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+    """Kullback-Leibler's, in bits; q is not 0 where p is not."""
+    seen = p > 0
+    return max(0.0, float((p[seen] * np.log2(p[seen] / q[seen])).sum()))
+
+
+def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = silent) -> Drift:
+    """What a model makes of new documents.
+
+    Args:
+        model: the folder of its files.
+        shards: those that it was trained on.
+        texts: a sample of the new documents, at least one.
+
+    Raises CorruptionError where the model's files or the shards are damaged.
+    """
+    gpt, tokenizer = load_model(model, device())
+    new = _within(np.array(tokenizer.encode(text), np.int64) for text in texts)
+    held_out = _within(islice(documents(shards, "val"), len(new)))
+
+    def bpb(sample: list[npt.NDArray[np.int64]]) -> float:
+        found = score_documents(gpt, tokenizer, sample, len(sample), progress)
+        return float(found.totals()["val_bpb"])
+
+    def counts(ids: npt.NDArray[np.int64]) -> Counts:
+        return np.bincount(ids, minlength=tokenizer.n_vocab)
+
+    new_ids, held_out_ids = np.concatenate(new), np.concatenate(held_out)
+    tokens = min(len(new_ids), len(held_out_ids))  # a smaller sample seems to diverge more
+    train = _train_counts(shards)
+    return Drift(
+        documents=len(new),
+        tokens=tokens,
+        divergence=divergence(train, counts(new_ids[:tokens])),
+        usual=divergence(train, counts(held_out_ids[:tokens])),
+        new_bpb=bpb(new),
+        held_out_bpb=bpb(held_out),
+    )
+
+
+def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.int64]]:
+    """The first documents, at least one, up to `MOST_TOKENS` in all."""
+    chosen: list[npt.NDArray[np.int64]] = []
+    size = 0
+    for ids in sample:
+        if chosen and size + len(ids) > MOST_TOKENS:
+            break
+        chosen.append(ids.astype(np.int64))
+        size += len(ids)
+    return chosen
+
+
+def _train_counts(shards: Shards) -> Counts:
+    """How often each token stands in train; end-of-text, which samples lack, left out."""
+    total = np.zeros(shards.vocab_size, np.int64)
+    for name in shards.splits["train"].files:
+        tokens = read_tokens(shards.path / name)
+        for first in range(0, len(tokens), CHUNK_TOKENS):
+            total += np.bincount(tokens[first : first + CHUNK_TOKENS], minlength=shards.vocab_size)
+    total[shards.eot] = 0
+    return total

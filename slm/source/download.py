@@ -1,0 +1,273 @@
+"""Download: a dataset on the hub, local files, or the embedded corpus → parquet files.
+
+Whatever comes in, what goes out is the same: `train_00000.parquet` …, and `val_00000.parquet` …
+where the dataset has a split of its own, each with the single column `text`, one row a document.
+Their bytes are a function of the documents alone, never of how the input was cut into files.
+"""
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from slm import storage
+from slm.config import DataConfig, PipelineConfig, data_root
+from slm.errors import UserError
+from slm.records import Progress, Source, SourceSplit, silent
+from slm.source import hub
+from slm.source.documents import read_documents
+from slm.source.files import find_files
+from slm.source.hub_client import keep_cache_in
+from slm.source.stories import STORIES_VERSION, stories
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_VERSION = 1
+"""Goes up whenever the same input gives other parquet bytes."""
+
+ROW_GROUP_BYTES = 2 << 20  # of text: what one encoding worker takes at a time
+FILE_BYTES = 256 << 20
+_SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+# What each source reads of the config; the rest may change without a new download.
+_COMMON = {"source", "documents"}
+_READS = {"train_split", "val_split", "text_column", "template", "separator"} | _COMMON
+_FIELDS = {
+    "stories": {"seed"} | _COMMON,
+    "files": _READS,
+    "hub": {"path", "config_name", "revision"} | _READS,
+}
+
+
+def download(
+    config: PipelineConfig, *, root: Path | None = None, progress: Progress = silent
+) -> Source:
+    """The documents of `config.data` as parquet files in `<root>/sources/<recipe>-<key>/`.
+
+    Raises UserError where the dataset is missing, empty or not text, CorruptionError where its
+    bytes are damaged, SlmError where the hub cannot be reached.
+    """
+    root = root or data_root()
+    make = {"stories": _from_stories, "files": _from_files, "hub": _from_hub}[config.data.source]
+    try:
+        return make(config, root, progress)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"cannot write to {root} ({error.strerror}): free some space, mend its "
+                "permissions, or point SLM_DATA at another folder"
+            ) from error
+        raise
+
+
+def _key(data: DataConfig, inputs: Any, **resolved: str) -> str:
+    """The stage's key. `resolved` replaces fields by what they stand for, such as a commit."""
+    fields = {k: v for k, v in data.download_fields().items() if k in _FIELDS[data.source]}
+    return storage.stage_key("download", DOWNLOAD_VERSION, {**fields, **resolved}, inputs)
+
+
+def is_made_with(source: Source, data: DataConfig) -> bool:
+    """Whether a source is what these settings gave, as far as names tell: no data is read.
+
+    A branch or tag of the hub is taken to lead to the source's commit, and local files to hold
+    what they held.
+    """
+    if data.source == "hub":
+        return source.key == _key(data, None, revision=source.revision)
+    if data.source == "files":
+        base, splits = find_files(data)
+        layout = {name: [p.relative_to(base).as_posix() for p in s] for name, s in splits.items()}
+        return source.key == _key(data, {"files": source.origin, "splits": layout})
+    return source.key == _key(data, {"stories": STORIES_VERSION})
+
+
+def _folder(config: PipelineConfig, root: Path, key: str) -> Path:
+    return root / "sources" / f"{config.recipe}-{key[:12]}"
+
+
+# ---- the embedded corpus ----------------------------------------------------------------------
+
+
+def _from_stories(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+    data = config.data
+    if data.documents is None:
+        raise UserError(
+            "data.source=stories has no end: say how many to write, for example "
+            "--set data.documents=12000"
+        )
+    count = data.documents
+    key = _key(data, {"stories": STORIES_VERSION})
+
+    def build(staging: Path) -> Source:
+        texts = stories(data.seed, 0, count)
+        batches = iter(lambda: list(islice(texts, 1000)), [])
+        arrays = (pa.array(batch, pa.string()) for batch in batches)
+        split = _write_split(staging, "train", arrays, progress, count)
+        return Source(
+            key=key,
+            dataset="stories",
+            revision=f"version {STORIES_VERSION}",
+            splits={"train": split},
+        )
+
+    return storage.run_stage(_folder(config, root, key), Source, key, build)
+
+
+# ---- local files ------------------------------------------------------------------------------
+
+
+def _from_files(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+    data = config.data
+    base, splits = find_files(data)
+    names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
+    try:
+        entries = storage.describe_files(base, names)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
+    origin = {name: entry.sha256 for name, entry in entries.items()}
+    layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
+    revision = storage.sha256_bytes(storage.canonical_json(origin))
+    key = _key(data, {"files": origin, "splits": layout})
+
+    def build(staging: Path) -> Source:
+        dropped: Counter[str] = Counter()
+        written = {
+            split: _write_split(
+                staging, split, _documents(paths, data, split, dropped), progress, None
+            )
+            for split, paths in splits.items()
+        }
+        return _source(data, key, revision, written, origin, dropped)
+
+    return storage.run_stage(_folder(config, root, key), Source, key, build)
+
+
+# ---- the hub ----------------------------------------------------------------------------------
+
+
+def _from_hub(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+    data = config.data
+    keep_cache_in(root)
+    commit = hub.resolve_commit(data)
+    key = _key(data, None, revision=commit)
+
+    def build(staging: Path) -> Source:
+        dropped: Counter[str] = Counter()
+        origin: dict[str, str] = {}
+
+        def fetched(files: list[hub.HubFile]) -> Iterator[Path]:
+            for file in files:
+                storage.fault_point("download.file")
+                path = hub.fetch(data, commit, file, progress)
+                origin[file.path] = file.sha256 or storage.sha256_file(path)
+                yield path
+
+        written = {}
+        for split, files in hub.find_files(data, commit).items():
+            documents = _documents(fetched(files), data, split, dropped)
+            written[split] = _write_split(staging, split, documents, progress, None)
+        return _source(data, key, commit, written, origin, dropped)
+
+    return storage.run_stage(_folder(config, root, key), Source, key, build)
+
+
+# ---- writing ----------------------------------------------------------------------------------
+
+
+def _documents(
+    paths: Iterable[Path], data: DataConfig, split: str, dropped: Counter[str]
+) -> Iterator[pa.Array]:
+    """All documents of a split in order; of train at most `data.documents`."""
+    left = data.documents if split == "train" else None
+    for path in paths:
+        for array in read_documents(path, data, dropped):
+            if left is not None and left <= len(array):
+                yield array.slice(0, left)
+                return
+            yield array
+            left = None if left is None else left - len(array)
+
+
+def _source(
+    data: DataConfig,
+    key: str,
+    revision: str,
+    splits: dict[str, SourceSplit],
+    origin: dict[str, str],
+    dropped: Counter[str],
+) -> Source:
+    """The record of a converted dataset, once it is seen to hold something."""
+    counts = {reason: count for reason, count in sorted(dropped.items()) if count}
+    for reason, count in counts.items():
+        logger.warning("%s: %d row(s) left out: %s", data.path, count, reason)
+    for split, written in splits.items():
+        if not written.documents:
+            raise UserError(
+                f"data.path={data.path}: no documents in the {split} split"
+                + "".join(f"; {count} row(s) left out: {why}" for why, count in counts.items())
+                + ("; --set data.val_split=null does without" if split == "val" else "")
+            )
+    return Source(
+        key=key, dataset=data.path, revision=revision, splits=splits, origin=origin, dropped=counts
+    )
+
+
+def _write_split(
+    folder: Path,
+    split: str,
+    arrays: Iterable[pa.Array],
+    progress: Progress,
+    total: int | None,
+) -> SourceSplit:
+    """Writes `<split>_00000.parquet` … and returns what they hold."""
+    files: list[str] = []
+    documents = size = room = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for group in _row_groups(arrays):
+            if writer is None or room <= 0:
+                if writer:
+                    writer.close()
+                storage.fault_point("download.file")
+                files.append(f"{split}_{len(files):05d}.parquet")
+                writer = pq.ParquetWriter(folder / files[-1], _SCHEMA, compression="zstd")
+                room = FILE_BYTES
+            writer.write_table(pa.table([group], schema=_SCHEMA))
+            documents += len(group)
+            group_bytes = pc.sum(pc.binary_length(group)).as_py()
+            size += group_bytes
+            room -= group_bytes
+            progress(f"{split} documents", documents, total)
+    finally:
+        if writer:
+            writer.close()
+    return SourceSplit(files=files, documents=documents, bytes=size)
+
+
+def _row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """The same documents, cut after each one with which a group's text reaches its size."""
+    pending: list[pa.Array] = []
+    size = 0
+    for array in arrays:
+        ends = np.cumsum(pc.binary_length(array).to_numpy(), dtype=np.int64)
+        start = before = 0
+        while start < len(array):
+            stop = int(np.searchsorted(ends, before + ROW_GROUP_BYTES - size)) + 1
+            pending.append(array.slice(start, stop - start))
+            if stop > len(array):
+                size += int(ends[-1]) - before
+                break
+            yield pa.concat_arrays(pending)
+            pending, size = [], 0
+            start, before = stop, int(ends[stop - 1])
+    if pending:
+        yield pa.concat_arrays(pending)

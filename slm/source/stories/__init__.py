@@ -1,0 +1,277 @@
+"""The embedded corpus: short children's stories from our own grammar.
+
+These stories are synthetic. They are put together from the word tables in ``words`` and
+the plots in ``plots``, so a small model learns them quickly and reaches a low loss. That
+loss says that the pipeline works; it cannot be compared with a loss on TinyStories or on any
+text that people wrote.
+
+A story is a pure function of (seed, index): the same two numbers give the same bytes on every
+platform and Python version. The choices come from splitmix64 (Steele, Lea and Flood, "Fast
+Splittable Pseudorandom Number Generators", OOPSLA 2014) and not from the module ``random``,
+whose methods may change between versions.
+
+The tables are plain text, parsed once:
+
+``rule NAME``
+    alternatives follow, one a line that starts with ``- `` (an indented line continues it);
+``plot NAME OPENING HELPERS``
+    how the plot opens and the kinds of helper that suit it. ``cast`` names the columns of the rows
+    that start with ``= ``; the first two columns say which heroes and which places fit. ``beat``
+    starts a list of alternatives, ``beat maybe`` one that is left out now and then, and
+    ``paragraph`` starts a new paragraph.
+
+In a template ``[a|b]`` picks one of its parts, ``{key}`` is the value that the story holds under
+that key, or else an alternative of the rule of that name, ``{Key}`` the same with a capital letter
+and ``{a key}`` the same after "a" or "an".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+from slm.source.stories.plots import PLOTS
+from slm.source.stories.words import WORDS
+
+STORIES_VERSION = 1
+"""Goes up whenever a byte of any story changes."""
+
+_MASK = (1 << 64) - 1
+_PRONOUNS = {
+    "he": ("he", "him", "his", "himself"),
+    "she": ("she", "her", "her", "herself"),
+}
+_PLACE_RULES = ("scene", "errand", "spot", "nook")
+_MAYBE_PERCENT = 55
+_CODA_PERCENT = 25
+_ONE_PARAGRAPH_PERCENT = 20
+
+T = TypeVar("T")
+
+
+class _Slot(NamedTuple):
+    key: str
+    capital: bool
+    article: bool
+
+
+class _Choice(NamedTuple):
+    parts: "tuple[_Template, ...]"
+
+
+_Template = tuple[str | _Slot | _Choice, ...]
+
+
+class _Beat(NamedTuple):
+    alternatives: tuple[_Template, ...]
+    maybe: bool
+
+
+@dataclass(frozen=True)
+class _Plot:
+    name: str
+    opening: str
+    helpers: list[str]
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[_Template, ...]] = field(default_factory=list)
+    paragraphs: list[list[_Beat]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Grammar:
+    rules: dict[str, tuple[_Template, ...]]
+    plots: tuple[_Plot, ...]
+
+
+def story(seed: int, index: int) -> str:
+    """The story number ``index`` of the collection ``seed``: about 1 kB of printable ASCII.
+
+    Paragraphs are separated by an empty line; there is no newline at the end. Any integers are
+    accepted; they count modulo 2**64.
+    """
+    return _Teller(_grammar(), _Draws(seed, index)).tell()
+
+
+def stories(seed: int, start: int, stop: int) -> Iterator[str]:
+    """The stories ``start`` to ``stop - 1`` of the collection ``seed``, in order."""
+    for index in range(start, stop):
+        yield story(seed, index)
+
+
+class _Draws:
+    """Splitmix64, its state started from a hash of (seed, index)."""
+
+    def __init__(self, seed: int, index: int) -> None:
+        self._state = _mix(_mix(seed & _MASK) + index & _MASK)
+
+    def below(self, n: int) -> int:
+        """An integer in [0, n)."""
+        self._state = self._state + 0x9E3779B97F4A7C15 & _MASK
+        return _mix(self._state) * n >> 64
+
+    def pick(self, items: "list[T] | tuple[T, ...]") -> T:
+        return items[self.below(len(items))]
+
+
+def _mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return z ^ z >> 31
+
+
+class _Teller:
+    """Tells one story: casts it (``slots`` then holds every name, pronoun and thing), then
+    expands the beats of its plot in order."""
+
+    def __init__(self, grammar: _Grammar, draws: _Draws) -> None:
+        self.grammar = grammar
+        self.draws = draws
+        self.slots: dict[str, str] = {}
+
+    def tell(self) -> str:
+        plot = self.draws.pick(self.grammar.plots)
+        self._cast(plot)
+        paragraphs = [[self._rule(f"open {plot.opening}")]]
+        for number, beats in enumerate(plot.paragraphs):
+            sentences = [] if number else paragraphs.pop()
+            for beat in beats:
+                if not beat.maybe or self.draws.below(100) < _MAYBE_PERCENT:
+                    sentences.append(self._expand(self.draws.pick(beat.alternatives)))
+            paragraphs.append(sentences)
+        if self.draws.below(100) < _CODA_PERCENT:
+            paragraphs[-1].append(self._rule("coda"))
+        separator = " " if self.draws.below(100) < _ONE_PARAGRAPH_PERCENT else "\n\n"
+        return separator.join(" ".join(sentences) for sentences in paragraphs)
+
+    def _cast(self, plot: _Plot) -> None:
+        """Choose a row of the plot, then a hero, a place and a helper who fit it."""
+        row = self.draws.pick(plot.rows)
+        heroes, places = (self._expand(cell).split() for cell in row[:2])
+        hero = self.draws.pick(heroes)
+        kind, gender, home, look = self._fields(f"hero {hero}")
+        place = self.draws.pick(places)
+        if place == "any":
+            place = self._rule("place any")
+        self.slots.update(kind=kind, home=home, who=look)
+        self.slots["name"] = self._rule(f"name {hero} {gender}")
+        self._pronouns("", gender)
+        self.slots["elder"], elder_gender = self._fields(f"elder {hero}")
+        self._pronouns("elder_", elder_gender)
+        self.slots["place"] = self._rule(f"place {place}")
+        helpers = [kind for kind in plot.helpers if (hero, kind) != ("animal", "child")]
+        self._cast_helper(self.draws.pick(helpers), place, gender)
+        for key in _PLACE_RULES:
+            self.slots[key] = self._rule(f"{key} {place}")
+        for column, cell in zip(plot.columns[2:], row[2:], strict=True):
+            self.slots[column] = self._expand(cell)
+
+    def _cast_helper(self, kind: str, place: str, hero_gender: str) -> None:
+        """A second character, mostly of the other gender so that pronouns stay clear."""
+        same = kind != "child" and self.draws.below(10) == 0
+        gender = "she" if (hero_gender == "she") == same else "he"
+        name = self.slots["name"]
+        while name in (self.slots["name"], self.slots["kind"]):
+            name = self._rule(f"helper {kind} {place if kind == 'animal' else gender}")
+        if kind == "child":
+            noun = "girl" if gender == "she" else "boy"
+            self.slots.update(pal=name, a_pal=f"a {noun} named {name}")
+        else:
+            look = self._rule(f"look {kind}")
+            self.slots.update(pal=f"the {name}", a_pal=_with_article(f"{look} {name}"))
+        self._pronouns("pal_", gender)
+        self.slots["pal_detail"] = self._rule(f"detail {kind}")
+
+    def _pronouns(self, prefix: str, gender: str) -> None:
+        for key, word in zip(("he", "him", "his", "himself"), _PRONOUNS[gender], strict=True):
+            self.slots[prefix + key] = word
+
+    def _fields(self, rule: str) -> list[str]:
+        return self._rule(rule).split(" ; ")
+
+    def _rule(self, name: str) -> str:
+        return self._expand(self.draws.pick(self.grammar.rules[name]))
+
+    def _expand(self, template: _Template) -> str:
+        out = []
+        for node in template:
+            if isinstance(node, str):
+                out.append(node)
+            elif isinstance(node, _Choice):
+                out.append(self._expand(self.draws.pick(node.parts)))
+            else:
+                text = self.slots.get(node.key) or self._rule(node.key)
+                if node.article:
+                    text = _with_article(text)
+                out.append(text[0].upper() + text[1:] if node.capital else text)
+        return "".join(out)
+
+
+def _with_article(noun: str) -> str:
+    """The noun after "a" or "an"; the spelling decides, so the tables avoid words like "hour"."""
+    vowel = noun[0] in "aeiou"
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+@cache
+def _grammar() -> _Grammar:
+    rules: dict[str, tuple[_Template, ...]] = {}
+    plots: list[_Plot] = []
+    for head, *items in _blocks(WORDS + PLOTS):
+        word, *rest = head.split(maxsplit=1)
+        if word == "rule":
+            rules[rest[0]] = _templates(items)
+        elif word == "plot":
+            name, opening, *helpers = rest[0].split()
+            plots.append(_Plot(name, opening, helpers))
+            plots[-1].paragraphs.append([])
+        elif word == "cast":
+            plots[-1].columns.extend(rest[0].split(" ; "))
+            plots[-1].rows.extend(tuple(map(_parse, item.split(" ; "))) for item in items)
+        elif word == "beat":
+            plots[-1].paragraphs[-1].append(_Beat(_templates(items), maybe=rest == ["maybe"]))
+        else:
+            assert word == "paragraph", f"unknown word {word!r} in the story tables"
+            plots[-1].paragraphs.append([])
+    return _Grammar(rules, tuple(plots))
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """Groups of one head line and its items, the indented lines joined to their items."""
+    block: list[str] = []
+    for line in filter(None, text.splitlines()):
+        if line.startswith(" "):
+            block[-1] += " " + line.strip()
+        elif line.startswith(("- ", "= ")):
+            block.append(line[2:])
+        else:
+            if block:
+                yield block
+            block = [line]
+    yield block
+
+
+def _templates(items: list[str]) -> tuple[_Template, ...]:
+    return tuple(map(_parse, items))
+
+
+def _parse(text: str) -> _Template:
+    """Compile one template: plain text, ``{slots}`` and ``[choices|that nest]``."""
+    stack: list[list[list[str | _Slot | _Choice]]] = [[[]]]
+    for token in re.findall(r"\{[^}]*\}|[\[\]|]|[^\[\]|{}]+", text):
+        if token == "[":
+            stack.append([[]])
+        elif token == "|":
+            stack[-1].append([])
+        elif token == "]":
+            parts = stack.pop()
+            stack[-1][-1].append(_Choice(tuple(map(tuple, parts))))
+        elif token[0] == "{":
+            word, _, noun = token[1:-1].rpartition(" ")
+            capital = (word or noun)[0].isupper()
+            stack[-1][-1].append(_Slot(noun.lower(), capital, article=word.lower() == "a"))
+        else:
+            stack[-1][-1].append(token)
+    assert len(stack) == 1, f"brackets do not match in {text!r}"
+    assert len(stack[0]) == 1, f"a choice needs brackets in {text!r}"
+    return tuple(stack[0][0])

@@ -1,0 +1,1 @@
+"""Encode: parquet files → token shards and their tokenizer; shards → batches."""

@@ -1,0 +1,1 @@
+"""Token shards on disk: the layout of llm.c, read, written and inspected."""

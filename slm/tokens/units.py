@@ -1,0 +1,236 @@
+"""The units that encoding is done in: a few megabytes of a source, one file each.
+
+A unit is a range of row groups of one parquet file. Worker processes turn each into a file of
+tokens, which counts only while its own sha256 stands before it; what an interrupted encoding has
+finished is thereby known and kept.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+from pyarrow.lib import ArrowException
+
+from slm import storage
+from slm.config import CleanConfig
+from slm.errors import CorruptionError
+from slm.records import Source
+from slm.tokens.cleaning import (
+    NOT_TEXT,
+    PERMUTATIONS,
+    Hashes,
+    Signatures,
+    Tally,
+    clean,
+    document_hash,
+)
+from slm.tokens.cleaning import signature as sign
+from slm.tokens.shards.layout import Counts, Tokens, token_dtype
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.trimming import Narrowing
+
+UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends
+BATCH_BYTES = 1 << 20  # of text read and encoded at once
+COLUMN = "text"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one job of a worker process reads and where it writes."""
+
+    source: Path  # a parquet file
+    row_groups: tuple[int, ...]
+    split: str  # the source's split that it belongs to
+    text_bytes: int  # uncompressed, as the file's footer says
+    tokenizer: Path
+    settings: CleanConfig
+    output: Path
+
+    def __str__(self) -> str:
+        return f"{self.source}, row groups {self.row_groups[0]} to {self.row_groups[-1]}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The documents of a unit that cleaning kept, in order."""
+
+    tokens: Tokens  # of all of them, end-of-text before each
+    lengths: Counts  # tokens of each, end-of-text included
+    sizes: Counts  # UTF-8 bytes of each
+    hashes: Hashes
+    signatures: Signatures
+    tally: Tally
+
+    def write(self, path: Path) -> None:
+        """Not synced nor renamed into place: a torn file fails its hash and is made again."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        tally = json.dumps({"dropped": self.tally.dropped, "changed": self.tally.changed})
+        payload = safetensors.numpy.save(arrays, {"tally": tally})
+        storage.fault_point("write")
+        with path.open("wb") as file:
+            file.write(hashlib.sha256(payload).digest())
+            file.write(payload)
+
+    @classmethod
+    def read(cls, path: Path) -> "Encoded":
+        """Raises CorruptionError unless the file is there and whole."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{path}: missing") from error
+        payload = memoryview(data)[32:]
+        if hashlib.sha256(payload).digest() != data[:32]:
+            raise CorruptionError(f"{path}: its sha256 does not match")
+        header = 8 + int.from_bytes(payload[:8], "little")
+        metadata = json.loads(bytes(payload[8:header]))["__metadata__"]
+        arrays = safetensors.numpy.load(bytes(payload))
+        return cls(**arrays, tally=Tally(**json.loads(metadata["tally"])))
+
+
+_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "signatures")
+
+
+def plan_units(
+    source: Source, split: str, tokenizer: Path, settings: CleanConfig, folder: Path
+) -> list[Unit]:
+    """The units of a split in order; they depend on the source alone."""
+    units = list[Unit]()
+    for name in source.splits[split].files:
+        metadata = pq.read_metadata(source.path / name)
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        for row_groups in _ranges(sizes):
+            output = folder / f"{split}_{len(units):06d}.unit"
+            size = sum(sizes[i] for i in row_groups)
+            units.append(
+                Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
+            )
+    return units
+
+
+def _ranges(sizes: list[int]) -> Iterator[tuple[int, ...]]:
+    """Runs of neighbours of at least `UNIT_BYTES` together; the last may be smaller."""
+    run: list[int] = []
+    for i, _ in enumerate(sizes):
+        run.append(i)
+        if sum(sizes[j] for j in run) >= UNIT_BYTES:
+            yield tuple(run)
+            run = []
+    if run:
+        yield tuple(run)
+
+
+def is_done(path: Path) -> bool:
+    """Whether a unit's file is there and whole."""
+    try:
+        Encoded.read(path)
+    except CorruptionError:
+        return False
+    return True
+
+
+# ---- what the workers do ----------------------------------------------------------------------
+
+
+@lru_cache(1)
+def _tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer.load(path)
+
+
+@lru_cache(1)
+def _narrowing(base: Path, trimmed: Path) -> Narrowing:
+    return Narrowing(_tokenizer(base), Tokenizer.load(trimmed))
+
+
+def encode_unit(unit: Unit) -> None:
+    """Cleans and encodes the documents of a unit, and writes them to its output."""
+    tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
+    dtype = token_dtype(tokenizer.n_vocab)
+    parts = [np.empty(0, dtype)]
+    sizes, hashes, signatures = list[int](), list[bytes](), list[Signatures]()
+    for texts in _read_texts(unit, tally):
+        kept = [t for text in texts if (t := clean(text, unit.settings, tally)) is not None]
+        if unit.settings.near_duplicates is not None:
+            signatures += map(sign, kept)
+        documents = [text.encode() for text in kept]
+        sizes += map(len, documents)
+        hashes += map(document_hash, documents)
+        parts.append(tokenizer.encode_utf8(documents).astype(dtype))
+    tokens = np.concatenate(parts)
+    width = PERMUTATIONS if signatures else 0
+    Encoded(
+        tokens=tokens,
+        lengths=_lengths(tokens, tokenizer.eot),
+        sizes=np.array(sizes, np.int64),
+        hashes=np.frombuffer(b"".join(hashes), "<u8"),
+        signatures=np.array(signatures, np.uint32).reshape(len(sizes), width),
+        tally=tally,
+    ).write(unit.output)
+    storage.fault_point("encode.unit")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The job of turning an encoded unit into one of the trimmed vocabulary."""
+
+    unit: Unit
+    trimmed: Path
+
+    @property
+    def output(self) -> Path:
+        return self.unit.output.with_suffix(".trimmed")
+
+    @property
+    def text_bytes(self) -> int:
+        return self.unit.text_bytes
+
+    def __str__(self) -> str:
+        return str(self.unit)
+
+
+def narrow_unit(job: Narrow) -> None:
+    """Rewrites the tokens of an encoded unit in the trimmed vocabulary."""
+    encoded = Encoded.read(job.unit.output)
+    narrowing = _narrowing(job.unit.tokenizer, job.trimmed)
+    tokens = narrowing(encoded.tokens).astype(token_dtype(narrowing.trimmed.n_vocab))
+    lengths = _lengths(tokens, narrowing.trimmed.eot)
+    replace(encoded, tokens=tokens, lengths=lengths).write(job.output)
+    storage.fault_point("encode.narrow")
+
+
+def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
+    return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
+
+
+def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
+    """The texts of a unit, about `BATCH_BYTES` at a time."""
+    try:
+        with pq.ParquetFile(unit.source) as file:
+            rows = sum(file.metadata.row_group(i).num_rows for i in unit.row_groups)
+            batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
+            groups = list(unit.row_groups)
+            for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
+                yield _texts(batch.column(0), tally)
+    except (ArrowException, OSError) as error:
+        raise CorruptionError(f"{unit}: cannot be read: {error}") from error
+
+
+def _texts(column: pa.Array, tally: Tally) -> list[str]:
+    try:
+        return ["" if text is None else text for text in column.to_pylist()]
+    except UnicodeDecodeError:
+        texts = []
+        for data in column.cast(pa.binary()).to_pylist():
+            try:
+                texts.append((data or b"").decode())
+            except UnicodeDecodeError:
+                tally.drop(NOT_TEXT, data.decode(errors="replace"))
+        return texts

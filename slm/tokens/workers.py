@@ -1,0 +1,138 @@
+"""Spawned worker processes, none of which can fail unseen or outlive its parent."""
+
+import atexit
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Self, TypeVar
+
+from slm.errors import SlmError
+
+logger = logging.getLogger(__name__)
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """So many processes, started when they get their first job and ended with the `with` block.
+
+    None does the work in this process, which spares little jobs the start of others.
+
+    Each process has a pool of its own, so that one that dies takes down no other, and it is known
+    whose job it died of. That job is tried once more in a fresh process.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._threads = ThreadPoolExecutor(max(1, count))  # each waits for one process
+        self._idle = SimpleQueue[ProcessPoolExecutor]()
+        for _ in range(count):
+            self._idle.put(_pool())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for _ in range(self._count):
+            self._idle.get().shutdown()
+
+    def spread(
+        self, work: Callable[[Job], Result], jobs: Sequence[Job]
+    ) -> Generator[tuple[Job, Result]]:
+        """`work` done for each job: pairs of job and result, as they come.
+
+        `str(job)` is its name; job, result and `work` must pickle. Raises what `work` raises, and
+        SlmError naming the job that two processes died of.
+        """
+        if not self._count:
+            yield from ((job, work(job)) for job in jobs)
+            return
+        futures = [self._threads.submit(self._attempt, work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _attempt(self, work: Callable[[Job], Result], job: Job) -> tuple[Job, Result]:
+        for _ in range(2):
+            pool = self._idle.get()
+            try:
+                with _bare_main:
+                    future = pool.submit(work, job)
+                return job, future.result()
+            except BrokenProcessPool:
+                logger.warning("%s: its worker process was killed", job)
+                pool.shutdown()
+                pool = _pool()
+            finally:
+                self._idle.put(pool)
+        raise SlmError(f"{job}: its worker process was killed, twice; is there memory enough?")
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin)
+
+
+def _begin() -> None:
+    """In each worker: Ctrl-C is the parent's to answer, and its end is ours too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    atexit.register(os._exit, 0)  # all is on disk; to take the interpreter down takes 0.2 s
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Has freed arrays kept for the next ones, instead of given back to the kernel each time.
+
+    Encoding took a third of its time in the kernel without it. Arrow's own allocator has no such
+    setting, so Arrow takes glibc's.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_trim_threshold, 256 << 20)
+        mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class _BareMain:
+    """A spawned process imports its parent's main script first; our workers need nothing of it.
+
+    Hides that script while a process may be spawned, from one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+
+    def __exit__(self, *_: object) -> None:
+        sys.modules["__main__"] = self._main
+        self._lock.release()
+
+
+_bare_main = _BareMain()

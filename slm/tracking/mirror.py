@@ -1,0 +1,331 @@
+"""Mirrors a run folder into an MLflow tracking server.
+
+The run folder is the truth and MLflow shows it. `sync` sends what the server lacks and nothing
+else, so it may be killed at any call, repeated, or run long after the training: the server itself
+is asked what it has. `mirror` does the same in the background of a training and can neither slow
+nor fail it.
+
+mlflow is imported where it is used: it takes more than a second.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm import storage
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.history.runs import is_training
+from slm.records import Checkpoint, Evaluation, Report, Run
+from slm.tracking import entities, system
+from slm.tracking.server import connect, experiment_id, explained, first_line, tracking_uri
+from slm.tracking.tail import Tail
+from slm.training.journal import JOURNAL
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.entities import Run as MlflowRun
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 5.0  # seconds between two passes of the background mirror
+LONGEST_INTERVAL = 60.0  # seconds, after passes that failed
+FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
+HURRIED_FAREWELL = 1.0  # the same where it was interrupted: the machine may be taken away
+BATCH = 1000  # metrics in one request: MLflow's limit
+PARAMS = 100  # params in one request, likewise
+
+
+@explained()
+def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
+    """Brings the MLflow run of a run folder up to date and returns its id.
+
+    Args:
+        run_path: the run folder; it may be in training, finished, or left by a killed process,
+            which closes the MLflow run as KILLED.
+        tracking_uri: the server; None: the one of the run's own config.
+
+    Raises UserError where the folder holds no run, SlmError where the server fails.
+    """
+    return _Mirrored(run_path, tracking_uri).send()
+
+
+@contextmanager
+def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
+    """Keeps the MLflow run of a run folder up to date while the block trains.
+
+    A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
+    slow, or for a signal that leaves no time, `sync` makes up for later. Another one watches the
+    machine.
+    """
+    stop, hurry = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_follow, args=(run_path, uri, stop, hurry), daemon=True)
+    watcher = threading.Thread(target=system.watch, args=(run_path, stop), daemon=True)
+    thread.start()
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal
+            hurry.set()
+        raise
+    finally:
+        stop.set()
+        for helper in (watcher, thread):
+            helper.join(HURRIED_FAREWELL if hurry.is_set() else FAREWELL)
+        if thread.is_alive() and not hurry.is_set():
+            logger.warning("MLflow is slow; `slm sync %s` sends the rest", run_path.name)
+
+
+def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threading.Event) -> None:
+    mirrored: _Mirrored | None = None
+    interval, failures = INTERVAL, 0
+    stopping = False
+    while not stopping:
+        stopping = stop.wait(interval)
+        if stopping and failures:
+            return  # a training does not wait for a server that was down a moment ago
+        if hurry.is_set() and mirrored is None:
+            return  # to begin takes seconds
+        if not (run_path / "config.json").exists():
+            continue
+        try:
+            mirrored = mirrored or _Mirrored(run_path, uri)
+            mirrored.send(alive=not stopping)
+            interval, failures = INTERVAL, 0
+        except Exception as error:
+            failures += 1
+            interval = min(2 * interval, LONGEST_INTERVAL)
+            if failures == 1:
+                logger.warning(
+                    "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
+                    first_line(error),
+                    run_path.name,
+                )
+
+
+class _Mirrored:
+    """One run folder, its MLflow run, and how far its events have been sent."""
+
+    def __init__(self, path: Path, uri: str | None) -> None:
+        self.path = path.resolve()
+        self.root = self.path.parents[1]
+        try:
+            self.settings: dict[str, Any] = json.loads((self.path / "config.json").read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is not a run folder: it has no config.json") from error
+        self.config = PipelineConfig.model_validate(self.settings["config"])
+        self.uri = uri or tracking_uri(self.config, self.root)
+        self.client = connect(self.uri)
+        self.journal = Tail(self.path / JOURNAL)
+        self.machine = Tail(self.path / system.SYSTEM)
+        self.run_id = ""
+        self.marks: dict[str, int] = {}  # metric → the last step that the server has
+
+    def send(self, *, alive: bool = False) -> str:
+        """One pass: everything that the folder holds and the server lacks.
+
+        `alive` says that the training is known to be at work, so that its lock is left alone.
+        """
+        with storage.lock(self.path / "mlflow.lock"):
+            run = self._run()
+            self.run_id = str(run.info.run_id)
+            self._send_settings(run)
+            self._send_points(self.journal)
+            self._send_points(self.machine)
+            self._send_results()
+            self._close(run, alive=alive)
+        return self.run_id
+
+    def _run(self) -> "MlflowRun":
+        """The MLflow run that `mlflow.json` names, or that carries our tags, or a new one."""
+        from mlflow.exceptions import MlflowException
+
+        note = self.path / "mlflow.json"
+        known = json.loads(note.read_bytes()) if note.exists() else {}
+        if known.get("tracking_uri") == entities.public_uri(self.uri):
+            try:
+                run = self.client.get_run(known["run_id"])
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        experiment = experiment_id(self.client, self.config, self.root)
+        tags = {
+            "slm.run": self.path.name,
+            "slm.folder": storage.sha256_bytes(os.fsencode(self.path))[:32],
+        }
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs([experiment], filter_string=wanted, max_results=1)
+        run = (
+            found[0]
+            if found
+            else self.client.create_run(
+                experiment,
+                start_time=self.journal.first_time(),
+                tags={
+                    **tags,
+                    "slm.run_key": self.settings["key"],
+                    "slm.recipe": self.config.recipe,
+                    "mlflow.source.name": "slm",
+                },
+                run_name=self.path.name,
+            )
+        )
+        storage.write_json(
+            note, {"tracking_uri": entities.public_uri(self.uri), "run_id": run.info.run_id}
+        )
+        self.marks = {}
+        return run
+
+    def _send_settings(self, run: "MlflowRun") -> None:
+        from mlflow.entities import Param
+
+        params = dict(entities.flatten(self.settings["config"]))
+        with suppress(FileNotFoundError):  # the trainer writes it when it starts
+            params |= entities.flatten(json.loads((self.path / "plan.json").read_bytes()), "plan.")
+        missing = [
+            Param(key, entities.public_uri(value)[:6000])
+            for key, value in params.items()
+            if key not in run.data.params
+        ]
+        for start in range(0, len(missing), PARAMS):
+            self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
+        if not run.inputs.dataset_inputs:
+            shards = storage.named(self.root / "shards", self.settings["shards"])
+            datasets = entities.dataset_inputs(self.root, self.config, shards)
+            self.client.log_inputs(run.info.run_id, datasets=datasets)
+
+    # ---- metrics ----
+
+    def _send_points(self, tail: Tail) -> None:
+        """Sends the points that the server lacks, by the last step that it has of each metric.
+
+        A step that the journal repeats, after a training was killed and resumed, is one point.
+        """
+        batch: list[Metric] = []
+        end = tail.position
+        try:
+            for event, end in tail.events():  # noqa: B007 - the last end is used below
+                for metric in entities.metrics(event):
+                    if metric.step > self._mark(metric.key):
+                        self.marks[metric.key] = metric.step
+                        batch.append(metric)
+                if len(batch) > BATCH - 100:
+                    self.client.log_batch(self.run_id, metrics=batch)
+                    batch = []
+            if batch:
+                self.client.log_batch(self.run_id, metrics=batch)
+        except BaseException:
+            self.marks = {}  # what arrived is unknown: ask again next time
+            raise
+        tail.advance(end)
+
+    def _mark(self, key: str) -> int:
+        if key not in self.marks:
+            history = self.client.get_metric_history(self.run_id, key)
+            self.marks[key] = max((metric.step for metric in history), default=-1)
+        return self.marks[key]
+
+    # ---- what stands when the training is over ----
+
+    def _send_results(self) -> None:
+        run = storage.read_record(self.path, Run, verify=False)
+        if run is None:
+            return
+        info = self.client.get_run(self.run_id)
+        evaluation = storage.read_record(self.path / "evaluation", Evaluation, verify=False)
+        report = storage.read_record(self.path / "report", Report, verify=False)
+        sent = info.data.tags
+        if sent.get("slm.weights_sha256") != run.weights_sha256:
+            self._send_checkpoints(info, run)
+            self.client.log_artifact(self.run_id, str(self.path / "config.json"))
+            self._tag(entities.run_tags(run))
+        if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
+            self._send_evaluation(evaluation)
+            told = {"mlflow.note.content": entities.description(run, evaluation)}
+            self._tag({**told, "slm.evaluation": storage.content_hash(evaluation)})
+        if report and sent.get("slm.report") != storage.content_hash(report):
+            self.client.log_artifacts(self.run_id, str(report.path), "report")
+            self._tag({"slm.report": storage.content_hash(report)})
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        safe = [RunTag(key, entities.public_uri(value)[:5000]) for key, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=safe)
+
+    def _send_checkpoints(self, info: "MlflowRun", run: Run) -> None:
+        """The best and the last checkpoint as LoggedModels: READY is set last.
+
+        Their bytes stay in the run folder; what is registered is uploaded by `register`.
+        """
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        found = self.client.search_logged_models(
+            [info.info.experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
+        )
+        known = {model.name: model for model in found}
+        outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
+        for folder in sorted({run.checkpoint("best"), run.checkpoint("last")}):
+            checkpoint = storage.read_record(folder, Checkpoint, verify=False)
+            if checkpoint is None:
+                continue
+            model = known.get(folder.name) or self.client.create_logged_model(
+                info.info.experiment_id,
+                name=folder.name,
+                source_run_id=self.run_id,
+                tags=entities.checkpoint_tags(checkpoint, run),
+            )
+            if model.status == "READY":
+                continue
+            measured = [
+                Metric(m.key, m.value, m.timestamp, m.step, model.model_id, *self._val_dataset())
+                for key in ("val_loss", "val_bpb")
+                for m in self.client.get_metric_history(self.run_id, key)
+                if m.step == checkpoint.step
+            ]
+            self.client.log_batch(self.run_id, metrics=measured)
+            if model.model_id not in outputs:
+                output = LoggedModelOutput(model.model_id, checkpoint.step)
+                self.client.log_outputs(self.run_id, [output])
+            self.client.finalize_logged_model(model.model_id, "READY")
+
+    def _val_dataset(self) -> tuple[str | None, str | None]:
+        """Name and digest of the val split, where it is an input of the MLflow run."""
+        for given in self.client.get_run(self.run_id).inputs.dataset_inputs:
+            if any(tag.value == "validation" for tag in given.tags):
+                return given.dataset.name, given.dataset.digest
+        return None, None
+
+    def _send_evaluation(self, evaluation: Evaluation) -> None:
+        from mlflow.entities import Metric
+
+        # MLflow shows the point of the highest step, and of these the latest: with one step for
+        # all, that is the newest evaluation, whichever checkpoint it is of. A repeat is one row.
+        moment = round((evaluation.path / storage.RECORD).stat().st_mtime * 1000)
+        measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
+        points = [Metric(key, value, moment, 0) for key, value in measured.items()]
+        self.client.log_batch(self.run_id, metrics=points)
+        self.client.log_artifact(
+            self.run_id, str(evaluation.path / "evaluation.json"), "evaluation"
+        )
+
+    def _close(self, run: "MlflowRun", *, alive: bool) -> None:
+        """The state that the folder shows: FINISHED, RUNNING, or KILLED."""
+        if (self.path / storage.RECORD).exists():
+            status = "FINISHED"
+        else:
+            status = "RUNNING" if alive or is_training(self.path) else "KILLED"
+        if status == run.info.status:
+            return
+        if status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status, self.journal.last_time)

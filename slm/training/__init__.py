@@ -1,0 +1,1 @@
+"""Train: token shards → a run with checkpoints, in a child process."""

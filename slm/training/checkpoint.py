@@ -1,0 +1,211 @@
+"""One checkpoint directory: all that training needs to go on, and all that sampling needs.
+
+    step_000500/
+      model.safetensors       weights, float32
+      optimizer.safetensors   the optimizers' state
+      config.json             model shape, vocabulary size, end-of-text id
+      tokenizer.tiktoken      the vocabulary
+      state.json              what is not a tensor: the gradient scaler, the best val_bpb so far
+      record.json             sizes, hashes, step, where it came from (records.Checkpoint)
+
+The cursor of the data and every random stream are functions of the step, so the step is all that
+is kept of them. Nothing is ever unpickled.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from slm.config import data_root
+from slm.errors import CorruptionError, UserError, unknown
+from slm.model.gpt import GPT
+from slm.model.saved import CONFIG, MODEL, TOKENIZER, describe_model, load_weights
+from slm.records import Checkpoint
+from slm.storage import (
+    commit,
+    discard,
+    fault_point,
+    quarantine,
+    read_record,
+    sweep,
+)
+from slm.tokens.tokenizer.bpe import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
+    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread, from a copy, so that training hardly waits for the disk.
+
+    At most one save is under way. A save that failed raises at the next `save`, at `wait` or at the
+    end of the `with`; the checkpoint before it stands.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[Checkpoint] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def save(
+        self,
+        record: Checkpoint,
+        model: GPT,
+        optimizer: dict[str, Tensor],
+        state: dict[str, Any],
+        then: Callable[[Checkpoint], None],
+    ) -> None:
+        """Copies everything now, writes it in the background, and then calls `then` there."""
+        self.wait()
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in _weights(model).items()}
+        moments = {name: tensor.detach().cpu().clone() for name, tensor in optimizer.items()}
+        config = describe_model(model)
+
+        def write() -> Checkpoint:
+            saved = self._write(record, weights, moments, config, state)
+            then(saved)
+            return saved
+
+        self._saving = self._thread.submit(write)
+
+    def wait(self) -> Checkpoint | None:
+        """The record of the save that was under way, now durable. Raises what it raised."""
+        saving, self._saving = self._saving, None
+        return saving.result() if saving else None
+
+    def _write(
+        self,
+        record: Checkpoint,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        config: dict[str, Any],
+        state: dict[str, Any],
+    ) -> Checkpoint:
+        folder = self.folder / checkpoint_name(record.step)
+        staging = folder.with_name(folder.name + ".tmp")
+        staging.mkdir(parents=True)
+        try:
+            fault_point("checkpoint.weights")
+            safetensors.torch.save_file(weights, staging / MODEL)
+            fault_point("checkpoint.optimizer")
+            safetensors.torch.save_file(moments, staging / OPTIMIZER)
+            (staging / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
+            (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+            self.tokenizer.save(staging / TOKENIZER)
+            return commit(staging, folder, record)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, SafetensorError):  # how it says that the disk is full
+                raise OSError(f"cannot save {folder}: {error}") from error
+            raise
+
+
+def _weights(model: GPT) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def load_training_state(
+    folder: Path,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, optimizer state and the rest of a checkpoint folder, to go on from."""
+    return (
+        load_weights(folder),
+        safetensors.torch.load_file(folder / OPTIMIZER),
+        json.loads((folder / STATE).read_bytes()),
+    )
+
+
+def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint | None:
+    """The newest valid checkpoint in a run's `checkpoints/`, of a step less than `before`.
+
+    One that is corrupt is moved aside.
+    """
+    for step, path in reversed(checkpoint_folders(folder)):
+        if step < before and (record := _valid(path)):
+            return record
+    return None
+
+
+def checkpoint_to_resume(folder: Path, last_step: int) -> Checkpoint | None:
+    """The newest valid checkpoint that training can go on from and end as if never interrupted.
+
+    Args:
+        folder: a run's `checkpoints/`.
+        last_step: the last step that the run's journal has: it must not miss any.
+
+    A training ends with its best checkpoint beside its last one. Where the best is damaged or gone,
+    only going back before it brings it back.
+    """
+    found = latest_checkpoint(folder, before=last_step + 1)
+    best = json.loads((found.path / STATE).read_bytes())["best_step"] if found else 0
+    if not found or best in (0, found.step) or _valid(folder / checkpoint_name(best)):
+        return found
+    logger.warning("%s is not whole; going back before it", folder / checkpoint_name(best))
+    return latest_checkpoint(folder, before=best)
+
+
+def _valid(path: Path) -> Checkpoint | None:
+    """The record of a checkpoint; None where there is none, or it is corrupt and moved aside."""
+    try:
+        return read_record(path, Checkpoint)
+    except CorruptionError as error:
+        if path.exists():  # else it was pruned while we looked
+            logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
+        return None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed trainer left in a run's `checkpoints/`. Only for the run's trainer."""
+    sweep(folder, "step_[0-9]*")
+
+
+def prune(folder: Path, keep: int, protected: set[str]) -> None:
+    """Removes all but the newest `keep` checkpoints and the protected ones."""
+    for _, path in checkpoint_folders(folder)[:-keep]:
+        if path.name not in protected:
+            fault_point("checkpoint.prune")
+            discard(path)
+
+
+def find_run(name: str, root: Path | None = None) -> Path:
+    """The folder of a run, given as a path or as its name under `data/runs`."""
+    runs = (root or data_root()) / "runs"
+    for path in (Path(name), runs / Path(name).name):
+        if (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
+            return path.resolve()
+    known = [path.name for path in runs.glob("*-*") if path.is_dir()]
+    if not known:
+        raise UserError(f"no run {name!r}: there are none in {runs} yet; `slm run` makes one")
+    raise unknown("run", name, known)

@@ -1,0 +1,144 @@
+"""Optimizers and the learning-rate schedule.
+
+AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for all parameters; or Muon (Jordan et al.
+2024, kellerjordan.github.io/posts/muon) for the matrices inside the blocks and AdamW for the rest:
+embeddings, norms, biases. Weight decay is for matrices and embeddings alone.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from slm.config import TrainConfig
+from slm.model.gpt import GPT
+
+MUON_MOMENTUM = 0.95
+
+
+def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> float:
+    """What fraction of the peak rate optimizer step `step` (from 0) uses: a pure function.
+
+    Linear warmup over `warmup · max_steps` steps, then `cosine` (down to `final_lr`), `linear`
+    (likewise) or `wsd` (constant, then linear over the last `cooldown · max_steps` steps;
+    warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395). It never rises after the warmup.
+    """
+    warmup = math.ceil(config.warmup * max_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    rest = max(1, max_steps - warmup)
+    done = (step - warmup) / rest  # from 0 to just under 1
+    if config.schedule == "cosine":
+        shape = 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "linear":
+        shape = 1 - done
+    else:
+        cooldown = max(1, round(config.cooldown * max_steps))
+        shape = min(1.0, (max_steps - step) / cooldown)
+    return config.final_lr + (1 - config.final_lr) * shape
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024), with all matrices of one shape orthogonalised together.
+
+    To the bit `torch.optim.Muon` with its defaults, which takes them one by one: four times as
+    long for the many small ones of a small model.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in shapes.items():
+                update = orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
+                rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
+                for parameter, direction in zip(parameters, update, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction, alpha=-rate)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """The gradient under Nesterov momentum."""
+        state, grad = self.state[parameter], parameter.grad
+        assert grad is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(grad)
+        momentum: Tensor = state["momentum_buffer"].lerp_(grad, 1 - MUON_MOMENTUM)
+        return grad.lerp(momentum, MUON_MOMENTUM)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(n, rows, columns) → nearly orthogonal ones, in bf16: the singular values go to about 1.
+
+    Five quintic Newton–Schulz iterations, with the coefficients of Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
+    """The optimizers of a model; every group remembers its peak rate as `peak_lr`."""
+    blocks = dict(model.blocks.named_parameters())
+    matrices = [p for p in blocks.values() if p.dim() == 2]
+    muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if id(p) not in muon]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+    optimizers: list[Optimizer] = [adamw]
+    if muon:
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
+    """Gives every group its peak rate times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def optimizer_tensors(model: GPT, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Every tensor of the optimizers' state, by `<parameter>/<state>`: what a checkpoint keeps."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": value
+        for optimizer in optimizers
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    model: GPT, optimizers: list[Optimizer], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`, on optimizers newly built for the same model."""
+    parameters = dict(model.named_parameters())
+    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
+    for key, value in tensors.items():
+        name, _, state = key.rpartition("/")
+        parameter = parameters[name]
+        owner[id(parameter)].state[parameter][state] = value.to(parameter.device)

@@ -1,0 +1,258 @@
+"""A training's state: opened from a run folder, restored from a checkpoint, saved to one."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from slm.config import PipelineConfig
+from slm.errors import CorruptionError, UserError
+from slm.evaluation.scoring import Score
+from slm.model.gpt import GPT
+from slm.model.saved import CONFIG, load_weights
+from slm.records import Checkpoint, Parent, Shards, ShardSplit
+from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
+from slm.tokens.loader import Loader, derive_seed
+from slm.tokens.shards.reading import read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.training.checkpoint import (
+    CheckpointWriter,
+    checkpoint_name,
+    checkpoint_to_resume,
+    clear_leftovers,
+    load_training_state,
+    prune,
+)
+from slm.training.journal import Journal, read_journal
+from slm.training.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from slm.training.plan import PLAN, Plan
+
+LOCK = "lock"  # held by a run's trainer
+GLANCE = 0.3  # seconds; who only looks whether a run is in training holds its lock for an instant
+PARENT = "parent"  # folder of the model that a run goes on from
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training process is given: a run folder and what it names."""
+
+    run: Path
+    key: str
+    config: PipelineConfig
+    shards: Shards
+    tokenizer: Tokenizer
+    rank: int
+    world_size: int
+    parent: Parent | None = None  # that the weights start from; None: from the seed
+
+    @property
+    def config_sha256(self) -> str:
+        return sha256_bytes(canonical_json(self.config.train_fields()))
+
+
+@dataclass
+class Session:
+    """A training's state."""
+
+    job: Job
+    plan: Plan
+    loader: Loader
+    model: GPT
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    resumed_from: str | None = None  # weights_sha256 of what this process went on from
+    best_step: int = 0
+    best_bpb: float = math.inf
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.plan.device)
+
+
+def read_settings(run: Path) -> tuple[PipelineConfig, dict[str, Any]]:
+    """The config of a run, and all that its `config.json` holds."""
+    try:
+        described = dict(json.loads((run / CONFIG).read_bytes()))
+        return PipelineConfig.model_validate(described["config"]), described
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(f"{run / CONFIG} cannot be read: {error}") from error
+
+
+def open_job(run: Path) -> Job:
+    """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
+    config, described = read_settings(run)
+    shards = read_shards(named(run.parents[1] / "shards", described["shards"]))
+    return Job(
+        run=run,
+        key=described["key"],
+        config=config,
+        shards=shards,
+        tokenizer=Tokenizer.load(shards.path / "tokenizer.tiktoken"),
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        parent=read_parent(run, described.get("parent")),
+    )
+
+
+def read_parent(run: Path, key: str | None) -> Parent | None:
+    """The verified model that a run goes on from; None where it starts from the seed.
+
+    Raises CorruptionError where its copy is gone or is not what the run was made from.
+    """
+    if key is None:
+        return None
+    parent = read_record(run / PARENT, Parent)
+    if parent is None or parent.key != key:
+        raise CorruptionError(f"{run / PARENT} is not the model that {run.name} goes on from")
+    return parent
+
+
+def only_trainer(run: Path) -> AbstractContextManager[None]:
+    """The run's lock, which the first process holds for all of them."""
+    first = os.environ.get("RANK", "0") == "0"
+    return lock(run / LOCK, wait=False, patience=GLANCE) if first else nullcontext()
+
+
+def open_session(job: Job, plan: Plan) -> Session:
+    """A run's state: from its newest valid checkpoint, or new from the seed."""
+    session = new_session(job, plan)
+    folder = job.run / "checkpoints"
+    if job.rank == 0:
+        clear_leftovers(folder)
+    else:
+        dist.barrier()  # the first process alone mends the folder, and others then look at it
+    steps = [e["step"] for e in read_journal(job.run) if e["event"] == "step"]
+    checkpoint = checkpoint_to_resume(folder, max(steps, default=0))
+    if job.rank == 0 and job.world_size > 1:
+        dist.barrier()
+    if checkpoint:
+        restore(session, checkpoint)
+    return session
+
+
+def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
+    """A session on random tokens and no folder: for probes and benchmarks."""
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    shards = Shards(
+        key="",
+        source_key="",
+        tokenizer_sha256="",
+        vocab_size=vocab_size,
+        eot=vocab_size - 1,
+        splits={"train": split, "val": split},
+    )
+    job = Job(Path(), "", config, shards, Tokenizer([]), rank=0, world_size=1)
+    count = 4 * config.train.tokens_per_step
+    tokens = np.random.default_rng(0).integers(0, vocab_size, count)
+    return new_session(job, plan, [tokens])
+
+
+def new_session(
+    job: Job, plan: Plan, tokens: Sequence[npt.NDArray[np.integer]] | None = None
+) -> Session:
+    """A session at step 0: weights from the seed or the parent, optimizers without state.
+
+    `tokens`: the shards of train; None: read from the job's.
+    """
+    config, device = job.config, torch.device(plan.device)
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    model = GPT(config.model, job.shards.vocab_size).to(device)
+    if job.parent:
+        model.load_state_dict(load_weights(job.parent.path))
+    if tokens is None:
+        tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
+    loader = Loader(
+        tokens,
+        seq_len=config.model.seq_len,
+        rows=plan.rows,
+        seed=config.train.seed,
+        rank=job.rank,
+        world_size=job.world_size,
+        device=device,
+    )
+    optimizers = build_optimizers(model, config.train)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    origin = job.parent.weights_sha256 if job.parent else None
+    return Session(job, plan, loader, model, optimizers, scaler, resumed_from=origin)
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's state into a new session. Refuses one of another config or data."""
+    for what, saved, now in (
+        ("config", checkpoint.config_sha256, session.job.config_sha256),
+        ("shards", checkpoint.shards_key, session.job.shards.key),
+        ("tokenizer", checkpoint.tokenizer_sha256, session.job.tokenizer.sha256),
+    ):
+        if saved != now:
+            raise UserError(
+                f"{checkpoint.path} has another {what} ({saved[:12]}…, now {now[:12]}…): "
+                f"restore {session.job.run / CONFIG}, or start a new run by its recipe"
+            )
+    if checkpoint.plan_sha256 not in ("", session.plan.sha256):
+        raise CorruptionError(
+            f"{session.job.run / PLAN} is not the plan that {checkpoint.name} was made by"
+        )
+    weights, moments, state = load_training_state(checkpoint.path)
+    session.model.load_state_dict(weights)
+    load_optimizer_tensors(session.model, session.optimizers, moments)
+    session.scaler.load_state_dict(state["scaler"])
+    session.step, session.resumed_from = checkpoint.step, checkpoint.weights_sha256
+    session.best_step = state["best_step"]
+    session.best_bpb = math.inf if state["best_bpb"] is None else state["best_bpb"]
+
+
+def save(
+    session: Session,
+    writer: CheckpointWriter,
+    journal: Journal,
+    loss: float,
+    found: Score | None,
+    facts: dict[str, Any],
+) -> None:
+    """Starts to save the session's state; older checkpoints go once the new one is durable."""
+    if session.job.rank != 0:
+        return
+    name, best = checkpoint_name(session.step), checkpoint_name(session.best_step)
+    record = Checkpoint(
+        key=session.job.key,
+        step=session.step,
+        tokens=session.step * session.job.config.train.tokens_per_step,
+        config_sha256=session.job.config_sha256,
+        shards_key=session.job.shards.key,
+        tokenizer_sha256=session.job.tokenizer.sha256,
+        plan_sha256=session.plan.sha256,
+        parent_sha256=session.resumed_from,
+        train_loss=loss,
+        val_loss=found.val_loss if found else None,
+        val_bpb=found.val_bpb if found else None,
+        environment=facts,
+    )
+    state = {
+        "scaler": session.scaler.state_dict(),
+        "best_step": session.best_step,
+        "best_bpb": session.best_bpb if math.isfinite(session.best_bpb) else None,
+    }
+    keep = session.job.config.train.keep_checkpoints
+
+    def saved(_: Checkpoint) -> None:
+        journal.write("checkpoint", step=record.step, name=name)
+        prune(writer.folder, keep, {best})
+
+    writer.save(
+        record,
+        session.model,
+        optimizer_tensors(session.model, session.optimizers),
+        state,
+        then=saved,
+    )

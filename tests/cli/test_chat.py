@@ -1,0 +1,71 @@
+"""`slm chat`: what it does with each line, and with Ctrl-C and Ctrl-D."""
+
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+from tiny_model import BYTES, tiny_model
+
+from slm.cli import chat as module
+from slm.cli.chat import Chat
+from slm.model.sample import generate
+
+SETTINGS = {"temperature": 0.9, "top_k": 20, "top_p": None, "min_p": None,
+            "repetition_penalty": 1.0, "max_new_tokens": 30, "seed": 5}  # fmt: skip
+
+
+def lines(*given: str | type[BaseException]) -> Callable[[str], str]:
+    left: Iterator[str | type[BaseException]] = iter((*given, EOFError))
+
+    def read(_: str) -> str:
+        line = next(left)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    return read
+
+
+def conversation(*given: str | type[BaseException]) -> tuple[Chat, str]:
+    stream = io.StringIO()
+    chat = Chat(tiny_model("qwen3"), BYTES, dict(SETTINGS), stream)
+    chat.run(lines(*given))
+    return chat, stream.getvalue().removeprefix(module.HELP)
+
+
+def test_it_goes_on_from_a_line_and_from_itself() -> None:
+    chat, shown = conversation("A girl", "")
+    (first,) = generate(tiny_model("qwen3"), BYTES, ["A girl"], **SETTINGS)  # type: ignore[arg-type]
+    whole = "A girl" + first.completion
+    assert shown.startswith(whole + "\n")
+    assert chat.text[:8] == BYTES.decode(BYTES.encode(whole)[-12:])[:8]
+    assert chat.settings["seed"] == 7
+    assert shown.endswith("\n\n")  # Ctrl-D
+
+
+def test_settings_are_shown_changed_and_refused() -> None:
+    chat, shown = conversation(
+        "/set top-k 3", "/set temperature none", "/set temperature -1", "/set seed 1.5",
+        "/set colour 3", "/set top_p [", "/dance", "/settings", "/help",
+    )  # fmt: skip
+    assert chat.settings == {**SETTINGS, "top_k": 3}
+    for words in ("top_k 3 ", "temperature=none: give a number", "temperature=-1.0", "whole number",
+                  "unknown setting 'colour'", "is no command", "Ctrl-D ends"):  # fmt: skip
+        assert words in shown
+
+
+def test_ctrl_c_stops_the_text_and_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, on_text: Callable[[int, str], None], **__: object) -> None:
+        on_text(0, " went")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "generate", interrupted)
+    chat, shown = conversation("A girl", KeyboardInterrupt, "/settings")
+    assert shown.startswith("A girl went\n")
+    assert chat.text == "A girl went"
+    assert "top_k 20" in shown
+
+
+def test_a_beginning_that_is_too_long_is_told() -> None:
+    _, shown = conversation("x" * 100)
+    assert "room for 23" in shown

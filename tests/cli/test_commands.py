@@ -1,0 +1,275 @@
+"""The `slm` command: exit codes, messages, JSON keys. The stages themselves are stand-ins here."""
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stages
+
+import slm.registry.register
+import slm.source.download
+import slm.training.launch
+from slm.cli import inspection, main
+from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.records import Record
+from slm.storage import describe_files, write_record
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output."""
+        parsed: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return parsed
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Invoke]:
+    """Runs `slm …` in a project with the one recipe `tiny`."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["slm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> list[str]:
+    return stages.install(monkeypatch, data_root)
+
+
+# ---- bad input: one message, exit 2, no traceback -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tini"], "unknown recipe 'tini': did you mean 'tiny'?"),
+        (["train", "tiny", "--set", "train.max_step=3"], "did you mean 'train.max_steps'?"),
+        (["encode", "tiny", "--set", "data.vocab_size=many"], "data.vocab_size='many'"),
+        (["encode", "tiny", "--set", "data.seed"], "is not key=value"),
+        (["sample", "nowhere"], "no run 'nowhere'"),
+        (["evaluate", "nowhere"], "no run 'nowhere'"),
+        (["bench", "encod"], "unknown benchmark 'encod'"),
+        (["verify", "."], "holds no record.json"),
+        (["check", "tini"], "did you mean 'tiny'?"),
+    ],
+)
+def test_bad_input_is_one_message(invoke: Invoke, arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
+    assert not result.out
+
+
+def test_a_missing_argument_exits_2(invoke: Invoke) -> None:
+    assert invoke("encode").code == 2
+    assert invoke("no-such-command").code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SlmError("it failed"), 1),
+        (UserError("it was wrong"), 2),
+        (CorruptionError("it was damaged"), 1),
+        (TrainingError("it diverged"), 1),
+        (Interrupted("it was stopped"), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    invoke: Invoke,
+    called: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(slm.training.launch, "train", fail)
+    result = invoke("train", "tiny", "--json")
+    assert result.code == code
+    assert (str(error) or "interrupted: what is done is kept") in result.err
+    assert "Traceback" not in result.err
+    assert not result.out
+
+
+def test_a_full_disk_is_bad_input(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, data_root: Path
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(slm.source.download, "download", fail)
+    result = invoke("download", "tiny")
+    assert result.code == 2
+    assert f"cannot write to {data_root} (No space left on device)" in result.err
+    assert "SLM_DATA" in result.err
+
+
+def test_a_bug_keeps_its_traceback(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(slm.source.download, "download", fail)
+    monkeypatch.setattr(sys, "argv", ["slm", "download", "tiny"])
+    with pytest.raises(ZeroDivisionError):
+        main.main()
+
+
+# ---- what others build on: the JSON keys --------------------------------------------------------
+
+
+def test_download_json(invoke: Invoke, called: list[str], data_root: Path) -> None:
+    result = invoke("download", "tiny", "--json")
+    assert result.code == 0
+    assert result.json == {
+        "source": str(data_root / "sources" / "tiny-1"),
+        "dataset": "stories",
+        "revision": "version 1",
+        "documents": 7,
+        "bytes": 70,
+        "files": {"train_00000.bin": "ab" * 32},
+    }
+    assert result.out.count("\n") == 1  # stages are shown on stderr
+    assert "download  done" in result.err
+
+
+def test_encode_json(invoke: Invoke, called: list[str], data_root: Path) -> None:
+    result = invoke("encode", "tiny", "--json")
+    assert result.json == {
+        "shards": str(data_root / "shards" / "tiny-2"),
+        "documents": 7,
+        "tokens": 35,
+        "bytes": 70,
+        "files": {"train_00000.bin": "ab" * 32},
+    }
+    assert called == ["download", "encode"]
+    assert "encode    reused" in result.err
+
+
+def test_train_json(invoke: Invoke, called: list[str], data_root: Path) -> None:
+    run = data_root / "runs" / stages.EVALUATION.run
+    assert invoke("train", "tiny", "--json").json == {
+        "run": str(run),
+        "checkpoint": str(run / "checkpoints" / "step_000004"),
+        "step": 4,
+        "tokens": 512,
+        "train_loss": 5.5,
+        "val_loss": 5.25,
+        "val_bpb": 2.5,
+        "tok_per_sec": 1000.0,
+        "seconds": 0.5,
+        "weights_sha256": "5" * 64,
+    }
+    assert called == ["download", "encode", "train"]
+
+
+def test_stages_of_a_run(
+    invoke: Invoke, called: list[str], monkeypatch: pytest.MonkeyPatch, tiny_config: Any
+) -> None:
+    run = stages.RUN
+    monkeypatch.setattr("slm.cli.runs.open_run", lambda text: (tiny_config(), run))
+    assert invoke("evaluate", "tiny-4", "--json").json == {
+        "documents": 1,
+        "tokens": 6,
+        "bytes": 10,
+        "val_loss": 5.25,
+        "val_bpb": 2.5,
+    }
+    assert invoke("report", "tiny-4", "--json").json["report"].endswith("report/index.html")
+    version = {"version": "models:/slm/3", "aliases": ["champion"]}
+    assert invoke("register", "tiny-4", "--json").json == version
+    assert called[-3:] == ["evaluate", "write_report", "register"]
+
+
+def test_results_are_shown_to_people_too(invoke: Invoke, called: list[str]) -> None:
+    result = invoke("encode", "tiny", "--set", "data.documents=10")
+    assert "download  done" in result.out
+    assert "tokens" in result.out
+    assert "{" not in result.out
+
+
+# ---- look and check -----------------------------------------------------------------------------
+
+
+def test_recipes_and_check(invoke: Invoke) -> None:
+    assert "tiny" in invoke("recipes").out
+    assert "1 recipes and 0 deployments are in order" in invoke("check").out
+    assert "n_embd=32" in invoke("check", "tiny").out
+
+
+def test_check_refuses_a_misspelt_key(invoke: Invoke, project: Path) -> None:
+    file = project / "pipelines.yaml"
+    file.write_text(file.read_text().replace("deployments:", "deploymnts:"))
+    result = invoke("check")
+    assert result.code == 2
+    assert "did you mean 'deployments'?" in result.err
+
+
+def test_verify_finds_a_flipped_bit(invoke: Invoke, data_root: Path) -> None:
+    folder = data_root / "shards" / "tiny-1"
+    folder.mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"1234")
+    write_record(folder, Record(key="k", files=describe_files(folder, [folder / "a.bin"])))
+    result = invoke("verify", str(data_root), "--json")
+    assert json.loads(result.out) == {"files": 1, "records": 1}
+    (folder / "a.bin").write_bytes(b"1235")
+    result = invoke("verify", str(folder))
+    assert result.code == 1
+    assert "a.bin" in result.err
+    (folder / "record.json").write_text("{}")
+    result = invoke("verify", str(folder))
+    assert (result.code, "record.json cannot be read" in result.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "stretch"),
+    [("3:5", (3, 5)), ("3:", (3, None)), (":5", (None, 5)), (":", (None, None))],
+)
+def test_a_stretch_of_steps_may_be_open(text: str, stretch: tuple[int | None, int | None]) -> None:
+    assert inspection._stretch(text) == stretch
+    for wrong in ("3", "3:5:7", "a:b", "3-5"):
+        with pytest.raises(UserError, match="is not A:B"):
+            inspection._stretch(wrong)
+
+
+def test_promote_and_rollback_without_a_model_are_one_message_each(
+    invoke: Invoke, data_root: Path
+) -> None:
+    for command in (["promote"], ["rollback"]):
+        result = invoke(*command)
+        assert result.code == 2
+        assert "slm" in result.err
+        assert "Traceback" not in result.err

@@ -1,0 +1,142 @@
+"""The commands that look back: their JSON, their exit codes, and what they show a person."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import empty_store
+from tiny_run import CLEAN, DIRTY, code, copy_run
+
+from slm.cli import main
+from slm.cli.drawings import size
+from slm.evaluation.evaluate import evaluate
+from slm.registry import register as registering
+from slm.training.launch import read_run, run_config
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def clean_code() -> Iterator[None]:
+    with code(CLEAN):
+        yield
+
+
+@pytest.fixture
+def run(data_root: Path) -> Path:
+    run = copy_run(data_root)
+    empty_store(data_root)
+    return run
+
+
+@pytest.fixture
+def invoke(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Invoke:
+    """Runs `slm …`; returns the exit code and both streams."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["slm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+def last_json(out: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return parsed
+
+
+def register(run: Path) -> None:
+    config, record = run_config(run), read_run(run)
+    assert record is not None
+    root = run.parents[1]
+    registering.register(config, record, evaluate(config, record, root=root), None, root=root)
+
+
+def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
+    assert "no versions yet" in invoke("models")[1]
+    register(run)
+    exit_code, out, _ = invoke("lineage", "models:/slm@challenger", "--json")
+    found = last_json(out)
+    assert exit_code == 0
+    assert (found["name"], found["broken"]) == ("models:/slm/1", [])
+    assert [link["name"] for link in found["links"]][-2:] == ["evaluation", "version"]
+    assert set(found["links"][0]) == {
+        "name", "value", "digest", "state", "notes", "files", "made_from"
+    }  # fmt: skip
+    shutil.rmtree(run.parents[1] / "sources")
+    shown = invoke("lineage", run.name)[1]
+    assert "tokenizer" in shown
+    assert "source gone" in shown.splitlines()[-1]
+    assert [v["run"] for v in last_json(invoke("models", "--json")[1])["versions"]] == [run.name]
+    assert "models:/slm/1  challenger" in invoke("models")[1]
+
+
+def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> None:
+    exit_code, out, err = invoke("reproduce", run.name, "--json")
+    found = last_json(out)
+    assert exit_code == 0
+    assert out.count("\n") == 1
+    assert (found["verdict"], found["level"]) == ("bit-identical", "C")
+    assert found["first_difference"] is None
+    assert set(found["compared"][0]) == {"name", "recorded", "rebuilt"}
+    with code(DIRTY):
+        exit_code, out, _ = invoke("reproduce", run.name)
+        assert exit_code == 4
+        assert "cannot be made again: code changed" in out
+        assert last_json(invoke("reproduce", run.name, "--json")[1])["verdict"] == "cannot"
+    exit_code, out, err = invoke("reproduce", "tiny-nowhere")
+    assert exit_code == 2
+    assert "unknown run" in err
+
+
+def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
+    assert [r["run"] for r in last_json(invoke("runs", "--json")[1])["runs"]] == [run.name]
+    assert f"{run.name}  finished" in invoke("runs")[1]
+    found = last_json(invoke("compare", run.name, run.name, "--json")[1])
+    assert found["interval"]["difference"] == 0
+    shown = invoke("compare", run.name, run.name)[1]
+    assert "the same settings" in shown
+    assert "no difference is shown" in shown
+
+
+def test_gc_asks_before_it_removes(
+    invoke: Invoke, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = run / "checkpoints" / "step_000009.tmp"
+    left.mkdir()
+    exit_code, out, _ = invoke("gc", "--dry-run")
+    assert exit_code == 0
+    assert "step_000009.tmp" in out
+    assert "left unfinished" in out
+    monkeypatch.setattr("typer.confirm", lambda _: False)
+    assert invoke("gc")[0] == 0
+    assert left.is_dir()
+    exit_code, _, err = invoke("gc", "--json")
+    assert exit_code == 2
+    assert "--dry-run or --yes" in err
+    found = last_json(invoke("gc", "--json", "--dry-run")[1])
+    assert [item["path"] for item in found["going"]] == [str(left)]
+    assert not found["removed"]
+    assert last_json(invoke("gc", "--yes", "--json")[1])["removed"]
+    assert not left.exists()
+    assert (run / "record.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (7e12, "7.0 TB")],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert size(int(count)) == text

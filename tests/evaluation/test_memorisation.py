@@ -1,0 +1,61 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm.evaluation import memorisation
+from slm.evaluation.memorisation import SHORTEST, Copy, longest_copies, memorised_share
+
+VOCAB_SIZE = 50
+
+
+def by_hand(text: np.ndarray, shards: list[np.ndarray]) -> Copy:
+    """The longest passage, by looking for every one."""
+    for length in range(len(text), SHORTEST - 1, -1):
+        for start in range(len(text) - length + 1):
+            wanted = bytes(text[start : start + length].astype(np.uint8))
+            if any(wanted in bytes(shard.astype(np.uint8)) for shard in shards):
+                return Copy(start, length)
+    return Copy(0, 0)
+
+
+ids = st.lists(st.integers(0, 2), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(ids, max_size=4), shards=st.lists(ids, max_size=3), window=st.integers(1, 30))
+def test_it_finds_what_a_search_by_hand_finds(
+    texts: list[np.ndarray], shards: list[np.ndarray], window: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memorisation, "WINDOW", window)
+        found = longest_copies(texts, shards, VOCAB_SIZE)
+    assert found == [by_hand(text, shards) for text in texts]
+
+
+def test_end_of_text_keeps_passages_apart() -> None:
+    eot = VOCAB_SIZE - 1
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, eot, 30) for _ in range(5)]
+    train = np.concatenate([part for d in documents for part in ([eot], d)]).astype(np.uint16)
+    text = np.concatenate(documents)
+    (copy,) = longest_copies([text], [train], VOCAB_SIZE)
+    assert copy == Copy(0, 30)
+    edges = [np.concatenate((a[-6:], b[:6])) for a, b in pairwise(documents)]
+    assert all(copy.length == 0 for copy in longest_copies(edges, [train], VOCAB_SIZE))
+
+
+def test_a_model_that_copies_stands_out_from_human_text() -> None:
+    human = [8] * 95 + [16] * 5
+    assert memorised_share([128, 128, 8, 8], human) == 0.5
+    assert memorised_share(human, human) <= 0.05
+    assert memorised_share([64] * 10, [64] * 10) == 0  # templates are no memorisation
+
+
+def test_a_duplicate_among_the_held_out_texts_moves_no_line() -> None:
+    human = [8] * 89 + [150]
+    assert memorised_share([60, 70, 80, 9], human) == 1
+    assert memorised_share([60, 70, 80, 8], [8] * 90) == 0.75
+    assert memorised_share([], human) == memorised_share([], []) == 0

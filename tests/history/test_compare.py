@@ -1,0 +1,177 @@
+"""Comparing runs: what differs is named, and no interval is given for unlike documents."""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_run import copy_run
+
+from slm import storage
+from slm.errors import UserError
+from slm.evaluation.evaluate import evaluate
+from slm.history.compare import at_equal_tokens, compare, config_differences
+from slm.history.runs import is_training, list_runs
+from slm.training.journal import JOURNAL
+from slm.training.launch import read_run, run_config
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of two runs on the same shards, the second at a higher learning rate."""
+    return copy_run(tmp_path / "data"), copy_run(tmp_path / "data", learning_rate=3e-3)
+
+
+def write_samples(run: Path, *completions: tuple[str, float, str]) -> None:
+    (run / "report").mkdir()
+    rows = [
+        {"prompt": prompt, "temperature": heat, "top_k": 10, "completion": text}
+        for prompt, heat, text in completions
+    ]
+    (run / "report" / "samples.json").write_text(json.dumps(rows))
+
+
+def test_two_runs_side_by_side(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write_samples(a, ("Once", 0.5, " a cat"), ("Once", 0.8, " a dog"))
+    write_samples(b, ("Once", 0.8, " an owl"), ("One", 0.8, " day"))
+    found = compare(a, b)
+    assert found.config == {"train.learning_rate": (6e-4, 3e-3)}
+    ours, theirs = (json.loads((r / "evaluation" / "record.json").read_bytes()) for r in pair)
+    assert found.figures["val_bpb"] == (ours["val_bpb"], theirs["val_bpb"])
+    assert found.figures["tokens"] == (512, 512)
+    assert [tokens for tokens, _ in found.curves[0]] == [256, 512]
+    assert [row[0] for row in found.at_equal_tokens] == [256, 512]
+    assert [(s.prompt, s.temperature, s.a, s.b) for s in found.samples] == [
+        ("Once", 0.8, " a dog", " an owl")
+    ]
+
+
+def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    found = compare(a, b)
+    figures = found.figures["val_bpb"]
+    assert found.interval is not None
+    assert figures[0] is not None
+    assert figures[1] is not None
+    assert found.interval.difference == pytest.approx(figures[1] - figures[0])
+    assert found.interval.low < found.interval.difference < found.interval.high < 0
+    assert found.interval.sentence.startswith("B is better")
+    other = compare(b, a).interval
+    assert other is not None
+    assert other.sentence.startswith("A is better")
+    same = compare(a, a).interval
+    assert same is not None
+    assert (same.difference, same.low, same.high) == (0, 0, 0)
+    assert same.sentence.startswith("no difference is shown")
+
+
+def test_of_unlike_length_the_documents_that_both_have_count(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    config, run = run_config(b), read_run(b)
+    assert run is not None
+    fewer = config.evaluate.model_copy(update={"documents": 3})
+    evaluate(config.model_copy(update={"evaluate": fewer}), run, root=b.parents[1])
+    found = compare(a, b).interval
+    assert found is not None
+    assert found.documents == 3
+
+
+def rewrite_documents(run: Path, change: int) -> None:
+    """Other documents, each longer by some bytes, in an evaluation that is valid in itself."""
+    folder = run / "evaluation"
+    details = json.loads((folder / "evaluation.json").read_bytes())
+    details["documents"] = [[n, t, size + change] for n, t, size in details["documents"]]
+    (folder / "evaluation.json").write_text(json.dumps(details))
+    record = json.loads((folder / "record.json").read_bytes())
+    record.pop("sha256")
+    files = storage.describe_files(folder, [folder / "evaluation.json"])
+    record["files"] = {name: entry.model_dump() for name, entry in files.items()}
+    digest = storage.sha256_bytes(storage.canonical_json(record))
+    storage.write_json(folder / "record.json", {**record, "sha256": digest})
+
+
+def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    rewrite_documents(b, 1)
+    found = compare(a, b)
+    assert found.interval is None
+    assert found.no_interval == "they were scored on other documents"
+    shutil.rmtree(b / "evaluation")
+    found = compare(a, b)
+    assert found.interval is None
+    assert f"slm evaluate {b.name}" in str(found.no_interval)
+    assert found.figures["val_bpb"][1] is not None  # of the training itself
+
+
+def test_an_unfinished_run_lacks_figures_and_no_run_is_bad_input(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    (b / "record.json").unlink()
+    shutil.rmtree(b / "evaluation")
+    found = compare(a, b)
+    assert found.figures["parameters"][1] is None
+    assert found.at_equal_tokens
+    with pytest.raises(UserError, match="not a run folder"):
+        compare(a, a.parent)
+
+
+def test_settings_that_one_lacks_differ() -> None:
+    a = {"train": {"seed": 1, "new": 2}, "kept": [1]}
+    assert config_differences(a, {"train": {"seed": 3}, "kept": [1]}) == {
+        "train.seed": (1, 3),
+        "train.new": (2, None),
+    }
+
+
+def test_curves_are_compared_where_both_have_been() -> None:
+    a, b = [(0, 4.0), (100, 2.0)], [(50, 5.0), (150, 3.0)]
+    assert at_equal_tokens(a, b) == [(50, 3.0, 5.0), (100, 2.0, 4.0)]
+    assert at_equal_tokens(a, [(200, 1.0)]) == []
+    assert at_equal_tokens(a, []) == []
+    long = [(step, 1 / (step + 1)) for step in range(100)]
+    thinned = at_equal_tokens(long, long)
+    assert len(thinned) == 8
+    assert (thinned[0][0], thinned[-1][0]) == (0, 99)
+
+
+# ---- the list of runs -------------------------------------------------------------------------
+
+
+def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    facts = {f.run: f for f in list_runs(a.parents[1])}
+    assert [facts[run.name].state for run in pair] == ["finished", "finished"]
+    assert facts[a.name].step == 4
+    assert facts[a.name].val_bpb == compare(a, b).figures["val_bpb"][0]
+    (a / "record.json").unlink()
+    with storage.lock(a / "lock"):
+        assert is_training(a)
+        assert {f.state for f in list_runs(a.parents[1]) if f.run == a.name} == {"training"}
+    (b / "record.json").write_text("{torn")
+    assert {f.run: f.state for f in list_runs(a.parents[1])} == {
+        a.name: "stopped",
+        b.name: "damaged",
+    }
+    assert list_runs(a) == []
+
+
+def test_a_broken_journal_spoils_no_other_run_and_what_was_put_aside_is_none(
+    pair: tuple[Path, Path],
+) -> None:
+    a, b = pair
+    lines = (b / JOURNAL).read_bytes().splitlines(keepends=True)
+    (b / JOURNAL).write_bytes(b"".join([*lines[:3], b"[1]\n", *lines[3:]]))
+    shutil.copytree(a, a.with_name(f"{a.name}.corrupt-17"))
+    facts = {f.run: f for f in list_runs(a.parents[1])}
+    assert {name: f.state for name, f in facts.items()} == {a.name: "finished", b.name: "damaged"}
+    assert facts[b.name].started == json.loads(lines[0])["time"]
+
+
+def test_whether_a_run_is_in_training_can_be_seen_without_a_right_to_write(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch(mode=0o444)
+    assert not is_training(tmp_path)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert is_training(tmp_path)

@@ -1,0 +1,238 @@
+"""Lineage: the whole chain, every link checked against what is there now."""
+
+import json
+import re
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from run_folders import CONFIG, empty_store
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
+
+from slm.config import PipelineConfig
+from slm.errors import SlmError, UserError
+from slm.evaluation.evaluate import evaluate
+from slm.history.lineage import Lineage, Link, lineage
+from slm.registry import origins, versions
+from slm.registry import register as registering
+from slm.report.lineage_picture import lineage_svg
+from slm.tracking.server import connect, default_uri
+from slm.training import provenance
+from slm.training.launch import read_run, run_config
+
+CHAIN = [
+    "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",
+    "checkpoint", "evaluation",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def clean_code() -> Iterator[None]:
+    with code(CLEAN):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of its own, with an empty registry beside it."""
+    run = copy_run(tmp_path / "data")
+    empty_store(tmp_path / "data")
+    return run
+
+
+def register(run: Path) -> PipelineConfig:
+    config, record = run_config(run), read_run(run)
+    assert record is not None
+    found = evaluate(config, record, root=run.parents[1])
+    registering.register(config, record, found, None, root=run.parents[1])
+    return config
+
+
+def states(chain: Lineage) -> dict[str, str]:
+    return {link.name: link.state for link in chain.links}
+
+
+def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:
+    chain = lineage(run)
+    assert [link.name for link in chain.links] == CHAIN
+    assert set(states(chain).values()) == {"unchanged"}
+    assert chain.broken == []
+    record = read_run(run)
+    assert record is not None
+    assert chain["dataset"].files.keys() == {"documents.jsonl"}
+    assert re.fullmatch("[0-9a-f]{64}", chain["dataset"].digest or "")
+    assert chain["shards"].digest == record.shards_key
+    assert chain["run"].digest == record.key
+    assert chain["code"].digest == "c" * 40
+    assert chain["evaluation"].made_from == ("checkpoint",)
+    assert Lineage.model_validate_json(chain.model_dump_json()) == chain
+    assert set(states(lineage(run, check=False)).values()) <= {"unchanged", "not checked"}
+
+
+@pytest.mark.parametrize(
+    ("file", "broken"),
+    [
+        ("sources/*/train_00000.parquet", {"source"}),
+        ("shards/*/train_00000.bin", {"shards"}),
+        ("shards/*/tokenizer.tiktoken", {"shards", "tokenizer"}),
+        ("runs/*/config.json", {"config", "cleaning"}),
+        ("runs/*/metrics.jsonl", {"run"}),
+        ("runs/*/checkpoints/step_000004/model.safetensors", {"checkpoint"}),
+        ("runs/*/evaluation/evaluation.json", {"evaluation"}),
+    ],
+)
+def test_each_link_is_checked(run: Path, file: str, broken: set[str]) -> None:
+    path = next(run.parents[1].glob(file))
+    flip_byte(path, place=path.read_bytes().find(b"1") if path.suffix == ".json" else -2)
+    chain = lineage(run)
+    assert {link.name for link in chain.broken} == broken
+    assert {link.state for link in chain.broken} == {"changed"}
+    assert any(path.name in note for link in chain.broken for note in link.notes)
+
+
+def test_what_is_gone_is_said(run: Path) -> None:
+    root = run.parents[1]
+    shutil.rmtree(root / "sources")
+    chain = lineage(run)
+    assert [link.name for link in chain.broken] == ["source"]
+    assert chain["source"].state == "gone"
+    assert chain["source"].digest  # the shards remember it
+    shutil.rmtree(root / "shards")
+    chain = lineage(run)
+    assert {link.name for link in chain.broken} == {"source", "shards"}
+    assert chain["tokenizer"].state == "unchanged"  # the checkpoint has its own
+    shutil.rmtree(run / "checkpoints")
+    assert lineage(run)["tokenizer"].state == "gone"
+
+
+def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
+    path = Path(run_config(run).data.path)
+    before = path.read_bytes()
+    try:
+        flip_byte(path, place=20)
+        assert "sha256" in lineage(run)["dataset"].notes[0]
+        path.unlink()
+        assert lineage(run)["dataset"].state == "gone"
+    finally:
+        path.write_bytes(before)
+
+
+def test_code_and_machine_are_told_apart_from_those_of_now(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "code_state", lambda: {**CLEAN, "commit": "e" * 40})
+    link = lineage(run)["code"]
+    assert link.state == "changed"
+    assert "git checkout " + "c" * 40 in link.notes[0]
+    monkeypatch.setattr(provenance, "code_state", lambda: DIRTY)
+    assert "in no commit" in lineage(run)["code"].notes[0]
+    now = provenance.environment()
+    monkeypatch.setattr(provenance, "environment", lambda: {**now, "torch": "9.9"})
+    assert lineage(run)["environment"].notes == (f"torch is 9.9, was {now['torch']}",)
+
+
+def test_a_run_in_training_has_a_chain(run: Path) -> None:
+    (run / "record.json").unlink()
+    shutil.rmtree(run / "evaluation")
+    chain = lineage(run)
+    assert chain["run"].state == chain["evaluation"].state == "not checked"
+    assert chain.broken == []
+
+
+# ---- versions ---------------------------------------------------------------------------------
+
+
+def test_a_version_ends_the_chain(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    chain = versions.version_lineage("models:/slm@challenger", root)
+    assert [link.name for link in chain.links] == [*CHAIN, "version"]
+    assert chain["version"].value == "models:/slm/1 (challenger)"
+    assert set(states(chain).values()) == {"unchanged"}
+    assert versions.version_run("models:/slm/1", root) == run
+    facts = versions.list_versions(root)
+    assert [(f.name, f.aliases, f.run) for f in facts] == [
+        ("models:/slm/1", ("challenger",), run.name)
+    ]
+    with pytest.raises(UserError, match="valid: 1"):
+        versions.version_lineage("models:/slm/2", root)
+
+    before = {link.name: link.digest for link in chain.links}
+    shutil.rmtree(root / "runs")
+    chain = versions.version_lineage("models:/slm/1", root)
+    assert {link.name for link in chain.broken} >= {"config", "run", "checkpoint", "evaluation"}
+    kept = {name: before[name] for name in versions.TAGS if name in before}
+    assert {name: chain[name].digest for name in kept} == kept
+
+
+def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    client = connect(default_uri(root))
+    client.set_model_version_tag("slm", "1", "slm.shards_key", "0" * 64)
+    link = versions.version_lineage("models:/slm/1", root)["version"]
+    assert link.state == "changed"
+    assert "slm.shards_key" in link.notes[0]
+    client.set_model_version_tag("slm", "1", "slm.shards_key", str(lineage(run)["shards"].digest))
+    flip_byte(next((root / "mlflow" / "artifacts").rglob("model.safetensors")))
+    link = versions.version_lineage("models:/slm/1", root)["version"]
+    assert link.state == "changed"
+    assert "model.safetensors" in link.notes[0]
+
+
+DOWN = "http://me:secret@127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        versions.list_versions,
+        partial(versions.version_run, "models:/slm/1"),
+        partial(versions.version_lineage, "models:/slm/1"),
+        partial(origins.find_origin, CONFIG, "champion"),
+        partial(origins.as_parent, "models:/slm/1", CONFIG),
+    ],
+)
+def test_a_registry_that_cannot_be_asked_is_an_error_without_passwords(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DOWN)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SlmError, match=r"^MLflow: .*127\.0\.0\.1") as caught:
+        ask()
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:
+    register(run)
+    root = run.parents[1]
+    client = connect(default_uri(root))
+    client.set_model_version_tag("slm", "1", "slm.run", "../../elsewhere")
+    with pytest.raises(UserError, match="not the name of anything"):
+        versions.version_run("models:/slm/1", root)
+
+
+def test_no_store_has_no_versions(tmp_path: Path) -> None:
+    assert versions.list_versions(tmp_path) == []
+    assert not (tmp_path / "mlflow").exists()
+
+
+# ---- the picture ------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_every_link_and_escapes_its_text(run: Path) -> None:
+    chain = lineage(run)
+    svg = lineage_svg(chain)
+    assert svg == lineage_svg(chain)
+    drawn = "".join(ElementTree.fromstring(svg).itertext())
+    assert all(link.name in drawn and str(link.digest)[:12] in drawn for link in chain.links)
+    hostile = Link(name="dataset", value="<script>&\"'", state="gone", notes=("</svg>",))
+    svg = lineage_svg(Lineage(name="<b>", links=(hostile,)))
+    assert "<script>" not in svg
+    assert svg.count("</svg>") == 1
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert json.dumps(svg)

@@ -1,0 +1,250 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from tiny_model import BYTES, SEQ_LEN, tiny_model
+
+import slm.model.decode
+from slm.errors import UserError
+from slm.model.decode import Decoder
+from slm.model.gpt import GPT
+from slm.model.sample import Settings, choose, generate
+
+PROMPTS = ["A little girl", "", "x", "went to the woods"]
+
+
+@pytest.fixture(params=["gpt2", "qwen3"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return tiny_model(request.param)
+
+
+def without_cache(model: GPT, prompt: str, new_tokens: int) -> str:
+    """Greedy text by whole passes over the context, halved when it is full."""
+    ids = [BYTES.eot, *BYTES.encode(prompt)]
+    window = list(ids)
+    with torch.inference_mode():
+        for _ in range(new_tokens):
+            token = int(model.logits(model(torch.tensor([window]))[0, -1]).argmax())
+            if token == BYTES.eot:
+                break
+            ids.append(token)
+            window = [*window, token] if len(window) < SEQ_LEN else ids[-(SEQ_LEN // 2) :]
+    return bytes(ids[1 + len(prompt) :]).decode(errors="replace")
+
+
+# ---- what a text depends on -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_greedy_is_the_same_alone_in_a_batch_and_without_cache(
+    architecture: str, seed: int
+) -> None:
+    model = tiny_model(architecture, seed)
+    together = generate(model, BYTES, PROMPTS, max_new_tokens=70, temperature=0)
+    for prompt, sample in zip(PROMPTS, together, strict=True):
+        assert generate(model, BYTES, [prompt], max_new_tokens=70, temperature=0)[0].completion == (
+            sample.completion
+        )
+        expected = without_cache(model, prompt, 70)
+        assert expected.rstrip("\ufffd") == sample.completion.rstrip("\ufffd")
+    assert max(s.tokens for s in together) > SEQ_LEN  # beyond the context
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9},
+        {"temperature": 1.0, "top_k": 20},
+        {"top_p": 0.9},
+        {"min_p": 0.05, "repetition_penalty": 1.3},
+        {"top_k": 30, "top_p": 0.8},
+    ],
+)
+def test_a_seed_gives_one_text_alone_and_in_a_batch(model: GPT, settings: dict[str, float]) -> None:
+    seeds = [3, 4, 5, 6]
+    together = generate(model, BYTES, PROMPTS, max_new_tokens=60, seed=seeds, **settings)  # type: ignore[arg-type]
+    for prompt, seed, sample in zip(PROMPTS, seeds, together, strict=True):
+        (alone,) = generate(model, BYTES, [prompt], max_new_tokens=60, seed=seed, **settings)  # type: ignore[arg-type]
+        assert (alone.completion, alone.tokens) == (sample.completion, sample.tokens)
+    others = generate(model, BYTES, PROMPTS, max_new_tokens=60, seed=7, **settings)  # type: ignore[arg-type]
+    assert [s.completion for s in others] != [s.completion for s in together]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 5}, {"top_k": 400}])
+def test_screening_the_output_layer_changes_no_text(
+    model: GPT, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Decoder(model)
+    monkeypatch.setattr(slm.model.decode, "SCREENED_BYTES", 0)
+    screened = Decoder(model)
+    if screened.screen is None:
+        pytest.skip("this CPU has no bf16")
+    assert whole.screen is None
+    for seed, prompt in enumerate(PROMPTS):
+        given = {"max_new_tokens": 60, "seed": seed, **settings}
+        expected = generate(whole, BYTES, [prompt], **given)[0].completion  # type: ignore[arg-type]
+        assert generate(screened, BYTES, [prompt], **given)[0].completion == expected  # type: ignore[arg-type]
+
+
+def test_neither_the_global_generator_nor_the_mode_is_touched(model: GPT) -> None:
+    model.train()
+    before = torch.get_rng_state()
+    first = generate(model, BYTES, PROMPTS, max_new_tokens=20)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    second = generate(model.eval(), BYTES, PROMPTS, max_new_tokens=20)
+    assert [s.completion for s in first] == [s.completion for s in second]  # no dropout
+    assert not model.training
+
+
+# ---- where a text ends ------------------------------------------------------------------------
+
+
+def test_a_text_ends_at_end_of_text_and_leaves_the_others_alone() -> None:
+    model = tiny_model("qwen3")
+    samples = generate(model, BYTES, PROMPTS * 8, max_new_tokens=200, seed=range(32))
+    ended = [s for s in samples if s.ended]
+    assert ended
+    assert all(s.tokens < 200 for s in ended)
+    assert all(s.tokens == 200 for s in samples if not s.ended)
+
+
+def test_a_text_ends_before_a_stop_string(model: GPT) -> None:
+    (whole,) = generate(model, BYTES, ["a"], max_new_tokens=50, seed=1)
+    stop = whole.completion[7:9]
+    (cut,) = generate(model, BYTES, ["a"], max_new_tokens=50, seed=1, stop=["never there", stop])
+    assert cut.ended
+    assert cut.completion == whole.completion[: whole.completion.index(stop)]
+
+
+def test_no_tokens_and_no_prompts(model: GPT) -> None:
+    (sample,) = generate(model, BYTES, ["a"], max_new_tokens=0)
+    assert (sample.completion, sample.tokens, sample.ended) == ("", 0, False)
+    assert generate(model, BYTES, []) == []
+
+
+def test_a_prompt_may_fill_the_context_but_not_exceed_it(model: GPT) -> None:
+    prompt = "p" * (SEQ_LEN - 1)
+    (sample,) = generate(model, BYTES, [prompt], max_new_tokens=5, temperature=0)
+    assert sample.completion == without_cache(model, prompt, 5)
+    with pytest.raises(UserError, match=f"{SEQ_LEN} tokens.*room for {SEQ_LEN - 1}"):
+        generate(model, BYTES, ["fine", prompt + "p"])
+
+
+# ---- streaming --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [(), ("e", "abc")])
+def test_streaming_gives_the_same_text_in_whole_characters(
+    model: GPT, stop: tuple[str, ...]
+) -> None:
+    pieces: dict[int, list[str]] = {i: [] for i in range(len(PROMPTS))}
+    samples = generate(
+        model,
+        BYTES,
+        PROMPTS,
+        max_new_tokens=60,
+        seed=2,
+        stop=stop,
+        on_text=lambda row, text: pieces[row].append(text),
+    )
+    for row, sample in enumerate(samples):
+        assert "".join(pieces[row]) == sample.completion
+        assert all(pieces[row])
+
+
+def test_a_character_of_several_tokens_is_given_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = "né ✓ 🦊!".encode()
+    forced = iter(wanted)
+    monkeypatch.setattr("slm.model.sample.choose", lambda *_: torch.tensor([next(forced)]))
+    pieces: list[str] = []
+    (sample,) = generate(
+        tiny_model("gpt2"),
+        BYTES,
+        ["a"],
+        max_new_tokens=len(wanted),
+        on_text=lambda _, text: pieces.append(text),
+    )
+    assert pieces == list("né ✓ 🦊!")
+    assert sample.completion == "né ✓ 🦊!"
+
+
+# ---- the choice of a token --------------------------------------------------------------------
+
+
+def frequencies(logits: list[float], settings: Settings, seen: list[int] = []) -> list[float]:  # noqa: B006
+    """How often each token is chosen, over evenly spread uniform numbers."""
+    n = 10_000
+    mask = torch.zeros(n, len(logits), dtype=torch.bool)
+    mask[:, seen] = True
+    rows = torch.tensor(logits).expand(n, -1)
+    chosen = choose(rows, settings, [(i + 0.5) / n for i in range(n)], mask if seen else None)
+    counts = Counter(chosen.tolist())
+    return [counts[i] / n for i in range(len(logits))]
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(x) for x in logits]
+    return [w / sum(weights) for w in weights]
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    logits = [1.0, 0.0, -1.0, 0.5]
+    assert frequencies(logits, Settings(temperature=0.7)) == pytest.approx(
+        softmax([x / 0.7 for x in logits]), abs=2e-4
+    )
+    assert frequencies(logits, Settings(temperature=1e-30)) == [1, 0, 0, 0]
+    assert frequencies(logits, Settings(temperature=0)) == [1, 0, 0, 0]
+
+
+def test_top_k_top_p_and_min_p_keep_the_likeliest() -> None:
+    logits = [math.log(p) for p in (0.1, 0.4, 0.05, 0.3, 0.15)]
+    assert frequencies(logits, Settings(top_k=2)) == pytest.approx(
+        [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
+    )
+    assert frequencies(logits, Settings(top_p=0.8)) == pytest.approx(
+        [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], abs=2e-4
+    )
+    assert frequencies(logits, Settings(top_p=0.01)) == [0, 1, 0, 0, 0]
+    assert frequencies(logits, Settings(min_p=0.5)) == pytest.approx(
+        [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
+    )
+    assert frequencies(logits, Settings(top_k=3, top_p=0.5)) == pytest.approx(
+        [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
+    )
+
+
+def test_top_p_reaches_beyond_the_first_candidates() -> None:
+    settings = Settings(top_p=0.9)
+    chosen = choose(torch.zeros(1, 5000), settings, [0.9999])
+    assert 4400 < int(chosen) < 5000
+
+
+def test_the_repetition_penalty_weakens_what_was_seen() -> None:
+    settings = Settings(repetition_penalty=2.0)
+    assert frequencies([1.0, -1.0, 0.5], settings, seen=[0, 1]) == pytest.approx(
+        softmax([0.5, -2.0, 0.5]), abs=2e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("min_p", -1.0),
+        ("repetition_penalty", 0.0),
+        ("max_new_tokens", -1),
+        ("stop", [""]),
+        ("seed", [1, 2]),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError):
+        generate(tiny_model("gpt2"), BYTES, ["a"], **{name: value})  # type: ignore[arg-type]

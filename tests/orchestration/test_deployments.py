@@ -1,0 +1,91 @@
+"""`pipelines.yaml` is read strictly, as Prefect ignores what it does not know."""
+
+from pathlib import Path
+
+import pytest
+
+from slm.errors import UserError
+from slm.orchestration.stack.deployments import check
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = """
+definitions:
+  pool: &pool {name: slm-process}
+deployments:
+  - name: tiny
+    entrypoint: flows/pipeline.py:pipeline
+    description: A tiny one.
+    version: "1"
+    tags: [slm]
+    parameters: {recipe: tiny, overrides: {train.max_steps: 3}}
+    work_pool: *pool
+    concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
+    schedules:
+      - {cron: "0 3 * * 0", timezone: Europe/Berlin, slug: weekly, active: false}
+"""
+
+
+@pytest.fixture
+def file(project: Path) -> Path:
+    """A good file, beside the real flows."""
+    (project / "flows").symlink_to(ROOT / "flows")
+    path = project / "pipelines.yaml"
+    path.write_text(path.read_text().replace("deployments: []\n", DEPLOYMENTS))
+    return path
+
+
+def test_the_projects_own_file_is_in_order() -> None:
+    pipelines = check(ROOT / "pipelines.yaml")
+    names = {f"{deployment.flow}/{deployment.name}" for deployment in pipelines.deployments}
+    assert {"pipeline/quickstart", "pipeline/tinystories", "pipeline/tinystories-gpt2"} <= names
+    stages = ("download", "encode", "train", "evaluate", "report", "register")
+    assert {f"{stage}/tinystories" for stage in stages} <= names
+    assert all(deployment.concurrency_limit for deployment in pipelines.deployments)
+
+
+def test_a_good_file_passes(file: Path) -> None:
+    assert [deployment.name for deployment in check(file).deployments] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("concurrency_limit:", "concurency_limt:", "deployments[0]: unknown key 'concurency_limt'"),
+        ("concurrency_limit:", "concurency_limt:", "did you mean 'concurrency_limit'?"),
+        ("limit: 1", "limits: 1", "concurrency_limit: unknown key 'limits'"),
+        ("slug: weekly", "slugg: weekly", "deployments[0].schedules[0]: unknown key 'slugg'"),
+        ("name: slm-process", "nam: slm-process", "did you mean 'name'?"),
+        ("definitions:", "definition:", "at the top: unknown key 'definition'"),
+        ("recipe: tiny", "recipe: tini", "unknown recipe 'tini': did you mean 'tiny'?"),
+        ("recipe: tiny", "recip: tiny", "unknown parameter 'recip': did you mean 'recipe'?"),
+        ("train.max_steps", "train.max_step", "did you mean 'train.max_steps'?"),
+        ("py:pipeline", "py:pipelin", "unknown flow in flows/pipeline.py 'pipelin'"),
+        ("flows/pipeline.py", "flows/pipelin.py", "flows/pipelin.py does not exist"),
+        ('version: "1"', "version: 1", "deployments[0].version=1"),
+        ("    description: A tiny one.\n", "", "deployments[0].description is missing"),
+        ('cron: "0 3 * * 0", ', "", "exactly one of cron, interval, rrule"),
+        ("ENQUEUE", "ENQUE", "collision_strategy='ENQUE'"),
+        ("overrides: {train.max_steps: 3}", "overrides: [3]", "it must map dotted keys to values"),
+        ("n_layer: 1", "n_layr: 1", "did you mean 'model.n_layer'?"),
+    ],
+)
+def test_what_is_wrong_is_named(file: Path, good: str, bad: str, message: str) -> None:
+    text = file.read_text()
+    assert good in text
+    file.write_text(text.replace(good, bad))
+    with pytest.raises(UserError) as error:
+        check(file)
+    assert message in str(error.value)
+
+
+def test_two_deployments_of_one_name(file: Path) -> None:
+    entry = file.read_text().split("deployments:\n")[1]
+    file.write_text(file.read_text() + entry)
+    with pytest.raises(UserError, match="'pipeline/tiny' stands there twice"):
+        check(file)
+
+
+def test_a_recipe_may_leave_its_path_to_the_command_line(file: Path) -> None:
+    later = "  own: {data: {source: files}, train: {max_steps: 1}}\n"
+    file.write_text(file.read_text().replace("  tiny:\n", f"{later}  tiny:\n"))
+    assert set(check(file).recipes) == {"own", "tiny"}

@@ -1,0 +1,84 @@
+"""Progress: lines where there is no terminal, and what a display remembers."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from slm.orchestration import display
+from slm.orchestration.display import Display, current, showing, showing_on
+from slm.records import Progress, Source
+
+DONE = Source(key="k", dataset="stories", revision="1", splits={})
+
+
+def test_a_stage_is_a_line_and_is_remembered() -> None:
+    lines: list[str] = []
+    shown = Display(lines.append)
+    assert shown.stage("download", lambda progress: DONE) is DONE
+    shown.stage("encode", lambda progress: DONE.model_copy(update={"reused": True}))
+    assert lines[0].split()[:2] == ["download", "done"]
+    assert lines[1].split()[:2] == ["encode", "reused"]
+    assert list(shown.seconds) == ["download", "encode"]
+    assert shown.reused == ["encode"]
+
+
+def test_a_failed_stage_leaves_no_line() -> None:
+    lines: list[str] = []
+
+    def fail(progress: Progress) -> Source:
+        raise ZeroDivisionError
+
+    shown = Display(lines.append)
+    with pytest.raises(ZeroDivisionError):
+        shown.stage("download", fail)
+    assert not lines
+    assert not shown.seconds
+
+
+def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    lines: list[str] = []
+
+    def work(progress: Progress) -> Source:
+        for step in range(25):
+            clock[0] += 1
+            progress(f"loss {step}", step, 100)
+        progress("never", 1, None)
+        return DONE
+
+    Display(lines.append).stage("train", work)
+    assert lines[:2] == ["train       9%  loss 9", "train      19%  loss 19"]
+    assert len(lines) == 3  # and the stage's own
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+
+    def work(progress: Progress) -> Source:
+        progress("loss 2.5", 30, 100)
+        return DONE
+
+    with showing_on(console) as shown:
+        shown.stage("train", work)
+    assert "loss 2.5" in text.getvalue()
+    assert "30 %" in text.getvalue()
+
+
+def test_warnings_of_the_library_are_shown() -> None:
+    text = io.StringIO()
+    with showing_on(Console(file=text, width=200)):
+        logging.getLogger("slm.storage").warning("%s moved aside", "data/x")
+    assert text.getvalue() == "warning: data/x moved aside\n"
+    logging.getLogger("slm.storage").warning("nobody looks")
+    assert "nobody" not in text.getvalue()
+
+
+def test_the_display_in_use() -> None:
+    mine = Display(print)
+    with showing(mine):
+        assert current() is mine
+    assert current() is not mine

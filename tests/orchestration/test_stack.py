@@ -1,0 +1,422 @@
+"""`slm up` with a real server and a real worker: it runs deployments, and what dies is known."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from servers import postgres, postgres_programs
+
+from slm.errors import SlmError, UserError
+from slm.orchestration.stack import services
+from slm.recipes import load_recipe
+from slm.source.download import download
+from slm.storage import RECORD, make_folder
+from slm.tokens.encode import encode
+from slm.training import launch
+from slm.training.journal import read_journal
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "data.documents": 200,
+    "data.vocab_size": 512,
+    "data.val_fraction": 0.3,  # the gate wants enough documents to judge by
+    "data.workers": 1,
+    "model.n_layer": 1,
+    "model.n_head": 2,
+    "model.n_embd": 32,
+    "model.seq_len": 32,
+    "train.tokens_per_step": 128,
+    "train.threads": 1,
+    "evaluate.documents": 4,
+    "report.prompts": ["Once"],
+    "report.temperatures": [0.8],
+    "report.top_ks": [10],
+    "report.max_new_tokens": 8,
+    "registry.max_bpb": 100.0,  # any model may be champion
+    "registry.max_degenerate": 1.0,
+    "registry.max_memorised": 1.0,
+}
+SHORT = TINY | {"train.max_steps": 20}
+LONG = TINY | {"train.max_steps": 2000, "train.checkpoint_every": 100, "train.evaluate_every": 1000}
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def wait_for(what: Callable[[], T], seconds: float = 120.0) -> T:
+    """The first true value of `what`."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+    return found
+
+
+class Stack:
+    """`slm up` in a project folder of its own, with the project's own deployments."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.options = options
+        self.project = folder / "project"
+        self.project.mkdir()
+        shutil.copy(ROOT / "pipelines.yaml", self.project)
+        (self.project / "flows").symlink_to(ROOT / "flows")
+        self.data = folder / "data"
+        self.prefect_port, self.mlflow_port = free_ports(2)
+        self.api = f"http://127.0.0.1:{self.prefect_port}/api"
+        self.environment = {
+            **os.environ,
+            "SLM_DATA": str(self.data),
+            "PREFECT_HOME": str(self.data / "prefect"),
+            "PREFECT_API_URL": self.api,
+        }
+        self.start()
+
+    def start(self) -> None:
+        ports = ["--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port)]
+        self.output = self.project / "up.log"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "slm.cli.main", "up", *ports, *self.options],
+                cwd=self.project,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+            )
+        wait_for(lambda: self.says("Ctrl-C stops it") or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output.read_text()
+
+    def says(self, text: str) -> bool:
+        return text in self.output.read_text()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(120)
+
+    def prefect(self, *arguments: str) -> str:
+        """What a `prefect` command prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, deployment: str, overrides: dict[str, Any], *options: str) -> UUID:
+        """Runs a deployment as a person does; returns the flow run's id."""
+        parameter = f"overrides={json.dumps(overrides)}"
+        said = self.prefect("deployment", "run", deployment, "-p", parameter, *options)
+        return UUID(said.partition("UUID: ")[2].split()[0])
+
+    def read(self, flow_run: UUID) -> FlowRun:
+        with SyncPrefectClient(self.api) as client:
+            return client.read_flow_run(flow_run)
+
+    def ended(self, flow_run: UUID) -> StateType | None:
+        """The final state of a flow run, None before it."""
+        with suppress(Exception):  # the server may be starting
+            state = self.read(flow_run).state
+            return state.type if state and state.is_final() else None
+        return None
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The processes of this stack whose command line holds a word."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if name in process.cmdline() and process.environ().get("SLM_DATA") == str(
+                    self.data
+                ):
+                    found.append(process)
+        return found
+
+    def may_lose_its_worker(self) -> bool:
+        """Whether the worker is old enough to be started again when it ends."""
+        ages = [
+            time.time() - worker.create_time()
+            for worker in self.processes("slm.orchestration.stack.worker")
+        ]
+        return bool(ages) and min(ages) > services.LEAST_SECONDS
+
+    def trained(self) -> list[Path]:
+        """The checkpoints of a training that has begun."""
+        return list(self.data.glob(f"runs/*/checkpoints/step_*/{RECORD}"))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    yield stack
+    stack.stop()
+    assert stack.process.returncode == 130
+    assert not stack.processes("slm.orchestration.stack.worker")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the weights that the long training gives."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    config = load_recipe("quickstart", LONG)
+    shards = encode(config, download(config, root=root), root=root)
+    return launch.train(config, shards, root=root).weights_sha256
+
+
+# ---- it runs deployments ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_deployment_makes_a_champion(stack: Stack) -> None:
+    flow_run = stack.run("pipeline/quickstart", SHORT, "--watch")
+    assert stack.ended(flow_run) == StateType.COMPLETED
+    assert stack.read(flow_run).name.startswith("quickstart-")
+
+    from mlflow import MlflowClient
+
+    server = MlflowClient(f"http://127.0.0.1:{stack.mlflow_port}")
+    version = server.get_model_version_by_alias("slm", "champion")
+    assert server.get_run(version.run_id).info.status == "FINISHED"
+
+    with SyncPrefectClient(stack.api) as client:
+        artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run}
+    wanted = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
+    assert wanted <= set(artifacts)
+    assert version.run_id in str(artifacts["mlflow-run"].data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stage_as_a_deployment(stack: Stack) -> None:
+    offline = TINY | {"data.source": "stories", "data.path": "", "data.revision": None}
+    flow_run = stack.run("encode/tinystories", offline, "--watch")
+    assert stack.ended(flow_run) == StateType.COMPLETED
+    assert list(stack.data.glob(f"shards/tinystories-*/{RECORD}"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_schedule_fires(stack: Stack) -> None:
+    with SyncPrefectClient(stack.api) as client:
+        deployment = client.read_deployment_by_name("pipeline/quickstart")
+        soon = IntervalSchedule(interval=timedelta(seconds=20))
+        [made] = client.create_deployment_schedules(
+            deployment.id,
+            [DeploymentScheduleCreate(schedule=soon, parameters={"overrides": SHORT})],
+        )
+
+        def fired() -> list[FlowRun]:
+            runs = client.read_flow_runs()
+            return [r for r in runs if r.auto_scheduled and r.state and r.state.is_completed()]
+
+        assert wait_for(fired)[0].parameters["overrides"] == SHORT
+        client.delete_deployment_schedule(deployment.id, made.id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_person_is_asked_and_the_answer_is_heeded(stack: Stack) -> None:
+    offline = SHORT | {"data.source": "stories", "data.path": "", "data.revision": None}
+    asking = {"registry.model": "asked", "retrain.approval": True}  # a model without a champion
+    flow_run = stack.run("retrain/tinystories", offline | asking)
+    wait_for(lambda: stack.read(flow_run).state_name == "Suspended")
+    wait_for(
+        lambda: not stack.processes("slm.orchestration.stack.engine")
+    )  # what waits holds no process
+    with SyncPrefectClient(stack.api) as client:
+        client.resume_flow_run(flow_run, run_input={"approve": False, "who": "Ann"})
+    assert wait_for(lambda: stack.ended(flow_run)) == StateType.COMPLETED
+    assert {"retrain:retrain", "verdict:refused"} <= set(stack.read(flow_run).tags)
+    assert "rejected by Ann" in str(stack.read(flow_run).state)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
+def test_on_postgres(tmp_path: Path) -> None:
+    with postgres() as address:
+        stack = Stack(tmp_path, "--postgres", address.replace("psycopg2", "asyncpg"))
+        flow_run = stack.run("download/tinystories", TINY | {"data.source": "stories"}, "--watch")
+        assert stack.ended(flow_run) == StateType.COMPLETED
+        stack.stop()
+    assert not (stack.data / "prefect" / "prefect.db").exists()
+
+
+# ---- what dies is known, and goes on ----------------------------------------------------------
+
+
+def kill_flow(stack: Stack, flow_run: UUID) -> None:
+    [flow] = stack.processes("slm.orchestration.stack.engine")
+    flow.kill()
+
+
+def kill_worker(stack: Stack, flow_run: UUID) -> None:
+    [worker] = stack.processes("slm.orchestration.stack.worker")
+    worker.kill()
+
+
+def end_worker(stack: Stack, flow_run: UUID) -> None:
+    [worker] = stack.processes("slm.orchestration.stack.worker")
+    worker.terminate()
+
+
+def kill_server(stack: Stack, flow_run: UUID) -> None:
+    [server] = [p for p in stack.processes("server") if str(stack.prefect_port) in p.cmdline()]
+    server.kill()
+
+
+def cancel(stack: Stack, flow_run: UUID) -> None:
+    stack.prefect("flow-run", "cancel", str(flow_run))
+
+
+def stop_stack(stack: Stack, flow_run: UUID) -> None:
+    stack.stop()
+    stack.start()
+
+
+def kill_stack(stack: Stack, flow_run: UUID) -> None:
+    stack.process.kill()
+    stack.process.wait()
+    wait_for(lambda: not stack.processes("slm.orchestration.stack.worker"))
+    wait_for(lambda: not stack.processes("server"))
+    stack.start()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize(
+    ("happens", "state"),
+    [
+        (kill_flow, StateType.CRASHED),
+        (kill_worker, StateType.CRASHED),
+        (end_worker, StateType.CRASHED),
+        (kill_server, StateType.COMPLETED),
+        (cancel, StateType.CANCELLED),
+        (stop_stack, StateType.CRASHED),
+        (kill_stack, StateType.CRASHED),
+    ],
+)
+def test_what_happens_is_known_and_a_retry_gives_the_same_bits(
+    stack: Stack,
+    uninterrupted: str,
+    happens: Callable[[Stack, UUID], None],
+    state: StateType,
+) -> None:
+    assert_known_and_retried(stack, uninterrupted, happens, state)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("grace", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize(
+    ("asks", "state"), [(end_worker, StateType.CRASHED), (cancel, StateType.CANCELLED)]
+)
+def test_whatever_the_grace_a_retry_gives_the_same_bits(
+    stack: Stack,
+    uninterrupted: str,
+    asks: Callable[[Stack, UUID], None],
+    state: StateType,
+    grace: float,
+) -> None:
+    """What was asked to end, and all that it started, is killed when the grace is over."""
+
+    def happens(stack: Stack, flow_run: UUID) -> None:
+        [asked] = stack.processes(
+            "slm.orchestration.stack.worker"
+            if asks is end_worker
+            else "slm.orchestration.stack.engine"
+        )
+        family = [asked, *asked.children(recursive=True)]
+        asks(stack, flow_run)
+        psutil.wait_procs(family, timeout=grace)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    assert_known_and_retried(
+        stack, uninterrupted, happens, state, f"{asks.__name__}, {grace:.0f} s"
+    )
+
+
+def assert_known_and_retried(
+    stack: Stack,
+    uninterrupted: str,
+    happens: Callable[[Stack, UUID], None],
+    state: StateType,
+    name: str = "",
+) -> None:
+    """Something happens to a training: its end is known, and a retry gives the same bits."""
+    shutil.rmtree(stack.data / "runs", ignore_errors=True)
+    flow_run = stack.run("pipeline/quickstart", LONG)
+    wait_for(stack.trained)
+    wait_for(stack.may_lose_its_worker)
+    began = time.monotonic()
+    happens(stack, flow_run)
+    assert wait_for(lambda: stack.ended(flow_run)) == state
+    seconds = time.monotonic() - began
+    wait_for(
+        lambda: not stack.processes("slm.training.process"), seconds=30
+    )  # no trainer is left over
+    alone = time.monotonic() - began - seconds
+    name = name or happens.__name__
+    print(f"\n{name:<16} {state.value:<10} after {seconds:.1f} s, trainer {alone:+.1f} s")
+
+    if state != StateType.COMPLETED:
+        last = max(int(path.parent.name.removeprefix("step_")) for path in stack.trained())
+        began = time.monotonic()
+        stack.prefect("flow-run", "retry", str(flow_run))
+        wait_for(lambda: stack.ended(flow_run) == StateType.COMPLETED)
+        print(f"{'':<16} retried from step {last}: {time.monotonic() - began:.1f} s")
+        [run] = stack.data.glob("runs/*/metrics.jsonl")
+        went_on = [e["step"] for e in read_journal(run.parent) if e["event"] == "resume"]
+        assert went_on == [last]
+    [record] = stack.data.glob(f"runs/*/{RECORD}")
+    assert json.loads(record.read_text())["weights_sha256"] == uninterrupted
+
+
+# ---- what cannot start ------------------------------------------------------------------------
+
+
+def test_a_port_in_use_names_the_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port}, .* in use by .*process {os.getpid()}"):
+            services.refuse_port_in_use("Prefect", port, "--prefect-port")
+
+
+def test_a_second_stack_on_a_data_folder_is_refused(data_root: Path) -> None:
+    with services.only_stack(), pytest.raises(UserError, match="is up on"), services.only_stack():
+        pass
+
+
+def test_a_program_that_ends_at_once_is_not_started_for_ever(data_root: Path) -> None:
+    service = services.Service("the worker", ["no_such_module"], dict(os.environ))
+    make_folder(service.log.parent)
+    service.start()
+    with pytest.raises(SlmError, match=r"the worker ends at once; its log .*worker.log says why"):
+        services.keep_running([service], print)
+    assert "no_such_module" in service.log.read_text()

@@ -1,0 +1,337 @@
+"""The gate: what is better wins, what is equal does not, and a kill between two calls is healed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from run_folders import (
+    CONFIG,
+    add_evaluation,
+    empty_store,
+    finish_run,
+    killed_after,
+    start_run,
+    step_events,
+    write_journal,
+)
+
+from slm.config import RegistryConfig
+from slm.errors import CorruptionError, UserError
+from slm.evaluation.intervals import paired_interval
+from slm.orchestration import events, stages, tasks
+from slm.orchestration.display import Display
+from slm.records import Evaluation, Run
+from slm.registry import assessment, gate, register
+from slm.tracking.server import connect, default_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
+STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
+
+
+# ---- the evidence -----------------------------------------------------------------------------
+
+
+def simulated(
+    seed: int, gain: float = 0.0, count: int = 150
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Nats of two models on documents of unlike length and difficulty, and the bytes of each.
+
+    The models agree on which documents are hard; the first spends `gain` less, as a fraction.
+    """
+    draws = np.random.default_rng(seed)
+    sizes = draws.lognormal(6.5, 0.5, count).astype(np.int64) + 1
+    hard = 0.7 * draws.lognormal(0, 0.2, count) * sizes
+    first, second = (hard * draws.normal(1, 0.02, count) for _ in range(2))
+    return first * (1 - gain), second, sizes
+
+
+def test_equal_models_are_hardly_ever_promoted() -> None:
+    highs = [paired_interval(*simulated(seed), resamples=2000)[2] for seed in range(200)]
+    assert sum(high < 0 for high in highs) <= 10  # 5 %
+
+
+def test_a_better_model_is_nearly_always_promoted() -> None:
+    highs = [paired_interval(*simulated(s, gain=0.015), resamples=2000)[2] for s in range(100)]
+    assert sum(high < 0 for high in highs) >= 95
+
+
+def test_the_interval_holds_the_difference_in_bits_a_byte() -> None:
+    challenger, champion, sizes = simulated(1, gain=0.05)
+    difference, low, high = paired_interval(challenger, champion, sizes)
+    assert difference == pytest.approx((challenger - champion).sum() / np.log(2) / sizes.sum())
+    assert low < difference < high
+    assert paired_interval(challenger, champion, sizes) == (difference, low, high)
+    assert paired_interval(champion, champion, sizes) == (0, 0, 0)
+
+
+# ---- promotion --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data folder with an empty store, at a path with a space."""
+    return empty_store(tmp_path / "my data")
+
+
+def trained_run(root: Path, key: str, trained: int) -> Run:
+    path = start_run(root, key=key * 32)
+    write_journal(path, step_events(1, 60))
+    return finish_run(path, key=key * 32, trained=trained)
+
+
+def add_version(root: Path, key: str, trained: int) -> Run:
+    run = trained_run(root, key, trained)
+    register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    return run
+
+
+def server(root: Path) -> "MlflowClient":
+    return connect(default_uri(root))
+
+
+def aliases(root: Path) -> dict[str, str]:
+    found = server(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def audit(root: Path) -> list[dict[str, object]]:
+    path = root / "mlflow" / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def promote(root: Path, version: str = "@challenger", **options: object) -> assessment.Verdict:
+    return gate.promote(f"models:/slm{version}", root=root, thresholds=LENIENT, **options)
+
+
+def as_reused(verdict: assessment.Verdict) -> assessment.Verdict:
+    assert not verdict.reused
+    return verdict.model_copy(update={"reused": True})
+
+
+def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    assert promote(root, "/1").champion is None
+    add_version(root, "bb", trained=30)
+    verdict = promote(root)
+    assert verdict.decision == "promoted"
+    assert verdict.high < 0
+    assert verdict.difference == pytest.approx(verdict.val_bpb - verdict.champion_bpb)
+    assert verdict.documents == 25
+    assert aliases(root) == {"champion": "2"}
+    entry = server(root).get_model_version("slm", "2")
+    assert entry.tags["slm.decision"] == "promoted"
+    assert "bits a byte" in entry.description
+    assert promote(root, "/2") == as_reused(verdict)
+    assert [line["decision"] for line in audit(root)] == ["promoted", "promoted"]
+
+    assert gate.rollback("slm", root=root) == ("1", "2")
+    assert aliases(root) == {"champion": "1"}
+    assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
+    assert promote(root, "/2").reason.startswith("it was rolled back")
+    assert aliases(root) == {"champion": "1"}
+    server(root).delete_registered_model_alias("slm", "champion")
+    gate.carry_out(gate.judge("models:/slm/2", root=root), root=root)  # refuses whoever is champion
+    assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
+    server(root).set_registered_model_alias("slm", "champion", "1")
+    with pytest.raises(UserError, match="followed no other champion"):
+        gate.rollback("slm", root=root)
+
+
+def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
+    add_version(root, "aa", trained=30)
+    promote(root)
+    add_version(root, "bb", trained=30)  # the same weights
+    verdict = promote(root)
+    assert (verdict.decision, verdict.difference) == ("refused", 0)
+    assert aliases(root) == {"champion": "1", "challenger": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "generate", lambda *_, **__: pytest.fail("it was judged again"))
+        assert promote(root) == as_reused(verdict)
+
+    forced = promote(root, force="fresher data")
+    assert forced.decision == "promoted"
+    assert aliases(root) == {"champion": "2"}
+    assert server(root).get_model_version("slm", "2").tags["slm.decision"] == "promoted (forced)"
+    assert [line["forced"] for line in audit(root)] == [None, None, "fresher data"]
+
+
+def test_other_settings_of_the_gate_judge_a_version_again(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    assert gate.promote("models:/slm/1", root=root, thresholds=STRICT).decision == "refused"
+    verdict = promote(root, "/1")
+    assert verdict.decision == "promoted"
+    assert verdict.limits["max_degenerate"] == 1
+    assert aliases(root) == {"champion": "1"}
+
+
+def test_a_flow_judges_by_the_settings_that_it_was_given(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_DATA", str(root))
+    run = trained_run(root, "aa", 0)
+    version = register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
+        config = CONFIG.model_copy(update={"registry": registry_config})
+        for found in (
+            stages.judge(config, version, Display(print)),
+            stages.promote(config, version, Display(print)),
+        ):
+            assert found is not None
+            assert found.decision == decision
+
+
+def test_a_decision_is_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_DATA", str(root))
+    told: list[str] = []
+    monkeypatch.setattr(events, "judged", lambda verdict: told.append(verdict.decision))
+    run = trained_run(root, "aa", 0)
+    version = register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    for gate_config in (STRICT, STRICT, LENIENT, LENIENT):
+        tasks.promote.fn(CONFIG.model_copy(update={"registry": gate_config}), version)
+    assert told == ["refused", "promoted"]
+
+
+def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    verdict = gate.judge("models:/slm/1", root=root, thresholds=LENIENT)
+    assert verdict.decision == "promoted"
+    assert (aliases(root), audit(root)) == ({"challenger": "1"}, [])
+
+    no = gate.answered(verdict, approved=False, who="Ann", comment="too plain")
+    assert [gate.carry_out(no, root=root).reused for _ in range(2)] == [False, True]
+    assert aliases(root) == {"challenger": "1"}
+    entry = server(root).get_model_version("slm", "1")
+    assert entry.tags["slm.reason"].startswith("rejected by Ann: too plain")
+    assert "Asked: rejected by Ann" in entry.description
+    assert promote(root).decision == "refused"  # the answer stands
+    gate.carry_out(gate.answered(verdict, approved=True, who="Bob"), root=root)
+    assert aliases(root) == {"champion": "1"}
+    assert [line["approval"] for line in audit(root)] == [no.approval, "approved by Bob"]
+
+    add_version(root, "bb", trained=30)
+    late = gate.judge("models:/slm/2", root=root, thresholds=LENIENT)
+    server(root).delete_registered_model_alias("slm", "champion")
+    with pytest.raises(UserError, match="the champion is version None by now"):
+        gate.carry_out(late, root=root)
+
+
+def test_a_promotion_that_was_killed_before_the_alias_moved_is_told_again(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "_crown", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promote(root)
+    assert [promote(root, "/1").reused for _ in range(2)] == [False, True]
+
+
+def test_a_verdict_on_a_loss_that_is_no_number_can_be_read_back() -> None:
+    verdict = assessment.Verdict(
+        model="slm", version="1", champion=None, decision="refused", val_bpb=np.nan, margin=0,
+        documents=25, documents_sha256="ab", vetoes=[], reason="its loss is not a number",
+    )  # fmt: skip
+    assert np.isnan(assessment.Verdict.model_validate_json(verdict.model_dump_json()).val_bpb)
+
+
+def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    verdict = gate.promote("models:/slm/1", root=root, thresholds=STRICT)
+    assert verdict.decision == "refused"
+    assert any("samples are" in veto for veto in verdict.vetoes)
+
+    server(root).delete_model_version_tag("slm", "1", "slm.verdict")
+    server(root).delete_model_version_tag("slm", "1", "slm.dataset_revision")
+    assert promote(root, "/1").vetoes == ["lineage lacks dataset_revision"]
+
+
+@pytest.mark.parametrize("where", ["run", "registry"])
+def test_exchanged_weights_are_refused_even_when_forced(root: Path, where: str) -> None:
+    run = add_version(root, "aa", trained=0)
+    folder = run.checkpoint("best") if where == "run" else root / "mlflow" / "artifacts" / "models"
+    weights = next(folder.rglob("model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptionError, match="exchanged"):
+        promote(root, "/1", force="please")
+    assert audit(root) == []
+
+
+@pytest.mark.parametrize("tag", ["slm.run", "slm.checkpoint"])
+def test_a_tag_of_the_server_leads_to_no_other_folder(root: Path, tag: str) -> None:
+    add_version(root, "aa", trained=0)
+    server(root).set_model_version_tag("slm", "1", tag, "../../elsewhere")
+    with pytest.raises(UserError, match=r"'../../elsewhere' is not the name of anything"):
+        promote(root, "/1")
+    server(root).delete_model_version_tag("slm", "1", tag)
+    with pytest.raises(UserError, match=rf"not registered by slm: it has no tag {tag}"):
+        promote(root, "/1")
+
+
+CALLS = [  # to the registry, in the order of their first
+    "create_logged_model",
+    "log_model_artifacts",
+    "log_outputs",
+    "finalize_logged_model",
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+    "set_model_version_tag",
+    "update_model_version",
+    "delete_registered_model_alias",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("trained", [(0, 30), (30, 0)], ids=["better", "worse"])
+def test_two_versions_killed_between_any_two_calls_end_alike(
+    tmp_path: Path, trained: tuple[int, int]
+) -> None:
+    """Each is registered and gated as the flow does it; a killed flow is run again."""
+    ends = set()
+    for calls in range(1, 40):
+        root = empty_store(tmp_path / str(calls))
+        killed = []
+        for key, steps in zip(("aa", "bb"), trained, strict=True):
+            run = trained_run(root, key, steps)
+            evaluation = add_evaluation(run)
+
+            def flow(run: Run = run, evaluation: Evaluation = evaluation) -> None:
+                version = register.register(CONFIG, run, evaluation, None, root=root)  # noqa: B023
+                promote(root, f"/{version.version}")  # noqa: B023
+
+            killed.append(killed_after(calls, CALLS, flow))
+            flow()
+        ends.add(end_state(root))
+        if not any(killed):
+            break
+    assert calls > 12
+    assert len(ends) == 1
+    assert json.loads(ends.pop())["aliases"] == (
+        {"champion": "2"} if trained == (0, 30) else {"champion": "1", "challenger": "2"}
+    )
+
+
+def end_state(root: Path) -> str:
+    """All that the registry and the audit log hold, without what names a time or an MLflow run."""
+    versions = server(root).search_model_versions("name = 'slm'")
+    models = server(root).search_logged_models(
+        [server(root).get_experiment_by_name("slm").experiment_id]
+    )
+    return json.dumps(
+        {
+            "aliases": aliases(root),
+            "versions": {
+                str(v.version): [v.description, {**v.tags, "slm.run_id": ""}] for v in versions
+            },
+            "models": sorted((m.name, str(m.status)) for m in models),
+            "audit": [{k: v for k, v in line.items() if k != "time"} for line in audit(root)],
+        },
+        sort_keys=True,
+    )

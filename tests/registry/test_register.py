@@ -1,0 +1,329 @@
+"""Versions: the same chain gives the same version, which works on its own, wherever it is."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from run_folders import (
+    CONFIG,
+    add_evaluation,
+    add_report,
+    empty_store,
+    finish_run,
+    killed_after,
+    start_run,
+    step_events,
+    write_journal,
+)
+
+import slm.evaluation.evaluate
+import slm.source.download
+import slm.tokens.encode
+import slm.training.launch
+from slm import storage
+from slm.config import PipelineConfig, RegistryConfig
+from slm.errors import CorruptionError, UserError
+from slm.model.sample import generate
+from slm.model.saved import load_model
+from slm.records import Evaluation, Run, Version
+from slm.registry import assessment, origins, packing, register, versions
+from slm.registry.finding import find_version, resolve
+from slm.tracking import mirror
+from slm.tracking.server import as_default, connect, default_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data folder with an empty store, at a path with a space."""
+    return empty_store(tmp_path / "my data")
+
+
+def make_run(root: Path, key: str = "ab" * 32, trained: int = 0) -> tuple[Run, Evaluation]:
+    path = start_run(root, key=key)
+    write_journal(path, step_events(1, 60))
+    run = finish_run(path, key=key, trained=trained)
+    return run, add_evaluation(run)
+
+
+def registered(root: Path, key: str = "ab" * 32, trained: int = 0) -> Version:
+    run, evaluation = make_run(root, key, trained)
+    return register.register(CONFIG, run, evaluation, None, root=root)
+
+
+def client(root: Path) -> "MlflowClient":
+    return connect(default_uri(root))
+
+
+def aliases(root: Path) -> dict[str, str]:
+    found = client(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+# ---- versions ---------------------------------------------------------------------------------
+
+
+def test_a_version_carries_its_whole_chain(root: Path) -> None:
+    run, evaluation = make_run(root)
+    version = register.register(CONFIG, run, evaluation, add_report(run), root=root)
+    assert (version.model, version.version, version.aliases) == ("slm", "1", ["challenger"])
+    tags = client(root).get_model_version("slm", "1").tags
+    assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)
+    assert tags["slm.dataset"] == "stories"
+    assert tags["slm.dataset_revision"] == "r1"
+    assert tags["slm.code_commit"] == "c" * 40
+    assert tags["slm.run_id"] == version.run_id
+    weights = run.checkpoint("best") / "model.safetensors"
+    assert tags["slm.weights_sha256"] == storage.sha256_file(weights)
+    assert tags["slm.report_sha256"]
+
+
+def test_registering_again_is_instant_and_changes_nothing(root: Path) -> None:
+    run, evaluation = make_run(root)
+    first = register.register(CONFIG, run, evaluation, None, root=root)
+    begin = time.perf_counter()
+    second = register.register(CONFIG, run, evaluation, None, root=root)
+    assert time.perf_counter() - begin < 0.5
+    assert second.reused
+    assert second.version == first.version
+    (run.path / "registered.json").unlink()
+    third = register.register(CONFIG, run, evaluation, None, root=root)
+    assert (third.version, third.aliases) == ("1", ["challenger"])
+    assert len(client(root).search_model_versions("name = 'slm'")) == 1
+
+
+def test_a_version_that_the_store_lost_is_registered_anew(root: Path) -> None:
+    run, evaluation = make_run(root)
+    register.register(CONFIG, run, evaluation, None, root=root)
+    client(root).delete_registered_model("slm")
+    again = register.register(CONFIG, run, evaluation, None, root=root)
+    assert not again.reused
+    assert aliases(root) == {"challenger": again.version}
+
+
+def test_the_newest_version_challenges_and_none_is_champion_unjudged(root: Path) -> None:
+    registered(root)
+    assert registered(root, key="cd" * 32, trained=3).aliases == ["challenger"]
+    assert aliases(root) == {"challenger": "2"}
+
+
+def test_a_version_that_was_judged_challenges_no_more(root: Path) -> None:
+    run, evaluation = make_run(root)
+    register.register(CONFIG, run, evaluation, None, root=root)
+    client(root).set_model_version_tag("slm", "1", "slm.verdict", "{}")
+    registered(root, key="cd" * 32, trained=3)
+    (run.path / "registered.json").unlink()
+    assert register.register(CONFIG, run, evaluation, None, root=root).aliases == []
+    assert aliases(root) == {"challenger": "2"}
+
+
+def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
+    run, evaluation = make_run(root)
+    weights = run.checkpoint("best") / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"model\.safetensors"):
+        register.register(CONFIG, run, evaluation, None, root=root)
+    other = evaluation.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(CorruptionError, match="exchanged"):
+        register.register(CONFIG, run, other, None, root=root)
+
+
+REGISTER_CALLS = [
+    "create_logged_model",
+    "log_model_artifacts",
+    "log_outputs",
+    "finalize_logged_model",
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+]
+
+
+@pytest.mark.slow
+def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
+    for calls in range(1, 30):
+        root = empty_store(tmp_path / str(calls))
+        run, evaluation = make_run(root)
+        work = lambda: register.register(CONFIG, run, evaluation, None, root=root)  # noqa: B023
+        killed = killed_after(calls, REGISTER_CALLS, work)
+        version = work()
+        server = client(root)
+        assert (version.version, aliases(root)) == ("1", {"challenger": "1"})
+        assert len(server.search_model_versions("name = 'slm'")) == 1
+        models = server.search_logged_models([server.get_run(version.run_id).info.experiment_id])
+        assert sorted(m.name for m in models) == ["model", "step_000050", "step_000060"]
+        assert {m.status for m in models} == {"READY"}
+        if not killed:
+            break
+    assert calls > 10
+
+
+# ---- serving ----------------------------------------------------------------------------------
+
+
+def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
+    run, evaluation = make_run(root, trained=30)
+    register.register(CONFIG, run, evaluation, None, root=root)
+    import mlflow
+
+    prompts, settings = ["One day", "Tom"], {"max_new_tokens": 12, "seed": 3}
+    with as_default(client(root)):
+        served = mlflow.pyfunc.load_model("models:/slm@challenger")
+    model, tokenizer = load_model(run.checkpoint("best"))
+    samples = generate(model, tokenizer, prompts, temperature=0.8, top_k=50, **settings)
+    assert served.predict(prompts, params=settings) == [s.completion for s in samples]
+    assert served.predict(prompts, params=settings) != served.predict(
+        prompts, params={**settings, "seed": 4}
+    )
+    assert set(served.metadata.get_params_schema().to_dict()[0]) >= {"name", "default"}
+    names = [param.name for param in served.metadata.get_params_schema().params]
+    assert names == ["temperature", "top_k", "max_new_tokens", "seed"]
+
+
+def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
+    registered(root)
+    folder = Path(next((root / "mlflow" / "artifacts" / "models").iterdir()) / "artifacts")
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".tiktoken"}
+    code = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    assert "from slm." not in code
+    assert "import slm" not in code
+    required = (folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in required)
+    assert {line.partition("==")[0] for line in required} == set(packing.REQUIREMENTS)
+
+
+def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path) -> None:
+    import ast
+
+    _, package = packing.ship_code(tmp_path)
+    imported = set()
+    for path in tmp_path.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {package.name}
+    brought = {
+        "yaml": "pyyaml",
+        "pandas": "mlflow",
+        "pyarrow": "mlflow",
+        "tiktoken_ext": "tiktoken",
+    }
+    assert {brought.get(name, name) for name in foreign} <= set(packing.REQUIREMENTS)
+
+
+def test_versions_of_unlike_code_work_side_by_side(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(root)
+    honest = packing._needed_modules
+
+    def changed(script: Path) -> dict[str, str]:
+        sources = honest(script)
+        marked = sources["sample.py"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
+        return {**sources, "sample.py": marked}
+
+    monkeypatch.setattr(packing, "_needed_modules", changed)
+    registered(root, key="cd" * 32, trained=3)
+    import mlflow
+
+    with as_default(client(root)):
+        second = mlflow.pyfunc.load_model("models:/slm/2")
+        first = mlflow.pyfunc.load_model("models:/slm/1")
+    assert second.predict(["One day"]) == ["changed"]
+    assert first.predict(["One day"]) != ["changed"]
+
+
+# ---- finding ----------------------------------------------------------------------------------
+
+
+def test_names_lead_to_model_folders(root: Path) -> None:
+    run, evaluation = make_run(root)
+    register.register(CONFIG, run, evaluation, None, root=root)
+    best = run.checkpoint("best")
+    for text in (str(run.path), run.name, "models:/slm@challenger", "models:/slm/1"):
+        assert resolve(text, root) == best
+    bytes_before = (best / "model.safetensors").read_bytes()
+    (root / "runs").rename(root / "gone")
+    copy = resolve("models:/slm@challenger", root)
+    assert (copy / "model.safetensors").read_bytes() == bytes_before
+    assert {"config.json", "tokenizer.tiktoken"} <= {path.name for path in copy.iterdir()}
+    assert resolve("models:/slm/1", root) == copy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models:/sml@challenger", "did you mean 'slm'"),
+        ("models:/slm@challenge", "did you mean 'challenger'"),
+        ("models:/slm/7", "valid: 1"),
+        ("models:/slm", "models:/NAME@ALIAS"),
+        ("tiny-abababababa", "did you mean 'tiny-abababababab'"),
+    ],
+)
+def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> None:
+    registered(root)
+    with pytest.raises(UserError, match=message):
+        resolve(text, root)
+
+
+def test_a_model_among_hundreds_is_found_and_asked_for_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(root)
+    registered(root, key="cd" * 32, trained=3)
+    server = client(root)
+    for number in range(120):  # more than a page of them, all before ours
+        server.create_registered_model(f"a{number:03}")
+    assert find_version(server, "models:/slm@challenger").version in (2, "2")
+    origin = origins.find_origin(CONFIG, "challenger", root=root)
+    assert origin is not None
+    assert origin.name == "models:/slm/2"
+
+    from mlflow import MlflowClient
+
+    asked: list[str] = []
+    get = MlflowClient.get_registered_model
+    monkeypatch.setattr(
+        MlflowClient, "get_registered_model", lambda c, n: asked.append(n) or get(c, n)
+    )
+    found = {v.name: v.aliases for v in versions.list_versions(root)}
+    assert found == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
+    assert asked == ["slm"]
+
+
+# ---- the real thing ---------------------------------------------------------------------------
+
+
+def test_a_real_run_is_mirrored_registered_and_served(
+    tiny_config: Callable[..., PipelineConfig], root: Path
+) -> None:
+    config = tiny_config()
+    shards = slm.tokens.encode.encode(
+        config, slm.source.download.download(config, root=root), root=root
+    )
+    with mirror.mirror(slm.training.launch.prepare(config, shards, root=root)):
+        run = slm.training.launch.train(config, shards, root=root)
+    run_id = json.loads((run.path / "mlflow.json").read_text())["run_id"]
+    losses = client(root).get_metric_history(run_id, "train_loss")
+    assert [m.step for m in losses] == [1, 2, 3, 4]
+    assert client(root).get_run(run_id).info.status == "FINISHED"
+
+    evaluation = slm.evaluation.evaluate.evaluate(config, run, root=root)
+    version = register.register(config, run, evaluation, None, root=root)
+    assert version.run_id == run_id
+    tags = client(root).get_model_version("slm", version.version).tags
+    assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)
+    assert resolve("models:/slm@challenger", root) == run.checkpoint("best")

@@ -1,0 +1,164 @@
+from dataclasses import replace
+
+import pytest
+
+from slm.evaluation.baselines import FIVE_GRAM, XZ, Reference
+from slm.evaluation.text_quality import Quality
+from slm.report.summary import (
+    Check,
+    Finding,
+    Searched,
+    percent,
+    quality_checks,
+    sum_up,
+    training_findings,
+)
+
+HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
+OTHERS = {
+    XZ: Reference(XZ, 2.3, "nothing"),
+    FIVE_GRAM: Reference(FIVE_GRAM, 1.2, "counts of 3,000 of its tokens"),
+}
+COPIES = [9, 12, 15, 10]
+
+
+def checks(
+    samples: Quality = HUMAN,
+    ended: float = 0.5,
+    copied: list[int] = COPIES,
+    grammar: tuple[float, float] | None = (0.01, 0.005),
+) -> list[Check]:
+    searched = Searched(9_000, 2_000)
+    return quality_checks(samples, HUMAN, (ended, 0.6), (copied, COPIES), grammar, searched)
+
+
+def falling(*losses: float) -> list[dict[str, float]]:
+    return [{"step": 100.0 * (i + 1), "val_loss": loss} for i, loss in enumerate(losses)]
+
+
+HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 500, 2.05, 2.1, 0.9, OTHERS)
+
+
+def test_a_healthy_model_is_called_sound() -> None:
+    verdict = sum_up(checks(), HEALTHY, 0.9)
+    assert verdict.sentence.startswith("A sound model: every check passed")
+    assert {finding.level for finding in verdict.findings} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"loops": 0.5}, "it loops"),
+        ({"repeated": 0.4}, "it repeats itself"),
+        ({"distinct": 0.2}, "its words vary little"),
+        ({"unknown": 0.2}, "it makes up words"),
+        ({"likeness": 0.6}, "its samples are alike"),
+    ],
+)
+def test_samples_far_from_held_out_text_are_called_out(
+    changes: dict[str, float], fault: str
+) -> None:
+    verdict = sum_up(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
+    assert verdict.sentence == f"Not a sound model: {fault}, at 0.900 bits a byte."
+    assert verdict.findings[0].level == "bad"
+
+
+def test_a_model_that_recites_its_data_is_called_out() -> None:
+    verdict = sum_up(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
+    assert "it copies its training documents" in verdict.sentence
+    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 500, 0.4, 2.6, 1.1, OTHERS)
+    verdict = sum_up(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
+    assert verdict.sentence == (
+        "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
+    )
+
+
+def test_what_came_after_the_checkpoint_is_a_note() -> None:
+    curve = falling(1.2, 1.0, 1.15, 1.3)
+    verdict = sum_up(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, OTHERS), 0.9)
+    assert verdict.sentence.startswith("A sound model")
+    assert verdict.findings[0].level == "note"
+    assert "rose by 30 % from step 200 to step 400" in verdict.findings[0].text
+    at_the_end = sum_up(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, OTHERS), 0.9)
+    assert at_the_end.sentence.startswith("Not a sound model: it overfits")
+
+
+def test_a_loss_that_still_falls_is_told_with_its_steps_and_no_advice() -> None:
+    """The learning rate falls at the end of every schedule, and the loss with it."""
+    curve = [{"step": step, "val_loss": loss} for step, loss in ((10, 3), (50, 2), (79, 1.5))]
+    curve += [{"step": 95, "val_loss": 1.4}, {"step": 100, "val_loss": 1.2}]
+    (finding,) = training_findings(curve, 100, 1.2, 1.2, 0.9, {})
+    assert finding == Finding("note", "Held-out loss still fell by 20 % from step 79 to step 100.")
+    (earlier,) = training_findings(curve[:-1], 95, 1.4, 1.4, 0.9, {})
+    assert "30 % from step 50 to step 95" in earlier.text
+
+
+def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
+    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: OTHERS[XZ]})
+    assert finding.fault == "it predicts worse than a file compressor"
+    assert sum_up([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
+
+
+@pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "note"), (1.5, "warn")])
+def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> None:
+    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: OTHERS[FIVE_GRAM]})
+    assert finding.level == level
+    assert "counts of 3,000 of its tokens" in finding.text
+    assert ("counting phrases predicts better" in sum_up([], [finding], bpb).sentence) == (
+        level == "warn"
+    )
+
+
+def test_what_is_noticeable_is_a_reservation() -> None:
+    verdict = sum_up(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
+    assert verdict.sentence == (
+        "A model with reservations: it loops and it forgets its characters, at 0.900 bits a byte."
+    )
+
+
+def test_without_samples_or_evaluations_the_loss_decides() -> None:
+    assert sum_up([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
+    assert training_findings([], 9, 2, 2.1, 1.0, {}) == []
+
+
+def test_the_worst_is_told_first() -> None:
+    findings = [Finding("good", "a"), Finding("bad", "b", "x"), Finding("warn", "c", "y")]
+    assert [f.level for f in sum_up([], findings, 1).findings] == ["bad", "warn", "good"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0 %"), (0.004, "0.4 %"), (0.0999, "10 %"), (0.5, "50 %"), (1, "100 %")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("ours", "level"), [(0.005, "good"), (0.02, "good"), (0.04, "warn"), (0.2, "bad")]
+)
+def test_grammar_counts_beside_that_of_held_out_text(ours: float, level: str) -> None:
+    (check,) = [c for c in checks(grammar=(ours, 0.005)) if "grammar" in c.name]
+    assert check.level == level
+    assert len(checks(grammar=None)) == len(checks()) - 1
+
+
+def test_the_figures_say_how_much_was_searched() -> None:
+    meanings = " ".join(check.meaning for check in checks())
+    assert "first 9,000 characters" in meanings
+    assert "first 2,000 training tokens" in meanings
+
+
+def test_texts_without_names_are_not_said_to_forget_them() -> None:
+    named = [c.name for c in checks()]
+    assert "names that return" in named
+    nobody = checks(replace(HUMAN, names=None))
+    assert [c.name for c in nobody] == [name for name in named if name != "names that return"]
+    assert sum_up(nobody, HEALTHY, 0.9).level == "good"
+
+
+def test_a_note_is_told_and_changes_no_verdict() -> None:
+    note = Finding("note", "The run before: this run is worse.")
+    verdict = sum_up(checks(), [*HEALTHY, note], 0.9)
+    assert verdict.level == "good"
+    assert verdict.findings[0] is note
+    assert verdict.sentence.startswith("A sound model")

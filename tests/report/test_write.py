@@ -1,0 +1,479 @@
+import json
+import random
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_run import copy_run
+
+import slm.source.download
+import slm.tokens.encode
+from slm import storage
+from slm.config import PipelineConfig
+from slm.evaluation.evaluate import run_shards
+from slm.model.gpt import GPT
+from slm.model.sample import Sample
+from slm.model.saved import describe_model
+from slm.recipes import load_recipe, parse_overrides
+from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.report.cards import commands
+from slm.report.judge import RUBRIC, Grade, Opinion
+from slm.report.other_runs import run_before
+from slm.report.plots import data_plots
+from slm.report.write import escape_markdown, fenced, write_report
+from slm.tokens.shards.reading import documents, read_shards
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.training.launch import read_run, run_config
+
+HOSTILE = (
+    "</p></style><script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "```\n# heading\n<iframe src=//evil.example></iframe> [a](javascript:alert(1)) | cell \ud800",
+)
+CONFIG = PipelineConfig.model_validate(
+    {
+        "recipe": "tiny",
+        "data": {"source": "stories", "documents": 60, "vocab_size": 512, "val_fraction": 0.2},
+        "model": {"architecture": "qwen3", "n_layer": 1, "n_head": 2, "n_embd": 32, "seq_len": 128},
+        "train": {"max_steps": 6, "tokens_per_step": 128},
+        "report": {
+            "prompts": ["Once upon a time"],
+            "temperatures": [0.5, 1.0],
+            "top_ks": [10],
+            "max_new_tokens": 8,
+        },
+    }
+)
+Made = tuple[PipelineConfig, Run, Evaluation, Path]
+
+
+def make_run(root: Path, config: PipelineConfig) -> Made:
+    """A run folder as training and evaluation leave it, around a model of random weights."""
+    source = slm.source.download.download(config, root=root)
+    shards = slm.tokens.encode.encode(config, source, root=root)
+    torch.manual_seed(0)
+    model = GPT(config.model, shards.vocab_size)
+    run = root / "runs" / f"{config.recipe}-{'a' * 12}"
+    (run / "checkpoints").mkdir(parents=True)
+    storage.write_json(
+        run / "config.json", {"config": config.model_dump(mode="json"), "shards": shards.name}
+    )
+    journal = [{"event": "start", "time": 0.0}]
+    for step in range(1, 7):
+        loss = 6 / step
+        fields = {"train_loss": loss, "lr": 0.1, "tok_per_sec": 50.0, "tokens": 128 * step}
+        journal.append({"event": "step", "step": step, "time": float(step), **fields})
+        if step % 2 == 0:
+            journal.append({"event": "evaluate", "step": step, "time": 0.0, "val_loss": loss})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in journal))
+    checkpoint = save_checkpoint(run, model, shards)
+    record = Run(
+        key="ab" * 32, shards_key=shards.key, best="step_000006", last="step_000006", step=6,
+        tokens=768, train_loss=1.0, val_loss=1.1, val_bpb=0.9, tok_per_sec=50, seconds=15,
+        parameters=model.parameter_count(), weights_sha256=checkpoint.weights_sha256, level="C",
+    )  # fmt: skip
+    evaluation = Evaluation(
+        key="e" * 64, run=run.name, checkpoint="step_000006", documents=8, tokens=900, bytes=4000,
+        weights_sha256=checkpoint.weights_sha256, val_loss=1.1, val_bpb=0.9,
+        details={
+            "val_bpb_interval": [0.85, 0.95],
+            "by_position": [[1, 1, 3.0], [2, 9, 1.5]],
+            "by_length": [[10, 60, 3, 1.2], [70, 120, 5, 0.8]],
+            "calibration": {"error": 0.02, "accuracy": 0.6, "bins": [[9, 0.3, 0.4], [7, 0.9, 0.8]]},
+            "least_likely": [[2, 1.4]],
+            "most_likely": [[0, 0.7]],
+            "beside": {
+                "documents": 8,
+                "bytes": 4000,
+                "val_bpb": 0.9,
+                "references": [
+                    {"name": "xz -9", "bpb": 2.0, "knows": "nothing"},
+                    {"name": "5-gram", "bpb": 1.1, "knows": HOSTILE[0]},
+                ],
+            },
+            "contamination": {
+                "documents": 8, "train_tokens": 5000, "exact": 1, "near": 0, "phrases": 0.25,
+                "examples": [{"document": 3, "shared": 1.0, "held_out": HOSTILE[1], "train": "b"}],
+            },
+        },
+    )  # fmt: skip
+    storage.write_record(run, record)
+    storage.write_record(storage.make_folder(run / "evaluation"), evaluation)
+    return config, record.model_copy(update={"path": run}), evaluation, root
+
+
+def save_checkpoint(run: Path, model: GPT, shards: Shards) -> Checkpoint:
+    folder = run / "checkpoints" / "step_000006"
+    staging = run / "checkpoints" / "step_000006.tmp"
+    staging.mkdir()
+    safetensors.torch.save_file(model.state_dict(), staging / "model.safetensors")
+    (staging / "config.json").write_text(json.dumps(describe_model(model)))
+    shutil.copy(shards.path / "tokenizer.tiktoken", staging)
+    record = Checkpoint(
+        key="c" * 64, step=6, tokens=768, config_sha256="8" * 64, shards_key=shards.key,
+        tokenizer_sha256=shards.tokenizer_sha256, parent_sha256=None, train_loss=1.0,
+    )  # fmt: skip
+    return storage.commit(staging, folder, record)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_run(tmp_path_factory.mktemp("first"), CONFIG)
+
+
+@pytest.fixture
+def made(first: Made, tmp_path: Path) -> Made:
+    config, run, evaluation, root = first
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report"))
+    moved = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
+    return config, moved, evaluation, tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def written(first: Made) -> Made:
+    """The same, with its report written."""
+    config, run, evaluation, root = first
+    write_report(config, run, evaluation, root=root)
+    return first
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as these tests ask."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def dangers(page: Page) -> list[str]:
+    """Scripts, handlers, and addresses that lead out of the page."""
+    found = [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "link")]
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            local = (value or "").startswith(("#", "data:"))
+            leads = name in ("src", "href", "action", "xlink:href", "srcset", "poster", "data")
+            if name.startswith("on") or (leads and not local):
+                found.append(f"{tag} {name}={value}")
+    return found
+
+
+# ---- the page ---------------------------------------------------------------------------------
+
+
+def test_the_page_tells_what_the_run_is(written: Made) -> None:
+    _, run, evaluation, _ = written
+    report = run.path / "report"
+    page = Page(report / "index.html")
+    html = (report / "index.html").read_text("utf-8")
+    for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
+                  evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz",
+                  "5-gram", "calibration", "faults of grammar",
+                  "Cleaning dropped and changed nothing"):  # fmt: skip
+        assert words in page.text
+    samples = json.loads((report / "samples.json").read_text("utf-8"))
+    assert [s["temperature"] for s in samples] == [0.5, 1.0]
+    for sample in samples:
+        assert sample["prompt"] + sample["completion"] in page.text
+    assert len(html) < 3_000_000
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert dangers(page) == []
+
+
+def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
+    index = written[1].path / "report" / "index.html"
+    page = Page(index)
+    plots = page.all("svg")
+    assert len(plots) >= 5
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+    identities = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(identities) == len(set(identities))
+    body = index.read_text("utf-8").partition("<body>")[2]
+    assert "#0" not in body.replace('href="#', "")
+    assert "DejaVu" not in body
+
+
+def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
+    shards = read_shards(run_shards(made[1].path))
+    as_stored = shards.model_copy(update={"length_histogram": {"1024": 1, "128": 2, "64": 3}})
+    (plot,) = data_plots(as_stored)
+    assert plot.index(">64<") < plot.index(">128<") < plot.index(">1,024<")
+
+
+def test_the_same_inputs_give_the_same_bytes(written: Made, tmp_path: Path) -> None:
+    config, run, evaluation, root = written
+    first = write_report(config, run, evaluation, root=root)
+    assert first.reused
+    shutil.copytree(root, tmp_path / "data")
+    copy = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
+    shutil.rmtree(copy.path / "report")
+    again = write_report(config, copy, evaluation, root=tmp_path / "data")
+    assert not again.reused
+    assert again.files == first.files
+
+
+def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
+    config, run, evaluation, root = made
+    first = write_report(*written[:3], root=written[3])
+    other = config.model_copy(
+        update={"report": config.report.model_copy(update={"prompts": ("Another",)})}
+    )
+    second = write_report(other, run, evaluation, root=root)
+    assert not second.reused
+    assert second.key != first.key
+
+
+def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run, evaluation, root = made
+    settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
+    graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
+    opinion = Opinion(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
+    monkeypatch.setattr("slm.report.ask_judge", lambda *_: opinion)
+    shards = read_shards(run_shards(run.path))
+    cleaning = {
+        "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
+        "changed": {"text fixed": {"documents": 2, "examples": [[HOSTILE[0], HOSTILE[1]]]}},
+    }
+    storage.write_record(shards.path, shards.model_copy(update={"cleaning": cleaning}))
+    config = config.model_copy(
+        update={
+            "report": config.report.model_copy(update=settings),
+            "data": config.data.model_copy(update={"text_column": HOSTILE[0]}),
+        }
+    )
+    monkeypatch.setattr(Tokenizer, "decode_bytes", lambda *_: HOSTILE[1].encode())
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    assert dangers(page) == []
+    assert not page.all("img")
+    for text in HOSTILE:
+        assert text.replace("\ud800", "?") in page.text
+    markdown = (report.path / "report.md").read_text("utf-8")
+    outside = [part for i, part in enumerate(markdown.split("````")) if i % 2 == 0]
+    assert all("<" not in part.replace("\\<", "") for part in "".join(outside).split("```")[::2])
+
+
+def test_the_commands_make_the_run_again(first: Made) -> None:
+    """Every setting comes back as it was, whatever YAML would make of it bare."""
+    _, run, _, _ = first
+    data = {
+        "separator": "\n\n",
+        "template": "{title}: {body}",
+        "revision": "20240101",
+        "config_name": "null",
+        "text_column": "na\u00efve \U0001f600",
+        "documents": 50,
+    }
+    config = load_recipe("quickstart", {f"data.{key}": value for key, value in data.items()})
+    assert config.train.max_seconds is not None
+    again, anew, *_ = commands(config, run)
+    assert again == f"slm reproduce {run.name}"
+    _, _, recipe, *rest = shlex.split(anew)
+    made = load_recipe(recipe, parse_overrides(rest[1::2]))
+    assert made.data == config.data
+    assert (made.train.max_steps, made.train.max_seconds) == (run.step, None)
+
+
+def test_rows_that_were_not_read_stand_with_what_cleaning_dropped(made: Made) -> None:
+    config, run, evaluation, root = made
+    folder = next(path for path in (root / "sources").iterdir() if path.is_dir())
+    source = storage.read_record(folder, Source)
+    assert source is not None
+    storage.write_record(folder, source.model_copy(update={"dropped": {"null": 1234}}))
+    report = write_report(config, run, evaluation, root=root).path
+    page = Page(report / "index.html")
+    assert "not read: null" in page.text
+    assert "1,234" in page.text
+    assert "not read, null: 1234" in (report / "report.md").read_text("utf-8")
+
+
+# ---- the verdict ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("held-out", "A sound model: every check passed"),
+        ("recited", "Not a sound model: it copies its training documents"),
+        ("looping", "Not a sound model: it loops"),
+        ("noise", "Not a sound model: it makes up words"),
+    ],
+)
+def test_samples_are_judged(
+    made: Made, monkeypatch: pytest.MonkeyPatch, kind: str, sentence: str
+) -> None:
+    """The report of a model that writes held-out text, training text, or what nobody writes."""
+    config, run, evaluation, root = made
+    shards = read_shards(run_shards(run.path))
+    tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
+    split = "train" if kind == "recited" else "val"
+    texts = [tokenizer.decode(ids[:150]) for ids in documents(shards, split)]
+    noise = random.Random(0)
+    texts = {
+        "looping": ["there was a cat and " * 12] * len(texts),
+        "noise": ["".join(noise.choices("abcdefghij .", k=400)) for _ in texts],
+    }.get(kind, texts)
+    source = iter(texts[:8])
+
+    def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
+        return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
+
+    monkeypatch.setattr("slm.report.grid.generate", generate)
+    settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
+    settings |= {"max_new_tokens": 150}
+    config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
+    page = Page(write_report(config, run, evaluation, root=root).path / "index.html")
+    assert sentence in page.text
+    marked = len(page.all("mark"))  # hardly one held-out text in twenty is
+    assert marked > 8 if kind == "recited" else marked <= 2
+
+
+def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None:
+    """The best step was evaluated; training went on after it, and got worse."""
+    config, run, evaluation, root = made
+    later = {"event": "evaluate", "step": 8, "time": 0.0, "val_loss": 2.0}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(later) + "\n")
+    ended = run.model_copy(update={"step": 8, "tokens": 1024, "train_loss": 0.1, "last": "x"})
+    page = Page(write_report(config, ended, evaluation, root=root).path / "index.html")
+    for words in ("rose by 100 % from step 6 to step 8", "768", "tokens, in 6 of 8 steps"):
+        assert words in page.text
+    assert "overfits" not in page.text
+    assert "1,024 tokens, with" not in page.text
+
+
+# ---- what is missing --------------------------------------------------------------------------
+
+
+def test_a_report_without_the_shards_says_so(made: Made) -> None:
+    config, run, evaluation, root = made
+    shutil.rmtree(root / "shards")
+    shutil.rmtree(root / "sources")
+    report = write_report(config, run, evaluation, root=root)
+    page = Page(report.path / "index.html")
+    assert "no longer on this machine" in page.text
+    assert "Quality of the samples" not in page.text
+
+
+def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
+    config, run, evaluation, root = made
+    none = config.model_copy(update={"report": config.report.model_copy(update={"prompts": ()})})
+    report = write_report(none, run, evaluation, root=root)
+    assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
+
+
+# ---- other runs -----------------------------------------------------------------------------
+
+
+def test_it_is_compared_with_the_champion_and_the_run_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = copy_run(tmp_path)
+    second = copy_run(tmp_path, learning_rate=3e-3)
+    began = {first: 1.0, second: 2.0}
+    monkeypatch.setattr("slm.report.other_runs._began", lambda path: began[path])
+    pages = []
+    for path, champion in ((first, first), (second, None), (second, first)):
+        config, run = run_config(path), read_run(path)
+        evaluation = storage.read_record(path / "evaluation", Evaluation)
+        assert run is not None
+        assert evaluation is not None
+        settings = {"prompts": ("Once",), "max_new_tokens": 5}
+        config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
+        shutil.rmtree(path / "report", ignore_errors=True)
+        found = lambda champion=champion: champion
+        report = write_report(config, run, evaluation, champion=found, root=tmp_path)
+        pages.append(Page(report.path / "index.html").text)
+    assert "Beside other runs" not in pages[0]
+    assert f"The run before: {first.name}" in pages[1]
+    assert f"The champion: {first.name}" in pages[2]
+    for page in pages[1:]:
+        for words in ("This run is better", "train.learning_rate", "0.003", "0.0006"):
+            assert words in page
+
+
+def test_the_run_before_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
+    def add(name: str, journal: str) -> Path:
+        folder = storage.make_folder(tmp_path / name)
+        (folder / "record.json").write_text("{}")
+        (folder / "metrics.jsonl").write_text(journal)
+        return folder
+
+    begun = '{"event": "start", "time": %d}\n'
+    older = add("tinystories-aaaa", begun % 10)
+    add("tinystories-sample-bbbb", begun % 20)
+    add("tinystories-cccc", "damaged\n")
+    run = Run.model_construct(path=add("tinystories-dddd", begun % 30))
+    assert run_before(run, "tinystories") == older
+
+
+# ---- the model card ---------------------------------------------------------------------------
+
+
+def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(written[1].path / "report" / "README.md")
+    assert (card.data.license, card.data.language) == ("mit", "en")
+    assert card.data.library_name == "transformers"
+    (bits, _) = card.data.eval_results
+    assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
+    assert "0.900 bits a byte" in card.text
+    assert "from_pretrained" in card.text
+
+
+def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
+    path = copy_run(tmp_path)
+    config, run = run_config(path), read_run(path)
+    evaluation = storage.read_record(path / "evaluation", Evaluation)
+    assert run is not None
+    assert evaluation is not None
+    folder, name = str(Path(config.data.path).parent), Path(config.data.path).name
+    report = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
+    registry = config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
+    config = config.model_copy(update={"report": report, "registry": registry})
+    shown = write_report(config, run, evaluation, root=tmp_path).path
+    for page in ("README.md", "report.md", "index.html"):
+        text = (shown / page).read_text("utf-8").replace("\\", "")
+        assert name in text
+        assert folder not in text
+    card = (shown / "README.md").read_text("utf-8")
+    assert f'data.path="{name}"' in card
+    assert "tracking.internal" not in card
+
+
+# ---- the twin ---------------------------------------------------------------------------------
+
+
+def test_the_markdown_twin_has_the_same_figures(written: Made) -> None:
+    run = written[1]
+    markdown = (run.path / "report" / "report.md").read_text("utf-8")
+    assert markdown.startswith(f"# {run.name}, step 6\n")
+    for words in ("0.900 bits a byte", "slm run tiny", "| layers | 1 |", run.key):
+        assert words in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+def test_markdown_is_escaped() -> None:
+    assert escape_markdown("a*b_c\n<d> [e](f) | `g`") == r"a\*b\_c \<d\> \[e\](f) \| \`g\`"
+    assert escape_markdown("www.evil.com WWW.x $a$") == r"www\.evil.com WWW\.x \$a\$"
+    assert escape_markdown(" \n") == " "
+    assert fenced("a ``` b ```` c") == "`````text\na ``` b ```` c\n`````"

@@ -1,0 +1,221 @@
+"""Reproduce: the right verdict for what is the same, near, other, or not to be had any more."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
+
+import slm.training.loop
+from slm import storage
+from slm.config import PipelineConfig
+from slm.errors import SlmError, UserError
+from slm.history.lineage import lineage
+from slm.reproduction.reproduce import Reproduction, reproduce
+from slm.training import launch
+from slm.training.optim import learning_rate_factor
+
+
+@pytest.fixture(autouse=True)
+def clean_code() -> Iterator[None]:
+    with code(CLEAN):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of its own."""
+    return copy_run(tmp_path / "data")
+
+
+def left_over(run: Path) -> list[Path]:
+    return list((run.parents[1] / "reproduced").glob("*"))
+
+
+def test_the_same_again_is_bit_identical(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    found = reproduce(run)
+    assert found.verdict == "bit-identical"
+    assert found.level == "C"
+    assert found.first_difference is None
+    names = {row.name for row in found.compared}
+    assert names >= {
+        "source/train_00000.parquet", "source key", "shards/train_00000.bin", "tokenizer",
+        "run key", "val_bpb", "checkpoints/step_000004/model.safetensors",
+        "checkpoints/step_000004/optimizer.safetensors", "evaluation/evaluation.json",
+    }  # fmt: skip
+    assert all(row.same for row in found.compared)
+    assert found.sentence == f"bit-identical in all of {len(found.compared)} comparisons"
+    assert left_over(run) == []
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_what_is_gone_but_can_be_built_is_built_and_kept_on_demand(run: Path) -> None:
+    root = run.parents[1]
+    for folder in (root / "sources", root / "shards", run / "evaluation", run / "checkpoints"):
+        shutil.rmtree(folder)
+    found = reproduce(run, keep=True)
+    assert found.verdict == "bit-identical"
+    names = {row.name for row in found.compared}
+    assert "checkpoints/step_000004/model.safetensors" in names  # the run's record has its hash
+    assert "source/train_00000.parquet" not in names  # no hash of it is left
+    assert "evaluation/evaluation.json" not in names
+    assert [str(path) for path in left_over(run)] == [found.folder]
+    assert list(Path(str(found.folder)).glob("runs/*/record.json"))
+
+
+def assert_cannot(found: Reproduction, what: str, why: str) -> None:
+    assert found.verdict == "cannot"
+    assert found.first_difference is not None
+    assert found.first_difference.what == what
+    assert found.compared == ()
+    assert why in found.sentence
+
+
+def test_a_changed_byte_of_the_source_is_named(run: Path) -> None:
+    file = next(run.parents[1].glob("sources/*/train_00000.parquet"))
+    flip_byte(file)
+    assert_cannot(reproduce(run), "source", "train_00000.parquet")
+    assert left_over(run) == []
+
+
+def test_a_changed_byte_of_the_dataset_is_named(run: Path) -> None:
+    file = Path(launch.run_config(run).data.path)
+    before = file.read_bytes()
+    try:
+        flip_byte(file, place=20)
+        assert_cannot(reproduce(run), "dataset", "documents.jsonl: sha256")
+        file.unlink()
+        assert_cannot(reproduce(run), "dataset", "does not exist")
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_changed_value_of_the_config_is_named(run: Path) -> None:
+    described = json.loads((run / "config.json").read_bytes())
+    described["config"]["train"]["learning_rate"] *= 2
+    (run / "config.json").write_text(json.dumps(described))
+    found = reproduce(run)
+    assert found.missing
+    assert "config.json is not what was trained by" in found.sentence
+    assert found.first_difference is not None
+    assert found.first_difference.what in ("cleaning", "config")
+
+
+def test_code_that_was_dirty_or_is_another_commit_cannot(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with code(DIRTY):
+        assert_cannot(reproduce(run), "code", "in no commit")
+    with code({**CLEAN, "commit": "e" * 40}):
+        assert_cannot(reproduce(run), "code", "git checkout " + "c" * 40)
+    record = json.loads((run / "record.json").read_bytes())
+    record.pop("sha256")
+    record["environment"] |= DIRTY
+    storage.write_json(
+        run / "record.json",
+        {**record, "sha256": storage.sha256_bytes(storage.canonical_json(record))},
+    )
+    assert_cannot(reproduce(run), "code", "in no commit")
+
+
+def test_an_unfinished_run_is_bad_input(run: Path) -> None:
+    (run / "record.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        reproduce(run)
+
+
+def other_rate(change: float) -> Any:
+    """A schedule that goes another way at the third step."""
+    return lambda step, *rest: learning_rate_factor(step, *rest) * (change if step == 2 else 1)
+
+
+def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(1.001))
+    near = reproduce(run)
+    assert near.verdict == "within tolerance"
+    assert 0 < (near.weights_difference or 0) < 1e-2
+    assert near.first_difference is not None
+    assert near.first_difference.step == 4  # the loss of step 3 was taken before its update
+    assert near.first_difference.what == "train_loss"
+    assert near.first_difference.tensor == "embed.weight"
+    assert "step 4" in near.sentence
+
+    monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(300.0))
+    far = reproduce(run)
+    assert far.verdict == "diverged"
+    assert far.first_difference is not None
+    assert far.first_difference.step == 4
+    assert far.sentence.startswith("diverged at step 4, first in embed.weight (weights by")
+    assert (far.weights_difference or 0) > 1e-2
+
+
+def test_data_that_differs_ends_it_before_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = lineage(run)
+    links = tuple(
+        link.model_copy(update={"files": {"train_00000.bin": "0" * 64}})
+        if link.name == "shards"
+        else link
+        for link in chain.links
+    )
+    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained on other data"))
+    found = reproduce(run, chain=chain.model_copy(update={"links": links}))
+    assert found.verdict == "diverged"
+    assert found.first_difference is not None
+    assert found.first_difference.what == "shards/train_00000.bin"
+    assert found.first_difference.step == 0
+    assert "step" not in found.sentence
+
+
+def test_a_training_that_fails_is_no_verdict_on_the_bits(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise launch.TrainingError("out of memory")
+
+    monkeypatch.setattr(launch, "supervise", fail)
+    found = reproduce(run)
+    assert found.verdict == "cannot"
+    assert found.missing == ("out of memory",)
+    assert found.first_difference is not None
+    assert found.first_difference.what == "training"
+    assert left_over(run) == []
+
+
+def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def gone(config: PipelineConfig, **_: Any) -> None:
+        asked.append(config.data.revision)
+        raise SlmError("no such commit on the hub")
+
+    monkeypatch.setattr("slm.reproduce.download", gone)
+    chain = lineage(run)
+    described = json.loads((run / "config.json").read_bytes())
+    described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
+    (run / "config.json").write_text(json.dumps(described))
+    found = reproduce(run, chain=chain)
+    assert_cannot(found, "source", "no such commit on the hub")
+    assert asked == [chain["dataset"].digest]
+
+    links = [link.model_copy(update={"digest": None}) for link in chain.links]
+    found = reproduce(run, chain=chain.model_copy(update={"links": tuple(links)}))
+    assert_cannot(found, "dataset", "known nowhere any more")
+    assert len(asked) == 1
+
+
+def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    plan = json.loads((run / "plan.json").read_bytes())
+    chain = lineage(run)
+    (run / "plan.json").write_text(json.dumps({**plan, "device": "cuda", "world_size": 8}))
+    found = reproduce(run, chain=chain)
+    assert_cannot(found, "environment", "1 GPUs here, 8 needed")

@@ -1,0 +1,249 @@
+"""Retraining: the table of decisions, and a model that goes on from a champion."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import empty_store
+from tiny_run import CLEAN, add_documents, code, flip_byte, tiny_config
+
+from slm.config import PipelineConfig, RegistryConfig, RetrainConfig
+from slm.errors import CorruptionError, Interrupted
+from slm.evaluation.evaluate import evaluate
+from slm.history.lineage import lineage
+from slm.model.saved import MODEL
+from slm.records import Run
+from slm.registry import gate, origins, register, versions
+from slm.reproduction.reproduce import reproduce
+from slm.retraining import decide as deciding
+from slm.retraining import drift
+from slm.retraining.decide import Decision, Evidence
+from slm.retraining.drift import Changes, Drift
+from slm.source.download import download
+from slm.tokens.encode import encode
+from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tracking.server import connect, default_uri
+from slm.training import launch
+from slm.training.loop import train
+
+LIMITS = RetrainConfig(
+    min_new_fraction=0.05, max_gone_fraction=0.2, drift_threshold=0.1, bpb_rise=0.5
+)
+LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
+
+
+# ---- the table --------------------------------------------------------------------------------
+
+
+def evidence(**changes: Any) -> Evidence:
+    """What would make a training go on from the champion, with some of it changed."""
+    counts = {"before": 100, "now": 110, "new": 10, "gone": 0, "changed": 0}
+    measured = {
+        "documents": 10, "tokens": 1000, "divergence": 0.12, "usual": 0.1, "new_bpb": 1.1,
+        "held_out_bpb": 1.0,
+    }  # fmt: skip
+    found = Evidence(
+        champion="models:/slm/1",
+        changes=Changes(**{k: changes.pop(k, v) for k, v in counts.items()}),
+        drift=Drift(**{k: changes.pop(k, v) for k, v in measured.items()}),
+    )
+    return found.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "reason"),
+    [
+        ({}, "continue", "9.1% of the documents are new"),
+        ({"made_already": "models:/slm/1"}, "nothing", "made of this very data"),
+        ({"champion": None}, "retrain", "no champion"),
+        ({"champion": None, "made_already": "models:/slm/1"}, "nothing", "models:/slm/1"),
+        ({"settings": ("model.n_layer",)}, "retrain", r"model\.n_layer"),
+        ({"missing": ("its shards are gone",)}, "retrain", "its shards are gone"),
+        ({"settings": ("train.seed",), "missing": ("x",)}, "retrain", r"train\.seed"),
+        ({"gone": 20}, "continue", "new or changed"),
+        ({"gone": 21}, "retrain", r"21\.0% of the champion's documents are gone"),
+        ({"new": 5}, "skip", r"4\.55%"),
+        ({"new": 1, "changed": 5}, "continue", "new or changed"),
+        ({"new": 0, "drift": None}, "skip", r"0\.00%"),
+        ({"new": 5, "gone": 21}, "retrain", "gone"),
+        ({"divergence": 0.2}, "retrain", r"0\.100 bits of divergence"),
+        ({"divergence": 0.19}, "continue", "language"),
+        ({"divergence": 0.05}, "continue", r"0\.000 bits of drift"),
+        ({"new_bpb": 1.5}, "retrain", r"0\.500 bits a byte more"),
+        ({"new_bpb": 0.5}, "continue", r"-0\.500 bits a byte"),
+    ],
+)
+def test_the_decision_is_a_function_of_the_evidence(
+    changes: dict[str, Any], action: str, reason: str
+) -> None:
+    found = deciding.choose(evidence(**changes), LIMITS)
+    assert found[0] == action
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(found[1])
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "scaled"),
+    [("max_steps", 10, 3), ("max_steps", 1, 1), ("max_seconds", 60.0, 18.0), ("epochs", 2.0, 0.6)],
+)
+def test_going_on_takes_a_part_of_the_limit(
+    tmp_path: Path, limit: str, value: float, scaled: float
+) -> None:
+    config = tiny_config(tmp_path, **{"max_steps": None, limit: value})
+    again = deciding.continued(config)
+    assert getattr(again.train, limit) == pytest.approx(scaled)
+    restored = again.train.model_copy(update={limit: value})
+    assert again.model_copy(update={"train": restored}) == config
+
+
+# ---- a dataset that grows ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A dataset of two hundred stories."""
+    add_documents(tmp_path / "dataset" / "a.jsonl", 7, 200)
+    return tmp_path / "dataset"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return empty_store(tmp_path / "data")
+
+
+def settings(folder: Path, **training: Any) -> PipelineConfig:
+    return tiny_config(folder, **training).model_copy(update={"registry": LENIENT})
+
+
+def decide(config: PipelineConfig, root: Path) -> Decision:
+    return deciding.decide(config, download(config, root=root), root=root)
+
+
+def trained(config: PipelineConfig, decision: Decision, root: Path) -> Run:
+    """What the flow trains after a decision, in this process."""
+    wanted, parent = deciding.training(config, decision, root=root)
+    tokenizer = Tokenizer.load(parent.path / "tokenizer.tiktoken") if parent else None
+    shards = encode(wanted, download(config, root=root), tokenizer=tokenizer, root=root)
+    with code(CLEAN):
+        run = launch.train(wanted, shards, parent=parent, root=root)
+        evaluation = evaluate(wanted, run, root=root)
+        version = register.register(wanted, run, evaluation, None, root=root)
+    origins.annotate(version, config, deciding.tags(decision), root=root)
+    return run
+
+
+def test_a_dataset_grows_and_the_champion_with_it(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(folder, max_steps=20)
+    first = decide(config, root)
+    assert (first.action, first.trains) == ("retrain", True)
+    before = trained(config, first, root)
+    assert gate.promote("models:/slm@challenger", root=root).decision == "promoted"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drift, "compare", lambda *_: pytest.fail("documents were read"))
+        again = decide(config, root)
+        assert (again.action, again.trains) == ("nothing", False)
+        assert "models:/slm/1 was made of this very data" in again.reason
+        changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
+    assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
+    check_without_run_folders(folder, root)
+
+    add_documents(folder / "b.jsonl", 8, 60)
+    grown = decide(config, root)
+    assert grown.action == "continue"
+    assert grown.evidence.changes == Changes(before=200, now=260, new=60, gone=0, changed=0)
+    assert grown.evidence.drift is not None
+    assert grown.evidence.drift.excess < 0.03
+
+    run = trained(config, grown, root)
+    assert run.step == 6  # three tenths
+    described = (run.checkpoint("last"), before.checkpoint("best"))
+    tokenizers = {(path / "tokenizer.tiktoken").read_bytes() for path in described}
+    assert len(tokenizers) == 1
+    gate.promote("models:/slm@challenger", root=root)
+    assert decide(config, root).action == "nothing"  # promoted or refused, it was tried
+
+    chain = versions.version_lineage("models:/slm/2", root)
+    assert chain["parent"].value == f"models:/slm/1, of {before.name}"
+    assert chain["parent"].state == "unchanged"
+    assert "parent" in chain["run"].made_from
+    tags = connect(default_uri(root)).get_model_version(
+        "slm", "2"
+    ).tags  # fmt: skip
+    assert tags["slm.retrain"] == "continue"
+    assert tags["slm.new_documents"] == "23.08%"
+    assert tags["slm.parent"] == "models:/slm/1"
+    with code(CLEAN):
+        assert reproduce(run.path).verdict == "bit-identical"
+    flip_byte(run.path / "parent" / MODEL)
+    assert lineage(run.path)["parent"].state == "changed"
+
+
+def check_without_run_folders(folder: Path, root: Path) -> None:
+    """The hashes on a version tell whether it was made of the data and config of now."""
+    (root / "runs").rename(root / "elsewhere")
+    assert decide(settings(folder, max_steps=20), root).action == "nothing"
+    trained_otherwise = settings(folder, max_steps=20, learning_rate=1e-3)
+    encoded_otherwise = settings(folder, max_steps=20)
+    data = encoded_otherwise.data.model_copy(update={"vocab_size": 500})
+    for config in (trained_otherwise, encoded_otherwise.model_copy(update={"data": data})):
+        decision = decide(config, root)
+        assert decision.action == "retrain"
+        assert "its settings are gone from here" in decision.reason
+    (root / "elsewhere").rename(root / "runs")
+
+
+# ---- going on is resumed exactly --------------------------------------------------------------
+
+
+def continuing(folder: Path, root: Path) -> Path:
+    """A run of eight steps that goes on from another one, prepared."""
+    config = settings(folder, max_steps=8)
+    shards = encode(config, download(config, root=root), root=root)
+    with code(CLEAN):
+        whole = launch.train(config, shards, root=root)
+        register.register(config, whole, evaluate(config, whole, root=root), None, root=root)
+    parent = origins.as_parent("models:/slm/1", config, root=root)
+    assert parent.run == whole.name
+    run = launch.prepare(config, shards, parent=parent, root=root)
+    assert run != whole.path
+    return run
+
+
+def test_a_parent_is_the_start_and_its_copy_is_verified(folder: Path, root: Path) -> None:
+    run = continuing(folder, root)
+    stops = iter([False, True])
+    with pytest.raises(Interrupted):
+        train(run, should_stop=lambda: next(stops))
+    saved = json.loads((run / "checkpoints" / "step_000002" / "record.json").read_text())
+    parent = json.loads((run / "parent" / "record.json").read_text())
+    assert saved["parent_sha256"] == parent["files"][MODEL]["sha256"]
+    flip_byte(run / "parent" / MODEL)
+    with pytest.raises(CorruptionError, match="parent"):
+        train(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_continued_training_that_is_killed_ends_in_the_same_bits(
+    folder: Path, root: Path
+) -> None:
+    run = continuing(folder, root)
+    command = [sys.executable, "-m", "slm.training.process", str(run)]
+    kill = {**os.environ, "SLM_FAULT": "train.step:5:kill"}
+    assert subprocess.run(command, env=kill).returncode == -signal.SIGKILL
+    assert subprocess.run(command).returncode == 0
+    resumed = launch.read_run(run)
+    whole = continuing(folder, empty_store(root.parent / "again"))
+    assert subprocess.run([*command[:-1], str(whole)]).returncode == 0
+    uninterrupted = launch.read_run(whole)
+    assert resumed is not None
+    assert uninterrupted is not None
+    assert resumed.weights_sha256 == uninterrupted.weights_sha256

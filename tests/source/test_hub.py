@@ -1,0 +1,547 @@
+import hashlib
+import io
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub import Fault, Hub, git_sha1, serve
+
+from slm import storage
+from slm.config import PipelineConfig
+from slm.errors import CorruptionError, SlmError, UserError
+from slm.records import Source
+from slm.source import hub_client
+from slm.source.download import download
+
+TOKEN = "hf_TopSecretToken"
+FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
+VALIDATION = "data/validation-00000-of-00001.parquet"
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def parquet(texts: list[str], column: str = "text") -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({column: texts}), file)
+    return file.getvalue()
+
+
+def some_texts(name: str) -> list[str]:
+    return [hashlib.sha256(f"{name}{i}".encode()).hexdigest() for i in range(500)]
+
+
+TALES = {
+    FIRST: parquet(some_texts("first")),
+    SECOND: parquet(some_texts("second")),
+    VALIDATION: parquet(some_texts("val")[:20]),
+    "data/test-00000-of-00001.parquet": parquet(["unseen"]),
+    "README.md": b"---\nlicense: mit\n---\n# Tales\n",
+}
+TRAIN = some_texts("first") + some_texts("second")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the client wanted to sleep; it does not."""
+    seconds: list[float] = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Iterator[Hub]:
+    """A hub that the libraries of this process talk to, with short timeouts."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import HfFileSystem, constants
+
+    home = tmp_path / "hf"
+    with serve() as server:
+        for module, values in (
+            (constants, {"ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
+            (constants, {"HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + TEMPLATE}),
+            (constants, {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}),
+            (constants, {"HF_HUB_DOWNLOAD_TIMEOUT": 0.4, "DOWNLOAD_CHUNK_SIZE": 4096}),
+            (datasets.config, {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
+            (datasets.config, {"HF_DATASETS_CACHE": home / "datasets"}),
+            (hub_client, {"TIMEOUT": 0.4}),
+        ):
+            for name, value in values.items():
+                monkeypatch.setattr(module, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        server.add("org/tales", TALES)
+        yield server
+        HfFileSystem.clear_instance_cache()
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def get(
+    hub: Hub, tmp_path: Path, tiny_config: Callable[..., PipelineConfig]
+) -> Callable[..., Source]:
+    """Downloads org/tales: `get(revision=…, root=…)`."""
+
+    def call(root: Path = tmp_path / "data", **fields: Any) -> Source:
+        data = {"source": "hub", "path": "org/tales", "documents": None, **fields}
+        config = tiny_config(**{f"data.{name}": value for name, value in data.items()})
+        return download(config, root=root)
+
+    return call
+
+
+Get = Callable[..., Source]
+
+
+def texts_of(record: Source, split: str = "train") -> list[str]:
+    tables = [pq.read_table(record.path / name) for name in record.splits[split].files]
+    return [text for table in tables for text in table["text"].to_pylist()]
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return [p for p in (tmp_path / "hf" / "files").rglob("*.parquet") if p.is_file()]
+
+
+# ---- what there is ----------------------------------------------------------------------------
+
+
+def test_a_dataset_by_its_splits_at_a_commit(hub: Hub, get: Get) -> None:
+    commit = hub.repositories["org/tales"].branches["main"]
+    record = get()
+    assert record.dataset == "org/tales"
+    assert record.revision == commit
+    assert texts_of(record) == TRAIN
+    assert texts_of(record, "val") == some_texts("val")[:20]
+    expected = {
+        name: hashlib.sha256(TALES[name]).hexdigest() for name in (FIRST, SECOND, VALIDATION)
+    }
+    assert record.origin == expected
+
+
+def test_branch_and_commit_are_one_and_a_commit_needs_no_network(hub: Hub, get: Get) -> None:
+    record = get()
+    assert get(revision="main").reused
+    hub.requests.clear()
+    again = get(revision=record.revision)
+    assert again.reused
+    assert again.key == record.key
+    assert hub.requests == []
+
+
+def test_a_new_commit_fetches_only_what_changed(hub: Hub, get: Get) -> None:
+    first = get()
+    hub.add("org/tales", {**TALES, SECOND: parquet(["new"])})
+    hub.requests.clear()
+    second = get()
+    assert second.key != first.key
+    assert texts_of(second) == [*some_texts("first"), "new"]
+    fetched = [r.line for r in hub.lines("GET /datasets/") if ".parquet" in r.line]
+    assert [line.endswith(SECOND) for line in fetched] == [True]
+
+
+def test_only_the_files_of_the_wanted_documents_are_fetched(hub: Hub, get: Get) -> None:
+    record = get(documents=40, val_split=None)
+    assert texts_of(record) == TRAIN[:40]
+    assert list(record.splits) == ["train"]
+    assert not hub.lines(SECOND)
+    assert list(record.origin) == [FIRST]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.csv", "train.txt"])
+def test_every_format(hub: Hub, get: Get, name: str) -> None:
+    import gzip
+
+    content = {
+        "jsonl": b'{"text": "one"}\n{"text": "two"}\n',
+        "csv": b"text\none\ntwo\n",
+        "txt": b"one|two",
+    }[name.split(".")[1]]
+    content = gzip.compress(content) if name.endswith(".gz") else content
+    hub.add("org/tales", {name: content})
+    record = get(separator="|")
+    assert texts_of(record) == ["one", "two"]
+    assert record.origin == {name: hashlib.sha256(content).hexdigest()}
+
+
+CONFIGS = b"""---
+configs:
+- config_name: long
+  data_files: [{split: train, path: "long/*"}, {split: holdout, path: "extra/*"}]
+- config_name: short
+  data_files: "short/*"
+dataset_info:
+- config_name: long
+  features: [{name: text, dtype: string}]
+- config_name: short
+  features: [{name: text, dtype: string}, {name: title, dtype: string}]
+---
+"""
+
+
+def test_configurations_of_the_readme(hub: Hub, get: Get) -> None:
+    files = {f"{n}/a.parquet": parquet([n]) for n in ("long", "short", "extra", "else")}
+    hub.add("org/tales", {"README.md": CONFIGS, **files})
+    assert texts_of(get(config_name="short")) == ["short"]
+    record = get(config_name="long", val_split="holdout")
+    assert (texts_of(record), texts_of(record, "val")) == (["long"], ["extra"])
+    with pytest.raises(UserError, match=r"several configurations.*long, short"):
+        get()
+    with pytest.raises(UserError, match=r"config_name 'shrot': did you mean 'short'"):
+        get(config_name="shrot")
+    with pytest.raises(UserError, match=r"unknown split 'train_': did you mean 'train'"):
+        get(config_name="long", train_split="train_")
+    hub.requests.clear()
+    with pytest.raises(UserError, match=r"unknown column 'txt': did you mean 'text'"):
+        get(config_name="short", text_column="txt")
+    assert not hub.lines("short/a.parquet")
+
+
+def test_a_column_that_only_the_file_shows_missing(get: Get) -> None:
+    with pytest.raises(UserError, match=r"00000-of-00002\.parquet: unknown column 'story'"):
+        get(text_column="story")
+
+
+def test_a_local_folder_of_that_name_is_not_the_dataset(
+    get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org/tales").mkdir(parents=True)
+    (tmp_path / "org/tales/train.txt").write_text("wrong")
+    monkeypatch.chdir(tmp_path)
+    assert texts_of(get()) == TRAIN
+
+
+# ---- what there is not ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": "org/none"}, "no such dataset"),
+        ({"path": "not a/dataset/id"}, "no dataset id"),
+        ({"path": "../../etc"}, "no dataset id"),
+        ({"revision": "v9"}, "no revision 'v9'"),
+        ({"revision": "0" * 40}, f"no revision '{'0' * 40}'"),
+        ({"train_split": "trian"}, "did you mean 'train'"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    get: Get, tmp_path: Path, fields: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        get(**fields)
+    assert not list((tmp_path / "data").glob("sources/[!.]*"))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"README.md": b"nothing else"},
+        {"notes.xyz": b"?"},
+        {"odd.py": b"open('marker', 'w')", "train.parquet": parquet(["a"])},
+        {"train/a.png": b"png", "train/b.png": b"png"},
+        {"train.pkl": b"cposix\nsystem\n(S'touch marker'\ntR."},
+        {"README.md": b"---\nconfigs: [}\n---\n", "train.parquet": parquet(["a"])},
+        {"README.md": b"---\nconfigs: 5\n---\n", "train.parquet": parquet(["a"])},
+    ],
+    ids=["empty", "unknown", "script", "images", "pickle", "bad yaml", "bad configs"],
+)
+def test_a_repository_that_is_no_plain_dataset_is_refused(
+    hub: Hub,
+    get: Get,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.add("org/odd", files)
+    with pytest.raises(UserError, match=r"data\.path=org/odd"):
+        get(path="org/odd")
+    assert not (tmp_path / "marker").exists()
+
+
+# ---- the token --------------------------------------------------------------------------------
+
+
+def test_a_gated_dataset_by_token_which_appears_nowhere(
+    hub: Hub,
+    get: Get,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub.add("org/gated", TALES, token=TOKEN)
+    hub.storage_host = hub.endpoint.replace("127.0.0.1", "localhost")
+    caplog.set_level(logging.DEBUG)
+    for token in ("", "hf_WrongToken"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(UserError, match=r"gated.*HF_TOKEN") as caught:
+            get(path="org/gated")
+        assert "hf_WrongToken" not in "".join(traceback.format_exception(caught.value))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.requests.clear()
+    record = get(path="org/gated")
+    assert texts_of(record) == TRAIN
+    assert {request.token for request in hub.lines("/resolve/")} == {TOKEN}
+    assert len(hub.lines("GET /storage/")) == 3
+    assert {request.token for request in hub.lines("GET /storage/")} == {None}
+    assert TOKEN not in caplog.text
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+def test_a_password_in_the_address_is_refused(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match="HF_ENDPOINT") as caught:
+        get()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_failure_shows_no_token(
+    hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults = [Fault(FIRST, "status", 99)]
+    with pytest.raises(SlmError) as caught:
+        get()
+    assert TOKEN not in "".join(traceback.format_exception(caught.value)) + caplog.text
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\nX-Header: 1")
+    with pytest.raises(UserError, match="HF_TOKEN holds characters") as refused:
+        get()
+    assert TOKEN not in str(refused.value)
+
+
+# ---- faults that pass -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["GET /api/datasets/org/tales", "/paths-info/", FIRST])
+@pytest.mark.parametrize("header", [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=7'}])
+def test_a_busy_hub_says_how_long_to_wait(
+    hub: Hub, get: Get, waits: list[float], where: str, header: dict[str, str]
+) -> None:
+    hub.faults = [Fault(where, "status", 2, status=429, headers=header)]
+    assert texts_of(get()) == TRAIN
+    assert len([seconds for seconds in waits if seconds >= 7]) == 2
+
+
+def test_a_hub_that_asks_for_too_long_is_given_up(hub: Hub, get: Get, waits: list[float]) -> None:
+    hub.faults = [Fault("/api/", "status", 9, status=429, headers={"Retry-After": "86400"})]
+    with pytest.raises(SlmError, match="answers 429"):
+        get()
+    assert sum(waits) == 0
+
+
+@pytest.mark.parametrize(
+    "where", ["GET /api/datasets/org", "README", "/tree/", "/paths-info/", FIRST]
+)
+@pytest.mark.parametrize("status", [500, 503])
+def test_errors_of_the_server_are_waited_out(
+    hub: Hub, get: Get, waits: list[float], where: str, status: int
+) -> None:
+    hub.faults = [Fault(where, "status", 2, status=status)]
+    assert texts_of(get()) == TRAIN
+    assert hub.faults[0].times == 0
+    assert 0 < sum(waits) < 30
+
+
+@pytest.mark.parametrize("where", ["GET /api/datasets/org", "README", "/paths-info/", FIRST])
+def test_errors_that_stay_end_in_one_message(
+    hub: Hub, get: Get, waits: list[float], where: str, tmp_path: Path
+) -> None:
+    hub.faults = [Fault(where, "status", 10_000)]
+    with pytest.raises(SlmError, match=r"data\.path=org/tales.* answers 500"):
+        get()
+    assert sum(waits) < 200
+    assert not list((tmp_path / "data").glob("sources/[!.]*"))
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "stall"])
+def test_a_broken_transfer_goes_on_where_it_stopped(hub: Hub, get: Get, kind: str) -> None:
+    hub.faults = [Fault(f"GET /datasets/org/tales/resolve/{main(hub)}/{FIRST}", kind, 2)]
+    assert texts_of(get()) == TRAIN
+    starts = [request.range for request in hub.lines(FIRST)]
+    assert starts[0] is None
+    offsets = [int(str(start).removeprefix("bytes=").rstrip("-")) for start in starts[1:]]
+    assert len(offsets) == 2
+    assert 0 < offsets[0] < offsets[1] < len(TALES[FIRST])
+
+
+@pytest.mark.parametrize("where", ["/api/datasets/org/tales", "/tree/", "/paths-info/"])
+def test_a_silent_hub_is_not_waited_for_forever(
+    hub: Hub, get: Get, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults = [Fault(where, "silence", 1)]
+    assert texts_of(get()) == TRAIN
+
+
+def main(hub: Hub) -> str:
+    return hub.repositories["org/tales"].branches["main"]
+
+
+def test_nobody_there(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SlmError, match=r"cannot reach http://127\.0\.0\.1:9.*data\.source=files"):
+        get()
+
+
+def test_offline_by_wish(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    commit = get().revision
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert get(revision=commit).reused
+    with pytest.raises(SlmError, match="HF_HUB_OFFLINE"):
+        get()
+
+
+# ---- wrong bytes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["truncate", "flip"])
+@pytest.mark.parametrize("name", [FIRST, VALIDATION])
+def test_wrong_bytes_are_put_aside_and_fetched_once_more(
+    hub: Hub, get: Get, tmp_path: Path, kind: str, name: str
+) -> None:
+    hub.faults = [Fault(name, kind)]
+    record = get()
+    assert texts_of(record) == TRAIN
+    aside = [path for path in cached(tmp_path) if ".corrupt-" in str(path)]
+    assert len(aside) == 1
+    assert aside[0].read_bytes() != TALES[name]
+
+
+@pytest.mark.parametrize("kind", ["truncate", "flip"])
+def test_bytes_that_stay_wrong_reach_nobody(hub: Hub, get: Get, tmp_path: Path, kind: str) -> None:
+    hub.faults = [Fault(SECOND, kind, 99)]
+    with pytest.raises(CorruptionError, match=SECOND):
+        get()
+    assert not list((tmp_path / "data").glob("sources/[!.]*"))
+    assert len([path for path in cached(tmp_path) if ".corrupt-" in str(path)]) == 1  # the last
+    hub.faults = []
+    assert texts_of(get()) == TRAIN
+
+
+def test_a_small_file_is_checked_by_its_git_hash(hub: Hub, get: Get) -> None:
+    content = b'{"text": "one"}\n'
+    hub.add("org/small", {"train.jsonl": content})
+    hub.faults = [Fault("train.jsonl", "flip", 99)]
+    with pytest.raises(CorruptionError, match=git_sha1(content)[:12]):
+        get(path="org/small")
+
+
+def test_every_flipped_bit_of_the_cache_is_found(hub: Hub, get: Get, tmp_path: Path) -> None:
+    get()
+    for round_, path in enumerate(sorted(cached(tmp_path))):
+        content = bytearray(path.read_bytes())
+        content[len(content) * (round_ + 1) // 5] ^= 1 << round_
+        path.write_bytes(content)
+    assert texts_of(get(root=tmp_path / "other")) == TRAIN
+    assert len([path for path in cached(tmp_path) if ".corrupt-" in str(path)]) == 3
+
+
+def test_a_branch_that_moves_meanwhile_mixes_nothing(hub: Hub, get: Get) -> None:
+    old = main(hub)
+
+    def move(line: str) -> None:
+        if FIRST in line and main(hub) == old:
+            hub.add("org/tales", {name: parquet(["mixed"]) for name in TALES if "data/" in name})
+
+    hub.on_request = move
+    record = get()
+    assert main(hub) != old
+    assert record.revision == old
+    assert texts_of(record) == TRAIN
+    assert all(old in request.line for request in hub.lines("/resolve/"))
+
+
+def test_a_damaged_page_in_a_file_that_is_as_promised(hub: Hub, get: Get, tmp_path: Path) -> None:
+    content = bytearray(TALES[SECOND])
+    start = pq.read_metadata(io.BytesIO(TALES[SECOND])).row_group(0).column(0)
+    content[start.dictionary_page_offset + 3] ^= 0x55
+    hub.add("org/tales", {**TALES, SECOND: bytes(content)})
+    with pytest.raises(CorruptionError, match=r"00001-of-00002\.parquet, row group 0"):
+        get()
+    assert not list((tmp_path / "data").glob("sources/[!.]*"))
+
+
+@pytest.mark.parametrize("kind", ["enospc", "raise"])
+def test_a_fault_anywhere_is_made_good_by_the_next_call(
+    hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    fired = 0
+    while True:
+        hub.faults = [Fault(SECOND, "flip")]  # so that the quarantine is passed as well
+        monkeypatch.setattr(storage, "_passes", {})
+        monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
+        try:
+            record = get(root=tmp_path / str(fired))
+            break
+        except (UserError, RuntimeError):
+            fired += 1
+        finally:
+            monkeypatch.delenv("SLM_FAULT")
+            shutil.rmtree(tmp_path / "hf" / "files", ignore_errors=True)
+    assert texts_of(record) == TRAIN
+    assert fired >= 12
+    for number in range(fired):
+        folder = tmp_path / str(number)
+        assert not list(folder.glob("sources/*.tmp"))
+        assert texts_of(get(root=folder)) == TRAIN
+
+
+# ---- kill -------------------------------------------------------------------------------------
+
+
+def test_a_killed_download_goes_on_where_it_was(
+    hub: Hub, get: Get, tmp_path: Path, tiny_config: Callable[..., PipelineConfig]
+) -> None:
+    commit = main(hub)
+    hub.faults = [Fault(f"GET /datasets/org/tales/resolve/{commit}/{FIRST}", "stall")]
+    config = tiny_config(**{"data.source": "hub", "data.path": "org/tales", "data.documents": None})
+    code = (
+        "import sys, pathlib\n"
+        "from huggingface_hub import constants\n"
+        "constants.DOWNLOAD_CHUNK_SIZE = 4096\n"
+        "from slm.config import PipelineConfig\n"
+        "from slm.source.download import download\n"
+        "config = PipelineConfig.model_validate_json(sys.argv[1])\n"
+        "download(config, root=pathlib.Path(sys.argv[2]))\n"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "data")],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    pause = hub.closing.wait  # time.sleep is not itself here
+    for _ in range(600):
+        partial = [path for path in cached(tmp_path) if path.stat().st_size]
+        if partial or process.poll() is not None:
+            break
+        pause(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    have = partial[0].stat().st_size
+    assert 0 < have < len(TALES[FIRST])
+    hub.requests.clear()
+    assert texts_of(get()) == TRAIN
+    assert [request.range for request in hub.lines(FIRST)] == [f"bytes={have}-"]

@@ -1,0 +1,129 @@
+"""Cleaning: what is mended, what is dropped, and that both are counted."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm.config import CleanConfig
+from slm.source.stories import story
+from slm.tokens.cleaning import (
+    ACROSS_SPLITS,
+    DUPLICATE,
+    EMPTY,
+    EXAMPLE_CHARS,
+    FIXED,
+    NEAR_DUPLICATE,
+    TOO_LONG,
+    TOO_SHORT,
+    Duplicates,
+    HashSet,
+    Tally,
+    clean,
+    document_hash,
+    signature,
+)
+
+
+def _hashes(texts: list[str]) -> np.ndarray:
+    return np.frombuffer(b"".join(document_hash(text.encode()) for text in texts), "<u8")
+
+
+def _reasons(settings: CleanConfig, texts: list[str], val: list[bool]) -> list[str]:
+    signatures = np.array([signature(text) for text in texts])
+    return Duplicates(settings).reasons(_hashes(texts), signatures, np.array(val))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_by_default_every_text_with_something_in_it_stays_as_it_is(text: str) -> None:
+    tally = Tally()
+    kept = clean(text, CleanConfig(), tally)
+    if text.strip():
+        assert kept == text
+        assert tally == Tally()
+    else:
+        assert kept is None
+        assert tally.dropped[EMPTY]["documents"] == 1
+
+
+def test_lengths_are_bounded_and_counted() -> None:
+    settings, tally = CleanConfig(min_chars=3, max_chars=5), Tally()
+    kept = [clean(text, settings, tally) for text in ("ab", "abc", "abcde", "abcdef", "", "\n")]
+    assert kept == [None, "abc", "abcde", None, None, None]
+    counts = {reason: entry["documents"] for reason, entry in tally.dropped.items()}
+    assert counts == {TOO_SHORT: 1, TOO_LONG: 1, EMPTY: 2}
+
+
+def test_mojibake_is_mended_and_nothing_else() -> None:
+    settings, tally = CleanConfig(fix_text=True), Tally()
+    assert clean("It’s schön", settings, tally) == "It’s schön"
+    assert clean("schÃ¶n", settings, tally) == "schön"
+    assert clean("e\u0301", settings, tally) == "é"
+    untouched = "a\0b \ufb01 “quotes” &amp; <b>\r\nend \x1b[0m"
+    assert clean(untouched, settings, tally) == untouched
+    assert tally.changed[FIXED]["documents"] == 2
+    assert tally.changed[FIXED]["examples"][0] == ["schÃ¶n", "schön"]
+
+
+def test_examples_are_few_and_short_and_json() -> None:
+    tally = Tally()
+    for i in range(10):
+        tally.drop(TOO_LONG, f"{i} " + "x" * 10_000)
+    other = Tally()
+    other.drop(TOO_LONG, "y")
+    tally.add(other)
+    entry = json.loads(json.dumps(tally.dropped))[TOO_LONG]
+    assert entry["documents"] == 11
+    assert [example[0] for example in entry["examples"]] == ["0", "1", "2"]
+    assert max(map(len, entry["examples"])) <= EXAMPLE_CHARS
+
+
+@settings(max_examples=100)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=12))
+def test_a_set_of_hashes_is_a_set(batches: list[list[int]]) -> None:
+    seen: set[int] = set()
+    found = HashSet()
+    for batch in batches:
+        hashes = np.array(batch, np.uint64)
+        assert found.contains(hashes).tolist() == [value in seen for value in batch]
+        expected = []
+        for value in batch:
+            expected.append(value not in seen)
+            seen.add(value)
+        assert found.add(hashes).tolist() == expected
+    assert len(found._levels) <= 8
+
+
+def test_what_stands_in_val_leaves_train_and_nothing_else_does() -> None:
+    texts, val = ["a", "b", "a", "c", "c"], [True, True, False, False, False]
+    assert _reasons(CleanConfig(), texts, val) == ["", "", ACROSS_SPLITS, "", ""]
+
+
+def test_everywhere_only_the_first_of_equals_stays() -> None:
+    settings = CleanConfig(exact_duplicates="everywhere")
+    texts, val = ["a", "a", "a", "c", "c"], [True, True, False, False, False]
+    expected = ["", DUPLICATE, ACROSS_SPLITS, "", DUPLICATE]
+    assert _reasons(settings, texts, val) == expected
+
+
+def test_duplicates_are_found_across_batches() -> None:
+    duplicates = Duplicates(CleanConfig(exact_duplicates="everywhere"))
+    none = np.empty((2, 0), np.uint32)
+    train = np.zeros(2, bool)
+    assert duplicates.reasons(_hashes(["a", "b"]), none, train) == ["", ""]
+    assert duplicates.reasons(_hashes(["c", "a"]), none, train) == ["", DUPLICATE]
+
+
+def test_near_duplicates_are_those_that_share_most_of_their_words() -> None:
+    first, other = story(1, 0), story(1, 1)
+    texts = [first, other, first + " The end.", first.upper(), story(1, 2)]
+    found = _reasons(CleanConfig(near_duplicates=0.8), texts, [False] * 5)
+    assert found == ["", "", NEAR_DUPLICATE, NEAR_DUPLICATE, ""]
+    assert _reasons(CleanConfig(near_duplicates=1.0), texts[:3], [False] * 3) == ["", "", ""]
+
+
+@pytest.mark.parametrize("text", ["", "one", "one two three four five"])
+def test_short_texts_have_a_signature(text: str) -> None:
+    assert signature(text).tolist() == signature(text.upper()).tolist()

@@ -1,0 +1,144 @@
+"""Forecasts come from real steps; advice names each setting that is unlikely to work."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.model.gpt import GPT
+from slm.records import Shards, ShardSplit
+from slm.source.download import download
+from slm.tokens.encode import encode
+from slm.training import forecast as module
+from slm.training.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
+
+Config = Callable[..., PipelineConfig]
+
+GOOD = Forecast(
+    parameters=1000,
+    max_steps=100,
+    tokens=20_000,
+    flops=1e9,
+    tok_per_sec=1e3,
+    seconds=20,
+    memory_bytes=10**8,
+)
+
+
+def shards(tokens: int, documents: int) -> Shards:
+    split = ShardSplit(files=[], documents=documents, tokens=tokens, bytes=4 * tokens)
+    return Shards(
+        key="", source_key="", tokenizer_sha256="", vocab_size=512, eot=511, splits={"train": split}
+    )
+
+
+def test_a_probe_multiplies_real_steps(tiny_config: Config) -> None:
+    config = tiny_config(**{"train.max_steps": 50})
+    found = probe(config, {})
+    assert found.parameters == GPT(config.model, 512).parameter_count()
+    assert found.tokens == 50 * 128
+    assert found.seconds > found.tokens / found.tok_per_sec  # the held-out loss takes its time too
+
+
+def test_documents_that_do_not_fill_the_random_tokens_are_scored(tiny_config: Config) -> None:
+    assert probe(tiny_config(**{"model.seq_len": 37, "train.tokens_per_step": 37}), {}).seconds > 0
+
+
+def test_the_probe_has_the_threads_and_kernels_of_a_training(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, str]] = []
+
+    def look(config: PipelineConfig, splits: object) -> Forecast:
+        found.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        return GOOD
+
+    given = {"config": tiny_config(**{"train.threads": 3}).model_dump(mode="json"), "splits": {}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    monkeypatch.setattr(module, "probe", look)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+    assert found == [(3, "high")]
+
+
+def test_epochs_become_steps(tiny_config: Config) -> None:
+    found = probe(tiny_config(**{"train.epochs": 2}), shards(6400, 64).splits)
+    assert found.max_steps == 100
+
+
+def test_epochs_of_an_unknown_dataset_cannot_be_forecast(tiny_config: Config) -> None:
+    with pytest.raises(UserError, match="slm encode tiny"):
+        forecast(tiny_config(**{"train.epochs": 2}), None)
+
+
+def test_a_sound_recipe_gets_no_advice(tiny_config: Config) -> None:
+    assert advice(tiny_config(), GOOD, shards(20_000, 200)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cost", "words"),
+    [
+        ({"train.warmup": 0.5}, {}, "train.warmup=0.5"),
+        ({"train.learning_rate": 1.0}, {}, "train.learning_rate=1.0"),
+        ({"train.optimizer": "muon", "train.muon_learning_rate": 3.0}, {}, "muon_learning_rate"),
+        ({}, {"tokens": 999}, "999 tokens for 1,000 parameters"),
+        ({}, {"max_steps": 3}, "3 steps"),
+        ({"model.seq_len": 128}, {}, "20 tokens on average"),
+        ({}, {"tokens": 200_000}, "50.0 epochs over 4,000 tokens"),
+    ],
+)
+def test_each_setting_that_will_not_work_is_named(
+    overrides: dict[str, object], cost: dict[str, int], words: str, tiny_config: Config
+) -> None:
+    lines = advice(tiny_config(**overrides), GOOD.model_copy(update=cost), shards(4000, 200))
+    assert any(words in line for line in lines)
+
+
+def test_what_is_scored_is_the_slice_every_so_often_and_all_of_val_once(
+    tiny_config: Config,
+) -> None:
+    config = tiny_config(**{"train.evaluate_every": 10, "train.evaluate_documents": 4})
+    val = ShardSplit(files=[], documents=100, tokens=5000, bytes=20_000)
+    assert scored_tokens(config, 25, val) == 5000 + 3 * 4 * 50
+
+
+def test_the_shards_of_a_recipe_are_those_of_its_name_and_settings(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    root, config = tmp_path / "data", tiny_config()
+    assert known_shards(config, root) is None
+    made = encode(config, download(config, root=root), root=root)
+    for name in ("sources", "shards"):
+        folder = next((root / name).glob("tiny-*"))
+        shutil.copytree(folder, folder.with_name(folder.name.replace("tiny-", "tiny-sample-")))
+    assert known_shards(config, root) == made.model_copy(update={"reused": False})
+    for change in ({"data.seed": 8}, {"data.vocab_size": 400}, {"data.documents": 79}):
+        assert known_shards(tiny_config(**change), root) is None
+    for name, known in (("tin", False), ("tiny-sample", True)):
+        other = config.model_copy(update={"recipe": name})
+        assert (known_shards(other, root) is not None) == known
+
+
+def test_the_shards_of_local_files_are_known_by_the_files_names(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    root, folder = tmp_path / "data", tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f'{{"text": "tale {i}"}}\n' for i in range(60)))
+    config = tiny_config(**{"data.source": "files", "data.path": str(folder)})
+    made = encode(config, download(config, root=root), root=root)
+    found = known_shards(config, root)
+    assert found is not None
+    assert found.key == made.key
+    (folder / "b.jsonl").write_text('{"text": "one more"}\n')
+    assert known_shards(config, root) is None

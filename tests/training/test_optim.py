@@ -1,0 +1,147 @@
+"""The schedule never rises after its warmup; the optimizers get the parameters they should."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.config import ModelConfig, PipelineConfig, TrainConfig
+from slm.model.gpt import GPT
+from slm.records import ShardSplit
+from slm.training.loop import train_step
+from slm.training.optim import (
+    MUON_MOMENTUM,
+    Muon,
+    build_optimizers,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from slm.training.plan import make_plan
+from slm.training.session import synthetic_session
+
+CONFIGS = st.builds(
+    TrainConfig,
+    max_steps=st.integers(1, 300),
+    schedule=st.sampled_from(["cosine", "wsd", "linear"]),
+    warmup=st.floats(0, 1),
+    cooldown=st.floats(0, 1),
+    final_lr=st.floats(0, 1),
+)
+
+
+@given(CONFIGS)
+def test_the_rate_rises_only_while_warming_up(config: TrainConfig) -> None:
+    steps = config.max_steps or 0
+    rates = [learning_rate_factor(step, steps, config) for step in range(steps)]
+    warmup = math.ceil(config.warmup * steps)
+    assert all(0 < rate <= 1 or config.final_lr == 0 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_the_rate_at_its_corners() -> None:
+    config = TrainConfig(max_steps=100, schedule="cosine", warmup=0.1, final_lr=0.1)
+    rate = [learning_rate_factor(step, 100, config) for step in range(100)]
+    assert rate[0] == pytest.approx(0.1)
+    assert rate[9] == rate[10] == 1
+    assert rate[55] == pytest.approx(0.55)
+    assert rate[99] == pytest.approx(0.1, abs=0.001)
+    steady = TrainConfig(max_steps=100, schedule="wsd", warmup=0.1, cooldown=0.2, final_lr=0)
+    assert [learning_rate_factor(step, 100, steady) for step in (50, 80, 90)] == [1, 1, 0.5]
+
+
+def model_and_optimizers(optimizer: str) -> tuple[GPT, list[torch.optim.Optimizer]]:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, seq_len=8), 31)
+    config = TrainConfig(max_steps=1, optimizer=optimizer)  # type: ignore[arg-type]
+    return model, build_optimizers(model, config)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer_and_the_right_decay(optimizer: str) -> None:
+    model, optimizers = model_and_optimizers(optimizer)
+    decays = {
+        id(p): group["weight_decay"]
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
+    }
+    listed = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(listed) == len(list(model.parameters())) == len(decays)
+    for parameter in model.parameters():
+        assert decays[id(parameter)] == (0.1 if parameter.dim() == 2 else 0.0)
+    if optimizer == "muon":
+        muon = {id(p) for group in optimizers[1].param_groups for p in group["params"]}
+        inside = {id(p) for p in model.blocks.parameters() if p.dim() == 2}
+        assert muon == inside
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_goes_out_and_in_without_a_change(optimizer: str) -> None:
+    """A step after a round trip equals the step without it, bit for bit."""
+
+    def step(model: GPT, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for o in optimizers:
+            o.step()
+
+    model, optimizers = model_and_optimizers(optimizer)
+    set_learning_rate(optimizers, 0.5)
+    step(model, optimizers, 1)
+    kept = {k: v.clone() for k, v in optimizer_tensors(model, optimizers).items()}
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    step(model, optimizers, 2)
+
+    again, fresh = model_and_optimizers(optimizer)
+    set_learning_rate(fresh, 0.5)
+    again.load_state_dict(weights)
+    load_optimizer_tensors(again, fresh, kept)
+    step(again, fresh, 2)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
+    shapes = [(12, 12), (12, 12), (32, 12), (12, 32), (32, 12)]
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in shapes]
+    ours = [torch.nn.Parameter(tensor.clone()) for tensor in start]
+    theirs = [torch.nn.Parameter(tensor.clone()) for tensor in start]
+    mine = Muon(ours, lr=0.02, weight_decay=0.1)
+    library = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=MUON_MOMENTUM)
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        mine.step()
+        library.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, before)
+
+
+def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
+    tiny_config: Callable[..., PipelineConfig],
+) -> None:
+    config = tiny_config(**{"train.optimizer": "muon", "train.device": "cpu"})
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    session = synthetic_session(config, make_plan(config, split, world_size=1), 512)
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    model = session.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, y = session.loader.batch(0)
+    matrix = model.blocks[0].mlp.down_proj.weight  # of Muon; the embedding is AdamW's
+    overflow = matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    train_step(session, model, x, y)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert session.scaler.get_scale() == 2.0**9
+    overflow.remove()
+    train_step(session, model, x, y)
+    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
