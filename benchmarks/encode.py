@@ -234,9 +234,10 @@ def _loader(folder: Path) -> tuple[float, float]:
 def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
     import torch
 
+    from slm.records import Plan
     from slm.tokens.loader import Loader
     from slm.training.loop import train_step
-    from slm.training.plan import Plan, pick_precision
+    from slm.training.plan import pick_precision
     from slm.training.session import synthetic_session
 
     config = load_recipe("quickstart")

@@ -19,9 +19,9 @@ import slm.training.launch
 from slm.config import PipelineConfig
 from slm.machine import available_cores
 from slm.recipes import load_recipe
+from slm.run_folder import RunFolder
 from slm.tokens.encode import encode
 from slm.training.forecast import forecast
-from slm.training.journal import read_journal
 
 STORIES = {"data.source": "stories", "data.path": "", "data.documents": 4000}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[
     shards = encode(config, slm.source.download.download(config, root=root), root=root)
     foreseen = forecast(config, shards)
     trained = slm.training.launch.train(config, shards, root=root)
-    events = {event["event"]: event for event in read_journal(trained.path)}
+    events = {event["event"]: event for event in RunFolder(trained.path).journal}
     real = {
         "seconds": events["end"]["time"] - events["start"]["time"],
         "memory_bytes": events["step"]["memory_bytes"],

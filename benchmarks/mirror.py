@@ -43,12 +43,12 @@ import torch
 
 from slm.machine import available_cores
 from slm.recipes import load_recipe
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.tracking import mirror
 from slm.tracking.server import connect
 from slm.training import launch
-from slm.training.journal import read_journal
 
 SETTINGS = {
     "data.documents": 2000,
@@ -123,21 +123,23 @@ def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tup
         launch.train(config, shards, root=root)
         beside = (time.process_time() - used[-1]) / max(time.time() - began - STARTED, 1e-9)
     clock.cancel()
-    events = [event for event in read_journal(path) if event["event"] == "step"]
+    events = [event for event in path.journal if event["event"] == "step"]
     times = [
         (event["time"] - began, 1000 * config.train.tokens_per_step / event["tok_per_sec"])
         for event in events
     ]
     steady = [ms for at, ms in times if at > STARTED] or [ms for _, ms in times]
     every = statistics.fmean(ms for _, ms in times)
-    return path, (statistics.median(steady), statistics.fmean(steady), every, 1000 * beside)
+    return path.path, (statistics.median(steady), statistics.fmean(steady), every, 1000 * beside)
 
 
 def wrong_points(run: Path, uri: str, steps: int) -> int:
     """How many points of a run's losses the server lacks, or has twice, after a sync."""
-    run_id = mirror.sync(run, tracking_uri=uri)
+    run_id = mirror.sync(RunFolder(run), tracking_uri=uri)
     history = connect(uri).get_metric_history(run_id, "train_loss")
-    recorded = {(e["step"], e["train_loss"]) for e in read_journal(run) if e["event"] == "step"}
+    recorded = {
+        (e["step"], e["train_loss"]) for e in RunFolder(run).journal if e["event"] == "step"
+    }
     found = {(metric.step, metric.value) for metric in history}
     assert len(recorded) == steps
     return len(recorded ^ found) + len(history) - len(found)

@@ -38,11 +38,11 @@ from slm.evaluation.scoring import score
 from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.records import Shards
+from slm.run_folder import RunFolder
 from slm.tokens.encode import encode
 from slm.tokens.loader import Loader
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import Tokenizer
-from slm.training.journal import read_journal
 
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
@@ -109,7 +109,7 @@ def train_ours(data: Path, root: Path, seconds: float, seed: int) -> tuple[Curve
     )
     shards = encode(config, slm.source.download.download(config, root=root), root=root)
     trained = slm.training.launch.train(config, shards, root=root)
-    events = list(read_journal(trained.path))
+    events = list(RunFolder(trained.path).journal)
     start = next(event["time"] for event in events if event["event"] == "start")
     found = [(e["time"] - start, e["val_bpb"]) for e in events if e["event"] == "evaluate"]
     return found, trained.val_bpb

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.machine import available_cores
+from slm.records import Plan
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
-from slm.training.plan import Plan, pick_precision
+from slm.training.plan import pick_precision
 from slm.training.session import Session, synthetic_session
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)

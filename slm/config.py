@@ -28,6 +28,18 @@ class Section(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key, such as `train.max_steps`, as JSON values."""
+        values = self.model_dump(mode="json")
+        settings: dict[str, Any] = {}
+        for name, value in values.items():
+            section = getattr(self, name)
+            if isinstance(section, Section):
+                settings |= {f"{name}.{key}": v for key, v in section.flat().items()}
+            else:
+                settings[name] = value
+        return settings
+
 
 class CleanConfig(Section):
     """What is mended or dropped before encoding; every change is counted in the manifest."""
@@ -69,17 +81,6 @@ class DataConfig(Section):
             }
             raise ValueError(f"data.path is empty: give {what[self.source]} (--set data.path=…)")
         return self
-
-    def download_fields(self) -> dict[str, Any]:
-        """What the download stage reads, as JSON values: part of its key."""
-        return self.model_dump(mode="json", exclude=_ENCODE_FIELDS | {"workers"})
-
-    def encode_fields(self) -> dict[str, Any]:
-        """What the encode stage reads and its bytes depend on: part of its key."""
-        return self.model_dump(mode="json", include=_ENCODE_FIELDS)
-
-
-_ENCODE_FIELDS = {"clean", "val_fraction", "vocab_size", "shard_tokens"}
 
 
 class ModelConfig(Section):
@@ -256,13 +257,6 @@ class PipelineConfig(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
     retrain: RetrainConfig = RetrainConfig()
-
-    def train_fields(self) -> dict[str, Any]:
-        """What the train stage reads and its bits depend on: part of its key."""
-        return {
-            "model": self.model.model_dump(mode="json"),
-            "train": self.train.model_dump(mode="json", exclude={"keep_checkpoints"}),
-        }
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:

@@ -2,6 +2,7 @@
 
 SlmError                 exit 1: something failed; the message says what and where
 ├── UserError            exit 2: bad input; the message names what, which value, the remedy
+│   └── NewerFormat      exit 2: a file that a newer slm wrote; nothing is touched
 ├── CorruptionError      exit 1: bytes on disk are not the bytes that were recorded
 ├── TrainingError        exit 1: the training process failed (not finite, out of memory, killed)
 ├── InUse                exit 1: another process holds the lock
@@ -22,6 +23,10 @@ class UserError(SlmError):
     """Bad input. The message names what, which value, and the remedy."""
 
     exit_code = 2
+
+
+class NewerFormat(UserError):
+    """A file of a newer format than this slm reads: no damage, and left as it is."""
 
 
 class CorruptionError(SlmError):

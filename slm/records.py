@@ -9,7 +9,7 @@ Version → register: a model version in the MLflow registry
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -184,6 +184,11 @@ class Report(Record):
     card: str = "README.md"
 
 
+def model_uri(name: str, version: str | None = None, *, alias: str | None = None) -> str:
+    """How MLflow, and every command of ours, names a model version: by its number or an alias."""
+    return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+
+
 class Version(Record):
     """A model version in the registry, as `registered.json` in the run's folder remembers it."""
 
@@ -192,6 +197,62 @@ class Version(Record):
     aliases: list[str]
     run_id: str
     tracking_uri: str
+
+    @property
+    def uri(self) -> str:
+        """`models:/NAME/VERSION`."""
+        return model_uri(self.model, self.version)
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+
+class Plan(BaseModel):
+    """What is fixed before the first step of a run, written to `plan.json`; it never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int
+    rows: int  # a step, over all processes
+    micro_batch_size: int  # rows a device a pass
+    world_size: int
+    device: Literal["cpu", "cuda"]
+    precision: Literal["bf16", "fp16", "fp32"]
+    threads: int
+    compile: bool
+    probe: dict[str, float] = {}
+
+    @property
+    def grad_accum_steps(self) -> int:
+        return self.rows // self.world_size // self.micro_batch_size
+
+    @property
+    def level(self) -> str:
+        """What is promised bit for bit, by the levels of docs/reliability.md."""
+        if self.world_size > 1:
+            return "E"
+        return "C" if self.device == "cpu" else "D"
+
+
+class JournalEntry(TypedDict, total=False):
+    """A line of a run's journal: what happened, when, and at which step, with its figures."""
+
+    event: Required[str]  # start, resume, step, evaluate, checkpoint, diverged, end
+    time: Required[float]  # unix seconds
+    step: int
+    train_loss: float  # nats per token, of a step
+    lr: float
+    grad_norm: float | None  # None where it was not finite
+    tok_per_sec: float
+    tokens: int  # trained on so far
+    memory_bytes: int
+    mfu: float
+    gflops: float
+    val_loss: float  # nats per token on the fixed slice of val, of an evaluation
+    val_bpb: float
+    name: str  # of a checkpoint
+    max_steps: int
+    parameters: int
 
 
 # ---- progress ---------------------------------------------------------------------------------

@@ -19,12 +19,10 @@ from pydantic import BaseModel, ConfigDict
 
 from slm import storage
 from slm.errors import CorruptionError
-from slm.history.runs import is_training
-from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Run, Shards, Source
 from slm.registry.register import REGISTERED
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
-from slm.training.checkpoint import checkpoint_folders
+from slm.run_folder import CHECKPOINTS, RunFolder, checkpoint_folders
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ class _Survey:
             self._sort(folder, "rebuilt by slm reproduce", keep="")
         runs = _folders(self.root / "runs")
         kept = self._runs(runs)
-        shards = {str(_described(run).get("shards_key")) for run in kept}
+        shards = {_shards_key(run) for run in kept}
         sources = self._data("shards", Shards, shards)
         self._data("sources", Source, sources)
         return Retention(going=tuple(self.going), staying=tuple(self.staying))
@@ -127,10 +125,10 @@ class _Survey:
         """Why a run stays whatever its age; None where it may go."""
         if run.name in self.registered or (run / REGISTERED).exists():
             return "a version was made from it"
-        if is_training(run):
+        if RunFolder(run).is_training:
             return "in training"
         record = _record(run, Run)
-        if record is None and checkpoint_folders(run / "checkpoints"):
+        if record is None and checkpoint_folders(run / CHECKPOINTS):
             return "unfinished: it may go on"
         if record is None and (run / storage.RECORD).exists():
             return "its record cannot be read"
@@ -138,17 +136,17 @@ class _Survey:
 
     def _inside(self, run: Path) -> None:
         """Of a kept run: what was left behind; of a finished one, checkpoints that none needs."""
-        if is_training(run):
+        if RunFolder(run).is_training:
             return
         self._leftovers(run)
-        self._leftovers(run / "checkpoints")
+        self._leftovers(run / CHECKPOINTS)
         record = _record(run, Run)
         if record is None:
             return
         needed = {record.best, record.last, _evaluated(run)}
-        if not all(_is_whole(run / "checkpoints" / name) for name in (record.best, record.last)):
+        if not all(_is_whole(run / CHECKPOINTS / name) for name in (record.best, record.last)):
             return  # the others may be all that is left of it
-        for _, folder in checkpoint_folders(run / "checkpoints"):
+        for _, folder in checkpoint_folders(run / CHECKPOINTS):
             if folder.name not in needed:
                 self._sort(folder, "neither the best nor the last of a finished run", keep="")
 
@@ -224,11 +222,11 @@ def _evaluated(run: Path) -> str:
         return ""
 
 
-def _described(run: Path) -> dict[str, object]:
+def _shards_key(run: Path) -> str:
     try:
-        return dict(json.loads((run / CONFIG).read_bytes()))
-    except (OSError, ValueError):
-        return {}
+        return RunFolder(run).settings.shards_key
+    except CorruptionError:
+        return ""
 
 
 def _locks(path: Path) -> Iterator[Path]:

@@ -1,1 +1,371 @@
-"""A run's folder, and the data folder that holds it."""
+"""Where everything is: a data folder, a run's folder in it, and what each part says of itself.
+
+    data/
+      sources/<recipe>-<key>/     documents as parquet          DataRoot.source(key)
+      shards/<recipe>-<key>/      token shards                  DataRoot.shards(key)
+      runs/<recipe>-<key>/        one training each             DataRoot.run(name)
+        config.json               what was asked for            RunFolder.config
+        plan.json                 what was fixed before step 1  RunFolder.plan
+        metrics.jsonl             a line a step                 RunFolder.journal
+        checkpoints/step_000500/  weights, optimizer state      RunFolder.checkpoint(name)
+        parent/                   the model it continued from   RunFolder.parent
+        record.json               its results, once finished    RunFolder.record
+        evaluation/, report/      of the best checkpoint        RunFolder.evaluation, .report
+
+Nothing here opens weights, and nothing is kept in memory: every access reads the files as they
+are now.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+from pydantic import ValidationError
+
+from slm import storage
+from slm.config import PipelineConfig, data_root
+from slm.errors import CorruptionError, UserError, unknown
+from slm.records import (
+    Checkpoint,
+    Evaluation,
+    JournalEntry,
+    Parent,
+    Plan,
+    Record,
+    Report,
+    Run,
+    Shards,
+    Source,
+)
+
+CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
+CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
+TOKENIZER = "tokenizer.tiktoken"  # in every folder of shards and of a model
+LOCK = "lock"  # held by a run's trainer
+LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
+
+R = TypeVar("R", bound=Record)
+
+
+class DataRoot:
+    """The folder of everything produced.
+
+    Args:
+        path: None: `SLM_DATA`, else `data/` next to `pipelines.yaml`.
+    """
+
+    def __init__(self, path: "Path | DataRoot | None" = None) -> None:
+        self.path: Path = path.path if isinstance(path, DataRoot) else path or data_root()
+
+    def __repr__(self) -> str:
+        return f"DataRoot({str(self.path)!r})"
+
+    # ---- where results are ----
+
+    def folder(self, kind: str, recipe: str, key: str) -> Path:
+        """Where a result of a kind (`sources`, `shards`, `runs`) belongs."""
+        return self.path / kind / f"{recipe}-{key[:12]}"
+
+    def source(self, key: str | None) -> Source | None:
+        """The source of a key; its files are not verified. None where it is not here."""
+        return self._result("sources", Source, key)
+
+    def shards(self, key: str | None) -> Shards | None:
+        """The shards of a key; their files are not verified. None where they are not here."""
+        return self._result("shards", Shards, key)
+
+    def _result(self, kind: str, record: type[R], key: str | None) -> R | None:
+        if not key:
+            return None
+        for folder in sorted((self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")):
+            with suppress(CorruptionError):
+                found = storage.read_record(folder, record, verify=False)
+                if found and found.key == key:
+                    return found
+        return None
+
+    def results(self, kind: str, recipe: str) -> list[Path]:
+        """The folders of a recipe's results, `<recipe>-<12 hex digits>`, complete or not.
+
+        Those of a recipe `<recipe>-more`, and what was quarantined, are not among them.
+        """
+        name = re.compile(re.escape(recipe) + r"-[0-9a-f]{12}")
+        folders = (self.path / kind).glob("*")
+        return sorted(folder for folder in folders if name.fullmatch(folder.name))
+
+    # ---- runs ----
+
+    def run(self, name: str) -> "RunFolder":
+        """A run by its folder's path or its name. Raises UserError with the nearest name."""
+        runs = self.path / "runs"
+        for path in (Path(name), runs / Path(name).name):
+            if (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir():
+                return RunFolder(path.resolve())
+        known = [path.name for path in runs.glob("*-*") if path.is_dir()]
+        if not known:
+            raise UserError(f"no run {name!r}: there are none in {runs} yet; `slm run` makes one")
+        raise unknown("run", name, known)
+
+    def named_run(self, name: str) -> "RunFolder":
+        """The run that a record or a server names; it may be gone."""
+        return RunFolder(storage.named(self.path / "runs", name))
+
+    def runs(self) -> "list[RunFolder]":
+        """Every run, in the order of their names; none that was quarantined."""
+        folders = (path.parent for path in (self.path / "runs").glob(f"[!.]*/{CONFIG}"))
+        kept = (folder for folder in folders if not storage.LEFTOVER.fullmatch(folder.name))
+        return [RunFolder(folder) for folder in sorted(kept)]
+
+    # ---- the rest ----
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's own store and what we keep next to it."""
+        return self.path / "mlflow"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's `config.json` holds."""
+
+    key: str
+    config: PipelineConfig
+    shards_key: str
+    parent_key: str | None  # of the model that the weights start from; None: from the seed
+
+
+def _settings_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """It named the shards' folder too, which their key finds."""
+    fields.pop("shards", None)
+    return {**fields, "parent_key": fields.pop("parent", None)}
+
+
+class RunFolder:
+    """A run and what belongs to it.
+
+    >>> run = slm.open_run("quickstart-27131c854b58")
+    >>> run.evaluation.val_bpb, run.best.step, run.config.train.learning_rate
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The folder of a run's record."""
+        return cls(run.path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def root(self) -> DataRoot:
+        """The data folder that the run is in."""
+        return DataRoot(self.path.parents[1])
+
+    # ---- what was asked for, what was fixed, what happened ----
+
+    @property
+    def settings(self) -> Settings:
+        """What `config.json` holds. Raises CorruptionError where it cannot be read."""
+        path = self.path / CONFIG
+        try:
+            fields = storage.read_versioned(path, {1: _settings_of_format_1})
+            config = PipelineConfig.model_validate(fields["config"])
+            return Settings(fields["key"], config, fields["shards_key"], fields["parent_key"])
+        except (OSError, KeyError, TypeError, ValidationError) as error:
+            raise CorruptionError(f"{path} cannot be read: {error}") from error
+
+    def write_settings(self, settings: Settings) -> None:
+        fields = {
+            "key": settings.key,
+            "config": settings.config.model_dump(mode="json"),
+            "shards_key": settings.shards_key,
+            "parent_key": settings.parent_key,
+        }
+        storage.write_versioned(self.path / CONFIG, fields)
+
+    @property
+    def config(self) -> PipelineConfig:
+        return self.settings.config
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run was prepared and is here."""
+        return (self.path / CONFIG).is_file()
+
+    @property
+    def plan(self) -> Plan | None:
+        """None where none is made yet. Raises CorruptionError."""
+        path = self.path / PLAN
+        try:
+            return Plan.model_validate(storage.read_versioned(path, {}))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptionError(f"{path} cannot be read: {error}") from error
+
+    def write_plan(self, plan: Plan) -> None:
+        storage.write_versioned(self.path / PLAN, plan.model_dump(mode="json"))
+
+    @property
+    def journal(self) -> Iterator[JournalEntry]:
+        """The entries so far, in order; a line that is not whole yet is left out.
+
+        Raises CorruptionError where a line is not an entry.
+        """
+        path = self.path / JOURNAL
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):  # else it is being written
+                    entry = parse_entry(line)
+                    if entry is None:
+                        raise CorruptionError(f"{path}, line {number}: not an event")
+                    yield entry
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process trains this run now."""
+        return storage.is_held(self.path / LOCK)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its training has ended and left its record, which may be damaged."""
+        return (self.path / storage.RECORD).is_file()
+
+    # ---- records ----
+
+    @property
+    def record(self) -> Run | None:
+        """None where training has not ended; its files are not verified."""
+        return storage.read_record(self.path, Run, verify=False)
+
+    @property
+    def verified_record(self) -> Run | None:
+        """`record`, with every file compared with its hash. Raises CorruptionError."""
+        return storage.read_record(self.path, Run)
+
+    def checkpoint(self, name: str, *, verify: bool = False) -> Checkpoint | None:
+        """The record of a checkpoint by its name, such as `step_000500`; None where it is gone."""
+        folder = storage.named(self.path / CHECKPOINTS, name)
+        return storage.read_record(folder, Checkpoint, verify=verify)
+
+    @property
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """The folders of the checkpoints by their steps, valid or not, in that order."""
+        return checkpoint_folders(self.path / CHECKPOINTS)
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the lowest held-out loss; None where training has not ended."""
+        record = self.record
+        return self.checkpoint(record.best) if record else None
+
+    @property
+    def last(self) -> Checkpoint | None:
+        """The final checkpoint, or the newest of a training that has not ended."""
+        record = self.record
+        if record:
+            return self.checkpoint(record.last)
+        for _, folder in reversed(self.checkpoints):
+            with suppress(CorruptionError):
+                if found := self.checkpoint(folder.name):
+                    return found
+        return None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The evaluation by the run's own settings; None where it was not evaluated."""
+        return storage.read_record(self.path / EVALUATION, Evaluation)
+
+    @property
+    def report(self) -> Report | None:
+        """The report by the run's own settings; None where none was written."""
+        return storage.read_record(self.path / REPORT, Report)
+
+    @property
+    def parent(self) -> Parent | None:
+        """The verified model that the weights started from; None where it was the seed.
+
+        Raises CorruptionError where its copy is gone or is not what the run was made from.
+        """
+        key = self.settings.parent_key
+        if key is None:
+            return None
+        parent = storage.read_record(self.path / PARENT, Parent)
+        if parent is None or parent.key != key:
+            raise CorruptionError(f"{self.path / PARENT} is not the parent of {self.name}")
+        return parent
+
+    @property
+    def shards(self) -> Shards | None:
+        """What it was trained on; None where that is not here."""
+        return self.root.shards(self.settings.shards_key)
+
+    @property
+    def source(self) -> Source | None:
+        """What its shards were made from; None where either is not here."""
+        shards = self.shards
+        return self.root.source(shards.source_key) if shards else None
+
+    # ---- results by other settings than the run's own ----
+
+    def result_folder(self, kind: str, key: str, *, own: bool) -> Path:
+        """Where an evaluation or a report belongs.
+
+        One by the run's own settings, those of its `config.json`, has the plain name; any other
+        stands next to it, so that no two commands overwrite each other's result.
+        """
+        return self.path / (kind if own else f"{kind}-{key[:12]}")
+
+    def find_evaluation(self, key: str) -> Evaluation | None:
+        """The evaluation of a key; None where it is not here."""
+        for folder in (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}"):
+            with suppress(CorruptionError):
+                found = storage.read_record(folder, Evaluation, verify=False)
+                if found and found.key == key:
+                    return found
+        return None
+
+
+def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
+    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def run_of_checkpoint(folder: Path) -> RunFolder | None:
+    """The run that a checkpoint's folder is in; None for a model's folder elsewhere."""
+    return RunFolder(folder.parents[1]) if folder.parent.name == CHECKPOINTS else None
+
+
+def parse_entry(line: bytes) -> JournalEntry | None:
+    """The entry of a line of a journal; None where it is none, or not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return cast(JournalEntry, found) if isinstance(found, dict) and "event" in found else None

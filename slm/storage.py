@@ -22,16 +22,23 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from slm.errors import CorruptionError, InUse, UserError
+from slm.errors import CorruptionError, InUse, NewerFormat, UserError
 from slm.records import FileEntry, Record
 
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
+FORMAT = 2
+"""The format number of `config.json`, `plan.json` and `record.json`; none in a file means 1.
+
+It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
+memory; a newer one is refused, and never touched.
+"""
 # The names of what interrupted work leaves, and of what was put aside as corrupt.
 LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 R = TypeVar("R", bound=Record)
@@ -51,18 +58,39 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The sha256 of a file's bytes; within `hashing_once`, read once."""
+    return _digest(path, _known_digests.get())
 
 
-def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any = None) -> str:
-    """The key of a stage's result: what it is, what it reads of the config, what it is fed.
+Digests = dict[tuple[int, int, int, int], str]
+_known_digests: ContextVar[Digests | None] = ContextVar("digests", default=None)
 
-    `version` is bumped by every change that makes the stage produce other bytes from the same
-    fields and inputs; `inputs` are content hashes.
+
+@contextmanager
+def hashing_once(*, anew: bool = False) -> Iterator[None]:
+    """Within the block a file is hashed once, however often it is checked. Also a decorator.
+
+    Every stage call and every command is such a block, and the next one hashes again. A file that
+    changes is hashed again at once. `anew`: forgets what the blocks around have hashed, for what
+    is promoted.
     """
-    parts = {"stage": stage, "version": version, "fields": dict(fields), "inputs": inputs}
-    return sha256_bytes(canonical_json(parts))
+    known = None if anew else _known_digests.get()
+    token = _known_digests.set({} if known is None else known)
+    try:
+        yield
+    finally:
+        _known_digests.reset(token)
+
+
+def _digest(path: Path, known: Digests | None) -> str:
+    with path.open("rb") as file:
+        if known is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if identity not in known:
+            known[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        return known[identity]
 
 
 def content_hash(record: Record) -> str:
@@ -158,7 +186,8 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
     """Size and sha256 of files, by their path relative to `folder`; hashed in parallel."""
     ordered = sorted(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(sha256_file, ordered)
+        known = _known_digests.get()  # threads do not inherit it
+        digests = pool.map(lambda path: _digest(path, known), ordered)
         return {
             path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
             for path, digest in zip(ordered, digests, strict=True)
@@ -193,7 +222,7 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 def write_record(folder: Path, record: Record) -> None:
     """Writes `record.json`, which makes the folder count as done; with its own hash in it."""
-    fields = record.model_dump(mode="json")
+    fields = {"format": FORMAT, **record.model_dump(mode="json")}
     write_json(folder / RECORD, {**fields, "sha256": sha256_bytes(canonical_json(fields))})
 
 
@@ -214,31 +243,60 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     return record
 
 
-def find_result(parent: Path, kind: type[R], key: str) -> R | None:
-    """The record of a stage's result by its key, whatever its folder's name begins with.
-
-    Its files are not verified; None where there is none, or its record cannot be read.
-    """
-    for folder in sorted(parent.glob(f"[!.]*-{glob.escape(key[:12])}")):
-        with suppress(CorruptionError):
-            record = read_record(folder, kind, verify=False)
-            if record and record.key == key:
-                return record
-    return None
-
-
 def _read_fields(path: Path) -> dict[str, Any]:
     """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
     try:
         fields = dict(json.loads(path.read_bytes()))
+        read_format(path, fields)  # a newer one may be hashed otherwise
         if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
             raise ValueError("its own sha256 does not match")
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
+    fields.pop("format", None)
     return fields
 
 
-def withdraw(folder: Path) -> None:
+def read_format(path: Path, fields: Mapping[str, Any]) -> int:
+    """The format number of a file with these fields. Raises NewerFormat for one above `FORMAT`."""
+    number = fields.get("format", 1)
+    if not isinstance(number, int) or number < 1:
+        raise CorruptionError(f"{path} cannot be read: its format is {number!r}")
+    if number > FORMAT:
+        raise NewerFormat(
+            f"{path} is of format {number}, and this slm reads formats up to {FORMAT}: use the slm "
+            "that wrote it, or point SLM_DATA at another folder; nothing was changed"
+        )
+    return number
+
+
+def write_versioned(path: Path, fields: Mapping[str, Any]) -> None:
+    """`write_json` for a file that carries the format number."""
+    write_json(path, {"format": FORMAT, **fields})
+
+
+def read_versioned(
+    path: Path, migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+) -> dict[str, Any]:
+    """The fields of a file of `write_versioned`, in the present format.
+
+    Args:
+        migrations: format number → what turns the fields of that format into those of the next.
+
+    Raises FileNotFoundError, CorruptionError where it cannot be read, NewerFormat.
+    """
+    try:
+        fields = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptionError(f"{path} cannot be read: {error}") from error
+    number = read_format(path, fields)
+    fields.pop("format", None)
+    for older in range(number, FORMAT):
+        if older in migrations:
+            fields = migrations[older](fields)
+    return fields
+
+
+def unmark_complete(folder: Path) -> None:
     """Makes a folder count as not done: its record goes, durably; what else it holds stays."""
     (folder / RECORD).unlink(missing_ok=True)
     fsync_path(folder)
@@ -288,7 +346,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(folder: Path, name: str) -> None:
+def delete_leftovers(folder: Path, name: str) -> None:
     """Removes what killed processes left in a folder of those named `name`, which may be a glob.
 
     Only while no other process can be at work on them.
@@ -327,13 +385,13 @@ def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R])
         if record := _finished(folder, kind, key):
             return record
     make_folder(folder.parent)
-    with lock(folder.with_name(f".{folder.name}.lock")):
+    with lock(lock_of(folder)):
         try:
             if record := _finished(folder, kind, key):
                 return record
         except CorruptionError as error:
             logger.warning("%s; moved to %s, doing the stage again", error, quarantine(folder).name)
-        sweep(folder.parent, glob.escape(folder.name))
+        delete_leftovers(folder.parent, glob.escape(folder.name))
         staging = folder.with_name(folder.name + ".tmp")
         staging.mkdir()
         try:
@@ -385,6 +443,28 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock of a stage's result: exclusive for who builds or deletes it, shared for readers."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextmanager
+def reading(*folders: Path) -> Iterator[None]:
+    """Keeps results from being deleted while a stage reads them, by holding their locks shared.
+
+    Where the locks cannot be written, as in another user's data folder, nobody else can delete
+    there on our behalf, and nothing is locked.
+    """
+    with ExitStack() as held:
+        for folder in folders:
+            try:
+                file = held.enter_context(lock_of(folder).open("a"))
+            except OSError:
+                continue
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[None]:
     """Holds a file's flock: freed by the kernel when the process ends, however it ends.
@@ -419,12 +499,3 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def results(parent: Path, name: str) -> list[Path]:
-    """The folders of a name's results, `<name>-<12 hex digits>`, done or not.
-
-    Those of `<name>-more`, and what was put aside, are not among them.
-    """
-    wanted = re.compile(re.escape(name) + r"-[0-9a-f]{12}")
-    return sorted(path for path in parent.glob("*") if wanted.fullmatch(path.name))

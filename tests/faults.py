@@ -30,9 +30,9 @@ from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Shards
+from slm.run_folder import RunFolder
 from slm.training import launch
 from slm.training.checkpoint import latest_checkpoint
-from slm.training.journal import read_journal
 from slm.training.loop import train
 
 KILLED = -signal.SIGKILL
@@ -93,7 +93,7 @@ class Bits:
 
 
 def bits(run: Path) -> Bits:
-    events = list(read_journal(run))
+    events = list(RunFolder(run).journal)
     last = latest_checkpoint(run / "checkpoints")
     assert last is not None
     return Bits(
@@ -125,15 +125,15 @@ class Lab:
         return root
 
     def prepare(self, root: Path) -> Path:
-        return launch.prepare(self.config, self.shards, root=root)
+        return launch.prepare(self.config, self.shards, root=root).path
 
     def train(self, run: Path, fault: str = "") -> int:
-        return wait(fork(lambda: train(run), fault=fault, log=run / "train.log"))
+        return wait(fork(lambda: train(RunFolder(run)), fault=fault, log=run / "train.log"))
 
     def uninterrupted(self) -> Bits:
         """The bits of a training in this process, so that forks have what torch loads late."""
         run = self.prepare(self.root())
-        train(run)
+        train(RunFolder(run))
         return bits(run)
 
 
@@ -147,7 +147,7 @@ def kill_at_random(run: Path, chance: random.Random, seconds: float) -> str:
 
     Two times in five it waits for a save, and kills within its first milliseconds.
     """
-    child = fork(lambda: train(run), log=run / "train.log")
+    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
     checkpoints = run / "checkpoints"
     deadline = time.monotonic() + chance.uniform(0, seconds)
     if chance.random() < 0.4:

@@ -17,7 +17,18 @@ from slm import storage
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.model.gpt import GPT
 from slm.model.saved import describe_model
-from slm.records import Checkpoint, Evaluation, Report, Run, Shards, ShardSplit, Source, SourceSplit
+from slm.records import (
+    Checkpoint,
+    Evaluation,
+    Plan,
+    Report,
+    Run,
+    Shards,
+    ShardSplit,
+    Source,
+    SourceSplit,
+)
+from slm.run_folder import RunFolder, Settings
 from slm.source.stories import stories
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect
@@ -28,6 +39,16 @@ CONFIG = PipelineConfig(
     train=TrainConfig(max_steps=60, tokens_per_step=128),
 )
 KEY = "ab" * 32
+PLAN = Plan(
+    max_steps=60,
+    rows=4,
+    micro_batch_size=4,
+    world_size=1,
+    device="cpu",
+    precision="fp32",
+    threads=1,
+    compile=False,
+)
 START = 1_700_000_000.0
 SOURCE_KEY, SHARDS_KEY = "5" * 64, "6" * 64
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -81,17 +102,12 @@ def empty_store(root: Path) -> Path:
 
 def start_run(root: Path, config: PipelineConfig = CONFIG, key: str = KEY) -> Path:
     """The folder of a run that has trained no step yet, with its source and shards."""
-    shards = commit_data(root, config.recipe)
+    commit_data(root, config.recipe)
     path = root / "runs" / f"{config.recipe}-{key[:12]}"
     (path / "checkpoints").mkdir(parents=True)
-    settings = {
-        "key": key,
-        "config": config.model_dump(mode="json"),
-        "shards": shards.name,
-        "shards_key": SHARDS_KEY,
-    }
-    storage.write_json(path / "config.json", settings)
-    storage.write_json(path / "plan.json", {"max_steps": 60, "precision": "fp32"})
+    run = RunFolder(path)
+    run.write_settings(Settings(key, config, SHARDS_KEY, None))
+    run.write_plan(PLAN)
     write_journal(path, [{"event": "start", "time": START}])
     return path
 

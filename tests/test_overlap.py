@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from faults import bits, fork, wait
+from tiny_run import shards_of
 
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.evaluation.evaluate import evaluate
 from slm.records import Run
 from slm.retention import collect, survey
+from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import launch
-from slm.training.journal import JOURNAL
 from slm.training.loop import train
 
 Config = Callable[..., PipelineConfig]
@@ -42,9 +43,10 @@ def config(tiny_config: Config) -> PipelineConfig:
 def pipeline(config: PipelineConfig, root: Path) -> Run:
     """Every stage up to the evaluation, in this process."""
     shards = encode(config, download(config, root=root), root=root)
-    path = launch.prepare(config, shards, root=root)
-    run = launch.read_run(path) or train(path)
-    evaluate(config, run, root=root)
+    folder = launch.prepare(config, shards, root=root)
+    run = folder.verified_record or train(folder)
+    assert run is not None
+    evaluate(config, run, shards_of(run))
     return run
 
 
@@ -100,7 +102,7 @@ def test_cleaning_up_beside_a_pipeline(config: PipelineConfig, alone: Run, tmp_p
     assert wait(child) == 0, log.read_text()
     assert rounds > 3
     assert bits(root / "runs" / alone.name) == bits(alone.path)
-    assert launch.read_run(root / "runs" / alone.name)
+    assert RunFolder(root / "runs" / alone.name).verified_record
 
 
 def test_an_evaluation_while_the_next_training_goes_on(
@@ -114,7 +116,7 @@ def test_an_evaluation_while_the_next_training_goes_on(
     while not any(b'"step"' in p.read_bytes() for p in root.glob(f"runs/*/{JOURNAL}")
                   if p.parent != alone.path):  # fmt: skip
         time.sleep(0.001)
-    again = evaluate(config, alone, root=root)
+    again = evaluate(config, alone, shards_of(alone))
     assert not again.reused
     assert again.model_dump(mode="json") == {k: v for k, v in wanted.items() if k != "sha256"}
     assert wait(child) == 0, (root / "log").read_text()
@@ -148,4 +150,4 @@ def test_slm_run_beside_slm_run(project: Path, data_root: Path, other: str) -> N
     assert len(done) == 2 or (len(done) == 1 and other == "tiny"), ended
     assert len({result["run"] for result in done}) == len(set(commands)) or other == "tiny"
     for result in done:
-        assert launch.read_run(Path(result["run"]))
+        assert RunFolder(Path(result["run"])).verified_record

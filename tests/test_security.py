@@ -25,6 +25,7 @@ from slm.errors import CorruptionError, SlmError, UserError
 from slm.model.saved import load_model
 from slm.recipes import load_recipe
 from slm.records import Checkpoint
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.storage import read_record
 from slm.tokens.encode import encode
@@ -33,8 +34,6 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tokens.units import Encoded
 from slm.tracking import mirror
 from slm.training.checkpoint import latest_checkpoint
-from slm.training.journal import read_journal
-from slm.training.launch import run_config
 from slm.training.loop import train
 from slm.training.session import open_job
 
@@ -175,8 +174,8 @@ def test_records_settings_and_journals_that_carry_code(tmp_path: Path, payload: 
     folder = add_checkpoint(run, 1).path
     readers: dict[Path, Callable[[], object]] = {
         folder / "record.json": lambda: read_record(folder, Checkpoint),
-        run / "config.json": lambda: run_config(run),
-        run / "metrics.jsonl": lambda: list(read_journal(run)),
+        run / "config.json": lambda: RunFolder(run).config,
+        run / "metrics.jsonl": lambda: list(RunFolder(run).journal),
         tmp_path / "x.tiktoken": lambda: Tokenizer.load(tmp_path / "x.tiktoken"),
         tmp_path / "x.bin": lambda: read_tokens(tmp_path / "x.bin"),
         tmp_path / "x.unit": lambda: Encoded.read(tmp_path / "x.unit"),
@@ -234,7 +233,7 @@ def test_a_run_that_names_shards_elsewhere_is_refused(tmp_path: Path) -> None:
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**settings, "shards": "../../elsewhere"}))
     with pytest.raises(UserError, match=r"'\.\./\.\./elsewhere' is not the name of anything"):
-        open_job(run)
+        open_job(RunFolder(run))
 
 
 # ---- secrets ----------------------------------------------------------------------------------
@@ -258,8 +257,8 @@ def test_no_secret_is_kept_anywhere(
     config = tiny_config(**{"train.threads": 1})
     shards = encode(config, download(config, root=root), root=root)
     run = Lab(config, shards, tmp_path).prepare(root)
-    train(run)
-    mirror.sync(run, tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
+    train(RunFolder(run))
+    mirror.sync(RunFolder(run), tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
     files = [path for path in root.rglob("*") if path.is_file()]
     assert any(path.name == "mlflow.db" for path in files)
     for secret in SECRETS:
@@ -276,5 +275,5 @@ def test_a_password_in_the_config_is_refused_and_not_repeated(tiny_config: Confi
 
 def test_a_server_that_is_down_shows_no_password(tmp_path: Path) -> None:
     with pytest.raises(SlmError) as raised:
-        mirror.sync(start_run(tmp_path), tracking_uri=SERVER)
+        mirror.sync(RunFolder(start_run(tmp_path)), tracking_uri=SERVER)
     assert SECRETS[1] not in "".join(traceback.format_exception(raised.value))

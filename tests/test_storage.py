@@ -14,12 +14,13 @@ import faults
 import pytest
 from faults import KILLED, Disk, fork, leftovers, wait
 
-from slm import storage
+from slm import keys, storage
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Record, Version
 from slm.storage import (
     RECORD,
     check_files,
+    delete_leftovers,
     discard,
     lock,
     make_folder,
@@ -27,9 +28,7 @@ from slm.storage import (
     quarantine,
     read_record,
     run_stage,
-    stage_key,
-    sweep,
-    withdraw,
+    unmark_complete,
     write_file,
 )
 
@@ -201,15 +200,15 @@ def test_files_are_checked_whatever_the_record_is_of(tmp_path: Path) -> None:
 
 
 def test_keys_depend_on_all_that_they_are_made_of() -> None:
-    keys = {
-        stage_key("encode", 1, {"a": 1}, "x"),
-        stage_key("train", 1, {"a": 1}, "x"),
-        stage_key("encode", 2, {"a": 1}, "x"),
-        stage_key("encode", 1, {"a": 2}, "x"),
-        stage_key("encode", 1, {"a": 1}, "y"),
+    made = {
+        keys.stage_key("encode", 1, {"a": 1}, "x"),
+        keys.stage_key("train", 1, {"a": 1}, "x"),
+        keys.stage_key("encode", 2, {"a": 1}, "x"),
+        keys.stage_key("encode", 1, {"a": 2}, "x"),
+        keys.stage_key("encode", 1, {"a": 1}, "y"),
     }
-    assert len(keys) == 5
-    assert stage_key("s", 1, {"a": 1, "b": 2}) == stage_key("s", 1, {"b": 2, "a": 1})
+    assert len(made) == 5
+    assert keys.stage_key("s", 1, {"a": 1, "b": 2}) == keys.stage_key("s", 1, {"b": 2, "a": 1})
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -261,7 +260,7 @@ def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> N
 def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     for name in ("step_1", "step_1.tmp", ".step_2.old", "step_3.corrupt-7", "other.tmp"):
         (tmp_path / name).mkdir()
-    sweep(tmp_path, "step_[0-9]*")
+    delete_leftovers(tmp_path, "step_[0-9]*")
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["other.tmp", "step_1", "step_3.corrupt-7"]
 
@@ -340,7 +339,7 @@ def test_a_withdrawn_folder_is_not_done_and_keeps_its_files(tmp_path: Path) -> N
     folder = stage(tmp_path).path
     files = contents(folder)
     for _ in range(2):
-        withdraw(folder)
+        unmark_complete(folder)
         assert read_record(folder, Record) is None
         assert contents(folder) == files
     assert not stage(tmp_path).reused
@@ -395,26 +394,3 @@ def test_a_fault_point_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) ->
             storage.fault_point("here")
         times.append((time.perf_counter() - begin) / 1000)
     assert min(times) < 20e-6
-
-
-def test_the_results_of_a_name_are_not_those_of_a_longer_one(tmp_path: Path) -> None:
-    digits = "0123456789ab"
-    names = ("a-", "a-b-", "ab-", "a.", ".a-")
-    for name in (*(f"{n}{digits}" for n in names), f"a-{digits}.corrupt-1", f"a-{digits}.tmp"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in storage.results(tmp_path, "a")] == [f"a-{digits}"]
-    assert [path.name for path in storage.results(tmp_path, "a-b")] == [f"a-b-{digits}"]
-    assert storage.results(tmp_path / "none", "a") == []
-
-
-def test_a_result_is_found_by_its_key_alone(tmp_path: Path) -> None:
-    keys = ("ab" * 32, "ab" * 31 + "cd")  # whose folders end alike
-    for name, key in zip(("one", "two"), keys, strict=True):
-        folder = tmp_path / f"{name}-{key[:12]}"
-        folder.mkdir()
-        storage.write_record(folder, Record(key=key))
-    found = [storage.find_result(tmp_path, Record, key) for key in keys]
-    assert [record and record.path.name[:3] for record in found] == ["one", "two"]
-    (tmp_path / f"one-{keys[0][:12]}" / RECORD).write_text("{}")
-    assert storage.find_result(tmp_path, Record, keys[0]) is None
-    assert storage.find_result(tmp_path, Record, "none") is None

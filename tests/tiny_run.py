@@ -14,7 +14,8 @@ import pytest
 
 from slm.config import DataConfig, ModelConfig, PipelineConfig, TrainConfig
 from slm.evaluation.evaluate import evaluate
-from slm.records import Run
+from slm.records import Run, Shards
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.tokens.encode import encode
@@ -50,11 +51,11 @@ def add_documents(path: Path, seed: int, count: int) -> Path:
 def make_run(root: Path, config: PipelineConfig) -> Run:
     """Every stage up to the evaluation, trained in this process."""
     shards = encode(config, download(config, root=root), root=root)
-    path = launch.prepare(config, shards, root=root)
-    train(path)
-    run = launch.read_run(path)
+    folder = launch.prepare(config, shards, root=root)
+    train(folder)
+    run = folder.verified_record
     assert run is not None
-    evaluate(config, run, root=root)
+    evaluate(config, run, shards)
     return run
 
 
@@ -97,3 +98,10 @@ def flip_byte(path: Path, place: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+def shards_of(run: Run) -> Shards:
+    """What a run was trained on."""
+    shards = RunFolder.of(run).shards
+    assert shards is not None
+    return shards

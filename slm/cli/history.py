@@ -11,6 +11,7 @@ from rich.console import Console
 from slm.cli.options import AsJson, RunName, display_for, show
 from slm.config import data_root
 from slm.errors import UserError
+from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from slm.history.lineage import Lineage
@@ -66,7 +67,7 @@ def reproduce(
     raise typer.Exit(VERDICTS[found.verdict])
 
 
-def _look_up(model: str) -> "tuple[Lineage, Path]":
+def _look_up(model: str) -> "tuple[Lineage, RunFolder]":
     """The checked chain of a version or a run, and the run's folder, which may be gone."""
     from slm.cli.runs import run_folder
     from slm.history.lineage import lineage

@@ -66,7 +66,7 @@ def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
     from slm.reproduction.replay import verify_steps
 
     path = run_folder(run)
-    hashed = _verify_records(path)
+    hashed = _verify_records(path.path)
     start, stop = _stretch(steps)
     with display_for(as_json) as display, display.progress("replay") as progress:
         found = verify_steps(path, start, stop, progress)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import slm.evaluation.evaluate
 import slm.registry.register
 import slm.training.launch
-from slm.config import DataConfig, PipelineConfig
+from slm.config import DataConfig
 from slm.errors import UserError
 from slm.model.sample import generate
 from slm.model.saved import load_model
@@ -18,30 +18,29 @@ from slm.orchestration.display import Display
 from slm.orchestration.stages import reported
 from slm.records import Evaluation, Report, Run, Version
 from slm.registry.finding import resolve
-from slm.training.checkpoint import find_run
+from slm.run_folder import DataRoot, RunFolder, run_of_checkpoint
 
 
-def open_run(text: str) -> tuple[PipelineConfig, Run]:
-    """The config and the record of a finished run. Raises UserError for any other."""
-    path = run_folder(text)
-    config = slm.training.launch.run_config(path)
-    record = slm.training.launch.read_run(path)
+def open_run(text: str) -> tuple[RunFolder, Run]:
+    """A finished run and its record. Raises UserError for any other."""
+    run = run_folder(text)
+    record = run.verified_record
     if record is None:
         raise UserError(
-            f"the run {path.name!r} is not finished: `slm train {config.recipe}` with the same "
-            "settings goes on with it"
+            f"the run {run.name!r} is not finished: `slm train {run.config.recipe}` with the same "
+            "settings resumes it"
         )
-    return config, record
+    return run, record
 
 
-def run_folder(text: str) -> Path:
-    """The run's folder."""
+def run_folder(text: str) -> RunFolder:
+    """The run of a folder, a name or a model version."""
     if not text.startswith("models:"):
-        return find_run(text)
-    checkpoint = resolve(text)
-    if checkpoint.parent.name != "checkpoints":
+        return DataRoot().run(text)
+    run = run_of_checkpoint(resolve(text))
+    if run is None:
         raise UserError(f"the run of {text} is not on this machine: only its files are")
-    return checkpoint.parents[1]
+    return run
 
 
 def checkpoint_folder(text: str) -> Path:
@@ -50,37 +49,53 @@ def checkpoint_folder(text: str) -> Path:
     return path.resolve() if (path / "model.safetensors").is_file() else resolve(text)
 
 
-def evaluate(text: str, display: Display) -> tuple[PipelineConfig, Run, Evaluation]:
+def evaluate(text: str, display: Display) -> tuple[RunFolder, Run, Evaluation]:
     """A run with its evaluation, made where it is not there."""
-    config, run = open_run(text)
+    folder, run = open_run(text)
+    shards = folder.shards
+    if shards is None:
+        if (evaluation := folder.evaluation) is None:
+            raise UserError(
+                f"the shards of {run.name} are gone, and it was not evaluated: `slm encode "
+                f"{folder.config.recipe}` with the same settings makes them"
+            )
+        return folder, run, evaluation
     evaluation = display.stage(
-        "evaluate", lambda p: slm.evaluation.evaluate.evaluate(config, run, progress=p)
+        "evaluate",
+        lambda p: slm.evaluation.evaluate.evaluate(folder.config, run, shards, progress=p),
     )
-    return config, run, evaluation
+    return folder, run, evaluation
 
 
 def evaluate_file(text: str, file: Path, display: Display) -> dict[str, Any]:
     """The scores of a run or model on the documents of any file."""
     folder = checkpoint_folder(text)
-    of_a_run = folder.parent.name == "checkpoints"
-    data = slm.training.launch.run_config(folder.parents[1]).data if of_a_run else DataConfig()
+    run = run_of_checkpoint(folder)
+    data = run.config.data if run else DataConfig()
     with display.progress("evaluate") as progress:
         return slm.evaluation.evaluate.evaluate_file(folder, file, data, progress)
 
 
 def write_report(text: str, display: Display) -> Report:
     """The report of a run, and its evaluation where that is not there."""
-    config, run, evaluation = evaluate(text, display)
-    return display.stage("report", lambda p: reported(config, run, evaluation, p))
+    folder, run, evaluation = evaluate(text, display)
+    return _reported(folder, run, evaluation, display)
 
 
 def register(text: str, display: Display) -> Version:
     """The model version of a run, with its evaluation and report where they are not there."""
-    config, run, evaluation = evaluate(text, display)
-    report = display.stage("report", lambda p: reported(config, run, evaluation, p))
+    folder, run, evaluation = evaluate(text, display)
+    report = _reported(folder, run, evaluation, display)
+    config, shards = folder.config, folder.shards
     return display.stage(
-        "register", lambda _: slm.registry.register.register(config, run, evaluation, report)
+        "register",
+        lambda _: slm.registry.register.register(config, run, evaluation, report, shards),
     )
+
+
+def _reported(folder: RunFolder, run: Run, evaluation: Evaluation, display: Display) -> Report:
+    config, shards = folder.config, folder.shards
+    return display.stage("report", lambda p: reported(config, run, evaluation, shards, p))
 
 
 def write_samples(

@@ -4,7 +4,6 @@ Every document is scored once, whole and in order, in float32, so the figures ar
 the training was set up: see slm/metrics.py for what is counted.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.evaluation.baselines import compare_references
@@ -25,9 +25,10 @@ from slm.evaluation.intervals import bootstrap_interval
 from slm.evaluation.scoring import token_measures
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
-from slm.records import Checkpoint, Evaluation, Progress, Run, Shards, silent
+from slm.records import Evaluation, Progress, Run, Shards, silent
+from slm.run_folder import EVALUATION, RunFolder
 from slm.source.documents import read_documents
-from slm.storage import named, read_record, run_stage, stage_key, write_json
+from slm.storage import run_stage, write_json
 from slm.tokens.shards.reading import documents, read_shards
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
@@ -37,21 +38,18 @@ CHUNK_DOCUMENTS = 256  # scored between two signs of progress
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
+@storage.hashing_once()
 def evaluate(
-    config: PipelineConfig,
-    run: Run,
-    *,
-    root: Path | None = None,
-    progress: Progress = silent,
+    config: PipelineConfig, run: Run, shards: Shards, *, progress: Progress = silent
 ) -> Evaluation:
-    """Scores the run's checkpoint `config.evaluate.checkpoint` on its val split."""
+    """Scores the run's checkpoint `config.evaluate.checkpoint` on the val split of its shards."""
+    home = RunFolder.of(run)
     folder = run.checkpoint(config.evaluate.checkpoint)
-    checkpoint = read_record(folder, Checkpoint)
+    checkpoint = home.checkpoint(folder.name, verify=True)
     assert checkpoint is not None, f"{run.path} names a checkpoint that is not there"
-    shards = read_shards(run_shards(run.path), verify=False)
+    fields = keys.evaluate_fields(config)
     inputs = {"weights": checkpoint.weights_sha256, "shards": shards.key}
-    fields = config.evaluate.model_dump(mode="json")
-    key = stage_key("evaluate", EVALUATE_VERSION, fields, inputs)
+    key = keys.stage_key("evaluate", EVALUATE_VERSION, fields, inputs)
 
     def build(staging: Path) -> Evaluation:
         verified = read_shards(shards.path)
@@ -73,7 +71,9 @@ def evaluate(
             details=found_out,
         )
 
-    return run_stage(run.path / "evaluation", Evaluation, key, build)
+    own = config.evaluate == home.config.evaluate
+    with storage.reading(shards.path):
+        return run_stage(home.result_folder(EVALUATION, key, own=own), Evaluation, key, build)
 
 
 def evaluate_file(
@@ -96,12 +96,6 @@ def evaluate_file(
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def run_shards(run: Path) -> Path:
-    """The folder of the shards that a run was trained on."""
-    described = json.loads((run / "config.json").read_bytes())
-    return named(run.parents[1] / "shards", str(described["shards"]))
 
 
 # ---- scores -----------------------------------------------------------------------------------

@@ -6,19 +6,15 @@ documents. It is given only where both were scored on the same documents.
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from slm import storage
-from slm.errors import UserError
 from slm.evaluation.evaluate import DETAILS
 from slm.evaluation.intervals import paired_interval
-from slm.model.saved import CONFIG
 from slm.records import Evaluation, Run
-from slm.training.journal import read_journal
+from slm.run_folder import REPORT, RunFolder
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
 FIGURES = (  # of a run
@@ -83,19 +79,19 @@ class Comparison(BaseModel):
     samples: list[SamplePair]
 
 
-def compare(a: Path, b: Path) -> Comparison:
-    """Compares two run folders; either may be unfinished, and then lacks figures.
+def compare(a: RunFolder, b: RunFolder) -> Comparison:
+    """Compares two runs; either may be unfinished, and then lacks figures.
 
-    Raises UserError where a folder holds no run.
+    Raises CorruptionError where a folder holds no run.
     """
-    records = [storage.read_record(run, Run, verify=False) for run in (a, b)]
-    scores = [storage.read_record(run / "evaluation", Evaluation, verify=False) for run in (a, b)]
+    records = [run.record for run in (a, b)]
+    scores = [run.evaluation for run in (a, b)]
     curves = (_curve(a), _curve(b))
     interval, why = _interval((a, b), scores)
     return Comparison(
         a=a.name,
         b=b.name,
-        config=config_differences(_config(a), _config(b)),
+        config=config_differences(a.config.flat(), b.config.flat()),
         figures={name: (_figure(name, records[0], scores[0]), _figure(name, records[1], scores[1]))
                  for name in FIGURES},
         curves=curves,
@@ -109,24 +105,11 @@ def compare(a: Path, b: Path) -> Comparison:
 # ---- settings and figures ---------------------------------------------------------------------
 
 
-def _config(run: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run / CONFIG).read_bytes())["config"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{run} is not a run folder: its {CONFIG} cannot be read") from error
-
-
 def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ, and both values; what one lacks is None."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in dict.fromkeys((*a, *b)):
-        ours, theirs = a.get(key), b.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            inner = config_differences(ours, theirs)
-            found |= {f"{key}.{name}": values for name, values in inner.items()}
-        elif ours != theirs:
-            found[key] = (ours, theirs)
-    return found
+    """The settings that differ between two flat configs, and both values; a missing one is None."""
+    return {
+        key: (a.get(key), b.get(key)) for key in dict.fromkeys((*a, *b)) if a.get(key) != b.get(key)
+    }
 
 
 def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float | None:
@@ -138,10 +121,10 @@ def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float 
 # ---- curves -----------------------------------------------------------------------------------
 
 
-def _curve(run: Path) -> Curve:
-    per_step = _config(run)["train"]["tokens_per_step"]
-    events = (event for event in read_journal(run) if event["event"] == "evaluate")
-    return [(event["step"] * per_step, event["val_bpb"]) for event in events]
+def _curve(run: RunFolder) -> Curve:
+    per_step = run.config.train.tokens_per_step
+    entries = (entry for entry in run.journal if entry["event"] == "evaluate")
+    return [(entry["step"] * per_step, entry["val_bpb"]) for entry in entries]
 
 
 def at_equal_tokens(a: Curve, b: Curve, most: int = 8) -> list[tuple[int, float, float]]:
@@ -164,14 +147,16 @@ def _at(curve: Curve, tokens: int) -> float:
 
 
 def _interval(
-    runs: Sequence[Path], scores: Sequence[Evaluation | None]
+    runs: Sequence[RunFolder], scores: Sequence[Evaluation | None]
 ) -> tuple[Interval | None, str | None]:
     """The interval, or why there is none."""
     for run, score in zip(runs, scores, strict=True):
         if score is None:
             return None, f"{run.name} is not evaluated: slm evaluate {run.name}"
     try:
-        rows = [np.array(_documents(run)) for run in runs]  # (N, 3): nats, tokens, bytes
+        rows = [
+            np.array(_documents(score)) for score in scores if score
+        ]  # (N, 3): nats, tokens, bytes
     except (OSError, ValueError, KeyError) as error:
         return None, f"an evaluation cannot be read: {error}"
     count = min(len(each) for each in rows)
@@ -182,16 +167,15 @@ def _interval(
     return Interval(difference=difference, low=low, high=high, documents=count), None
 
 
-def _documents(run: Path) -> list[tuple[float, int, int]]:
-    """(nats, tokens, bytes) of every document that a run was scored on, its hash checked."""
-    storage.read_record(run / "evaluation", Evaluation)
-    return list(json.loads((run / "evaluation" / DETAILS).read_bytes())["documents"])
+def _documents(evaluation: Evaluation) -> list[tuple[float, int, int]]:
+    """(nats, tokens, bytes) of every document that a run was scored on."""
+    return list(json.loads((evaluation.path / DETAILS).read_bytes())["documents"])
 
 
 # ---- samples ----------------------------------------------------------------------------------
 
 
-def _samples(a: Path, b: Path) -> list[SamplePair]:
+def _samples(a: RunFolder, b: RunFolder) -> list[SamplePair]:
     """The samples of both reports that begin and were drawn alike."""
     ours, theirs = written_samples(a), written_samples(b)
     return [
@@ -201,10 +185,10 @@ def _samples(a: Path, b: Path) -> list[SamplePair]:
     ]
 
 
-def written_samples(run: Path) -> dict[tuple[str, float, int], str]:
+def written_samples(run: RunFolder) -> dict[tuple[str, float, int], str]:
     """What a run's report shows: (prompt, temperature, top-k) → completion."""
     try:
-        rows = json.loads((run / "report" / "samples.json").read_bytes())
+        rows = json.loads((run.path / REPORT / "samples.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return {(r["prompt"], r["temperature"], r["top_k"]): r["completion"] for r in rows}

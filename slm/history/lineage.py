@@ -5,25 +5,23 @@ with the files, the code and the machine that are there now. Nothing is asked of
 registry knows of a version is added by `slm.registry.versions`.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from slm import storage
-from slm.config import DataConfig, PipelineConfig
+from slm import keys, storage
+from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
+from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, TOKENIZER, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
 from slm.training import provenance
-from slm.training.checkpoint import checkpoint_folders
-from slm.training.session import PARENT
 
 State = Literal["unchanged", "changed", "gone", "not checked"]
 R = TypeVar("R", bound=Record)
@@ -63,11 +61,13 @@ class Lineage(BaseModel):
         return [link for link in self.links if link.state in ("gone", "changed")]
 
 
-def lineage(run: Path, *, tags: Mapping[str, str] | None = None, check: bool = True) -> Lineage:
+def lineage(
+    run: RunFolder, *, tags: Mapping[str, str] | None = None, check: bool = True
+) -> Lineage:
     """The chain of a run.
 
     Args:
-        run: its folder under `<data>/runs`; it may be gone where the tags tell what it was.
+        run: it may be gone where the tags tell what it was.
         tags: what a version's tags say of it, without their prefix: this fills in what no file
             tells any more.
         check: whether to hash every file again; without it, links count as not checked.
@@ -91,17 +91,18 @@ class _Found(Generic[R]):
 class _Chain:
     """The records of one run, read once, and the links that are made from them."""
 
-    def __init__(self, run: Path, tags: Mapping[str, str], check: bool) -> None:
-        self.run, self.root, self.tags, self.check = run, run.parents[1], tags, check
+    def __init__(self, folder: RunFolder, tags: Mapping[str, str], check: bool) -> None:
+        self.folder, self.root, self.tags, self.check = folder, folder.root, tags, check
+        self.run = run = folder.path
         self.settings = self._settings()
         self.trained = self._look(run, Run, own=lambda name: "/" not in name and name != CONFIG)
-        self.evaluated = self._look(run / "evaluation", Evaluation)
-        self.checkpoint = self._look(run / "checkpoints" / self._checkpoint_name(), Checkpoint)
-        described = self.settings or {}
-        self.shards_key = described.get("shards_key") or tags.get("shards_key")
+        self.evaluated = self._look(self._evaluation_folder(), Evaluation)
+        self.checkpoint = self._look(run / CHECKPOINTS / self._checkpoint_name(), Checkpoint)
+        settings = self.settings
+        self.shards_key = settings.shards_key if settings else tags.get("shards_key")
         self.shards = self._look(self._folder("shards", self.shards_key), Shards)
         made = self.shards.record
-        self.parent_key = described.get("parent") or tags.get("parent_sha256")
+        self.parent_key = settings.parent_key if settings else tags.get("parent_sha256")
         self.source_key = made.source_key if made else tags.get("source_key")
         self.source = self._look(self._folder("sources", self.source_key), Source)
 
@@ -116,11 +117,16 @@ class _Chain:
 
     # ---- reading ----
 
-    def _settings(self) -> dict[str, Any] | None:
+    def _settings(self) -> Settings | None:
         try:
-            return dict(json.loads((self.run / CONFIG).read_bytes()))
-        except (OSError, ValueError):
+            return self.folder.settings
+        except CorruptionError:
             return None
+
+    def _evaluation_folder(self) -> Path:
+        """That of the evaluation that the tags name, else of the run's own."""
+        tagged = self.folder.find_evaluation(self.tags.get("evaluation_key", "none"))
+        return tagged.path if tagged else self.run / EVALUATION
 
     def _checkpoint_name(self) -> str:
         """The checkpoint that was evaluated, else the best, else the newest there is."""
@@ -128,13 +134,14 @@ class _Chain:
             return self.evaluated.record.checkpoint
         if self.trained.record:
             return self.trained.record.best
-        folders = checkpoint_folders(self.run / "checkpoints")
+        folders = self.folder.checkpoints
         done = [path.name for _, path in folders if (path / storage.RECORD).is_file()]
         return self.tags.get("checkpoint", done[-1] if done else "none")
 
     def _folder(self, kind: str, key: str | None) -> Path:
         short = (key or "unknown")[:12]
-        return next((self.root / kind).glob(f"[!.]*-{short}"), self.root / kind / short)
+        parent = self.root.path / kind
+        return next(parent.glob(f"[!.]*-{short}"), parent / short)
 
     def _look(self, folder: Path, kind: type[R], own: Any = lambda name: True) -> _Found[R]:
         try:
@@ -172,7 +179,7 @@ class _Chain:
     def _dataset_state(self, source: Source | None) -> tuple[State, tuple[str, ...]]:
         if self.settings is None or source is None or not self.check:
             return "not checked", ()
-        data = DataConfig.model_validate(self.settings["config"]["data"])
+        data = self.settings.config.data
         if data.source == "hub":
             return "not checked", ("the hub was not asked",)
         if data.source == "stories":
@@ -190,7 +197,7 @@ class _Chain:
         """The part of the config that says what is left out; it stands as the config does."""
         if self.settings is None:
             return Link(name="cleaning", value="unknown", state="gone")
-        clean = self.settings["config"]["data"]["clean"]
+        clean = self.settings.config.data.clean.model_dump(mode="json")
         shards = self.shards.record
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)
@@ -206,7 +213,7 @@ class _Chain:
         recorded = shards or saved
         wanted = recorded.tokenizer_sha256 if recorded else self.tags.get("tokenizer_sha256")
         value = f"{shards.vocab_size:,} tokens" if shards else "vocabulary"
-        files = [f.path / "tokenizer.tiktoken" for f in (shards, saved) if f]
+        files = [f.path / TOKENIZER for f in (shards, saved) if f]
         state, notes = self._same_files(files, wanted)
         return Link(name="tokenizer", value=value, digest=wanted, state=state, notes=notes)
 
@@ -235,8 +242,8 @@ class _Chain:
         if self.settings is None:
             note = f"{self.run / CONFIG} is gone"
             return Link(name="config", value="unknown", digest=wanted, state="gone", notes=(note,))
-        value = f"recipe {self.settings['config']['recipe']}"
-        found = _trained_by(self.settings["config"])
+        value = f"recipe {self.settings.config.recipe}"
+        found = keys.config_sha256(self.settings.config)
         state: State = "unchanged"
         notes: tuple[str, ...] = ()
         if wanted is None:
@@ -301,7 +308,8 @@ class _Chain:
     def _run(self, *parent: str) -> Link:
         inputs = ("shards", "config", "code", "environment", *parent)
         record = self.trained.record
-        key = record.key if record else (self.settings or {}).get("key", self.tags.get("run_key"))
+        key = record.key if record else self.settings.key if self.settings else None
+        key = key or self.tags.get("run_key")
         if record is None and self.settings is not None and self.trained.state == "gone":
             return Link(
                 name="run", value=f"{self.run.name}, unfinished", digest=key,
@@ -319,7 +327,7 @@ class _Chain:
 
     def _evaluation(self) -> Link:
         record, tags = self.evaluated.record, self.tags
-        if record is None and not (self.run / "evaluation").exists() and "val_bpb" not in tags:
+        if record is None and not (self.run / EVALUATION).exists() and "val_bpb" not in tags:
             value = "not evaluated"
             return Link(
                 name="evaluation", value=value, state="not checked", made_from=("checkpoint",)
@@ -341,15 +349,6 @@ class _Chain:
             name=name, value=value, digest=digest, state=found.state, notes=found.notes,
             files=found.files, made_from=made_from,
         )  # fmt: skip
-
-
-def _trained_by(config: Mapping[str, Any]) -> str | None:
-    """The hash that a training with this config gives its checkpoints."""
-    try:
-        fields = PipelineConfig.model_validate(config).train_fields()
-    except ValidationError:
-        return None
-    return storage.sha256_bytes(storage.canonical_json(fields))
 
 
 # ---- what is there now ------------------------------------------------------------------------

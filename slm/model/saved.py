@@ -11,13 +11,14 @@ from torch import Tensor
 from slm.config import ModelConfig
 from slm.errors import CorruptionError
 from slm.model.gpt import GPT
+from slm.run_folder import TOKENIZER
 from slm.storage import (
     RECORD,
     check_files,
 )
 from slm.tokens.tokenizer.bpe import Tokenizer
 
-MODEL, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.tiktoken"
+MODEL, CONFIG = "model.safetensors", "config.json"
 MODEL_FILES = (MODEL, CONFIG, TOKENIZER)  # what sampling, or a training that goes on, needs
 
 

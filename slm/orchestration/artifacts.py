@@ -23,6 +23,7 @@ from slm.history.lineage import lineage
 from slm.records import Evaluation, Progress, Report, Run, Version
 from slm.report.cards import duration
 from slm.report.write import escape_markdown
+from slm.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def publish_version(run: Run, version: Version) -> None:
     """Leaves the chain of a version, and links to it and to its run in MLflow."""
     name = f"{version.model} version {version.version}"
     rows = ["| link | what | digest | made from |", "|---|---|---|---|"]
-    for link in lineage(run.path, check=False).links:
+    for link in lineage(RunFolder.of(run), check=False).links:
         digest = f"`{link.digest[:12]}`" if link.digest else ""
         cells = (link.name, escape_markdown(link.value), digest, ", ".join(link.made_from))
         rows.append(f"| {' | '.join(cells)} |")

@@ -18,6 +18,7 @@ from slm.orchestration.display import current, showing
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.registry.assessment import Verdict
+from slm.run_folder import CHECKPOINTS
 from slm.storage import canonical_json, sha256_bytes
 
 Overrides = dict[str, Any] | None
@@ -58,9 +59,9 @@ def pipeline(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
         source = tasks.download(config)
         shards = tasks.encode(config, source)
         run = tasks.train(config, shards)
-        evaluation = tasks.evaluate(config, run)
-        report = tasks.report(config, run, evaluation)
-        version = tasks.register(config, run, evaluation, report)
+        evaluation = tasks.evaluate(config, run, shards)
+        report = tasks.report(config, run, evaluation, shards)
+        version = tasks.register(config, run, evaluation, report, shards)
         publish_metrics(run, evaluation)
         publish_report(report)
         publish_version(run, version)
@@ -85,7 +86,7 @@ def summary(
         "source": str(source.path),
         "shards": str(shards.path),
         "run": str(run.path),
-        "checkpoint": str(run.path / "checkpoints" / evaluation.checkpoint),
+        "checkpoint": str(run.path / CHECKPOINTS / evaluation.checkpoint),
         "val_loss": evaluation.val_loss,
         "val_bpb": evaluation.val_bpb,
         "report": str(report.path / report.html),
@@ -123,8 +124,9 @@ def train(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
 def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[str, float]:
     """Scores a recipe's model on every held-out document; returns its losses."""
     config = load_recipe(recipe, overrides)
-    run = _trained(config)
-    evaluation = tasks.evaluate(config, run)
+    shards = _encoded(config)
+    run = tasks.train(config, shards)
+    evaluation = tasks.evaluate(config, run, shards)
     publish_metrics(run, evaluation)
     return {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
 
@@ -133,8 +135,9 @@ def evaluate(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> dict[
 def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Writes the report of a recipe's model; returns the HTML file."""
     config = load_recipe(recipe, overrides)
-    run = _trained(config)
-    written = tasks.report(config, run, tasks.evaluate(config, run))
+    shards = _encoded(config)
+    run = tasks.train(config, shards)
+    written = tasks.report(config, run, tasks.evaluate(config, run, shards), shards)
     publish_report(written)
     return str(written.path / written.html)
 
@@ -143,9 +146,12 @@ def report(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
 def register(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
     """Registers a recipe's model; returns the version's name."""
     config = load_recipe(recipe, overrides)
-    run = _trained(config)
-    evaluation = tasks.evaluate(config, run)
-    version = tasks.register(config, run, evaluation, tasks.report(config, run, evaluation))
+    shards = _encoded(config)
+    run = tasks.train(config, shards)
+    evaluation = tasks.evaluate(config, run, shards)
+    version = tasks.register(
+        config, run, evaluation, tasks.report(config, run, evaluation, shards), shards
+    )
     publish_version(run, version)
     return f"models:/{version.model}/{version.version}"
 

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import slm.registry.gate
 import slm.report.write
@@ -12,11 +12,11 @@ import slm.tracking.server
 import slm.training.launch
 from slm.config import PipelineConfig, data_root
 from slm.orchestration.display import Display
-from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Version
+from slm.records import Evaluation, JournalEntry, Parent, Progress, Report, Run, Shards, Version
 from slm.registry.assessment import Verdict
 from slm.registry.champion import champion_run
 from slm.registry.finding import CHAMPION
-from slm.storage import RECORD
+from slm.run_folder import RunFolder
 
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
@@ -35,16 +35,24 @@ def train_mirrored(
         parent: the model that the training goes on from; None: it starts from the seed.
         turn: entered while it trains; waits where others train.
     """
-    folder = slm.training.launch.prepare(config, shards, parent=parent)
-    if (folder / RECORD).is_file():
-        return slm.training.launch.train(config, shards, parent=parent, progress=progress)
-    with turn or nullcontext(), slm.tracking.mirror.mirror(folder):
-        return slm.training.launch.train(
-            config, shards, parent=parent, progress=progress, on_event=_log_event
-        )
+
+    def around(run: RunFolder) -> AbstractContextManager[None]:
+        return _both(turn or nullcontext(), slm.tracking.mirror.mirror(run))
+
+    return slm.training.launch.train(
+        config, shards, parent=parent, progress=progress, on_event=_log_event, around=around
+    )
 
 
-def _log_event(event: dict[str, Any]) -> None:
+@contextmanager
+def _both(
+    first: AbstractContextManager[None], second: AbstractContextManager[None]
+) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+def _log_event(event: JournalEntry) -> None:
     """Logs what a training does beside its steps, for the Prefect page."""
     facts = {name: value for name, value in event.items() if name not in ("event", "time")}
     if event["event"] != "step":
@@ -53,11 +61,15 @@ def _log_event(event: dict[str, Any]) -> None:
 
 
 def reported(
-    config: PipelineConfig, run: Run, evaluation: Evaluation, progress: Progress
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    shards: Shards | None,
+    progress: Progress,
 ) -> Report:
     """The report, which compares the run with the champion where there is another one."""
     return slm.report.write.write_report(
-        config, run, evaluation, champion=lambda: champion_run(config), progress=progress
+        config, run, evaluation, shards, champion=lambda: champion_run(config), progress=progress
     )
 
 

@@ -21,13 +21,13 @@ import slm.tokens.encode
 import slm.training.launch
 from slm.config import PipelineConfig
 from slm.errors import SlmError
-from slm.model.saved import TOKENIZER
 from slm.orchestration import events, stages
 from slm.orchestration.artifacts import LiveProgress
 from slm.orchestration.display import current
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Source, Version
 from slm.registry.assessment import Verdict
 from slm.retraining.decide import Decision
+from slm.run_folder import TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 GPU = "gpu"  # the global concurrency limit of the server that a training on a GPU holds
@@ -85,24 +85,27 @@ def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE, persist_result=False)
-def evaluate(config: PipelineConfig, run: Run) -> Evaluation:
+def evaluate(config: PipelineConfig, run: Run, shards: Shards) -> Evaluation:
     """A checkpoint → its loss and bits per byte on every held-out document."""
     return current().stage(
-        "evaluate", lambda p: slm.evaluation.evaluate.evaluate(config, run, progress=p)
+        "evaluate", lambda p: slm.evaluation.evaluate.evaluate(config, run, shards, progress=p)
     )
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
-def report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
+def report(config: PipelineConfig, run: Run, evaluation: Evaluation, shards: Shards) -> Report:
     """A run and its evaluation → one HTML file and its Markdown twin."""
-    return current().stage("report", lambda p: stages.reported(config, run, evaluation, p))
+    return current().stage("report", lambda p: stages.reported(config, run, evaluation, shards, p))
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
-def register(config: PipelineConfig, run: Run, evaluation: Evaluation, report: Report) -> Version:
+def register(
+    config: PipelineConfig, run: Run, evaluation: Evaluation, report: Report, shards: Shards
+) -> Version:
     """A run with its evaluation and report → a version in the MLflow registry."""
     return current().stage(
-        "register", lambda _: slm.registry.register.register(config, run, evaluation, report)
+        "register",
+        lambda _: slm.registry.register.register(config, run, evaluation, report, shards),
     )
 
 

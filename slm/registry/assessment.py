@@ -17,14 +17,14 @@ from slm.evaluation.evaluate import device, score_documents
 from slm.evaluation.intervals import paired_interval
 from slm.evaluation.memorisation import longest_copies, memorised_share
 from slm.model.sample import generate
-from slm.model.saved import CONFIG, MODEL_FILES, load_model
-from slm.records import Evaluation, Progress, Shards
+from slm.model.saved import MODEL_FILES, load_model
+from slm.records import Progress, Shards
 from slm.registry import vetoes
 from slm.registry.finding import checkpoint_folder, fetch_version, required, run_folder
+from slm.run_folder import TOKENIZER, DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import as_default
-from slm.training.session import read_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,17 +166,17 @@ def _check_weights(client: "MlflowClient", entry: "ModelVersion", root: Path) ->
     run, weights = run_folder(entry, root), checkpoint_folder(entry, root) / MODEL_FILES[0]
     if weights.exists() and storage.sha256_file(weights) != wanted:
         raise CorruptionError(f"{weights} was exchanged after its evaluation: it is not promoted")
-    evaluation = storage.read_record(run / "evaluation", Evaluation)  # verified
+    evaluation = run.evaluation  # verified
     if evaluation and evaluation.weights_sha256 != wanted:
         raise CorruptionError(
-            f"{run / 'evaluation'} is of other weights than models:/{entry.name}/{entry.version}: "
+            f"{evaluation.path} is of other weights than models:/{entry.name}/{entry.version}: "
             "evaluate and register the run again"
         )
 
 
 def _shards(entry: "ModelVersion", root: Path) -> Shards:
     key = required(entry, "shards_key")
-    if found := storage.find_result(root / "shards", Shards, key):
+    if found := DataRoot(root).shards(key):
         return read_shards(found.path)
     raise UserError(
         f"the shards of models:/{entry.name}/{entry.version} are gone from {root / 'shards'}: "
@@ -186,12 +186,12 @@ def _shards(entry: "ModelVersion", root: Path) -> Shards:
 
 def _run_thresholds(entry: "ModelVersion", root: Path) -> RegistryConfig:
     run = run_folder(entry, root)
-    return read_settings(run)[0].registry if (run / CONFIG).exists() else RegistryConfig()
+    return run.config.registry if run.exists else RegistryConfig()
 
 
 def _held_out(shards: Shards, count: int) -> list[str]:
     """The first held-out documents, as text: any tokenizer can be scored on them."""
-    tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
+    tokenizer = Tokenizer.load(shards.path / TOKENIZER)
     texts: list[str] = []
     for ids in documents(shards, "val"):
         if len(texts) == count:

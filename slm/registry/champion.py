@@ -4,16 +4,16 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError
 from slm.registry import local_store
 from slm.registry.finding import CHAMPION
+from slm.run_folder import DataRoot, RunFolder
 from slm.tracking.server import connect, explained, tracking_uri
 
 
-def champion_run(config: PipelineConfig, root: Path | None = None) -> Path | None:
-    """The run folder of the champion of `config.registry.model`; None where it is not here.
+def champion_run(config: PipelineConfig, root: Path | None = None) -> RunFolder | None:
+    """The run of the champion of `config.registry.model`; None where it is not here.
 
     A comparison is an ornament: a registry that is down or has no champion costs the report
     nothing else.
@@ -24,7 +24,7 @@ def champion_run(config: PipelineConfig, root: Path | None = None) -> Path | Non
     with suppress(SlmError, OSError, sqlite3.Error):
         ours = local_store.is_ours(uri)
         run = local_store.run_of(uri, name, CHAMPION) if ours else _in_store(uri, name)
-        if run is not None and (folder := storage.named(root / "runs", run)).is_dir():
+        if run is not None and (folder := DataRoot(root).named_run(run)).exists:
             return folder
     return None
 

@@ -10,10 +10,11 @@ from slm import storage
 from slm.config import data_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.model.saved import MODEL_FILES
-from slm.records import Run, Version
+from slm.records import Version
+from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained
-from slm.training.checkpoint import find_run, latest_checkpoint
+from slm.training.checkpoint import latest_checkpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,13 +40,12 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
     if text.startswith("models:"):
         client = connect(uri or default_uri(root))
         return fetch_version(client, find_version(client, text), root)
-    path = find_run(text, root)
-    run = storage.read_record(path, Run, verify=False)
-    if run:
-        return run.checkpoint("best")
-    checkpoint = latest_checkpoint(path / "checkpoints")
+    run = DataRoot(root).run(text)
+    if record := run.record:
+        return record.checkpoint("best")
+    checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     if checkpoint is None:
-        raise UserError(f"the run {path.name!r} has no checkpoint yet: let it train on")
+        raise UserError(f"the run {run.name!r} has no checkpoint yet: let it train on")
     return checkpoint.path
 
 
@@ -136,11 +136,11 @@ def required(entry: "ModelVersion", tag: str) -> str:
     return value
 
 
-def run_folder(entry: "ModelVersion", root: Path) -> Path:
-    """The folder of the run that a version was made from; it may be gone."""
-    return storage.named(root / "runs", required(entry, "run"))
+def run_folder(entry: "ModelVersion", root: Path) -> RunFolder:
+    """The run that a version was made from; it may be gone."""
+    return DataRoot(root).named_run(required(entry, "run"))
 
 
 def checkpoint_folder(entry: "ModelVersion", root: Path) -> Path:
     """The checkpoint that a version was made from, in its run's folder; it may be gone."""
-    return storage.named(run_folder(entry, root) / "checkpoints", required(entry, "checkpoint"))
+    return storage.named(run_folder(entry, root).path / CHECKPOINTS, required(entry, "checkpoint"))

@@ -25,8 +25,8 @@ from slm.registry.finding import (
     run_folder,
     tags,
 )
+from slm.run_folder import DataRoot
 from slm.tracking.server import connect, explained, tracking_uri
-from slm.training.session import read_settings
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -73,15 +73,15 @@ def _origin(entry: "ModelVersion", root: Path) -> Origin:
     told = tags(entry)
     verdict = told.get("verdict")
     try:
-        config = read_settings(run_folder(entry, root))[0]
+        config = run_folder(entry, root).config
     except CorruptionError:
         config = None
     return Origin(
         name=f"models:/{entry.name}/{entry.version}",
         source_key=told.get("source_key"),
-        source=storage.find_result(root / "sources", Source, told.get("source_key", "none")),
+        source=DataRoot(root).source(told.get("source_key")),
         shards_key=told.get("shards_key"),
-        shards=storage.find_result(root / "shards", Shards, told.get("shards_key", "none")),
+        shards=DataRoot(root).shards(told.get("shards_key")),
         tokenizer_sha256=told.get("tokenizer_sha256"),
         config_sha256=told.get("config_sha256"),
         config=config,

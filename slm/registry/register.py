@@ -5,23 +5,22 @@ reused, so a process that is killed between two calls is made up for by the next
 last.
 """
 
-import json
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm import storage
+from slm import keys, storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Source, Version
+from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version
 from slm.registry import local_store
 from slm.registry.finding import CHALLENGER
 from slm.registry.packing import logged_model
+from slm.run_folder import CHECKPOINTS, PARENT, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, explained, tracking_uri
-from slm.training.session import PARENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,7 +38,8 @@ def register(
     config: PipelineConfig,
     run: Run,
     evaluation: Evaluation,
-    report: Report | None = None,
+    report: Report | None,
+    shards: Shards | None,
     *,
     root: Path | None = None,
 ) -> Version:
@@ -53,15 +53,15 @@ def register(
     root = root or data_root()
     uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
-    chain = _chain(config, run, evaluation, report, checkpoint, root)
+    chain = _chain(config, run, evaluation, report, shards, checkpoint)
     fields = {"model": config.registry.model, "tracking_uri": public_uri(uri)}
-    key = storage.stage_key("register", REGISTER_VERSION, fields, chain)
+    key = keys.stage_key("register", REGISTER_VERSION, fields, chain)
     note = run.path / REGISTERED
     if (known := _remembered(note)) and known.key == key:
         aliases = _aliases_now(uri, known, checkpoint.weights_sha256)
         if aliases is not None:
             return known.model_copy(update={"aliases": aliases, "reused": True})
-    run_id = mirror.sync(run.path, tracking_uri=uri)
+    run_id = mirror.sync(RunFolder.of(run), tracking_uri=uri)
     client = connect(uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         model = logged_model(client, run_id, checkpoint, root)
@@ -82,8 +82,8 @@ def register(
 
 
 def _evaluated_checkpoint(run: Run, evaluation: Evaluation) -> Checkpoint:
-    folder = run.path / "checkpoints" / evaluation.checkpoint
-    checkpoint = storage.read_record(folder, Checkpoint, verify=False)
+    folder = run.path / CHECKPOINTS / evaluation.checkpoint
+    checkpoint = RunFolder.of(run).checkpoint(evaluation.checkpoint)
     if checkpoint is None:
         raise CorruptionError(f"{folder} is gone: it was evaluated, and cannot be registered")
     if checkpoint.weights_sha256 != evaluation.weights_sha256:
@@ -98,16 +98,12 @@ def _chain(
     run: Run,
     evaluation: Evaluation,
     report: Report | None,
+    shards: Shards | None,
     checkpoint: Checkpoint,
-    root: Path,
 ) -> dict[str, str]:
     """Everything that the version was made of, as tags. A link whose files are gone is left out."""
-
-    described = json.loads((run.path / "config.json").read_bytes())
-    shards = storage.read_record(
-        storage.named(root / "shards", described["shards"]), Shards, verify=False
-    )
-    source = shards and storage.find_result(root / "sources", Source, shards.source_key)
+    home = RunFolder.of(run)
+    source = home.root.source(shards.source_key) if shards else None
     environment = run.environment
     parent = storage.read_record(run.path / PARENT, Parent, verify=False)
     links = {

@@ -13,6 +13,7 @@ from slm.config import data_root
 from slm.history.lineage import Lineage, Link, State, lineage
 from slm.model.saved import MODEL_FILES
 from slm.registry.finding import PREFIX, find_version, required, run_folder, tags
+from slm.run_folder import RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained
 from slm.tracking.store import file_of
@@ -85,8 +86,8 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, list[str]]:
 
 
 @explained()
-def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
-    """The folder of the run that a version was made from; it may be gone.
+def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> RunFolder:
+    """The run that a version was made from; it may be gone.
 
     Raises UserError where there is no such version, or slm did not register it.
     """

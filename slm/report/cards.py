@@ -2,16 +2,15 @@
 
 import json
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from slm.config import LIMITS, PipelineConfig
+from slm.config import LIMITS, PipelineConfig, Section
 from slm.errors import SlmError
 from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
-from slm.training.session import PARENT
+from slm.run_folder import PARENT
 
 Pairs = list[tuple[str, str]]
 
@@ -136,10 +135,10 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
 
     A limit in seconds comes to other steps each time: the steps that it came to stand for it.
     """
-    ours = leaves(config.model_dump(mode="json"))
+    ours = config.flat()
     if config.train.max_seconds is not None:
         ours |= {"train.max_seconds": None, "train.max_steps": run.step}
-    theirs = leaves(recipe.model_dump(mode="json")) if (recipe := _recipe(config)) else {}
+    theirs = recipe.flat() if (recipe := _recipe(config)) else {}
     limits = {f"train.{name}" for name in LIMITS}
     return [
         (key, json.dumps(value, ensure_ascii=False))
@@ -169,25 +168,14 @@ def promise(run: Run) -> str:
 def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
     """The whole config, a list a section; limits that are not set are left out."""
     tables = []
-    for name, section in config.model_dump(mode="json").items():
-        if isinstance(section, dict):
-            given = {k: v for k, v in leaves(section).items() if v is not None or k not in LIMITS}
+    for name in type(config).model_fields:
+        if isinstance(section := getattr(config, name), Section):
+            given = {k: v for k, v in section.flat().items() if v is not None or k not in LIMITS}
             tables.append((name, [(k, _text(v)) for k, v in given.items()]))
     return tables
 
 
 # ---- words ------------------------------------------------------------------------------------
-
-
-def leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as a flat one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _text(value: Any) -> str:

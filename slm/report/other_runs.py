@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slm.errors import CorruptionError, SlmError
@@ -10,8 +9,7 @@ from slm.history.compare import Comparison, compare, written_samples
 from slm.records import Run
 from slm.report.grid import GridSample
 from slm.report.summary import Finding
-from slm.storage import RECORD, results
-from slm.training.journal import read_journal
+from slm.run_folder import RunFolder
 
 SAMPLES = 2  # shown side by side
 FIGURES = {
@@ -37,40 +35,42 @@ class Rival:
 
 
 def find_rivals(
-    run: Run, champion: Path | None, recipe: str, samples: list[GridSample]
+    run: Run, champion: RunFolder | None, recipe: str, samples: list[GridSample]
 ) -> list[Rival]:
     """The champion's run, where it is another one, and the finished run of the recipe before."""
-    roles: dict[Path, str] = {}
+    roles: dict[RunFolder, str] = {}
     if champion is not None and champion.name != run.name:
         roles[champion] = "the champion"
     if (before := run_before(run, recipe)) is not None:
         roles.setdefault(before, "the run before")
-    return [r for path, role in roles.items() if (r := _rival(role, path, run, samples))]
+    ours = RunFolder.of(run)
+    return [r for other, role in roles.items() if (r := _rival(role, other, ours, samples))]
 
 
-def run_before(run: Run, recipe: str) -> Path | None:
+def run_before(run: Run, recipe: str) -> RunFolder | None:
     """The newest of the recipe's finished runs that began before this one."""
-    done = [path for path in results(run.path.parent, recipe) if (path / RECORD).is_file()]
-    began = {path: _began(path) for path in done if path.name != run.name}
-    now = _began(run.path)
-    earlier = {path: time for path, time in began.items() if time < now}
-    return max(earlier, key=lambda path: earlier[path], default=None)
+    ours = RunFolder.of(run)
+    others = map(RunFolder, ours.root.results("runs", recipe))
+    began = {r: _began(r) for r in others if r.is_finished and r.name != run.name}
+    now = _began(ours)
+    earlier = {other: time for other, time in began.items() if time < now}
+    return max(earlier, key=lambda other: earlier[other], default=None)
 
 
-def _began(run: Path) -> float:
+def _began(run: RunFolder) -> float:
     try:
-        first = next(iter(read_journal(run)), None)
+        first = next(run.journal, None)
     except CorruptionError:  # of whichever old run: this report does not depend on it
         first = None
     return float(first["time"]) if first else math.inf
 
 
-def _rival(role: str, path: Path, run: Run, samples: list[GridSample]) -> Rival | None:
+def _rival(role: str, other: RunFolder, ours: RunFolder, samples: list[GridSample]) -> Rival | None:
     try:
-        found = compare(path, run.path)
+        found = compare(other, ours)
     except SlmError:  # gone, or damaged
         return None
-    theirs = written_samples(path)
+    theirs = written_samples(other)
     pairs = [
         (s.prompt, theirs[key], s.completion)
         for s in samples
@@ -78,7 +78,7 @@ def _rival(role: str, path: Path, run: Run, samples: list[GridSample]) -> Rival 
     ]
     return Rival(
         role,
-        path.name,
+        other.name,
         _sentence(found),
         found.interval.better if found.interval else None,
         [

@@ -7,12 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from slm.records import Evaluation, Shards
-from slm.training.journal import read_journal
+from slm.run_folder import RunFolder
 
 POINTS = 400  # at most, in one line of a plot
 SIZE = (4.4, 2.7)  # inches: narrow, so that the letters stay readable on a phone
@@ -42,10 +41,10 @@ class Curves:
         return fmean(losses[-max(1, len(losses) // 10) :]) if losses else None
 
 
-def read_curves(run: Path) -> Curves:
+def read_curves(run: RunFolder) -> Curves:
     """The curves of a run's journal."""
     curves, now = Curves(), {"tokens": 0.0, "seconds": 0.0}
-    for event in read_journal(run):
+    for event in run.journal:
         row = {key: float(value) for key, value in event.items() if isinstance(value, int | float)}
         if event["event"] == "step":
             seconds = (row["tokens"] - now["tokens"]) / row["tok_per_sec"]

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from slm import keys
 from slm.config import PipelineConfig
-from slm.evaluation.evaluate import run_shards
 from slm.evaluation.memorisation import Copy
 from slm.evaluation.scoring import token_losses
 from slm.history.lineage import Lineage, lineage
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
-from slm.records import Checkpoint, Evaluation, Progress, Report, Run, Shards, Source, silent
+from slm.records import Evaluation, Progress, Report, Run, Shards, Source, silent
 from slm.report import cards, evidence, plots
 from slm.report.front_matter import front_matter
 from slm.report.grid import GridSample, write_samples
@@ -31,7 +31,8 @@ from slm.report.lineage_picture import lineage_svg
 from slm.report.other_runs import find_rivals, rival_findings
 from slm.report.sample_checks import beside_human
 from slm.report.summary import sum_up, training_findings
-from slm.storage import content_hash, read_record, run_stage, stage_key
+from slm.run_folder import EVALUATION, REPORT, RunFolder
+from slm.storage import content_hash, hashing_once, reading, run_stage
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
@@ -41,26 +42,28 @@ SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 SURPRISE_TOKENS = 200  # of a text that is shown so
 
 
+@hashing_once()
 def write_report(
     config: PipelineConfig,
     run: Run,
     evaluation: Evaluation,
+    shards: Shards | None,
     *,
-    root: Path | None = None,
-    champion: Callable[[], Path | None] = lambda: None,
+    champion: Callable[[], RunFolder | None] = lambda: None,
     progress: Progress = silent,
 ) -> Report:
-    """Samples from the checkpoint that was evaluated, judges them, writes `<run>/report/`.
+    """Samples from the checkpoint that was evaluated, assesses them, writes `<run>/report/`.
 
-    `champion` finds the run folder of the present champion, to compare with. A report that is done
+    `champion` finds the run of the present champion, to compare with. A report that is complete
     stays as it is when the champion changes.
     """
+    home = RunFolder.of(run)
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
-    key = stage_key("report", REPORT_VERSION, config.report.model_dump(mode="json"), inputs)
+    key = keys.stage_key("report", REPORT_VERSION, keys.report_fields(config), inputs)
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
-        facts, samples = gather(config, run, evaluation, root, champion(), progress)
+        facts, samples = gather(config, run, evaluation, shards, champion(), progress)
         (staging / report.html).write_bytes(render("page.html.j2", facts))
         (staging / report.markdown).write_bytes(render("page.md.j2", facts))
         (staging / report.card).write_bytes(render("card.md.j2", facts))
@@ -69,7 +72,9 @@ def write_report(
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
         return report
 
-    return run_stage(run.path / "report", Report, key, build)
+    own = config.report == home.config.report and evaluation.path.name == EVALUATION
+    with reading(*([shards.path] if shards else [])):
+        return run_stage(home.result_folder(REPORT, key, own=own), Report, key, build)
 
 
 # ---- facts ------------------------------------------------------------------------------------
@@ -79,22 +84,24 @@ def gather(
     config: PipelineConfig,
     run: Run,
     evaluation: Evaluation,
-    root: Path | None,
-    champion: Path | None = None,
+    shards: Shards | None,
+    champion: RunFolder | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[GridSample]]:
     """Everything that the templates show, and the samples themselves."""
-    folder = run.path / "checkpoints" / evaluation.checkpoint
-    checkpoint = read_record(folder, Checkpoint, verify=False)
-    assert checkpoint is not None, f"{folder} was evaluated and is gone"
-    shards = read_record(run_shards(run.path), Shards, verify=False)
-    source = _source(config, shards, root or run.path.parents[1]) if shards else None
-    chain = lineage(run.path, check=False)
+    home = RunFolder.of(run)
+    checkpoint = home.checkpoint(evaluation.checkpoint)
+    assert checkpoint is not None, (
+        f"{evaluation.checkpoint} of {run.path} was evaluated and is gone"
+    )
+    folder = checkpoint.path
+    source = home.root.source(shards.source_key) if shards else None
+    chain = lineage(home, check=False)
     if config.data.source == "files":
         config, source, chain = _without_folders(config, source, chain)
     model, tokenizer = load_model(folder)
     samples = write_samples(model, tokenizer, config.report, progress)
-    curves = plots.read_curves(run.path)
+    curves = plots.read_curves(home)
     beside = beside_human(samples, config.report, shards, tokenizer, progress)
     rivals = find_rivals(run, champion, config.recipe, samples)
     findings = [
@@ -147,11 +154,6 @@ def gather(
         "config": cards.settings(config),
     }
     return facts, samples
-
-
-def _source(config: PipelineConfig, shards: Shards, root: Path) -> Source | None:
-    folder = root / "sources" / f"{config.recipe}-{shards.source_key[:12]}"
-    return read_record(folder, Source, verify=False)
 
 
 def _without_folders(

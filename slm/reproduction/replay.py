@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -17,13 +16,12 @@ from torch import Tensor
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
-from slm.records import Checkpoint, Progress, silent
+from slm.records import Checkpoint, Plan, Progress, silent
+from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, sha256_bytes
-from slm.training.checkpoint import OPTIMIZER, checkpoint_folders
-from slm.training.journal import read_journal
+from slm.training.checkpoint import OPTIMIZER
 from slm.training.loop import train_step
 from slm.training.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
-from slm.training.plan import PLAN, Plan, read_plan
 from slm.training.process import set_up_torch
 from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
@@ -60,7 +58,7 @@ class Replay:
 
 
 def verify_steps(
-    run: Path,
+    run: RunFolder,
     start: int | None = None,
     stop: int | None = None,
     progress: Progress = silent,
@@ -68,7 +66,7 @@ def verify_steps(
     """Trains the steps `start` to `stop` of a run again and compares losses and checkpoints.
 
     Args:
-        run: the run folder; nothing is written to it.
+        run: nothing is written to its folder.
         start: the first step, from 1. Training starts at the newest checkpoint kept before it, or
             from the seed; the steps from there on are compared too. None: the step after the
             newest checkpoint before `stop`.
@@ -78,7 +76,7 @@ def verify_steps(
     CorruptionError where shards or journal are damaged.
     """
     plan = _plan(run)
-    losses = {e["step"]: e["train_loss"] for e in read_journal(run) if e["event"] == "step"}
+    losses = {e["step"]: e["train_loss"] for e in run.journal if e["event"] == "step"}
     kept = _checkpoints(run)
     stop = stop if stop is not None else max(kept, default=max(losses, default=0))
     before = [step for step in kept if step < (stop if start is None else start)]
@@ -101,8 +99,8 @@ def verify_steps(
     return result
 
 
-def _plan(run: Path) -> Plan:
-    plan = read_plan(run)
+def _plan(run: RunFolder) -> Plan:
+    plan = run.plan
     if plan is None:
         raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
     if plan.world_size > 1:
@@ -113,10 +111,10 @@ def _plan(run: Path) -> Plan:
     return plan
 
 
-def _checkpoints(run: Path) -> dict[int, Checkpoint]:
+def _checkpoints(run: RunFolder) -> dict[int, Checkpoint]:
     """The valid checkpoints of a run by their steps. A damaged one is not used, and not touched."""
     found = {}
-    for _, path in checkpoint_folders(run / "checkpoints"):
+    for _, path in run.checkpoints:
         try:
             record = read_record(path, Checkpoint)
         except CorruptionError:
@@ -127,7 +125,7 @@ def _checkpoints(run: Path) -> dict[int, Checkpoint]:
 
 
 @contextmanager
-def _torch_as_in(run: Path) -> Iterator[None]:
+def _torch_as_in(run: RunFolder) -> Iterator[None]:
     """Threads and kernels as the run has them."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -22,17 +22,15 @@ from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import DETAILS, evaluate
 from slm.history.lineage import Lineage, lineage
-from slm.model.saved import MODEL, TOKENIZER, load_model
-from slm.records import Evaluation, Parent, Progress, Record, Run, Shards, Source, silent
+from slm.model.saved import MODEL, load_model
+from slm.records import Parent, Progress, Record, Run, Shards, Source, silent
+from slm.run_folder import CHECKPOINTS, JOURNAL, TOKENIZER, RunFolder
 from slm.source.download import download
 from slm.source.hub_client import keep_cache_in
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.training import launch
-from slm.training.journal import JOURNAL, read_journal
-from slm.training.plan import PLAN, read_plan
-from slm.training.session import PARENT
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight
@@ -107,7 +105,7 @@ class Reproduction(BaseModel):
 
 
 def reproduce(
-    run: Path,
+    run: RunFolder,
     *,
     chain: Lineage | None = None,
     keep: bool = False,
@@ -116,7 +114,7 @@ def reproduce(
     """Makes a finished run again and compares every hash.
 
     Args:
-        run: its folder under `<data>/runs`.
+        run: a finished one.
         chain: its lineage, or that of a version of it, checked; None: it is looked up here.
         keep: leaves what was rebuilt in `<data>/reproduced/`.
 
@@ -127,7 +125,7 @@ def reproduce(
     if chain["run"].state == "not checked":
         raise UserError(f"the run {run.name!r} is not finished: there is nothing to compare with")
     with suppress(CorruptionError):  # which the chain says too
-        record = storage.read_record(run, Run, verify=False)
+        record = run.record
     level = record.level if record else None
     notes = tuple(
         note
@@ -157,7 +155,7 @@ def reproduce(
         return rebuild.judged(level, notes, str(fresh) if keep else None)
 
 
-def _obstacles(chain: Lineage, run: Path) -> tuple[tuple[str, ...], Difference] | None:
+def _obstacles(chain: Lineage, run: RunFolder) -> tuple[tuple[str, ...], Difference] | None:
     """What the chain lacks, and the first link that does; None where all is there."""
     lacking = [
         link
@@ -171,10 +169,10 @@ def _obstacles(chain: Lineage, run: Path) -> tuple[tuple[str, ...], Difference] 
             for note in link.notes or (link.value,)
         )
         return missing, Difference(what=lacking[0].name, recorded=lacking[0].digest)
-    config = launch.run_config(run)
+    config = run.config
     if config.data.source == "hub" and chain["dataset"].digest is None:
         return ("the commit of the dataset is known nowhere any more",), Difference(what="dataset")
-    plan = read_plan(run)
+    plan = run.plan
     assert plan is not None, "a finished run has one"
     if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
         found = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
@@ -183,9 +181,9 @@ def _obstacles(chain: Lineage, run: Path) -> tuple[tuple[str, ...], Difference] 
 
 
 @contextmanager
-def _fresh_root(run: Path, keep: bool) -> Iterator[Path]:
+def _fresh_root(run: RunFolder, keep: bool) -> Iterator[Path]:
     """An empty data folder inside the run's own, locked while it is in use."""
-    parent = storage.make_folder(run.parents[1] / FOLDER)
+    parent = storage.make_folder(run.root.path / FOLDER)
     fresh = Path(mkdtemp(prefix=f"{run.name}-", dir=parent))
     try:
         with storage.lock(fresh / "lock"):
@@ -213,20 +211,20 @@ class _Rebuild:
     val_bpb_difference: float | None = None
 
     @property
-    def run(self) -> Path:
-        return self.record.path
+    def run(self) -> RunFolder:
+        return RunFolder.of(self.record)
 
     def all(self) -> None:
         """Stage after stage; data that differs ends it, since no training could be compared."""
-        config = launch.run_config(self.run)
-        root = self.run.parents[1]  # whose caches serve: what they hold is verified by its hash
+        config = self.run.config
+        root = self.run.root.path  # whose caches serve: what they hold is verified by its hash
         gpt2_files.place(root)
         keep_cache_in(root)
         source = self._download(config)
         if self.first:
             return
         self.stage = "shards"
-        parent = storage.read_record(self.run / PARENT, Parent)
+        parent = self.run.parent
         given = Tokenizer.load(parent.path / TOKENIZER) if parent else None
         shards = encode(config, source, tokenizer=given, root=self.fresh, progress=self.progress)
         self._compare_folder("shards", shards)
@@ -241,7 +239,7 @@ class _Rebuild:
         self._compare("val_bpb", self.record.val_bpb.hex(), again.val_bpb.hex())
         self.val_bpb_difference = again.val_bpb - self.record.val_bpb
         self.stage = "evaluation"
-        self._evaluate(config, again)
+        self._evaluate(config, again, shards)
 
     def _download(self, config: PipelineConfig) -> Source:
         if config.data.source == "hub":
@@ -257,22 +255,22 @@ class _Rebuild:
         The model that the run went on from is taken as the run kept it.
         """
         run = launch.prepare(config, shards, parent=parent, root=self.fresh)
-        plan = read_plan(self.run)
+        plan = self.run.plan
         assert plan is not None, "a finished run has one"
-        storage.write_json(run / PLAN, plan.model_dump(mode="json"))
+        run.write_plan(plan)
         launch.supervise(run, config, self.progress, lambda event: None)
-        again = launch.read_run(run)
-        assert again is not None, f"{run} ended without a record"
+        again = run.verified_record
+        assert again is not None, f"{run.path} ended without a record"
         return again
 
-    def _evaluate(self, config: PipelineConfig, again: Run) -> None:
-        before = storage.read_record(self.run / "evaluation", Evaluation, verify=False)
+    def _evaluate(self, config: PipelineConfig, again: Run, shards: Shards) -> None:
+        before = self.run.evaluation
         if before is None:
             return
         which = "best" if before.checkpoint == self.record.best else "last"
         fields = {"documents": before.documents, "checkpoint": which}
         same = config.model_copy(update={"evaluate": EvaluateConfig.model_validate(fields)})
-        after = evaluate(same, again, root=self.fresh, progress=self.progress)
+        after = evaluate(same, again, shards, progress=self.progress)
         name = f"evaluation/{DETAILS}"
         self._compare(name, before.files[DETAILS].sha256, after.files[DETAILS].sha256)
         self.val_bpb_difference = after.val_bpb - before.val_bpb
@@ -302,7 +300,7 @@ class _Rebuild:
 
     def _compare_journals(self, again: Run) -> None:
         """The loss and the gradient's norm of every step, the held-out loss of every evaluation."""
-        recorded, rebuilt = (list(_measured(path)) for path in (self.run, again.path))
+        recorded, rebuilt = (list(_measured(path)) for path in (self.run, RunFolder.of(again)))
         parted = next((p for p in zip_longest(recorded, rebuilt) if p[0] != p[1]), None)
         if parted and self.first is None:
             before, after = parted
@@ -320,13 +318,13 @@ class _Rebuild:
     def _compare_checkpoints(self, again: Run) -> None:
         for file, entry in sorted(self.record.files.items()):
             path = Path(file)
-            if path.parts[0] != "checkpoints" or path.name == storage.RECORD:
+            if path.parts[0] != CHECKPOINTS or path.name == storage.RECORD:
                 continue  # a checkpoint's record tells of the time and the machine too
             step = int(path.parent.name.rpartition("_")[2])
             other = again.files.get(file)
             row = self._compare(file, entry.sha256, other.sha256 if other else None, step)
             if row and not row.same and path.name == MODEL and other:
-                self._compare_weights(self.run / path.parent, again.path / path.parent)
+                self._compare_weights(self.run.path / path.parent, again.path / path.parent)
 
     def _compare_weights(self, recorded: Path, rebuilt: Path) -> None:
         """The first tensor that differs, and the largest difference of any weight."""
@@ -364,9 +362,12 @@ class _Rebuild:
         return far is not None and math.isfinite(far) and far <= WEIGHTS_TOLERANCE
 
 
-def _measured(run: Path) -> Iterator[tuple[int, str, str]]:
+def _measured(run: RunFolder) -> Iterator[tuple[int, str, str]]:
     """(step, what, the exact value) of everything that a journal must repeat."""
-    for event in read_journal(run):
-        for what in ("train_loss", "grad_norm", "val_loss"):
-            if event["event"] in ("step", "evaluate") and what in event:
-                yield event["step"], what, float(event[what]).hex()
+    for entry in run.journal:
+        if entry["event"] == "step":
+            yield entry["step"], "train_loss", float(entry["train_loss"]).hex()
+            if (norm := entry.get("grad_norm")) is not None:
+                yield entry["step"], "grad_norm", float(norm).hex()
+        elif entry["event"] == "evaluate":
+            yield entry["step"], "val_loss", float(entry["val_loss"]).hex()

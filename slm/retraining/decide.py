@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from slm import storage
+from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.records import Parent, Progress, Source, silent
 from slm.registry.origins import Origin, as_parent, champion_and_challenger
@@ -197,10 +197,10 @@ def _was_made_of(version: Origin, config: PipelineConfig, source: Source) -> boo
     if version.config is not None:
         return not _other_settings(config, version)
     tokenizer = version.tokenizer_sha256 if version.continued else None
-    fields = _as_made(config, version).train_fields()
+    made = _as_made(config, version)
     return (version.shards_key, version.config_sha256) == (
         encode_key(config, source, tokenizer),
-        storage.sha256_bytes(storage.canonical_json(fields)),
+        keys.config_sha256(made),
     )
 
 
@@ -221,12 +221,9 @@ def _other_settings(config: PipelineConfig, version: Origin) -> tuple[str, ...]:
 
 
 def _settings(config: PipelineConfig) -> dict[str, Any]:
-    sections = {"data": config.data.encode_fields(), **config.train_fields()}
-    return {
-        f"{section}.{key}": value
-        for section, fields in sections.items()
-        for key, value in fields.items()
-    }
+    """The settings that the shards and the weights depend on, by their dotted keys."""
+    flat = config.flat()
+    return {key: flat[key] for key in (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS)}
 
 
 def _missing(champion: Origin) -> tuple[str, ...]:

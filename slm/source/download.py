@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from slm import storage
-from slm.config import DataConfig, PipelineConfig, data_root
+from slm import keys, storage
+from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.records import Progress, Source, SourceSplit, silent
+from slm.run_folder import DataRoot
 from slm.source import hub
 from slm.source.documents import read_documents
 from slm.source.files import find_files
@@ -38,16 +39,8 @@ FILE_BYTES = 256 << 20
 _SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
-# What each source reads of the config; the rest may change without a new download.
-_COMMON = {"source", "documents"}
-_READS = {"train_split", "val_split", "text_column", "template", "separator"} | _COMMON
-_FIELDS = {
-    "stories": {"seed"} | _COMMON,
-    "files": _READS,
-    "hub": {"path", "config_name", "revision"} | _READS,
-}
 
-
+@storage.hashing_once()
 def download(
     config: PipelineConfig, *, root: Path | None = None, progress: Progress = silent
 ) -> Source:
@@ -56,48 +49,45 @@ def download(
     Raises UserError where the dataset is missing, empty or not text, CorruptionError where its
     bytes are damaged, SlmError where the hub cannot be reached.
     """
-    root = root or data_root()
+    data = DataRoot(root)
     make = {"stories": _from_stories, "files": _from_files, "hub": _from_hub}[config.data.source]
     try:
-        return make(config, root, progress)
+        return make(config, data, progress)
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
-                f"cannot write to {root} ({error.strerror}): free some space, mend its "
+                f"cannot write to {data.path} ({error.strerror}): free some space, mend its "
                 "permissions, or point SLM_DATA at another folder"
             ) from error
         raise
 
 
-def _key(data: DataConfig, inputs: Any, **resolved: str) -> str:
+def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
     """The stage's key. `resolved` replaces fields by what they stand for, such as a commit."""
-    fields = {k: v for k, v in data.download_fields().items() if k in _FIELDS[data.source]}
-    return storage.stage_key("download", DOWNLOAD_VERSION, {**fields, **resolved}, inputs)
+    fields = {**keys.download_fields(config), **resolved}
+    return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
-def is_made_with(source: Source, data: DataConfig) -> bool:
+def is_made_with(source: Source, config: PipelineConfig) -> bool:
     """Whether a source is what these settings gave, as far as names tell: no data is read.
 
     A branch or tag of the hub is taken to lead to the source's commit, and local files to hold
     what they held.
     """
+    data = config.data
     if data.source == "hub":
-        return source.key == _key(data, None, revision=source.revision)
+        return source.key == download_key(config, None, revision=source.revision)
     if data.source == "files":
         base, splits = find_files(data)
         layout = {name: [p.relative_to(base).as_posix() for p in s] for name, s in splits.items()}
-        return source.key == _key(data, {"files": source.origin, "splits": layout})
-    return source.key == _key(data, {"stories": STORIES_VERSION})
-
-
-def _folder(config: PipelineConfig, root: Path, key: str) -> Path:
-    return root / "sources" / f"{config.recipe}-{key[:12]}"
+        return source.key == download_key(config, {"files": source.origin, "splits": layout})
+    return source.key == download_key(config, {"stories": STORIES_VERSION})
 
 
 # ---- the embedded corpus ----------------------------------------------------------------------
 
 
-def _from_stories(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
     data = config.data
     if data.documents is None:
         raise UserError(
@@ -105,7 +95,7 @@ def _from_stories(config: PipelineConfig, root: Path, progress: Progress) -> Sou
             "--set data.documents=12000"
         )
     count = data.documents
-    key = _key(data, {"stories": STORIES_VERSION})
+    key = download_key(config, {"stories": STORIES_VERSION})
 
     def build(staging: Path) -> Source:
         texts = stories(data.seed, 0, count)
@@ -119,13 +109,13 @@ def _from_stories(config: PipelineConfig, root: Path, progress: Progress) -> Sou
             splits={"train": split},
         )
 
-    return storage.run_stage(_folder(config, root, key), Source, key, build)
+    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
 
 
 # ---- local files ------------------------------------------------------------------------------
 
 
-def _from_files(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
     data = config.data
     base, splits = find_files(data)
     names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
@@ -136,7 +126,7 @@ def _from_files(config: PipelineConfig, root: Path, progress: Progress) -> Sourc
     origin = {name: entry.sha256 for name, entry in entries.items()}
     layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
     revision = storage.sha256_bytes(storage.canonical_json(origin))
-    key = _key(data, {"files": origin, "splits": layout})
+    key = download_key(config, {"files": origin, "splits": layout})
 
     def build(staging: Path) -> Source:
         dropped: Counter[str] = Counter()
@@ -148,17 +138,17 @@ def _from_files(config: PipelineConfig, root: Path, progress: Progress) -> Sourc
         }
         return _source(data, key, revision, written, origin, dropped)
 
-    return storage.run_stage(_folder(config, root, key), Source, key, build)
+    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
 
 
 # ---- the hub ----------------------------------------------------------------------------------
 
 
-def _from_hub(config: PipelineConfig, root: Path, progress: Progress) -> Source:
+def _from_hub(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
     data = config.data
-    keep_cache_in(root)
+    keep_cache_in(root.path)
     commit = hub.resolve_commit(data)
-    key = _key(data, None, revision=commit)
+    key = download_key(config, None, revision=commit)
 
     def build(staging: Path) -> Source:
         dropped: Counter[str] = Counter()
@@ -177,7 +167,7 @@ def _from_hub(config: PipelineConfig, root: Path, progress: Progress) -> Source:
             written[split] = _write_split(staging, split, documents, progress, None)
         return _source(data, key, commit, written, origin, dropped)
 
-    return storage.run_stage(_folder(config, root, key), Source, key, build)
+    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
 
 
 # ---- writing ----------------------------------------------------------------------------------

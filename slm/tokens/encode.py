@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from slm import storage
-from slm.config import PipelineConfig, data_root
+from slm import keys, storage
+from slm.config import PipelineConfig
 from slm.records import Progress, Shards, Source, silent
+from slm.run_folder import DataRoot
 from slm.tokens.encoding import Encoding
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 
@@ -19,6 +20,7 @@ ENCODE_VERSION = 1
 """Goes up whenever the same source and config give other shard bytes."""
 
 
+@storage.hashing_once()
 def encode(
     config: PipelineConfig,
     source: Source,
@@ -35,17 +37,18 @@ def encode(
     there. Raises UserError where no document is left for train or val, CorruptionError where the
     source cannot be read, SlmError where a worker is killed twice on the same unit.
     """
-    root = root or data_root()
+    data = DataRoot(root)
     key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
-    folder = root / "shards" / f"{config.recipe}-{key[:12]}"
+    folder = data.folder("shards", config.recipe, key)
     work = folder.with_name(f".{folder.name}.units")
 
     def build(staging: Path) -> Shards:
         work.mkdir(exist_ok=True)
         encoding = Encoding(config.data, source, work, staging, progress, tokenizer)
-        return encoding.run(key, gpt2(root))
+        return encoding.run(key, gpt2(data.path))
 
-    shards = storage.run_stage(folder, Shards, key, build)
+    with storage.reading(source.path):
+        shards = storage.run_stage(folder, Shards, key, build)
     shutil.rmtree(work, ignore_errors=True)
     return shards
 
@@ -55,4 +58,4 @@ def encode_key(config: PipelineConfig, source: Source, tokenizer_sha256: str | N
     inputs: Any = storage.content_hash(source)
     if tokenizer_sha256:
         inputs = {"source": inputs, "tokenizer": tokenizer_sha256}
-    return storage.stage_key("encode", ENCODE_VERSION, config.data.encode_fields(), inputs)
+    return keys.stage_key("encode", ENCODE_VERSION, keys.encode_fields(config), inputs)

@@ -22,22 +22,22 @@ from slm.tokens.cleaning import EXAMPLE_CHARS, Duplicates, Mask, Tally
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import FILE_NAME, Tokenizer
-from slm.tokens.tokenizer.trimming import trim
+from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import (
     Encoded,
-    Narrow,
+    RemapJob,
     Unit,
     encode_unit,
     is_done,
-    narrow_unit,
     plan_units,
+    remap_unit,
 )
 from slm.tokens.workers import Workers
 
 IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer than the work
 SPLITS = ("train", "val")
 
-Job = TypeVar("Job", Unit, Narrow)
+Job = TypeVar("Job", Unit, RemapJob)
 Choice = dict[str, Mask]  # split → which documents of a unit go there
 
 
@@ -127,10 +127,10 @@ class Encoding:
             tokens = encoded.tokens[np.repeat(choice["train"], encoded.lengths)]
             counts += np.bincount(tokens, minlength=base.n_vocab)
             choices.append(choice)
-        tokenizer = self.given or trim(base, counts, self.data.vocab_size)
+        tokenizer = self.given or trim_vocabulary(base, counts, self.data.vocab_size)
         path = self.work / "trimmed.tiktoken"
         tokenizer.save(path)
-        narrowed = self._finish("trim", narrow_unit, [Narrow(unit, path) for unit in units])
+        narrowed = self._finish("trim", remap_unit, [RemapJob(unit, path) for unit in units])
         return tokenizer, (
             (encoded, choice) for (_, encoded), choice in zip(narrowed, choices, strict=True)
         )

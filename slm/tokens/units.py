@@ -36,7 +36,7 @@ from slm.tokens.cleaning import (
 from slm.tokens.cleaning import signature as sign
 from slm.tokens.shards.layout import Counts, Tokens, token_dtype
 from slm.tokens.tokenizer.bpe import Tokenizer
-from slm.tokens.tokenizer.trimming import Narrowing
+from slm.tokens.tokenizer.trimming import VocabRemap
 
 UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends
 BATCH_BYTES = 1 << 20  # of text read and encoded at once
@@ -146,8 +146,8 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 
 @lru_cache(1)
-def _narrowing(base: Path, trimmed: Path) -> Narrowing:
-    return Narrowing(_tokenizer(base), Tokenizer.load(trimmed))
+def _narrowing(base: Path, trimmed: Path) -> VocabRemap:
+    return VocabRemap(_tokenizer(base), Tokenizer.load(trimmed))
 
 
 def encode_unit(unit: Unit) -> None:
@@ -178,7 +178,7 @@ def encode_unit(unit: Unit) -> None:
 
 
 @dataclass(frozen=True)
-class Narrow:
+class RemapJob:
     """The job of turning an encoded unit into one of the trimmed vocabulary."""
 
     unit: Unit
@@ -196,7 +196,7 @@ class Narrow:
         return str(self.unit)
 
 
-def narrow_unit(job: Narrow) -> None:
+def remap_unit(job: RemapJob) -> None:
     """Rewrites the tokens of an encoded unit in the trimmed vocabulary."""
     encoded = Encoded.read(job.unit.output)
     narrowing = _narrowing(job.unit.tokenizer, job.trimmed)

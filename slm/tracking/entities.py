@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm import storage
-from slm.config import PipelineConfig
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Run
+from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
@@ -47,17 +47,17 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
-def dataset_inputs(root: Path, config: PipelineConfig, folder: Path) -> list["DatasetInput"]:
+def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
     """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
 
     Empty where the shards are gone.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    shards = storage.read_record(folder, Shards, verify=False)
+    config, shards = run.config, run.shards
     if shards is None:
         return []
-    source = storage.find_result(root / "sources", Source, shards.source_key)
+    source = run.root.source(shards.source_key)
     name = source.dataset if source else config.data.path or config.data.source
     where = {"path": name, "uri": name, "revision": source.revision if source else None}
     inputs = []

@@ -13,19 +13,16 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from slm import storage
-from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.history.runs import is_training
-from slm.records import Checkpoint, Evaluation, Report, Run
+from slm.records import Evaluation, Run
+from slm.run_folder import CONFIG, JOURNAL, RunFolder
 from slm.tracking import entities, system
 from slm.tracking.server import connect, experiment_id, explained, first_line, tracking_uri
 from slm.tracking.tail import Tail
-from slm.training.journal import JOURNAL
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -42,21 +39,21 @@ PARAMS = 100  # params in one request, likewise
 
 
 @explained()
-def sync(run_path: Path, *, tracking_uri: str | None = None) -> str:
+def sync(run: RunFolder, *, tracking_uri: str | None = None) -> str:
     """Brings the MLflow run of a run folder up to date and returns its id.
 
     Args:
-        run_path: the run folder; it may be in training, finished, or left by a killed process,
+        run: it may be in training, finished, or left by a killed process,
             which closes the MLflow run as KILLED.
         tracking_uri: the server; None: the one of the run's own config.
 
     Raises UserError where the folder holds no run, SlmError where the server fails.
     """
-    return _Mirrored(run_path, tracking_uri).send()
+    return _Mirrored(run, tracking_uri).send()
 
 
 @contextmanager
-def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
+def mirror(run: RunFolder, uri: str | None = None) -> Iterator[None]:
     """Keeps the MLflow run of a run folder up to date while the block trains.
 
     A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
@@ -64,8 +61,8 @@ def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
     machine.
     """
     stop, hurry = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_follow, args=(run_path, uri, stop, hurry), daemon=True)
-    watcher = threading.Thread(target=system.watch, args=(run_path, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(run, uri, stop, hurry), daemon=True)
+    watcher = threading.Thread(target=system.watch, args=(run.path, stop), daemon=True)
     thread.start()
     watcher.start()
     try:
@@ -79,10 +76,10 @@ def mirror(run_path: Path, uri: str | None = None) -> Iterator[None]:
         for helper in (watcher, thread):
             helper.join(HURRIED_FAREWELL if hurry.is_set() else FAREWELL)
         if thread.is_alive() and not hurry.is_set():
-            logger.warning("MLflow is slow; `slm sync %s` sends the rest", run_path.name)
+            logger.warning("MLflow is slow; `slm sync %s` sends the rest", run.name)
 
 
-def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threading.Event) -> None:
+def _follow(run: RunFolder, uri: str | None, stop: threading.Event, hurry: threading.Event) -> None:
     mirrored: _Mirrored | None = None
     interval, failures = INTERVAL, 0
     stopping = False
@@ -92,10 +89,10 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threa
             return  # a training does not wait for a server that was down a moment ago
         if hurry.is_set() and mirrored is None:
             return  # to begin takes seconds
-        if not (run_path / "config.json").exists():
+        if not run.exists:
             continue
         try:
-            mirrored = mirrored or _Mirrored(run_path, uri)
+            mirrored = mirrored or _Mirrored(run, uri)
             mirrored.send(alive=not stopping)
             interval, failures = INTERVAL, 0
         except Exception as error:
@@ -105,21 +102,21 @@ def _follow(run_path: Path, uri: str | None, stop: threading.Event, hurry: threa
                 logger.warning(
                     "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
                     first_line(error),
-                    run_path.name,
+                    run.name,
                 )
 
 
 class _Mirrored:
     """One run folder, its MLflow run, and how far its events have been sent."""
 
-    def __init__(self, path: Path, uri: str | None) -> None:
-        self.path = path.resolve()
-        self.root = self.path.parents[1]
-        try:
-            self.settings: dict[str, Any] = json.loads((self.path / "config.json").read_bytes())
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is not a run folder: it has no config.json") from error
-        self.config = PipelineConfig.model_validate(self.settings["config"])
+    def __init__(self, run: RunFolder, uri: str | None) -> None:
+        if not run.exists:
+            raise UserError(f"{run.path} is not a run folder: it has no {CONFIG}")
+        self.folder = RunFolder(run.path.resolve())
+        self.path = self.folder.path
+        self.root = self.folder.root.path
+        self.settings = self.folder.settings
+        self.config = self.settings.config
         self.uri = uri or tracking_uri(self.config, self.root)
         self.client = connect(self.uri)
         self.journal = Tail(self.path / JOURNAL)
@@ -171,7 +168,7 @@ class _Mirrored:
                 start_time=self.journal.first_time(),
                 tags={
                     **tags,
-                    "slm.run_key": self.settings["key"],
+                    "slm.run_key": self.settings.key,
                     "slm.recipe": self.config.recipe,
                     "mlflow.source.name": "slm",
                 },
@@ -187,9 +184,9 @@ class _Mirrored:
     def _send_settings(self, run: "MlflowRun") -> None:
         from mlflow.entities import Param
 
-        params = dict(entities.flatten(self.settings["config"]))
-        with suppress(FileNotFoundError):  # the trainer writes it when it starts
-            params |= entities.flatten(json.loads((self.path / "plan.json").read_bytes()), "plan.")
+        params = dict(entities.flatten(self.config.model_dump(mode="json")))
+        if plan := self.folder.plan:  # the trainer writes it when it starts
+            params |= entities.flatten(plan.model_dump(mode="json"), "plan.")
         missing = [
             Param(key, entities.public_uri(value)[:6000])
             for key, value in params.items()
@@ -198,8 +195,7 @@ class _Mirrored:
         for start in range(0, len(missing), PARAMS):
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMS])
         if not run.inputs.dataset_inputs:
-            shards = storage.named(self.root / "shards", self.settings["shards"])
-            datasets = entities.dataset_inputs(self.root, self.config, shards)
+            datasets = entities.dataset_inputs(self.folder)
             self.client.log_inputs(run.info.run_id, datasets=datasets)
 
     # ---- metrics ----
@@ -236,16 +232,16 @@ class _Mirrored:
     # ---- what stands when the training is over ----
 
     def _send_results(self) -> None:
-        run = storage.read_record(self.path, Run, verify=False)
+        run = self.folder.record
         if run is None:
             return
         info = self.client.get_run(self.run_id)
-        evaluation = storage.read_record(self.path / "evaluation", Evaluation, verify=False)
-        report = storage.read_record(self.path / "report", Report, verify=False)
+        evaluation = self.folder.evaluation
+        report = self.folder.report
         sent = info.data.tags
         if sent.get("slm.weights_sha256") != run.weights_sha256:
             self._send_checkpoints(info, run)
-            self.client.log_artifact(self.run_id, str(self.path / "config.json"))
+            self.client.log_artifact(self.run_id, str(self.path / CONFIG))
             self._tag(entities.run_tags(run))
         if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
             self._send_evaluation(evaluation)
@@ -273,13 +269,13 @@ class _Mirrored:
         )
         known = {model.name: model for model in found}
         outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
-        for folder in sorted({run.checkpoint("best"), run.checkpoint("last")}):
-            checkpoint = storage.read_record(folder, Checkpoint, verify=False)
+        for name in sorted({run.best, run.last}):
+            checkpoint = self.folder.checkpoint(name)
             if checkpoint is None:
                 continue
-            model = known.get(folder.name) or self.client.create_logged_model(
+            model = known.get(name) or self.client.create_logged_model(
                 info.info.experiment_id,
-                name=folder.name,
+                name=name,
                 source_run_id=self.run_id,
                 tags=entities.checkpoint_tags(checkpoint, run),
             )
@@ -319,10 +315,10 @@ class _Mirrored:
 
     def _close(self, run: "MlflowRun", *, alive: bool) -> None:
         """The state that the folder shows: FINISHED, RUNNING, or KILLED."""
-        if (self.path / storage.RECORD).exists():
+        if self.folder.is_finished:
             status = "FINISHED"
         else:
-            status = "RUNNING" if alive or is_training(self.path) else "KILLED"
+            status = "RUNNING" if alive or self.folder.is_training else "KILLED"
         if status == run.info.status:
             return
         if status == "RUNNING":

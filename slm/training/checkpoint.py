@@ -15,7 +15,6 @@ is kept of them. Nothing is ever unpickled.
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,18 +25,18 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slm.config import data_root
-from slm.errors import CorruptionError, UserError, unknown
+from slm.errors import CorruptionError
 from slm.model.gpt import GPT
-from slm.model.saved import CONFIG, MODEL, TOKENIZER, describe_model, load_weights
+from slm.model.saved import CONFIG, MODEL, describe_model, load_weights
 from slm.records import Checkpoint
+from slm.run_folder import TOKENIZER, checkpoint_folders
 from slm.storage import (
     commit,
+    delete_leftovers,
     discard,
     fault_point,
     quarantine,
     read_record,
-    sweep,
 )
 from slm.tokens.tokenizer.bpe import Tokenizer
 
@@ -48,12 +47,6 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
-
-
-def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
-    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 class CheckpointWriter:
@@ -188,7 +181,7 @@ def _valid(path: Path) -> Checkpoint | None:
 
 def clear_leftovers(folder: Path) -> None:
     """Removes what a killed trainer left in a run's `checkpoints/`. Only for the run's trainer."""
-    sweep(folder, "step_[0-9]*")
+    delete_leftovers(folder, "step_[0-9]*")
 
 
 def prune(folder: Path, keep: int, protected: set[str]) -> None:
@@ -197,15 +190,3 @@ def prune(folder: Path, keep: int, protected: set[str]) -> None:
         if path.name not in protected:
             fault_point("checkpoint.prune")
             discard(path)
-
-
-def find_run(name: str, root: Path | None = None) -> Path:
-    """The folder of a run, given as a path or as its name under `data/runs`."""
-    runs = (root or data_root()) / "runs"
-    for path in (Path(name), runs / Path(name).name):
-        if (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
-            return path.resolve()
-    known = [path.name for path in runs.glob("*-*") if path.is_dir()]
-    if not known:
-        raise UserError(f"no run {name!r}: there are none in {runs} yet; `slm run` makes one")
-    raise unknown("run", name, known)

@@ -17,7 +17,7 @@ def average_gradients(model: nn.Module, loss: Tensor) -> None:
     loss.copy_(flat[-1])
 
 
-def greatest(value: float) -> float:
+def all_reduce_max(value: float) -> float:
     """The greatest of the processes' values, in all of them."""
     if not dist.is_initialized():
         return value
@@ -26,7 +26,7 @@ def greatest(value: float) -> float:
     return float(shared)
 
 
-def first_says(text: str) -> str:
+def broadcast_from_rank0(text: str) -> str:
     """The first process's text, in all of them."""
     if not dist.is_initialized():
         return text

@@ -16,17 +16,18 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from slm.config import PipelineConfig, data_root
+from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.scoring import token_losses
 from slm.records import Shards, ShardSplit, Source
+from slm.run_folder import DataRoot
 from slm.source.download import is_made_with
-from slm.storage import read_record, results
+from slm.storage import read_record
 from slm.tokens.encode import encode_key
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors
-from slm.training.plan import make_plan, memory_bytes, pick_device
+from slm.training.plan import autocast_dtype, make_plan, memory_bytes, pick_device
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 
@@ -151,21 +152,17 @@ def seconds_to_score(session: Session) -> float:
     ids = tokens[: max(1, min(SCORED_TOKENS, len(tokens)) // length) * length]
     held_out = list(ids.reshape(-1, length))
     begin = time.perf_counter()
-    token_losses(session.model, held_out, 0, autocast=session.plan.autocast)
+    token_losses(session.model, held_out, 0, autocast=autocast_dtype(session.plan))
     return (time.perf_counter() - begin) / max(1, ids.size)
 
 
 def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
     """The newest finished shards that these settings made; None where there are none."""
-    root = root or data_root()
-    folders = results(root / "sources", config.recipe)
+    data = DataRoot(root)
+    folders = data.results("sources", config.recipe)
     sources = [read_record(folder, Source, verify=False) for folder in folders]
-    made = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config.data)]
-    records = [
-        read_record(root / "shards" / f"{config.recipe}-{key[:12]}", Shards, verify=False)
-        for key in made
-    ]
-    found = [record for record in records if record]
+    made = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
+    found = [shards for shards in map(data.shards, made) if shards]
     return max(found, key=lambda record: record.path.stat().st_mtime, default=None)
 
 

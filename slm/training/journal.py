@@ -10,45 +10,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from slm.errors import CorruptionError
+from slm.run_folder import JOURNAL, RunFolder, parse_entry
 from slm.storage import fsync_path, write_file
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "metrics.jsonl"
 _CHECKED = {"step": "train_loss", "evaluate": "val_loss"}  # event → what must repeat exactly
-
-
-def read_journal(run: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run so far, in order; a line that is not whole yet is left out.
-
-    Raises CorruptionError where a line is not an event.
-    """
-    path = run / JOURNAL
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):  # else it is being written
-                event = parse_event(line)
-                if event is None:
-                    raise CorruptionError(f"{path}, line {number}: not an event")
-                yield event
-
-
-def parse_event(line: bytes) -> dict[str, Any] | None:
-    """The event of a line of a journal; None where it is none, or not whole."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "event" in found else None
 
 
 class Journal:
@@ -57,12 +27,13 @@ class Journal:
     Of several processes only the one with `enabled` writes.
     """
 
-    def __init__(self, run: Path, *, enabled: bool = True) -> None:
+    def __init__(self, run: RunFolder, *, enabled: bool = True) -> None:
+        self._run = run
         self._enabled = enabled
-        self.path = run / JOURNAL if enabled else Path(os.devnull)
+        self.path = run.path / JOURNAL if enabled else Path(os.devnull)
         self._lock = threading.RLock()
         self._cut_torn_line()
-        known = read_journal(run) if enabled else ()
+        known = run.journal if enabled else ()
         self._known = {(e["event"], e.get("step")): e for e in known}
         self._file = self.path.open("ab")
 
@@ -73,7 +44,7 @@ class Journal:
         data = self.path.read_bytes()
         whole = 0
         for line in data.splitlines(keepends=True):
-            if parse_event(line) is None:
+            if parse_entry(line) is None:
                 break
             whole += len(line)
         if whole < len(data):
@@ -99,12 +70,13 @@ class Journal:
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         known = self._known.get((event, fields.get("step"))) if event != "resume" else None
         if known is not None:
+            before = dict(known)
             checked = _CHECKED.get(event)
-            if checked is None or known[checked] == fields[checked]:
+            if checked is None or before[checked] == fields[checked]:
                 return
             logger.warning(
                 "step %s made again has %s %r, it was %r: another machine, thread count or torch?",
-                fields["step"], checked, fields[checked], known[checked],
+                fields["step"], checked, fields[checked], before[checked],
             )  # fmt: skip
             self._forget(event, fields["step"])
         line = {"event": event, "time": time.time(), **fields}
@@ -115,7 +87,7 @@ class Journal:
         """Drops what the journal has from an event of a step on."""
         kept = [
             e
-            for e in read_journal(self.path.parent)
+            for e in self._run.journal
             if (e.get("step") or 0) < step
             # The line of the step itself comes before its evaluation, and repeated exactly.
             or (event != "step" and e["event"] == "step" and e["step"] == step)

@@ -15,39 +15,46 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from slm.config import PipelineConfig, data_root
+from slm import keys
+from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.machine import available_cores
-from slm.model.saved import CONFIG, MODEL_FILES
-from slm.records import Parent, Progress, Run, Shards, silent
+from slm.model.saved import MODEL_FILES
+from slm.records import JournalEntry, Parent, Progress, Run, Shards, silent
+from slm.run_folder import (
+    CHECKPOINTS,
+    JOURNAL,
+    LOCK,
+    LOCK_PATIENCE_SECONDS,
+    LOG,
+    PARENT,
+    DataRoot,
+    RunFolder,
+    Settings,
+    parse_entry,
+)
 from slm.storage import (
-    RECORD,
     content_hash,
+    hashing_once,
     lock,
     make_folder,
     mismatches,
     quarantine,
-    read_record,
     run_stage,
-    stage_key,
-    withdraw,
-    write_json,
+    unmark_complete,
 )
-from slm.training.journal import JOURNAL, parse_event
 from slm.training.loop import TRAIN_VERSION
-from slm.training.plan import read_plan
 from slm.training.process import ENDED
-from slm.training.session import GLANCE, LOCK, PARENT, read_settings
 
 logger = logging.getLogger(__name__)
 
-LOG = "train.log"
 POLL_SECONDS = 0.1
 ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
@@ -59,40 +66,33 @@ def prepare(
     *,
     parent: Parent | None = None,
     root: Path | None = None,
-) -> Path:
-    """Makes the run folder of a config on some shards, or finds it; returns its path.
+) -> RunFolder:
+    """Makes the run folder of a config on some shards, or finds it.
 
     `parent`: the model that the weights start from; the run keeps a copy. None: from the seed.
     """
     inputs: Any = content_hash(shards)
     if parent:
         inputs = {"shards": inputs, "parent": parent.key}
-    key = stage_key("train", TRAIN_VERSION, config.train_fields(), inputs)
-    run = (root or data_root()) / "runs" / f"{config.recipe}-{key[:12]}"
-    if not (run / CONFIG).is_file():
-        make_folder(run / "checkpoints")
+    key = keys.stage_key("train", TRAIN_VERSION, keys.train_fields(config), inputs)
+    run = RunFolder(DataRoot(root).folder("runs", config.recipe, key))
+    if not run.exists:
+        make_folder(run.path / CHECKPOINTS)
         if parent:
             keep_parent(parent, run)
-        described = {
-            "key": key,
-            "config": config.model_dump(mode="json"),
-            "shards": shards.name,
-            "shards_key": shards.key,
-            **({"parent": parent.key} if parent else {}),
-        }
-        write_json(run / CONFIG, described)
+        run.write_settings(Settings(key, config, shards.key, parent.key if parent else None))
     return run
 
 
-def renew_settings(run: Path, config: PipelineConfig) -> None:
-    """Lets a run that is not finished go on with the fields of now that are not in its key."""
-    _, described = read_settings(run)
-    train = config.train.model_dump(mode="json")
-    if described["config"]["train"] != train and not (run / RECORD).exists():
-        write_json(run / CONFIG, {**described, "config": {**described["config"], "train": train}})
+def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
+    """Lets a run that is not finished resume with the training settings that are not in its key."""
+    settings = run.settings
+    if settings.config.train != config.train and not run.is_finished:
+        renewed = settings.config.model_copy(update={"train": config.train})
+        run.write_settings(replace(settings, config=renewed))
 
 
-def keep_parent(parent: Parent, run: Path) -> None:
+def keep_parent(parent: Parent, run: RunFolder) -> None:
     """Copies the parent's files into the run's folder."""
 
     def copy(staging: Path) -> Parent:
@@ -100,21 +100,12 @@ def keep_parent(parent: Parent, run: Path) -> None:
             shutil.copy(parent.path / name, staging / name)
         return parent
 
-    kept = run_stage(run / PARENT, Parent, parent.key, copy)
+    kept = run_stage(run.path / PARENT, Parent, parent.key, copy)
     if kept.files != parent.files:
         raise CorruptionError(f"{parent.path} changed while it was copied: try again")
 
 
-def read_run(run: Path) -> Run | None:
-    """The record of a finished run; None where training has not ended."""
-    return read_record(run, Run)
-
-
-def run_config(run: Path) -> PipelineConfig:
-    """The config that a run was made from."""
-    return read_settings(run)[0]
-
-
+@hashing_once()
 def train(
     config: PipelineConfig,
     shards: Shards,
@@ -122,62 +113,66 @@ def train(
     parent: Parent | None = None,
     root: Path | None = None,
     progress: Progress = silent,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: Callable[[JournalEntry], None] = lambda event: None,
+    around: Callable[[RunFolder], AbstractContextManager[Any]] = lambda run: nullcontext(),
 ) -> Run:
-    """Trains in a child process until the run is finished; goes on from its last checkpoint.
+    """Trains in a child process until the run is finished; resumes from its last checkpoint.
 
     Args:
         parent: the model that the weights start from; None: from the seed.
-        on_event: called with every line that the child adds to the journal, as it does.
+        on_event: called with every entry that the child adds to the journal, as it does.
+        around: entered while the child trains, such as the mirror in MLflow; not for a run that
+            is finished.
 
     Raises:
-        TrainingError: the child failed; the message says why and where its log lies.
+        TrainingError: the child failed; the message says why and where its log is.
         Interrupted: the child was asked to stop and saved its state.
         SlmError: another process trains this run.
     """
     run = prepare(config, shards, parent=parent, root=root)
     try:
-        if record := read_run(run):
+        if record := run.verified_record:
             return record.model_copy(update={"reused": True})
     except CorruptionError as error:
-        with lock(run / LOCK, wait=False, patience=GLANCE):
+        with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
             reopen(run, error)
         run = prepare(config, shards, parent=parent, root=root)
-    with lock(run / LOCK, wait=False, patience=GLANCE):
-        # another trainer is told of here, not after the child's seconds of start
+    with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
+        # another trainer is reported here, not after the child's seconds of start
         renew_settings(run, config)
-    supervise(run, config, progress, on_event)
-    record = read_run(run)
-    assert record is not None, f"{run} ended without a record"
+    with around(run):
+        supervise(run, config, progress, on_event)
+    record = run.verified_record
+    assert record is not None, f"{run.path} ended without a record"
     return record
 
 
-def reopen(run: Path, error: CorruptionError) -> None:
+def reopen(run: RunFolder, error: CorruptionError) -> None:
     """Makes a damaged run that was finished one that training goes on with, losing the least.
 
     Damaged checkpoints are made again from the newest whole one before them. Settings and journal
     stand nowhere else: without them the run is moved aside, to be trained again from its start.
     """
     try:
-        record = read_record(run, Run, verify=False)
+        record = run.record
     except CorruptionError:
         record = None  # training writes it again
     files = record.files if record else {}
-    if mismatches(run, {n: e for n, e in files.items() if not n.startswith("checkpoints/")}):
-        logger.warning("%s; moved to %s, training again", error, quarantine(run).name)
+    if mismatches(run.path, {n: e for n, e in files.items() if not n.startswith("checkpoints/")}):
+        logger.warning("%s; moved to %s, training again", error, quarantine(run.path).name)
     else:
         logger.warning("%s; training goes back before that", error)
-        withdraw(run)
+        unmark_complete(run.path)
 
 
 def supervise(
-    run: Path,
+    run: RunFolder,
     config: PipelineConfig,
     progress: Progress,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[JournalEntry], None],
 ) -> None:
     """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
-    with (run / LOG).open("ab") as log:
+    with (run.path / LOG).open("ab") as log:
         begin = log.tell()
         child = subprocess.Popen(
             command(run, process_count(run, config)),
@@ -187,7 +182,7 @@ def supervise(
             env=child_environment(config),
             start_new_session=True,  # the terminal's Ctrl-C reaches it through us alone
         )
-        events = follow(run / JOURNAL)
+        events = follow(run.path / JOURNAL)
         try:
             while child.poll() is None:
                 report(run, next(events), progress, on_event)
@@ -199,10 +194,10 @@ def supervise(
     check_exit(child.returncode, run, begin)
 
 
-def process_count(run: Path, config: PipelineConfig) -> int:
+def process_count(run: RunFolder, config: PipelineConfig) -> int:
     """As many processes as the run was begun with; `auto`: one a GPU, if its rows divide so."""
     train = config.train
-    if plan := read_plan(run):
+    if plan := run.plan:
         if plan.device == "cuda" and gpu_count() < plan.world_size:
             raise UserError(
                 f"{run.name} was begun on {plan.world_size} GPUs, of which {gpu_count()} are here: "
@@ -217,13 +212,21 @@ def process_count(run: Path, config: PipelineConfig) -> int:
     return max((n for n in range(2, gpus + 1) if rows % (n * at_once) == 0), default=1)
 
 
-def command(run: Path, processes: int) -> list[str]:
+def command(run: RunFolder, processes: int) -> list[str]:
     """The child's command line: under torchrun where there is more than one process."""
     here = [sys.executable, "-m"]
     if processes == 1:
-        return [*here, "slm.training.process", str(run)]
+        return [*here, "slm.training.process", str(run.path)]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*here, "slm.parent_death", *here, *torchrun, "-m", "slm.training.process", str(run)]
+    return [
+        *here,
+        "slm.parent_death",
+        *here,
+        *torchrun,
+        "-m",
+        "slm.training.process",
+        str(run.path),
+    ]
 
 
 def gpu_count() -> int:
@@ -254,14 +257,14 @@ def child_environment(config: PipelineConfig) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
-def follow(path: Path) -> Iterator[list[dict[str, Any]]]:
+def follow(path: Path) -> Iterator[list[JournalEntry]]:
     """At each `next`, the lines that were added to a journal since the one before.
 
     Starts at the journal's end, so that an earlier process's lines are not told again.
     """
     position = path.stat().st_size if path.is_file() else 0
     while True:
-        found: list[dict[str, Any]] = []
+        found: list[JournalEntry] = []
         if path.is_file():
             with path.open("rb") as file:
                 position = file.seek(min(position, path.stat().st_size))  # it may be cut back
@@ -269,23 +272,23 @@ def follow(path: Path) -> Iterator[list[dict[str, Any]]]:
                     if not line.endswith(b"\n"):
                         break
                     position += len(line)
-                    if event := parse_event(line):
+                    if event := parse_entry(line):
                         found.append(event)
         yield found
 
 
 def report(
-    run: Path,
-    events: list[dict[str, Any]],
+    run: RunFolder,
+    events: list[JournalEntry],
     progress: Progress,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[JournalEntry], None],
 ) -> None:
     """Hands on what the child has written since the last time."""
     for event in events:
         on_event(event)
     steps = [event for event in events if event["event"] == "step"]
     if steps:
-        plan, last = read_plan(run), steps[-1]
+        plan, last = run.plan, steps[-1]
         text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
         progress(text, last["step"], plan.max_steps if plan else None)
 
@@ -297,7 +300,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     Prefect's worker then sends it to a flow once more.
     """
     try:
-        with deaf_to(signal.SIGTERM):
+        with ignoring_signal(signal.SIGTERM):
             child.send_signal(signal.SIGTERM)
             child.wait(GRACE_SECONDS)
     except BaseException:  # too late, or Ctrl-C
@@ -309,7 +312,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def deaf_to(number: signal.Signals) -> Iterator[None]:
+def ignoring_signal(number: signal.Signals) -> Iterator[None]:
     """Ignores a signal, where this is the main thread, which alone gets any."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -321,14 +324,14 @@ def deaf_to(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def check_exit(code: int, run: Path, begin: int) -> None:
+def check_exit(code: int, run: RunFolder, begin: int) -> None:
     """Raises what the child's exit code means, in its own words where it left some.
 
     `begin`: where its words begin in the log.
     """
     if code == 0:
         return
-    words = last_words(run / LOG, begin)
+    words = last_words(run.path / LOG, begin)
     if ended := ENDED.fullmatch(words):  # torchrun has no codes but its own
         code, words = int(ended[1]), ended[2]
     if code == Interrupted.exit_code:

@@ -21,18 +21,18 @@ from slm.errors import Interrupted, TrainingError, UserError
 from slm.evaluation.scoring import Score, score
 from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Run
-from slm.storage import describe_files, fault_point, read_record, write_json, write_record
+from slm.records import Checkpoint, Plan, Run
+from slm.run_folder import CHECKPOINTS, JOURNAL, PARENT, PLAN, RunFolder
+from slm.storage import describe_files, fault_point, read_record, reading, write_record
 from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, checkpoint_name, latest_checkpoint
-from slm.training.distributed import average_gradients, first_says, greatest
-from slm.training.journal import JOURNAL, Journal, read_journal
+from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
+from slm.training.journal import Journal
 from slm.training.optim import learning_rate_factor, set_learning_rate
-from slm.training.plan import PLAN, Plan, make_plan, memory_bytes, peak_flops, read_plan, steps_in
+from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_in
 from slm.training.provenance import environment
 from slm.training.session import (
-    PARENT,
     Job,
     Session,
     new_session,
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 TRAIN_VERSION = 4  # goes up whenever the same config and shards give other weights
 
 
-def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
+def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
     """Trains the run whose folder was prepared by `launch.prepare`, from wherever it stands.
 
     Args:
@@ -63,18 +63,22 @@ def train(run: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Run 
         SlmError: another process trains this run.
     """
     with only_trainer(run):
-        done = read_record(run, Run, verify=False)  # of who held the lock a moment ago
-        return done or train_alone(open_job(run), should_stop)
+        done = run.record  # of who held the lock a moment ago
+        if done:
+            return done
+        job = open_job(run)
+        with reading(job.shards.path):
+            return train_locked(job, should_stop)
 
 
-def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run | None:
+def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
     """`train`, while no other process trains the run."""
     config = job.config
     with (
         Journal(job.run, enabled=job.rank == 0) as journal,
-        CheckpointWriter(job.run / "checkpoints", job.tokenizer) as writer,
+        CheckpointWriter(job.run.path / CHECKPOINTS, job.tokenizer) as writer,
     ):
-        session = open_session(job, settle_plan(job))
+        session = open_session(job, fix_plan(job))
         model, plan = session.model, session.plan
         facts = environment()
         journal.write(
@@ -114,7 +118,7 @@ def train_alone(job: Job, should_stop: Callable[[], bool]) -> Run | None:
                 session.best_step, session.best_bpb = session.step, found.val_bpb
 
             # ---- checkpoint
-            stopping = bool(greatest(should_stop())) and not done
+            stopping = bool(all_reduce_max(should_stop())) and not done
             due = session.step % config.train.checkpoint_every == 0
             if done or due or improved or stopping:
                 journal.sync()
@@ -146,13 +150,14 @@ def train_step(
     """
     plan, model, config = session.plan, session.model, session.job.config.train
     torch.manual_seed(derive_seed(config.seed, "dropout", session.step, session.job.rank))
+    dtype = autocast_dtype(plan)
     total = torch.zeros((), device=session.device)
     for micro_x, micro_y in zip(
         torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
     ):
-        with torch.autocast(session.device.type, plan.autocast, enabled=plan.autocast is not None):
+        with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
             hidden = forward(micro_x)  # (B, T, C)
-        hidden = hidden.flatten(0, 1).to(plan.autocast or hidden.dtype)
+        hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
         loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / plan.grad_accum_steps
         session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -225,7 +230,7 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
         held_out,
         session.job.tokenizer.eot,
         session.job.tokenizer.token_bytes,
-        autocast=session.plan.autocast,
+        autocast=autocast_dtype(session.plan),
     )
     if not math.isfinite(found.nats):
         raise TrainingError(
@@ -238,16 +243,16 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
 # ---- planning and finishing ---------------------------------------------------------------
 
 
-def settle_plan(job: Job) -> Plan:
+def fix_plan(job: Job) -> Plan:
     """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds.
 
     The first process decides for all of them: the others' clocks and GPUs may differ from its.
     """
     first = job.rank == 0
-    found = read_plan(job.run) if first else None
+    found = job.run.plan if first else None
     if first and not found:
         found = make_plan(job.config, job.shards.splits["train"], job.world_size)
-    plan = Plan.model_validate_json(first_says(found.model_dump_json() if found else ""))
+    plan = Plan.model_validate_json(broadcast_from_rank0(found.model_dump_json() if found else ""))
     if plan.world_size != job.world_size:
         raise UserError(
             f"{job.run.name} was started with {plan.world_size} processes and cannot go on "
@@ -255,8 +260,8 @@ def settle_plan(job: Job) -> Plan:
         )
     if plan.max_steps == 0:
         plan = probe(new_session(job, plan))
-    if first and not (job.run / PLAN).is_file():
-        write_json(job.run / PLAN, plan.model_dump(mode="json"))
+    if first and job.run.plan is None:
+        job.run.write_plan(plan)
     return plan
 
 
@@ -275,7 +280,7 @@ def probe(session: Session) -> Plan:
     def timed(work: Callable[[], object]) -> float:
         begin = time.perf_counter()
         work()
-        return greatest(time.perf_counter() - begin)
+        return all_reduce_max(time.perf_counter() - begin)
 
     assert config.max_seconds is not None, "the other limits are known without a probe"
     max_steps, why = steps_in(
@@ -292,18 +297,18 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
     fault_point("train.finish")
     held_out = list(documents(session.job.shards, "val"))
     final = evaluate_slice(session, held_out)
-    steps = [e for e in read_journal(session.job.run) if e["event"] == "step"]
+    steps = [e for e in session.job.run.journal if e["event"] == "step"]
     tail = steps[-max(1, len(steps) // 10) :]
     tokens = session.job.config.train.tokens_per_step
-    last = latest_checkpoint(session.job.run / "checkpoints")
+    last = latest_checkpoint(session.job.run.path / CHECKPOINTS)
     assert last is not None
     assert last.step == session.step
     journal.write("end", step=session.step, val_loss=final.val_loss, val_bpb=final.val_bpb)
     journal.sync()  # the record will hold its hash
     record = Run(
         key=session.job.key,
-        path=session.job.run,
-        files=describe_files(session.job.run, kept_files(session, last)),
+        path=session.job.run.path,
+        files=describe_files(session.job.run.path, kept_files(session, last)),
         shards_key=session.job.shards.key,
         best=checkpoint_name(session.best_step),
         last=last.name,
@@ -319,13 +324,13 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
         level=session.plan.level,
         environment=facts,
     )
-    write_record(session.job.run, record)
+    write_record(session.job.run.path, record)
     return record
 
 
 def kept_files(session: Session, last: Checkpoint) -> list[Path]:
     """The files of a finished run that its record vouches for: those that are still sound."""
-    run = session.job.run
+    run = session.job.run.path
     folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
     for folder in folders:
         assert read_record(folder, Checkpoint), f"{folder} is gone"

@@ -11,21 +11,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, UserError
-from slm.records import ShardSplit
+from slm.errors import UserError
+from slm.records import Plan, ShardSplit
 from slm.storage import canonical_json, sha256_bytes
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
-PLAN = "plan.json"
 CPU_MICRO_TOKENS = 4096  # a pass on a CPU: larger ones are no faster, and take more memory
 GPU_MICRO_TOKENS = 65_536
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,50 +35,14 @@ PEAK_FLOPS = {
 }  # fmt: skip
 
 
-class Plan(BaseModel):
-    """The settled facts of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_steps: int
-    rows: int  # a step, over all processes
-    micro_batch_size: int  # rows a device a pass
-    world_size: int
-    device: Literal["cpu", "cuda"]
-    precision: Precision
-    threads: int
-    compile: bool
-    probe: dict[str, float] = {}
-
-    @property
-    def grad_accum_steps(self) -> int:
-        return self.rows // self.world_size // self.micro_batch_size
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The dtype that matrix products are made in; None for float32."""
-        return DTYPES.get(self.precision)
-
-    @property
-    def sha256(self) -> str:
-        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude_defaults=True)))
-
-    @property
-    def level(self) -> str:
-        """What is promised bit for bit, by the levels of docs/reliability.md."""
-        if self.world_size > 1:
-            return "E"
-        return "C" if self.device == "cpu" else "D"
+def autocast_dtype(plan: Plan) -> torch.dtype | None:
+    """The dtype that matrix products are made in; None for float32."""
+    return DTYPES.get(plan.precision)
 
 
-def read_plan(run: Path) -> Plan | None:
-    """The plan of a run; None where none is settled yet. Raises CorruptionError."""
-    try:
-        return Plan.model_validate_json((run / PLAN).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CorruptionError(f"{run / PLAN} cannot be read: {error}") from error
+def plan_sha256(plan: Plan) -> str:
+    """What every checkpoint carries, so that no other plan goes on with it."""
+    return sha256_bytes(canonical_json(plan.model_dump(mode="json", exclude_defaults=True)))
 
 
 def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:

@@ -17,9 +17,9 @@ from slm.config import TrainConfig
 from slm.errors import SlmError, TrainingError
 from slm.machine import available_cores
 from slm.parent_death import signal_when_parent_dies
+from slm.run_folder import RunFolder
 from slm.training.loop import train
-from slm.training.plan import pick_device, read_plan
-from slm.training.session import read_settings
+from slm.training.plan import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ ENDED = re.compile(r"slm ended with (\d+): (.*)")
 PARENT_DIED = signal.SIGHUP
 
 
-def main(run: Path) -> int:
+def main(run: RunFolder) -> int:
     """Trains a run in this process; returns the exit code. The last line logged says why."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asked = install_signal_handlers()
@@ -53,9 +53,9 @@ def ended(code: int, words: str) -> int:
     return code
 
 
-def set_up_torch(run: Path) -> None:
+def set_up_torch(run: RunFolder) -> None:
     """Threads and kernels as the run has them, and the process group where there are several."""
-    config, plan = read_settings(run)[0].train, read_plan(run)
+    config, plan = run.config.train, run.plan
     device = plan.device if plan else pick_device(config.device)
     set_up_kernels(config, device, plan.threads if plan else None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -95,10 +95,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
-def out_of_memory_message(run: Path, error: BaseException) -> str:
+def out_of_memory_message(run: RunFolder, error: BaseException) -> str:
     """What did not fit, and what would."""
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    plan = read_plan(run)
+    plan = run.plan
     rows = plan.micro_batch_size if plan else 0
     remedy = f"try train.micro_batch_size={rows // 2}" if rows > 1 else "try a smaller model"
     return (
@@ -108,6 +108,6 @@ def out_of_memory_message(run: Path, error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = main(RunFolder(Path(sys.argv[1])))
     logging.shutdown()
     os._exit(code)  # all is saved; to take torch apart costs a second that may not be left

@@ -1,6 +1,5 @@
 """A training's state: opened from a run folder, restored from a checkpoint, saved to one."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -15,13 +14,15 @@ import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 
+from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.scoring import Score
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, load_weights
-from slm.records import Checkpoint, Parent, Shards, ShardSplit
-from slm.storage import canonical_json, lock, named, read_record, sha256_bytes
+from slm.records import Checkpoint, Parent, Plan, Shards, ShardSplit
+from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, TOKENIZER, RunFolder
+from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
 from slm.tokens.shards.reading import read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import Tokenizer
@@ -33,20 +34,16 @@ from slm.training.checkpoint import (
     load_training_state,
     prune,
 )
-from slm.training.journal import Journal, read_journal
+from slm.training.journal import Journal
 from slm.training.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from slm.training.plan import PLAN, Plan
-
-LOCK = "lock"  # held by a run's trainer
-GLANCE = 0.3  # seconds; who only looks whether a run is in training holds its lock for an instant
-PARENT = "parent"  # folder of the model that a run goes on from
+from slm.training.plan import plan_sha256
 
 
 @dataclass(frozen=True)
 class Job:
     """What a training process is given: a run folder and what it names."""
 
-    run: Path
+    run: RunFolder
     key: str
     config: PipelineConfig
     shards: Shards
@@ -57,7 +54,7 @@ class Job:
 
     @property
     def config_sha256(self) -> str:
-        return sha256_bytes(canonical_json(self.config.train_fields()))
+        return keys.config_sha256(self.config)
 
 
 @dataclass
@@ -80,59 +77,44 @@ class Session:
         return torch.device(self.plan.device)
 
 
-def read_settings(run: Path) -> tuple[PipelineConfig, dict[str, Any]]:
-    """The config of a run, and all that its `config.json` holds."""
-    try:
-        described = dict(json.loads((run / CONFIG).read_bytes()))
-        return PipelineConfig.model_validate(described["config"]), described
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptionError(f"{run / CONFIG} cannot be read: {error}") from error
-
-
-def open_job(run: Path) -> Job:
+def open_job(run: RunFolder) -> Job:
     """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
-    config, described = read_settings(run)
-    shards = read_shards(named(run.parents[1] / "shards", described["shards"]))
+    settings = run.settings
+    shards = run.shards
+    if shards is None:
+        raise UserError(
+            f"the shards of {run.name} are gone: `slm encode {settings.config.recipe}` with the "
+            "same settings makes them"
+        )
     return Job(
         run=run,
-        key=described["key"],
-        config=config,
-        shards=shards,
-        tokenizer=Tokenizer.load(shards.path / "tokenizer.tiktoken"),
+        key=settings.key,
+        config=settings.config,
+        shards=read_shards(shards.path),
+        tokenizer=Tokenizer.load(shards.path / TOKENIZER),
         rank=int(os.environ.get("RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
-        parent=read_parent(run, described.get("parent")),
+        parent=run.parent,
     )
 
 
-def read_parent(run: Path, key: str | None) -> Parent | None:
-    """The verified model that a run goes on from; None where it starts from the seed.
-
-    Raises CorruptionError where its copy is gone or is not what the run was made from.
-    """
-    if key is None:
-        return None
-    parent = read_record(run / PARENT, Parent)
-    if parent is None or parent.key != key:
-        raise CorruptionError(f"{run / PARENT} is not the model that {run.name} goes on from")
-    return parent
-
-
-def only_trainer(run: Path) -> AbstractContextManager[None]:
+def only_trainer(run: RunFolder) -> AbstractContextManager[None]:
     """The run's lock, which the first process holds for all of them."""
     first = os.environ.get("RANK", "0") == "0"
-    return lock(run / LOCK, wait=False, patience=GLANCE) if first else nullcontext()
+    if not first:
+        return nullcontext()
+    return lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS)
 
 
 def open_session(job: Job, plan: Plan) -> Session:
     """A run's state: from its newest valid checkpoint, or new from the seed."""
     session = new_session(job, plan)
-    folder = job.run / "checkpoints"
+    folder = job.run.path / CHECKPOINTS
     if job.rank == 0:
         clear_leftovers(folder)
     else:
         dist.barrier()  # the first process alone mends the folder, and others then look at it
-    steps = [e["step"] for e in read_journal(job.run) if e["event"] == "step"]
+    steps = [e["step"] for e in job.run.journal if e["event"] == "step"]
     checkpoint = checkpoint_to_resume(folder, max(steps, default=0))
     if job.rank == 0 and job.world_size > 1:
         dist.barrier()
@@ -152,7 +134,7 @@ def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Se
         eot=vocab_size - 1,
         splits={"train": split, "val": split},
     )
-    job = Job(Path(), "", config, shards, Tokenizer([]), rank=0, world_size=1)
+    job = Job(RunFolder(Path()), "", config, shards, Tokenizer([]), rank=0, world_size=1)
     count = 4 * config.train.tokens_per_step
     tokens = np.random.default_rng(0).integers(0, vocab_size, count)
     return new_session(job, plan, [tokens])
@@ -197,11 +179,11 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
         if saved != now:
             raise UserError(
                 f"{checkpoint.path} has another {what} ({saved[:12]}…, now {now[:12]}…): "
-                f"restore {session.job.run / CONFIG}, or start a new run by its recipe"
+                f"restore {session.job.run.path / CONFIG}, or start a new run by its recipe"
             )
-    if checkpoint.plan_sha256 not in ("", session.plan.sha256):
+    if checkpoint.plan_sha256 not in ("", plan_sha256(session.plan)):
         raise CorruptionError(
-            f"{session.job.run / PLAN} is not the plan that {checkpoint.name} was made by"
+            f"{session.job.run.path / PLAN} is not the plan that {checkpoint.name} was made by"
         )
     weights, moments, state = load_training_state(checkpoint.path)
     session.model.load_state_dict(weights)
@@ -231,7 +213,7 @@ def save(
         config_sha256=session.job.config_sha256,
         shards_key=session.job.shards.key,
         tokenizer_sha256=session.job.tokenizer.sha256,
-        plan_sha256=session.plan.sha256,
+        plan_sha256=plan_sha256(session.plan),
         parent_sha256=session.resumed_from,
         train_loss=loss,
         val_loss=found.val_loss if found else None,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
-from tiny_run import CLEAN, DIRTY, code, copy_run
+from tiny_run import CLEAN, DIRTY, code, copy_run, shards_of
 
 from slm.cli import main
 from slm.cli.drawings import size
 from slm.evaluation.evaluate import evaluate
 from slm.registry import register as registering
-from slm.training.launch import read_run, run_config
+from slm.run_folder import RunFolder
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -58,10 +58,17 @@ def last_json(out: str) -> dict[str, Any]:
 
 
 def register(run: Path) -> None:
-    config, record = run_config(run), read_run(run)
+    config, record = RunFolder(run).config, RunFolder(run).verified_record
     assert record is not None
     root = run.parents[1]
-    registering.register(config, record, evaluate(config, record, root=root), None, root=root)
+    registering.register(
+        config,
+        record,
+        evaluate(config, record, shards_of(record)),
+        None,
+        shards_of(record),
+        root=root,
+    )
 
 
 def test_lineage_and_models(invoke: Invoke, run: Path) -> None:

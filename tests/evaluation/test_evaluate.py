@@ -17,14 +17,14 @@ from slm.evaluation.evaluate import (
     by_length,
     details,
     evaluate_file,
-    run_shards,
     score_documents,
 )
 from slm.evaluation.scoring import token_losses
 from slm.model.saved import load_model
 from slm.records import Evaluation
+from slm.run_folder import RunFolder
 from slm.storage import read_record
-from slm.tokens.shards.reading import documents, read_shards
+from slm.tokens.shards.reading import documents
 
 
 def test_a_model_that_means_what_it_says_is_calibrated() -> None:
@@ -52,7 +52,8 @@ def test_the_measure_is_softmax_and_its_likeliest_token() -> None:
 
 def test_every_prediction_is_counted_once(tmp_path: Path) -> None:
     run = copy_run(tmp_path)
-    shards = read_shards(run_shards(run))
+    shards = RunFolder(run).shards
+    assert shards is not None
     model, tokenizer = load_model(run / "checkpoints" / "step_000004")
     held_out = [ids for ids, _ in zip(documents(shards, "val"), range(5), strict=False)]
     scores = score_documents(model, tokenizer, held_out, None)

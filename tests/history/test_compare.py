@@ -6,15 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import copy_run
+from tiny_run import copy_run, shards_of
 
 from slm import storage
 from slm.errors import UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.compare import at_equal_tokens, compare, config_differences
-from slm.history.runs import is_training, list_runs
-from slm.training.journal import JOURNAL
-from slm.training.launch import read_run, run_config
+from slm.history.runs import list_runs
+from slm.run_folder import JOURNAL, RunFolder
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def test_two_runs_side_by_side(pair: tuple[Path, Path]) -> None:
     a, b = pair
     write_samples(a, ("Once", 0.5, " a cat"), ("Once", 0.8, " a dog"))
     write_samples(b, ("Once", 0.8, " an owl"), ("One", 0.8, " day"))
-    found = compare(a, b)
+    found = compare(RunFolder(a), RunFolder(b))
     assert found.config == {"train.learning_rate": (6e-4, 3e-3)}
     ours, theirs = (json.loads((r / "evaluation" / "record.json").read_bytes()) for r in pair)
     assert found.figures["val_bpb"] == (ours["val_bpb"], theirs["val_bpb"])
@@ -50,7 +49,7 @@ def test_two_runs_side_by_side(pair: tuple[Path, Path]) -> None:
 
 def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     a, b = pair
-    found = compare(a, b)
+    found = compare(RunFolder(a), RunFolder(b))
     figures = found.figures["val_bpb"]
     assert found.interval is not None
     assert figures[0] is not None
@@ -58,10 +57,10 @@ def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     assert found.interval.difference == pytest.approx(figures[1] - figures[0])
     assert found.interval.low < found.interval.difference < found.interval.high < 0
     assert found.interval.sentence.startswith("B is better")
-    other = compare(b, a).interval
+    other = compare(RunFolder(b), RunFolder(a)).interval
     assert other is not None
     assert other.sentence.startswith("A is better")
-    same = compare(a, a).interval
+    same = compare(RunFolder(a), RunFolder(a)).interval
     assert same is not None
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     assert same.sentence.startswith("no difference is shown")
@@ -69,11 +68,11 @@ def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
 
 def test_of_unlike_length_the_documents_that_both_have_count(pair: tuple[Path, Path]) -> None:
     a, b = pair
-    config, run = run_config(b), read_run(b)
+    config, run = RunFolder(b).config, RunFolder(b).verified_record
     assert run is not None
     fewer = config.evaluate.model_copy(update={"documents": 3})
-    evaluate(config.model_copy(update={"evaluate": fewer}), run, root=b.parents[1])
-    found = compare(a, b).interval
+    evaluate(config.model_copy(update={"evaluate": fewer}), run, shards_of(run))
+    found = compare(RunFolder(a), RunFolder(b)).interval
     assert found is not None
     assert found.documents == 3
 
@@ -95,11 +94,11 @@ def rewrite_documents(run: Path, change: int) -> None:
 def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:
     a, b = pair
     rewrite_documents(b, 1)
-    found = compare(a, b)
+    found = compare(RunFolder(a), RunFolder(b))
     assert found.interval is None
     assert found.no_interval == "they were scored on other documents"
     shutil.rmtree(b / "evaluation")
-    found = compare(a, b)
+    found = compare(RunFolder(a), RunFolder(b))
     assert found.interval is None
     assert f"slm evaluate {b.name}" in str(found.no_interval)
     assert found.figures["val_bpb"][1] is not None  # of the training itself
@@ -109,11 +108,11 @@ def test_an_unfinished_run_lacks_figures_and_no_run_is_bad_input(pair: tuple[Pat
     a, b = pair
     (b / "record.json").unlink()
     shutil.rmtree(b / "evaluation")
-    found = compare(a, b)
+    found = compare(RunFolder(a), RunFolder(b))
     assert found.figures["parameters"][1] is None
     assert found.at_equal_tokens
     with pytest.raises(UserError, match="not a run folder"):
-        compare(a, a.parent)
+        compare(RunFolder(a), RunFolder(a.parent))
 
 
 def test_settings_that_one_lacks_differ() -> None:
@@ -143,10 +142,10 @@ def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
     facts = {f.run: f for f in list_runs(a.parents[1])}
     assert [facts[run.name].state for run in pair] == ["finished", "finished"]
     assert facts[a.name].step == 4
-    assert facts[a.name].val_bpb == compare(a, b).figures["val_bpb"][0]
+    assert facts[a.name].val_bpb == compare(RunFolder(a), RunFolder(b)).figures["val_bpb"][0]
     (a / "record.json").unlink()
     with storage.lock(a / "lock"):
-        assert is_training(a)
+        assert RunFolder(a).is_training
         assert {f.state for f in list_runs(a.parents[1]) if f.run == a.name} == {"training"}
     (b / "record.json").write_text("{torn")
     assert {f.run: f.state for f in list_runs(a.parents[1])} == {
@@ -171,7 +170,7 @@ def test_a_broken_journal_spoils_no_other_run_and_what_was_put_aside_is_none(
 def test_whether_a_run_is_in_training_can_be_seen_without_a_right_to_write(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.touch(mode=0o444)
-    assert not is_training(tmp_path)
+    assert not RunFolder(tmp_path).is_training
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert is_training(tmp_path)
+        assert RunFolder(tmp_path).is_training

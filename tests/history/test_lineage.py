@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from run_folders import CONFIG, empty_store
-from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte, shards_of
 
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
@@ -20,9 +20,9 @@ from slm.history.lineage import Lineage, Link, lineage
 from slm.registry import origins, versions
 from slm.registry import register as registering
 from slm.report.lineage_picture import lineage_svg
+from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
 from slm.training import provenance
-from slm.training.launch import read_run, run_config
 
 CHAIN = [
     "dataset", "source", "cleaning", "tokenizer", "shards", "config", "code", "environment", "run",
@@ -45,10 +45,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def register(run: Path) -> PipelineConfig:
-    config, record = run_config(run), read_run(run)
+    config, record = RunFolder(run).config, RunFolder(run).verified_record
     assert record is not None
-    found = evaluate(config, record, root=run.parents[1])
-    registering.register(config, record, found, None, root=run.parents[1])
+    found = evaluate(config, record, shards_of(record))
+    registering.register(config, record, found, None, shards_of(record), root=run.parents[1])
     return config
 
 
@@ -57,11 +57,11 @@ def states(chain: Lineage) -> dict[str, str]:
 
 
 def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     assert [link.name for link in chain.links] == CHAIN
     assert set(states(chain).values()) == {"unchanged"}
     assert chain.broken == []
-    record = read_run(run)
+    record = RunFolder(run).verified_record
     assert record is not None
     assert chain["dataset"].files.keys() == {"documents.jsonl"}
     assert re.fullmatch("[0-9a-f]{64}", chain["dataset"].digest or "")
@@ -70,7 +70,10 @@ def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:
     assert chain["code"].digest == "c" * 40
     assert chain["evaluation"].made_from == ("checkpoint",)
     assert Lineage.model_validate_json(chain.model_dump_json()) == chain
-    assert set(states(lineage(run, check=False)).values()) <= {"unchanged", "not checked"}
+    assert set(states(lineage(RunFolder(run), check=False)).values()) <= {
+        "unchanged",
+        "not checked",
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:
 def test_each_link_is_checked(run: Path, file: str, broken: set[str]) -> None:
     path = next(run.parents[1].glob(file))
     flip_byte(path, place=path.read_bytes().find(b"1") if path.suffix == ".json" else -2)
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     assert {link.name for link in chain.broken} == broken
     assert {link.state for link in chain.broken} == {"changed"}
     assert any(path.name in note for link in chain.broken for note in link.notes)
@@ -97,26 +100,26 @@ def test_each_link_is_checked(run: Path, file: str, broken: set[str]) -> None:
 def test_what_is_gone_is_said(run: Path) -> None:
     root = run.parents[1]
     shutil.rmtree(root / "sources")
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     assert [link.name for link in chain.broken] == ["source"]
     assert chain["source"].state == "gone"
     assert chain["source"].digest  # the shards remember it
     shutil.rmtree(root / "shards")
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     assert {link.name for link in chain.broken} == {"source", "shards"}
     assert chain["tokenizer"].state == "unchanged"  # the checkpoint has its own
     shutil.rmtree(run / "checkpoints")
-    assert lineage(run)["tokenizer"].state == "gone"
+    assert lineage(RunFolder(run))["tokenizer"].state == "gone"
 
 
 def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
-    path = Path(run_config(run).data.path)
+    path = Path(RunFolder(run).config.data.path)
     before = path.read_bytes()
     try:
         flip_byte(path, place=20)
-        assert "sha256" in lineage(run)["dataset"].notes[0]
+        assert "sha256" in lineage(RunFolder(run))["dataset"].notes[0]
         path.unlink()
-        assert lineage(run)["dataset"].state == "gone"
+        assert lineage(RunFolder(run))["dataset"].state == "gone"
     finally:
         path.write_bytes(before)
 
@@ -125,20 +128,20 @@ def test_code_and_machine_are_told_apart_from_those_of_now(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "code_state", lambda: {**CLEAN, "commit": "e" * 40})
-    link = lineage(run)["code"]
+    link = lineage(RunFolder(run))["code"]
     assert link.state == "changed"
     assert "git checkout " + "c" * 40 in link.notes[0]
     monkeypatch.setattr(provenance, "code_state", lambda: DIRTY)
-    assert "in no commit" in lineage(run)["code"].notes[0]
+    assert "in no commit" in lineage(RunFolder(run))["code"].notes[0]
     now = provenance.environment()
     monkeypatch.setattr(provenance, "environment", lambda: {**now, "torch": "9.9"})
-    assert lineage(run)["environment"].notes == (f"torch is 9.9, was {now['torch']}",)
+    assert lineage(RunFolder(run))["environment"].notes == (f"torch is 9.9, was {now['torch']}",)
 
 
 def test_a_run_in_training_has_a_chain(run: Path) -> None:
     (run / "record.json").unlink()
     shutil.rmtree(run / "evaluation")
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     assert chain["run"].state == chain["evaluation"].state == "not checked"
     assert chain.broken == []
 
@@ -177,7 +180,9 @@ def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> Non
     link = versions.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
     assert "slm.shards_key" in link.notes[0]
-    client.set_model_version_tag("slm", "1", "slm.shards_key", str(lineage(run)["shards"].digest))
+    client.set_model_version_tag(
+        "slm", "1", "slm.shards_key", str(lineage(RunFolder(run))["shards"].digest)
+    )
     flip_byte(next((root / "mlflow" / "artifacts").rglob("model.safetensors")))
     link = versions.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
@@ -225,7 +230,7 @@ def test_no_store_has_no_versions(tmp_path: Path) -> None:
 
 
 def test_the_picture_shows_every_link_and_escapes_its_text(run: Path) -> None:
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     svg = lineage_svg(chain)
     assert svg == lineage_svg(chain)
     drawn = "".join(ElementTree.fromstring(svg).itertext())

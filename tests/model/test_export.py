@@ -10,8 +10,9 @@ from tiny_model import BYTES, tiny_model
 from slm.cli.runs import checkpoint_folder
 from slm.errors import UserError
 from slm.model.export.hugging_face import export
-from slm.model.saved import CONFIG, MODEL, TOKENIZER, describe_model
+from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.records import Evaluation, Record, Report
+from slm.run_folder import TOKENIZER
 from slm.storage import commit, mismatches, read_record, sha256_file
 
 

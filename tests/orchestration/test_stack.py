@@ -25,11 +25,11 @@ from servers import postgres, postgres_programs
 from slm.errors import SlmError, UserError
 from slm.orchestration.stack import services
 from slm.recipes import load_recipe
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, make_folder
 from slm.tokens.encode import encode
 from slm.training import launch
-from slm.training.journal import read_journal
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -392,7 +392,7 @@ def assert_known_and_retried(
         wait_for(lambda: stack.ended(flow_run) == StateType.COMPLETED)
         print(f"{'':<16} retried from step {last}: {time.monotonic() - began:.1f} s")
         [run] = stack.data.glob("runs/*/metrics.jsonl")
-        went_on = [e["step"] for e in read_journal(run.parent) if e["event"] == "resume"]
+        went_on = [e["step"] for e in RunFolder(run.parent).journal if e["event"] == "resume"]
         assert went_on == [last]
     [record] = stack.data.glob(f"runs/*/{RECORD}")
     assert json.loads(record.read_text())["weights_sha256"] == uninterrupted

@@ -17,6 +17,7 @@ from run_folders import (
     step_events,
     write_journal,
 )
+from tiny_run import shards_of
 
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
@@ -87,7 +88,7 @@ def trained_run(root: Path, key: str, trained: int) -> Run:
 
 def add_version(root: Path, key: str, trained: int) -> Run:
     run = trained_run(root, key, trained)
-    register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     return run
 
 
@@ -175,7 +176,7 @@ def test_a_flow_judges_by_the_settings_that_it_was_given(
 ) -> None:
     monkeypatch.setenv("SLM_DATA", str(root))
     run = trained_run(root, "aa", 0)
-    version = register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
         config = CONFIG.model_copy(update={"registry": registry_config})
         for found in (
@@ -191,7 +192,7 @@ def test_a_decision_is_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     told: list[str] = []
     monkeypatch.setattr(events, "judged", lambda verdict: told.append(verdict.decision))
     run = trained_run(root, "aa", 0)
-    version = register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     for gate_config in (STRICT, STRICT, LENIENT, LENIENT):
         tasks.promote.fn(CONFIG.model_copy(update={"registry": gate_config}), version)
     assert told == ["refused", "promoted"]
@@ -303,7 +304,9 @@ def test_two_versions_killed_between_any_two_calls_end_alike(
             evaluation = add_evaluation(run)
 
             def flow(run: Run = run, evaluation: Evaluation = evaluation) -> None:
-                version = register.register(CONFIG, run, evaluation, None, root=root)  # noqa: B023
+                version = register.register(
+                    CONFIG, run, evaluation, None, shards_of(run), root=root
+                )  # noqa: B023
                 promote(root, f"/{version.version}")  # noqa: B023
 
             killed.append(killed_after(calls, CALLS, flow))

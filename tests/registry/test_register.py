@@ -19,6 +19,7 @@ from run_folders import (
     step_events,
     write_journal,
 )
+from tiny_run import shards_of
 
 import slm.evaluation.evaluate
 import slm.source.download
@@ -56,7 +57,7 @@ def make_run(root: Path, key: str = "ab" * 32, trained: int = 0) -> tuple[Run, E
 
 def registered(root: Path, key: str = "ab" * 32, trained: int = 0) -> Version:
     run, evaluation = make_run(root, key, trained)
-    return register.register(CONFIG, run, evaluation, None, root=root)
+    return register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
 
 
 def client(root: Path) -> "MlflowClient":
@@ -73,7 +74,7 @@ def aliases(root: Path) -> dict[str, str]:
 
 def test_a_version_carries_its_whole_chain(root: Path) -> None:
     run, evaluation = make_run(root)
-    version = register.register(CONFIG, run, evaluation, add_report(run), root=root)
+    version = register.register(CONFIG, run, evaluation, add_report(run), shards_of(run), root=root)
     assert (version.model, version.version, version.aliases) == ("slm", "1", ["challenger"])
     tags = client(root).get_model_version("slm", "1").tags
     assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)
@@ -88,23 +89,23 @@ def test_a_version_carries_its_whole_chain(root: Path) -> None:
 
 def test_registering_again_is_instant_and_changes_nothing(root: Path) -> None:
     run, evaluation = make_run(root)
-    first = register.register(CONFIG, run, evaluation, None, root=root)
+    first = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     begin = time.perf_counter()
-    second = register.register(CONFIG, run, evaluation, None, root=root)
+    second = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     assert time.perf_counter() - begin < 0.5
     assert second.reused
     assert second.version == first.version
     (run.path / "registered.json").unlink()
-    third = register.register(CONFIG, run, evaluation, None, root=root)
+    third = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     assert (third.version, third.aliases) == ("1", ["challenger"])
     assert len(client(root).search_model_versions("name = 'slm'")) == 1
 
 
 def test_a_version_that_the_store_lost_is_registered_anew(root: Path) -> None:
     run, evaluation = make_run(root)
-    register.register(CONFIG, run, evaluation, None, root=root)
+    register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     client(root).delete_registered_model("slm")
-    again = register.register(CONFIG, run, evaluation, None, root=root)
+    again = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     assert not again.reused
     assert aliases(root) == {"challenger": again.version}
 
@@ -117,11 +118,11 @@ def test_the_newest_version_challenges_and_none_is_champion_unjudged(root: Path)
 
 def test_a_version_that_was_judged_challenges_no_more(root: Path) -> None:
     run, evaluation = make_run(root)
-    register.register(CONFIG, run, evaluation, None, root=root)
+    register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     client(root).set_model_version_tag("slm", "1", "slm.verdict", "{}")
     registered(root, key="cd" * 32, trained=3)
     (run.path / "registered.json").unlink()
-    assert register.register(CONFIG, run, evaluation, None, root=root).aliases == []
+    assert register.register(CONFIG, run, evaluation, None, shards_of(run), root=root).aliases == []
     assert aliases(root) == {"challenger": "2"}
 
 
@@ -132,10 +133,10 @@ def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(CorruptionError, match=r"model\.safetensors"):
-        register.register(CONFIG, run, evaluation, None, root=root)
+        register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     other = evaluation.model_copy(update={"weights_sha256": "0" * 64})
     with pytest.raises(CorruptionError, match="exchanged"):
-        register.register(CONFIG, run, other, None, root=root)
+        register.register(CONFIG, run, other, None, shards_of(run), root=root)
 
 
 REGISTER_CALLS = [
@@ -154,7 +155,7 @@ def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> 
     for calls in range(1, 30):
         root = empty_store(tmp_path / str(calls))
         run, evaluation = make_run(root)
-        work = lambda: register.register(CONFIG, run, evaluation, None, root=root)  # noqa: B023
+        work = lambda: register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)  # noqa: B023
         killed = killed_after(calls, REGISTER_CALLS, work)
         version = work()
         server = client(root)
@@ -173,7 +174,7 @@ def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> 
 
 def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
     run, evaluation = make_run(root, trained=30)
-    register.register(CONFIG, run, evaluation, None, root=root)
+    register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     import mlflow
 
     prompts, settings = ["One day", "Tom"], {"max_new_tokens": 12, "seed": 3}
@@ -251,7 +252,7 @@ def test_versions_of_unlike_code_work_side_by_side(
 
 def test_names_lead_to_model_folders(root: Path) -> None:
     run, evaluation = make_run(root)
-    register.register(CONFIG, run, evaluation, None, root=root)
+    register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     best = run.checkpoint("best")
     for text in (str(run.path), run.name, "models:/slm@challenger", "models:/slm/1"):
         assert resolve(text, root) == best
@@ -321,8 +322,8 @@ def test_a_real_run_is_mirrored_registered_and_served(
     assert [m.step for m in losses] == [1, 2, 3, 4]
     assert client(root).get_run(run_id).info.status == "FINISHED"
 
-    evaluation = slm.evaluation.evaluate.evaluate(config, run, root=root)
-    version = register.register(config, run, evaluation, None, root=root)
+    evaluation = slm.evaluation.evaluate.evaluate(config, run, shards_of(run))
+    version = register.register(config, run, evaluation, None, shards_of(run), root=root)
     assert version.run_id == run_id
     tags = client(root).get_model_version("slm", version.version).tags
     assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)

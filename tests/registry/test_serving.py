@@ -21,6 +21,7 @@ from run_folders import (
     write_journal,
 )
 from servers import free_port, running
+from tiny_run import shards_of
 
 from slm.config import RegistryConfig
 from slm.model.sample import generate
@@ -57,7 +58,7 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     run = finish_run(path, trained=30)
-    register.register(CONFIG, run, add_evaluation(run), None, root=root)
+    register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     lenient = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
     gate.promote("models:/slm/1", root=root, thresholds=lenient)
     return run.checkpoint("best")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+from tiny_run import shards_of
 
 from slm.config import PipelineConfig
 from slm.evaluation.evaluate import evaluate
@@ -36,8 +37,8 @@ def verdict(root: Path, documents: int, model: dict[str, Any], train: dict[str, 
     })  # fmt: skip
     with tiny_run.code(tiny_run.CLEAN):
         run = tiny_run.make_run(root, config)
-    evaluation = evaluate(config, run, root=root)
-    found: Verdict = gather(config, run, evaluation, root)[0]["verdict"]
+    evaluation = evaluate(config, run, shards_of(run))
+    found: Verdict = gather(config, run, evaluation, shards_of(run))[0]["verdict"]
     return found
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import copy_run
+from tiny_run import copy_run, shards_of
 
 import slm.source.download
 import slm.tokens.encode
 from slm import storage
 from slm.config import PipelineConfig
-from slm.evaluation.evaluate import run_shards
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -25,9 +24,9 @@ from slm.report.judge import RUBRIC, Grade, Opinion
 from slm.report.other_runs import run_before
 from slm.report.plots import data_plots
 from slm.report.write import escape_markdown, fenced, write_report
-from slm.tokens.shards.reading import documents, read_shards
+from slm.run_folder import RunFolder
+from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Tokenizer
-from slm.training.launch import read_run, run_config
 
 HOSTILE = (
     "</p></style><script>alert(1)</script>",
@@ -137,7 +136,7 @@ def made(first: Made, tmp_path: Path) -> Made:
 def written(first: Made) -> Made:
     """The same, with its report written."""
     config, run, evaluation, root = first
-    write_report(config, run, evaluation, root=root)
+    write_report(config, run, evaluation, shards_of(run))
     return first
 
 
@@ -211,7 +210,7 @@ def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
 
 
 def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
-    shards = read_shards(run_shards(made[1].path))
+    shards = RunFolder(made[1].path).shards
     as_stored = shards.model_copy(update={"length_histogram": {"1024": 1, "128": 2, "64": 3}})
     (plot,) = data_plots(as_stored)
     assert plot.index(">64<") < plot.index(">128<") < plot.index(">1,024<")
@@ -219,23 +218,23 @@ def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
 
 def test_the_same_inputs_give_the_same_bytes(written: Made, tmp_path: Path) -> None:
     config, run, evaluation, root = written
-    first = write_report(config, run, evaluation, root=root)
+    first = write_report(config, run, evaluation, shards_of(run))
     assert first.reused
     shutil.copytree(root, tmp_path / "data")
     copy = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
     shutil.rmtree(copy.path / "report")
-    again = write_report(config, copy, evaluation, root=tmp_path / "data")
+    again = write_report(config, copy, evaluation, shards_of(copy))
     assert not again.reused
     assert again.files == first.files
 
 
 def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
     config, run, evaluation, root = made
-    first = write_report(*written[:3], root=written[3])
+    first = write_report(*written[:3], shards_of(written[1]))
     other = config.model_copy(
         update={"report": config.report.model_copy(update={"prompts": ("Another",)})}
     )
-    second = write_report(other, run, evaluation, root=root)
+    second = write_report(other, run, evaluation, shards_of(run))
     assert not second.reused
     assert second.key != first.key
 
@@ -246,7 +245,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
     opinion = Opinion(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
     monkeypatch.setattr("slm.report.ask_judge", lambda *_: opinion)
-    shards = read_shards(run_shards(run.path))
+    shards = shards_of(run)
     cleaning = {
         "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
         "changed": {"text fixed": {"documents": 2, "examples": [[HOSTILE[0], HOSTILE[1]]]}},
@@ -259,7 +258,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
         }
     )
     monkeypatch.setattr(Tokenizer, "decode_bytes", lambda *_: HOSTILE[1].encode())
-    report = write_report(config, run, evaluation, root=root)
+    report = write_report(config, run, evaluation, shards_of(run))
     page = Page(report.path / "index.html")
     assert dangers(page) == []
     assert not page.all("img")
@@ -297,7 +296,7 @@ def test_rows_that_were_not_read_stand_with_what_cleaning_dropped(made: Made) ->
     source = storage.read_record(folder, Source)
     assert source is not None
     storage.write_record(folder, source.model_copy(update={"dropped": {"null": 1234}}))
-    report = write_report(config, run, evaluation, root=root).path
+    report = write_report(config, run, evaluation, shards_of(run)).path
     page = Page(report / "index.html")
     assert "not read: null" in page.text
     assert "1,234" in page.text
@@ -321,7 +320,7 @@ def test_samples_are_judged(
 ) -> None:
     """The report of a model that writes held-out text, training text, or what nobody writes."""
     config, run, evaluation, root = made
-    shards = read_shards(run_shards(run.path))
+    shards = shards_of(run)
     tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
     split = "train" if kind == "recited" else "val"
     texts = [tokenizer.decode(ids[:150]) for ids in documents(shards, split)]
@@ -339,7 +338,7 @@ def test_samples_are_judged(
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
     settings |= {"max_new_tokens": 150}
     config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
-    page = Page(write_report(config, run, evaluation, root=root).path / "index.html")
+    page = Page(write_report(config, run, evaluation, shards_of(run)).path / "index.html")
     assert sentence in page.text
     marked = len(page.all("mark"))  # hardly one held-out text in twenty is
     assert marked > 8 if kind == "recited" else marked <= 2
@@ -352,7 +351,7 @@ def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(later) + "\n")
     ended = run.model_copy(update={"step": 8, "tokens": 1024, "train_loss": 0.1, "last": "x"})
-    page = Page(write_report(config, ended, evaluation, root=root).path / "index.html")
+    page = Page(write_report(config, ended, evaluation, shards_of(ended)).path / "index.html")
     for words in ("rose by 100 % from step 6 to step 8", "768", "tokens, in 6 of 8 steps"):
         assert words in page.text
     assert "overfits" not in page.text
@@ -366,7 +365,7 @@ def test_a_report_without_the_shards_says_so(made: Made) -> None:
     config, run, evaluation, root = made
     shutil.rmtree(root / "shards")
     shutil.rmtree(root / "sources")
-    report = write_report(config, run, evaluation, root=root)
+    report = write_report(config, run, evaluation, shards_of(run))
     page = Page(report.path / "index.html")
     assert "no longer on this machine" in page.text
     assert "Quality of the samples" not in page.text
@@ -375,7 +374,7 @@ def test_a_report_without_the_shards_says_so(made: Made) -> None:
 def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
     config, run, evaluation, root = made
     none = config.model_copy(update={"report": config.report.model_copy(update={"prompts": ()})})
-    report = write_report(none, run, evaluation, root=root)
+    report = write_report(none, run, evaluation, shards_of(run))
     assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
 
 
@@ -391,7 +390,7 @@ def test_it_is_compared_with_the_champion_and_the_run_before(
     monkeypatch.setattr("slm.report.other_runs._began", lambda path: began[path])
     pages = []
     for path, champion in ((first, first), (second, None), (second, first)):
-        config, run = run_config(path), read_run(path)
+        config, run = RunFolder(path).config, RunFolder(path).verified_record
         evaluation = storage.read_record(path / "evaluation", Evaluation)
         assert run is not None
         assert evaluation is not None
@@ -399,7 +398,7 @@ def test_it_is_compared_with_the_champion_and_the_run_before(
         config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
         shutil.rmtree(path / "report", ignore_errors=True)
         found = lambda champion=champion: champion
-        report = write_report(config, run, evaluation, champion=found, root=tmp_path)
+        report = write_report(config, run, evaluation, shards_of(run), champion=found)
         pages.append(Page(report.path / "index.html").text)
     assert "Beside other runs" not in pages[0]
     assert f"The run before: {first.name}" in pages[1]
@@ -441,7 +440,7 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
 
 def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
     path = copy_run(tmp_path)
-    config, run = run_config(path), read_run(path)
+    config, run = RunFolder(path).config, RunFolder(path).verified_record
     evaluation = storage.read_record(path / "evaluation", Evaluation)
     assert run is not None
     assert evaluation is not None
@@ -449,7 +448,7 @@ def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
     report = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
     registry = config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
     config = config.model_copy(update={"report": report, "registry": registry})
-    shown = write_report(config, run, evaluation, root=tmp_path).path
+    shown = write_report(config, run, evaluation, shards_of(run)).path
     for page in ("README.md", "report.md", "index.html"):
         text = (shown / page).read_text("utf-8").replace("\\", "")
         assert name in text

@@ -14,11 +14,11 @@ from slm.model.saved import MODEL
 from slm.recipes import load_recipe
 from slm.records import Checkpoint
 from slm.reproduction.replay import verify_steps
+from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, describe_files, read_record, write_record
 from slm.tokens.encode import encode
 from slm.training import launch
-from slm.training.journal import JOURNAL
 from slm.training.loop import train
 
 
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     run = launch.prepare(config, shards, root=root)
     train(run)
-    return run
+    return run.path
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def files(run: Path) -> dict[Path, bytes]:
 
 def test_the_last_stretch_is_identical_and_nothing_is_written(run: Path) -> None:
     before = files(run)
-    result = verify_steps(run)
+    result = verify_steps(RunFolder(run))
     assert (result.verdict, result.origin, result.start, result.stop) == ("identical", 6, 7, 8)
     assert (result.steps, result.checkpoints, result.level) == (2, [8], "C")
     assert result.changed == []
@@ -67,7 +67,7 @@ def test_the_last_stretch_is_identical_and_nothing_is_written(run: Path) -> None
 
 def test_from_the_seed_where_no_checkpoint_is_kept_before(run: Path) -> None:
     told: list[tuple[str, float, float | None]] = []
-    result = verify_steps(run, 2, 6, lambda *what: told.append(what))
+    result = verify_steps(RunFolder(run), 2, 6, lambda *what: told.append(what))
     assert (result.verdict, result.origin, result.steps) == ("identical", 0, 6)
     assert result.checkpoints == [4, 6]
     assert told[-1] == ("from the seed", 6, 6)
@@ -79,7 +79,7 @@ def test_another_loss_in_the_journal_is_found(run: Path) -> None:
         if line["event"] == "step" and line["step"] == 5:
             line["train_loss"] += 1e-12
     (run / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = verify_steps(run, 5)
+    result = verify_steps(RunFolder(run), 5)
     assert (result.verdict, result.first_step, result.tensor) == ("different", 5, None)
     assert result.losses is not None
     assert result.losses[0] == result.losses[1] + 1e-12
@@ -92,7 +92,7 @@ def test_another_weight_is_named(run: Path) -> None:
     weights["embed.weight"][3, 1] += 0.5
     safetensors.torch.save_file(weights, folder / MODEL)
     _sign(folder)
-    result = verify_steps(run, 5, 8)
+    result = verify_steps(RunFolder(run), 5, 8)
     assert (result.verdict, result.first_step) == ("different", 6)
     assert result.tensor is not None
     assert (result.tensor.step, result.tensor.name) == (6, "embed.weight")
@@ -104,7 +104,7 @@ def test_another_start_gives_other_losses(run: Path) -> None:
     weights = safetensors.torch.load_file(folder / MODEL)
     safetensors.torch.save_file({n: t * 1.01 for n, t in weights.items()}, folder / MODEL)
     _sign(folder)
-    result = verify_steps(run, 5, 8)
+    result = verify_steps(RunFolder(run), 5, 8)
     assert (result.first_step, result.checkpoints) == (5, [6])
     assert result.tensor is not None
     assert result.tensor.step == 6
@@ -120,28 +120,28 @@ def _sign(folder: Path) -> None:
 def test_a_damaged_checkpoint_is_not_started_from(run: Path) -> None:
     (run / "checkpoints" / "step_000006" / MODEL).write_bytes(b"no tensors")
     before = files(run)
-    assert verify_steps(run).origin == 4
+    assert verify_steps(RunFolder(run)).origin == 4
     assert files(run) == before
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 3), (5, 4), (7, 9), (20, None)])
 def test_steps_that_are_not_there_are_refused(run: Path, start: int, stop: int | None) -> None:
     with pytest.raises(UserError, match=r"has the steps 1 to 8"):
-        verify_steps(run, start, stop)
+        verify_steps(RunFolder(run), start, stop)
 
 
 def test_what_cannot_be_replayed_is_said(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     (run / "plan.json").write_text(json.dumps({**plan, "world_size": 2}))
     with pytest.raises(UserError, match="trained by 2 processes"):
-        verify_steps(run)
+        verify_steps(RunFolder(run))
     (run / "plan.json").unlink()
     with pytest.raises(UserError, match="no step of it was trained yet"):
-        verify_steps(run)
+        verify_steps(RunFolder(run))
 
 
 def test_a_gap_in_the_journal_is_said(run: Path) -> None:
     lines = (run / JOURNAL).read_text().splitlines(keepends=True)
     (run / JOURNAL).write_text("".join(line for line in lines if '"step": 7,' not in line))
     with pytest.raises(CorruptionError, match="no loss of step 7"):
-        verify_steps(run, 7, 8)
+        verify_steps(RunFolder(run), 7, 8)

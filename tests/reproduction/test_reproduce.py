@@ -16,6 +16,7 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.history.lineage import lineage
 from slm.reproduction.reproduce import Reproduction, reproduce
+from slm.run_folder import RunFolder
 from slm.training import launch
 from slm.training.optim import learning_rate_factor
 
@@ -38,7 +39,7 @@ def left_over(run: Path) -> list[Path]:
 
 def test_the_same_again_is_bit_identical(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    found = reproduce(run)
+    found = reproduce(RunFolder(run))
     assert found.verdict == "bit-identical"
     assert found.level == "C"
     assert found.first_difference is None
@@ -58,7 +59,7 @@ def test_what_is_gone_but_can_be_built_is_built_and_kept_on_demand(run: Path) ->
     root = run.parents[1]
     for folder in (root / "sources", root / "shards", run / "evaluation", run / "checkpoints"):
         shutil.rmtree(folder)
-    found = reproduce(run, keep=True)
+    found = reproduce(RunFolder(run), keep=True)
     assert found.verdict == "bit-identical"
     names = {row.name for row in found.compared}
     assert "checkpoints/step_000004/model.safetensors" in names  # the run's record has its hash
@@ -79,18 +80,18 @@ def assert_cannot(found: Reproduction, what: str, why: str) -> None:
 def test_a_changed_byte_of_the_source_is_named(run: Path) -> None:
     file = next(run.parents[1].glob("sources/*/train_00000.parquet"))
     flip_byte(file)
-    assert_cannot(reproduce(run), "source", "train_00000.parquet")
+    assert_cannot(reproduce(RunFolder(run)), "source", "train_00000.parquet")
     assert left_over(run) == []
 
 
 def test_a_changed_byte_of_the_dataset_is_named(run: Path) -> None:
-    file = Path(launch.run_config(run).data.path)
+    file = Path(RunFolder(run).config.data.path)
     before = file.read_bytes()
     try:
         flip_byte(file, place=20)
-        assert_cannot(reproduce(run), "dataset", "documents.jsonl: sha256")
+        assert_cannot(reproduce(RunFolder(run)), "dataset", "documents.jsonl: sha256")
         file.unlink()
-        assert_cannot(reproduce(run), "dataset", "does not exist")
+        assert_cannot(reproduce(RunFolder(run)), "dataset", "does not exist")
     finally:
         file.write_bytes(before)
 
@@ -99,7 +100,7 @@ def test_a_changed_value_of_the_config_is_named(run: Path) -> None:
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["train"]["learning_rate"] *= 2
     (run / "config.json").write_text(json.dumps(described))
-    found = reproduce(run)
+    found = reproduce(RunFolder(run))
     assert found.missing
     assert "config.json is not what was trained by" in found.sentence
     assert found.first_difference is not None
@@ -110,9 +111,9 @@ def test_code_that_was_dirty_or_is_another_commit_cannot(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with code(DIRTY):
-        assert_cannot(reproduce(run), "code", "in no commit")
+        assert_cannot(reproduce(RunFolder(run)), "code", "in no commit")
     with code({**CLEAN, "commit": "e" * 40}):
-        assert_cannot(reproduce(run), "code", "git checkout " + "c" * 40)
+        assert_cannot(reproduce(RunFolder(run)), "code", "git checkout " + "c" * 40)
     record = json.loads((run / "record.json").read_bytes())
     record.pop("sha256")
     record["environment"] |= DIRTY
@@ -120,13 +121,13 @@ def test_code_that_was_dirty_or_is_another_commit_cannot(
         run / "record.json",
         {**record, "sha256": storage.sha256_bytes(storage.canonical_json(record))},
     )
-    assert_cannot(reproduce(run), "code", "in no commit")
+    assert_cannot(reproduce(RunFolder(run)), "code", "in no commit")
 
 
 def test_an_unfinished_run_is_bad_input(run: Path) -> None:
     (run / "record.json").unlink()
     with pytest.raises(UserError, match="not finished"):
-        reproduce(run)
+        reproduce(RunFolder(run))
 
 
 def other_rate(change: float) -> Any:
@@ -136,7 +137,7 @@ def other_rate(change: float) -> Any:
 
 def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(1.001))
-    near = reproduce(run)
+    near = reproduce(RunFolder(run))
     assert near.verdict == "within tolerance"
     assert 0 < (near.weights_difference or 0) < 1e-2
     assert near.first_difference is not None
@@ -146,7 +147,7 @@ def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "step 4" in near.sentence
 
     monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(300.0))
-    far = reproduce(run)
+    far = reproduce(RunFolder(run))
     assert far.verdict == "diverged"
     assert far.first_difference is not None
     assert far.first_difference.step == 4
@@ -157,7 +158,7 @@ def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_data_that_differs_ends_it_before_training(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     links = tuple(
         link.model_copy(update={"files": {"train_00000.bin": "0" * 64}})
         if link.name == "shards"
@@ -165,7 +166,7 @@ def test_data_that_differs_ends_it_before_training(
         for link in chain.links
     )
     monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained on other data"))
-    found = reproduce(run, chain=chain.model_copy(update={"links": links}))
+    found = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": links}))
     assert found.verdict == "diverged"
     assert found.first_difference is not None
     assert found.first_difference.what == "shards/train_00000.bin"
@@ -180,7 +181,7 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
         raise launch.TrainingError("out of memory")
 
     monkeypatch.setattr(launch, "supervise", fail)
-    found = reproduce(run)
+    found = reproduce(RunFolder(run))
     assert found.verdict == "cannot"
     assert found.missing == ("out of memory",)
     assert found.first_difference is not None
@@ -198,16 +199,16 @@ def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
         raise SlmError("no such commit on the hub")
 
     monkeypatch.setattr("slm.reproduce.download", gone)
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
     (run / "config.json").write_text(json.dumps(described))
-    found = reproduce(run, chain=chain)
+    found = reproduce(RunFolder(run), chain=chain)
     assert_cannot(found, "source", "no such commit on the hub")
     assert asked == [chain["dataset"].digest]
 
     links = [link.model_copy(update={"digest": None}) for link in chain.links]
-    found = reproduce(run, chain=chain.model_copy(update={"links": tuple(links)}))
+    found = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": tuple(links)}))
     assert_cannot(found, "dataset", "known nowhere any more")
     assert len(asked) == 1
 
@@ -215,7 +216,7 @@ def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
 def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     plan = json.loads((run / "plan.json").read_bytes())
-    chain = lineage(run)
+    chain = lineage(RunFolder(run))
     (run / "plan.json").write_text(json.dumps({**plan, "device": "cuda", "world_size": 8}))
-    found = reproduce(run, chain=chain)
+    found = reproduce(RunFolder(run), chain=chain)
     assert_cannot(found, "environment", "1 GPUs here, 8 needed")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
-from tiny_run import CLEAN, add_documents, code, flip_byte, tiny_config
+from tiny_run import CLEAN, add_documents, code, flip_byte, shards_of, tiny_config
 
 from slm.config import PipelineConfig, RegistryConfig, RetrainConfig
 from slm.errors import CorruptionError, Interrupted
@@ -24,6 +24,7 @@ from slm.retraining import decide as deciding
 from slm.retraining import drift
 from slm.retraining.decide import Decision, Evidence
 from slm.retraining.drift import Changes, Drift
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer.bpe import Tokenizer
@@ -131,8 +132,8 @@ def trained(config: PipelineConfig, decision: Decision, root: Path) -> Run:
     shards = encode(wanted, download(config, root=root), tokenizer=tokenizer, root=root)
     with code(CLEAN):
         run = launch.train(wanted, shards, parent=parent, root=root)
-        evaluation = evaluate(wanted, run, root=root)
-        version = register.register(wanted, run, evaluation, None, root=root)
+        evaluation = evaluate(wanted, run, shards_of(run))
+        version = register.register(wanted, run, evaluation, None, shards_of(run), root=root)
     origins.annotate(version, config, deciding.tags(decision), root=root)
     return run
 
@@ -181,9 +182,9 @@ def test_a_dataset_grows_and_the_champion_with_it(
     assert tags["slm.new_documents"] == "23.08%"
     assert tags["slm.parent"] == "models:/slm/1"
     with code(CLEAN):
-        assert reproduce(run.path).verdict == "bit-identical"
+        assert reproduce(RunFolder(run.path)).verdict == "bit-identical"
     flip_byte(run.path / "parent" / MODEL)
-    assert lineage(run.path)["parent"].state == "changed"
+    assert lineage(RunFolder(run.path))["parent"].state == "changed"
 
 
 def check_without_run_folders(folder: Path, root: Path) -> None:
@@ -209,10 +210,17 @@ def continuing(folder: Path, root: Path) -> Path:
     shards = encode(config, download(config, root=root), root=root)
     with code(CLEAN):
         whole = launch.train(config, shards, root=root)
-        register.register(config, whole, evaluate(config, whole, root=root), None, root=root)
+        register.register(
+            config,
+            whole,
+            evaluate(config, whole, shards_of(whole)),
+            None,
+            shards_of(whole),
+            root=root,
+        )
     parent = origins.as_parent("models:/slm/1", config, root=root)
     assert parent.run == whole.name
-    run = launch.prepare(config, shards, parent=parent, root=root)
+    run = launch.prepare(config, shards, parent=parent, root=root).path
     assert run != whole.path
     return run
 
@@ -221,13 +229,13 @@ def test_a_parent_is_the_start_and_its_copy_is_verified(folder: Path, root: Path
     run = continuing(folder, root)
     stops = iter([False, True])
     with pytest.raises(Interrupted):
-        train(run, should_stop=lambda: next(stops))
+        train(RunFolder(run), should_stop=lambda: next(stops))
     saved = json.loads((run / "checkpoints" / "step_000002" / "record.json").read_text())
     parent = json.loads((run / "parent" / "record.json").read_text())
     assert saved["parent_sha256"] == parent["files"][MODEL]["sha256"]
     flip_byte(run / "parent" / MODEL)
     with pytest.raises(CorruptionError, match="parent"):
-        train(run)
+        train(RunFolder(run))
 
 
 @pytest.mark.slow
@@ -240,10 +248,10 @@ def test_a_continued_training_that_is_killed_ends_in_the_same_bits(
     kill = {**os.environ, "SLM_FAULT": "train.step:5:kill"}
     assert subprocess.run(command, env=kill).returncode == -signal.SIGKILL
     assert subprocess.run(command).returncode == 0
-    resumed = launch.read_run(run)
+    resumed = RunFolder(run).verified_record
     whole = continuing(folder, empty_store(root.parent / "again"))
     assert subprocess.run([*command[:-1], str(whole)]).returncode == 0
-    uninterrupted = launch.read_run(whole)
+    uninterrupted = RunFolder(whole).verified_record
     assert resumed is not None
     assert uninterrupted is not None
     assert resumed.weights_sha256 == uninterrupted.weights_sha256

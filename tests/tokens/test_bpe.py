@@ -22,7 +22,7 @@ from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer, gpt2
 from slm.tokens.tokenizer.lookup import Memory
 from slm.tokens.tokenizer.pretokenize import LONGEST_WORD
-from slm.tokens.tokenizer.trimming import Narrowing, trim
+from slm.tokens.tokenizer.trimming import VocabRemap, trim_vocabulary
 
 SPACES = " \t\n\v\f\r\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
 PIECES = st.sampled_from(
@@ -63,12 +63,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def trimmed(base: Tokenizer) -> Tokenizer:
     ids = encode_documents(base, stories(1, 0, 300))
-    return trim(base, np.bincount(ids, minlength=base.n_vocab), 2000)
+    return trim_vocabulary(base, np.bincount(ids, minlength=base.n_vocab), 2000)
 
 
 @pytest.fixture(scope="module")
-def narrowing(base: Tokenizer, trimmed: Tokenizer) -> Narrowing:
-    return Narrowing(base, trimmed)
+def narrowing(base: Tokenizer, trimmed: Tokenizer) -> VocabRemap:
+    return VocabRemap(base, trimmed)
 
 
 # ---- GPT-2's tokens ---------------------------------------------------------------------------
@@ -323,19 +323,19 @@ def test_trim_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(base: To
     counts = np.zeros(base.n_vocab, int)
     wanted = base.encode(" Zimbabwe")[0]
     counts[wanted] = 5
-    small = trim(base, counts, 300)
+    small = trim_vocabulary(base, counts, 300)
     assert small.n_vocab == 300
     assert all(len(token) == 1 for token in small.tokens[:256])
     assert base.tokens[wanted] in small.tokens
     assert small.tokens == [token for token in base.tokens if token in set(small.tokens)]
     assert small.merges, "every kept token is still merged from kept ones"
-    assert trim(base, counts, base.n_vocab).tokens == base.tokens
+    assert trim_vocabulary(base, counts, base.n_vocab).tokens == base.tokens
 
 
 @pytest.mark.parametrize("size", [256, 50_258])
 def test_trim_refuses_sizes_that_cannot_be(base: Tokenizer, size: int) -> None:
     with pytest.raises(UserError, match=f"vocab_size={size}"):
-        trim(base, np.zeros(base.n_vocab, int), size)
+        trim_vocabulary(base, np.zeros(base.n_vocab, int), size)
 
 
 @settings(max_examples=200, deadline=None)
@@ -349,7 +349,7 @@ def test_a_trimmed_vocabulary_loses_nothing(trimmed: Tokenizer, text: str) -> No
 @settings(max_examples=400, deadline=None)
 @given(st.lists(TEXT, max_size=5))
 def test_narrowing_is_encoding_again(
-    base: Tokenizer, trimmed: Tokenizer, narrowing: Narrowing, texts: list[str]
+    base: Tokenizer, trimmed: Tokenizer, narrowing: VocabRemap, texts: list[str]
 ) -> None:
     expected = [i for text in texts for i in (trimmed.eot, *trimmed.encoding.encode_ordinary(text))]
     assert narrowing(encode_documents(base, texts).astype(np.uint16)).tolist() == expected
@@ -361,10 +361,10 @@ def test_narrowing_to_any_vocabulary_is_encoding_again(
     base: Tokenizer, seed: int, vocab_size: int
 ) -> None:
     random_counts = np.random.default_rng(seed).integers(0, 1000, base.n_vocab)
-    small = trim(base, random_counts, vocab_size)
+    small = trim_vocabulary(base, random_counts, vocab_size)
     texts = list(stories(seed, 0, 3))
     expected = [i for text in texts for i in (small.eot, *small.encoding.encode_ordinary(text))]
-    assert Narrowing(base, small)(encode_documents(base, texts)).tolist() == expected
+    assert VocabRemap(base, small)(encode_documents(base, texts)).tolist() == expected
 
 
 # ---- Hugging Face -----------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from run_folders import (
 from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import SlmError, UserError
+from slm.run_folder import RunFolder
 from slm.tracking import mirror, system
 from slm.tracking.server import connect, tracking_uri
 
@@ -67,7 +68,7 @@ def test_a_finished_run_is_mirrored_whole(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     finish_run(path)
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
 
     client = connect(tracking_uri(CONFIG, root))
     run = client.get_run(run_id)
@@ -103,11 +104,11 @@ def test_a_second_sync_changes_nothing(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     finish_run(path)
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     before = dump(root)
-    assert mirror.sync(path) == run_id
+    assert mirror.sync(RunFolder(path)) == run_id
     (path / "mlflow.json").unlink()
-    assert mirror.sync(path) == run_id
+    assert mirror.sync(RunFolder(path)) == run_id
     assert dump(root) == before
 
 
@@ -127,15 +128,15 @@ def dump(root: Path) -> dict[str, list[str]]:
 def test_a_resumed_training_gives_each_step_once(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 35))
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     assert status(root, run_id) == "KILLED"
     write_journal(path, [{"event": "resume", "step": 30, "time": START + 100}])
     write_journal(path, step_events(31, 60, START + 100))
     with storage.lock(path / "lock"):
-        mirror.sync(path)
+        mirror.sync(RunFolder(path))
         assert status(root, run_id) == "RUNNING"
     finish_run(path)
-    assert mirror.sync(path) == run_id
+    assert mirror.sync(RunFolder(path)) == run_id
     assert status(root, run_id) == "FINISHED"
     assert [(s, v) for s, v, _ in points(root, run_id, "train_loss")] == [
         (s, 1 / s) for s in range(1, 61)
@@ -145,7 +146,7 @@ def test_a_resumed_training_gives_each_step_once(root: Path) -> None:
 def test_a_journal_that_was_cut_back_is_read_again(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 35))
-    mirrored = mirror._Mirrored(path, None)
+    mirrored = mirror._Mirrored(RunFolder(path), None)
     run_id = mirrored.send()
     (path / "metrics.jsonl").write_text("")
     write_journal(path, step_events(1, 30) + step_events(31, 60, START + 7))
@@ -159,7 +160,7 @@ def test_a_torn_last_line_waits_for_its_end(root: Path) -> None:
     with (path / "metrics.jsonl").open("a") as file:
         file.write(line[:20])
         file.flush()
-        mirrored = mirror._Mirrored(path, None)
+        mirrored = mirror._Mirrored(RunFolder(path), None)
         run_id = mirrored.send()
         assert points(root, run_id, "train_loss") == []
         file.write(line[20:] + "\n")
@@ -170,7 +171,7 @@ def test_a_torn_last_line_waits_for_its_end(root: Path) -> None:
 def test_more_points_than_one_request_takes(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 1300))
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     assert [s for s, _, _ in points(root, run_id, "train_loss")] == list(range(1, 1301))
 
 
@@ -199,7 +200,7 @@ def test_a_sync_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
         add_report(run)
         killed = killed_after(calls, CALLS, lambda path=path: mirror.sync(path))
 
-        run_id = mirror.sync(path)
+        run_id = mirror.sync(RunFolder(path))
         client = connect(tracking_uri(CONFIG, root))
         run = client.get_run(run_id)
         assert len(client.search_runs([run.info.experiment_id])) == 1
@@ -220,10 +221,10 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     run = finish_run(path)
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     add_evaluation(run)
     add_report(run)
-    mirror.sync(path)
+    mirror.sync(RunFolder(path))
     assert [(s, v) for s, v, _ in points(root, run_id, "full_val_bpb")] == [(0, 0.25)]
     artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
     assert (artifacts / "report" / "index.html").read_text() == "<p>report</p>"
@@ -239,16 +240,16 @@ def test_an_evaluation_made_anew_is_what_the_page_shows(root: Path) -> None:
     write_journal(path, step_events(1, 60))
     run = finish_run(path)
     evaluation = add_evaluation(run)
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     client = connect(tracking_uri(CONFIG, root))
     client.delete_tag(run_id, "slm.evaluation")  # as if killed before it was set
-    mirror.sync(path)
+    mirror.sync(RunFolder(path))
     assert len(points(root, run_id, "full_val_bpb")) == 1
     (path / "evaluation" / "evaluation.json").write_text('{"again": true}')
     worse = evaluation.model_copy(update={"checkpoint": "step_000040", "val_bpb": 0.5})
     files = storage.describe_files(path / "evaluation", [path / "evaluation" / "evaluation.json"])
     storage.write_record(path / "evaluation", worse.model_copy(update={"files": files}))
-    mirror.sync(path)
+    mirror.sync(RunFolder(path))
     assert client.get_run(run_id).data.metrics["full_val_bpb"] == 0.5
 
 
@@ -257,7 +258,7 @@ def test_the_background_mirror_keeps_up_and_closes(
 ) -> None:
     monkeypatch.setattr(mirror, "INTERVAL", 0.05)
     path = start_run(root)
-    with mirror.mirror(path), storage.lock(path / "lock"):
+    with mirror.mirror(RunFolder(path)), storage.lock(path / "lock"):
         write_journal(path, step_events(1, 30))
         wait_for(lambda: (path / "mlflow.json").exists())
         run_id = json.loads((path / "mlflow.json").read_text())["run_id"]
@@ -272,11 +273,11 @@ def test_a_signal_does_not_wait_for_mlflow_to_begin(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     began = time.monotonic()
-    with suppress(KeyboardInterrupt), mirror.mirror(path):
+    with suppress(KeyboardInterrupt), mirror.mirror(RunFolder(path)):
         raise KeyboardInterrupt
     assert time.monotonic() - began < 1
     assert not (path / "mlflow.json").exists()
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     assert points(root, run_id, "train_loss") == expected()
     assert status(root, run_id) == "KILLED"
 
@@ -289,14 +290,14 @@ def test_the_machine_is_watched_while_a_run_trains(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = start_run(root)
     for wanted in (3, 6):  # an interrupted run goes on counting
-        with mirror.mirror(path, "http://127.0.0.1:9"):  # which is down
+        with mirror.mirror(RunFolder(path), "http://127.0.0.1:9"):  # which is down
             wait_for(lambda: len(read_samples(path)) >= wanted)  # noqa: B023
         with (path / system.SYSTEM).open("ab") as file:
             file.write(b'{"event": "sys')
     samples = read_samples(path)
     assert [s["step"] for s in samples] == sorted({s["step"] for s in samples})
-    run_id = mirror.sync(path)
-    assert mirror.sync(path) == run_id
+    run_id = mirror.sync(RunFolder(path))
+    assert mirror.sync(RunFolder(path)) == run_id
     for key in ("system/cpu_utilization_percentage", "system/disk_available_megabytes"):
         assert points(root, run_id, key) == [
             (s["step"], s[key], int(s["time"] * 1000)) for s in samples
@@ -346,7 +347,7 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     with caplog.at_level(logging.WARNING, "slm.tracking.mirror"):
-        with mirror.mirror(path, "http://user:hunter2@127.0.0.1:9"):
+        with mirror.mirror(RunFolder(path), "http://user:hunter2@127.0.0.1:9"):
             wait_for(lambda: bool(caplog.records))
             time.sleep(0.3)
             left = time.monotonic()
@@ -354,7 +355,7 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     assert [r.getMessage().count("slm sync") for r in caplog.records] == [1]
     assert "hunter2" not in caplog.text
     finish_run(path)
-    run_id = mirror.sync(path)  # the store of the data folder stands in for the server
+    run_id = mirror.sync(RunFolder(path))  # the store of the data folder stands in for the server
     assert points(root, run_id, "train_loss") == expected()
 
 
@@ -363,7 +364,7 @@ def test_a_sync_to_a_server_that_is_down_says_so_in_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(SlmError, match=r"MLflow: .*127\.0\.0\.1") as caught:
-        mirror.sync(start_run(root), tracking_uri="http://user:hunter2@127.0.0.1:9")
+        mirror.sync(RunFolder(start_run(root)), tracking_uri="http://user:hunter2@127.0.0.1:9")
     assert "hunter2" not in str(caught.value)
 
 
@@ -387,7 +388,7 @@ def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
         return result
 
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
-    mirrored, passes = mirror._Mirrored(path, None), 0
+    mirrored, passes = mirror._Mirrored(RunFolder(path), None), 0
     while passes < 100:
         passes += 1
         with suppress(ConnectionError):
@@ -412,7 +413,7 @@ def test_two_syncs_at_once_make_one_mlflow_run(root: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
-        mirror.sync(tmp_path)
+        mirror.sync(RunFolder(tmp_path))
 
 
 # ---- a newer MLflow ---------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from run_folders import (
     write_journal,
 )
 from servers import free_port, postgres, postgres_programs, running
+from tiny_run import shards_of
 
 from slm.config import RegistryConfig
 from slm.registry import gate, register
 from slm.registry.finding import resolve
 from slm.registry.versions import list_versions, version_lineage
+from slm.run_folder import RunFolder
 from slm.tracking import mirror
 from slm.tracking.server import connect
 
@@ -58,17 +60,19 @@ def test_killed_mid_sync_it_goes_on_and_ends_with_a_champion(uri: str, tmp_path:
     path = start_run(root, config)
     write_journal(path, step_events(1, LAST))
     for calls in (1, 2, 2):
-        assert killed_after(calls, SENDING, lambda: mirror.sync(path))
+        assert killed_after(calls, SENDING, lambda: mirror.sync(RunFolder(path)))
     server = connect(uri)
-    run_id = mirror.sync(path)
+    run_id = mirror.sync(RunFolder(path))
     assert server.get_run(run_id).info.status == "KILLED"  # its training ended without a record
 
     run = finish_run(path)
     evaluation = add_evaluation(run)
-    assert killed_after(2, SENDING, lambda: mirror.sync(path))
-    version = register.register(config, run, evaluation, add_report(run), root=root)
+    assert killed_after(2, SENDING, lambda: mirror.sync(RunFolder(path)))
+    version = register.register(config, run, evaluation, add_report(run), shards_of(run), root=root)
     assert (version.version, version.run_id) == ("1", run_id)
-    assert register.register(config, run, evaluation, None, root=root).version == "1"
+    assert (
+        register.register(config, run, evaluation, None, shards_of(run), root=root).version == "1"
+    )
     history = server.get_metric_history(run_id, "train_loss")
     assert [m.step for m in history] == list(range(1, LAST + 1))
     assert server.get_run(run_id).info.status == "FINISHED"

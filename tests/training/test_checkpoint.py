@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 from faults import KILLED, fork, leftovers, wait
-from run_folders import CONFIG, TOKENIZER, start_run
+from run_folders import CONFIG, TOKENIZER
 
 from slm import storage
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.records import Checkpoint
@@ -23,7 +23,6 @@ from slm.training.checkpoint import (
     CheckpointWriter,
     checkpoint_name,
     clear_leftovers,
-    find_run,
     latest_checkpoint,
     load_training_state,
     prune,
@@ -257,16 +256,3 @@ def test_tensors_are_what_safetensors_reads(writer: CheckpointWriter, model: GPT
     saved = save(writer, model, 1)
     names = set(safetensors.torch.load_file(saved.path / "model.safetensors"))
     assert names == set(model.state_dict())
-
-
-# ---- runs by their names ------------------------------------------------------------------------
-
-
-def test_runs_are_found_by_folder_or_name_below_the_data_folder(tmp_path: Path) -> None:
-    run = start_run(tmp_path)
-    assert find_run(run.name, tmp_path) == find_run(str(run), tmp_path) == run.resolve()
-    for name in ("../../etc", "..", "/etc", "../runs", run.name[:-1]):
-        with pytest.raises(UserError, match="unknown run"):
-            find_run(name, tmp_path)
-    with pytest.raises(UserError, match="there are none"):
-        find_run("x", tmp_path / "empty")

@@ -16,14 +16,13 @@ import slm.training.plan
 from slm.config import PipelineConfig
 from slm.errors import Interrupted, TrainingError
 from slm.records import Shards
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import launch
 from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
-from slm.training.distributed import first_says, greatest
-from slm.training.journal import read_journal
+from slm.training.distributed import all_reduce_max, broadcast_from_rank0
 from slm.training.loop import train
-from slm.training.plan import read_plan
 from slm.training.provenance import environment
 
 Config = Callable[..., PipelineConfig]
@@ -82,14 +81,14 @@ def changed(config: PipelineConfig, **fields: object) -> PipelineConfig:
 
 def test_one_value_and_one_text_for_both(pair: Callable[[Work], list[int]]) -> None:
     def work(rank: int) -> None:
-        assert greatest(0.1 + rank) == 1.1
-        assert first_says("naïve" if rank == 0 else "another text") == "naïve"
+        assert all_reduce_max(0.1 + rank) == 1.1
+        assert broadcast_from_rank0("naïve" if rank == 0 else "another text") == "naïve"
 
     assert pair(work) == [0, 0]
 
 
 def test_alone_a_process_is_told_what_it_says() -> None:
-    assert (greatest(3.5), first_says("one")) == (3.5, "one")
+    assert (all_reduce_max(3.5), broadcast_from_rank0("one")) == (3.5, "one")
 
 
 def test_the_first_process_settles_the_plan_of_both(
@@ -110,11 +109,11 @@ def test_the_first_process_settles_the_plan_of_both(
         assert (train(run) is None) == (rank == 1)
 
     assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
-    plan = read_plan(run)
+    plan = RunFolder(run.path).plan
     assert plan is not None
     assert plan.micro_batch_size == 2
     assert plan.probe["step_seconds"] > 0.05
-    assert len([e for e in read_journal(run) if e["event"] == "step"]) == plan.max_steps
+    assert len([e for e in RunFolder(run.path).journal if e["event"] == "step"]) == plan.max_steps
 
 
 def test_the_second_process_neither_waits_for_the_last_save_nor_looks_at_it(
@@ -132,7 +131,7 @@ def test_the_second_process_neither_waits_for_the_last_save_nor_looks_at_it(
         train(run)
 
     assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
-    record = launch.read_run(run)
+    record = RunFolder(run.path).verified_record
     assert record is not None
     assert record.level == "E"
 
@@ -144,7 +143,7 @@ def test_only_the_first_process_says_that_its_state_is_saved(
     run = launch.prepare(config, shards, root=tmp_path)
     codes = pair(lambda rank: train(run, should_stop=lambda: rank == 1))
     assert codes == [Interrupted.exit_code, 0]
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step == 1
     assert pair(lambda rank: train(run)) == [0, 0]

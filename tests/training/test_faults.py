@@ -24,6 +24,7 @@ import pytest
 import torch
 from faults import KILLED, RAISED, Bits, Disk, Lab, bits, fork, leftovers, wait
 from run_folders import empty_store
+from tiny_run import shards_of
 
 import slm.training.loop
 from slm.config import PipelineConfig, data_root
@@ -34,6 +35,7 @@ from slm.model.saved import load_model
 from slm.records import Checkpoint, Record
 from slm.registry import register
 from slm.registry.finding import resolve
+from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, read_record
 from slm.tokens.encode import encode
@@ -42,7 +44,6 @@ from slm.tracking import mirror
 from slm.tracking.server import connect, default_uri
 from slm.training import launch, process
 from slm.training.checkpoint import latest_checkpoint
-from slm.training.journal import JOURNAL, read_journal
 from slm.training.loop import train
 from slm.training.provenance import environment
 from slm.training.session import Session
@@ -175,7 +176,7 @@ def test_a_full_disk_in_earnest(lab: Lab, wanted: Bits) -> None:
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-        train(run)
+        train(RunFolder(run))
 
     run = lab.prepare(lab.root())
     assert wait(fork(limited, log=run / "train.log")) == RAISED
@@ -192,13 +193,13 @@ def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
     lab = longer(lab, micro_batch_size=2)
     whole = lab.uninterrupted()
     run = lab.prepare(lab.root())
-    honest, calls = slm.train.cross_entropy, itertools.count(1)
+    honest, calls = slm.training.loop.cross_entropy, itertools.count(1)
 
     def hungry(*arguments: torch.Tensor) -> torch.Tensor:
         return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments)
 
     def train_child() -> None:
-        os._exit(process.main(run))
+        os._exit(process.main(RunFolder(run)))
 
     with monkeypatch.context() as patch:
         patch.setattr(slm.training.loop, "cross_entropy", hungry)
@@ -206,7 +207,7 @@ def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
     with pytest.raises(
         TrainingError, match=r"out of memory .*try train\.micro_batch_size=1"
     ) as told:
-        launch.check_exit(code, run, 0)
+        launch.check_exit(code, RunFolder(run), 0)
     assert "the last checkpoint" in str(told.value)
     saved = latest_checkpoint(run / "checkpoints")
     assert saved is not None
@@ -252,7 +253,7 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
     ):
         run = lab.prepare(lab.root())
         child = fork(lambda run=run: os._exit(process.main(run)), log=run / "train.log")  # type: ignore[misc]
-        while not any(event["event"] == "step" for event in read_journal(run)):
+        while not any(event["event"] == "step" for event in RunFolder(run).journal):
             time.sleep(0.001)
         for number in numbers:
             os.kill(child, number)
@@ -261,7 +262,9 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
         saved = latest_checkpoint(run / "checkpoints")
         if code != KILLED:
             assert saved is not None
-            assert saved.step == list(read_journal(run))[-2]["step"]  # the last event is the save
+            assert (
+                saved.step == list(RunFolder(run).journal)[-2]["step"]
+            )  # the last event is the save
         assert lab.train(run) == 0, (run / "train.log").read_text()
         assert bits(run) == wanted
         assert not leftovers(run)
@@ -281,7 +284,7 @@ def test_after_a_power_cut_at_any_moment_training_goes_on(
     root = lab.root()
     disk = Disk(root)
     with disk.watching():
-        train(lab.prepare(root))
+        train(RunFolder(lab.prepare(root)))
     cuts = list(faults.power_cuts(disk))
     ended = [cut for cut in cuts if any(re.fullmatch(r"runs/[^/]+/record.json", n) for n in cut[2])]
     cuts = cuts if stride == 1 else [*cuts[::stride], *ended]
@@ -315,11 +318,11 @@ def test_every_flipped_bit_is_found_before_use(lab: Lab, flips: int, figure: Fig
     run = lab.prepare(lab.root())
     assert lab.train(run) == 0
     shards = shutil.copytree(lab.shards.path, run.parents[1] / "copy" / lab.shards.name)
-    checkpoint = launch.read_run(run).checkpoint("last")  # type: ignore[union-attr]
+    checkpoint = RunFolder(run).verified_record.checkpoint("last")  # type: ignore[union-attr]
     users: dict[Path, Callable[[], object]] = {
         shards: lambda: read_shards(shards),
         checkpoint: lambda: read_record(checkpoint, Checkpoint),
-        run: lambda: launch.read_run(run),
+        run: lambda: RunFolder(run).verified_record,
     }
     chance = random.Random(3)
     for _ in range(flips):
@@ -352,7 +355,7 @@ def flip(path: Path, chance: random.Random | None) -> None:
 def test_damaged_weights_are_not_sampled_from(lab: Lab, wanted: Bits) -> None:
     run = lab.prepare(lab.root())
     assert lab.train(run) == 0
-    folder = launch.read_run(run).checkpoint("last")  # type: ignore[union-attr]
+    folder = RunFolder(run).verified_record.checkpoint("last")  # type: ignore[union-attr]
     for name in ("model.safetensors", "config.json", "tokenizer.tiktoken"):
         flip(folder / name, random.Random(4))
         with pytest.raises(CorruptionError, match=name):
@@ -393,7 +396,7 @@ def test_a_finished_run_that_is_damaged_loses_the_least(lab: Lab, place: str, or
     run = launch.train(lab.config, lab.shards, root=root)
     wanted = bits(run.path)
     assert (run.best, run.last) == ("step_000004", "step_000008")
-    lines = len(list(read_journal(run.path)))
+    lines = len(list(RunFolder(run.path).journal))
     folder = run.checkpoint(place) if place in ("best", "last") else None
     flip(folder / "model.safetensors" if folder else run.path / place, random.Random(6))
     mended = launch.train(lab.config, lab.shards, root=root)
@@ -403,7 +406,7 @@ def test_a_finished_run_that_is_damaged_loses_the_least(lab: Lab, place: str, or
     )
     assert bits(run.path) == wanted
     assert launch.train(lab.config, lab.shards, root=root).reused
-    added = list(read_journal(run.path))[lines:]
+    added = list(RunFolder(run.path).journal)[lines:]
     assert [e["step"] for e in added if e["event"] == "resume"] == ([origin] if origin else [])
     assert len(list(root.glob("runs/*.corrupt-*"))) == (place in ("metrics.jsonl", "plan.json"))
 
@@ -416,7 +419,7 @@ def test_a_best_checkpoint_that_is_damaged_before_the_end_is_made_again(lab: Lab
     flip(run / "checkpoints" / "step_000004" / "model.safetensors", random.Random(7))
     assert lab.train(run) == 0
     assert bits(run) == wanted
-    record = launch.read_run(run)
+    record = RunFolder(run).verified_record
     assert record is not None
     assert read_record(record.checkpoint("best"), Checkpoint)
 
@@ -449,7 +452,7 @@ def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
 
         def race(go: int = go) -> None:
             os.read(go, 1)
-            train(lab.prepare(root))
+            train(RunFolder(lab.prepare(root)))
 
         children = [fork(race, log=root / "log") for _ in range(2)]
         os.write(start, b"..")
@@ -471,7 +474,7 @@ def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
 
 def test_the_lock_of_a_killed_trainer_is_free(lab: Lab, wanted: Bits) -> None:
     run = lab.prepare(lab.root())
-    child = fork(lambda: train(run), log=run / "train.log")
+    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
     while not (run / JOURNAL).is_file():
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
@@ -484,7 +487,7 @@ def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None
     lab = longer(lab, max_steps=100_000)
     root = lab.root()
     run = lab.prepare(root)
-    child = fork(lambda: train(run), log=run / "train.log")
+    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
     while not (run / "plan.json").is_file():
         time.sleep(0.001)
     begin = time.monotonic()
@@ -531,7 +534,7 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
     assert "slm ended with 130: stopped after step" in (run / "train.log").read_text()
     train_again()
     assert bits(run) == wanted
-    assert launch.read_run(run).level == "E"  # type: ignore[union-attr]
+    assert RunFolder(run).verified_record.level == "E"  # type: ignore[union-attr]
     figure("two processes killed or stopped, all the same bits", 4)
 
 
@@ -547,11 +550,11 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(hours))
     run = lab.prepare(empty_store(lab.root()))
     with pytest.raises(Interrupted):
-        train(run, should_stop=lambda: next(steps) == 4)
-    mirror.sync(run)
-    train(run)
+        train(RunFolder(run), should_stop=lambda: next(steps) == 4)
+    mirror.sync(RunFolder(run))
+    train(RunFolder(run))
     assert bits(run) == wanted
-    run_id = mirror.sync(run)
+    run_id = mirror.sync(RunFolder(run))
     client = connect(default_uri(run.parents[1]))
     history = client.get_metric_history(run_id, "train_loss")
     assert sorted(m.step for m in history) == list(range(1, 9))
@@ -616,9 +619,11 @@ def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name
     shards = encode(config, download(config, root=root), root=root)
     path = launch.prepare(config, shards, root=root)
     train(path)
-    run = launch.read_run(path)
+    run = RunFolder(path.path).verified_record
     assert run is not None
-    version = register.register(config, run, evaluate(config, run, root=root), root=root)
+    version = register.register(
+        config, run, evaluate(config, run, shards_of(run)), None, shards_of(run), root=root
+    )
     found = resolve(f"models:/{version.model}/{version.version}", root)
     assert found == run.checkpoint("best")
     assert load_model(found)

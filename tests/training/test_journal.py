@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 from faults import fork, wait
 
+from slm.run_folder import JOURNAL, RunFolder
 from slm.training import launch
-from slm.training.journal import JOURNAL, Journal, read_journal
+from slm.training.journal import Journal
 
 
 def steps(run: Path) -> list[tuple[int, float]]:
-    return [(e["step"], e["train_loss"]) for e in read_journal(run) if e["event"] == "step"]
+    return [(e["step"], e["train_loss"]) for e in RunFolder(run).journal if e["event"] == "step"]
 
 
 def write(run: Path, first: int, last: int) -> None:
-    with Journal(run) as journal:
+    with Journal(RunFolder(run)) as journal:
         for step in range(first, last + 1):
             journal.write("step", step=step, train_loss=1 / step)
 
@@ -53,17 +54,17 @@ def test_another_loss_is_said_once_and_replaces_what_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 1, 5)
-    with Journal(tmp_path) as journal:
+    with Journal(RunFolder(tmp_path)) as journal:
         for step in range(3, 6):
             journal.write("step", step=step, train_loss=2 / step)
     assert steps(tmp_path) == [(1, 1.0), (2, 0.5), (3, 2 / 3), (4, 2 / 4), (5, 2 / 5)]
-    assert [e["step"] for e in read_journal(tmp_path) if e["event"] == "diverged"] == [3]
+    assert [e["step"] for e in RunFolder(tmp_path).journal if e["event"] == "diverged"] == [3]
     assert caplog.text.count("another machine") == 1
 
 
 def test_another_evaluation_leaves_the_line_of_its_step(tmp_path: Path) -> None:
     def train(val_loss: float) -> None:
-        with Journal(tmp_path) as journal:
+        with Journal(RunFolder(tmp_path)) as journal:
             for step in range(1, 5):
                 journal.write("step", step=step, train_loss=1 / step)
                 journal.write("evaluate", step=step, val_loss=val_loss if step == 3 else 1.0)
@@ -71,7 +72,7 @@ def test_another_evaluation_leaves_the_line_of_its_step(tmp_path: Path) -> None:
     train(2.0)
     train(2.5)
     assert steps(tmp_path) == [(i, 1 / i) for i in range(1, 5)]
-    scores = [e["val_loss"] for e in read_journal(tmp_path) if e["event"] == "evaluate"]
+    scores = [e["val_loss"] for e in RunFolder(tmp_path).journal if e["event"] == "evaluate"]
     assert scores == [1.0, 1.0, 2.5, 1.0]
 
 
@@ -80,7 +81,7 @@ def test_a_kill_while_it_is_cut_back_loses_nothing(tmp_path: Path, fault: str) -
     write(tmp_path, 1, 5)
 
     def diverge() -> None:
-        with Journal(tmp_path) as journal:
+        with Journal(RunFolder(tmp_path)) as journal:
             journal.write("step", step=3, train_loss=9.0)
 
     assert wait(fork(diverge, fault=fault)) < 0
@@ -103,7 +104,7 @@ def test_a_journal_that_is_cut_back_does_not_confuse_who_follows_it(tmp_path: Pa
 
 
 def test_only_one_of_several_processes_writes(tmp_path: Path) -> None:
-    with Journal(tmp_path, enabled=False) as journal:
+    with Journal(RunFolder(tmp_path), enabled=False) as journal:
         journal.write("step", step=1, train_loss=1.0)
         journal.sync()
     assert not (tmp_path / JOURNAL).exists()

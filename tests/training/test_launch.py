@@ -14,10 +14,10 @@ import pytest
 
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, TrainingError, UserError
-from slm.records import Shards, ShardSplit
+from slm.records import Plan, Shards, ShardSplit
+from slm.run_folder import PLAN, RunFolder
 from slm.storage import RECORD, write_json
 from slm.training import launch
-from slm.training.plan import PLAN, Plan, read_plan
 
 Config = Callable[..., PipelineConfig]
 PLANNED = Plan(
@@ -78,9 +78,9 @@ def test_as_many_processes_as_gpus_that_the_rows_divide_among(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launch, "gpu_count", lambda: gpus)
-    assert launch.process_count(tmp_path, changed(config, **{"device": "auto", **settings})) == (
-        processes
-    )
+    assert launch.process_count(
+        RunFolder(tmp_path), changed(config, **{"device": "auto", **settings})
+    ) == (processes)
 
 
 def test_a_run_goes_on_with_the_processes_that_it_began_with(
@@ -88,19 +88,19 @@ def test_a_run_goes_on_with_the_processes_that_it_began_with(
 ) -> None:
     monkeypatch.setattr(launch, "gpu_count", lambda: 1)
     write_json(tmp_path / PLAN, PLANNED.model_dump(mode="json"))
-    assert launch.process_count(tmp_path, changed(config, device="auto")) == 2
+    assert launch.process_count(RunFolder(tmp_path), changed(config, device="auto")) == 2
     on_gpus = PLANNED.model_copy(update={"device": "cuda"})
     write_json(tmp_path / PLAN, on_gpus.model_dump(mode="json"))
     with pytest.raises(UserError, match="begun on 2 GPUs, of which 1 are here"):
-        launch.process_count(tmp_path, changed(config, device="auto"))
+        launch.process_count(RunFolder(tmp_path), changed(config, device="auto"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"max_steps": 3}', "\0\0"])
 def test_a_plan_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
-    assert read_plan(tmp_path) is None
+    assert RunFolder(tmp_path).plan is None
     (tmp_path / PLAN).write_text(text)
     with pytest.raises(CorruptionError, match=r"plan\.json cannot be read"):
-        read_plan(tmp_path)
+        _ = RunFolder(tmp_path).plan
 
 
 def test_settings_outside_the_key_are_those_of_now(
@@ -108,7 +108,7 @@ def test_settings_outside_the_key_are_those_of_now(
 ) -> None:
     """Until the run is finished: then its record vouches for them."""
     run = launch.prepare(config, shards, root=tmp_path)
-    before = launch.run_config(run)
+    before = RunFolder(run.path).config
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -117,16 +117,16 @@ def test_settings_outside_the_key_are_those_of_now(
     more = changed(config, keep_checkpoints=7)
     with pytest.raises(KeyboardInterrupt):
         launch.train(more, shards, root=tmp_path)
-    assert launch.run_config(run) == changed(before, keep_checkpoints=7)
-    (run / RECORD).touch()
+    assert RunFolder(run.path).config == changed(before, keep_checkpoints=7)
+    (run.path / RECORD).touch()
     launch.renew_settings(run, config)
-    assert launch.run_config(run).train.keep_checkpoints == 7
+    assert RunFolder(run.path).config.train.keep_checkpoints == 7
 
 
 def test_a_kill_says_what_another_batch_would_mean(tmp_path: Path) -> None:
     (tmp_path / launch.LOG).touch()
     with pytest.raises(TrainingError, match="is another run, from its first step"):
-        launch.check_exit(-signal.SIGKILL, tmp_path, 0)
+        launch.check_exit(-signal.SIGKILL, RunFolder(tmp_path), 0)
 
 
 SAVING = """

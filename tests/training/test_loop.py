@@ -17,12 +17,12 @@ from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, Us
 from slm.evaluation.scoring import Score
 from slm.model.saved import load_model
 from slm.records import Run, Shards
+from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD
 from slm.tokens.encode import encode
 from slm.training import launch
-from slm.training.checkpoint import find_run, latest_checkpoint
-from slm.training.journal import read_journal
+from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
 
 Config = Callable[..., PipelineConfig]
@@ -65,7 +65,7 @@ def uninterrupted(config: PipelineConfig, shards: Shards, root: Path) -> Run:
 
 
 def losses(run: Path) -> list[tuple[int, str]]:
-    steps = [event for event in read_journal(run) if event["event"] == "step"]
+    steps = [event for event in RunFolder(run).journal if event["event"] == "step"]
     return [(event["step"], float(event["train_loss"]).hex()) for event in steps]
 
 
@@ -75,13 +75,13 @@ def test_a_run_and_what_it_leaves(uninterrupted: Run, shards: Shards, root: Path
     assert run.tokens == 12 * 128
     assert run.last == "step_000012"
     assert [step for step, _ in losses(run.path)] == list(range(1, 13))
-    events = [event["event"] for event in read_journal(run.path)]
+    events = [event["event"] for event in RunFolder(run.path).journal]
     assert events[0] == "start"
     assert events[-1] == "end"
     assert events.count("evaluate") == 3
     model, tokenizer = load_model(run.checkpoint("last"))
     assert model.vocab_size == tokenizer.n_vocab == shards.vocab_size
-    assert find_run(run.name, root) == run.path
+    assert DataRoot(root).run(run.name).path == run.path
 
 
 def test_a_finished_run_is_reused_at_once(
@@ -97,7 +97,7 @@ def test_a_finished_run_is_reused_at_once(
 def test_what_another_trainer_has_just_finished_stays_as_it_is(uninterrupted: Run) -> None:
     run = uninterrupted.path
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert train(run).weights_sha256 == uninterrupted.weights_sha256
+    assert train(RunFolder(run)).weights_sha256 == uninterrupted.weights_sha256
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -148,7 +148,7 @@ def test_asked_to_stop_it_saves_and_goes_on(
     torch.set_num_threads(1)
     with pytest.raises(Interrupted, match="stopped after step 5"):
         train(run, should_stop=lambda: next(steps) == 4)
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step == 5
     assert train(run).weights_sha256 == uninterrupted.weights_sha256
@@ -173,7 +173,7 @@ def test_a_signal_ends_the_child_with_its_state_saved(
     _, words = child.communicate(timeout=20)
     assert child.returncode == 130
     assert b"its checkpoint is saved" in words.splitlines()[-1]
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step == losses(run)[-1][0]
 
@@ -185,7 +185,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
     script = (
         "import sys; from pathlib import Path; from slm import launch; "
         "from slm.config import PipelineConfig; "
-        f"run = Path({str(run)!r}); config = launch.run_config(run); "
+        f"run = Path({str(run.path)!r}); config = RunFolder(run).config; "
         "launch.supervise(run, config, lambda *a: None, lambda e: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
@@ -195,7 +195,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 15
-    while latest_checkpoint(run / "checkpoints") is None:
+    while latest_checkpoint(run.path / "checkpoints") is None:
         assert time.monotonic() < deadline, "no checkpoint after the parent's death"
         time.sleep(0.1)
 
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
     monkeypatch.setattr(module, "cross_entropy", broken)
     with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*step 6 were the last"):
         train(run)
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step == 6
     assert losses(run)[-1][0] == 6
@@ -252,7 +252,7 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
             train(run)
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step == 3
 
@@ -262,11 +262,11 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     run = launch.prepare(changed(config, seed=8), shards, root=root)
     train(run)
-    newest = run / "checkpoints" / "step_000012" / "model.safetensors"
+    newest = run.path / "checkpoints" / "step_000012" / "model.safetensors"
     damaged = bytearray(newest.read_bytes())
     damaged[-3] ^= 4
     newest.write_bytes(damaged)
-    saved = latest_checkpoint(run / "checkpoints")
+    saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None
     assert saved.step < 12
     assert "model.safetensors" in caplog.text
@@ -293,10 +293,10 @@ def test_a_config_edited_after_the_crash_is_refused(
 ) -> None:
     run = launch.prepare(changed(config, seed=9), shards, root=root)
     train(run)
-    (run / RECORD).unlink()
-    described = json.loads((run / "config.json").read_text())
+    (run.path / RECORD).unlink()
+    described = json.loads((run.path / "config.json").read_text())
     described["config"]["train"]["learning_rate"] = 1.0
-    (run / "config.json").write_text(json.dumps(described))
+    (run.path / "config.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match="another config"):
         train(run)
 
@@ -307,8 +307,8 @@ def test_a_plan_edited_after_the_crash_is_refused(
     run = launch.prepare(changed(config, seed=13), shards, root=root)
     with pytest.raises(Interrupted):
         train(run, should_stop=lambda: True)
-    plan = json.loads((run / "plan.json").read_text())
-    (run / "plan.json").write_text(json.dumps({**plan, "max_steps": 13}))
+    plan = json.loads((run.path / "plan.json").read_text())
+    (run.path / "plan.json").write_text(json.dumps({**plan, "max_steps": 13}))
     with pytest.raises(CorruptionError, match=r"plan\.json is not the plan .* step_000001"):
         train(run)
 

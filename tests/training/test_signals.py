@@ -20,9 +20,8 @@ import pytest
 from conftest import PIPELINES
 from faults import Bits, bits
 
-from slm.history.runs import is_training
+from slm.run_folder import RunFolder
 from slm.training.checkpoint import latest_checkpoint
-from slm.training.journal import read_journal
 
 KILLED = -signal.SIGKILL
 INTERRUPTED = 130
@@ -90,7 +89,7 @@ class Project:
 
     def finish(self, name: str) -> Bits:
         """Runs the command to its end, when the process before is gone; returns the bits."""
-        wait_for(lambda: not is_training(self.run))
+        wait_for(lambda: not RunFolder(self.run).is_training)
         process = self.start(name)
         assert process.wait(150) == 0, self.output()
         return bits(self.run)
@@ -171,7 +170,7 @@ def test_the_same_command_goes_on_to_the_same_bits(
     if grace == 5 and len(numbers) == 1:
         assert saved is not None
         assert saved.step == max(
-            e["step"] for e in read_journal(project.run) if e["event"] == "step"
+            e["step"] for e in RunFolder(project.run).journal if e["event"] == "step"
         )
     if code == INTERRUPTED and len(numbers) == 1:
         assert "interrupted: what is done is kept" in project.output()
@@ -190,7 +189,7 @@ def test_a_signal_to_all_processes_at_once_saves(project: Project, processes: in
     assert process.wait(20) == INTERRUPTED, project.output()
     saved = latest_checkpoint(project.run / "checkpoints")
     assert saved is not None
-    steps = [e["step"] for e in read_journal(project.run) if e["event"] == "step"]
+    steps = [e["step"] for e in RunFolder(project.run).journal if e["event"] == "step"]
     assert saved.step == steps[-1]
     assert "interrupted: what is done is kept" in project.output()
-    wait_for(lambda: not is_training(project.run), 10)
+    wait_for(lambda: not RunFolder(project.run).is_training, 10)

@@ -11,7 +11,9 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 from slm.tokens.tokenizer.lookup import MISSING, Memory, replace
 
 
-def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int) -> Tokenizer:
+def trim_vocabulary(
+    base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int
+) -> Tokenizer:
     """The tokenizer with the `vocab_size` most useful ids of `base`, renumbered in rank order.
 
     Kept are the 256 bytes, end-of-text, and by falling count (lower rank first among equals) the
@@ -40,7 +42,7 @@ def trim(base: Tokenizer, counts: npt.NDArray[np.integer[Any]], vocab_size: int)
     return Tokenizer([base.tokens[rank] for rank in sorted(kept)])
 
 
-class Narrowing:
+class VocabRemap:
     """Ids of a tokenizer → ids of one trimmed from it, for the same text.
 
     A word whose tokens are all kept is merged as before: each merge that made it is kept too, and
