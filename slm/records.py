@@ -2,7 +2,7 @@
 
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
-Run     → train: the run folder, finished; a Parent is what it went on from, if anything
+Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
 Checkpoint, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
@@ -30,8 +30,8 @@ class Record(BaseModel):
 
     key: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
-    path: Path = Field(default=Path(), exclude=True)  # where the folder stands now
-    reused: bool = Field(default=False, exclude=True)  # whether this call found it done
+    path: Path = Field(default=Path(), exclude=True)  # where the folder is now
+    reused: bool = Field(default=False, exclude=True)  # whether it was complete before this call
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Source(Record):
 
 
 class ShardCount(BaseModel):
-    """What one shard file holds; its sha256 stands with those of all files."""
+    """What one shard file holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,10 +99,10 @@ class Shards(Record):
 
 
 class Parent(Record):
-    """A model that a training goes on from: weights, shape and vocabulary. Its key is their hash.
+    """A model that a training continues from: weights, shape and vocabulary. Its key is their hash.
 
-    Each run keeps a copy in its own folder, so that it can be resumed and made again whatever
-    becomes of the model's own run.
+    Each run keeps a copy in its own folder, so that it can be resumed and reproduced whatever
+    happens to the model's own run.
     """
 
     model: str  # where it came from: models:/NAME/VERSION, or run/checkpoint
@@ -115,15 +115,15 @@ class Parent(Record):
 
 
 class Checkpoint(Record):
-    """One saved state of a training: weights, optimizer state, and where they stand."""
+    """One saved state of a training: weights, optimizer state, and the step."""
 
     step: int
     tokens: int  # tokens trained on so far
     config_sha256: str
     shards_key: str
     tokenizer_sha256: str
-    plan_sha256: str = ""  # unknown of those before it was kept
-    parent_sha256: str | None  # weights_sha256 of the checkpoint that training went on from
+    plan_sha256: str = ""  # empty in checkpoints from before it was recorded
+    parent_sha256: str | None  # weights_sha256 of the checkpoint that training resumed from
     train_loss: float
     val_loss: float | None = None  # on the fixed slice of val, where it was scored at this step
     val_bpb: float | None = None
@@ -139,7 +139,7 @@ class Checkpoint(Record):
 
 
 class Run(Record):
-    """A finished training. `key` names the folder; the checkpoints lie in `checkpoints/`."""
+    """A finished training. `key` names the folder; the checkpoints are in `checkpoints/`."""
 
     shards_key: str
     best: str  # name of the checkpoint with the lowest val_bpb on the fixed slice of val
@@ -153,7 +153,7 @@ class Run(Record):
     seconds: float  # spent in steps
     parameters: int
     weights_sha256: str  # of the final weights
-    level: str  # what is promised bit for bit: design level C (CPU), D (GPU) or E (several)
+    level: str  # what is promised bit for bit: C (CPU), D (GPU) or E (several processes)
     environment: dict[str, Any] = Field(default_factory=dict)
 
     def checkpoint(self, which: str) -> Path:
@@ -170,8 +170,8 @@ class Evaluation(Record):
     documents: int
     tokens: int
     bytes: int
-    val_loss: float  # nats a token
-    val_bpb: float  # bits a UTF-8 byte
+    val_loss: float  # nats per token
+    val_bpb: float  # bits per UTF-8 byte
     details: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -213,8 +213,8 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_steps: int
-    rows: int  # a step, over all processes
-    micro_batch_size: int  # rows a device a pass
+    rows: int  # per step, over all processes
+    micro_batch_size: int  # rows per device and pass
     world_size: int
     device: Literal["cpu", "cuda"]
     precision: Literal["bf16", "fp16", "fp32"]

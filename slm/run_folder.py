@@ -84,9 +84,9 @@ class DataRoot:
             return None
         for folder in sorted((self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")):
             with suppress(CorruptionError):
-                found = storage.read_record(folder, record, verify=False)
-                if found and found.key == key:
-                    return found
+                result = storage.read_record(folder, record, verify=False)
+                if result and result.key == key:
+                    return result
         return None
 
     def results(self, kind: str, recipe: str) -> list[Path]:
@@ -241,7 +241,7 @@ class RunFolder:
                 if line.endswith(b"\n"):  # else it is being written
                     entry = parse_entry(line)
                     if entry is None:
-                        raise CorruptionError(f"{path}, line {number}: not an event")
+                        raise CorruptionError(f"{path}, line {number}: not a journal entry")
                     yield entry
 
     @property
@@ -263,7 +263,12 @@ class RunFolder:
 
     @property
     def verified_record(self) -> Run | None:
-        """`record`, with every file compared with its hash. Raises CorruptionError."""
+        """`record`, with every file compared with its hash. Raises CorruptionError.
+
+        Settings and plan are read first: one of a newer format must not be taken for damage.
+        """
+        if self.exists:
+            _ = self.settings, self.plan
         return storage.read_record(self.path, Run)
 
     def checkpoint(self, name: str, *, verify: bool = False) -> Checkpoint | None:
@@ -290,8 +295,8 @@ class RunFolder:
             return self.checkpoint(record.last)
         for _, folder in reversed(self.checkpoints):
             with suppress(CorruptionError):
-                if found := self.checkpoint(folder.name):
-                    return found
+                if checkpoint := self.checkpoint(folder.name):
+                    return checkpoint
         return None
 
     @property
@@ -334,8 +339,8 @@ class RunFolder:
     def result_folder(self, kind: str, key: str, *, own: bool) -> Path:
         """Where an evaluation or a report belongs.
 
-        One by the run's own settings, those of its `config.json`, has the plain name; any other
-        stands next to it, so that no two commands overwrite each other's result.
+        One by the run's own settings, those of its `config.json`, has the plain name. Any other
+        is next to it, so that no two commands overwrite each other's result.
         """
         return self.path / (kind if own else f"{kind}-{key[:12]}")
 
@@ -343,16 +348,16 @@ class RunFolder:
         """The evaluation of a key; None where it is not here."""
         for folder in (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}"):
             with suppress(CorruptionError):
-                found = storage.read_record(folder, Evaluation, verify=False)
-                if found and found.key == key:
-                    return found
+                evaluation = storage.read_record(folder, Evaluation, verify=False)
+                if evaluation and evaluation.key == key:
+                    return evaluation
         return None
 
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
-    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def run_of_checkpoint(folder: Path) -> RunFolder | None:
@@ -361,11 +366,11 @@ def run_of_checkpoint(folder: Path) -> RunFolder | None:
 
 
 def parse_entry(line: bytes) -> JournalEntry | None:
-    """The entry of a line of a journal; None where it is none, or not whole."""
+    """The entry of a line of a journal; None where the line is torn or no entry."""
     if not line.endswith(b"\n"):
         return None
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return None
-    return cast(JournalEntry, found) if isinstance(found, dict) and "event" in found else None
+    return cast(JournalEntry, entry) if isinstance(entry, dict) and "event" in entry else None

@@ -1,8 +1,8 @@
-"""What reaches the disk, and when it counts as there.
+"""What is on disk, and when it is complete.
 
-Every durable thing in `data/` is a folder that holds its files and, written last, a `record.json`
-with the size and sha256 of each. A folder counts as done if and only if that record stands in it
-and every file matches; "the file exists" is never enough. Only this module renames or fsyncs.
+Every durable thing in `data/` is a folder with its files and, written last, a `record.json` with
+the size and sha256 of each. A folder is complete if and only if that record is in it and every file
+matches; "the file exists" is never enough. Only this module renames or fsyncs.
 
 The commit rule, kept by `commit`: write the files in `X.tmp/`, fsync each, write the record, fsync
 it and the folder, rename `X.tmp` to `X`, fsync the parent. Nothing is overwritten in place, so a
@@ -39,7 +39,7 @@ FORMAT = 2
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
 memory; a newer one is refused, and never touched.
 """
-# The names of what interrupted work leaves, and of what was put aside as corrupt.
+# The names of what interrupted work leaves, and of what was quarantined as corrupt.
 LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 R = TypeVar("R", bound=Record)
 
@@ -107,12 +107,12 @@ def fault_point(name: str) -> None:
     """A place where a test may make this process fail: `SLM_FAULT=NAME:N:kill|enospc|eio|raise`.
 
     The fault fires at the N-th pass of that name (`*` counts every name). Unset, it costs one
-    look into the environment.
+    lookup in the environment.
     """
-    wanted = os.environ.get("SLM_FAULT")
-    if not wanted:
+    fault = os.environ.get("SLM_FAULT")
+    if not fault:
         return
-    target, count, kind = wanted.split(":")
+    target, count, kind = fault.split(":")
     if target not in ("*", name):
         return
     _passes[target] = _passes.get(target, 0) + 1
@@ -146,9 +146,9 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Puts one file in place, whole or not at all, and durably. Any process may do so at any time.
+    """Writes one file, whole or not at all, and durably. Any process may do so at any time.
 
-    Who writes the same file at the same time waits; what a killed writer left is written over.
+    A second writer of the same file waits; what a killed writer left is overwritten.
     """
     fault_point("write")
     temporary = path.with_name(path.name + ".tmp")
@@ -166,7 +166,7 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def _sole_writer(path: Path) -> Iterator[BinaryIO]:
-    """The file of that name, emptied, while no other process has it to write."""
+    """The file of that name, emptied, while no other process writes it."""
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -195,7 +195,7 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
 
 
 def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
-    """What is wrong with the recorded files of a folder, a line each; empty when all is well."""
+    """What is wrong with the recorded files of a folder, a line each; empty if nothing is."""
     wrong, present = [], []
     for name, entry in sorted(files.items()):
         path = folder / name
@@ -206,12 +206,12 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
         else:
             present.append(path)
     try:
-        found = describe_files(folder, present)
-    except FileNotFoundError as error:  # another process put the folder aside, or pruned it
-        return [*wrong, f"{error.filename}: gone while it was read"]
+        entries = describe_files(folder, present)
+    except FileNotFoundError as error:  # another process quarantined the folder, or pruned it
+        return [*wrong, f"{error.filename}: removed while it was read"]
     wrong += [
         f"{folder / name}: sha256 {entry.sha256[:12]}…, recorded {files[name].sha256[:12]}…"
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if entry.sha256 != files[name].sha256
     ]
     return wrong
@@ -221,13 +221,13 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Writes `record.json`, which makes the folder count as done; with its own hash in it."""
+    """Writes `record.json`, with its own hash in it: this makes the folder complete."""
     fields = {"format": FORMAT, **record.model_dump(mode="json")}
     write_json(folder / RECORD, {**fields, "sha256": sha256_bytes(canonical_json(fields))})
 
 
 def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None:
-    """The record of a folder that is done, or None where there is none.
+    """The record of a complete folder; None where there is none.
 
     Raises CorruptionError if the record cannot be read or a file does not match it.
     """
@@ -297,7 +297,7 @@ def read_versioned(
 
 
 def unmark_complete(folder: Path) -> None:
-    """Makes a folder count as not done: its record goes, durably; what else it holds stays."""
+    """Removes a folder's record, durably, so that it is no longer complete; its files stay."""
     (folder / RECORD).unlink(missing_ok=True)
     fsync_path(folder)
 
@@ -310,17 +310,17 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
     entries = Record.model_validate(
         {key: _read_fields(folder / RECORD).get(key) for key in ("key", "files")}
     ).files
-    wanted = {name: entries[name] for name in entries if names is None or name in names}
-    wrong = [f"{folder / name}: not in the record" for name in set(names or ()) - set(wanted)]
-    if wrong := wrong + mismatches(folder, wanted):
+    chosen = {name: entries[name] for name in entries if names is None or name in names}
+    wrong = [f"{folder / name}: not in the record" for name in set(names or ()) - set(chosen)]
+    if wrong := wrong + mismatches(folder, chosen):
         raise CorruptionError("; ".join(wrong))
-    return len(wanted)
+    return len(chosen)
 
 
 def commit(staging: Path, folder: Path, record: R) -> R:
     """Puts a staged folder in place by the commit rule and returns its record with the hashes.
 
-    A folder of that name that stands there already is replaced: it was not valid, or not wanted.
+    An existing folder of that name is replaced: it was not valid, or of other settings.
     """
     inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
     for path in inside:
@@ -338,7 +338,7 @@ def commit(staging: Path, folder: Path, record: R) -> R:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder so that it never looks half-valid: it loses its name first, durably."""
+    """Removes a folder so that it never looks half-valid: it is renamed first, durably."""
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     _rename(folder, doomed)
@@ -347,9 +347,9 @@ def discard(folder: Path) -> None:
 
 
 def delete_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed processes left in a folder of those named `name`, which may be a glob.
+    """Removes what killed processes left in a folder under `name`, which may be a glob.
 
-    Only while no other process can be at work on them.
+    Only while no other process can be working on them.
     """
     for left in (*folder.glob(f"{name}.tmp"), *folder.glob(f".{name}.old")):
         logger.info("removing %s, left by an interrupted process", left)
@@ -357,31 +357,30 @@ def delete_leftovers(folder: Path, name: str) -> None:
 
 
 def quarantine(folder: Path) -> Path:
-    """Moves a corrupt folder aside and returns its new path: the bytes stay for inspection.
+    """Renames a corrupt folder and returns its new path: the bytes stay for inspection.
 
-    Only the last one of a name is kept, so that a failing disk is not filled by them.
+    Only the newest of a name is kept, so that a failing disk does not fill up.
     """
     for older in folder.parent.glob(f"{glob.escape(folder.name)}.corrupt-*"):
         shutil.rmtree(older, ignore_errors=True)
-    aside = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
-    _rename(folder, aside)
-    return aside
+    target = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
+    _rename(folder, target)
+    return target
 
 
 def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R]) -> R:
-    """The result of a stage: the one that is done already, or what `build` makes now.
+    """The result of a stage: the complete one, or what `build` makes now.
 
     Args:
         folder: where the result belongs, `<root>/<name>-<key>`.
         kind: the record's type.
         key: the stage's key; a record with another key is replaced.
-        build: writes the stage's files into the empty staging folder that it is given, and
-            returns the record.
+        build: writes the stage's files into an empty staging folder and returns the record.
 
-    A corrupt result is moved aside, loudly, and built again. One process builds at a time: a
+    A corrupt result is quarantined, with a warning, and rebuilt. One process builds at a time: a
     second one waits for the first and then reuses its result.
     """
-    with suppress(CorruptionError):  # mended below, by one process alone
+    with suppress(CorruptionError):  # rebuilt below, by one process alone
         if record := _finished(folder, kind, key):
             return record
     make_folder(folder.parent)
@@ -390,7 +389,7 @@ def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R])
             if record := _finished(folder, kind, key):
                 return record
         except CorruptionError as error:
-            logger.warning("%s; moved to %s, doing the stage again", error, quarantine(folder).name)
+            logger.warning("%s; quarantined as %s, rebuilding", error, quarantine(folder).name)
         delete_leftovers(folder.parent, glob.escape(folder.name))
         staging = folder.with_name(folder.name + ".tmp")
         staging.mkdir()
@@ -412,7 +411,7 @@ def _finished(folder: Path, kind: type[R], key: str) -> R | None:
 
 
 def named(parent: Path, name: str) -> Path:
-    """The entry of a folder that a file or a server names. Raises UserError if it leads elsewhere.
+    """The entry of a folder by a name from a file or a server. Raises UserError for any other path.
 
     A name is letters, digits and `_ . -`, and begins with a letter or a digit.
     """
@@ -422,7 +421,7 @@ def named(parent: Path, name: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder, durably, and proves that it can be written, before any work is spent."""
+    """Creates a folder, durably, and checks that it is writable, before any work is spent."""
     probe = path / f".probe-{os.getpid()}-{time.monotonic_ns()}"
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -438,13 +437,13 @@ def make_folder(path: Path) -> Path:
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"cannot write to {path} ({error.strerror}): free some space, mend its permissions, "
+        f"cannot write to {path} ({error.strerror}): free some space, change its permissions, "
         "or point SLM_DATA at another folder"
     )
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock of a stage's result: exclusive for who builds or deletes it, shared for readers."""
+    """The lock of a stage's result: exclusive to build or delete it, shared to read it."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -452,8 +451,7 @@ def lock_of(folder: Path) -> Path:
 def reading(*folders: Path) -> Iterator[None]:
     """Keeps results from being deleted while a stage reads them, by holding their locks shared.
 
-    Where the locks cannot be written, as in another user's data folder, nobody else can delete
-    there on our behalf, and nothing is locked.
+    In a data folder that this user cannot write to, nothing is locked.
     """
     with ExitStack() as held:
         for folder in folders:
@@ -467,10 +465,10 @@ def reading(*folders: Path) -> Iterator[None]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[None]:
-    """Holds a file's flock: freed by the kernel when the process ends, however it ends.
+    """Holds a file's flock, which the kernel frees when the process ends, however it ends.
 
-    With `wait=False` a lock that is held elsewhere raises InUse, after `patience` seconds. One
-    that may not be written, such as another user's, raises UserError.
+    With `wait=False` a lock that another process holds raises InUse, after `patience` seconds. One
+    that cannot be written, such as another user's, raises UserError.
     """
     try:
         file = path.open("a")
@@ -490,7 +488,7 @@ def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[No
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds this lock now. To look, it need not be ours to write."""
+    """Whether a process holds this lock exclusively now. It need not be writable to ask."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
