@@ -1,6 +1,7 @@
 """Storage: a folder is there whole or not at all, one process writes, nothing piles up."""
 
 import errno
+import hashlib
 import os
 import random
 import resource
@@ -9,17 +10,19 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import faults
 import pytest
 from faults import KILLED, Disk, fork, leftovers, wait
 
 from slm import keys, storage
-from slm.errors import CorruptionError, SlmError, UserError
+from slm.errors import CorruptionError, InUse, SlmError, UserError
 from slm.records import Record, Version
 from slm.storage import (
     RECORD,
     check_files,
+    commit,
     delete_leftovers,
     discard,
     lock,
@@ -394,3 +397,85 @@ def test_a_fault_point_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) ->
             storage.fault_point("here")
         times.append((time.perf_counter() - begin) / 1000)
     assert min(times) < 20e-6
+
+
+# ---- hashing and reading ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are hashed, in order."""
+    names: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: BinaryIO, *arguments: Any) -> Any:
+        names.append(Path(file.name).name)
+        return digest(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return names
+
+
+def test_within_a_stage_a_file_is_hashed_once_and_in_the_next_again(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    folder = commit_folder(tmp_path)
+    reads.clear()
+    with storage.hashing_once():
+        for _ in range(3):
+            read_record(folder, Record)
+            with storage.hashing_once():  # a stage that calls another
+                check_files(folder)
+        assert reads == ["x"]
+    check_files(folder)
+    assert reads == ["x", "x"]
+
+
+def test_a_file_that_changes_within_a_stage_is_hashed_again(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    folder = commit_folder(tmp_path)
+    with storage.hashing_once():
+        check_files(folder)
+        (folder / "x").write_text("other bytes of another length")
+        with pytest.raises(CorruptionError):
+            check_files(folder)
+
+
+def test_what_is_promoted_is_hashed_whatever_was_hashed_before(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    folder = commit_folder(tmp_path)
+    with storage.hashing_once():
+        check_files(folder)
+        reads.clear()
+        with storage.hashing_once(anew=True):
+            check_files(folder)
+    assert reads == ["x"]
+
+
+def test_what_is_read_can_be_read_by_others_and_deleted_by_none(tmp_path: Path) -> None:
+    folder = commit_folder(tmp_path)
+    with (
+        storage.reading(folder),
+        storage.reading(folder),
+        pytest.raises(InUse),
+        lock(storage.lock_of(folder), wait=False),
+    ):
+        pytest.fail("it was locked to be deleted while it is read")
+    with lock(storage.lock_of(folder), wait=False):
+        pass
+
+
+def test_what_is_gone_or_cannot_be_locked_is_read_all_the_same(tmp_path: Path) -> None:
+    with storage.reading(tmp_path / "nowhere" / "folder"):
+        assert not (tmp_path / "nowhere").exists()
+
+
+def commit_folder(tmp_path: Path) -> Path:
+    """A complete folder with one file, `x`."""
+    staging = tmp_path / "result.tmp"
+    staging.mkdir()
+    (staging / "x").write_text("bytes")
+    commit(staging, tmp_path / "result", Record(key="k"))
+    return tmp_path / "result"

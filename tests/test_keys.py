@@ -1,0 +1,142 @@
+"""Keys: every setting has its place, and those of the shipped recipes never change by accident."""
+
+from typing import Any
+
+import pytest
+
+from slm import keys
+from slm.config import PipelineConfig
+from slm.evaluation.evaluate import EVALUATE_VERSION
+from slm.recipes import load_recipe
+from slm.records import FileEntry, Source
+from slm.report.write import REPORT_VERSION
+from slm.source.download import download_key
+from slm.tokens.encode import encode_key
+from slm.training.loop import TRAIN_VERSION
+
+# Of inputs that are made up. A key here changes only with its recipe, or with the version of its
+# stage: then every result of that stage is rebuilt, everywhere.
+GOLDEN = {
+    "quickstart": {
+        "download": "f1112a0ba12f41271b70e575aedda442db3936057faa334222ef7a8f6fe0503f",
+        "encode": "c652f91f354d799039562afa6d8e879f84990112b81969de9379093a4c5c9a18",
+        "train": "17d04b19ecb0b5cb0be8579f50adc8802a47ed1464f3e0ef77ae897eb31ad45b",
+        "config_sha256": "aed5f7ae2ac01ce624d480f5bc751fbe1b19125f9c8bc06e6e7402e9c31c48db",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "290639308be1febac67a5cc330d7a6fafaeccb2c9d2ef21d4b9a42bc03e83701",
+    },
+    "tinystories": {
+        "download": "e00b0e48bd7a07426be1ba43cbf2a315da900ef8a3dc4f74d2af0443c95c4cb8",
+        "encode": "a540890113d14766aca268fb99a51b8d492c64b8c091b38382e80d08630e94e9",
+        "train": "6a9cc0e241c79216845245d5769267499618928349706e6b392078bb7023e0f2",
+        "config_sha256": "030fc1e41b25ffb3ebe694e8be517509c6c2195701d1f0f9a14688a9c4479a3a",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
+    },
+    "tinystories-gpt2": {
+        "download": "e00b0e48bd7a07426be1ba43cbf2a315da900ef8a3dc4f74d2af0443c95c4cb8",
+        "encode": "0486eb0e7182f49787a63f2127bb31bc45f1c286dfa6234171de01b74dfc5922",
+        "train": "15a80da4befed8377da8a2bdb8e1fc9c9e47bc8b03edb164424f50504e4d2811",
+        "config_sha256": "c7c54b1cdb790966ea9e3045340a8b9d5c75a2f4bf76fe0d612376eb024bd2be",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
+    },
+    "tinystories-sample": {
+        "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
+        "encode": "ba862794f12094d59c96cad7a0864054d306b5912ffbdb9eb73b56cec798bedc",
+        "train": "26b86f00f7203b62b4fbde4d3e56526bb668ef25dda15e10b1cd8061d99a27d8",
+        "config_sha256": "12ca72c5aba3e0fcd3bdaab8459f2e28c0f4e1c33479cc069a60bc9f88564df8",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
+    },
+    "gpt2-124m": {
+        "download": "de9a8cd5eb26b7714cd8bb0d1534785815e75eca06552434f53e644e7c56b608",
+        "encode": "4054591ba8d8daeb378431d5af6231941bc5d56513864b45f38d6d938b5f997f",
+        "train": "5b63d546bc9dbf0f1e2227f9abec3fe9d386247b14ec521c9eaa4adc1cc7f359",
+        "config_sha256": "28625c41407c6786b8845d54f1c06b9866f77f2c6aed777d5216a8c2f078bd6d",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
+    },
+}
+
+
+def recipe(name: str) -> PipelineConfig:
+    given_later = {"data.path": "."} if name == "tinystories-sample" else {}
+    return load_recipe(name, given_later)
+
+
+def made_keys(config: PipelineConfig) -> dict[str, str]:
+    inputs: Any = {
+        "stories": {"stories": 1},
+        "files": {"files": {"a.parquet": "3" * 64}, "splits": {"train": ["a.parquet"]}},
+        "hub": None,
+    }[config.data.source]
+    commit = {"revision": "4" * 40} if config.data.source == "hub" else {}
+    files = {"train_00000.parquet": FileEntry(bytes=1, sha256="2" * 64)}
+    source = Source(key="1" * 64, dataset="d", revision="r", splits={}, files=files)
+    scored = {"weights": "6" * 64, "shards": "7" * 64}
+    reported = ["8" * 64, "9" * 64, "a" * 64]
+    make = keys.stage_key
+    return {
+        "download": download_key(config, inputs, **commit),
+        "encode": encode_key(config, source, None),
+        "train": make("train", TRAIN_VERSION, keys.train_fields(config), "5" * 64),
+        "config_sha256": keys.config_sha256(config),
+        "evaluate": make("evaluate", EVALUATE_VERSION, keys.evaluate_fields(config), scored),
+        "report": make("report", REPORT_VERSION, keys.report_fields(config), reported),
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_keys_of_the_shipped_recipes(name: str) -> None:
+    assert made_keys(recipe(name)) == GOLDEN[name]
+
+
+def test_every_setting_is_in_a_key_or_in_none_on_purpose() -> None:
+    """A setting that is added belongs into `keys.ADDED`, or into `keys.UNHASHED`."""
+    listed = [
+        *dict.fromkeys(name for names in keys.DOWNLOAD_SETTINGS.values() for name in names),
+        *keys.ENCODE_SETTINGS,
+        *keys.TRAIN_SETTINGS,
+        *keys.EVALUATE_SETTINGS,
+        *keys.REPORT_SETTINGS,
+        *keys.UNHASHED,
+        *keys.ADDED,
+    ]
+    assert sorted(listed) == sorted(recipe("quickstart").flat())
+
+
+def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = recipe("quickstart")
+    before = made_keys(config)
+    monkeypatch.setattr(keys, "UNHASHED", ())
+    monkeypatch.setattr(keys, "ADDED", {"train.keep_checkpoints": ("train", 2)})
+    assert config.train.keep_checkpoints == 2
+    assert made_keys(config) == before
+    other = load_recipe("quickstart", {"train.keep_checkpoints": 3})
+    changed = made_keys(other)
+    assert {stage for stage in before if changed[stage] != before[stage]} == {
+        "train",
+        "config_sha256",
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "stages"),
+    [
+        ("data.seed", 2, {"download"}),
+        ("data.workers", 3, set()),
+        ("data.clean.min_chars", 5, {"encode"}),
+        ("train.learning_rate", 0.5, {"train", "config_sha256"}),
+        ("evaluate.documents", 3, {"evaluate"}),
+        ("report.seed", 3, {"report"}),
+        ("registry.margin", 0.5, set()),
+    ],
+)
+def test_a_setting_changes_the_key_of_its_stage_alone(
+    setting: str, value: object, stages: set[str]
+) -> None:
+    before, after = (made_keys(load_recipe("quickstart", s)) for s in ({}, {setting: value}))
+    assert {stage for stage in before if before[stage] != after[stage]} == stages
