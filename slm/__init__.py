@@ -1,7 +1,65 @@
-"""slm: small language models, from a dataset to a registered model, reproducibly.
+"""Small language models, from a dataset to a registered model, reproducibly.
 
-The package is a plain library: every stage is a function of a config and of the records of the
-stages before it. Importing it loads none of torch, prefect and mlflow; the modules do, when used.
+Train, step by step:
+
+    import slm
+
+    config = slm.load_recipe("quickstart", {"train.max_steps": 100})
+    source = slm.download(config)
+    shards = slm.encode(config, source)
+    run = slm.train(config, shards)
+    evaluation = slm.evaluate(config, run, shards)
+    print(evaluation.val_bpb)
+
+All stages in one call: `slm.run("quickstart")`. A result that is complete is reused.
+
+Sample, from a run or from the registry:
+
+    model = slm.load_model("models:/slm@champion")
+    for sample in slm.sample(model, "Once upon a time", temperature=0.8, top_k=50, seed=1):
+        print(sample.prompt + sample.completion)
+
+Look at a run:
+
+    run = slm.open_run("quickstart-27131c854b58")
+    run.config, run.plan, run.evaluation.val_bpb, run.best.step
+
+Each name is imported when it is first used, so that `import slm` loads nothing heavy.
 """
 
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "load_recipe": "slm.recipes",
+    "download": "slm.source.download",
+    "encode": "slm.tokens.encode",
+    "train": "slm.training.launch",
+    "evaluate": "slm.evaluation.evaluate",
+    "write_report": "slm.report.write",
+    "register": "slm.registry.register",
+    "promote": "slm.registry.gate",
+    "run": "slm.orchestration.stages",
+    "open_run": "slm.registry.opening",
+    "load_model": "slm.registry.opening",
+    "sample": "slm.model.sample",
+    "PipelineConfig": "slm.config",
+    "DataRoot": "slm.run_folder",
+    "RunFolder": "slm.run_folder",
+    "SlmError": "slm.errors",
+    "UserError": "slm.errors",
+}
+
+__all__ = list(_MODULES)  # a test holds them to __init__.pyi
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'slm' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -1,0 +1,19 @@
+from slm.config import PipelineConfig as PipelineConfig
+from slm.errors import SlmError as SlmError
+from slm.errors import UserError as UserError
+from slm.evaluation.evaluate import evaluate as evaluate
+from slm.model.sample import sample as sample
+from slm.orchestration.stages import run as run
+from slm.recipes import load_recipe as load_recipe
+from slm.registry.gate import promote as promote
+from slm.registry.opening import load_model as load_model
+from slm.registry.opening import open_run as open_run
+from slm.registry.register import register as register
+from slm.report.write import write_report as write_report
+from slm.run_folder import DataRoot as DataRoot
+from slm.run_folder import RunFolder as RunFolder
+from slm.source.download import download as download
+from slm.tokens.encode import encode as encode
+from slm.training.launch import train as train
+
+__version__: str

@@ -1,0 +1,60 @@
+"""The public surface: a short list of names, imported when they are used."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slm
+
+NAMES = [
+    "load_recipe", "download", "encode", "train", "evaluate", "write_report", "register",
+    "promote", "run", "open_run", "load_model", "sample", "PipelineConfig", "DataRoot",
+    "RunFolder", "SlmError", "UserError",
+]  # fmt: skip
+
+
+def test_the_names_are_these() -> None:
+    assert slm.__all__ == NAMES
+    assert set(NAMES) <= set(dir(slm))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_is_there_and_explains_itself(name: str) -> None:
+    value = getattr(slm, name)
+    assert value.__name__ == name
+    assert inspect.getdoc(value)
+
+
+def test_no_function_has_the_name_of_a_package() -> None:
+    packages = {path.parent.name for path in Path(slm.__file__).parent.glob("*/__init__.py")}
+    assert not packages & set(NAMES)
+
+
+def test_the_stub_has_the_same_names_from_the_same_modules() -> None:
+    """`__init__.pyi` gives editors and type checkers what `__getattr__` finds."""
+    tree = ast.parse(Path(slm.__file__).with_suffix(".pyi").read_text())
+    stub = {
+        alias.asname: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert stub == {name: getattr(slm, name).__module__ for name in NAMES}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = slm.trian  # type: ignore[attr-defined]
+
+
+def test_the_help_shows_how_to_train_and_sample() -> None:
+    """In about ten lines, and they are the lines of the README."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import slm; help(slm)"], capture_output=True, text=True, check=True
+    )
+    for call in ("slm.train(config, shards)", 'slm.load_model("models:/slm@champion")'):
+        assert call in done.stdout
