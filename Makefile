@@ -1,44 +1,44 @@
-# Everything here needs Python 3.11 or newer, pip and make; nothing is written outside this folder
-# but pip's own cache. A person and CI run the same commands. More arguments: make run ARGS="--json".
+# Needs Python 3.11 or newer, pip and make. Nothing is written outside this folder except pip's own
+# cache. A person and CI run the same commands. To pass arguments: make run ARGS="--json".
 
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# pip asks rustc, where there is one, for its version, and rustup would write into the home folder.
+# pip runs `rustc --version` if rustc is installed, and rustup would then write to the home folder.
 export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-faults check bench clean
 
-help:  ## show this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-run: $(VENV)/core  ## install, then take the recipe quickstart from stories to a registered model
+run: $(VENV)/core  ## install, then run quickstart: generated stories → a registered model
 	$(BIN)/slm run $(ARGS)
 
 test: $(VENV)/dev  ## install, then run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/dev  ## the long proofs
+test-slow: $(VENV)/dev  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(VENV)/dev  ## the proofs of recovery, whole, of every stage: kills, full disks, flipped bits
+test-faults: $(VENV)/dev  ## run all recovery tests in full: kills, full disks, flipped bits
 	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' \
 		-k '(fault or kill or signals or overlap) and not services'
 
-check: $(VENV)/dev  ## format, lint, types, import order, recipes and deployments
+check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and deployments
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/slm check
 
-bench: $(VENV)/dev  ## our figures beside those of peers
+bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
 	for name in encode train sample checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
 
-clean:  ## remove the environment and the caches; what was produced in data/ stays
+clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
