@@ -21,8 +21,9 @@ from slm.model.saved import MODEL_FILES, load_model
 from slm.records import Progress, Shards
 from slm.registry import vetoes
 from slm.registry.finding import checkpoint_folder, fetch_version, required, run_folder
-from slm.run_folder import TOKENIZER, DataRoot
+from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import as_default
 

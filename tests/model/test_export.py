@@ -12,8 +12,8 @@ from slm.errors import UserError
 from slm.model.export.hugging_face import export
 from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.records import Evaluation, Record, Report
-from slm.run_folder import TOKENIZER
 from slm.storage import commit, mismatches, read_record, sha256_file
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
