@@ -100,11 +100,9 @@ class KneserNey:
     def _extend(self, ngrams: _Ngrams, stream: Ints, fits: npt.NDArray[np.bool_]) -> _Ngrams:
         """The n-grams of the next order, at the positions where one fits into its document."""
         positions = np.flatnonzero(fits)
-        codes, ids_there = np.unique(
-            ngrams.ids[positions - 1] * self.vocab_size + stream[positions], return_inverse=True
-        )
+        longer = ngrams.ids[positions - 1] * self.vocab_size + stream[positions]  # codes
         ids = np.full(len(stream), -1)
-        ids[positions] = ids_there
+        codes, ids[positions] = np.unique(longer, return_inverse=True)
         return _Ngrams(codes, ids, positions)
 
     def _smooth(self, codes: Ints, counts: Ints, contexts: int, lowest: bool) -> _Order:

@@ -12,6 +12,7 @@ MODULES = (
     "slm.evaluation.rolling_hash",
     "slm.evaluation.scoring",
     "slm.model.loss",
+    "slm.model.sample",
 )
 
 

@@ -233,12 +233,12 @@ def test_attention_by_plain_products_is_attention(
 ) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, context, 16).bfloat16().requires_grad_() for _ in range(3))
-    found = attend(q, k, v, 0.0)
-    found.sum().backward()
+    plain = attend(q, k, v, 0.0)
+    plain.sum().backward()
     assert q.grad is not None
     exact = attend(q.detach().float(), k.detach().float(), v.detach().float(), 0.0)
-    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
-    monkeypatch.setattr(model_module, "PLAIN_CONTEXT", 0)
+    torch.testing.assert_close(plain.float(), exact, atol=0.02, rtol=0.02)
+    monkeypatch.setattr(model_module, "MAX_PLAIN_CONTEXT", 0)
     fused = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     attend(*fused, 0.0).sum().backward()
     for mine, theirs in zip((q, k, v), fused, strict=True):
