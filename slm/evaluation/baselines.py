@@ -1,8 +1,8 @@
-"""Baselines: the bits per byte of others on the same held-out bytes, to compare the model's with.
+"""Baselines: the bits per byte of counting models and compressors, to compare the model's with.
 
-Two models that only count, of the tokenizer's ids and trained on the training documents, and the
-compressors that everybody has. Sizes are bounded, so that this takes seconds on any dataset, and
-each baseline names what it was given.
+The unigram and 5-gram models count the tokens of the training documents; the compressors are xz and
+zstd. All work on the same held-out bytes. Sizes are bounded, so that this takes seconds on any
+dataset, and each baseline states what it was given.
 """
 
 import lzma

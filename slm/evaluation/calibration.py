@@ -1,4 +1,4 @@
-"""Calibration: whether a token that the model gives 70 % comes in 70 of 100 cases.
+"""Calibration: whether a token that the model gives 70 % is right in 70 of 100 cases.
 
 The model's likeliest next token at every held-out position goes into a bin by its probability; in
 each bin, that probability is compared with how often the token was right. The expected calibration
