@@ -1,10 +1,10 @@
-"""Sampling speed: ours beside Hugging Face's `generate` and the notebook's way, in one run.
+"""Sampling speed: ours, Hugging Face's `generate` and the notebook's loop, compared in one run.
 
 One shape for all: GPT-2, 6 layers, 6 heads, width 384, 50,257 tokens, context 128, random weights
-in float32; temperature 0.8, top-k 50; 200 new tokens a prompt. The three take turns, and medians
-count. Hugging Face's model gets a context of 256, as it cannot go beyond it. The notebook has no
-cache, reads the whole context anew for each token, and leaves dropout on; prompts of 71 tokens and
-40 new ones stand for the mean context of the others' 200.
+in float32; temperature 0.8, top-k 50; 200 new tokens per prompt. The three take turns, and the
+medians are reported. Hugging Face's model gets a context of 256, as it cannot go beyond it. The
+notebook has no cache, reads the whole context anew for each token, and leaves dropout on; its
+prompts of 71 tokens and 40 new ones have the mean context of the others' 200.
 """
 
 import argparse
@@ -38,18 +38,18 @@ BATCHES = (1, 16)
 PROMPT = [40 + i for i in range(7)]
 NOTEBOOK_PROMPT, NOTEBOOK_TOKENS = 71, 40
 
-Sampler = Callable[[int, int], int]  # (prompts, new tokens of each) → tokens made
+Sampler = Callable[[int, int], int]  # (prompts, new tokens per prompt) → tokens generated
 
 
 def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str, Any]:
     """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
-        rounds: of each measurement; the medians count.
-        new_tokens: made from each prompt.
-        peers: whether to run the others too, or only ours.
+        rounds: of each measurement, of which the median is reported.
+        new_tokens: per prompt.
+        peers: whether to run the other two as well.
 
-    `ratio` is our speed over that of the row's; for the last rows, over the bound.
+    `ratio` is our speed over the row's, which may be the bound.
     """
     makers = {name: MAKERS[name] for name in (MAKERS if peers else ["slm"])}
     samplers = {name: make() for name, make in makers.items()}
@@ -60,11 +60,11 @@ def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str,
         for batch in BATCHES:
             for name, sampler in samplers.items():
                 started = time.perf_counter()
-                made = sampler(batch, new_tokens)
+                tokens = sampler(batch, new_tokens)
                 if round_:
-                    taken = (time.perf_counter() - started) / made
-                    seconds.setdefault((name, batch), []).append(taken)
-    speeds = {place: 1 / statistics.median(taken) for place, taken in seconds.items()}
+                    per_token = (time.perf_counter() - started) / tokens
+                    seconds.setdefault((name, batch), []).append(per_token)
+    speeds = {sampler: 1 / statistics.median(times) for sampler, times in seconds.items()}
     rows = [
         _row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", speeds["slm", batch] / speed)
         for (name, batch), speed in speeds.items()
@@ -73,7 +73,9 @@ def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str,
     bound = bandwidth / _weight_bytes()
     rows.append(_row("reading memory", "bandwidth", bandwidth / 1e9, "GB/s", None))
     rows.append(
-        _row("all weights read once a token", "bound", bound, "tokens/s", speeds["slm", 1] / bound)
+        _row(
+            "all weights read once per token", "bound", bound, "tokens/s", speeds["slm", 1] / bound
+        )
     )
     for name in makers:
         with get_context("spawn").Pool(1) as pool:
@@ -97,11 +99,11 @@ def _prompts(count: int) -> str:
     return "1 prompt" if count == 1 else f"{count} prompts"
 
 
-# ---- the three ways ---------------------------------------------------------------------------
+# ---- the three samplers ------------------------------------------------------------------------
 
 
 class _FixedPrompts(Tokenizer):
-    """Every prompt is PROMPT; texts are not looked at, so their bytes need not be GPT-2's."""
+    """Every prompt is PROMPT; no text is read, so the tokens' bytes need not be GPT-2's."""
 
     def __init__(self) -> None:
         super().__init__([i.to_bytes(2, "big") for i in range(VOCAB_SIZE - 1)])
@@ -148,7 +150,7 @@ def _hugging_face() -> Sampler:
         vocab_size=VOCAB_SIZE,
     )
     model = GPT2LMHeadModel(config).eval()
-    model.generation_config.eos_token_id = None  # as many tokens as asked for
+    model.generation_config.eos_token_id = None  # never ends before new_tokens
 
     def sample(batch: int, new_tokens: int) -> int:
         ids = torch.tensor([PROMPT] * batch)
@@ -178,8 +180,8 @@ def _notebook() -> Sampler:
             for _ in range(count):
                 hidden = model.hidden(ids[:, -SHAPE.seq_len :])
                 logits = F.linear(hidden[:, -1], model.tokens.weight) / TEMPERATURE
-                least = logits.topk(TOP_K).values[:, -1:]
-                probabilities = logits.masked_fill(logits < least, -torch.inf).softmax(dim=-1)
+                lowest = logits.topk(TOP_K).values[:, -1:]
+                probabilities = logits.masked_fill(logits < lowest, -torch.inf).softmax(dim=-1)
                 ids = torch.cat((ids, torch.multinomial(probabilities, 1)), dim=1)
         return count * batch
 
@@ -201,7 +203,7 @@ def _weight_bytes() -> int:
 
 
 def _bandwidth() -> float:
-    """Bytes a second at which all threads read memory that no cache holds: the best of a few."""
+    """Bytes/s at which all threads read memory that no cache holds: the best of three."""
     data = torch.ones(1 << 26)  # 256 MB
     times = []
     for _ in range(3):
@@ -212,9 +214,9 @@ def _bandwidth() -> float:
 
 
 def _peak_memory(name: str, batch: int, new_tokens: int) -> float:
-    """MB that a process of its own takes for one sampler, libraries included."""
+    """Peak MB of a new process for one sampler, libraries included."""
     MAKERS[name]()(batch, new_tokens)
-    status = Path("/proc/self/status").read_text()  # getrusage would know the parent's peak too
+    status = Path("/proc/self/status").read_text()  # getrusage includes the parent's peak
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 

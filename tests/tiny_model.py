@@ -1,4 +1,4 @@
-"""A random model of two layers, spelt in bytes: for tests of what is sampled from it."""
+"""A random model of two layers whose tokens are bytes, to sample from in tests."""
 
 import torch
 
@@ -11,7 +11,7 @@ SEQ_LEN = 24
 
 
 def tiny_model(architecture: str, seed: int = 0, scale: float = 8.0) -> GPT:
-    """A random model whose logits are far apart, so that its texts vary with what they follow."""
+    """A random model whose logits are far apart, so that its texts vary with their prompts."""
     torch.manual_seed(seed)
     config = ModelConfig(
         architecture=architecture,  # type: ignore[arg-type]

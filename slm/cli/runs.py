@@ -107,7 +107,8 @@ def write_samples(
         stream: where the texts go as they grow, one after the other.
         settings: of `slm.model.sample.generate`.
     """
-    model, tokenizer = load_model(checkpoint_folder(text), slm.evaluation.evaluate.device())
+    folder = checkpoint_folder(text)
+    model, tokenizer = load_model(folder, slm.evaluation.evaluate.device_of(folder))
     samples = []
     for prompt in prompts:
         samples += generate(model, tokenizer, [prompt], on_text=_writer(stream, prompt), **settings)

@@ -71,11 +71,12 @@ def chat(
     """Write in turns with a model: you begin a text, it goes on. Ctrl-C stops it, Ctrl-D ends."""
     from slm.cli.chat import Chat
     from slm.cli.runs import checkpoint_folder
-    from slm.evaluation.evaluate import device
+    from slm.evaluation.evaluate import device_of
     from slm.model.saved import load_model
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
-    model, tokenizer = load_model(checkpoint_folder(run), device())
+    folder = checkpoint_folder(run)
+    model, tokenizer = load_model(folder, device_of(folder))
     settings = {
         "temperature": temperature,
         "top_k": top_k or None,

@@ -1,8 +1,8 @@
-"""Held-out documents that stand in the training documents too, whole or nearly.
+"""Held-out documents that are in the training documents too, whole or nearly.
 
-Documents are compared by their runs of 13 tokens, the length by which GPT-3's test sets were
+Documents are compared by their 13-grams of tokens, the length by which GPT-3's test sets were
 compared with its training data (Brown et al. 2020, arXiv:2005.14165, appendix C). The training
-tokens stream by once, so memory does not grow with them.
+tokens are read once, a window at a time, so memory does not grow with them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.evaluation.rolling_hash import Hashed, Hashes, Places, token_values
+from slm.evaluation.rolling_hash import HashedTokens, Hashes, HashFilter, Positions, token_values
 from slm.records import Shards
 from slm.tokens.shards.reading import read_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
-RUN = 13  # tokens
-NEAR = 0.5  # of a document's runs in one training document: a near duplicate
-TRAIN_TOKENS = 200_000_000  # that are looked through
+NGRAM = 13  # tokens
+NEAR = 0.5  # of a document's n-grams in one training document: a near duplicate
+TRAIN_TOKENS = 200_000_000  # that are searched
 HELD_OUT_TOKENS = 4_000_000
 WINDOW = 1 << 20  # tokens hashed at a time
-OWNERS = 8  # held-out documents that one run is counted for; what more of them have is a phrase
+MAX_OWNERS = 8  # held-out documents that an n-gram is counted for; more share a common phrase
 EXAMPLES = 3
 SHOWN_TOKENS = 60  # of each of the two documents
-_FILTER_BITS = 24
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Pair:
     """A held-out document and the training document most like it."""
 
     document: int  # number of the held-out one
-    shared: float  # of its runs, those that the training document has
+    shared: float  # of its n-grams, those that the training document has
     held_out: str
     train: str
 
@@ -42,108 +43,138 @@ class Pair:
 def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Iterable[Ids]) -> dict[str, Any]:
     """How many held-out documents are exact or near duplicates of training documents.
 
-    Returns, as JSON values: the number of `documents` looked for and of `train_tokens` looked
-    through; how many documents are `exact` duplicates and how many others `near` ones; `phrases`,
-    the mean share of their runs that occur anywhere in train; and `examples`, the `Pair`s that
+    Returns, as JSON values: the numbers of held-out `documents` compared and of `train_tokens`
+    searched; how many documents are `exact` duplicates and how many others `near` ones; `phrases`,
+    the mean share of their n-grams that occur anywhere in train; and `examples`, the `Pair`s that
     share most.
     """
     values = token_values(tokenizer.n_vocab)
     texts = _first(held_out)
-    hashed = [Hashed(values[ids]) for ids in texts]
+    hashed = [HashedTokens(values[ids]) for ids in texts]
     whole = np.array([text.sums[-1] for text in hashed], np.uint64)
     exact = np.zeros(len(texts), bool)
-    runs = _Runs([text.passages(RUN) for text in hashed])
-    read = 0
+    index = _NgramIndex([text.ngrams(NGRAM) for text in hashed])
+    tokens_read = 0
     for window in _windows(shards):
-        read += len(window)
-        train = Hashed(values[window])
+        tokens_read += len(window)
+        train = HashedTokens(values[window])
         starts, stops = _bounds(window, shards.eot)
-        exact |= np.isin(whole, train.between(starts, stops))
-        runs.look_at(train.passages(RUN), window, starts, stops)
-    shared = np.maximum(runs.most / np.maximum(runs.counts, 1), exact)
-    likest = np.argsort(-shared, kind="stable")[:EXAMPLES].tolist()
+        exact |= np.isin(whole, train.spans(starts, stops))
+        index.search(train.ngrams(NGRAM), window, starts, stops)
+    shared = np.maximum(index.most / np.maximum(index.counts, 1), exact)
+    closest = np.argsort(-shared, kind="stable")[:EXAMPLES].tolist()
     pairs = [
-        Pair(i, float(shared[i]), _cut(tokenizer, texts[i]), _cut(tokenizer, runs.twins[i]))
-        for i in likest
-        if shared[i] >= NEAR and len(runs.twins[i])
+        Pair(i, float(shared[i]), _excerpt(tokenizer, texts[i]), _excerpt(tokenizer, twin))
+        for i in closest
+        if shared[i] >= NEAR and len(twin := index.twins[i])
     ]
     return {
         "documents": len(texts),
-        "train_tokens": read,
+        "train_tokens": tokens_read,
         "exact": int(exact.sum()),
         "near": int((~exact & (shared >= NEAR)).sum()),
-        "phrases": runs.share_found(),
+        "phrases": index.mean_share(),
         "examples": [asdict(pair) for pair in pairs],
     }
 
 
 def _first(held_out: Iterable[Ids]) -> list[Ids]:
     """As many documents as HELD_OUT_TOKENS allow, but at least one; none that is empty."""
-    found: list[Ids] = []
+    texts: list[Ids] = []
     tokens = 0
     for ids in held_out:
         tokens += len(ids)
-        if found and tokens > HELD_OUT_TOKENS:
+        if texts and tokens > HELD_OUT_TOKENS:
             break
-        found.append(ids)
-    return [ids for ids in found if len(ids)]
+        texts.append(ids)
+    return [ids for ids in texts if len(ids)]
 
 
-def _cut(tokenizer: Tokenizer, ids: Ids) -> str:
+def _excerpt(tokenizer: Tokenizer, ids: Ids) -> str:
     return tokenizer.decode(ids[:SHOWN_TOKENS]) + ("…" if len(ids) > SHOWN_TOKENS else "")
 
 
-class _Runs:
-    """The runs of some documents, and the training document that has most of each one's."""
+class _NgramIndex:
+    """The n-grams of held-out documents, and for each document the most similar training document.
 
-    def __init__(self, parts: Sequence[Hashes]) -> None:
-        unique = [np.unique(part) for part in parts]
-        self.counts = np.array([len(part) for part in unique], np.int64)  # runs of each document
-        hashes = np.concatenate([*unique, np.empty(0, np.uint64)])
-        owners = np.repeat(np.arange(len(parts)), self.counts)
-        order = np.argsort(hashes, kind="stable")
-        hashes, owners = hashes[order], owners[order]
-        kept = np.arange(len(hashes)) - np.searchsorted(hashes, hashes) < OWNERS
-        self.hashes, self.owners = hashes[kept], owners[kept]
-        self.there = np.zeros(len(self.hashes), bool)
-        self.likely = np.zeros(1 << _FILTER_BITS, bool)  # by their first bits
-        self.likely[_first_bits(self.hashes)] = True
-        self.most = np.zeros(len(parts), np.int64)  # runs that the likest document has
-        self.twins: list[Ids] = [np.empty(0, np.int64)] * len(parts)
+    Worked example, with small numbers for hashes:
 
-    def look_at(self, hashes: Hashes, window: Ids, starts: Places, stops: Places) -> None:
-        """Looks for all runs in a window of training documents."""
-        places = np.flatnonzero(self.likely[_first_bits(hashes)])
-        first = np.searchsorted(self.hashes, hashes[places])
-        counts = np.searchsorted(self.hashes, hashes[places], "right") - first
-        hits = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        self.there[hits] = True
-        documents = np.searchsorted(starts, np.repeat(places, counts), "right") - 1
-        once = np.unique(hits * len(starts) + documents)  # each run once a document
-        hits, documents = once // len(starts), once % len(starts)
-        pairs, shared = np.unique(self.owners[hits] * len(starts) + documents, return_counts=True)
-        for place in _best(pairs // len(starts), shared):
-            owner, document = divmod(int(pairs[place]), len(starts))
-            if shared[place] > self.most[owner]:
-                self.most[owner] = shared[place]
+    >>> document_0, document_1 = np.array([1, 2, 3], np.uint64), np.array([2, 4], np.uint64)
+    >>> index = _NgramIndex([document_0, document_1])
+    >>> index.ngrams, index.owners  # sorted; 2 has two owners
+    (array([1, 2, 2, 3, 4], dtype=uint64), array([0, 0, 1, 0, 1]))
+    >>> train = np.array([9, 2, 3, 3, 9, 4, 9], np.uint64)  # two documents, [0, 4) and [4, 7)
+    >>> index.search(train, np.arange(7), np.array([0, 4]), np.array([4, 7]))
+    >>> index.in_train  # 2 (of both), 3 in the first, 4 in the second; entry 0 is nowhere
+    array([False,  True,  True,  True,  True])
+    >>> index.most, index.twins[1]  # document_1 has one n-gram in each: the first is its twin
+    (array([2, 1]), array([0, 1, 2, 3]))
+    """
+
+    def __init__(self, documents: Sequence[Hashes]) -> None:
+        distinct = [np.unique(ngrams) for ngrams in documents]
+        self.counts = np.array([len(ngrams) for ngrams in distinct], np.int64)  # of each document
+        ngrams = np.concatenate([*distinct, np.empty(0, np.uint64)])
+        owners = np.repeat(np.arange(len(documents)), self.counts)
+        order = np.argsort(ngrams, kind="stable")
+        ngrams, owners = ngrams[order], owners[order]
+        kept = np.arange(len(ngrams)) - np.searchsorted(ngrams, ngrams) < MAX_OWNERS
+        self.ngrams, self.owners = ngrams[kept], owners[kept]  # (G,) each: an entry per owner
+        self.in_train = np.zeros(len(self.ngrams), bool)
+        self.filter = HashFilter(self.ngrams, bits=24)
+        self.most = np.zeros(len(documents), np.int64)  # n-grams shared with the twin
+        self.twins: list[Ids] = [np.empty(0, np.int64)] * len(documents)
+
+    def search(self, hashes: Hashes, window: Ids, starts: Positions, stops: Positions) -> None:
+        """Counts the entries that occur in a window of training documents.
+
+        Args:
+            hashes: of the n-grams at each position of the window.
+            starts, stops: of the documents in it, (D,) each.
+        """
+        positions = self.filter.candidates(hashes)
+        first = np.searchsorted(self.ngrams, hashes[positions])
+        counts = np.searchsorted(self.ngrams, hashes[positions], "right") - first
+        entries = _ranges(first, counts)
+        self.in_train[entries] = True
+        documents = np.searchsorted(starts, np.repeat(positions, counts), "right") - 1
+        once = np.unique(entries * len(starts) + documents)  # each entry once per document
+        entries, documents = once // len(starts), once % len(starts)
+        pairs, shared = np.unique(
+            self.owners[entries] * len(starts) + documents, return_counts=True
+        )
+        for best in _largest_of_each(pairs // len(starts), shared):
+            owner, document = divmod(int(pairs[best]), len(starts))
+            if shared[best] > self.most[owner]:
+                self.most[owner] = shared[best]
                 self.twins[owner] = window[starts[document] : stops[document]]
 
-    def share_found(self) -> float:
-        """The mean share of a document's runs that were found anywhere."""
-        found = np.bincount(self.owners[self.there], minlength=len(self.counts))
+    def mean_share(self) -> float:
+        """The mean share of a document's n-grams that occur anywhere in train."""
+        in_train = np.bincount(self.owners[self.in_train], minlength=len(self.counts))
         counted = np.bincount(self.owners, minlength=len(self.counts))
-        return float((found / np.maximum(counted, 1)).mean()) if len(counted) else 0.0
+        return float((in_train / np.maximum(counted, 1)).mean()) if len(counted) else 0.0
 
 
-def _best(owners: Places, shared: npt.NDArray[np.int64]) -> Iterator[int]:
-    """The place of the largest number of each owner; `owners` is sorted."""
+def _ranges(first: Ints, counts: Ints) -> Ints:
+    """The numbers of several ranges, one after the other.
+
+    >>> _ranges(np.array([2, 7, 5]), np.array([3, 0, 2]))  # 2 3 4, none, 5 6
+    array([2, 3, 4, 5, 6])
+    """
+    offsets = np.cumsum(counts) - counts  # where each range begins in the result
+    return np.repeat(first - offsets, counts) + np.arange(counts.sum())
+
+
+def _largest_of_each(owners: Ints, values: Ints) -> Iterator[int]:
+    """The index of the largest value of each owner, the first of equal ones; owners are sorted.
+
+    >>> list(_largest_of_each(np.array([0, 0, 0, 4, 4]), np.array([1, 3, 3, 2, 1])))
+    [1, 3]
+    """
     edges = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
     for start, stop in pairwise([*edges, len(owners)]):
-        yield int(start + shared[start:stop].argmax())
-
-
-def _first_bits(hashes: Hashes) -> Hashes:
-    return hashes >> np.uint64(64 - _FILTER_BITS)
+        yield int(start + values[start:stop].argmax())
 
 
 def _windows(shards: Shards) -> Iterator[Ids]:
@@ -161,8 +192,12 @@ def _windows(shards: Shards) -> Iterator[Ids]:
             start = stop
 
 
-def _bounds(window: Ids, eot: int) -> tuple[Places, Places]:
-    """Where each document of a window begins and ends, end-of-text left out."""
+def _bounds(window: Ids, eot: int) -> tuple[Positions, Positions]:
+    """Where each document of a window begins and ends, end-of-text left out; (D,) each.
+
+    >>> _bounds(np.array([9, 1, 2, 9, 9, 3]), eot=9)  # 1 2, an empty one, 3
+    (array([1, 4, 5]), array([3, 4, 6]))
+    """
     starts = np.flatnonzero(window == eot) + 1
     starts = starts[starts < len(window)]
     return starts, np.append(starts[1:] - 1, len(window))

@@ -1,12 +1,13 @@
 """Evaluate: a checkpoint and held-out documents → how well it predicts them.
 
 Every document is scored once, whole and in order, in float32, so the figures are the same however
-the training was set up: see slm/metrics.py for what is counted.
+the training was set up: see slm/evaluation/scoring.py for what is counted.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ import torch
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
-from slm.errors import UserError
-from slm.evaluation.baselines import compare_references
+from slm.errors import CorruptionError, UserError
+from slm.evaluation.baselines import compare_baselines
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
-from slm.evaluation.intervals import bootstrap_interval
-from slm.evaluation.scoring import token_measures
+from slm.evaluation.intervals import RESAMPLES, paired_interval
+from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte, token_measures
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.records import Evaluation, Progress, Run, Shards, silent
-from slm.run_folder import EVALUATION, RunFolder
+from slm.run_folder import EVALUATION, RunFolder, run_of_checkpoint
 from slm.source.documents import read_documents
 from slm.storage import run_stage, write_json
 from slm.tokens.shards.reading import documents, read_shards
@@ -34,7 +35,7 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 EVALUATE_VERSION = 3
 DETAILS = "evaluation.json"
-CHUNK_DOCUMENTS = 256  # scored between two signs of progress
+CHUNK_DOCUMENTS = 256  # scored between two progress reports
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -53,22 +54,22 @@ def evaluate(
 
     def build(staging: Path) -> Evaluation:
         verified = read_shards(shards.path)
-        found = islice(documents(verified, "val"), config.evaluate.documents)
+        held_out = islice(documents(verified, "val"), config.evaluate.documents)
         total = min(verified.splits["val"].documents, config.evaluate.documents or math.inf)
-        model, tokenizer = load_model(folder, device())
-        scores = score_documents(model, tokenizer, found, int(total), progress)
-        found_out = {
-            **details(scores),
-            **surroundings(verified, tokenizer, scores.rows(), progress),
+        model, tokenizer = load_model(folder, scoring_device(config))
+        scored = score_documents(model, tokenizer, held_out, int(total), progress)
+        details = {
+            **score_details(scored),
+            **data_context(verified, tokenizer, scored.rows, progress),
         }
-        write_json(staging / DETAILS, {"documents": scores.rows(), **found_out})
+        write_json(staging / DETAILS, {"documents": scored.rows, **details})
         return Evaluation(
             key=key,
             run=run.name,
             checkpoint=folder.name,
             weights_sha256=checkpoint.weights_sha256,
-            **scores.totals(),
-            details=found_out,
+            **scored.totals(),
+            details=details,
         )
 
     own = config.evaluate == home.config.evaluate
@@ -85,70 +86,69 @@ def evaluate_file(
     """
     if not path.is_file():
         raise UserError(f"--data {path} is not a file: give a .parquet, .jsonl or .txt file")
-    model, tokenizer = load_model(folder, device())
+    model, tokenizer = load_model(folder, device_of(folder))
     texts = (text.as_py() for array in read_documents(path, data, Counter()) for text in array)
     encoded = (np.array(tokenizer.encode(text)) for text in texts if text)
-    scores = score_documents(model, tokenizer, encoded, None, progress)
-    if not len(scores):
+    scored = score_documents(model, tokenizer, encoded, None, progress)
+    if not scored.rows:
         raise UserError(f"--data {path} holds no documents: give a file with text in it")
-    return scores.totals()
+    return scored.totals()
 
 
-def device() -> str:
+def scoring_device(config: PipelineConfig | None) -> str:
+    """The device that `train.device` allows; None: of a model whose run is not here."""
+    if config is not None and config.train.device == "cpu":
+        return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_of(checkpoint: Path) -> str:
+    """`scoring_device` by the config of the run that a checkpoint's folder is in."""
+    run = run_of_checkpoint(checkpoint)
+    config = None
+    if run is not None and run.exists:
+        with suppress(CorruptionError):  # its weights are whole, or load_model refuses them
+            config = run.config
+    return scoring_device(config)
 
 
 # ---- scores -----------------------------------------------------------------------------------
 
 
-class Scores:
+class ScoredDocuments:
     """What a model spends on each of some documents, summed as they come."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[float, int, int]] = []
-        self._nats = np.zeros(0)  # of all documents, by the place in the document
-        self._places = np.zeros(0, np.int64)  # documents that reach so far
+        self.rows: list[DocumentScore] = []
         self.calibration = Calibration()
+        self._nats = np.zeros(0)  # over all documents, by the position in the document
+        self._reached = np.zeros(0, np.int64)  # documents that have that position
 
     def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
-        """Takes a document's figures, (predictions, 3) as of `calibration.predictions`."""
-        nats, confidence, right = figures.T
-        self._rows.append((float(nats.sum(dtype=np.float64)), len(nats), size))
+        """Adds a document of `size` bytes by its figures, (tokens, 3) as of `predictions`."""
+        nats, confidence, correct = figures.T
+        self.rows.append(DocumentScore(float(nats.sum(dtype=np.float64)), len(nats), size))
         if (more := len(nats) - len(self._nats)) > 0:
             self._nats = np.pad(self._nats, (0, more))
-            self._places = np.pad(self._places, (0, more))
+            self._reached = np.pad(self._reached, (0, more))
         self._nats[: len(nats)] += nats
-        self._places[: len(nats)] += 1
-        self.calibration.add(confidence, right)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def rows(self) -> list[tuple[float, int, int]]:
-        """(nats, predictions, bytes) of each document."""
-        return self._rows
+        self._reached[: len(nats)] += 1
+        self.calibration.add(confidence, correct)
 
     def by_position(self) -> list[tuple[int, int, float]]:
-        """(first place, last place, mean nats) over ranges of the place in the document, from 1."""
-        longest = len(self._nats)
-        edges = [edge for edge in POSITION_EDGES if edge <= longest] + [longest + 1]
+        """(first, last, mean nats) over ranges of the position in the document, from 1."""
+        length = len(self._nats)
+        edges = [edge for edge in POSITION_EDGES if edge <= length] + [length + 1]
         return [
-            (a, b - 1, float(self._nats[a - 1 : b - 1].sum() / self._places[a - 1 : b - 1].sum()))
+            (a, b - 1, float(self._nats[a - 1 : b - 1].sum() / self._reached[a - 1 : b - 1].sum()))
             for a, b in pairwise(edges)
         ]
 
     def totals(self) -> dict[str, Any]:
-        """documents, tokens, bytes, val_loss in nats a token, val_bpb in bits a UTF-8 byte."""
-        rows = self.rows()
-        nats = math.fsum(row[0] for row in rows)
-        tokens, size = sum(row[1] for row in rows), sum(row[2] for row in rows)
-        return {
-            "documents": len(rows),
-            "tokens": tokens,
-            "bytes": size,
-            "val_loss": nats / tokens if tokens else math.nan,
-            "val_bpb": nats / math.log(2) / size if size else math.nan,
-        }
+        """documents, tokens, bytes, val_loss in nats per token, val_bpb in bits per UTF-8 byte."""
+        total = Score.total(self.rows)
+        fields = ("documents", "tokens", "bytes", "val_loss", "val_bpb")
+        return {name: getattr(total, name) for name in fields}
 
 
 def score_documents(
@@ -157,15 +157,15 @@ def score_documents(
     texts: Iterable[Ids],
     total: int | None,
     progress: Progress = silent,
-) -> Scores:
+) -> ScoredDocuments:
     """Scores documents a chunk at a time, so memory holds no more than three numbers of each."""
-    scores = Scores()
+    scored = ScoredDocuments()
     for chunk in chunks(texts, CHUNK_DOCUMENTS):
-        found = token_measures(model, chunk, tokenizer.eot, predictions)
-        for document, figures in zip(chunk, found, strict=True):
-            scores.add(figures, int(tokenizer.token_bytes[document].sum()))
-        progress("documents", len(scores), total)
-    return scores
+        measured = token_measures(model, chunk, tokenizer.eot, predictions)
+        for document, figures in zip(chunk, measured, strict=True):
+            scored.add(figures, int(tokenizer.token_bytes[document].sum()))
+        progress("documents", len(scored.rows), total)
+    return scored
 
 
 def chunks(items: Iterable[Ids], size: int) -> Iterator[list[Ids]]:
@@ -174,51 +174,53 @@ def chunks(items: Iterable[Ids], size: int) -> Iterator[list[Ids]]:
         yield chunk
 
 
-# ---- what the report shows of them --------------------------------------------------------------
+# ---- details, for the report ------------------------------------------------------------------
 
 
-def details(scores: Scores) -> dict[str, Any]:
-    """The interval of val_bpb, the loss by place in the document and by the document's length, the
-    extreme documents, and calibration.
+def score_details(scored: ScoredDocuments) -> dict[str, Any]:
+    """The interval of val_bpb, the loss by position in the document and by the document's length,
+    the documents of the highest and lowest loss, and calibration.
     """
-    rows = scores.rows()
-    bits_per_byte = [nats / math.log(2) / max(1, size) for nats, _, size in rows]
-    order = np.argsort(bits_per_byte, kind="stable").tolist()
+    rows = scored.rows
+    nats = np.array([row.nats for row in rows])
+    sizes = np.array([row.bytes for row in rows])
+    interval = paired_interval(nats, np.zeros(len(rows)), sizes, resamples=RESAMPLES)
+    bpb = [bits_per_byte(row.nats, max(1, row.bytes)) for row in rows]
+    order = np.argsort(bpb, kind="stable").tolist()
     return {
-        "val_bpb_interval": bootstrap_interval(rows),
-        "by_position": scores.by_position(),
+        "val_bpb_interval": interval[1:],
+        "by_position": scored.by_position(),
         "by_length": by_length(rows),
-        "calibration": scores.calibration.summary(),
-        "most_likely": [[i, bits_per_byte[i]] for i in order[:3]],
-        "least_likely": [[i, bits_per_byte[i]] for i in order[:-4:-1]],
+        "calibration": scored.calibration.summary(),
+        "most_likely": [[i, bpb[i]] for i in order[:3]],
+        "least_likely": [[i, bpb[i]] for i in order[:-4:-1]],
     }
 
 
-def surroundings(
+def data_context(
     shards: Shards,
     tokenizer: Tokenizer,
-    rows: Sequence[tuple[float, int, int]],
+    rows: Sequence[DocumentScore],
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """What the shards themselves tell: others' bits a byte, and duplicates between the splits."""
-    progress("what others need for the same bytes", 0, None)
-    beside = compare_references(shards, tokenizer, rows)
+    """What the shards alone show: the bits per byte of baselines, and duplicates between splits."""
+    progress("baselines on the same bytes", 0, None)
+    baselines = compare_baselines(shards, tokenizer, rows)
     progress("duplicates between train and val", 0, None)
     held_out = islice(documents(shards, "val"), len(rows))
-    return {"beside": beside, "contamination": contamination(shards, tokenizer, held_out)}
+    return {"beside": baselines, "contamination": contamination(shards, tokenizer, held_out)}
 
 
-def by_length(rows: Sequence[tuple[float, int, int]]) -> list[tuple[int, int, int, float]]:
-    """(fewest tokens, most tokens, documents, bits a byte) over ranges of the length.
+def by_length(rows: Sequence[DocumentScore]) -> list[tuple[int, int, int, float]]:
+    """(fewest tokens, most tokens, documents, bits per byte) over ranges of the length.
 
     Lengths are in predictions, so a document's tokens and its end-of-text.
     """
-    found = []
+    ranges = []
     for first, after in pairwise((*POSITION_EDGES, math.inf)):
-        chosen = [row for row in rows if first <= row[1] < after and row[2]]
+        chosen = [row for row in rows if first <= row.tokens < after and row.bytes]
         if chosen:
-            nats, size = math.fsum(row[0] for row in chosen), sum(row[2] for row in chosen)
-            lengths = [row[1] for row in chosen]
-            bpb = nats / math.log(2) / size
-            found.append((min(lengths), max(lengths), len(chosen), bpb))
-    return found
+            lengths = [row.tokens for row in chosen]
+            bpb = Score.total(chosen).val_bpb
+            ranges.append((min(lengths), max(lengths), len(chosen), bpb))
+    return ranges

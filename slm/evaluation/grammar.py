@@ -1,8 +1,8 @@
 """Grammar, by the rules of Harper (github.com/Automattic/harper), which run in this process.
 
 Harper checks what people write: most of its nine hundred rules are of spelling, style and names.
-Only those on grammar count here. They are for English alone, and find some of its faults, not all:
-a figure means something beside the same figure of human text.
+Only those on grammar count here. They are for English alone, and detect some of its faults, not
+all: a figure has a meaning only next to the same figure of human text.
 """
 
 import re
@@ -22,11 +22,11 @@ _SENTENCE = re.compile(r"[^.!?]*\w[^.!?]*")
 
 
 def ungrammatical(texts: Iterable[str]) -> float:
-    """The share of the texts' English sentences in which there is a fault of grammar."""
+    """The share of the texts' English sentences that have a fault of grammar."""
     linter = _linter()
     sentences = faulty = 0
     for text in texts:
-        starts = [found.start() for found in _SENTENCE.finditer(text)]
+        starts = [sentence.start() for sentence in _SENTENCE.finditer(text)]
         lints = linter.lint(text, language="plaintext")
         sentences += len(starts)
         faulty += len({bisect_right(starts, lint.span.start) for lint in lints} - {0})
@@ -39,9 +39,9 @@ def _linter() -> "Linter":
     from harper import Linter
 
     linter = Linter()
-    wanted = {*RULES, *_rules_of_groups(linter.get_structured_lint_config())}
-    usual = linter.get_default_lint_config()
-    linter.set_lint_config({rule: rule in wanted and on for rule, on in usual.items()})
+    chosen = {*RULES, *_rules_of_groups(linter.get_structured_lint_config())}
+    defaults = linter.get_default_lint_config()
+    linter.set_lint_config({rule: rule in chosen and on for rule, on in defaults.items()})
     return linter
 
 

@@ -1,7 +1,6 @@
 """How sure a figure is: percentile bootstraps over documents (Efron 1979)."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +8,6 @@ import numpy.typing as npt
 RESAMPLES = 1000  # for the interval of val_bpb
 PAIRED_RESAMPLES = 10_000
 CONFIDENCE = 0.95
-
-
-def bootstrap_interval(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float]:
-    """The 95 % interval of val_bpb. `rows`: (nats, predictions, bytes) of each document."""
-    nats = np.array([row[0] for row in rows])
-    size = np.array([row[2] for row in rows])
-    _, low, high = paired_interval(nats, np.zeros(len(nats)), size, resamples=RESAMPLES)
-    return low, high
 
 
 def paired_interval(
@@ -30,20 +21,20 @@ def paired_interval(
     """The difference in bits per byte and its 95 % interval, challenger minus champion.
 
     Both models keep the same documents in every resample, so what makes a document hard cancels
-    out.
+    out. Against zeros it is the interval of the challenger's own bits per byte.
 
     Args:
         challenger, champion: nats spent on each document, (N,).
         sizes: UTF-8 bytes of each document, (N,).
     """
     bits = (challenger - champion) / math.log(2)
-    draws = np.random.Generator(np.random.PCG64(seed))
-    found = np.empty(resamples)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    differences = np.empty(resamples)
     step = max(1, 2_000_000 // len(bits))
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        chosen = draws.integers(0, len(bits), (rows, len(bits)))
-        found[start : start + rows] = bits[chosen].sum(1) / sizes[chosen].sum(1)
+        chosen = generator.integers(0, len(bits), (rows, len(bits)))  # (rows, N)
+        differences[start : start + rows] = bits[chosen].sum(1) / sizes[chosen].sum(1)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, (tail, 1 - tail))
+    low, high = np.quantile(differences, (tail, 1 - tail))
     return float(bits.sum() / sizes.sum()), float(low), float(high)

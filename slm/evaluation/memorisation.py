@@ -1,6 +1,6 @@
-"""Memorisation: the longest passage of a text that stands word for word in the training tokens.
+"""Memorisation: the longest span of a text that occurs word for word in the training tokens.
 
-The training tokens stream by once, a window at a time, so memory does not grow with them.
+The training tokens are read once, a window at a time, so memory does not grow with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,101 +8,102 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.evaluation.rolling_hash import Hashed, Hashes, token_values
+from slm.evaluation.rolling_hash import HashedTokens, Hashes, HashFilter, token_values
 from slm.tokens.tokenizer.bpe import Ids
 
 HUMAN_QUANTILE = 0.95  # of held-out texts; the rest may be duplicates of training documents
-SHORTEST = 8  # tokens: shorter passages are everybody's
+MIN_COPY = 8  # tokens: shorter spans recur in any text
 WINDOW = 1 << 20  # tokens hashed at a time
-_FILTER_BITS = 20
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Where a text's longest copied passage stands in it: its first token and its length.
+    """A text's longest copied span: its first token and its length.
 
-    Length 0 where there is none of at least SHORTEST tokens.
+    Length 0 where there is none of at least MIN_COPY tokens.
     """
 
     start: int
     length: int
 
 
-def copy_line(human: Sequence[int]) -> int:
-    """The tokens of the longest copied passage that all but one held-out text in twenty keep to."""
+def copy_threshold(human: Sequence[int]) -> int:
+    """The length that the longest copied spans of 95 % of held-out texts do not exceed."""
     return int(np.quantile(human, HUMAN_QUANTILE)) if human else 0
 
 
 def memorised_share(copies: Sequence[int], human: Sequence[int]) -> float:
-    """The share of texts with a longer copied passage than nearly all human texts have.
+    """The share of texts whose longest copied span is longer than that of nearly all human texts.
 
     Args:
-        copies, human: tokens of the longest copied passage of each text, and of each held-out
-            document. Templates recur word for word without any model's doing.
+        copies, human: tokens of the longest copied span of each text, and of each held-out
+            document. Human texts share templates with the training documents too.
     """
-    line = copy_line(human)
-    return sum(length > line for length in copies) / (len(copies) or 1)
+    threshold = copy_threshold(human)
+    return sum(length > threshold for length in copies) / (len(copies) or 1)
 
 
 def longest_copies(texts: Sequence[Ids], train: Iterable[Ids], vocab_size: int) -> list[Copy]:
-    """For each text, its longest passage that the training tokens have as well.
+    """For each text, its longest span that occurs in the training tokens.
 
     Args:
-        texts: token ids, an array a text, without end-of-text.
-        train: token ids, an array a shard; end-of-text between documents keeps passages apart.
+        texts: token ids, an array per text, without end-of-text.
+        train: token ids, an array per shard; no copied span crosses an end-of-text.
         vocab_size: above every id.
+
+    >>> text, train = np.array([9, *range(10), 9]), np.array([5, *range(10), 5])
+    >>> longest_copies([text, train[:7]], [train], vocab_size=10)  # 0 … 9; the other is too short
+    [Copy(start=1, length=10), Copy(start=0, length=0)]
     """
     values = token_values(vocab_size)
-    probes = [Hashed(values[text]) for text in texts]
-    longest = max((len(text) for text in texts), default=0)
-    found = _Found(probes)
+    hashed = [HashedTokens(values[text]) for text in texts]
+    overlap = max((len(text) for text in texts), default=0)
+    copied = _CopiedSpans(hashed)
     for shard in train:
         for start in range(0, len(shard), WINDOW):
-            found.look_at(Hashed(values[shard[start : start + WINDOW + longest]]))
-    return [found.longest(probe) for probe in probes]
+            copied.search(HashedTokens(values[shard[start : start + WINDOW + overlap]]))
+    return [copied.longest(text) for text in hashed]
 
 
-class _Found:
-    """The passages of some texts that have been found so far, by their length."""
+class _CopiedSpans:
+    """The spans of some texts that occur in the training tokens read so far, by their length.
 
-    def __init__(self, probes: Sequence[Hashed]) -> None:
-        self.probes = probes
-        self.wanted: dict[int, Hashes] = {}  # length → hashes of all texts' passages, sorted
-        self.hashes: dict[int, Hashes] = {}  # length → those of them that were found
-        self.likely = np.zeros(1 << _FILTER_BITS, dtype=bool)  # by their first bits
-        self.likely[self._first_bits(self._wanted(SHORTEST))] = True
+    Spans are matched at MIN_COPY tokens first, then one token longer at a time. For the texts
+    "ABCDE" and "BCX", the training tokens "ZABCDZBCX" and MIN_COPY = 3 (a letter is a token):
 
-    @staticmethod
-    def _first_bits(hashes: Hashes) -> Hashes:
-        return hashes >> np.uint64(64 - _FILTER_BITS)
+        length 3   spans ABC BCD CDE BCX    in train: ABC at 1, BCD at 2, BCX at 6
+        length 4   spans ABCD BCDE          at 1, 2 and 6, the last past the end: ABCD at 1
+        length 5   spans ABCDE              at 1: ABCDZ is none of them, so the search ends
+    """
 
-    def _wanted(self, length: int) -> Hashes:
-        if length not in self.wanted:
-            every = [probe.passages(length) for probe in self.probes]
-            self.wanted[length] = np.unique(np.concatenate([*every, np.empty(0, np.uint64)]))
-        return self.wanted[length]
+    def __init__(self, texts: Sequence[HashedTokens]) -> None:
+        self.texts = texts
+        self.spans: dict[int, Hashes] = {}  # length → hashes of all texts' spans, sorted
+        self.copied: dict[int, Hashes] = {}  # length → those of them that occur in train
+        self.filter = HashFilter(self._spans(MIN_COPY), bits=20)
 
-    def look_at(self, train: Hashed) -> None:
-        """Takes note of every wanted passage in a stretch of training tokens.
+    def _spans(self, length: int) -> Hashes:
+        if length not in self.spans:
+            every = [text.ngrams(length) for text in self.texts]
+            self.spans[length] = np.unique(np.concatenate([*every, np.empty(0, np.uint64)]))
+        return self.spans[length]
 
-        What stands at a place at one length is all that may stand there at the next, so few
-        places are left after the first look.
-        """
-        length = SHORTEST
-        hashes = train.passages(length)
-        places = np.flatnonzero(self.likely[self._first_bits(hashes)])
-        while len(places):
-            hashes = train.between(places, places + length)
-            there = np.isin(hashes, self._wanted(length))
-            places, hashes = places[there], hashes[there]
-            known = self.hashes.get(length, np.empty(0, np.uint64))
-            self.hashes[length] = np.union1d(known, hashes)
+    def search(self, train: HashedTokens) -> None:
+        """Records every span of the texts that occurs in a window of training tokens."""
+        length = MIN_COPY
+        starts = self.filter.candidates(train.ngrams(length))  # in train
+        while len(starts):
+            hashes = train.spans(starts, starts + length)
+            matches = np.isin(hashes, self._spans(length))
+            starts, hashes = starts[matches], hashes[matches]
+            known = self.copied.get(length, np.empty(0, np.uint64))
+            self.copied[length] = np.union1d(known, hashes)
             length += 1
-            places = places[places + length <= len(train)]
+            starts = starts[starts + length <= len(train)]
 
-    def longest(self, probe: Hashed) -> Copy:
-        for length in sorted(self.hashes, reverse=True):
-            where = np.flatnonzero(np.isin(probe.passages(length), self.hashes[length]))
-            if len(where):
-                return Copy(int(where[0]), length)
+    def longest(self, text: HashedTokens) -> Copy:
+        for length in sorted(self.copied, reverse=True):
+            starts = np.flatnonzero(np.isin(text.ngrams(length), self.copied[length]))
+            if len(starts):
+                return Copy(int(starts[0]), length)
         return Copy(0, 0)

@@ -1,8 +1,8 @@
-"""What a text's quality can be told by without a judge, each figure beside that of human text.
+"""The quality of texts without a judge: figures to compare with those of human text.
 
-The figures are counts over words. They say nothing of meaning; but a model that loops, makes up
-words, says the same thing in every sample or never comes to an end stands out from the held-out
-documents at once.
+The figures are counts over words. They cannot assess meaning; but a model that loops, makes up
+words, writes the same in every sample or never comes to an end differs in them from the held-out
+documents.
 """
 
 import re
@@ -11,9 +11,12 @@ from collections.abc import Collection, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 
+from slm.tokens.tokenizer.bpe import Ids
+
 NGRAM = 4  # words, of the repetition within a text
 LIKENESS_NGRAM = 3  # words, of the likeness between texts
-LONGEST_CYCLE = 20  # words or signs in a phrase that is said again and again
+MAX_CYCLE = 20  # words or signs in a phrase that is repeated over and over
+MAX_REPEATED = 0.5  # a text with a larger share of repeated n-grams is degenerate
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _UNIT = re.compile(r"\w+|[^\w\s]")
@@ -25,12 +28,12 @@ _NAME = re.compile(r"(?<=[\w,;] )[A-Z][a-z]+")  # a capital within a sentence
 class Quality:
     """Figures over some texts, each a share between 0 and 1."""
 
-    loops: float  # texts in which a phrase follows upon itself three times or more
-    repeated: float  # 4-grams that their text has had before, a mean over the texts
+    loops: float  # texts in which a phrase occurs three times or more in a row
+    repeated: float  # 4-grams that occurred before in their text, a mean over the texts
     distinct: float  # different pairs of words among all pairs of all texts
-    unknown: float  # words that the training documents do not have
-    likeness: float  # of each text to the one most like it: shared 3-grams (Jaccard), a mean
-    names: float | None  # names that come again after they are introduced; None: there are none
+    unknown: float  # words that are not in the training documents
+    likeness: float  # of each text to the most similar one: shared 3-grams (Jaccard), a mean
+    names: float | None  # names that recur after they are introduced; None: there are none
 
     @classmethod
     def mean(cls, parts: Sequence["Quality"]) -> "Quality":
@@ -51,7 +54,7 @@ def measure(texts: Sequence[str], known: Collection[str]) -> Quality:
         distinct=_distinct(split),
         unknown=_share(total, [word for word in total if word not in known]),
         likeness=_likeness(split),
-        names=_names_again(texts),
+        names=_recurring_names(texts),
     )
 
 
@@ -61,19 +64,33 @@ def words(text: str) -> list[str]:
 
 
 def loops(text: str) -> bool:
-    """Whether a phrase of up to LONGEST_CYCLE words follows upon itself three times or more."""
+    """Whether a phrase of up to MAX_CYCLE words occurs three times or more in a row."""
     units = _UNIT.findall(text.lower())
-    for period in range(1, min(LONGEST_CYCLE, len(units) // 3) + 1):
+    for period in range(1, min(MAX_CYCLE, len(units) // 3) + 1):
         run = 0
-        for before, now in zip(units, units[period:], strict=False):
-            run = run + 1 if before == now else 0
+        for earlier, unit in zip(units, units[period:], strict=False):
+            run = run + 1 if earlier == unit else 0
             if run + period >= max(3 * period, 8):
                 return True
     return _STUTTER.search(text.strip()) is not None
 
 
+def degenerate(text: str, ids: Ids) -> str | None:
+    """Why a text is broken: "empty", "invalid" or "repetitive"; None where it is not.
+
+    `ids`: its tokens.
+    """
+    if not text.strip():
+        return "empty"
+    if "\ufffd" in text or "\0" in text:
+        return "invalid"
+    if repetition(ids.tolist()) > MAX_REPEATED:
+        return "repetitive"
+    return None
+
+
 def repetition(text: Sequence[Hashable]) -> float:
-    """The share of a text's 4-grams, of words or of tokens, that it has had before."""
+    """The share of a text's 4-grams, of words or of tokens, that occurred in it before."""
     grams = _grams(text, NGRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -100,13 +117,13 @@ def _jaccard(a: Set[tuple[Hashable, ...]], b: Set[tuple[Hashable, ...]]) -> floa
     return len(a & b) / len(a | b) if a or b else 0.0
 
 
-def _names_again(texts: Sequence[str]) -> float | None:
-    """Names are told by their capital within a sentence, and then counted anywhere."""
-    again = []
+def _recurring_names(texts: Sequence[str]) -> float | None:
+    """A name is a word with a capital within a sentence; its mentions anywhere count."""
+    recurs = []
     for text in texts:
         mentioned = Counter(re.findall(r"[A-Z][a-z]+", text))
-        again += [mentioned[name] > 1 for name in set(_NAME.findall(text))]
-    return fmean(again) if again else None
+        recurs += [mentioned[name] > 1 for name in set(_NAME.findall(text))]
+    return fmean(recurs) if recurs else None
 
 
 def _share(total: Counter[str], chosen: Iterable[str]) -> float:
@@ -114,5 +131,5 @@ def _share(total: Counter[str], chosen: Iterable[str]) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return fmean(found) if found else 0.0
+    numbers = list(values)
+    return fmean(numbers) if numbers else 0.0

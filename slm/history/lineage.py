@@ -18,9 +18,10 @@ from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
-from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, TOKENIZER, RunFolder, Settings
+from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.training import provenance
 
 State = Literal["unchanged", "changed", "gone", "not checked"]

@@ -1,9 +1,9 @@
 """The model one token at a time, as fast as its weights can be read.
 
-The same function as `GPT.forward`, with a cache and its weights laid out for few rows: one product
-for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at the
-memory's full rate (torch's default reaches a third of it). The precision is the same; the layout
-is the one that torch's compiler uses, without the minute of compiling.
+The same function as `GPT.forward`, with a KV cache and its weights laid out for few rows: one
+product for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at
+the memory's full rate (torch's default reaches a third of it). The precision is the same; the
+layout is the one that torch's compiler uses, without the minute of compiling.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
 
-SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
+MIN_SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
 
 Product = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor] | None
@@ -24,14 +24,11 @@ Rotation = tuple[Tensor, Tensor] | None
 
 @dataclass
 class KVCache:
-    """Keys and values of the positions seen so far, preallocated; one row may be ahead of another.
+    """Keys and values of the positions so far, preallocated; rows may differ in length."""
 
-    `keys`, `values`: (n_layer, B, n_kv_head, seq_len, D). `lengths`: (B,), positions filled a row.
-    """
-
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
+    keys: Tensor  # (n_layer, B, n_kv_head, seq_len, D)
+    values: Tensor  # the same
+    lengths: Tensor  # (B,), positions filled in each row
 
     @classmethod
     def empty(cls, model: GPT, rows: int) -> "KVCache":
@@ -43,9 +40,9 @@ class KVCache:
 
 
 class Decoder:
-    """A model made ready for generation; what is changed in the model later does not reach it.
+    """A model prepared for generation. Later changes of the model do not reach it.
 
-    Takes as much memory as the weights once more, and about as long as ten tokens to make.
+    Takes as much memory as the weights once more, and about as long to make as ten tokens.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -58,25 +55,25 @@ class Decoder:
         self.layers = [_Layer(block) for block in blocks]
         self.final_norm = _norm(model.final_norm)
         self.logits = product(weight)  # (B, C) hidden states → (B, V)
-        screened = weight.nbytes > SCREENED_BYTES and _packs(weight) and _has_bf16()
+        screened = weight.nbytes > MIN_SCREENED_BYTES and _packs(weight) and multiplies_in_bf16()
         self.screen = Screen(weight) if screened else None
 
     @torch.inference_mode()
-    def read(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Fills the empty rows of a cache with texts, padded on the right.
 
         Args:
-            ids: (B, T). What is padding is not told: later positions never see it, for the caller
-                sets `cache.lengths` to the real lengths, and later tokens are written over it.
+            ids: (B, T). The caller sets `cache.lengths` to the lengths without padding, so that
+                later positions never see it and later tokens are written over it.
 
         Returns:
             (B, T, C) hidden states after the final norm.
         """
         T = ids.shape[1]
-        x, rotation = self._begin(ids, torch.arange(T, device=ids.device))
+        x, rotation = self._embed(ids, torch.arange(T, device=ids.device))  # (B, T, C)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            q, k, v = layer.project(x, rotation)  # (B, T, heads, D)
-            keys[:, :, :T] = k.transpose(1, 2)
+            q, k, v = layer.project(x, rotation)  # (B, T, n_head or n_kv_head, D)
+            keys[:, :, :T] = k.transpose(1, 2)  # keys: (B, n_kv_head, seq_len, D)
             values[:, :, :T] = v.transpose(1, 2)
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2),
@@ -90,7 +87,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Takes one more token a row, none of which may be full, and advances the cache.
+        """Adds one token to each row, none of which may be full, and advances the cache.
 
         Args:
             ids: (B,).
@@ -98,57 +95,67 @@ class Decoder:
         Returns:
             (B, C) hidden states after the final norm.
         """
+        # Two rows with 3 and 1 positions filled: their new keys go to the positions 3 and 1, S is
+        # 4, and the mask keeps the second row from positions 2 and 3 of the first one's length:
+        #     positions   0 1 2 3
+        #     row 0       . . . .     3 filled, and the new one
+        #     row 1       . . ∞ ∞     1 filled, and the new one; ∞ stands for -inf
+        # Rows of one length need neither mask nor index tensors: `slot` is then a plain index.
         B = len(ids)
         lengths = cache.lengths.tolist()
-        longest = max(lengths) + 1
-        x, rotation = self._begin(ids, cache.lengths)
-        where: tuple[object, ...] = (slice(None), slice(None), lengths[0])
+        S = max(lengths) + 1
+        x, rotation = self._embed(ids, cache.lengths)  # (B, C)
+        slot: tuple[object, ...] = (slice(None), slice(None), lengths[0])
         mask = None
-        if min(lengths) + 1 < longest:
-            where = (torch.arange(B, device=ids.device), slice(None), cache.lengths)
-            seen = torch.arange(longest, device=ids.device) <= cache.lengths[:, None]
-            mask = torch.zeros(B, longest, dtype=x.dtype, device=x.device)
-            mask = mask.masked_fill_(~seen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        if min(lengths) + 1 < S:
+            slot = (torch.arange(B, device=ids.device), slice(None), cache.lengths)
+            visible = torch.arange(S, device=ids.device) <= cache.lengths[:, None]  # (B, S)
+            mask = torch.zeros(B, S, dtype=x.dtype, device=x.device)
+            mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]  # (B, 1, 1, S)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            q, k, v = layer.project(x, rotation)  # (B, heads, D)
-            keys[where] = k
-            values[where] = v
-            y = F.scaled_dot_product_attention(  # queries that share a head of keys: as positions
-                q.view(B, k.shape[1], -1, k.shape[2]),
-                keys[:, :, :longest],
-                values[:, :, :longest],
+            q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
+            keys[slot] = k
+            values[slot] = v
+            y = F.scaled_dot_product_attention(
+                q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share it, D)
+                keys[:, :, :S],  # (B, n_kv_head, S, D)
+                values[:, :, :S],
                 attn_mask=mask,
             )
             x = layer.finish(x, y.reshape(x.shape))
         cache.lengths += 1
         return self.final_norm(x)
 
-    def _begin(self, ids: Tensor, index: Tensor) -> tuple[Tensor, Rotation]:
+    def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         x = F.embedding(ids, self.embed)
         if self.positions is not None:
-            return x + F.embedding(index, self.positions), None
-        cos, sin = self.model.cos[index].unsqueeze(-2), self.model.sin[index].unsqueeze(-2)
+            return x + F.embedding(positions, self.positions), None
+        cos, sin = (table[positions].unsqueeze(-2) for table in (self.model.cos, self.model.sin))
         return x, (cos.to(x.dtype), sin.to(x.dtype))
 
 
 class Screen:
-    """The likeliest next tokens of one row, at half the reading: bf16 finds them, float32 decides.
+    """The likeliest next tokens of one row, at half the memory traffic: bf16 logits choose the
+    candidates, of which float32 logits are computed.
 
-    The output layer is most of a small model's weights. Its product in bf16 is off by no more than
-    `error`, so what lies further than twice that below the k-th highest is not among the highest k.
+    The output layer is most of a small model's weights. A logit in bf16 is off by at most `error`
+    times the norm of the hidden state. So one that is further than twice that below the k-th
+    highest is not among the highest k: with errors of at most 0.1 and k = 1, the bf16 logits
+    2.0 1.9 1.7 leave the candidates 2.0 and 1.9, since 1.7 can be 1.8 at most, and 2.0 is 1.9 at
+    least.
     """
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self.rough = product(weight.bfloat16())
+        self.product = product(weight.bfloat16())
         # Both factors and the result are rounded to 8 bits each; the rest is float32's rounding.
         self.error = 3.1 * 2**-8 * float(weight.norm(dim=1).max())
 
     def __call__(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(1, C) hidden states → ids (N,) that hold the k likeliest, and their logits (1, N)."""
-        rough = self.rough(hidden.bfloat16()).float()  # (1, V)
-        least = rough.topk(k).values[0, -1] - 2 * self.error * hidden.norm()
-        ids = (rough[0] >= least).nonzero().flatten()
+        rough = self.product(hidden.bfloat16()).float()  # (1, V)
+        threshold = rough.topk(k).values[0, -1] - 2 * self.error * hidden.norm()
+        ids = (rough[0] >= threshold).nonzero().flatten()
         return ids, F.linear(hidden, self.weight[ids])
 
 
@@ -157,26 +164,26 @@ class _Layer:
 
     def __init__(self, block: Block) -> None:
         a, mlp = block.attention, block.mlp
-        self.parts = (a.n_head, a.n_kv_head, a.n_kv_head)
+        self.heads = (a.n_head, a.n_kv_head, a.n_kv_head)
         self.head_dim = a.head_dim
         self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
         self.q_norm = _norm(a.q_norm) if a.q_norm is not None else None
         self.k_norm = _norm(a.k_norm) if a.k_norm is not None else None
-        self.qkv = product(*_joined(a.q_proj, a.k_proj, a.v_proj))
+        self.qkv = product(*_concatenated(a.q_proj, a.k_proj, a.v_proj))
         self.out = product_plus(a.o_proj.weight, a.o_proj.bias)
         if isinstance(mlp, GeluMLP):
             self.up = product(mlp.up_proj.weight, mlp.up_proj.bias, gelu=True)
             down = mlp.down_proj
         else:
             assert isinstance(mlp, SwiGluMLP)
-            self.up = _gated(product(*_joined(mlp.gate_proj, mlp.up_proj)))
+            self.up = _gated(product(*_concatenated(mlp.gate_proj, mlp.up_proj)))
             down = mlp.down_proj
         self.down = product_plus(down.weight, down.bias)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (…, heads, D) each."""
         heads = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
-        q, k, v = torch.split_with_sizes(heads, self.parts, dim=-2)
+        q, k, v = torch.split_with_sizes(heads, self.heads, dim=-2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -184,13 +191,13 @@ class _Layer:
         return q, k, v
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
-        """The block's output from its input and what attention gave, (…, C) both."""
+        """The block's output from its input and the output of attention, (…, C) both."""
         x = self.out(y, x)
         return self.down(self.up(self.mlp_norm(x)), x)
 
 
-def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the layer that gives the outputs of several, one after the other."""
+def _concatenated(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer whose output is those of several, concatenated."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     return weight, torch.cat(biases) if biases else None
@@ -225,7 +232,7 @@ def _norm(module: nn.Module) -> Product:
 
 
 def product(weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Product:
-    """x → x Wᵀ + b, followed by GELU (by tanh) where asked for."""
+    """x → x Wᵀ + b, with `gelu` followed by GELU (by tanh)."""
     weight = weight.detach()
     if not _packs(weight):
         plain = partial(F.linear, weight=weight, bias=bias)
@@ -249,14 +256,15 @@ def product_plus(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tenso
 
 
 def _packs(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bf16()))
-    )
+    """Whether there is a layout of oneDNN's own for this weight."""
+    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    half = weight.dtype == torch.bfloat16 and multiplies_in_bf16()
+    return half or weight.dtype == torch.float32
 
 
-def _has_bf16() -> bool:
+def multiplies_in_bf16() -> bool:
     """Whether this CPU multiplies in bf16 itself."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

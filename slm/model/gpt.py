@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slm.config import ModelConfig
 
-PLAIN_CONTEXT = 512  # tokens, up to which a CPU attends by plain products
+MAX_PLAIN_CONTEXT = 512  # tokens, up to which a CPU attends by plain products
 NORM_EPS = {"gpt2": 1e-5, "qwen3": 1e-6}
 
 
@@ -52,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, C = x.shape
         heads = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (part.view(B, T, -1, self.head_dim) for part in heads)  # (B, T, H, D)
+        q, k, v = (part.view(B, T, -1, self.head_dim) for part in heads)  # (B, T, H or fewer, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """What each layer makes of x, by one product: one large one is faster than several small."""
+    """The outputs of several layers on x, by one product: faster than several small ones."""
     weight = torch.cat(tuple(layer.weight for layer in layers))
     biases = tuple(layer.bias for layer in layers if layer.bias is not None)
     y = F.linear(x, weight, torch.cat(biases) if biases else None)
@@ -74,10 +74,10 @@ def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Causal attention: (B, H, T, D) queries over (B, H or fewer, T, D) keys and values.
 
-    In bf16 on a CPU torch's kernel takes two to three times as long as the plain products, so
-    contexts whose scores stay small, (B, H, T, T), are attended to by these.
+    In bf16 on a CPU torch's kernel takes two to three times as long as plain products, so these
+    are used for contexts whose scores, (B, H, T, T), are small.
     """
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= PLAIN_CONTEXT
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_CONTEXT
     if not plain or k.shape[1] != q.shape[1]:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
@@ -91,8 +91,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 def drop(x: Tensor, rate: float) -> Tensor:
     """Dropout (Srivastava et al. 2014, JMLR 15): zeroes that fraction of x, the rest scaled up.
 
-    On a CPU torch draws a number an element, on one thread; 16 bits an element, four to a number,
-    take a third of the time. The rate is rounded to a multiple of 2⁻¹⁶ there.
+    On a CPU torch draws a number per element, on one thread; 16 bits per element, four from a
+    number, take a third of the time. The rate is rounded to a multiple of 2⁻¹⁶ there.
     """
     if rate == 0:
         return x
@@ -105,7 +105,7 @@ def drop(x: Tensor, rate: float) -> Tensor:
 
 
 class GeluMLP(nn.Module):
-    """GPT-2's: four times as wide, GELU by tanh."""
+    """GPT-2's MLP: four times as wide, GELU by tanh."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class GeluMLP(nn.Module):
 
 
 class SwiGluMLP(nn.Module):
-    """Shazeer 2020 (arXiv:2002.05202): 8/3 as wide, so as many weights as the other's four."""
+    """Shazeer 2020 (arXiv:2002.05202): 8/3 as wide, so as many weights as GPT-2's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class SwiGluMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
+    """Attention and MLP, each after a norm and with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. `forward` gives hidden states; `logits` and the loss use them."""
+    """A decoder-only transformer: `forward` returns hidden states, from which `logits` follow."""
 
     cos: Tensor
     sin: Tensor
@@ -174,8 +174,10 @@ class GPT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """GPT-2's: normal(0, 0.02), and the layers that write to the residual scaled down by the
-        square root of their number, so that its variance does not grow with depth."""
+        """GPT-2's initialisation: normal(0, 0.02), and the layers that write to the residual
+        scaled down by the square root of their number, so that its variance does not grow with
+        depth.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue  # norms start at one and biases, below, at zero
@@ -214,10 +216,10 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self) -> float:
-        """Floating-point operations of one training token, forward and backward.
+        """Floating-point operations per training token, forward and backward.
 
-        Six a weight that is multiplied, and attention's 6·L·C·T (half of the full matrix, for it
-        is causal): Kaplan et al. 2020 and PaLM's appendix B, with the causal half.
+        Six per weight that is multiplied, and attention's 6·L·C·T (half of the full matrix, since
+        it is causal): Kaplan et al. 2020 and PaLM's appendix B, with the causal half.
         """
         c = self.config
         matrices = sum(p.numel() for n, p in self.named_parameters() if p.dim() == 2)

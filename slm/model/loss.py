@@ -1,76 +1,124 @@
 """Cross-entropy of a tied output layer, in chunks, so that no (tokens × V) array ever exists.
 
-The gradients are made in the forward pass, chunk by chunk, while the logits are at hand (the idea
-of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989): three matrix
-products a chunk, none done twice, and a peak of `CHUNK × V` numbers in the products' precision.
+The gradients are computed in the forward pass, chunk by chunk, while the logits exist (the idea of
+Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989): three matrix products
+per chunk, none repeated. How large a chunk is, and how the weight's gradient is laid out, depends
+on the device: see `chunking`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # tokens: their logits at V = 50,257 are 103 MB in bf16
-BLOCK = 1 << 21  # logits taken to float32 at once on a CPU: 8 MB, which its caches hold
+CHUNK_BYTES = 1 << 29  # of a chunk's logits, on an accelerator
+
+
+class Chunking(NamedTuple):
+    """How the loss is divided."""
+
+    tokens: int  # whose logits exist at a time
+    block: int  # logits that are taken to float32 at a time
+    transposed: bool  # the weight's gradient is accumulated as (C, V), else as (V, C)
+
+
+def chunking(device_type: str, vocab_size: int, itemsize: int) -> Chunking:
+    """The division for a kind of device, a vocabulary and the bytes of a logit.
+
+    A CPU wants blocks that fit its caches, and makes the (C, V) product in two thirds of the time
+    of the other. An accelerator wants large products, and adding a (C, V) product to a gradient of
+    (V, C) would read it against the order of its memory.
+
+    >>> chunking("cpu", 50_257, 2)
+    Chunking(tokens=1024, block=2097152, transposed=True)
+    >>> chunking("cuda", 50_257, 2)  # 5,341 tokens × 50,257 logits × 2 bytes are 512 MiB
+    Chunking(tokens=5341, block=33554432, transposed=False)
+    """
+    if device_type == "cpu":
+        return Chunking(tokens=1024, block=1 << 21, transposed=True)
+    tokens = max(1, CHUNK_BYTES // (vocab_size * itemsize))
+    return Chunking(tokens, block=1 << 25, transposed=False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        rows = len(targets)
-        matrix = weight.to(hidden.dtype)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunks: Chunking
+    ) -> Tensor:
+        count = len(targets)
+        matrix = weight.to(hidden.dtype)  # (V, C)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = torch.empty_like(hidden)
-        # Transposed, (C, V): on a CPU this product takes two thirds of the other's time.
-        d_weight = torch.zeros_like(weight.T, dtype=torch.float32)
-        for start in range(0, rows, CHUNK):
-            chunk = slice(start, start + CHUNK)
-            h = hidden[chunk]
-            logits = h @ matrix.T  # (CHUNK, V)
-            loss += differentiate(logits, targets[chunk])
+        d_hidden = torch.empty_like(hidden)  # (N, C)
+        layout = weight.T if chunks.transposed else weight
+        d_weight = torch.zeros_like(layout, dtype=torch.float32)  # (C, V) or (V, C)
+        for start in range(0, count, chunks.tokens):
+            chunk = slice(start, start + chunks.tokens)
+            h = hidden[chunk]  # (n, C)
+            logits = h @ matrix.T  # (n, V)
+            loss += differentiate(logits, targets[chunk], chunks.block)
             d_hidden[chunk] = logits @ matrix
-            d_weight += h.T @ logits
-        ctx.save_for_backward(d_hidden, d_weight.T.contiguous())
-        ctx.rows = rows
-        return loss / rows
+            if chunks.transposed:
+                d_weight += h.T @ logits
+            elif h.dtype == d_weight.dtype:
+                d_weight.addmm_(logits.T, h)
+            else:
+                d_weight += logits.T @ h
+        ctx.save_for_backward(d_hidden, d_weight.T.contiguous() if chunks.transposed else d_weight)
+        ctx.count = count
+        return loss / count
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         # The mean is taken only now, with the scaler's factor: fp16 has no numbers that small.
-        scale = grads[0] / ctx.rows
-        return (d_hidden.float() * scale).to(d_hidden.dtype), d_weight * scale, None
+        scale = grads[0] / ctx.count
+        return (d_hidden.float() * scale).to(d_hidden.dtype), d_weight * scale, None, None
 
 
-def differentiate(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turns logits (N, V) into the gradient by them, in place; returns the summed cross-entropy."""
-    rows = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
+    """Turns logits (N, V) into the gradient by them, in place; returns the summed cross-entropy.
+
+    The gradient is the softmax minus the one-hot target. `block`: logits that are taken to float32
+    at a time.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 3.0]]).log1p()  # chances ½ ½ and ⅕ ⅘
+    >>> differentiate(logits, torch.tensor([0, 1]), block=2)  # −ln ½ − ln ⅘
+    tensor(0.9163)
+    >>> logits
+    tensor([[-0.5000,  0.5000],
+            [ 0.2000, -0.2000]])
+    """
+    rows = max(1, block // logits.shape[1])
     losses = []
     blocks = zip(torch.split(logits, rows), torch.split(targets[:, None], rows), strict=True)
-    for block, ids in blocks:
-        x = block.float()
+    for part, ids in blocks:  # (rows, V), (rows, 1)
+        x = part.float()
         p = x.softmax(dim=-1)
-        # The greatest of V probabilities is at least 1 / V, so its logarithm is safe.
-        log_sum = x.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
+        # The largest of V probabilities is at least 1 / V, so its logarithm is safe.
+        log_sum = x.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()  # (rows, 1)
         losses.append((log_sum - x.gather(1, ids)).sum())
         p.scatter_add_(1, ids, torch.full_like(ids, -1, dtype=torch.float32))
-        block.copy_(p)
+        part.copy_(p)
     return torch.stack(losses).sum()
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunks: Chunking | None = None
+) -> Tensor:
     """Mean negative log-likelihood in nats, exact to `plain_cross_entropy`.
 
     Args:
-        hidden: (N, C), in the precision that the products are to be made in.
+        hidden: (N, C), in the precision of the products.
         weight: (V, C) of the output layer; its gradient is accumulated in float32.
         targets: (N,) token ids.
+        chunks: None: those of the device.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    chunks = chunks or chunking(hidden.device.type, len(weight), hidden.element_size())
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunks)  # type: ignore[no-untyped-call]
     return loss
 
 
 def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The reference: all logits at once."""
+    """The reference: all logits together."""
     return F.cross_entropy(F.linear(hidden, weight.to(hidden.dtype)).float(), targets)

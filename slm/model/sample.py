@@ -1,11 +1,11 @@
-"""Text from a model: a KV cache, one pass over the prompts, then one token a row a step.
+"""Text from a model: a KV cache, one pass over the prompts, then one token per row per step.
 
-A row's text depends on its prompt, its seed and the settings, and on nothing else: not on the rows
-beside it, nor on how many they are. Each row draws one uniform number a token from a generator of
-its own; rows that have ended leave the batch.
+A row's text depends on its prompt, its seed and the settings, and on nothing else: not on the other
+rows, nor on how many they are. Each row draws one uniform number per token from a generator of its
+own; rows that have ended leave the batch.
 
-Beyond the context: when a row has filled it, the last half is kept and read anew, and the row goes
-on from there. A prompt that does not fit by itself is refused.
+Beyond the context: when a row has filled it, its last half is kept and read anew, and the row
+continues from there. A prompt that does not fit by itself is refused.
 """
 
 import codecs
@@ -39,14 +39,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a token is chosen. Raises UserError for values that mean nothing.
+class SamplingSettings:
+    """How a token is sampled. Raises UserError for values out of range.
 
     `temperature` divides the logits, 0 is greedy. `top_k` keeps the k likeliest tokens, then
     `top_p` the likeliest that together reach that probability (Holtzman et al. 2019,
     arXiv:1904.09751), then `min_p` those at least that fraction as likely as the likeliest (Nguyen
     et al. 2024, arXiv:2407.01082). `repetition_penalty` comes first: it weakens every token that
-    the row has (Keskar et al. 2019, arXiv:1909.05858), end-of-text excepted.
+    is in the row (Keskar et al. 2019, arXiv:1909.05858), end-of-text excepted.
     """
 
     temperature: float = 1.0
@@ -88,29 +88,31 @@ def generate(
     stop: Sequence[str] = (),
     on_text: OnText | None = None,
 ) -> list[Sample]:
-    """One completion a prompt, in their order.
+    """One completion per prompt, in their order.
 
     Args:
-        model: a `Decoder`, which is made of a model once, saves the making at every call.
-        prompts: texts that the model goes on from, as if each opened a document.
-        temperature, top_k, top_p, min_p, repetition_penalty: see `Settings`.
-        seed: of every row, or one a row. The same seed gives the same text.
+        model: a `Decoder`, made from a model once, saves making one at every call.
+        prompts: texts that the model continues, as if each opened a document.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingSettings`.
+        seed: of every row, or one per row. The same seed gives the same text.
         stop: strings that end a text; neither they nor what follows is part of it.
-        on_text: is given each text as it grows, in whole characters.
+        on_text: receives each text as it grows, in whole characters.
 
     Raises:
         UserError: a setting is out of range, or a prompt does not fit the context.
     """
-    settings = Settings(temperature, top_k, top_p, min_p, repetition_penalty)
+    settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens}: it must be 0 or above")
     if "" in stop:
         raise UserError("stop='': an empty string would end every text; leave it out")
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
-        raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one a prompt")
+        raise UserError(
+            f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one per prompt"
+        )
     rows = [
-        Row(
+        Completion(
             number,
             prompt,
             _encode(prompt, tokenizer, model.config.seq_len),
@@ -123,7 +125,8 @@ def generate(
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     with torch.inference_mode():
         for first in range(0, len(rows), MAX_ROWS):
-            _write(decoder, tokenizer, rows[first : first + MAX_ROWS], max_new_tokens, settings)
+            batch = rows[first : first + MAX_ROWS]
+            _generate_batch(decoder, tokenizer, batch, max_new_tokens, settings)
     return [row.sample() for row in rows]
 
 
@@ -138,8 +141,8 @@ def _encode(prompt: str, tokenizer: Tokenizer, seq_len: int) -> list[int]:
 
 
 @dataclass
-class Row:
-    """A text in the making."""
+class Completion:
+    """A text while it is generated: a row of the batch."""
 
     number: int
     prompt: str
@@ -158,20 +161,20 @@ class Row:
     )
 
     def append(self, token: int, tokenizer: Tokenizer) -> None:
-        """Takes the next token; sets `ended` where the text ends by itself."""
+        """Adds the next token; sets `ended` where the text ends by itself."""
         if token == tokenizer.eot:
             self.ended = True
         else:
             self.ids.append(token)
             self.tokens += 1
             self.text += self.characters.decode(tokenizer.decode_bytes([token]))
-            found = [at for at in map(self.text.find, self.stop) if at >= 0]
-            if found:
-                self.text, self.ended = self.text[: min(found)], True
+            stops = [start for start in map(self.text.find, self.stop) if start >= 0]
+            if stops:
+                self.text, self.ended = self.text[: min(stops)], True
         self.show(final=False)
 
     def show(self, final: bool) -> None:
-        """Gives the new characters away, but for those that may turn out to begin a stop string."""
+        """Passes the new characters on, except those that may turn out to begin a stop string."""
         if self.on_text is None:
             return
         until = len(self.text) - (0 if final or self.ended else _overlap(self.text, self.stop))
@@ -188,7 +191,11 @@ class Row:
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of `text` that a stop string begins with."""
+    """The length of the longest end of `text` that a stop string begins with.
+
+    >>> _overlap("She said Th", ["The end", "\\n"])
+    2
+    """
     lengths = range(min(len(text), max(map(len, stops), default=0)), 0, -1)
     return next((n for n in lengths if any(s.startswith(text[-n:]) for s in stops)), 0)
 
@@ -196,123 +203,138 @@ def _overlap(text: str, stops: Sequence[str]) -> int:
 # ---- the loop ---------------------------------------------------------------------------------
 
 
-def _write(
-    decoder: Decoder, tokenizer: Tokenizer, rows: list[Row], max_new_tokens: int, settings: Settings
+def _generate_batch(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    rows: list[Completion],
+    max_new_tokens: int,
+    settings: SamplingSettings,
 ) -> None:
-    """Brings every row to its end. Row i of the cache is rows[i], always."""
-    alive = [row for row in rows if row.tokens < max_new_tokens]
-    if not alive:
+    """Completes every row. Row i of the cache is always that of active[i]."""
+    active = [row for row in rows if row.tokens < max_new_tokens]
+    if not active:
         return
-    seen = _seen(decoder, tokenizer, alive) if settings.repetition_penalty != 1 else None
-    cache = KVCache.empty(decoder.model, len(alive))
-    hidden = _read(decoder, cache, [row.ids for row in alive], list(range(len(alive))))
+    penalised = None
+    if settings.repetition_penalty != 1:
+        penalised = _tokens_of_rows(decoder, tokenizer, active)  # (B, V)
+    cache = KVCache.empty(decoder.model, len(active))
+    hidden = _prefill(decoder, cache, [row.ids for row in active], list(range(len(active))))
     while True:
-        uniforms = [row.rng.random() for row in alive]
-        chosen = _next(decoder, hidden, settings, uniforms, seen)
-        if seen is not None:
-            seen.scatter_(1, chosen[:, None], chosen[:, None] != tokenizer.eot)
-        for row, token in zip(alive, chosen.tolist(), strict=True):
+        uniforms = [row.rng.random() for row in active]
+        tokens = _next_tokens(decoder, hidden, settings, uniforms, penalised)  # (B,)
+        if penalised is not None:
+            penalised.scatter_(1, tokens[:, None], tokens[:, None] != tokenizer.eot)
+        for row, token in zip(active, tokens.tolist(), strict=True):
             row.append(token, tokenizer)
-        done = [i for i, r in enumerate(alive) if r.ended or r.tokens == max_new_tokens]
+        done = [i for i, r in enumerate(active) if r.ended or r.tokens == max_new_tokens]
         for i in reversed(done):
-            alive[i].finish()
-            _drop(i, alive, cache, chosen, *([] if seen is None else [seen]))
-        if not alive:
+            active[i].finish()
+            _remove_row(i, active, cache, tokens, *([] if penalised is None else [penalised]))
+        if not active:
             return
         if done:
-            n = len(alive)
-            chosen, seen = chosen[:n], None if seen is None else seen[:n]
-            cache = KVCache(cache.keys[:, :n], cache.values[:, :n], cache.lengths[:n])
-        hidden = _step(decoder, cache, alive, chosen)
+            B = len(active)
+            tokens, penalised = tokens[:B], None if penalised is None else penalised[:B]
+            cache = KVCache(cache.keys[:, :B], cache.values[:, :B], cache.lengths[:B])
+        hidden = _step(decoder, cache, active, tokens)
 
 
-def _next(
+def _next_tokens(
     decoder: Decoder,
     hidden: Tensor,
-    settings: Settings,
+    settings: SamplingSettings,
     uniforms: list[float],
-    seen: Tensor | None,
+    penalised: Tensor | None,
 ) -> Tensor:
     """The next token of each row, (B,), from the hidden states (B, C) at their ends."""
-    wanted = 1 if settings.temperature == 0 else settings.top_k
-    if decoder.screen is None or len(hidden) > 1 or seen is not None or wanted is None:
-        return choose(decoder.logits(hidden), settings, uniforms, seen)
-    ids, logits = decoder.screen(hidden, min(wanted, len(decoder.embed)))
-    return ids[choose(logits, settings, uniforms)]
+    k = 1 if settings.temperature == 0 else settings.top_k
+    if decoder.screen is None or len(hidden) > 1 or penalised is not None or k is None:
+        return sample_tokens(decoder.logits(hidden), settings, uniforms, penalised)
+    ids, logits = decoder.screen(hidden, min(k, len(decoder.embed)))  # (N,), (1, N)
+    return ids[sample_tokens(logits, settings, uniforms)]
 
 
-def _seen(decoder: Decoder, tokenizer: Tokenizer, rows: list[Row]) -> Tensor:
-    """Which tokens each row has, (B, V), end-of-text excepted."""
-    seen = torch.zeros(len(rows), len(decoder.embed), dtype=torch.bool)
+def _tokens_of_rows(decoder: Decoder, tokenizer: Tokenizer, rows: list[Completion]) -> Tensor:
+    """Whether each token is in each row, (B, V), end-of-text excepted."""
+    mask = torch.zeros(len(rows), len(decoder.embed), dtype=torch.bool)
     for i, row in enumerate(rows):
-        seen[i, row.ids] = True
-    seen[:, tokenizer.eot] = False
-    return seen.to(decoder.embed.device)
+        mask[i, row.ids] = True
+    mask[:, tokenizer.eot] = False
+    return mask.to(decoder.embed.device)
 
 
-def _drop(i: int, rows: list[Row], cache: KVCache, *others: Tensor) -> None:
-    """Row i leaves: the last row takes its place."""
+def _remove_row(i: int, rows: list[Completion], cache: KVCache, *tensors: Tensor) -> None:
+    """Removes row i; the last row takes its place, in the cache and in other tensors (B, …)."""
     last = len(rows) - 1
     if i != last:
-        for tensor in (cache.keys.transpose(0, 1), cache.values.transpose(0, 1), cache.lengths):
-            tensor[i] = tensor[last]
-        for tensor in others:
+        cached = (cache.keys.transpose(0, 1), cache.values.transpose(0, 1), cache.lengths)
+        for tensor in (*cached, *tensors):
             tensor[i] = tensor[last]
         rows[i] = rows[last]
     rows.pop()
 
 
-def _read(decoder: Decoder, cache: KVCache, texts: list[list[int]], where: list[int]) -> Tensor:
-    """Fills the rows `where` of the cache with texts; the hidden states (rows, C) at their ends."""
+def _prefill(decoder: Decoder, cache: KVCache, texts: list[list[int]], rows: list[int]) -> Tensor:
+    """Fills some rows of the cache with texts; the hidden states (rows, C) at their ends."""
     device = cache.lengths.device
     lengths = torch.tensor([len(ids) for ids in texts], device=device)
-    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=device)
+    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=device)  # (rows, T)
     for i, text in enumerate(texts):
         ids[i, : len(text)] = torch.tensor(text, device=device)
     fresh = KVCache.empty(decoder.model, len(texts))
-    hidden = decoder.read(ids, fresh)  # (B, T, C)
-    cache.keys[:, where] = fresh.keys
-    cache.values[:, where] = fresh.values
-    cache.lengths[where] = lengths
+    hidden = decoder.prefill(ids, fresh)  # (rows, T, C)
+    cache.keys[:, rows] = fresh.keys
+    cache.values[:, rows] = fresh.values
+    cache.lengths[rows] = lengths
     return hidden[torch.arange(len(texts), device=device), lengths - 1]
 
 
-def _step(decoder: Decoder, cache: KVCache, rows: list[Row], chosen: Tensor) -> Tensor:
-    """The hidden states (B, C) after one more token a row; rows that are full keep a half."""
+def _step(decoder: Decoder, cache: KVCache, rows: list[Completion], tokens: Tensor) -> Tensor:
+    """The hidden states (B, C) after one more token per row; a full row keeps its last half."""
     limit = decoder.config.seq_len
     full = [i for i, length in enumerate(cache.lengths.tolist()) if length == limit]
     if full:
-        kept = max(1, limit // 2)  # the chosen token is the last of them
+        kept = max(1, limit // 2)  # with the new token, the last of them
         cache.lengths[full] = 0
         if kept > 1:
-            _read(decoder, cache, [rows[i].ids[-kept:-1] for i in full], full)
-    return decoder.step(chosen, cache)
+            _prefill(decoder, cache, [rows[i].ids[-kept:-1] for i in full], full)
+    return decoder.step(tokens, cache)
 
 
-# ---- choosing a token -------------------------------------------------------------------------
+# ---- sampling a token -------------------------------------------------------------------------
 
 
-def choose(
-    logits: Tensor, settings: Settings, uniforms: Sequence[float], seen: Tensor | None = None
+def sample_tokens(
+    logits: Tensor,
+    settings: SamplingSettings,
+    uniforms: Sequence[float],
+    penalised: Tensor | None = None,
 ) -> Tensor:
     """The next token of each row, (B,).
 
     Args:
         logits: (B, V).
-        uniforms: one number in [0, 1) a row. The token is where the cumulative distribution, in
+        uniforms: one number in [0, 1) per row. The token is where the cumulative distribution, in
             the order of the ids, passes it, so that rounding hardly ever changes a text.
-        seen: (B, V), True where the repetition penalty applies.
+        penalised: (B, V), True where the repetition penalty applies.
+
+    Three rows of the probabilities 0.5, 0.1, 0.4; top-k keeps the tokens 0 and 2, with the weights
+    1 and 0.8 and so the cumulative weights 1 and 1.8. The uniforms times 1.8 are 0.9, 1.08, 1.782:
+
+    >>> logits = torch.tensor([0.5, 0.1, 0.4]).log().expand(3, -1)
+    >>> sample_tokens(logits, SamplingSettings(top_k=2), [0.5, 0.6, 0.99])
+    tensor([0, 2, 2])
     """
     logits = logits.float()
-    if seen is not None:
+    if penalised is not None:
         penalty = settings.repetition_penalty
-        weaker = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(seen, weaker, logits)
+        weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(penalised, weakened, logits)
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
-    ids = None
+    ids = None  # of the K tokens that are left; None: all V
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
-        ids = logits.topk(settings.top_k, dim=-1).indices.sort(dim=-1).values
+        ids = logits.topk(settings.top_k, dim=-1).indices.sort(dim=-1).values  # (B, K)
         logits = logits.gather(-1, ids)
     logits = logits.double()
     logits -= logits.amax(dim=-1, keepdim=True)  # before the division: tiny temperatures are fine
@@ -321,22 +343,29 @@ def choose(
         weights = _nucleus(weights, settings.top_p)
     if settings.min_p:
         weights = torch.where(weights < settings.min_p, 0, weights)  # the likeliest weighs 1
-    cumulative = weights.cumsum(dim=-1)
-    uniform = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    where = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    where = where.clamp_max(weights.shape[-1] - 1)
-    return (where if ids is None else ids.gather(-1, where)).flatten()
+    cumulative = weights.cumsum(dim=-1)  # (B, K)
+    uniform = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
+    index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    index = index.clamp_max(weights.shape[-1] - 1)  # (B, 1)
+    return (index if ids is None else ids.gather(-1, index)).flatten()
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """`weights` (B, K) without those outside the smallest set that reaches `top_p` of the sum."""
-    target = top_p * weights.sum(dim=-1, keepdim=True)
+    """`weights` (B, K) without those outside the smallest set that reaches `top_p` of the sum.
+
+    Of a sum of 10, 0.8 are 8. The weights in descending order and the sums before each are 4 3 1.5
+    1 0.5 and 0 4 7 8.5 9.5: those with less than 8 before them stay.
+
+    >>> _nucleus(torch.tensor([[1.0, 4.0, 0.5, 3.0, 1.5]]), 0.8)
+    tensor([[0.0000, 4.0000, 0.0000, 3.0000, 1.5000]])
+    """
+    target = top_p * weights.sum(dim=-1, keepdim=True)  # (B, 1)
     size = min(1024, weights.shape[-1])
     while True:  # the set is small, nearly always: a full sort is not worth its time
-        heaviest = weights.topk(size, dim=-1).values
+        heaviest = weights.topk(size, dim=-1).values  # (B, size)
         before = heaviest.cumsum(dim=-1) - heaviest
         if size == weights.shape[-1] or bool((before[:, -1:] >= target).all()):
             break
         size = weights.shape[-1]
-    least = torch.where(before < target, heaviest, torch.inf).amin(dim=-1, keepdim=True)
-    return torch.where(weights < least, 0, weights)
+    smallest = torch.where(before < target, heaviest, torch.inf).amin(dim=-1, keepdim=True)
+    return torch.where(weights < smallest, 0, weights)

@@ -13,16 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
-from slm.evaluation.evaluate import device, score_documents
+from slm.evaluation.evaluate import device_of, score_documents
 from slm.evaluation.intervals import paired_interval
 from slm.evaluation.memorisation import longest_copies, memorised_share
+from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL_FILES, load_model
 from slm.records import Progress, Shards
-from slm.registry import vetoes
 from slm.registry.finding import checkpoint_folder, fetch_version, required, run_folder
-from slm.run_folder import TOKENIZER, DataRoot
+from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import as_default
 
@@ -99,7 +100,7 @@ def judged(
     texts = _held_out(shards, limits.gate_documents)
     sizes = np.array([len(text.encode()) for text in texts])
 
-    model, tokenizer = load_model(folder, device())
+    model, tokenizer = load_model(folder, device_of(folder))
     nats = _score(model, tokenizer, texts, progress)
     against = _vetoes(entry, model, tokenizer, texts, shards, limits)
     bpb = _bits_per_byte(nats, sizes)
@@ -107,7 +108,7 @@ def judged(
     if rival:
         rival_folder = fetch_version(client, rival, root)
         measured = _compare(
-            nats, _score(*load_model(rival_folder, device()), texts, progress), sizes
+            nats, _score(*load_model(rival_folder, device_of(folder)), texts, progress), sizes
         )
         better = measured["high"] < limits.margin
         line = (
@@ -208,7 +209,7 @@ def _score(
 ) -> npt.NDArray[np.float64]:
     """Nats spent on each text, (N,)."""
     encoded = (np.array(tokenizer.encode(text), np.int64) for text in texts)
-    rows = score_documents(model, tokenizer, encoded, len(texts), progress).rows()
+    rows = score_documents(model, tokenizer, encoded, len(texts), progress).rows
     return np.array([nats for nats, _, _ in rows])
 
 
@@ -239,7 +240,7 @@ def _vetoes(
         seed=range(len(prompts)),
     )
     samples = [np.array(tokenizer.encode(s.completion), np.int64) for s in written]
-    broken = [vetoes.degenerate(s.completion, i) for s, i in zip(written, samples, strict=True)]
+    broken = [degenerate(s.completion, i) for s, i in zip(written, samples, strict=True)]
     if (share := sum(b is not None for b in broken) / len(broken)) > limits.max_degenerate:
         kinds = ", ".join(sorted({b for b in broken if b}))
         found.append(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from slm.evaluation.baselines import Reference
+from slm.evaluation.baselines import Baseline
 from slm.records import Checkpoint, Evaluation, Shards, Source
 from slm.report.summary import percent
 from slm.tokens.shards.reading import documents
@@ -25,10 +25,10 @@ def references(checkpoint: Checkpoint, evaluation: Evaluation) -> dict[str, Any]
     return {"rows": rows, "documents": beside["documents"], "bytes": beside["bytes"]}
 
 
-def others(evaluation: Evaluation) -> dict[str, Reference]:
+def others(evaluation: Evaluation) -> dict[str, Baseline]:
     """The references by their names."""
     beside = evaluation.details.get("beside") or {"references": []}
-    return {row["name"]: Reference(**row) for row in beside["references"]}
+    return {row["name"]: Baseline(**row) for row in beside["references"]}
 
 
 def comparable_bpb(evaluation: Evaluation) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from slm.config import ReportConfig
 from slm.evaluation import grammar
-from slm.evaluation.memorisation import Copy, copy_line, longest_copies
+from slm.evaluation.memorisation import Copy, copy_threshold, longest_copies
 from slm.evaluation.text_quality import Quality, measure, words
 from slm.records import Progress, Shards, silent
 from slm.report.grid import GridSample
@@ -80,7 +80,9 @@ def beside_human(
         _grammar(written, rest, settings.language),
         searched,
     )
-    return Comparison(ours, checks, _longest(ours, ids, tokenizer), copy_line(humans), len(human))
+    return Comparison(
+        ours, checks, _longest(ours, ids, tokenizer), copy_threshold(humans), len(human)
+    )
 
 
 def _grammar(

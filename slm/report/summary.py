@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from slm.evaluation.baselines import FIVE_GRAM, XZ, Reference
-from slm.evaluation.memorisation import copy_line, memorised_share
+from slm.evaluation.baselines import FIVE_GRAM, XZ, Baseline
+from slm.evaluation.memorisation import copy_threshold, memorised_share
 from slm.evaluation.text_quality import Quality
 
 Level = Literal["good", "note", "warn", "bad"]  # a note speaks neither for nor against
@@ -108,7 +108,7 @@ def quality_checks(
         Check("longest copied passage", ours, humans, "tokens that stand word for word in the "
               f"first {searched.tokens:,} training tokens, median", "", "good"),
         _share("copied", copied, copied_by_humans, "texts with a copied passage longer than "
-               f"{copy_line(copies[1])} tokens: about one held-out text in twenty has one",
+               f"{copy_threshold(copies[1])} tokens: about one held-out text in twenty has one",
                "it copies its training documents", _more(copied, copied_by_humans, 0.15, 0.4)),
     ]  # fmt: skip
 
@@ -143,7 +143,7 @@ def training_findings(
     train_loss: float,
     val_loss: float,
     val_bpb: float,
-    others: Mapping[str, Reference],
+    others: Mapping[str, Baseline],
 ) -> list[Finding]:
     """What the loss curves and a comparison with other ways to predict the same bytes tell.
 
@@ -178,7 +178,7 @@ def training_findings(
     return findings
 
 
-def _counting_finding(val_bpb: float, counting: Reference) -> Finding:
+def _counting_finding(val_bpb: float, counting: Baseline) -> Finding:
     """A 5-gram model knows phrases and nothing else."""
     text = f"A {counting.name} model of the training text ({counting.knows}) needs"
     if val_bpb <= counting.bpb:

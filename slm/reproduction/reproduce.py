@@ -24,11 +24,12 @@ from slm.evaluation.evaluate import DETAILS, evaluate
 from slm.history.lineage import Lineage, lineage
 from slm.model.saved import MODEL, load_model
 from slm.records import Parent, Progress, Record, Run, Shards, Source, silent
-from slm.run_folder import CHECKPOINTS, JOURNAL, TOKENIZER, RunFolder
+from slm.run_folder import CHECKPOINTS, JOURNAL, RunFolder
 from slm.source.download import download
 from slm.source.hub_client import keep_cache_in
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.training import launch
 

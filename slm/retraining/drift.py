@@ -16,7 +16,7 @@ from pyarrow.lib import ArrowException
 from pydantic import BaseModel, ConfigDict
 
 from slm.errors import CorruptionError
-from slm.evaluation.evaluate import device, score_documents
+from slm.evaluation.evaluate import device_of, score_documents
 from slm.model.saved import load_model
 from slm.records import Progress, Shards, Source, silent
 from slm.tokens.cleaning import Hashes, Mask, document_hash
@@ -204,7 +204,7 @@ def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = 
 
     Raises CorruptionError where the model's files or the shards are damaged.
     """
-    gpt, tokenizer = load_model(model, device())
+    gpt, tokenizer = load_model(model, device_of(model))
     new = _within(np.array(tokenizer.encode(text), np.int64) for text in texts)
     held_out = _within(islice(documents(shards, "val"), len(new)))
 

@@ -29,7 +29,7 @@ from slm.errors import CorruptionError
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, MODEL, describe_model, load_weights
 from slm.records import Checkpoint
-from slm.run_folder import TOKENIZER, checkpoint_folders
+from slm.run_folder import checkpoint_folders
 from slm.storage import (
     commit,
     delete_leftovers,
@@ -38,6 +38,7 @@ from slm.storage import (
     quarantine,
     read_record,
 )
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,11 @@ from slm.evaluation.scoring import Score
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, load_weights
 from slm.records import Checkpoint, Parent, Plan, Shards, ShardSplit
-from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, TOKENIZER, RunFolder
+from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
 from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
 from slm.tokens.shards.reading import read_shards, read_tokens
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.training.checkpoint import (
     CheckpointWriter,

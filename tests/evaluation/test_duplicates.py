@@ -1,4 +1,4 @@
-"""Duplicates between the splits: the same by hand, and at every border of windows."""
+"""Duplicates between the splits, whatever the windows in which train is read."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slm.evaluation import duplicates
-from slm.evaluation.duplicates import RUN, contamination
+from slm.evaluation.duplicates import NGRAM, contamination
 from slm.records import Shards, ShardSplit
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import Tokenizer
@@ -40,17 +40,17 @@ def test_exact_near_and_unlike(
     shards = make_shards(tmp_path, train)
     near = np.concatenate((train[7][:80], text(100, 20)))
     half = np.concatenate((train[3][:40], train[4][:40]))  # of two documents, so of neither
-    short, unlike = text(200, RUN - 1), text(201, 100)
-    found = contamination(shards, BYTES, [unlike, near, train[5], short, half])
-    assert (found["documents"], found["exact"], found["near"]) == (5, 1, 1)
-    assert found["train_tokens"] == 12 * 101
-    first, second = found["examples"]
+    short, unlike = text(200, NGRAM - 1), text(201, 100)
+    result = contamination(shards, BYTES, [unlike, near, train[5], short, half])
+    assert (result["documents"], result["exact"], result["near"]) == (5, 1, 1)
+    assert result["train_tokens"] == 12 * 101
+    first, second = result["examples"]
     assert (first["document"], first["shared"]) == (2, 1)
     assert first["train"] == first["held_out"] == BYTES.decode(train[5][:60]) + "…"
     assert second["document"] == 1
-    assert second["shared"] == pytest.approx((80 - RUN + 1) / (100 - RUN + 1), abs=0.02)
+    assert second["shared"] == pytest.approx((80 - NGRAM + 1) / (100 - NGRAM + 1), abs=0.02)
     assert second["train"].startswith(BYTES.decode(train[7][:60]))
-    assert 0.3 < found["phrases"] < 0.7
+    assert 0.3 < result["phrases"] < 0.7
 
 
 def test_a_short_document_counts_where_it_is_whole(tmp_path: Path) -> None:
@@ -64,5 +64,5 @@ def test_a_short_document_counts_where_it_is_whole(tmp_path: Path) -> None:
 def test_nothing_held_out_or_nothing_alike(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, [text(2, 30)])
     assert contamination(shards, BYTES, [])["documents"] == 0
-    found = contamination(shards, BYTES, [np.empty(0, np.int64), text(9, 50)])
-    assert (found["exact"], found["near"], found["examples"]) == (0, 0, [])
+    result = contamination(shards, BYTES, [np.empty(0, np.int64), text(9, 50)])
+    assert (result["exact"], result["near"], result["examples"]) == (0, 0, [])

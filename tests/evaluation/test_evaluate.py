@@ -1,53 +1,58 @@
-"""What the evaluation tells beside the loss: each figure by hand, and in a real run."""
+"""The figures of an evaluation next to the loss, each recomputed; and those of a real run."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import copy_run
+from tiny_run import copy_run, tiny_config
 
 from slm.config import DataConfig
 from slm.errors import CorruptionError
 from slm.evaluation.baselines import FIVE_GRAM, XZ
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.evaluate import (
-    Scores,
+    ScoredDocuments,
     by_length,
-    details,
+    device_of,
+    evaluate,
     evaluate_file,
+    score_details,
     score_documents,
+    scoring_device,
 )
-from slm.evaluation.scoring import token_losses
+from slm.evaluation.scoring import DocumentScore, token_losses
 from slm.model.saved import load_model
 from slm.records import Evaluation
-from slm.run_folder import RunFolder
+from slm.run_folder import RunFolder, Settings
 from slm.storage import read_record
 from slm.tokens.shards.reading import documents
 
 
-def test_a_model_that_means_what_it_says_is_calibrated() -> None:
+def test_confidence_that_is_right_as_often_as_it_claims_is_calibrated() -> None:
     draws = np.random.default_rng(0)
     confidence = draws.uniform(0.05, 1, 200_000).astype(np.float32)
-    right = (draws.uniform(size=len(confidence)) < confidence).astype(np.float32)
-    honest, proud = Calibration(), Calibration()
-    honest.add(confidence, right)
-    proud.add(np.minimum(1, confidence + 0.2), right)
+    correct = (draws.uniform(size=len(confidence)) < confidence).astype(np.float32)
+    honest, overconfident = Calibration(), Calibration()
+    honest.add(confidence, correct)
+    overconfident.add(np.minimum(1, confidence + 0.2), correct)
     assert honest.summary()["error"] < 0.01
-    assert proud.summary()["error"] == pytest.approx(0.18, abs=0.03)
-    assert honest.summary()["accuracy"] == pytest.approx(right.mean())
+    assert overconfident.summary()["error"] == pytest.approx(0.18, abs=0.03)
+    assert honest.summary()["accuracy"] == pytest.approx(correct.mean())
     assert sum(row[0] for row in honest.summary()["bins"]) == len(confidence)
 
 
-def test_the_measure_is_softmax_and_its_likeliest_token() -> None:
+def test_predictions_are_those_of_the_softmax() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(50, 9), torch.randint(0, 9, (50,))
-    chances = logits.softmax(-1)
-    found = predictions(logits, targets)
-    torch.testing.assert_close(found[:, 0], -chances[range(50), targets].log())
-    torch.testing.assert_close(found[:, 1], chances.max(-1).values)
-    assert found[:, 2].tolist() == (chances.argmax(-1) == targets).float().tolist()
+    probabilities = logits.softmax(-1)
+    figures = predictions(logits, targets)
+    torch.testing.assert_close(figures[:, 0], -probabilities[range(50), targets].log())
+    torch.testing.assert_close(figures[:, 1], probabilities.max(-1).values)
+    assert figures[:, 2].tolist() == (probabilities.argmax(-1) == targets).float().tolist()
 
 
 def test_every_prediction_is_counted_once(tmp_path: Path) -> None:
@@ -56,28 +61,74 @@ def test_every_prediction_is_counted_once(tmp_path: Path) -> None:
     assert shards is not None
     model, tokenizer = load_model(run / "checkpoints" / "step_000004")
     held_out = [ids for ids, _ in zip(documents(shards, "val"), range(5), strict=False)]
-    scores = score_documents(model, tokenizer, held_out, None)
+    scored = score_documents(model, tokenizer, held_out, None)
     losses = token_losses(model, held_out, shards.eot)
-    for row, nats in zip(scores.rows(), losses, strict=True):
+    for row, nats in zip(scored.rows, losses, strict=True):
         assert row[:2] == (pytest.approx(float(nats.sum())), len(nats))
-    found = details(scores)
-    assert found["by_position"][0] == (1, 1, pytest.approx(np.mean([nats[0] for nats in losses])))
+    details = score_details(scored)
+    assert details["by_position"][0] == (1, 1, pytest.approx(np.mean([nats[0] for nats in losses])))
     fourth = [nats[place] for nats in losses for place in range(3, 7)]
-    assert found["by_position"][2] == (4, 7, pytest.approx(np.mean(fourth)))
+    assert details["by_position"][2] == (4, 7, pytest.approx(np.mean(fourth)))
     counted = sum(len(ids) + 1 for ids in held_out)
-    assert sum(row[0] for row in found["calibration"]["bins"]) == counted
-    assert sum(row[2] for row in found["by_length"]) == 5
+    assert sum(row[0] for row in details["calibration"]["bins"]) == counted
+    assert sum(row[2] for row in details["by_length"]) == 5
 
 
-def test_lengths_are_put_together_by_powers_of_two() -> None:
+def test_lengths_are_grouped_by_powers_of_two() -> None:
     bit = math.log(2)
-    rows = [(3 * bit, 3, 3), (8 * bit, 3, 2), (10 * bit, 5, 10), (0.0, 1, 0)]
+    spent = [(3 * bit, 3, 3), (8 * bit, 3, 2), (10 * bit, 5, 10), (0.0, 1, 0)]
+    rows = [DocumentScore(*row) for row in spent]
     assert by_length(rows) == [(3, 3, 2, pytest.approx(11 / 5)), (5, 5, 1, pytest.approx(1))]
     assert by_length([]) == []
 
 
 def test_no_documents_give_no_totals() -> None:
-    assert math.isnan(Scores().totals()["val_bpb"])
+    totals = ScoredDocuments().totals()
+    assert math.isnan(totals["val_loss"])
+    assert math.isnan(totals["val_bpb"])
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "expected"),
+    [("cpu", True, "cpu"), ("cpu", False, "cpu"), ("auto", True, "cuda"), ("auto", False, "cpu"),
+     ("cuda", True, "cuda"), ("cuda", False, "cpu")],
+)  # fmt: skip
+def test_scoring_follows_the_device_of_the_training(
+    device: str, here: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a config, and of the run that a checkpoint is in; weights elsewhere may go anywhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    config = tiny_config(tmp_path / "data.jsonl", device=device)
+    assert scoring_device(config) == expected
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
+    checkpoint.mkdir(parents=True)
+    anywhere = "cuda" if here else "cpu"
+    assert device_of(checkpoint) == device_of(tmp_path) == anywhere
+    settings = Settings(key="k", config=config, shards_key="s", parent_key=None)
+    RunFolder(tmp_path / "run").write_settings(settings)
+    assert device_of(checkpoint) == expected
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert device_of(checkpoint) == anywhere
+
+
+def test_a_run_trained_on_a_cpu_is_evaluated_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every caller that loads weights to score them asks for the CPU."""
+    run = RunFolder(copy_run(tmp_path))
+    settings = run.settings
+    train = settings.config.train.model_copy(update={"device": "cpu"})
+    config = settings.config.model_copy(update={"train": train})
+    run.write_settings(replace(settings, config=config))
+    record, shards = run.record, run.shards
+    assert record is not None
+    assert shards is not None
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a cat.")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where none is: it would fail
+    shutil.rmtree(run.path / "evaluation")
+    assert math.isfinite(evaluate(config, record, shards).val_bpb)
+    assert evaluate_file(record.checkpoint("best"), text, DataConfig())["documents"] == 1
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -87,13 +138,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         evaluate_file(folder, tmp_path / "bad.parquet", DataConfig())
 
 
-def test_a_run_stands_beside_its_references(tmp_path: Path) -> None:
+def test_a_run_is_compared_with_baselines(tmp_path: Path) -> None:
     evaluation = read_record(copy_run(tmp_path) / "evaluation", Evaluation)
     assert evaluation is not None
-    beside = evaluation.details["beside"]
-    assert (beside["documents"], beside["bytes"]) == (evaluation.documents, evaluation.bytes)
-    assert beside["val_bpb"] == pytest.approx(evaluation.val_bpb)
-    bits = {row["name"]: row["bpb"] for row in beside["references"]}
+    baselines = evaluation.details["beside"]
+    assert (baselines["documents"], baselines["bytes"]) == (evaluation.documents, evaluation.bytes)
+    assert baselines["val_bpb"] == pytest.approx(evaluation.val_bpb)
+    bits = {row["name"]: row["bpb"] for row in baselines["references"]}
     assert list(bits.values()) == sorted(bits.values(), reverse=True)
     assert bits[FIVE_GRAM] < bits["unigram"]
     assert bits["zstd -19, primed"] < bits["zstd -19"]

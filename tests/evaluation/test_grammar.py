@@ -13,17 +13,17 @@ STORIES = list(stories(1, 0, 10))
     ["She saw a apple.", "He sat on the the chair.", "They wanted play with the ball.",
      "The dog wagged it's tail."],
 )  # fmt: skip
-def test_a_fault_is_found(sentence: str) -> None:
+def test_a_fault_is_detected(sentence: str) -> None:
     assert ungrammatical([sentence]) == 1
     assert ungrammatical([f"The cat slept. {sentence}"]) == 0.5
 
 
-def test_style_spelling_and_names_are_no_matter_of_grammar() -> None:
+def test_style_spelling_and_names_do_not_count() -> None:
     sentences = "Zorbly was very, very happy. ok, said tom! A cat and a dog, both grumped."
     assert ungrammatical([sentences]) == 0
 
 
-def test_words_in_disorder_are_told_from_stories() -> None:
+def test_words_in_disorder_have_more_faults_than_stories() -> None:
     disorder = random.Random(0)
     shuffled = []
     for story in STORIES:

@@ -6,36 +6,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.evaluation import memorisation
-from slm.evaluation.memorisation import SHORTEST, Copy, longest_copies, memorised_share
+from slm.evaluation.memorisation import MIN_COPY, Copy, longest_copies, memorised_share
 
 VOCAB_SIZE = 50
 
 
-def by_hand(text: np.ndarray, shards: list[np.ndarray]) -> Copy:
-    """The longest passage, by looking for every one."""
-    for length in range(len(text), SHORTEST - 1, -1):
+def brute_force(text: np.ndarray, shards: list[np.ndarray]) -> Copy:
+    """The longest copied span, by a search for every span."""
+    for length in range(len(text), MIN_COPY - 1, -1):
         for start in range(len(text) - length + 1):
-            wanted = bytes(text[start : start + length].astype(np.uint8))
-            if any(wanted in bytes(shard.astype(np.uint8)) for shard in shards):
+            span = bytes(text[start : start + length].astype(np.uint8))
+            if any(span in bytes(shard.astype(np.uint8)) for shard in shards):
                 return Copy(start, length)
     return Copy(0, 0)
 
 
-ids = st.lists(st.integers(0, 2), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
+ids = st.lists(st.integers(0, 2), max_size=40).map(lambda tokens: np.array(tokens, dtype=np.int64))
 
 
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(ids, max_size=4), shards=st.lists(ids, max_size=3), window=st.integers(1, 30))
-def test_it_finds_what_a_search_by_hand_finds(
+def test_it_finds_what_brute_force_finds(
     texts: list[np.ndarray], shards: list[np.ndarray], window: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorisation, "WINDOW", window)
-        found = longest_copies(texts, shards, VOCAB_SIZE)
-    assert found == [by_hand(text, shards) for text in texts]
+        copies = longest_copies(texts, shards, VOCAB_SIZE)
+    assert copies == [brute_force(text, shards) for text in texts]
 
 
-def test_end_of_text_keeps_passages_apart() -> None:
+def test_no_copied_span_crosses_an_end_of_text() -> None:
     eot = VOCAB_SIZE - 1
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, eot, 30) for _ in range(5)]
@@ -54,7 +54,7 @@ def test_a_model_that_copies_stands_out_from_human_text() -> None:
     assert memorised_share([64] * 10, [64] * 10) == 0  # templates are no memorisation
 
 
-def test_a_duplicate_among_the_held_out_texts_moves_no_line() -> None:
+def test_a_duplicate_among_the_held_out_texts_does_not_move_the_threshold() -> None:
     human = [8] * 89 + [150]
     assert memorised_share([60, 70, 80, 9], human) == 1
     assert memorised_share([60, 70, 80, 8], [8] * 90) == 0.75

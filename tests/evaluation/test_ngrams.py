@@ -10,7 +10,7 @@ import pytest
 from slm.evaluation.ngrams import KneserNey, unigram_nats
 
 EOT, V = 30, 31
-CHANCES = 1 / np.arange(1, EOT + 1) / sum(1 / np.arange(1, EOT + 1))  # as in Zipf's law
+ZIPF = 1 / np.arange(1, EOT + 1) / sum(1 / np.arange(1, EOT + 1))
 Gram = tuple[int, ...]
 
 
@@ -20,11 +20,11 @@ def stream(*documents: list[int]) -> np.ndarray:
 
 def some_documents(seed: int, count: int) -> list[list[int]]:
     draws = np.random.default_rng(seed)
-    return [draws.choice(EOT, draws.integers(0, 9), p=CHANCES).tolist()
+    return [draws.choice(EOT, draws.integers(0, 9), p=ZIPF).tolist()
             for _ in range(count)]  # fmt: skip
 
 
-def by_hand(documents: list[list[int]], order: int) -> Callable[[Gram, int], float]:
+def formulas(documents: list[list[int]], order: int) -> Callable[[Gram, int], float]:
     """The probability of a token after a context, by Chen and Goodman's formulas."""
     raw: list[Counter[Gram]] = [Counter() for _ in range(order + 1)]
     for document in documents:
@@ -35,11 +35,11 @@ def by_hand(documents: list[list[int]], order: int) -> Callable[[Gram, int], flo
                     raw[n][sequence[i - n + 1 : i + 1]] += 1
     counts = list(raw)
     for n in range(1, order):
-        behind = defaultdict(set)
+        before = defaultdict(set)
         for gram in raw[n + 1]:
-            behind[gram[1:]].add(gram[0])
+            before[gram[1:]].add(gram[0])
         counts[n] = Counter({
-            gram: raw[n][gram] if n > 1 and gram[0] == EOT else len(behind[gram])
+            gram: raw[n][gram] if n > 1 and gram[0] == EOT else len(before[gram])
             for gram in raw[n]
         })  # fmt: skip
 
@@ -50,35 +50,37 @@ def by_hand(documents: list[list[int]], order: int) -> Callable[[Gram, int], flo
         y = n1 / (n1 + 2 * n2)
         return [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3][min(count, 3) - 1]
 
-    def chance(context: Gram, token: int) -> float:
+    def probability(context: Gram, token: int) -> float:
         n = len(context) + 1
-        below = chance(context[1:], token) if context else 1 / V
+        below = probability(context[1:], token) if context else 1 / V
         follow = {g: c for g, c in counts[n].items() if g[:-1] == context and c}
         if not follow:
             return below
         total = sum(follow.values())
         count = follow.get((*context, token), 0)
-        spared = sum(discount(n, c) for c in follow.values()) / total
-        return (max(0.0, count - discount(n, count)) / total if count else 0.0) + spared * below
+        backoff = sum(discount(n, c) for c in follow.values()) / total
+        return (max(0.0, count - discount(n, count)) / total if count else 0.0) + backoff * below
 
-    return chance
+    return probability
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_it_is_the_formulas(order: int) -> None:
     train, held_out = some_documents(0, 200), some_documents(1, 20)
-    chance = by_hand(train, order)
-    wanted = []
+    probability = formulas(train, order)
+    expected = []
     for document in held_out:
         sequence = (EOT, *document, EOT)
         for i in range(1, len(sequence)):
-            wanted.append(-math.log(chance(sequence[max(0, i - order + 1) : i], sequence[i])))
-    found = KneserNey(stream(*train), V, EOT, order).nats(stream(*held_out))
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+            expected.append(
+                -math.log(probability(sequence[max(0, i - order + 1) : i], sequence[i]))
+            )
+    nats = KneserNey(stream(*train), V, EOT, order).nats(stream(*held_out))
+    np.testing.assert_allclose(nats, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("context", [[], [0], [0, 1, 0, 0, 1], [5, 5, 5], [4, 3]])
-def test_the_chances_of_what_may_follow_add_up(context: list[int]) -> None:
+def test_the_probabilities_of_what_may_follow_add_up(context: list[int]) -> None:
     model = KneserNey(stream(*some_documents(0, 100)), V, EOT)
     place = len(context)
     ends = [float(np.exp(-model.nats(stream([*context, token])))[place]) for token in range(EOT)]

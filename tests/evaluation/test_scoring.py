@@ -1,4 +1,4 @@
-"""Scores: every token once, whatever the windows and batches; bits per byte by hand."""
+"""Scores: every token once, whatever the windows and batches; bits per byte recomputed."""
 
 import math
 
@@ -32,52 +32,52 @@ def test_a_document_within_the_context_is_scored_whole(model: GPT) -> None:
     sequence = torch.tensor([EOT, *document, EOT])
     with torch.no_grad():
         logits = model.logits(model(sequence[None, :-1])[0])
-        wanted = F.cross_entropy(logits, sequence[1:], reduction="none")
-    (found,) = token_losses(model, [document], EOT)
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5)
+        expected = F.cross_entropy(logits, sequence[1:], reduction="none")
+    (losses,) = token_losses(model, [document], EOT)
+    np.testing.assert_allclose(losses, expected.numpy(), rtol=1e-5)
 
 
-def test_past_the_first_window_half_a_context_stands_before(model: GPT) -> None:
+def test_past_the_first_window_half_a_context_comes_before(model: GPT) -> None:
     (document,) = some_documents(30)
     sequence = torch.tensor([EOT, *document, EOT])
-    (found,) = token_losses(model, [document], EOT)
-    assert len(found) == 31
+    (losses,) = token_losses(model, [document], EOT)
+    assert len(losses) == 31
     for place in range(8, 31):  # predictions past the first window of 8
         start = (place - 8) // 4 * 4 + 4  # windows start every half context
         with torch.no_grad():
             logits = model.logits(model(sequence[None, start : place + 1])[0, -1])
-        wanted = F.cross_entropy(logits, sequence[place + 1])
-        assert found[place] == pytest.approx(float(wanted), rel=1e-5)
+        expected = F.cross_entropy(logits, sequence[place + 1])
+        assert losses[place] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_company_of_a_document_changes_nothing(
+def test_the_other_documents_of_a_batch_change_nothing(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = some_documents(1, 5, 9, 8, 40, 0, 3)
-    together = token_losses(model, found, EOT)
+    held_out = some_documents(1, 5, 9, 8, 40, 0, 3)
+    together = token_losses(model, held_out, EOT)
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 1)
-    for loss, document in zip(together, found, strict=True):
+    for loss, document in zip(together, held_out, strict=True):
         (alone,) = token_losses(model, [document], EOT)
         np.testing.assert_allclose(loss, alone, rtol=1e-5)
 
 
 def test_totals(model: GPT) -> None:
-    found = some_documents(3, 12)
+    held_out = some_documents(3, 12)
     token_bytes = np.arange(EOT + 1)
-    total = score(model, found, EOT, token_bytes)
+    total = score(model, held_out, EOT, token_bytes)
     assert total.tokens == 3 + 12 + 2  # and an end-of-text each
-    assert total.bytes == sum(int(d.sum()) for d in found)
-    nats = sum(float(loss.sum()) for loss in token_losses(model, found, EOT))
+    assert total.bytes == sum(int(d.sum()) for d in held_out)
+    nats = sum(float(loss.sum()) for loss in token_losses(model, held_out, EOT))
     assert total.val_loss == pytest.approx(nats / 17)
-    one_bit_a_byte = Score(nats=100 * math.log(2), tokens=20, bytes=100, documents=1)
-    assert one_bit_a_byte.val_bpb == pytest.approx(1)
+    one_bit_per_byte = Score(nats=100 * math.log(2), tokens=20, bytes=100, documents=1)
+    assert one_bit_per_byte.val_bpb == pytest.approx(1)
 
 
 def test_the_models_mode_and_random_numbers_are_left_alone(model: GPT) -> None:
     model.train()
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(5)
     token_losses(model, some_documents(4), EOT)
     assert model.training
-    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(torch.rand(3), expected)

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from slm.evaluation.text_quality import Quality, loops, measure, repetition, words
+from slm.evaluation.text_quality import Quality, degenerate, loops, measure, repetition, words
 from slm.source.stories import stories
 
 STORIES = list(stories(1, 0, 20))
@@ -18,7 +19,7 @@ KNOWN = {word for text in stories(1, 20, 400) for word in words(text)}
         "\ufffd" * 30,
     ],
 )
-def test_a_phrase_said_again_and_again_is_a_loop(text: str) -> None:
+def test_a_phrase_repeated_over_and_over_is_a_loop(text: str) -> None:
     assert loops(text)
 
 
@@ -30,13 +31,28 @@ def test_stories_and_emphasis_are_no_loops(text: str) -> None:
     assert not loops(text)
 
 
-def test_repetition_counts_what_came_before() -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Once upon a time there was a girl named Lucy.", None),
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("a \ufffd b", "invalid"),
+        ("a dog and " * 10, "repetitive"),
+    ],
+)
+def test_degenerate_texts_are_named(text: str, why: str | None) -> None:
+    ids = [hash(word) for word in text.split()]
+    assert degenerate(text, np.array(ids, np.int64)) == why
+
+
+def test_repetition_counts_what_occurred_before() -> None:
     assert repetition(["a", "b", "c", "d", "e", "f", "g"]) == 0
     assert repetition(["a", "b", "c", "d", "a", "b", "c", "d"]) == pytest.approx(1 / 5)
     assert repetition([]) == 0
 
 
-def test_figures_tell_stories_from_what_is_broken() -> None:
+def test_figures_separate_stories_from_broken_texts() -> None:
     human = measure(STORIES, KNOWN)
     assert human.loops == 0
     assert human.unknown < 0.05
@@ -49,11 +65,11 @@ def test_figures_tell_stories_from_what_is_broken() -> None:
 
 
 def test_names_are_those_with_a_capital_within_a_sentence() -> None:
-    again = measure(["There was a girl named Lily. Lily met a boy called Tom."], set())
-    assert again.names == 0.5
+    half = measure(["There was a girl named Lily. Lily met a boy called Tom."], set())
+    assert half.names == 0.5
     nobody = measure(["there was a cat. It slept."], set())
     assert nobody.names is None
-    assert Quality.mean([again, nobody]).names == 0.5
+    assert Quality.mean([half, nobody]).names == 0.5
     assert Quality.mean([nobody]).names is None
 
 

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from slm.config import ModelConfig
-from slm.model.decode import Decoder, KVCache, Screen, product, product_plus
+from slm.model.decode import (
+    Decoder,
+    KVCache,
+    Screen,
+    multiplies_in_bf16,
+    product,
+    product_plus,
+)
 from slm.model.gpt import GPT
 
 V, SEQ_LEN = 301, 24
@@ -31,7 +38,7 @@ def make(architecture: str, dtype: torch.dtype = torch.float32) -> GPT:
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_the_model(architecture: str, dtype: torch.dtype) -> None:
-    """Rows of other lengths, read at once and then grown a token at a time up to the context."""
+    """Rows of different lengths: prefilled, then a token at a time up to the context."""
     model = make(architecture, dtype)
     decoder, cache = Decoder(model), KVCache.empty(model, 3)
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
@@ -41,10 +48,10 @@ def test_it_is_the_model(architecture: str, dtype: torch.dtype) -> None:
         hidden = model(ids)  # (B, T, C)
         logits = model.logits(hidden)
         starts = torch.tensor([5, 1, 7])
-        read = decoder.read(ids[:, :7], cache)
+        prefilled = decoder.prefill(ids[:, :7], cache)
         cache.lengths.copy_(starts)
         for row, start in enumerate(starts.tolist()):
-            torch.testing.assert_close(read[row, :start], hidden[row, :start], **close)
+            torch.testing.assert_close(prefilled[row, :start], hidden[row, :start], **close)
         rows = torch.arange(3)
         for _ in range(SEQ_LEN - 7):
             places = cache.lengths.clone()
@@ -76,18 +83,18 @@ def test_products() -> None:
         torch.testing.assert_close(product_plus(w, b)(x, y), y + expected, rtol=close, atol=close)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 here")
+@pytest.mark.skipif(not multiplies_in_bf16(), reason="this CPU has no bf16")
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
 def test_a_screen_misses_none_of_the_likeliest(spread: float) -> None:
-    """Of rows of unlike lengths too, where the bound is loose and many pass."""
+    """Of weights of very different norms too, where the bound is loose and many pass."""
     torch.manual_seed(0)
     weight = torch.randn(5000, 96) * torch.exp(torch.randn(5000, 1) * spread)
     screen = Screen(weight)
     for k in (1, 50, 5000):
         hidden = torch.randn(1, 96) * 4
         logits = hidden @ weight.T
-        ids, found = screen(hidden, k)
+        ids, candidates = screen(hidden, k)
         assert set(logits.topk(k).indices[0].tolist()) <= set(ids.tolist())
         assert torch.equal(ids, ids.sort().values)
-        torch.testing.assert_close(found, logits[:, ids], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(candidates, logits[:, ids], rtol=1e-4, atol=1e-3)
         assert k == 5000 or len(ids) < 5000

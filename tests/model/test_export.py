@@ -12,8 +12,8 @@ from slm.errors import UserError
 from slm.model.export.hugging_face import export
 from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.records import Evaluation, Record, Report
-from slm.run_folder import TOKENIZER
 from slm.storage import commit, mismatches, read_record, sha256_file
+from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
@@ -39,14 +39,14 @@ def test_transformers_loads_the_same_model(architecture: str, tmp_path: Path) ->
     assert theirs.config.eos_token_id == BYTES.eot
     ids = torch.randint(0, BYTES.n_vocab, (3, 24))
     with torch.no_grad():
-        wanted = ours.logits(ours(ids))
-        torch.testing.assert_close(theirs(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+        expected = ours.logits(ours(ids))
+        torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-4, rtol=1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("<|endoftext|>né ✓")["input_ids"] == [BYTES.eot, *BYTES.encode("né ✓")]
     assert tokenizer.decode(BYTES.encode("né ✓")) == "né ✓"
 
 
-def test_the_folder_is_whole_and_nothing_is_written_over(tmp_path: Path) -> None:
+def test_the_folder_is_complete_and_nothing_is_overwritten(tmp_path: Path) -> None:
     checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
     files = export(checkpoint, tmp_path / "out")
     record = read_record(tmp_path / "out", Record)
@@ -54,14 +54,14 @@ def test_the_folder_is_whole_and_nothing_is_written_over(tmp_path: Path) -> None
     assert sorted(record.files) == files
     assert mismatches(tmp_path / "out", record.files) == []
     assert not list(tmp_path.rglob("*.tmp"))
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export(checkpoint, tmp_path / "out")
     (tmp_path / "file.txt").touch()
     with pytest.raises(UserError, match="name another folder"):
         export(checkpoint, tmp_path / "file.txt" / "out")
 
 
-def test_a_folder_of_the_users_beside_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_the_users_next_to_it_is_left_alone(tmp_path: Path) -> None:
     checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
     theirs = tmp_path / "out.tmp" / "notes.txt"
     theirs.parent.mkdir()
@@ -72,7 +72,7 @@ def test_a_folder_of_the_users_beside_it_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == theirs.parent.stat().st_mode & 0o777
 
 
-def test_the_card_is_of_the_exported_weights(tmp_path: Path) -> None:
+def test_the_card_is_whole_and_that_of_the_exported_weights(tmp_path: Path) -> None:
     run = tmp_path / "run"
     last, best = (
         save(tiny_model("gpt2", scale=scale), run / "checkpoints" / f"step_{step:06}")
@@ -89,6 +89,8 @@ def test_the_card_is_of_the_exported_weights(tmp_path: Path) -> None:
     commit(run / "evaluation.tmp", run / "evaluation", evaluation)
     assert "README.md" in export(last, tmp_path / "last")
     assert "README.md" not in export(best, tmp_path / "best")
+    (run / "report" / "README.md").write_text("# Another card")
+    assert "README.md" not in export(last, tmp_path / "damaged")
 
 
 def test_a_checkpoint_is_named_from_within_its_run(

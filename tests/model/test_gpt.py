@@ -7,9 +7,8 @@ from torch import Tensor
 
 from slm.config import ModelConfig
 from slm.model import gpt as model_module
-from slm.model import loss as loss_module
 from slm.model.gpt import GPT, attend, drop
-from slm.model.loss import CHUNK, cross_entropy, differentiate, plain_cross_entropy
+from slm.model.loss import Chunking, chunking, cross_entropy, differentiate, plain_cross_entropy
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -131,27 +130,60 @@ def test_residual_variance_does_not_grow_with_depth() -> None:
     assert inner.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
 
 
-@pytest.mark.parametrize("tokens", [1, CHUNK, CHUNK + 37])
-def test_chunked_loss_is_the_plain_one(tokens: int) -> None:
+CPU_CHUNK = chunking("cpu", V, 4).tokens
+ON_AN_ACCELERATOR = Chunking(tokens=500, block=7 * V, transposed=False)
+
+
+@pytest.mark.parametrize("chunks", [None, ON_AN_ACCELERATOR], ids=["cpu", "accelerator"])
+@pytest.mark.parametrize("tokens", [1, CPU_CHUNK, CPU_CHUNK + 37])
+def test_chunked_loss_is_the_plain_one(tokens: int, chunks: Chunking | None) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 16, requires_grad=True)
     weight = torch.randn(V, 16, requires_grad=True)
     targets = torch.randint(0, V, (tokens,))
     plain = plain_cross_entropy(hidden, weight, targets)
-    wanted = torch.autograd.grad(3 * plain, (hidden, weight))
-    chunked = cross_entropy(hidden, weight, targets)
-    found = torch.autograd.grad(3 * chunked, (hidden, weight))
+    expected = torch.autograd.grad(3 * plain, (hidden, weight))
+    chunked = cross_entropy(hidden, weight, targets, chunks)
+    gradients = torch.autograd.grad(3 * chunked, (hidden, weight))
     torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=0)
+    assert gradients[1].is_contiguous()
 
 
-def test_loss_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vocab_size", [97, 50_257, 151_936])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_chunks_are_sized_for_the_device(vocab_size: int, itemsize: int) -> None:
+    """A CPU's are for its caches; an accelerator's are as large as its memory is to give."""
+    assert chunking("cpu", vocab_size, itemsize) == (1024, 1 << 21, True)
+    tokens, block, transposed = chunking("cuda", vocab_size, itemsize)
+    assert not transposed
+    assert 2**28 < tokens * vocab_size * itemsize <= 2**29
+    assert 2 * block * 4 <= 2**29  # float32 logits and their softmax
+    assert chunking("cuda", 2**40, itemsize).tokens == 1
+
+
+def test_the_weights_gradient_is_never_transposed_on_an_accelerator() -> None:
+    """Chunk by chunk, in bf16: it is the sum of (V, C) products, to the bit."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(900, 16).bfloat16(), torch.randint(0, V, (900,))
+    weight = torch.randn(V, 16, requires_grad=True)
+    cross_entropy(hidden, weight, targets, ON_AN_ACCELERATOR).backward()
+    expected = torch.zeros(V, 16)
+    for h, ids in zip(hidden.split(500), targets.split(500), strict=True):
+        logits = h @ weight.detach().bfloat16().T
+        differentiate(logits, ids, 7 * V)
+        expected += logits.T @ h
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, expected * (torch.tensor(1.0) / 900))
+
+
+def test_loss_does_not_depend_on_its_blocks() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(50, V).bfloat16(), torch.randint(0, V, (50,))
     whole, parts = logits.clone(), logits.clone()
-    wanted = differentiate(whole, targets)
-    monkeypatch.setattr(loss_module, "BLOCK", 7 * V)  # the last of eight blocks is a short one
-    torch.testing.assert_close(differentiate(parts, targets), wanted)
+    expected = differentiate(whole, targets, 50 * V)
+    loss = differentiate(parts, targets, 7 * V)  # the last of eight blocks is a short one
+    torch.testing.assert_close(loss, expected)
     assert torch.equal(parts, whole)
 
 
@@ -160,8 +192,8 @@ def test_chunked_loss_in_bf16_is_as_good_as_the_plain_one() -> None:
     hidden, weight = torch.randn(600, 64), torch.randn(V, 64)
     targets = torch.randint(0, V, (600,))
     exact = F.cross_entropy(hidden @ weight.T, targets)
-    found = cross_entropy(hidden.bfloat16(), weight, targets)
-    assert abs(found - exact) < 2e-2 * exact
+    loss = cross_entropy(hidden.bfloat16(), weight, targets)
+    assert abs(loss - exact) < 2e-2 * exact
 
 
 def test_the_loss_gradient_in_fp16_does_not_underflow_before_it_is_scaled() -> None:
@@ -201,12 +233,12 @@ def test_attention_by_plain_products_is_attention(
 ) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, context, 16).bfloat16().requires_grad_() for _ in range(3))
-    found = attend(q, k, v, 0.0)
-    found.sum().backward()
+    plain = attend(q, k, v, 0.0)
+    plain.sum().backward()
     assert q.grad is not None
     exact = attend(q.detach().float(), k.detach().float(), v.detach().float(), 0.0)
-    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
-    monkeypatch.setattr(model_module, "PLAIN_CONTEXT", 0)
+    torch.testing.assert_close(plain.float(), exact, atol=0.02, rtol=0.02)
+    monkeypatch.setattr(model_module, "MAX_PLAIN_CONTEXT", 0)
     fused = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     attend(*fused, 0.0).sum().backward()
     for mine, theirs in zip((q, k, v), fused, strict=True):

@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import slm.model.decode
 from slm.errors import UserError
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
-from slm.model.sample import Settings, choose, generate
+from slm.model.sample import SamplingSettings, generate, sample_tokens
 
 PROMPTS = ["A little girl", "", "x", "went to the woods"]
 
@@ -68,8 +69,8 @@ def test_a_seed_gives_one_text_alone_and_in_a_batch(model: GPT, settings: dict[s
     for prompt, seed, sample in zip(PROMPTS, seeds, together, strict=True):
         (alone,) = generate(model, BYTES, [prompt], max_new_tokens=60, seed=seed, **settings)  # type: ignore[arg-type]
         assert (alone.completion, alone.tokens) == (sample.completion, sample.tokens)
-    others = generate(model, BYTES, PROMPTS, max_new_tokens=60, seed=7, **settings)  # type: ignore[arg-type]
-    assert [s.completion for s in others] != [s.completion for s in together]
+    other_seed = generate(model, BYTES, PROMPTS, max_new_tokens=60, seed=7, **settings)  # type: ignore[arg-type]
+    assert [s.completion for s in other_seed] != [s.completion for s in together]
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 5}, {"top_k": 400}])
@@ -77,7 +78,7 @@ def test_screening_the_output_layer_changes_no_text(
     model: GPT, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Decoder(model)
-    monkeypatch.setattr(slm.model.decode, "SCREENED_BYTES", 0)
+    monkeypatch.setattr(slm.model.decode, "MIN_SCREENED_BYTES", 0)
     screened = Decoder(model)
     if screened.screen is None:
         pytest.skip("this CPU has no bf16")
@@ -155,33 +156,37 @@ def test_streaming_gives_the_same_text_in_whole_characters(
         assert all(pieces[row])
 
 
-def test_a_character_of_several_tokens_is_given_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = "né ✓ 🦊!".encode()
-    forced = iter(wanted)
-    monkeypatch.setattr("slm.model.sample.choose", lambda *_: torch.tensor([next(forced)]))
+def test_a_character_of_several_tokens_is_streamed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "né ✓ 🦊!".encode()
+    forced = iter(expected)
+    monkeypatch.setattr("slm.model.sample.sample_tokens", lambda *_: torch.tensor([next(forced)]))
     pieces: list[str] = []
     (sample,) = generate(
         tiny_model("gpt2"),
         BYTES,
         ["a"],
-        max_new_tokens=len(wanted),
+        max_new_tokens=len(expected),
         on_text=lambda _, text: pieces.append(text),
     )
     assert pieces == list("né ✓ 🦊!")
     assert sample.completion == "né ✓ 🦊!"
 
 
-# ---- the choice of a token --------------------------------------------------------------------
+# ---- sampling a token ---------------------------------------------------------------------------
 
 
-def frequencies(logits: list[float], settings: Settings, seen: list[int] = []) -> list[float]:  # noqa: B006
-    """How often each token is chosen, over evenly spread uniform numbers."""
+def frequencies(
+    logits: list[float], settings: SamplingSettings, penalised: Sequence[int] = ()
+) -> list[float]:
+    """How often each token is sampled, over evenly spread uniform numbers."""
     n = 10_000
     mask = torch.zeros(n, len(logits), dtype=torch.bool)
-    mask[:, seen] = True
+    mask[:, list(penalised)] = True
     rows = torch.tensor(logits).expand(n, -1)
-    chosen = choose(rows, settings, [(i + 0.5) / n for i in range(n)], mask if seen else None)
-    counts = Counter(chosen.tolist())
+    tokens = sample_tokens(
+        rows, settings, [(i + 0.5) / n for i in range(n)], mask if penalised else None
+    )
+    counts = Counter(tokens.tolist())
     return [counts[i] / n for i in range(len(logits))]
 
 
@@ -192,39 +197,39 @@ def softmax(logits: list[float]) -> list[float]:
 
 def test_the_temperature_divides_the_logits() -> None:
     logits = [1.0, 0.0, -1.0, 0.5]
-    assert frequencies(logits, Settings(temperature=0.7)) == pytest.approx(
+    assert frequencies(logits, SamplingSettings(temperature=0.7)) == pytest.approx(
         softmax([x / 0.7 for x in logits]), abs=2e-4
     )
-    assert frequencies(logits, Settings(temperature=1e-30)) == [1, 0, 0, 0]
-    assert frequencies(logits, Settings(temperature=0)) == [1, 0, 0, 0]
+    assert frequencies(logits, SamplingSettings(temperature=1e-30)) == [1, 0, 0, 0]
+    assert frequencies(logits, SamplingSettings(temperature=0)) == [1, 0, 0, 0]
 
 
 def test_top_k_top_p_and_min_p_keep_the_likeliest() -> None:
     logits = [math.log(p) for p in (0.1, 0.4, 0.05, 0.3, 0.15)]
-    assert frequencies(logits, Settings(top_k=2)) == pytest.approx(
+    assert frequencies(logits, SamplingSettings(top_k=2)) == pytest.approx(
         [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
     )
-    assert frequencies(logits, Settings(top_p=0.8)) == pytest.approx(
+    assert frequencies(logits, SamplingSettings(top_p=0.8)) == pytest.approx(
         [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], abs=2e-4
     )
-    assert frequencies(logits, Settings(top_p=0.01)) == [0, 1, 0, 0, 0]
-    assert frequencies(logits, Settings(min_p=0.5)) == pytest.approx(
+    assert frequencies(logits, SamplingSettings(top_p=0.01)) == [0, 1, 0, 0, 0]
+    assert frequencies(logits, SamplingSettings(min_p=0.5)) == pytest.approx(
         [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
     )
-    assert frequencies(logits, Settings(top_k=3, top_p=0.5)) == pytest.approx(
+    assert frequencies(logits, SamplingSettings(top_k=3, top_p=0.5)) == pytest.approx(
         [0, 4 / 7, 0, 3 / 7, 0], abs=2e-4
     )
 
 
 def test_top_p_reaches_beyond_the_first_candidates() -> None:
-    settings = Settings(top_p=0.9)
-    chosen = choose(torch.zeros(1, 5000), settings, [0.9999])
+    settings = SamplingSettings(top_p=0.9)
+    chosen = sample_tokens(torch.zeros(1, 5000), settings, [0.9999])
     assert 4400 < int(chosen) < 5000
 
 
-def test_the_repetition_penalty_weakens_what_was_seen() -> None:
-    settings = Settings(repetition_penalty=2.0)
-    assert frequencies([1.0, -1.0, 0.5], settings, seen=[0, 1]) == pytest.approx(
+def test_the_repetition_penalty_weakens_the_tokens_of_the_row() -> None:
+    settings = SamplingSettings(repetition_penalty=2.0)
+    assert frequencies([1.0, -1.0, 0.5], settings, penalised=[0, 1]) == pytest.approx(
         softmax([0.5, -2.0, 0.5]), abs=2e-4
     )
 
@@ -245,6 +250,6 @@ def test_the_repetition_penalty_weakens_what_was_seen() -> None:
         ("seed", [1, 2]),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(name: str, value: object) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(UserError):
         generate(tiny_model("gpt2"), BYTES, ["a"], **{name: value})  # type: ignore[arg-type]

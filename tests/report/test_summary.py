@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from slm.evaluation.baselines import FIVE_GRAM, XZ, Reference
+from slm.evaluation.baselines import FIVE_GRAM, XZ, Baseline
 from slm.evaluation.text_quality import Quality
 from slm.report.summary import (
     Check,
@@ -16,8 +16,8 @@ from slm.report.summary import (
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
 OTHERS = {
-    XZ: Reference(XZ, 2.3, "nothing"),
-    FIVE_GRAM: Reference(FIVE_GRAM, 1.2, "counts of 3,000 of its tokens"),
+    XZ: Baseline(XZ, 2.3, "nothing"),
+    FIVE_GRAM: Baseline(FIVE_GRAM, 1.2, "counts of 3,000 of its tokens"),
 }
 COPIES = [9, 12, 15, 10]
 

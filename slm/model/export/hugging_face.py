@@ -1,13 +1,13 @@
 """A checkpoint as a Hugging Face folder: config, safetensors, tokenizer, model card.
 
-`transformers` loads it as `GPT2LMHeadModel` or `Qwen3ForCausalLM`, with the same logits; so does
-what reads these: vLLM, llama.cpp's converter, Ollama. No pickle is in it.
+`transformers` loads it as `GPT2LMHeadModel` or `Qwen3ForCausalLM`, with the same logits; so do
+the programs that read its format: vLLM, llama.cpp's converter, Ollama. It holds no pickle.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from slm import storage
-from slm.errors import UserError
+from slm.errors import CorruptionError, UserError
 from slm.model.gpt import GPT, NORM_EPS
 from slm.model.saved import MODEL, load_model
-from slm.records import Evaluation, Record, Report
+from slm.records import Record
+from slm.run_folder import run_of_checkpoint
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer
 
 GPT2_NAMES = {  # ours → theirs, the first that fits
@@ -50,11 +51,11 @@ def export(checkpoint: Path, target: Path) -> list[str]:
     The model card is that of the run's report, where it has one of this checkpoint.
 
     Raises:
-        UserError: something stands at `target` already, or it cannot be written.
+        UserError: `target` exists already, or it cannot be written.
         CorruptionError: the checkpoint's files are not those that its record names.
     """
     if target.exists():
-        raise UserError(f"{target} is there already: name a folder that is not")
+        raise UserError(f"{target} exists already: name a folder that does not")
     model, tokenizer = load_model(checkpoint)
     with _staging(target) as staging:
         safetensors.torch.save_file(
@@ -75,7 +76,7 @@ def export(checkpoint: Path, target: Path) -> list[str]:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, of a name that nobody else has; what is left in it goes."""
+    """An empty folder next to `target`, of a unique name; what is left in it is deleted."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
@@ -90,27 +91,26 @@ def _staging(target: Path) -> Iterator[Path]:
 
 
 def _card(checkpoint: Path, weights_sha256: str) -> Path | None:
-    """The model card of the run, where its report was written and is of these weights."""
-    run = checkpoint.parent.parent
-    evaluation = storage.read_record(run / "evaluation", Evaluation, verify=False)
-    report = storage.read_record(run / "report", Report, verify=False)
-    if report is None or evaluation is None or evaluation.weights_sha256 != weights_sha256:
-        return None
-    card = run / "report" / report.card
-    return card if card.is_file() else None
+    """The model card of the run, where it has a sound report of these weights."""
+    run = run_of_checkpoint(checkpoint)
+    with suppress(CorruptionError):  # a damaged report is no reason to keep a sound model in
+        evaluation, report = (run.evaluation, run.report) if run else (None, None)
+        if report and evaluation and evaluation.weights_sha256 == weights_sha256:
+            return report.path / report.card
+    return None
 
 
 def hugging_face_weights(model: GPT) -> dict[str, Tensor]:
-    """The weights by Hugging Face's names. The output layer is the embedding, and not there."""
+    """The weights by Hugging Face's names, without the output layer, which is the embedding."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     gpt2 = model.config.architecture == "gpt2"
-    if gpt2:  # theirs multiplies from the other side, queries, keys and values at once
+    if gpt2:  # theirs has transposed weights, and one layer for queries, keys and values
         for i in range(model.config.n_layer):
             for kind in ("weight", "bias"):
                 parts = [state.pop(f"blocks.{i}.attention.{p}_proj.{kind}") for p in "qkv"]
                 state[f"transformer.h.{i}.attn.c_attn.{kind}"] = torch.cat(parts)
-        turned = ("c_attn.weight", "_proj.weight")
-        state = {n: t.T if n.endswith(turned) else t for n, t in state.items()}
+        transposed = ("c_attn.weight", "_proj.weight")
+        state = {n: t.T if n.endswith(transposed) else t for n, t in state.items()}
     names = GPT2_NAMES if gpt2 else QWEN3_NAMES
     return {_renamed(name, names): tensor.contiguous() for name, tensor in state.items()}
 
@@ -157,7 +157,7 @@ def hugging_face_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
         "head_dim": c.n_embd // c.n_head,
         "hidden_act": "silu",
         "rms_norm_eps": NORM_EPS["qwen3"],
-        "rope_theta": c.rope_theta,  # for what is older than rope_parameters
+        "rope_theta": c.rope_theta,  # for versions older than rope_parameters
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "attention_bias": False,
         "attention_dropout": 0.0,

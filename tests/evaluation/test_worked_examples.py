@@ -1,0 +1,23 @@
+"""The worked examples in the docstrings of array code are right."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = (
+    "slm.evaluation.duplicates",
+    "slm.evaluation.memorisation",
+    "slm.evaluation.ngrams",
+    "slm.evaluation.rolling_hash",
+    "slm.evaluation.scoring",
+    "slm.model.loss",
+    "slm.model.sample",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
