@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from slm.errors import UserError
 from slm.model.decode import Decoder, KVCache
 from slm.model.gpt import GPT
+from slm.model.saved import LoadedModel
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns
@@ -128,6 +130,18 @@ def generate(
             batch = rows[first : first + MAX_ROWS]
             _generate_batch(decoder, tokenizer, batch, max_new_tokens, settings)
     return [row.sample() for row in rows]
+
+
+def sample(model: LoadedModel, prompts: str | Sequence[str], **settings: Any) -> list[Sample]:
+    """Texts that a loaded model writes: one per prompt, in their order.
+
+    Args:
+        model: what `slm.load_model` returns.
+        prompts: one text, or several.
+        settings: those of `generate`, such as `temperature`, `top_k`, `max_new_tokens`, `seed`.
+    """
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    return generate(model.model, model.tokenizer, texts, **settings)
 
 
 def _encode(prompt: str, tokenizer: Tokenizer, seq_len: int) -> list[int]:
