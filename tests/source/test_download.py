@@ -260,7 +260,7 @@ def test_a_fault_anywhere_leaves_no_half_and_the_next_call_succeeds(
     fired = 0
     while True:
         root = tmp_path / f"{kind}{fired}"
-        monkeypatch.setattr(storage, "_passes", {})
+        storage.reset_fault_points()
         monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
         error = error_of(partial(download, config, root=root))
         monkeypatch.delenv("SLM_FAULT")

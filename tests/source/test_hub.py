@@ -484,7 +484,7 @@ def test_a_fault_anywhere_is_made_good_by_the_next_call(
     fired = 0
     while True:
         hub.faults = [Fault(SECOND, "flip")]  # so that the quarantine is passed as well
-        monkeypatch.setattr(storage, "_passes", {})
+        storage.reset_fault_points()
         monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
         try:
             record = get(root=tmp_path / str(fired))

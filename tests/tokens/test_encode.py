@@ -44,7 +44,7 @@ def _small_units(monkeypatch: pytest.MonkeyPatch, base: Tokenizer) -> None:
     """Several units even of little text, and a tokenizer that is loaded once."""
     monkeypatch.setattr(units, "UNIT_BYTES", 30_000)
     monkeypatch.setattr(encode_stage, "gpt2", lambda root: base)
-    monkeypatch.setattr(storage, "_passes", {})
+    storage.reset_fault_points()
 
 
 def make_source(root: Path, splits: dict[str, list[str]], rows: int = 20) -> Source:
@@ -443,7 +443,7 @@ def test_progress_is_told_and_ends_at_the_whole(tmp_path: Path) -> None:
 
 def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> bool:
     """Encodes under a fault; whether it fired."""
-    storage._passes.clear()
+    storage.reset_fault_points()
     monkeypatch.setenv("SLM_FAULT", fault)
     source = _source_of(tmp_path)
     try:
@@ -540,10 +540,10 @@ def test_a_worker_that_is_killed_twice_is_an_error_naming_its_input(
 ENCODE = """
 import sys
 from pathlib import Path
-from slm.shards import units
-from slm.shards import encode
-from slm.records import Source
 from slm.config import PipelineConfig
+from slm.records import Source
+from slm.tokens import units
+from slm.tokens.encode import encode
 source = Source.model_validate_json(sys.argv[1]).model_copy(update={"path": Path(sys.argv[2])})
 config = PipelineConfig.model_validate_json(sys.argv[3])
 units.UNIT_BYTES = 30_000
