@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm import storage
+from slm import keys, storage
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, SlmError, UserError
+from slm.errors import CorruptionError, InUse, SlmError, UserError
 from slm.recipes import parse_overrides
 from slm.records import Shards, Source, SourceSplit
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.tokens import encode as encode_stage
-from slm.tokens import encoding, units
-from slm.tokens.encode import encode
+from slm.tokens import units
+from slm.tokens.encode import encode, encode_key
 from slm.tokens.shards.inspecting import inspect, verify
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.shards.writing import ShardWriter
@@ -263,6 +263,62 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
     assert read_tokens(path).dtype == np.uint32
 
 
+# ---- the split and cleaning -------------------------------------------------------------------
+
+MOJIBAKE = [f"schÃ¶n {i}" for i in range(100)]
+
+
+def test_fixing_text_moves_no_document_to_the_other_split(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": MOJIBAKE})
+    numbers = []
+    for fix_text in (False, True):
+        config = make_config(val_fraction=0.3, clean={"fix_text": fix_text})
+        record = encode(config, source, root=tmp_path)
+        numbers.append([[t.split()[1] for t in texts_of(record, s)] for s in ("train", "val")])
+        assert ("schön" in texts_of(record, "val")[0]) == fix_text
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 1 << 30])
+def test_a_document_and_its_repaired_copy_are_not_in_both_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_bytes: int
+) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
+    repaired = [text.replace("Ã¶", "ö") for text in MOJIBAKE]
+    source = make_source(tmp_path, {"train": MOJIBAKE + repaired}, rows=7)
+    config = make_config(val_fraction=0.5, clean={"fix_text": True})
+    record = encode(config, source, root=tmp_path)
+    train, val = set(texts_of(record, "train")), set(texts_of(record, "val"))
+    assert train | val == set(repaired)
+    assert not train & val
+    assert record.dropped == {"also in val": 27, "also in train": 24}
+
+
+def test_only_the_key_of_fixed_text_is_of_a_new_version(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": STORIES[:2]})
+    for fix_text, version in ((False, 1), (True, 2)):
+        config = make_config(clean={"fix_text": fix_text})
+        fields, inputs = keys.encode_fields(config), storage.content_hash(source)
+        expected = keys.stage_key("encode", version, fields, inputs)
+        assert encode_key(config, source, None) == expected
+
+
+def test_the_source_is_locked_while_it_is_encoded(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": STORIES})
+    lock = storage.lock_of(source.path)
+    seen: list[str] = []
+
+    def try_to_delete(task: str, done: float, total: float | None) -> None:
+        seen.append(task)
+        with pytest.raises(InUse), storage.lock(lock, wait=False):
+            pass
+
+    encode(make_config(vocab_size=700), source, root=tmp_path, progress=try_to_delete)
+    assert {"encode", "trim"} == set(seen)
+    with storage.lock(lock, wait=False):
+        pass
+
+
 # ---- what is refused --------------------------------------------------------------------------
 
 
@@ -483,7 +539,7 @@ def test_an_interrupted_encoding_goes_on_at_its_unit(
         done.append(unit.output)
         units.encode_unit(unit)
 
-    monkeypatch.setattr(encoding, "encode_unit", watched)
+    monkeypatch.setattr(encode_stage, "encode_unit", watched)
     record = encode(make_config(vocab_size=700), _source_of(tmp_path), root=tmp_path)
     assert finished[0] in done, "a unit whose hash does not match is encoded again"
     assert not set(finished[1:]) & set(done)

@@ -8,9 +8,10 @@ import numpy as np
 
 from slm.errors import CorruptionError, UserError
 from slm.records import ShardCount, Shards
+from slm.run_folder import TOKENIZER
 from slm.tokens.shards.layout import Tokens
 from slm.tokens.shards.reading import read_shards, read_tokens, split_documents, token_chunks
-from slm.tokens.tokenizer.bpe import FILE_NAME, Tokenizer
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 # ---- looking at them --------------------------------------------------------------------------
 
@@ -22,9 +23,9 @@ def verify(path: Path) -> dict[str, int]:
     that is not what the record says, UserError where there are no shards.
     """
     shards = read_shards(path)
-    tokenizer = Tokenizer.load(path / FILE_NAME)
+    tokenizer = Tokenizer.load(path / TOKENIZER)
     if (tokenizer.sha256, tokenizer.eot) != (shards.tokenizer_sha256, shards.eot):
-        raise CorruptionError(f"{path / FILE_NAME} is not the tokenizer of these shards")
+        raise CorruptionError(f"{path / TOKENIZER} is not the tokenizer of these shards")
     wrong = []
     for split in shards.splits.values():
         for name in split.files:
@@ -71,7 +72,7 @@ def inspect(path: Path, document: int | None = None) -> dict[str, Any]:
     train are numbered from 0, those of val go on from there.
     """
     shards = read_shards(path)
-    tokenizer = Tokenizer.load(path / FILE_NAME)
+    tokenizer = Tokenizer.load(path / TOKENIZER)
     first = read_tokens(path / shards.splits["train"].files[0])
     counts = np.zeros(tokenizer.n_vocab, np.int64)
     for _, chunk in token_chunks(first):

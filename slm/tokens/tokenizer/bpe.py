@@ -27,7 +27,6 @@ from slm.tokens.tokenizer.lookup import MISSING, Memory, TokenTable, moved, repl
 from slm.tokens.tokenizer.pretokenize import LONGEST_WORD, PLAIN_PATTERN, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
-FILE_NAME = "tokenizer.tiktoken"
 
 Ids = npt.NDArray[np.integer[Any]]
 
