@@ -180,6 +180,15 @@ def test_an_empty_dataset_leaves_nothing(
     assert [p.name for p in (root / "sources").iterdir() if not p.name.startswith(".")] == []
 
 
+def test_a_name_that_is_not_utf8_leaves_nothing(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    write_jsonl(tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl"), ["a"])
+    with pytest.raises(UserError, match=r"data\.path=.*caf\\xe9\.jsonl is not UTF-8.*rename"):
+        download(files_config(tmp_path / "in"), root=root)
+    assert not root.exists()
+
+
 # ---- row groups and files ---------------------------------------------------------------------
 
 

@@ -226,8 +226,8 @@ def test_a_local_folder_of_that_name_is_not_the_dataset(
     ("fields", "message"),
     [
         ({"path": "org/none"}, "no such dataset"),
-        ({"path": "not a/dataset/id"}, "no dataset id"),
-        ({"path": "../../etc"}, "no dataset id"),
+        ({"path": "not a/dataset/id"}, "not a dataset id"),
+        ({"path": "../../etc"}, "not a dataset id"),
         ({"revision": "v9"}, "no revision 'v9'"),
         ({"revision": "0" * 40}, f"no revision '{'0' * 40}'"),
         ({"train_split": "trian"}, "did you mean 'train'"),
@@ -266,6 +266,12 @@ def test_a_repository_that_is_no_plain_dataset_is_refused(
     with pytest.raises(UserError, match=r"data\.path=org/odd"):
         get(path="org/odd")
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_name_that_is_not_utf8_is_refused(hub: Hub, get: Get) -> None:
+    hub.add("org/odd", {"train/caf\udce9.jsonl": b'{"text": "a"}\n'})
+    with pytest.raises(UserError, match=r"data\.path=org/odd: .*caf\\xe9\.jsonl is not UTF-8"):
+        get(path="org/odd")
 
 
 # ---- the token --------------------------------------------------------------------------------
@@ -337,7 +343,7 @@ def test_a_busy_hub_says_how_long_to_wait(
 
 def test_a_hub_that_asks_for_too_long_is_given_up(hub: Hub, get: Get, waits: list[float]) -> None:
     hub.faults = [Fault("/api/", "status", 9, status=429, headers={"Retry-After": "86400"})]
-    with pytest.raises(SlmError, match="answers 429"):
+    with pytest.raises(SlmError, match="answered 429"):
         get()
     assert sum(waits) == 0
 
@@ -360,7 +366,7 @@ def test_errors_that_stay_end_in_one_message(
     hub: Hub, get: Get, waits: list[float], where: str, tmp_path: Path
 ) -> None:
     hub.faults = [Fault(where, "status", 10_000)]
-    with pytest.raises(SlmError, match=r"data\.path=org/tales.* answers 500"):
+    with pytest.raises(SlmError, match=r"data\.path=org/tales.* answered 500"):
         get()
     assert sum(waits) < 200
     assert not list((tmp_path / "data").glob("sources/[!.]*"))
