@@ -1,6 +1,6 @@
 """Files of documents → Arrow arrays of text, a few megabytes at a time, whatever the format.
 
-parquet · JSON lines · CSV with a header · plain text (one document a file, or split on a
+parquet · JSON lines · CSV with a header · plain text (one document per file, or split on a
 separator). The last three may be compressed (.gz, .zst) and must be UTF-8.
 
 Only text is passed on. A file that is not UTF-8 is an error that names the line; a row whose value

@@ -39,7 +39,7 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tokens.tokenizer.trimming import VocabRemap
 
 UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends
-BATCH_BYTES = 1 << 20  # of text read and encoded at once
+BATCH_BYTES = 1 << 20  # of text read and encoded together
 COLUMN = "text"
 
 
@@ -50,7 +50,7 @@ class Unit:
     source: Path  # a parquet file
     row_groups: tuple[int, ...]
     split: str  # the source's split that it belongs to
-    text_bytes: int  # uncompressed, as the file's footer says
+    text_bytes: int  # uncompressed, by the file's footer
     tokenizer: Path
     settings: CleanConfig
     output: Path

@@ -118,7 +118,7 @@ def test_hero_stays_through_the_story() -> None:
 
 
 def test_every_key_of_every_template_is_known() -> None:
-    """Rare rows and alternatives too: what no sampled story happened to use."""
+    """Rare rows and alternatives too, which no sampled story may have used."""
     grammar = story_grammar()
     teller = Storyteller(grammar, Draws(0, 0))
     teller.tell()

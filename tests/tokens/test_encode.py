@@ -139,7 +139,7 @@ def test_a_trimmed_vocabulary_is_counted_on_train_and_encodes_as_its_tokenizer(
     assert json.loads((record.path / "tokenizer.json").read_text())["model"]["vocab"]["!"] == 0
 
 
-def test_a_document_never_changes_side_when_the_dataset_grows(tmp_path: Path) -> None:
+def test_a_document_stays_in_its_split_when_the_dataset_grows(tmp_path: Path) -> None:
     small = make_source(tmp_path / "a", {"train": STORIES[:100]})
     large = make_source(tmp_path / "b", {"train": STORIES[::-1]})
     first = encode(make_config(), small, root=tmp_path / "a")
@@ -147,7 +147,7 @@ def test_a_document_never_changes_side_when_the_dataset_grows(tmp_path: Path) ->
     assert set(texts_of(first, "val")) == set(texts_of(second, "val")) & set(STORIES[:100])
 
 
-def test_the_datasets_own_val_split_is_used_and_leaves_train(tmp_path: Path) -> None:
+def test_the_datasets_own_val_split_is_used_and_dropped_from_train(tmp_path: Path) -> None:
     val = STORIES[:10]
     source = make_source(tmp_path, {"train": STORIES[5:50] + STORIES[20:22], "val": val})
     record = encode(make_config(), source, root=tmp_path)
@@ -172,7 +172,7 @@ def test_cleaning_is_applied_and_counted(tmp_path: Path) -> None:
     assert record.cleaning["changed"]["text fixed"]["examples"] == [["schÃ¶n", "schön"]]
 
 
-def test_odd_documents_follow_the_policy(tmp_path: Path, base: Tokenizer) -> None:
+def test_odd_documents_are_kept_and_empty_ones_dropped(tmp_path: Path, base: Tokenizer) -> None:
     odd = [END_OF_TEXT, f"a{END_OF_TEXT}b", "\0", "a\0b", "\ufeff", "\x1b[0m", "x" * 70_000]
     odd += [" " * 5000 + "x", "\n\n\n\n a", "日本語" * 100, "\u2028 \u3000 x", "'s 'll ''re"]
     texts = [*odd, "", " ", "\t\n", *STORIES[:20]]
@@ -322,7 +322,7 @@ def test_the_source_is_locked_while_it_is_encoded(tmp_path: Path) -> None:
 # ---- what is refused --------------------------------------------------------------------------
 
 
-def test_a_dataset_with_nothing_left_says_why(tmp_path: Path) -> None:
+def test_a_dataset_with_nothing_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     source = make_source(tmp_path, {"train": ["ab", ""], "val": STORIES[:2]})
     with pytest.raises(UserError, match=r"train split of test.*1 too short, 1 empty.*loosen"):
         encode(make_config(clean={"min_chars": 3}), source, root=tmp_path)
@@ -338,9 +338,9 @@ def test_an_empty_val_split_names_the_remedy(tmp_path: Path) -> None:
 def test_one_text_file_names_the_separator(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("\n\n".join("".join(s.split("\n")) for s in STORIES))
     config = make_config(source="files", path=str(tmp_path / "book.txt"), documents=None)
-    with pytest.raises(UserError, match=r"1 read.*: a text file is one document") as told:
+    with pytest.raises(UserError, match=r"1 read.*: a text file is one document") as caught:
         encode(config, download(config, root=tmp_path), root=tmp_path)
-    _, example = shlex.split(str(told.value).partition(": a text")[2].partition(": ")[2])
+    _, example = shlex.split(str(caught.value).partition(": a text")[2].partition(": ")[2])
     (separator,) = parse_overrides([example]).values()
     data = config.data.model_copy(update={"separator": separator})
     split = config.model_copy(update={"data": data})
@@ -413,7 +413,7 @@ def _change_range(tokens: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("change", [_change_id, _change_opening, _change_range])
-def test_verify_looks_at_every_token(tmp_path: Path, change: Callable[[np.ndarray], None]) -> None:
+def test_verify_checks_every_token(tmp_path: Path, change: Callable[[np.ndarray], None]) -> None:
     record = encode(make_config(), make_source(tmp_path, {"train": STORIES}), root=tmp_path)
     splits = record.splits.values()
     assert verify(record.path) == {
@@ -430,7 +430,7 @@ def test_verify_looks_at_every_token(tmp_path: Path, change: Callable[[np.ndarra
         verify(record.path)
 
 
-def test_inspect_shows_counts_and_a_document_beside_its_tokens(tmp_path: Path) -> None:
+def test_inspect_shows_counts_and_a_document_with_its_tokens(tmp_path: Path) -> None:
     record = encode(make_config(), make_source(tmp_path, {"train": STORIES}), root=tmp_path)
     shown = inspect(record.path)
     assert shown["splits"]["train"]["documents"] == record.splits["train"].documents
@@ -439,8 +439,8 @@ def test_inspect_shows_counts_and_a_document_beside_its_tokens(tmp_path: Path) -
     assert "document" not in shown
     train, val = texts_of(record, "train"), texts_of(record, "val")
     for number, text in ((0, train[0]), (len(train) - 1, train[-1]), (len(train), val[0])):
-        found = inspect(record.path, number)["document"]
-        assert found["text"] == "".join(found["tokens"]) == text
+        document = inspect(record.path, number)["document"]
+        assert document["text"] == "".join(document["tokens"]) == text
     for number in (-1, 200):
         with pytest.raises(UserError, match="from 0 to 199"):
             inspect(record.path, number)
@@ -476,21 +476,22 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
 def test_a_done_stage_is_reused(tmp_path: Path) -> None:
     source = make_source(tmp_path, {"train": STORIES})
     first = encode(make_config(), source, root=tmp_path)
-    begin = time.perf_counter()
     again = encode(make_config(workers=2), source, root=tmp_path)
     assert again.reused
     assert again.path == first.path
-    assert time.perf_counter() - begin < 1
 
 
-def test_progress_is_told_and_ends_at_the_whole(tmp_path: Path) -> None:
-    told: list[tuple[str, float, float | None]] = []
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    calls: list[tuple[str, float, float | None]] = []
     source = make_source(tmp_path, {"train": STORIES})
     encode(
-        make_config(vocab_size=700), source, root=tmp_path, progress=lambda *what: told.append(what)
+        make_config(vocab_size=700),
+        source,
+        root=tmp_path,
+        progress=lambda *call: calls.append(call),
     )
     for stage in ("encode", "trim"):
-        steps = [(done, total) for what, done, total in told if what == stage]
+        steps = [(done, total) for task, done, total in calls if task == stage]
         assert steps == sorted(steps)
         assert steps[0][0] == 0
         assert steps[-1][0] == steps[-1][1]
@@ -525,7 +526,7 @@ def _source_of(tmp_path: Path) -> Source:
     )
 
 
-def test_an_interrupted_encoding_goes_on_at_its_unit(
+def test_an_interrupted_encoding_resumes_at_its_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _interrupted(tmp_path, monkeypatch, "encode.unit:4:raise")
@@ -570,7 +571,7 @@ def test_a_fault_at_every_point_changes_nothing(
     assert fired > 40
 
 
-def test_a_worker_that_is_killed_once_costs_nothing_but_a_warning(
+def test_a_worker_that_is_killed_once_only_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = hashes(encode(make_config(), _source_of(tmp_path / "x"), root=tmp_path / "x"))
@@ -585,11 +586,9 @@ def test_a_worker_that_is_killed_twice_is_an_error_naming_its_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_FAULT", "write:1:kill")
-    begin = time.perf_counter()
     monkeypatch.setattr(storage, "fault_point", lambda name: None)  # here, not in the workers
     with pytest.raises(SlmError, match=r"_00000\.parquet, row groups \d to \d: .* killed, twice"):
         encode(make_config(workers=2), _source_of(tmp_path), root=tmp_path)
-    assert time.perf_counter() - begin < 60
     monkeypatch.delenv("SLM_FAULT")
 
 

@@ -16,7 +16,7 @@ The tables are plain text, parsed once:
     alternatives follow, one per line that starts with ``- `` (an indented line continues it);
 ``plot NAME OPENING HELPERS``
     how the plot opens and the kinds of helper that suit it. ``cast`` names the columns of the rows
-    that start with ``= ``; the first two columns say which heroes and which places fit. ``beat``
+    that start with ``= ``; the first two columns name the heroes and the places that fit. ``beat``
     starts a list of alternatives, ``beat maybe`` one that is left out now and then, and
     ``paragraph`` starts a new paragraph.
 
