@@ -18,7 +18,7 @@ from slm.config import CleanConfig
 EXAMPLES = 3  # kept of each reason
 EXAMPLE_CHARS = 120
 
-EMPTY, TOO_SHORT, TOO_LONG, NOT_TEXT = "empty", "too short", "too long", "not text"
+EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
 ALSO_IN_VAL, ALSO_IN_TRAIN = "also in val", "also in train"
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
 FIXED = "text fixed"

@@ -107,12 +107,7 @@ def _write_shards(
         work: the folder of the units.
     """
     base.save(work / TOKENIZER)
-    units = [
-        unit
-        for split in ("val", "train")  # a document of val is dropped from train
-        if split in source.splits
-        for unit in plan_units(source, split, work / TOKENIZER, data.clean, work)
-    ]
+    units = plan_units(source, work / TOKENIZER, data.clean, work)
     selection = Selection(data, "val" in source.splits, base)
     tokenizer = base
     with Workers(_worker_count(data, units)) as workers:

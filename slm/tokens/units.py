@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 from pyarrow.lib import ArrowException
@@ -24,7 +23,6 @@ from slm.config import CleanConfig
 from slm.errors import CorruptionError
 from slm.records import Source
 from slm.tokens.cleaning import (
-    NOT_TEXT,
     PERMUTATIONS,
     Hashes,
     Mask,
@@ -115,20 +113,22 @@ class Encoded:
 _ARRAYS = ("tokens", "lengths", "sizes", "hashes", "raw_hashes", "signatures")
 
 
-def plan_units(
-    source: Source, split: str, tokenizer: Path, settings: CleanConfig, folder: Path
-) -> list[Unit]:
-    """The units of a split in order; they depend on the source alone."""
+def plan_units(source: Source, tokenizer: Path, settings: CleanConfig, folder: Path) -> list[Unit]:
+    """The units of a source in order; they depend on the source alone.
+
+    Those of val come first, so that its documents are dropped from train.
+    """
     units = list[Unit]()
-    for name in source.splits[split].files:
-        metadata = pq.read_metadata(source.path / name)
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        for row_groups in _ranges(sizes):
-            output = folder / f"{split}_{len(units):06d}.unit"
-            size = sum(sizes[i] for i in row_groups)
-            units.append(
-                Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
-            )
+    for split in ("val", "train"):
+        for name in source.splits[split].files if split in source.splits else ():
+            metadata = pq.read_metadata(source.path / name)
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+            for row_groups in _ranges(sizes):
+                output = folder / f"{len(units):06d}_{split}.unit"
+                size = sum(sizes[i] for i in row_groups)
+                units.append(
+                    Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
+                )
     return units
 
 
@@ -176,7 +176,7 @@ def encode_unit(unit: Unit) -> None:
     parts = [np.empty(0, dtype)]
     sizes, hashes, raw_hashes = list[int](), list[bytes](), list[bytes]()
     signatures = list[Signatures]()
-    for texts in _read_texts(unit, tally):
+    for texts in _read_texts(unit):
         cleaned = ((raw, clean(raw, unit.settings, tally)) for raw in texts)
         kept = [(raw, text) for raw, text in cleaned if text is not None]
         if unit.settings.near_duplicates is not None:
@@ -216,7 +216,7 @@ def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
     return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
 
 
-def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
+def _read_texts(unit: Unit) -> Iterator[list[str]]:
     """The texts of a unit, about `BATCH_BYTES` at a time."""
     try:
         with pq.ParquetFile(unit.source) as file:
@@ -224,19 +224,6 @@ def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
             batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
             groups = list(unit.row_groups)
             for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
-                yield _texts(batch.column(0), tally)
-    except (ArrowException, OSError) as error:
+                yield batch.column(0).to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error
-
-
-def _texts(column: pa.Array, tally: Tally) -> list[str]:
-    try:
-        return ["" if text is None else text for text in column.to_pylist()]
-    except UnicodeDecodeError:
-        texts = []
-        for data in column.cast(pa.binary()).to_pylist():
-            try:
-                texts.append((data or b"").decode())
-            except UnicodeDecodeError:
-                tally.drop(NOT_TEXT, data.decode(errors="replace"))
-        return texts

@@ -60,7 +60,9 @@ def make_source(root: Path, splits: dict[str, list[str]], rows: int = 20) -> Sou
         written[split] = SourceSplit(files=[path.name], documents=len(texts), bytes=size)
     record = Source(key="k" * 64, dataset="test", revision="", splits=written, path=folder)
     files = storage.describe_files(folder, folder.iterdir())
-    return record.model_copy(update={"files": files})
+    record = record.model_copy(update={"files": files})
+    storage.write_record(folder, record)
+    return record
 
 
 def make_config(**data: Any) -> PipelineConfig:
@@ -228,16 +230,6 @@ def test_odd_documents_from_a_file_to_shards(
         assert sum(int((t == base.eot).sum()) for t in tokens) == split.documents
 
 
-def test_bytes_that_are_not_text_are_dropped_and_counted(tmp_path: Path) -> None:
-    source = make_source(tmp_path, {"train": STORIES[:5], "val": ["x"]})
-    broken = pa.array([b"good", b"\xff\xfe", b"\xed\xa0\x80", None]).view(pa.string())
-    path = source.path / source.splits["train"].files[0]
-    pq.write_table(pa.table({"text": broken}), path)
-    record = encode(make_config(), source, root=tmp_path)
-    assert texts_of(record, "train") == ["good"]
-    assert record.dropped == {"not text": 2, "empty": 1}
-
-
 def test_shards_hold_whole_documents_up_to_their_size(tmp_path: Path) -> None:
     texts = [*STORIES[:60], "word " * 3000, *STORIES[60:100]]
     source = make_source(tmp_path, {"train": texts, "val": ["x"]})
@@ -356,6 +348,15 @@ def test_a_damaged_parquet_page_names_file_and_row_groups(tmp_path: Path) -> Non
     data[start : start + 200] = bytes(200)
     path.write_bytes(data)
     with pytest.raises(CorruptionError, match=r"train_00000\.parquet, row groups \d to \d"):
+        encode(make_config(), source, root=tmp_path)
+
+
+def test_a_source_that_is_not_text_is_damaged(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": STORIES[:5], "val": ["x"]})
+    broken = pa.array([b"good", b"\xff\xfe"]).view(pa.string())
+    path = source.path / source.splits["train"].files[0]
+    pq.write_table(pa.table({"text": broken}), path)
+    with pytest.raises(CorruptionError, match=r"train_00000\.parquet, row groups 0 to 0: .*utf-8"):
         encode(make_config(), source, root=tmp_path)
 
 
@@ -513,17 +514,9 @@ def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) ->
 
 
 def _source_of(tmp_path: Path) -> Source:
-    folder = tmp_path / "source"
-    if not folder.exists():
-        return make_source(tmp_path, {"train": STORIES[:120], "val": STORIES[115:125]})
-    table = {path.stem.split("_")[0]: path for path in folder.iterdir()}
-    splits = {
-        split: SourceSplit(files=[path.name], documents=1, bytes=1) for split, path in table.items()
-    }
-    files = storage.describe_files(folder, folder.iterdir())
-    return Source(
-        key="k" * 64, dataset="test", revision="", splits=splits, path=folder, files=files
-    )
+    """The same source at every call."""
+    kept = storage.read_record(tmp_path / "source", Source)
+    return kept or make_source(tmp_path, {"train": STORIES[:120], "val": STORIES[115:125]})
 
 
 def test_an_interrupted_encoding_resumes_at_its_unit(

@@ -154,9 +154,7 @@ def _join_around(positions: Positions, borders: Positions, starts: Mask) -> None
 
     With borders 0, 4 and 9 and a position 6, nothing begins at 5 to 8 any more.
     """
-    stretches = np.unique(
-        np.searchsorted(borders, positions, "right")
-    )  # 2, that ends at borders[2]
+    stretches = np.unique(np.searchsorted(borders, positions, "right"))  # 2 ends at borders[2]
     begin = borders[stretches - 1] + 1
     starts[ranges(begin, borders[stretches] - begin)] = False
 
