@@ -501,9 +501,9 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
 
 def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> bool:
     """Encodes under a fault; whether it fired."""
+    source = _source_of(tmp_path)
     storage.reset_fault_points()
     monkeypatch.setenv("SLM_FAULT", fault)
-    source = _source_of(tmp_path)
     try:
         encode(make_config(vocab_size=700), source, root=tmp_path)
     except (RuntimeError, OSError, SlmError):
