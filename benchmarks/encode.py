@@ -1,11 +1,11 @@
-"""Encoding throughput: ours, one tiktoken thread, and the `datasets.map` route, in one run.
+"""Encoding throughput: ours, one tiktoken thread, and `datasets.map`, in one run.
 
-All three read the same parquet documents on the same machine, taking turns. Ours is the whole
-stage in a process of its own: parquet → shards on disk, hashed, committed, and verified once more.
-tiktoken's loop gets its texts in memory and throws the tokens away. The third is the preparation
-script of nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
+All three read the same parquet documents on the same machine in turn. Ours is the whole stage in a
+process of its own: parquet → shards on disk, hashed, committed, and verified once more. tiktoken's
+loop gets its texts in memory and discards the tokens. The third is the preparation script of
+nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
 
-At the end the loader reads the shards just made, beside the training loop of `quickstart`.
+Last, the loader reads these shards, compared with the training loop of `quickstart`.
 """
 
 import argparse
@@ -53,11 +53,11 @@ def run(
 
     Args:
         megabytes: of text (10**6 UTF-8 bytes) to encode.
-        data: parquet files, half of the documents, repeated; the others are generated stories.
-        repeats: of each measurement; the medians count.
-        peers: whether to run the others too, or only ours.
+        data: parquet files for half of the documents, repeated; the others are generated stories.
+        repeats: of each measurement; the median is reported.
+        peers: whether to measure tiktoken and `datasets.map` too.
 
-    `ratio` is the value over that of one tiktoken thread; the loader's, over the training loop.
+    `ratio` is the value divided by that of one tiktoken thread; the loader's, by the training loop.
     """
     parent = data_root() / "benchmarks"
     parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +129,10 @@ def _make_source(folder: Path, megabytes: int, data: Path | None) -> Source:
 
 
 def _mix(data: Path, target: Path, size: int) -> None:
-    """Writes `size` bytes of text: a generated story, then one of `data`, repeated, and so on."""
+    """Writes `size` bytes of text: generated stories and documents of `data` in alternation."""
     paths = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
-    given = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
-    documents = chain.from_iterable(zip(stories(1337, 0, sys.maxsize), cycle(given), strict=False))
+    texts = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
+    documents = chain.from_iterable(zip(stories(1337, 0, sys.maxsize), cycle(texts), strict=False))
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(target, schema) as writer:
         while size > 0:
@@ -221,7 +221,7 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
 
 
 def _loader(folder: Path) -> tuple[float, float]:
-    """Tokens a second of the loader, and of training, in a process set up as training is."""
+    """Tokens/s of the loader, and of training, in a process set up as training is."""
     from slm.training.launch import child_environment
 
     command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
@@ -277,7 +277,7 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
 
 
 def _measured(work: Callable[[], float]) -> tuple[float, float]:
-    """What `work` returns, and the peak of the resident memory of all children, in MB."""
+    """The result of `work`, and the peak resident memory of all child processes in MB."""
     peak, stop = 0.0, threading.Event()
 
     def watch() -> None:
@@ -320,21 +320,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--data", type=Path, help="parquet files to mix among the stories")
+    parser.add_argument("--data", type=Path, help="parquet files to mix with the stories")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--alone", action="store_true", help="leave out the others")
+    parser.add_argument("--alone", action="store_true", help="measure slm alone")
     parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.load:
-        sys.stdout.write(json.dumps(_load_and_train(given.load)))
+    options = parser.parse_args()
+    if options.load:
+        sys.stdout.write(json.dumps(_load_and_train(options.load)))
         return
-    if given.encode:
-        source, vocab_size, root = given.encode
+    if options.encode:
+        source, vocab_size, root = options.encode
         _encode_once(Path(source), int(vocab_size), Path(root))
         return
-    result = run(given.megabytes, given.data, given.repeats, not given.alone)
-    if given.json:
+    result = run(options.megabytes, options.data, options.repeats, not options.alone)
+    if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return
     sys.stdout.write(f"{result['machine']}, {result['megabytes']} MB of text\n")

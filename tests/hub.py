@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Fault:
-    """What goes wrong for requests whose `METHOD /path` contains `where`, so many times."""
+    """What goes wrong for requests whose `METHOD /path` contains `where`, `times` times."""
 
     where: str
     kind: str  # status, silence, stall, cut, reset, truncate, flip
@@ -44,7 +44,7 @@ class Repository:
 
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    token: str | None = None  # gated: files are for those who show it
+    token: str | None = None  # gated: files are sent for this token alone
 
     def commit(self, files: Files, branch: str = "main") -> str:
         content = repr(sorted(files.items())).encode() + str(len(self.commits)).encode()
@@ -59,7 +59,7 @@ class Repository:
 
 
 class Hub:
-    """The server: add repositories and faults, look at the requests."""
+    """The server: add repositories and faults, read the requests."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -67,7 +67,7 @@ class Hub:
         self.requests: list[Request] = []
         self.on_request: Callable[[str], None] = lambda line: None
         self.closing = threading.Event()
-        self.storage_host = ""  # where set, large files are redirected there, as the real hub does
+        self.storage_host = ""  # if set, large files are redirected there, as by the real hub
         self.endpoint = ""
 
     def add(self, name: str, files: Files, token: str | None = None) -> str:
@@ -196,8 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "tree":
             return self._tree(files, "/".join(rest[1:]), query.get("recursive") == ["True"])
         if verb == "paths-info":
-            wanted = [path for path in form.get("paths", []) if path in files]
-            return self._json([describe(path, files[path]) for path in wanted])
+            present = [path for path in form.get("paths", []) if path in files]
+            return self._json([describe(path, files[path]) for path in present])
         return self._json(
             {
                 "id": name,
@@ -257,8 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
             middle = len(content) // 2
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         status, start = 200, 0
-        if wanted := self.headers.get("Range"):
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        if requested := self.headers.get("Range"):
+            start = int(requested.removeprefix("bytes=").split("-")[0])
             if start >= len(content):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             status = 206

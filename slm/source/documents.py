@@ -1,11 +1,11 @@
 """Files of documents → Arrow arrays of text, a few megabytes at a time, whatever the format.
 
-parquet · JSON lines · CSV with a header · plain text (one document a file, or split on a
+parquet · JSON lines · CSV with a header · plain text (one document per file, or split on a
 separator). The last three may be compressed (.gz, .zst) and must be UTF-8.
 
-What is not text is never passed on: a file that is not UTF-8 is an error naming the line; a row
-whose value is null, or that has no UTF-8 form (a lone surrogate escaped in JSON, stray bytes in
-parquet), is left out and counted.
+Only text is passed on. A file that is not UTF-8 is an error that names the line; a row whose value
+is null, or has no UTF-8 form (a lone surrogate escaped in JSON, stray bytes in parquet), is left
+out and counted.
 """
 
 import codecs
@@ -38,15 +38,15 @@ FORMATS = {
 COMPRESSIONS = (".gz", ".zst")
 NULL, NOT_TEXT = "null", "not text"  # why a row is left out
 
-MOST_BYTES = 2_000_000_000  # of a document: Arrow's strings end at 2 GiB
-_CHUNK_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 2_000_000_000  # of a document: Arrow's strings end at 2 GiB
+CHUNK_BYTES = 4 << 20
 _BATCH_ROWS = 1024
 
 Row = dict[str, Any]
 
 
 def format_of(path: PurePath) -> str | None:
-    """`parquet`, `jsonl`, `csv` or `txt` by a file's name; None where it is none of them."""
+    """`parquet`, `jsonl`, `csv` or `txt` by a file's name; None for any other."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
     if packed:
@@ -59,13 +59,14 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     """The documents of one file in order, as arrays of type string without nulls.
 
     Args:
-        path: the file; its name tells the format.
+        path: the file; its name gives the format.
         data: `text_column`, or the `template` that joins several columns; `separator` of text.
         dropped: gets the number of rows left out, by reason.
 
-    Raises UserError where the file is not what its name says, lacks the column or is not UTF-8,
+    Raises UserError where the file is not of that format, lacks the column or is not UTF-8,
     CorruptionError where its bytes are damaged.
     """
+    check_name(path)
     template = _Template(data)
     kind = format_of(path)
     if kind == "parquet":
@@ -79,6 +80,19 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     else:
         raise UserError(f"{path} is of no known format: use {', '.join(FORMATS)}")
     return (_only_text(array, dropped) for array in arrays)
+
+
+def check_name(name: PurePath | str, where: str = "") -> None:
+    """Raises UserError for a name that is not UTF-8, which neither records nor Arrow can hold."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        # A stray byte is a surrogate in Python's names: "caf\udce9" is shown as caf\xe9.
+        shown = re.sub("[\udc80-\udcff]", lambda m: rf"\x{ord(m[0]) - 0xDC00:02x}", str(name))
+        shown = shown.encode(errors="backslashreplace").decode()
+        raise UserError(
+            rf"{where}the name {shown} is not UTF-8 (\x… are its stray bytes): rename it"
+        ) from error
 
 
 def check_columns(data: DataConfig, where: str, names: Iterable[str]) -> None:
@@ -128,7 +142,7 @@ class _Template:
                 f"data.template={data.template!r}: name columns plainly, such as {{title}}"
             )
         if not self.columns:
-            raise UserError(f"data.template={data.template!r} names no column: write {{column}}")
+            raise UserError(f"data.template={data.template!r} names no column: write {{text}}")
 
     def check(self, where: Path | str, names: Iterable[str]) -> None:
         present = list(names)
@@ -178,10 +192,12 @@ def _read_parquet(path: Path, template: _Template) -> Iterator[pa.Array]:
             except (pa.ArrowException, OSError) as error:
                 raise CorruptionError(
                     f"{path}, row group {group} of {file.num_row_groups}: {_first_line(error)}; "
-                    "the file is damaged, get it again"
+                    "the file is damaged: get it again"
                 ) from error
             if rows != file.metadata.row_group(group).num_rows:
-                raise CorruptionError(f"{path}, row group {group}: {rows} rows, others promised")
+                raise CorruptionError(
+                    f"{path}, row group {group}: {rows} rows, not as many as its footer records"
+                )
 
 
 def _check_types(path: Path, schema: pa.Schema, columns: Iterable[str]) -> None:
@@ -219,7 +235,7 @@ def _chunks(path: Path) -> Iterator[str]:
         with pa.input_stream(str(path), compression="detect") as stream:
             ended = False
             while not ended:
-                data = stream.read(_CHUNK_BYTES)
+                data = stream.read(CHUNK_BYTES)
                 ended = not data
                 text = decoder.decode(data, final=ended)
                 lines += text.count("\n")
@@ -251,7 +267,7 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[bytes]:
         yield "".join(_chunks(path)).encode()
         return
     for piece in _split(_chunks(path), separator):
-        if text := piece.strip():  # what follows the last separator is no document
+        if text := piece.strip():  # nothing follows the last separator
             yield text.encode()
 
 
@@ -263,19 +279,19 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{path}, line {number}: not JSON ({error}); write one object a line, without "
-                "breaks in it, for example with jq -c"
+                f"{path}, line {number}: not JSON ({error}); write one object per line, without "
+                "line breaks in it, for example with jq -c"
             ) from error
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {number}: a JSON {type(row).__name__}, not an object; write one "
-                "object a line, for example with jq -c '.[]'"
+                "object per line, for example with jq -c '.[]'"
             )
         yield number, row
 
 
 def _csv_rows(path: Path, template: _Template) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 kB a field
+    csv.field_size_limit(sys.maxsize)  # the default is 128 kB per field
     reader = csv.reader((line + "\n" for line in _split(_chunks(path), "\n")), strict=True)
     try:
         names = next(reader, [])
@@ -295,9 +311,9 @@ def _csv_rows(path: Path, template: _Template) -> Iterator[tuple[int, Row]]:
 
 
 def _check_separator(path: Path, header: str) -> None:
-    if found := re.search(r"[;\t|]", header):
+    if separator := re.search(r"[;\t|]", header):
         raise UserError(
-            f"{path}: its fields seem to be separated by {found[0]!r}, not by commas (header: "
+            f"{path}: its fields seem to be separated by {separator[0]!r}, not by commas (header: "
             f"{header!r}); save it with commas or as JSON lines"
         )
 
@@ -324,14 +340,14 @@ def _batches(path: Path, documents: Iterable[bytes | None]) -> Iterator[pa.Array
     batch: list[bytes | None] = []
     size = 0
     for document in documents:
-        if document and len(document) > MOST_BYTES:
+        if document and len(document) > MAX_DOCUMENT_BYTES:
             raise UserError(
-                f"{path}: a document of {len(document):,} bytes, and {MOST_BYTES:,} are the most; "
-                "a text file is split at data.separator"
+                f"{path}: a document of {len(document):,} bytes; the largest possible has "
+                f"{MAX_DOCUMENT_BYTES:,}; set data.separator to split a text file"
             )
         batch.append(document)
         size += len(document or b"")
-        if size >= _CHUNK_BYTES:
+        if size >= CHUNK_BYTES:
             yield pa.array(batch, pa.large_binary())
             batch, size = [], 0
     if batch:

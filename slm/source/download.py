@@ -1,8 +1,8 @@
 """Download: a dataset on the hub, local files, or the embedded corpus → parquet files.
 
-Whatever comes in, what goes out is the same: `train_00000.parquet` …, and `val_00000.parquet` …
-where the dataset has a split of its own, each with the single column `text`, one row a document.
-Their bytes are a function of the documents alone, never of how the input was cut into files.
+Every source is written alike: `train_00000.parquet` …, and `val_00000.parquet` … where the dataset
+has a split of its own, each with the single column `text`, one row per document. The bytes are a
+function of the documents alone, not of how the input was cut into files.
 """
 
 import errno
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_VERSION = 1
 """Goes up whenever the same input gives other parquet bytes."""
 
-ROW_GROUP_BYTES = 2 << 20  # of text: what one encoding worker takes at a time
+ROW_GROUP_BYTES = 2 << 20  # of text: the piece that one encoding worker takes
 FILE_BYTES = 256 << 20
 _SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @storage.hashing_once()
@@ -54,25 +54,25 @@ def download(
     try:
         return make(config, data, progress)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _NOT_WRITABLE:
             raise UserError(
-                f"cannot write to {data.path} ({error.strerror}): free some space, mend its "
+                f"cannot write to {data.path} ({error.strerror}): free some space, fix its "
                 "permissions, or point SLM_DATA at another folder"
             ) from error
         raise
 
 
 def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
-    """The stage's key. `resolved` replaces fields by what they stand for, such as a commit."""
+    """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
     fields = {**keys.download_fields(config), **resolved}
     return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
 def is_made_with(source: Source, config: PipelineConfig) -> bool:
-    """Whether a source is what these settings gave, as far as names tell: no data is read.
+    """Whether a source was made with these settings, going by names alone: no data is read.
 
-    A branch or tag of the hub is taken to lead to the source's commit, and local files to hold
-    what they held.
+    A branch or tag of the hub is assumed to still be the source's commit, and local files to be
+    unchanged.
     """
     data = config.data
     if data.source == "hub":
@@ -91,7 +91,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
     data = config.data
     if data.documents is None:
         raise UserError(
-            "data.source=stories has no end: say how many to write, for example "
+            "data.source=stories needs a number of documents, for example "
             "--set data.documents=12000"
         )
     count = data.documents
@@ -195,7 +195,7 @@ def _source(
     origin: dict[str, str],
     dropped: Counter[str],
 ) -> Source:
-    """The record of a converted dataset, once it is seen to hold something."""
+    """The record of a converted dataset. Raises UserError where a split has no documents."""
     counts = {reason: count for reason, count in sorted(dropped.items()) if count}
     for reason, count in counts.items():
         logger.warning("%s: %d row(s) left out: %s", data.path, count, reason)
@@ -203,8 +203,10 @@ def _source(
         if not written.documents:
             raise UserError(
                 f"data.path={data.path}: no documents in the {split} split"
-                + "".join(f"; {count} row(s) left out: {why}" for why, count in counts.items())
-                + ("; --set data.val_split=null does without" if split == "val" else "")
+                + "".join(
+                    f"; {count} row(s) left out: {reason}" for reason, count in counts.items()
+                )
+                + ("; --set data.val_split=null leaves it out" if split == "val" else "")
             )
     return Source(
         key=key, dataset=data.path, revision=revision, splits=splits, origin=origin, dropped=counts
@@ -218,12 +220,12 @@ def _write_split(
     progress: Progress,
     total: int | None,
 ) -> SourceSplit:
-    """Writes `<split>_00000.parquet` … and returns what they hold."""
+    """Writes `<split>_00000.parquet` … and returns their names and counts."""
     files: list[str] = []
     documents = size = room = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for group in _row_groups(arrays):
+        for group in row_groups(arrays):
             if writer is None or room <= 0:
                 if writer:
                     writer.close()
@@ -243,12 +245,16 @@ def _write_split(
     return SourceSplit(files=files, documents=documents, bytes=size)
 
 
-def _row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
-    """The same documents, cut after each one with which a group's text reaches its size."""
+def row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """The same documents, cut after each one with which a group reaches `ROW_GROUP_BYTES`.
+
+    With 10 as that size, documents of [4, 7] and [3, 9, 1] bytes become groups of 4 + 7, 3 + 9
+    and 1, as those of [4, 7, 3, 9, 1] do.
+    """
     pending: list[pa.Array] = []
-    size = 0
+    size = 0  # of what is pending
     for array in arrays:
-        ends = np.cumsum(pc.binary_length(array).to_numpy(), dtype=np.int64)
+        ends = np.cumsum(pc.binary_length(array).to_numpy(), dtype=np.int64)  # (N,)
         start = before = 0
         while start < len(array):
             stop = int(np.searchsorted(ends, before + ROW_GROUP_BYTES - size)) + 1

@@ -1,4 +1,4 @@
-"""Local files of documents: which ones `data.path` names, and which split each belongs to."""
+"""Local files of documents: those that `data.path` names, and the split of each."""
 
 import glob
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from slm.config import DataConfig
 from slm.errors import UserError, unknown
-from slm.source.documents import FORMATS, format_of
+from slm.source.documents import FORMATS, check_name, format_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +29,35 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     The path is a file, a folder (searched to its depths) or a glob. In a folder or glob, files
     and subfolders named like a split (`train.parquet`, `validation/…`, `test-00000-of-00002.csv`)
     belong to it; test files are left out; all others are `train`. Raises UserError where there
-    are none, or none for a split that the config names otherwise than the defaults do.
+    are none, none for a split that the config names explicitly, or one whose name is not UTF-8.
     """
     path = Path(data.path).expanduser().absolute()
+    check_name(path, "data.path: ")
     if path.is_file():
         if format_of(path) is None:
             raise UserError(f"data.path={data.path} is of no known format: {', '.join(FORMATS)}")
         return path.parent, {"train": [path]}
     if path.is_dir():
-        base, found = path, path.rglob("*")
+        base, matches = path, path.rglob("*")
     else:
         base = next(p for p in path.parents if not glob.has_magic(str(p)))
-        found = base.glob(path.relative_to(base).as_posix())
+        matches = base.glob(path.relative_to(base).as_posix())
     try:
-        files = sorted(p for p in found if p.is_file() and _is_data(p.relative_to(base)))
-    except ValueError as error:  # before Python 3.13, of ** beside other letters
+        files = sorted(p for p in matches if p.is_file() and _is_data(p.relative_to(base)))
+    except ValueError as error:  # before Python 3.13, of ** next to other letters
         raise UserError(
-            f"data.path={data.path} is no glob: {error}; such as {base}/**/*.txt"
+            f"data.path={data.path} is not a glob: {error}; write for example {base}/**/*.txt"
         ) from error
     if not files:
-        what = "does not exist"
+        problem = "does not exist"
         if path.is_dir() or glob.has_magic(data.path):
-            what = "leads to no file of a known format"
+            problem = "leads to no file of a known format"
         raise UserError(
-            f"data.path={data.path} {what}: give a file, a folder or a glob of {', '.join(FORMATS)}"
+            f"data.path={data.path} {problem}: give a file, a folder or a glob of "
+            + ", ".join(FORMATS)
         )
+    for file in files:
+        check_name(file.relative_to(base), f"data.path={data.path}: ")
     formats = Counter(str(format_of(file)) for file in files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
@@ -88,7 +92,7 @@ def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list
 
 
 def _check_names(data: DataConfig, files: list[PurePath]) -> None:
-    """Raises UserError for a split of the user's own that no file or folder is named like."""
+    """Raises UserError for a split that the config names explicitly and no file or folder has."""
     parts = {part.lower() for file in files for part in file.parts}
     for field in ("train_split", "val_split"):
         name = getattr(data, field)
@@ -103,13 +107,16 @@ def _check_names(data: DataConfig, files: list[PurePath]) -> None:
 
 
 def _beginning(words: Iterable[str]) -> re.Pattern[str]:
-    """What begins with one of the words, as a word of its own; the longest goes first."""
+    """Matches a name that begins with one of the words, as a whole word: the longest one."""
     ordered = sorted(words, key=len, reverse=True)
     return re.compile(rf"({'|'.join(map(re.escape, ordered))})(?![a-z])")
 
 
 def _label(data: DataConfig, relative: PurePath) -> str:
-    """`train`, `val` or `test`, by the file's name or else by the nearest folder that tells."""
+    """`train`, `val` or `test`, by the file's name or else by the nearest folder named so.
+
+    `data/validation/train.txt` is `train`, `data/validation/0.txt` is `val`, `0.txt` is `train`.
+    """
     labels = {word: label for label, words in _LABELS.items() for word in words}
     if data.val_split:
         labels[data.val_split.lower()] = "val"

@@ -1,9 +1,12 @@
 """The Hugging Face hub: what a dataset holds at one commit, and those bytes, verified.
 
-`datasets` says which files belong to which configuration and split, `huggingface_hub` carries
-them. A revision becomes a commit first and everything else is asked for by that commit, so a
-branch that moves meanwhile mixes nothing. Each file is checked against the hub's own hash before
-anybody reads it; a download that was cut goes on from where it stopped.
+`datasets` lists the files of each configuration and split, `huggingface_hub` downloads them. A
+revision is resolved to a commit first and everything else is requested by that commit, so a branch
+that moves meanwhile mixes nothing. Each file is checked against the hub's own hash before it is
+read; an interrupted download resumes where it stopped.
+
+`hf_hub_download` is not used: as of huggingface_hub 2.4 it starts anew after an interruption and
+compares neither what arrives nor what is in its cache with the hub's hash.
 """
 
 import hashlib
@@ -12,7 +15,6 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, Self
 
 import yaml
@@ -21,19 +23,19 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.records import Progress
-from slm.source.documents import FORMATS, check_columns, format_of
-from slm.source.hub_client import cache_home, patiently, token
+from slm.source.documents import FORMATS, check_columns, check_name, format_of
+from slm.source.hub_client import cache_home, token, with_retries
 
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_PATHS_A_REQUEST = 500
+_PATHS_PER_REQUEST = 500
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a dataset at a commit, with the hash that the hub promises."""
+    """A file of a dataset at a commit, with the hash that the hub records."""
 
     path: str
     size: int
@@ -44,7 +46,7 @@ class HubFile:
         return self.digest if len(self.digest) == 64 else None
 
 
-# ---- what there is ----------------------------------------------------------------------------
+# ---- the files of a dataset ---------------------------------------------------------------------
 
 
 def resolve_commit(data: DataConfig) -> str:
@@ -55,7 +57,7 @@ def resolve_commit(data: DataConfig) -> str:
     """
     if data.revision and _COMMIT.fullmatch(data.revision):
         return data.revision
-    info = patiently(data, lambda api: api.dataset_info(data.path, revision=data.revision))
+    info = with_retries(data, lambda api: api.dataset_info(data.path, revision=data.revision))
     if not _COMMIT.fullmatch(str(info.sha)):
         raise SlmError(f"the hub gave no commit for {data.path}, but {info.sha!r}")
     return str(info.sha)
@@ -66,7 +68,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
 
     Raises UserError where the configuration, the split or a column does not exist.
     """
-    builder = patiently(data, lambda api: _builder(data, commit))
+    builder = with_retries(data, lambda api: _builder(data, commit))
     at, prefix = f"data.path={data.path}", f"hf://datasets/{data.path}@{commit}/"
     names = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if data.train_split not in names:
@@ -74,7 +76,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     chosen = {"train": names[data.train_split]}
     if data.val_split is not None and data.val_split in names:
         chosen["val"] = names[data.val_split]
-    if builder.info.features:  # not every dataset says; then the first file tells
+    if builder.info.features:  # else the columns are checked in the first file
         check_columns(data, at, builder.info.features)
     left_out = sorted(set(names) - {data.train_split, data.val_split})
     if left_out:
@@ -84,14 +86,15 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
         raise UserError(f"{at} points outside its repository: {outside[0]}")
     paths = {split: [f.removeprefix(prefix) for f in files] for split, files in chosen.items()}
     for path in (path for each in paths.values() for path in each):
+        check_name(path, f"{at}: ")
         if format_of(PurePosixPath(path)) is None:
             raise UserError(f"{at}: {path} is of no known format: {', '.join(FORMATS)}")
-    found = _describe(data, commit, [path for each in paths.values() for path in each])
-    return {split: [found[path] for path in each] for split, each in paths.items()}
+    described = _describe(data, commit, [path for each in paths.values() for path in each])
+    return {split: [described[path] for path in each] for split, each in paths.items()}
 
 
 def _builder(data: DataConfig, commit: str) -> Any:
-    """What `datasets` makes of the repository: nothing is downloaded but its metadata."""
+    """The dataset's builder in `datasets`; only metadata is downloaded."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -119,17 +122,17 @@ def _builder(data: DataConfig, commit: str) -> Any:
 
 def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubFile]:
     """Size and hash of files, as the hub records them."""
-    found: dict[str, HubFile] = {}
-    for start in range(0, len(paths), _PATHS_A_REQUEST):
-        some = paths[start : start + _PATHS_A_REQUEST]
-        for info in patiently(data, partial(_paths_info, data, commit, some)):
+    described: dict[str, HubFile] = {}
+    for start in range(0, len(paths), _PATHS_PER_REQUEST):
+        some = paths[start : start + _PATHS_PER_REQUEST]
+        for info in with_retries(data, partial(_paths_info, data, commit, some)):
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not _DIGEST.fullmatch(digest):
                 raise SlmError(f"{data.path}: the hub gives no usable hash for {info.path}")
-            found[info.path] = HubFile(info.path, info.size, digest)
-    if missing := set(paths) - set(found):
-        raise SlmError(f"{data.path}: the hub knows nothing of {', '.join(sorted(missing)[:3])}")
-    return found
+            described[info.path] = HubFile(info.path, info.size, digest)
+    if missing := set(paths) - set(described):
+        raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
+    return described
 
 
 def _paths_info(data: DataConfig, commit: str, paths: list[str], api: Any) -> list[Any]:
@@ -137,42 +140,42 @@ def _paths_info(data: DataConfig, commit: str, paths: list[str], api: Any) -> li
     return infos
 
 
-# ---- the bytes --------------------------------------------------------------------------------
+# ---- downloading --------------------------------------------------------------------------------
 
 
 def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> Path:
-    """A file of the dataset on the local disk, its bytes those that the hub promises.
+    """Downloads a file of the dataset and returns its verified local path.
 
-    Files lie in the cache by their hash: what another revision or an interrupted call has left
-    there is used, but only after it was checked. A file with other bytes is moved aside and
-    fetched once more. Raises CorruptionError naming the file if it is then wrong again.
+    The cache keeps files by their hash: what another revision or an interrupted call has left
+    there is checked and used. A file with other bytes is quarantined and downloaded once more.
+    Raises CorruptionError naming the file if its bytes are wrong again.
     """
     cache = storage.make_folder(cache_home() / "files")
     folder = cache / file.digest
     path = folder / PurePosixPath(file.path).name
     with storage.lock(cache / f".{file.digest}.lock"):
-        for attempt in ("fetching it once more", "giving up"):
+        for next_step in ("downloading it once more", "giving up"):
             storage.make_folder(folder)
-            whole = patiently(data, partial(_complete, data, commit, file, path, progress))
+            whole = with_retries(data, partial(_complete, data, commit, file, path, progress))
             if whole and digest_of(path, file) == file.digest:
                 return path
-            aside = storage.quarantine(folder)
+            quarantined = storage.quarantine(folder)
             logger.warning(
                 "%s of %s does not have the size and hash that the hub records; moved to %s, %s",
                 file.path,
                 data.path,
-                aside,
-                attempt,
+                quarantined,
+                next_step,
             )
     raise CorruptionError(
         f"{data.path}: {file.path} at {commit[:12]} arrived twice with other bytes than the hub "
-        f"records (hash {file.digest[:12]}…, {file.size} bytes); what came is kept in {cache}; "
+        f"records (hash {file.digest[:12]}…, {file.size} bytes); the last copy is kept in {cache}; "
         "try again later"
     )
 
 
 def digest_of(path: Path, file: HubFile) -> str:
-    """The hash of a local file, of the kind by which the hub knows it."""
+    """The hash of a local file, of the kind that the hub records for it."""
     if file.sha256:
         return storage.sha256_file(path)
     header = f"blob {path.stat().st_size}\0".encode()  # git hashes this with the content
@@ -183,7 +186,7 @@ def digest_of(path: Path, file: HubFile) -> str:
 def _complete(
     data: DataConfig, commit: str, file: HubFile, path: Path, progress: Progress, api: Any
 ) -> bool:
-    """Fetches what is missing of a file; False if what came cannot be that file."""
+    """Downloads what is missing of a file; False if the bytes cannot be that file's."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
@@ -194,49 +197,44 @@ def _complete(
     )
     headers = {**build_hf_headers(token=token()), "Accept-Encoding": "identity"}
     with path.open("ab") as stream:
-        have = stream.tell()
-        if have >= file.size:
-            return have == file.size
+        present = stream.tell()
+        if present >= file.size:
+            return present == file.size
         try:
             http_get(
                 url,
                 stream,
-                resume_size=have,
+                resume_size=present,
                 headers=headers,
                 expected_size=file.size,
                 tqdm_class=partial(_Bar, progress, f"downloading {path.name}"),  # type: ignore[arg-type]
             )
         except HfHubHTTPError as error:
-            if error.response.status_code == 416:  # it has no such range: it is shorter
+            if error.response.status_code == 416:  # no such range: the file is shorter
                 return False
             raise
         except OSError as error:
-            if error.errno is None:  # the library's own check of the size
+            if error.errno is None:  # the library's check of the size failed
                 return False
             raise
     return True
 
 
 class _Bar:
-    """What `http_get` asks of a progress bar, for our progress callback."""
+    """A progress bar as `http_get` uses it, which calls our progress callback."""
 
     def __init__(
-        self, progress: Progress, what: str, *, total: int | None, initial: int, **_: Any
+        self, progress: Progress, task: str, *, total: int | None, initial: int, **_: Any
     ) -> None:
-        self.tell = partial(progress, what)
+        self.report = partial(progress, task)
         self.done, self.total = initial, total
 
     def update(self, count: int) -> None:
         self.done += count
-        self.tell(self.done, self.total)
+        self.report(self.done, self.total)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass

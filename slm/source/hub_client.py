@@ -1,7 +1,6 @@
-"""Asking the Hugging Face hub: patience with what passes, one message for what does not.
+"""Requests to the Hugging Face hub: retries of what is transient, one message for what is not.
 
-Every request has a limit in time. The token comes from HF_TOKEN and from nowhere else, and goes
-nowhere but to the hub.
+Every request has a timeout. The token comes from HF_TOKEN alone and is sent to the hub alone.
 """
 
 import logging
@@ -18,17 +17,17 @@ from slm.errors import SlmError, UserError
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 10.0  # seconds to connect, and between any two pieces of an answer
-WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt, unless the hub says how many
-LONGEST_WAIT = 600.0  # a hub that asks for more is given up
+TIMEOUT = 10.0  # seconds to connect, and between any two chunks of a response
+WAITS = (1.0, 2.0, 4.0)  # seconds before each retry, unless the hub asks for more
+MAX_WAIT = 600.0  # seconds; a hub that asks for more is given up
 
 T = TypeVar("T")
 
 
 def keep_cache_in(root: Path) -> None:
-    """Has the hub's libraries keep their files under `root`, unless HF_HOME says another place.
+    """Makes the hub's libraries keep their files under `root`, unless HF_HOME is set.
 
-    Works before their first import only: they read the variable once.
+    Only before their first import: they read the variable once.
     """
     os.environ.setdefault("HF_HOME", str(root / "cache" / "huggingface"))
 
@@ -42,38 +41,37 @@ def cache_home() -> Path:
 
 def token() -> str | bool:
     """HF_TOKEN, or False: then nothing is sent, not even a token stored by another tool."""
-    given = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", given):
+    value = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch(r"[!-~]*", value):
         raise UserError("HF_TOKEN holds characters that no token has: set it again")
-    return given or False
+    return value or False
 
 
-def patiently(data: DataConfig, ask: Callable[[Any], T]) -> T:
-    """`ask(HfApi)`, again after a while where the failure may pass.
+def with_retries(data: DataConfig, request: Callable[[Any], T]) -> T:
+    """`request(HfApi)`, repeated after a while where the failure is transient.
 
-    A hub that is too busy (429) says itself how long to wait. Other failures become an error that
-    names the dataset and the remedy.
+    A rate limit (429) comes with the seconds to wait. Other failures become an error that names
+    the dataset and the remedy.
     """
     from huggingface_hub import HfApi
 
     _refuse_user_info()
-    _never_wait_forever()
+    _set_timeouts()
     api = HfApi(token=token())
     for wait in (*WAITS, None):
         try:
-            return ask(api)
+            return request(api)
         except SlmError:
             raise
         except Exception as error:
-            passing = _may_pass(error)
             asked = _retry_after(error)
-            if not passing or wait is None or (asked or 0) > LONGEST_WAIT:
+            if wait is None or asked > MAX_WAIT or not _is_transient(error):
                 explained = _explained(data, error)
                 if explained is None:
                     raise
                 raise explained from error
-            seconds = max(wait, asked or 0)
-            logger.warning("%s: %s; again in %.0f s", data.path, _summary(error), seconds)
+            seconds = max(wait, asked)
+            logger.warning("%s: %s; retrying in %.0f s", data.path, _summary(error), seconds)
             time.sleep(seconds)
     raise AssertionError("the last wait is None")
 
@@ -83,11 +81,11 @@ def _refuse_user_info() -> None:
     from huggingface_hub import constants
 
     if "@" in urlsplit(constants.ENDPOINT).netloc:
-        raise UserError("HF_ENDPOINT holds a user or password: leave it out, and set HF_TOKEN")
+        raise UserError("HF_ENDPOINT holds a user or password: remove it, and set HF_TOKEN")
 
 
-def _never_wait_forever() -> None:
-    """Gives a limit to the library's requests that have none."""
+def _set_timeouts() -> None:
+    """Adds a timeout to the library's requests that have none."""
     import httpx2  # the transport of huggingface_hub
     from huggingface_hub import get_session, set_client_factory
 
@@ -121,8 +119,8 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _retry_after(error: BaseException) -> float | None:
-    """The seconds that a hub which is too busy asks for, by either of its headers."""
+def _retry_after(error: BaseException) -> float:
+    """The seconds that a hub which limits the rate asks for, by either of its headers; else 0."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     for cause in _causes(error):
@@ -131,7 +129,7 @@ def _retry_after(error: BaseException) -> float | None:
             return float(text)
         if (limit := parse_ratelimit_headers(headers)) and limit.remaining == 0:
             return float(limit.reset_in_seconds)
-    return None
+    return 0.0
 
 
 def _unreachable(error: BaseException) -> bool:
@@ -143,7 +141,7 @@ def _unreachable(error: BaseException) -> bool:
     )
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
@@ -154,11 +152,11 @@ def _may_pass(error: BaseException) -> bool:
 
 def _summary(error: BaseException) -> str:
     status = _status(error)
-    return f"the hub answers {status}" if status else f"no answer ({type(error).__name__})"
+    return f"the hub answered {status}" if status else f"no answer ({type(error).__name__})"
 
 
 def _explained(data: DataConfig, error: Exception) -> SlmError | None:
-    """The error for the user; None where it has nothing to do with the hub."""
+    """The error for the user; None for one that is not about the hub."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
     from huggingface_hub import constants
@@ -166,30 +164,30 @@ def _explained(data: DataConfig, error: Exception) -> SlmError | None:
 
     kinds = tuple(type(cause) for cause in _causes(error))
 
-    def behind(*wanted: type) -> bool:
-        return any(issubclass(kind, wanted) for kind in kinds)
+    def caused_by(*errors: type) -> bool:
+        return any(issubclass(kind, errors) for kind in kinds)
 
     at = f"data.path={data.path}"
-    if behind(hub.HFValidationError):
-        return UserError(f"{at} is no dataset id: write OWNER/NAME, as on {constants.ENDPOINT}")
-    if behind(hub.GatedRepoError) or "gated dataset" in str(error):
+    if caused_by(hub.HFValidationError):
+        return UserError(f"{at} is not a dataset id: write OWNER/NAME, as on {constants.ENDPOINT}")
+    if caused_by(hub.GatedRepoError) or "gated dataset" in str(error):
         return UserError(
             f"{at} is gated: ask for access at {constants.ENDPOINT}/datasets/{data.path}, then "
             "set HF_TOKEN to a token of that account"
         )
-    if behind(hub.RevisionNotFoundError):
+    if caused_by(hub.RevisionNotFoundError):
         return UserError(f"{at} has no revision {data.revision!r}: give a branch, tag or commit")
-    if behind(hub.RepositoryNotFoundError, DatasetNotFoundError):
+    if caused_by(hub.RepositoryNotFoundError, DatasetNotFoundError):
         return UserError(
             f"{at}: {constants.ENDPOINT} has no such dataset, or shows it only to its members: "
             "check the id, or set HF_TOKEN"
         )
-    if behind(FileNotFoundDatasetsError, EmptyDatasetError):
-        return UserError(f"{at} holds no data files that can be read ({error})")
-    if behind(hub.OfflineModeIsEnabled):
+    if caused_by(FileNotFoundDatasetsError, EmptyDatasetError):
+        return UserError(f"{at} has no data files that can be read ({error})")
+    if caused_by(hub.OfflineModeIsEnabled):
         return SlmError(f"{at} is needed from the hub, but HF_HUB_OFFLINE is set: unset it")
     if _status(error) is not None:
-        return SlmError(f"{at}: {constants.ENDPOINT} answers {_status(error)}; try again later")
+        return SlmError(f"{at}: {constants.ENDPOINT} answered {_status(error)}; try again later")
     if _unreachable(error):
         return SlmError(
             f"{at}: cannot reach {constants.ENDPOINT} ({type(error).__name__}): check the network, "

@@ -1,7 +1,7 @@
-"""What is mended in documents or keeps them out, and the count of it.
+"""What is repaired in documents, what drops them, and how many of each.
 
-`clean` looks at one document at a time. `Duplicates` sees all of them in order, those of val
-before those of train where the dataset has both, so that what stands in val leaves train.
+`clean` sees one document at a time. `Duplicates` sees all of them in order, those of val before
+those of train where the dataset has both, so a document of val is dropped from train.
 """
 
 import hashlib
@@ -18,13 +18,14 @@ from slm.config import CleanConfig
 EXAMPLES = 3  # kept of each reason
 EXAMPLE_CHARS = 120
 
-EMPTY, TOO_SHORT, TOO_LONG, NOT_TEXT = "empty", "too short", "too long", "not text"
-ACROSS_SPLITS, DUPLICATE, NEAR_DUPLICATE = "also in val", "duplicate", "near-duplicate"
+EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
+ALSO_IN_VAL, ALSO_IN_TRAIN = "also in val", "also in train"
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
 FIXED = "text fixed"
 
 PERMUTATIONS = 128  # values of a MinHash signature
 SEED, SCHEME = 1, "affine32"  # of its hash functions
-SHINGLE = 5  # words that near-duplicates are compared by at a time
+SHINGLE_WORDS = 5  # near-duplicates share most of their runs of so many words
 
 Mask = npt.NDArray[np.bool_]  # of documents, (N,)
 Hashes = npt.NDArray[np.uint64]  # of documents, (N,)
@@ -49,9 +50,9 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Adds the counts of the documents that come next."""
-        for mine, theirs in ((self.dropped, other.dropped), (self.changed, other.changed)):
-            for reason, entry in theirs.items():
-                _count(mine, reason, entry["documents"], entry["examples"])
+        for total, more in ((self.dropped, other.dropped), (self.changed, other.changed)):
+            for reason, entry in more.items():
+                _count(total, reason, entry["documents"], entry["examples"])
 
 
 def _count(entries: dict[str, dict[str, Any]], reason: str, count: int, examples: Any) -> None:
@@ -70,8 +71,8 @@ def _shorten(text: str) -> str:
 def clean(text: str, settings: CleanConfig, tally: Tally) -> str | None:
     """The document as it is encoded, or None where it is dropped; both are counted.
 
-    A document of nothing but white space is empty and always dropped. Lengths are in characters
-    and measured after mending.
+    A document of nothing but white space is empty and always dropped. Lengths are in characters,
+    of the repaired text.
     """
     if settings.fix_text:
         fixed = _fixer()(text)
@@ -93,7 +94,7 @@ def clean(text: str, settings: CleanConfig, tally: Tally) -> str | None:
 def _fixer() -> Callable[[str], str]:
     import ftfy
 
-    # Only what is surely broken: quotes, ligatures, line ends, NUL may be what the author meant.
+    # Only what is surely broken: the author may have meant quotes, ligatures, line ends, NUL.
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         remove_terminal_escapes=False,
@@ -108,18 +109,18 @@ def _fixer() -> Callable[[str], str]:
 
 
 def document_hash(data: bytes) -> bytes:
-    """The 8 bytes by which equal documents are known, and the split of each is drawn."""
+    """The 8 bytes by which equal documents are recognised, and the split of each is drawn."""
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
 def signature(text: str) -> Signatures:
-    """The MinHash of the document's runs of `SHINGLE` words, lower case; (PERMUTATIONS,)."""
+    """The MinHash of the document's runs of `SHINGLE_WORDS` words, lower case; (PERMUTATIONS,)."""
     from datasketch import MinHash
 
     words = text.lower().split()
-    count = max(1, len(words) - SHINGLE + 1)
+    count = max(1, len(words) - SHINGLE_WORDS + 1)
     sketch = MinHash(num_perm=PERMUTATIONS, seed=SEED, scheme=SCHEME)
-    sketch.update_batch([" ".join(words[i : i + SHINGLE]).encode() for i in range(count)])
+    sketch.update_batch([" ".join(words[i : i + SHINGLE_WORDS]).encode() for i in range(count)])
     values: Signatures = sketch.hashvalues
     return values
 
@@ -128,63 +129,98 @@ def signature(text: str) -> Signatures:
 
 
 class HashSet:
-    """A set of 64-bit hashes at 8 bytes each: sorted arrays, merged as they grow."""
+    """A set of 64-bit hashes at 8 bytes each: sorted arrays, merged as they grow.
+
+    Each of the `levels` is at least twice as long as the next, so N hashes are in at most log2(N)
+    of them, and each hash is merged as often.
+
+    >>> seen = HashSet()
+    >>> seen.add(np.array([7, 3, 7], np.uint64)).tolist()
+    [True, True, False]
+    >>> seen.add(np.array([3, 9], np.uint64)).tolist()
+    [False, True]
+    >>> [level.tolist() for level in seen.levels]
+    [[3, 7], [9]]
+    >>> seen.add(np.array([1], np.uint64)).tolist()  # [1] joins [9], and [1, 9] joins [3, 7]
+    [True]
+    >>> [level.tolist() for level in seen.levels]
+    [[1, 3, 7, 9]]
+    """
 
     def __init__(self) -> None:
-        self._levels: list[Hashes] = []
+        self.levels: list[Hashes] = []
 
     def contains(self, hashes: Hashes) -> Mask:
-        found = np.zeros(len(hashes), bool)
-        for level in self._levels:
+        present = np.zeros(len(hashes), bool)
+        for level in self.levels:
             at = np.searchsorted(level, hashes)
-            found |= level[np.minimum(at, len(level) - 1)] == hashes
-        return found
+            present |= level[np.minimum(at, len(level) - 1)] == hashes
+        return present
 
     def add(self, hashes: Hashes) -> Mask:
-        """Adds them; True for each that was not there, nor earlier among them."""
+        """Adds them; True for each that was neither in the set nor earlier among them; (N,)."""
         first = np.zeros(len(hashes), bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         new = first & ~self.contains(hashes)
         if new.any():
-            self._levels.append(np.sort(hashes[new]))
-        while len(self._levels) > 1 and len(self._levels[-2]) < 2 * len(self._levels[-1]):
-            last = self._levels.pop()
-            self._levels[-1] = np.sort(np.concatenate([self._levels[-1], last]))
+            self.levels.append(np.sort(hashes[new]))
+        while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
+            last = self.levels.pop()
+            self.levels[-1] = np.sort(np.concatenate([self.levels[-1], last]))
         return new
 
 
 class Duplicates:
-    """Says of each document whether it, or one much like it, came before.
+    """Decides of each document whether it, or one much like it, came before.
 
     Hashes of 64 bits: among 10 million documents the chance that any is dropped by mistake is
-    below one in 100,000. Near-duplicates are held in memory, about 3 KB a document.
+    below one in 100,000. Near-duplicates are kept in memory, about 3 KB per document.
     """
 
     def __init__(self, settings: CleanConfig) -> None:
         self._everywhere = settings.exact_duplicates == "everywhere"
         self._near = settings.near_duplicates
         self._all = HashSet()
-        self._val = HashSet()
+        self._train, self._val = HashSet(), HashSet()
+        # Else equal documents are in one split anyway, or all of val comes before train.
+        self._keeps_train = settings.fix_text
         self._signatures: list[Signatures] = []
         if self._near is not None:
             from datasketch import MinHashLSH
 
-            likely = min(self._near, 0.9)  # beyond, it finds next to nothing; `_is_near` decides
-            self._lsh = MinHashLSH(threshold=likely, num_perm=PERMUTATIONS)
+            threshold = min(self._near, 0.9)  # above, it finds next to nothing; `_is_near` decides
+            self._lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
 
     def reasons(self, hashes: Hashes, signatures: Signatures, val: Mask) -> list[str]:
         """Why each of the next documents is dropped; empty for those that stay."""
         reasons = np.full(len(hashes), "", dtype=object)
-        self._val.add(hashes[val])
-        reasons[~val & self._val.contains(hashes)] = ACROSS_SPLITS
+        crosses = self._crosses(hashes, val)
+        reasons[crosses & val] = ALSO_IN_TRAIN
+        reasons[crosses & ~val] = ALSO_IN_VAL
         if self._everywhere:
             reasons[(reasons == "") & ~self._all.add(hashes)] = DUPLICATE
         if self._near is not None:
             for i in np.flatnonzero(reasons == ""):
                 if self._is_near(signatures[i]):
                     reasons[i] = NEAR_DUPLICATE
-        found: list[str] = reasons.tolist()
-        return found
+        listed: list[str] = reasons.tolist()
+        return listed
+
+    def _crosses(self, hashes: Hashes, val: Mask) -> Mask:
+        """Whether a document came before in the other split; (N,). The first of equals decides.
+
+        Of hashes [5, 5, 8, 5] with val [F, T, T, F] the first 5 is in train, so the second goes:
+        [F, T, F, F]. A later batch [8] of train goes as well, since 8 is in val.
+        """
+        _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+        in_val = val[first][which]  # (N,): the split of the first equal document
+        in_val[self._val.contains(hashes)] = True
+        in_val[self._train.contains(hashes)] = False
+        self._val.add(hashes[in_val & val])
+        if self._keeps_train:
+            self._train.add(hashes[~in_val & ~val])
+        crosses: Mask = in_val != val
+        return crosses
 
     def _is_near(self, values: Signatures) -> bool:
         from datasketch import LeanMinHash

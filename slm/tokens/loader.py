@@ -1,9 +1,9 @@
 """Shards → batches: a pure function of (seed, step), so the step number is the whole cursor.
 
-Row r of step s is the window at place `s · rows + r` of an endless sequence of epochs; each epoch
-visits every window once, in the order of a permutation keyed by (seed, epoch), and starts its
-windows at its own offset, so that a token is not always seen behind the same context. Nothing is
-stored or skipped to resume, and the order is the same for any number of processes.
+Row r of step s is the window at position `s · rows + r` of an endless sequence of epochs. Each
+epoch visits every window once, in an order keyed by (seed, epoch), and starts its windows at its
+own offset, so a token is not always preceded by the same context. Resuming stores and skips
+nothing, and the order is the same for any number of processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,17 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def permute(positions: U64, size: int, seed: int, epoch: int) -> U64:
-    """Where each position of an epoch lies in a keyed permutation of `range(size)`.
+    """The window at each position of an epoch: a keyed permutation of `range(size)`; (N,).
 
-    A balanced Feistel network over the next power of four, walked along its cycle back into the
-    range (Black and Rogaway 2002): any position costs O(1), with no table.
+    A balanced Feistel network permutes the next power of four. A value outside the range is
+    permuted again until it is inside ("cycle walking", Black and Rogaway 2002): any position
+    costs O(1), with no table. Of six windows, position 0 goes 12, 10, 8 and ends at 4, position 1
+    goes straight to 2, and position 3 goes 11, 7, 9 and ends at 5:
+
+    >>> permute(np.arange(6, dtype=np.uint64), 6, seed=1, epoch=0).tolist()
+    [4, 2, 1, 5, 3, 0]
     """
-    half = ((size - 1).bit_length() + 1) // 2
+    half = ((size - 1).bit_length() + 1) // 2  # bits of each half: 2 for six, so 16 values
     mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(derive_seed(seed, "permute", epoch, i)) for i in range(ROUNDS)]
     values = positions.astype(np.uint64)
@@ -62,11 +67,11 @@ class Loader:
 
     Args:
         tokens: the shards of the split in order, memory-mapped.
-        seq_len: T, tokens a row.
-        rows: rows a step, over all processes.
+        seq_len: T, tokens per row.
+        rows: rows per step, over all processes.
         seed: of the order.
-        rank, world_size: this process takes its own slice of each step's rows.
-        device: where batches go. The tokens themselves live there if it is a GPU with room.
+        rank, world_size: each process takes its own slice of a step's rows.
+        device: where batches go; the tokens too, if it is a GPU with room.
     """
 
     def __init__(
@@ -106,24 +111,34 @@ class Loader:
         return torch.from_numpy(whole).to(self.device)
 
     def window_starts(self, step: int) -> npt.NDArray[np.int64]:
-        """The first token of each of this process's rows, (rows / world_size,)."""
-        places = np.arange(self.rows, dtype=np.uint64)[self.slice] + np.uint64(step * self.rows)
-        epochs = places // np.uint64(self.windows)
-        starts = np.empty(len(places), dtype=np.int64)
-        for epoch in np.unique(epochs):  # one, or two where an epoch ends inside the step
+        """The first token of each of this process's rows; (rows / world_size,).
+
+        100 tokens have 11 windows of 8, so the four rows of step 2 are at positions 8, 9 and 10
+        of epoch 0 and 0 of epoch 1. Those are windows 4, 5 and 8 at offset 4, and 9 at offset 2;
+        the first begins at 4 · 8 + 4:
+
+        >>> Loader([np.arange(100)], seq_len=8, rows=4, seed=1).window_starts(2).tolist()
+        [36, 44, 68, 74]
+        """
+        first = np.uint64(step * self.rows)
+        positions = np.arange(self.rows, dtype=np.uint64)[self.slice] + first  # (R,)
+        epochs = positions // np.uint64(self.windows)  # (R,)
+        starts = np.empty(len(positions), dtype=np.int64)  # (R,)
+        for epoch in np.unique(epochs):  # one, or two where an epoch ends within the step
             here = epochs == epoch
-            inside = places[here] % np.uint64(self.windows)
             offset = derive_seed(self.seed, "offset", int(epoch)) % self.seq_len
-            order = permute(inside, self.windows, self.seed, int(epoch))
-            starts[here] = order.astype(np.int64) * self.seq_len + offset
+            within = positions[here] % np.uint64(self.windows)
+            windows = permute(within, self.windows, self.seed, int(epoch))
+            starts[here] = windows.astype(np.int64) * self.seq_len + offset
         return starts
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, (rows / world_size, T) each, int64."""
         starts = self.window_starts(step)
         if self.resident is not None:
-            index = torch.from_numpy(starts).to(self.device)[:, None]
-            rows = self.resident[index + torch.arange(self.seq_len + 1, device=self.device)].long()
+            index = torch.from_numpy(starts).to(self.device)[:, None]  # (R, 1)
+            index = index + torch.arange(self.seq_len + 1, device=self.device)  # (R, T + 1)
+            rows = self.resident[index].long()
         else:
             rows = torch.from_numpy(np.stack([self._window(start) for start in starts]))
             if self.device.type == "cuda":
@@ -131,7 +146,7 @@ class Loader:
         return rows[:, :-1], rows[:, 1:]
 
     def _window(self, start: int) -> npt.NDArray[np.int64]:
-        """T + 1 tokens, from as many shards as they lie in."""
+        """T + 1 tokens from a position on, which may span several shards."""
         stop = start + self.seq_len + 1
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
@@ -143,7 +158,7 @@ class Loader:
         return np.concatenate(parts).astype(np.int64)
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches from a step on, each made by a thread while the one before is trained on."""
+        """The batches from a step on; a thread makes each while the one before is trained on."""
         with ThreadPoolExecutor(1) as thread:
             ahead = thread.submit(self.batch, step)
             for following in count(step + 1):

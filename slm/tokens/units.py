@@ -1,8 +1,7 @@
 """The units that encoding is done in: a few megabytes of a source, one file each.
 
 A unit is a range of row groups of one parquet file. Worker processes turn each into a file of
-tokens, which counts only while its own sha256 stands before it; what an interrupted encoding has
-finished is thereby known and kept.
+tokens that begins with its own sha256, so an interrupted encoding knows what it has finished.
 """
 
 import hashlib
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 from pyarrow.lib import ArrowException
@@ -25,9 +23,9 @@ from slm.config import CleanConfig
 from slm.errors import CorruptionError
 from slm.records import Source
 from slm.tokens.cleaning import (
-    NOT_TEXT,
     PERMUTATIONS,
     Hashes,
+    Mask,
     Signatures,
     Tally,
     clean,
@@ -39,7 +37,7 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tokens.tokenizer.trimming import VocabRemap
 
 UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends
-BATCH_BYTES = 1 << 20  # of text read and encoded at once
+BATCH_BYTES = 1 << 20  # of text read and encoded together
 COLUMN = "text"
 
 
@@ -50,10 +48,15 @@ class Unit:
     source: Path  # a parquet file
     row_groups: tuple[int, ...]
     split: str  # the source's split that it belongs to
-    text_bytes: int  # uncompressed, as the file's footer says
+    text_bytes: int  # uncompressed, by the file's footer
     tokenizer: Path
     settings: CleanConfig
     output: Path
+
+    @property
+    def remapped(self) -> Path:
+        """Where its tokens go in the ids of a trimmed vocabulary."""
+        return self.output.with_suffix(".trimmed")
 
     def __str__(self) -> str:
         return f"{self.source}, row groups {self.row_groups[0]} to {self.row_groups[-1]}"
@@ -66,12 +69,21 @@ class Encoded:
     tokens: Tokens  # of all of them, end-of-text before each
     lengths: Counts  # tokens of each, end-of-text included
     sizes: Counts  # UTF-8 bytes of each
-    hashes: Hashes
+    hashes: Hashes  # of the cleaned texts, which duplicates are compared by
+    raw_hashes: Hashes  # of the texts as they came, which the split is drawn from
     signatures: Signatures
     tally: Tally
 
+    def select(self, mask: Mask) -> tuple[Tokens, Counts, Counts]:
+        """Tokens, lengths and sizes of some of the documents.
+
+        Of documents of 3, 2 and 4 tokens the mask [T, F, T] repeats to [T T T F F T T T T].
+        """
+        tokens = self.tokens[np.repeat(mask, self.lengths)]  # (N,) → (T,)
+        return tokens, self.lengths[mask], self.sizes[mask]
+
     def write(self, path: Path) -> None:
-        """Not synced nor renamed into place: a torn file fails its hash and is made again."""
+        """Not synced nor renamed into place: a torn file fails its hash and is written again."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         tally = json.dumps({"dropped": self.tally.dropped, "changed": self.tally.changed})
         payload = safetensors.numpy.save(arrays, {"tally": tally})
@@ -93,31 +105,38 @@ class Encoded:
         header = 8 + int.from_bytes(payload[:8], "little")
         metadata = json.loads(bytes(payload[8:header]))["__metadata__"]
         arrays = safetensors.numpy.load(bytes(payload))
+        if set(arrays) != set(_ARRAYS):
+            raise CorruptionError(f"{path} is from another version of slm")
         return cls(**arrays, tally=Tally(**json.loads(metadata["tally"])))
 
 
-_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "signatures")
+_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "raw_hashes", "signatures")
 
 
-def plan_units(
-    source: Source, split: str, tokenizer: Path, settings: CleanConfig, folder: Path
-) -> list[Unit]:
-    """The units of a split in order; they depend on the source alone."""
+def plan_units(source: Source, tokenizer: Path, settings: CleanConfig, folder: Path) -> list[Unit]:
+    """The units of a source in order; they depend on the source alone.
+
+    Those of val come first, so that its documents are dropped from train.
+    """
     units = list[Unit]()
-    for name in source.splits[split].files:
-        metadata = pq.read_metadata(source.path / name)
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        for row_groups in _ranges(sizes):
-            output = folder / f"{split}_{len(units):06d}.unit"
-            size = sum(sizes[i] for i in row_groups)
-            units.append(
-                Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
-            )
+    for split in ("val", "train"):
+        for name in source.splits[split].files if split in source.splits else ():
+            metadata = pq.read_metadata(source.path / name)
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+            for row_groups in _ranges(sizes):
+                output = folder / f"{len(units):06d}_{split}.unit"
+                size = sum(sizes[i] for i in row_groups)
+                units.append(
+                    Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
+                )
     return units
 
 
 def _ranges(sizes: list[int]) -> Iterator[tuple[int, ...]]:
-    """Runs of neighbours of at least `UNIT_BYTES` together; the last may be smaller."""
+    """Runs of neighbours of at least `UNIT_BYTES` together; the last may be smaller.
+
+    With `UNIT_BYTES` 4, sizes of 3, 2, 5 and 1 give (0, 1), (2,) and (3,).
+    """
     run: list[int] = []
     for i, _ in enumerate(sizes):
         run.append(i)
@@ -146,7 +165,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 
 @lru_cache(1)
-def _narrowing(base: Path, trimmed: Path) -> VocabRemap:
+def _vocab_remap(base: Path, trimmed: Path) -> VocabRemap:
     return VocabRemap(_tokenizer(base), Tokenizer.load(trimmed))
 
 
@@ -155,14 +174,18 @@ def encode_unit(unit: Unit) -> None:
     tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
     dtype = token_dtype(tokenizer.n_vocab)
     parts = [np.empty(0, dtype)]
-    sizes, hashes, signatures = list[int](), list[bytes](), list[Signatures]()
-    for texts in _read_texts(unit, tally):
-        kept = [t for text in texts if (t := clean(text, unit.settings, tally)) is not None]
+    sizes, hashes, raw_hashes = list[int](), list[bytes](), list[bytes]()
+    signatures = list[Signatures]()
+    for texts in _read_texts(unit):
+        cleaned = ((raw, clean(raw, unit.settings, tally)) for raw in texts)
+        kept = [(raw, text) for raw, text in cleaned if text is not None]
         if unit.settings.near_duplicates is not None:
-            signatures += map(sign, kept)
-        documents = [text.encode() for text in kept]
+            signatures += [sign(text) for _, text in kept]
+        documents = [text.encode() for _, text in kept]
         sizes += map(len, documents)
         hashes += map(document_hash, documents)
+        if unit.settings.fix_text:
+            raw_hashes += [document_hash(raw.encode()) for raw, _ in kept]
         parts.append(tokenizer.encode_utf8(documents).astype(dtype))
     tokens = np.concatenate(parts)
     width = PERMUTATIONS if signatures else 0
@@ -171,46 +194,29 @@ def encode_unit(unit: Unit) -> None:
         lengths=_lengths(tokens, tokenizer.eot),
         sizes=np.array(sizes, np.int64),
         hashes=np.frombuffer(b"".join(hashes), "<u8"),
+        raw_hashes=np.frombuffer(b"".join(raw_hashes or hashes), "<u8"),
         signatures=np.array(signatures, np.uint32).reshape(len(sizes), width),
         tally=tally,
     ).write(unit.output)
     storage.fault_point("encode.unit")
 
 
-@dataclass(frozen=True)
-class RemapJob:
-    """The job of turning an encoded unit into one of the trimmed vocabulary."""
-
-    unit: Unit
-    trimmed: Path
-
-    @property
-    def output(self) -> Path:
-        return self.unit.output.with_suffix(".trimmed")
-
-    @property
-    def text_bytes(self) -> int:
-        return self.unit.text_bytes
-
-    def __str__(self) -> str:
-        return str(self.unit)
-
-
-def remap_unit(job: RemapJob) -> None:
-    """Rewrites the tokens of an encoded unit in the trimmed vocabulary."""
-    encoded = Encoded.read(job.unit.output)
-    narrowing = _narrowing(job.unit.tokenizer, job.trimmed)
-    tokens = narrowing(encoded.tokens).astype(token_dtype(narrowing.trimmed.n_vocab))
-    lengths = _lengths(tokens, narrowing.trimmed.eot)
-    replace(encoded, tokens=tokens, lengths=lengths).write(job.output)
-    storage.fault_point("encode.narrow")
+def remap_unit(unit: Unit, trimmed: Path) -> None:
+    """Rewrites the tokens of an encoded unit in the vocabulary of a trimmed tokenizer's file."""
+    encoded = Encoded.read(unit.output)
+    remap = _vocab_remap(unit.tokenizer, trimmed)
+    tokens = remap(encoded.tokens).astype(token_dtype(remap.trimmed.n_vocab))
+    lengths = _lengths(tokens, remap.trimmed.eot)
+    replace(encoded, tokens=tokens, lengths=lengths).write(unit.remapped)
+    storage.fault_point("encode.remap")
 
 
 def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
+    """Tokens of each document, end-of-text included: [9 1 2 9 3] with `eot` 9 gives [3 2]."""
     return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
 
 
-def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
+def _read_texts(unit: Unit) -> Iterator[list[str]]:
     """The texts of a unit, about `BATCH_BYTES` at a time."""
     try:
         with pq.ParquetFile(unit.source) as file:
@@ -218,19 +224,6 @@ def _read_texts(unit: Unit, tally: Tally) -> Iterator[list[str]]:
             batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
             groups = list(unit.row_groups)
             for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
-                yield _texts(batch.column(0), tally)
-    except (ArrowException, OSError) as error:
+                yield batch.column(0).to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error
-
-
-def _texts(column: pa.Array, tally: Tally) -> list[str]:
-    try:
-        return ["" if text is None else text for text in column.to_pylist()]
-    except UnicodeDecodeError:
-        texts = []
-        for data in column.cast(pa.binary()).to_pylist():
-            try:
-                texts.append((data or b"").decode())
-            except UnicodeDecodeError:
-                tally.drop(NOT_TEXT, data.decode(errors="replace"))
-        return texts

@@ -1,4 +1,4 @@
-"""Spawned worker processes, none of which can fail unseen or outlive its parent."""
+"""Spawned worker processes, which neither fail silently nor outlive their parent."""
 
 import atexit
 import ctypes
@@ -24,12 +24,12 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """So many processes, started when they get their first job and ended with the `with` block.
+    """`count` processes, started when they get their first job and ended with the `with` block.
 
-    None does the work in this process, which spares little jobs the start of others.
+    With 0 the work is done in this process, which saves small jobs the start of others.
 
-    Each process has a pool of its own, so that one that dies takes down no other, and it is known
-    whose job it died of. That job is tried once more in a fresh process.
+    Each process has a pool of its own, so one that dies takes down no other, and the job that it
+    died of is known. That job is tried once more in a fresh process.
     """
 
     def __init__(self, count: int) -> None:
@@ -50,7 +50,7 @@ class Workers:
     def spread(
         self, work: Callable[[Job], Result], jobs: Sequence[Job]
     ) -> Generator[tuple[Job, Result]]:
-        """`work` done for each job: pairs of job and result, as they come.
+        """Does `work` for each job; yields pairs of job and result as they are done.
 
         `str(job)` is its name; job, result and `work` must pickle. Raises what `work` raises, and
         SlmError naming the job that two processes died of.
@@ -79,7 +79,7 @@ class Workers:
                 pool = _pool()
             finally:
                 self._idle.put(pool)
-        raise SlmError(f"{job}: its worker process was killed, twice; is there memory enough?")
+        raise SlmError(f"{job}: its worker process was killed, twice; is there enough memory?")
 
 
 def _pool() -> ProcessPoolExecutor:
@@ -87,18 +87,18 @@ def _pool() -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """In each worker: Ctrl-C is the parent's to answer, and its end is ours too."""
+    """In each worker: leave Ctrl-C to the parent, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    atexit.register(os._exit, 0)  # all is on disk; to take the interpreter down takes 0.2 s
+    atexit.register(os._exit, 0)  # all is on disk, and a normal exit takes 0.2 s
     _keep_memory()
 
 
 def _keep_memory() -> None:
-    """Has freed arrays kept for the next ones, instead of given back to the kernel each time.
+    """Keep freed arrays for the next ones, instead of returning them to the kernel each time.
 
-    Encoding took a third of its time in the kernel without it. Arrow's own allocator has no such
-    setting, so Arrow takes glibc's.
+    Without it, encoding took a third of its time in the kernel. Arrow's own allocator has no such
+    setting, so Arrow uses glibc's.
     """
     import pyarrow as pa
 
@@ -106,7 +106,7 @@ def _keep_memory() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_trim_threshold, 256 << 20)
-        mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
+        mallopt(m_mmap_threshold, 32 << 20)  # the largest value allowed
 
 
 def _follow_parent() -> None:
@@ -117,9 +117,9 @@ def _follow_parent() -> None:
 
 
 class _BareMain:
-    """A spawned process imports its parent's main script first; our workers need nothing of it.
+    """Hides the main script while a process is spawned, in one thread at a time.
 
-    Hides that script while a process may be spawned, from one thread at a time.
+    A spawned process imports its parent's main script first; our workers do not need it.
     """
 
     def __init__(self) -> None:

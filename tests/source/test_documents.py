@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_text_is_one_document_a_file_or_split(tmp_path: Path) -> None:
 def test_pieces_of_any_size_give_the_same_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], chunk: int
 ) -> None:
-    monkeypatch.setattr(documents, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", chunk)
     path = tmp_path / "a.txt"
     path.write_bytes("||||".join(texts).encode())
     assert read(path, separator="||||") == [t.strip() for t in texts if t.strip()]
@@ -109,7 +110,7 @@ def test_a_document_larger_than_any_buffer(tmp_path: Path) -> None:
 def test_a_document_that_arrow_cannot_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "MOST_BYTES", 100)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
     (tmp_path / "a.txt").write_text("ä\n" * 50)
     with pytest.raises(UserError, match=r"a\.txt: a document of 150 bytes.*data\.separator"):
         read(tmp_path / "a.txt")
@@ -157,7 +158,7 @@ def test_rows_that_are_not_text_are_left_out_and_counted(tmp_path: Path) -> None
 def test_a_file_that_is_not_utf8_names_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(documents, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(documents, "CHUNK_BYTES", chunk)
     path = tmp_path / name
     good = {"a.txt": b"a", "a.jsonl": b'{"text": "a"}', "a.csv": b"text"}[name]
     path.write_bytes(good + b"\n" + good + b"\n" + "Zoë".encode("latin-1") + b"\nmore\n")
@@ -186,6 +187,12 @@ def test_a_wrong_file_is_named_with_the_remedy(
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = write_json(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), [{"text": "a"}])
+    with pytest.raises(UserError, match=r"caf\\xe9\.jsonl is not UTF-8.*rename"):
+        read(path)
 
 
 def test_a_column_that_is_not_text_lists_those_that_are(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_bytes_do_not_depend_on_how_the_input_was_cut(
     assert records[0].key != records[1].key
 
 
-def test_splits_of_its_own(tmp_path: Path, root: Path, files_config: Config) -> None:
+def test_the_datasets_own_splits_are_kept(tmp_path: Path, root: Path, files_config: Config) -> None:
     write_parquet(tmp_path / "in/train.parquet", TEXTS[:200])
     write_parquet(tmp_path / "in/validation.parquet", TEXTS[200:])
     record = download(files_config(tmp_path / "in"), root=root)
@@ -131,7 +131,7 @@ def test_splits_of_its_own(tmp_path: Path, root: Path, files_config: Config) -> 
     assert record.origin["train.parquet"] == storage.sha256_file(tmp_path / "in/train.parquet")
 
 
-def test_the_content_makes_the_key_and_the_place_does_not(
+def test_the_content_decides_the_key_and_the_path_does_not(
     tmp_path: Path, root: Path, files_config: Config
 ) -> None:
     path = write_jsonl(tmp_path / "here/a.jsonl", ["a", "b"])
@@ -180,6 +180,15 @@ def test_an_empty_dataset_leaves_nothing(
     assert [p.name for p in (root / "sources").iterdir() if not p.name.startswith(".")] == []
 
 
+def test_a_name_that_is_not_utf8_leaves_nothing(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    write_jsonl(tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl"), ["a"])
+    with pytest.raises(UserError, match=r"data\.path=.*caf\\xe9\.jsonl is not UTF-8.*rename"):
+        download(files_config(tmp_path / "in"), root=root)
+    assert not root.exists()
+
+
 # ---- row groups and files ---------------------------------------------------------------------
 
 
@@ -191,7 +200,7 @@ def test_row_groups_are_cut_by_the_documents_alone(parts: list[list[str]], size:
     def cut(arrays: list[pa.Array]) -> list[list[str]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(download_stage, "ROW_GROUP_BYTES", size)
-            return [group.to_pylist() for group in download_stage._row_groups(arrays)]
+            return [group.to_pylist() for group in download_stage.row_groups(arrays)]
 
     groups = cut([pa.array(part, pa.string()) for part in parts])
     assert [text for group in groups for text in group] == texts
@@ -260,7 +269,7 @@ def test_a_fault_anywhere_leaves_no_half_and_the_next_call_succeeds(
     fired = 0
     while True:
         root = tmp_path / f"{kind}{fired}"
-        monkeypatch.setattr(storage, "_passes", {})
+        storage.reset_fault_points()
         monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
         error = error_of(partial(download, config, root=root))
         monkeypatch.delenv("SLM_FAULT")
@@ -275,7 +284,9 @@ def test_a_fault_anywhere_leaves_no_half_and_the_next_call_succeeds(
     assert fired >= 10
 
 
-def test_a_kill_at_any_point_is_made_good(tmp_path: Path, root: Path, files_config: Config) -> None:
+def test_after_a_kill_at_any_point_the_next_call_succeeds(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
     path = write_parquet(tmp_path / "in/train.parquet", TEXTS)
     config = files_config(path)
     expected = hashes(download(config, root=tmp_path / "whole"))
@@ -313,7 +324,7 @@ def test_a_kill_at_any_point_is_made_good(tmp_path: Path, root: Path, files_conf
         assert hashes(download(config, root=root / str(number))) == expected
 
 
-def test_a_damaged_result_is_moved_aside_and_made_again(
+def test_a_damaged_result_is_quarantined_and_rebuilt(
     tmp_path: Path, root: Path, files_config: Config
 ) -> None:
     config = files_config(write_parquet(tmp_path / "a.parquet", TEXTS))

@@ -1,3 +1,5 @@
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +47,23 @@ def data_of(path: Path | str, **fields: Any) -> DataConfig:
 def test_files_and_folders_named_like_a_split_are_one(
     tmp_path: Path, names: list[str], splits: dict[str, list[str]]
 ) -> None:
-    base = tmp_path / "train set"  # the name of the folder itself says nothing
+    base = tmp_path / "train set"  # the name of the folder itself does not matter
     for name in names:
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text("x")
     for path in (base, f"{base}/**/*.txt"):
-        found_base, found = find_files(data_of(path))
-        relative = {s: [str(p.relative_to(found_base)) for p in ps] for s, ps in found.items()}
+        common, files = find_files(data_of(path))
+        relative = {s: [str(p.relative_to(common)) for p in paths] for s, paths in files.items()}
         assert relative == splits
 
 
-def test_splits_by_names_of_the_users_own(tmp_path: Path) -> None:
+def test_splits_may_have_other_names(tmp_path: Path) -> None:
     for name in ("big.txt", "holdout.txt", "validation.txt"):
         (tmp_path / name).write_text("x")
-    _, found = find_files(data_of(tmp_path, train_split="big", val_split="holdout"))
-    assert [path.name for path in found["val"]] == ["holdout.txt", "validation.txt"]
-    _, found = find_files(data_of(tmp_path, val_split=None))
-    assert list(found) == ["train"]
+    _, files = find_files(data_of(tmp_path, train_split="big", val_split="holdout"))
+    assert [path.name for path in files["val"]] == ["holdout.txt", "validation.txt"]
+    _, files = find_files(data_of(tmp_path, val_split=None))
+    assert list(files) == ["train"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_single_file_is_train_whatever_its_name(tmp_path: Path) -> None:
     assert find_files(data_of(tmp_path / "test.txt"))[1].keys() == {"train"}
 
 
-def test_left_out_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_left_out_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train.txt", "test.txt"):
         (tmp_path / name).write_text("x")
     with caplog.at_level("INFO", logger="slm"):
@@ -100,7 +102,7 @@ def test_left_out_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ([], "nowhere", "does not exist"),
         ([], "no*where.txt", "no file of a known"),
         ([], "", "no file of a known"),
-        (["a.txt"], "**.jsonl", r"is no glob|no file of a known"),
+        (["a.txt"], "**.jsonl", r"is not a glob|no file of a known"),
         (["a.md"], "", "no file of a known"),
         (["a.md"], "a.md", "of no known format"),
         (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),
@@ -116,3 +118,40 @@ def test_a_path_without_documents_is_refused_before_any_work(
         (folder / name).write_text("x")
     with pytest.raises(UserError, match=message):
         find_files(data_of(folder / path))
+
+
+def stray(folder: Path, name: bytes) -> Path:
+    """A file whose name is not UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"caf\xe9.txt", r"caf\xe9.txt"), (b"\xff/a.txt", r"\xff/a.txt")]
+)
+@pytest.mark.parametrize("path", ["", "*.txt", "**/*.txt"])
+def test_a_name_that_is_not_utf8_is_refused_before_any_work(
+    tmp_path: Path, name: bytes, shown: str, path: str
+) -> None:
+    stray(tmp_path, name)
+    (tmp_path / "é.txt").write_text("x")
+    if path == "*.txt" and b"/" in name:
+        assert find_files(data_of(tmp_path / path))[1]["train"] == [tmp_path / "é.txt"]
+        return
+    with pytest.raises(UserError, match=re.escape(f"the name {shown} is not UTF-8")) as caught:
+        find_files(data_of(tmp_path / path))
+    assert "rename it" in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(r"caf\xe9.txt is not UTF-8")):
+        find_files(data_of(stray(tmp_path, b"caf\xe9.txt")))
+
+
+def test_a_stray_name_that_is_no_data_does_not_matter(tmp_path: Path) -> None:
+    stray(tmp_path, b"caf\xe9.pdf")
+    (tmp_path / "a.txt").write_text("x")
+    assert find_files(data_of(tmp_path))[1]["train"] == [tmp_path / "a.txt"]

@@ -52,7 +52,7 @@ TRAIN = some_texts("first") + some_texts("second")
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the client wanted to sleep; it does not."""
+    """The seconds of each sleep of the client, which does not sleep."""
     seconds: list[float] = []
     monkeypatch.setattr(time, "sleep", seconds.append)
     return seconds
@@ -111,7 +111,7 @@ def cached(tmp_path: Path) -> list[Path]:
     return [p for p in (tmp_path / "hf" / "files").rglob("*.parquet") if p.is_file()]
 
 
-# ---- what there is ----------------------------------------------------------------------------
+# ---- the files of a dataset --------------------------------------------------------------------
 
 
 def test_a_dataset_by_its_splits_at_a_commit(hub: Hub, get: Get) -> None:
@@ -137,7 +137,7 @@ def test_branch_and_commit_are_one_and_a_commit_needs_no_network(hub: Hub, get: 
     assert hub.requests == []
 
 
-def test_a_new_commit_fetches_only_what_changed(hub: Hub, get: Get) -> None:
+def test_a_new_commit_downloads_only_what_changed(hub: Hub, get: Get) -> None:
     first = get()
     hub.add("org/tales", {**TALES, SECOND: parquet(["new"])})
     hub.requests.clear()
@@ -148,7 +148,7 @@ def test_a_new_commit_fetches_only_what_changed(hub: Hub, get: Get) -> None:
     assert [line.endswith(SECOND) for line in fetched] == [True]
 
 
-def test_only_the_files_of_the_wanted_documents_are_fetched(hub: Hub, get: Get) -> None:
+def test_only_the_files_of_the_first_documents_are_downloaded(hub: Hub, get: Get) -> None:
     record = get(documents=40, val_split=None)
     assert texts_of(record) == TRAIN[:40]
     assert list(record.splits) == ["train"]
@@ -205,7 +205,7 @@ def test_configurations_of_the_readme(hub: Hub, get: Get) -> None:
     assert not hub.lines("short/a.parquet")
 
 
-def test_a_column_that_only_the_file_shows_missing(get: Get) -> None:
+def test_a_column_that_is_missing_in_the_file_alone(get: Get) -> None:
     with pytest.raises(UserError, match=r"00000-of-00002\.parquet: unknown column 'story'"):
         get(text_column="story")
 
@@ -219,21 +219,21 @@ def test_a_local_folder_of_that_name_is_not_the_dataset(
     assert texts_of(get()) == TRAIN
 
 
-# ---- what there is not ------------------------------------------------------------------------
+# ---- what is missing ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"path": "org/none"}, "no such dataset"),
-        ({"path": "not a/dataset/id"}, "no dataset id"),
-        ({"path": "../../etc"}, "no dataset id"),
+        ({"path": "not a/dataset/id"}, "not a dataset id"),
+        ({"path": "../../etc"}, "not a dataset id"),
         ({"revision": "v9"}, "no revision 'v9'"),
         ({"revision": "0" * 40}, f"no revision '{'0' * 40}'"),
         ({"train_split": "trian"}, "did you mean 'train'"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_what_is_missing_is_named(
     get: Get, tmp_path: Path, fields: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -254,7 +254,7 @@ def test_what_is_not_there_is_named(
     ],
     ids=["empty", "unknown", "script", "images", "pickle", "bad yaml", "bad configs"],
 )
-def test_a_repository_that_is_no_plain_dataset_is_refused(
+def test_a_repository_that_is_not_a_plain_dataset_is_refused(
     hub: Hub,
     get: Get,
     tmp_path: Path,
@@ -268,10 +268,16 @@ def test_a_repository_that_is_no_plain_dataset_is_refused(
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_name_that_is_not_utf8_is_refused(hub: Hub, get: Get) -> None:
+    hub.add("org/odd", {"train/caf\udce9.jsonl": b'{"text": "a"}\n'})
+    with pytest.raises(UserError, match=r"data\.path=org/odd: .*caf\\xe9\.jsonl is not UTF-8"):
+        get(path="org/odd")
+
+
 # ---- the token --------------------------------------------------------------------------------
 
 
-def test_a_gated_dataset_by_token_which_appears_nowhere(
+def test_a_gated_dataset_needs_a_token_which_appears_nowhere(
     hub: Hub,
     get: Get,
     tmp_path: Path,
@@ -322,12 +328,12 @@ def test_a_failure_shows_no_token(
     assert TOKEN not in str(refused.value)
 
 
-# ---- faults that pass -------------------------------------------------------------------------
+# ---- transient faults --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["GET /api/datasets/org/tales", "/paths-info/", FIRST])
 @pytest.mark.parametrize("header", [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=7'}])
-def test_a_busy_hub_says_how_long_to_wait(
+def test_a_rate_limit_is_waited_out(
     hub: Hub, get: Get, waits: list[float], where: str, header: dict[str, str]
 ) -> None:
     hub.faults = [Fault(where, "status", 2, status=429, headers=header)]
@@ -335,9 +341,9 @@ def test_a_busy_hub_says_how_long_to_wait(
     assert len([seconds for seconds in waits if seconds >= 7]) == 2
 
 
-def test_a_hub_that_asks_for_too_long_is_given_up(hub: Hub, get: Get, waits: list[float]) -> None:
+def test_a_rate_limit_that_is_too_long_is_given_up(hub: Hub, get: Get, waits: list[float]) -> None:
     hub.faults = [Fault("/api/", "status", 9, status=429, headers={"Retry-After": "86400"})]
-    with pytest.raises(SlmError, match="answers 429"):
+    with pytest.raises(SlmError, match="answered 429"):
         get()
     assert sum(waits) == 0
 
@@ -346,7 +352,7 @@ def test_a_hub_that_asks_for_too_long_is_given_up(hub: Hub, get: Get, waits: lis
     "where", ["GET /api/datasets/org", "README", "/tree/", "/paths-info/", FIRST]
 )
 @pytest.mark.parametrize("status", [500, 503])
-def test_errors_of_the_server_are_waited_out(
+def test_server_errors_are_retried(
     hub: Hub, get: Get, waits: list[float], where: str, status: int
 ) -> None:
     hub.faults = [Fault(where, "status", 2, status=status)]
@@ -356,18 +362,18 @@ def test_errors_of_the_server_are_waited_out(
 
 
 @pytest.mark.parametrize("where", ["GET /api/datasets/org", "README", "/paths-info/", FIRST])
-def test_errors_that_stay_end_in_one_message(
+def test_persistent_errors_end_in_one_message(
     hub: Hub, get: Get, waits: list[float], where: str, tmp_path: Path
 ) -> None:
     hub.faults = [Fault(where, "status", 10_000)]
-    with pytest.raises(SlmError, match=r"data\.path=org/tales.* answers 500"):
+    with pytest.raises(SlmError, match=r"data\.path=org/tales.* answered 500"):
         get()
     assert sum(waits) < 200
     assert not list((tmp_path / "data").glob("sources/[!.]*"))
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset", "stall"])
-def test_a_broken_transfer_goes_on_where_it_stopped(hub: Hub, get: Get, kind: str) -> None:
+def test_a_broken_transfer_resumes_where_it_stopped(hub: Hub, get: Get, kind: str) -> None:
     hub.faults = [Fault(f"GET /datasets/org/tales/resolve/{main(hub)}/{FIRST}", kind, 2)]
     assert texts_of(get()) == TRAIN
     starts = [request.range for request in hub.lines(FIRST)]
@@ -389,7 +395,7 @@ def main(hub: Hub) -> str:
     return hub.repositories["org/tales"].branches["main"]
 
 
-def test_nobody_there(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -397,7 +403,7 @@ def test_nobody_there(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> No
         get()
 
 
-def test_offline_by_wish(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     commit = get().revision
@@ -412,19 +418,21 @@ def test_offline_by_wish(hub: Hub, get: Get, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("kind", ["truncate", "flip"])
 @pytest.mark.parametrize("name", [FIRST, VALIDATION])
-def test_wrong_bytes_are_put_aside_and_fetched_once_more(
+def test_wrong_bytes_are_quarantined_and_downloaded_once_more(
     hub: Hub, get: Get, tmp_path: Path, kind: str, name: str
 ) -> None:
     hub.faults = [Fault(name, kind)]
     record = get()
     assert texts_of(record) == TRAIN
-    aside = [path for path in cached(tmp_path) if ".corrupt-" in str(path)]
-    assert len(aside) == 1
-    assert aside[0].read_bytes() != TALES[name]
+    quarantined = [path for path in cached(tmp_path) if ".corrupt-" in str(path)]
+    assert len(quarantined) == 1
+    assert quarantined[0].read_bytes() != TALES[name]
 
 
 @pytest.mark.parametrize("kind", ["truncate", "flip"])
-def test_bytes_that_stay_wrong_reach_nobody(hub: Hub, get: Get, tmp_path: Path, kind: str) -> None:
+def test_bytes_that_stay_wrong_are_never_used(
+    hub: Hub, get: Get, tmp_path: Path, kind: str
+) -> None:
     hub.faults = [Fault(SECOND, kind, 99)]
     with pytest.raises(CorruptionError, match=SECOND):
         get()
@@ -442,7 +450,7 @@ def test_a_small_file_is_checked_by_its_git_hash(hub: Hub, get: Get) -> None:
         get(path="org/small")
 
 
-def test_every_flipped_bit_of_the_cache_is_found(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_cache_is_detected(hub: Hub, get: Get, tmp_path: Path) -> None:
     get()
     for round_, path in enumerate(sorted(cached(tmp_path))):
         content = bytearray(path.read_bytes())
@@ -467,7 +475,7 @@ def test_a_branch_that_moves_meanwhile_mixes_nothing(hub: Hub, get: Get) -> None
     assert all(old in request.line for request in hub.lines("/resolve/"))
 
 
-def test_a_damaged_page_in_a_file_that_is_as_promised(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_a_damaged_page_in_a_file_with_the_right_hash(hub: Hub, get: Get, tmp_path: Path) -> None:
     content = bytearray(TALES[SECOND])
     start = pq.read_metadata(io.BytesIO(TALES[SECOND])).row_group(0).column(0)
     content[start.dictionary_page_offset + 3] ^= 0x55
@@ -478,13 +486,13 @@ def test_a_damaged_page_in_a_file_that_is_as_promised(hub: Hub, get: Get, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["enospc", "raise"])
-def test_a_fault_anywhere_is_made_good_by_the_next_call(
+def test_after_a_fault_anywhere_the_next_call_succeeds(
     hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     fired = 0
     while True:
         hub.faults = [Fault(SECOND, "flip")]  # so that the quarantine is passed as well
-        monkeypatch.setattr(storage, "_passes", {})
+        storage.reset_fault_points()
         monkeypatch.setenv("SLM_FAULT", f"*:{fired + 1}:{kind}")
         try:
             record = get(root=tmp_path / str(fired))
@@ -505,7 +513,7 @@ def test_a_fault_anywhere_is_made_good_by_the_next_call(
 # ---- kill -------------------------------------------------------------------------------------
 
 
-def test_a_killed_download_goes_on_where_it_was(
+def test_a_killed_download_resumes(
     hub: Hub, get: Get, tmp_path: Path, tiny_config: Callable[..., PipelineConfig]
 ) -> None:
     commit = main(hub)
@@ -532,7 +540,7 @@ def test_a_killed_download_goes_on_where_it_was(
         env=environment,
         stderr=subprocess.DEVNULL,
     )
-    pause = hub.closing.wait  # time.sleep is not itself here
+    pause = hub.closing.wait  # time.sleep is patched here
     for _ in range(600):
         partial = [path for path in cached(tmp_path) if path.stat().st_size]
         if partial or process.poll() is not None:
@@ -540,8 +548,8 @@ def test_a_killed_download_goes_on_where_it_was(
         pause(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    have = partial[0].stat().st_size
-    assert 0 < have < len(TALES[FIRST])
+    present = partial[0].stat().st_size
+    assert 0 < present < len(TALES[FIRST])
     hub.requests.clear()
     assert texts_of(get()) == TRAIN
-    assert [request.range for request in hub.lines(FIRST)] == [f"bytes={have}-"]
+    assert [request.range for request in hub.lines(FIRST)] == [f"bytes={present}-"]

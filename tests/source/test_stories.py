@@ -6,15 +6,15 @@ import pytest
 
 from slm.source.stories import (
     STORIES_VERSION,
-    _Choice,
-    _Draws,
-    _Grammar,
-    _grammar,
-    _Slot,
-    _Teller,
-    _Template,
+    Choice,
+    Draws,
+    Grammar,
+    Slot,
+    Storyteller,
+    Template,
     stories,
     story,
+    story_grammar,
 )
 
 GOLDEN = {
@@ -29,7 +29,7 @@ def many() -> list[str]:
 
 
 def test_first_thousand_stories_are_golden(many: list[str]) -> None:
-    """When this fails on purpose, bump STORIES_VERSION and write the new hash beside it."""
+    """When this fails on purpose, bump STORIES_VERSION and write the new hash next to it."""
     digest = hashlib.sha256("\x00".join(many[:1000]).encode()).hexdigest()
     assert {"version": STORIES_VERSION, "sha256": digest} == GOLDEN
 
@@ -46,7 +46,7 @@ def test_seeds_give_different_collections(many: list[str]) -> None:
     assert not set(many) & set(stories(-1, 0, 2000))
 
 
-def test_no_story_is_told_twice(many: list[str]) -> None:
+def test_no_story_comes_twice(many: list[str]) -> None:
     assert len(set(many)) == len(many)
 
 
@@ -81,17 +81,19 @@ def test_quotes_open_and_close_within_a_paragraph(many: list[str]) -> None:
 
 def test_sentences_start_with_a_capital(many: list[str]) -> None:
     for paragraph in "\n\n".join(many).split("\n\n"):
-        spoken_and_told = paragraph.split('"')
-        for part in spoken_and_told:
+        parts = paragraph.split('"')
+        for part in parts:
             assert not re.search(r"[.!?] [a-z]", part), paragraph
-        for before, told in zip(spoken_and_told[1::2], spoken_and_told[2::2], strict=False):
-            assert not (before[-1] == "." and re.match(r" [a-z]", told)), paragraph
-            assert not (before[-1] == "," and re.match(r" [A-Z]", told) and _is_pronoun(told))
+        for before, narration in zip(parts[1::2], parts[2::2], strict=False):
+            assert not (before[-1] == "." and re.match(r" [a-z]", narration)), paragraph
+            assert not (
+                before[-1] == "," and re.match(r" [A-Z]", narration) and _is_pronoun(narration)
+            )
         assert not paragraph[0].islower(), paragraph
 
 
-def _is_pronoun(told: str) -> bool:
-    return re.match(r" (He|She|His|Her|They|The|A|An)\b", told) is not None
+def _is_pronoun(narration: str) -> bool:
+    return re.match(r" (He|She|His|Her|They|The|A|An)\b", narration) is not None
 
 
 def test_articles_agree(many: list[str]) -> None:
@@ -106,7 +108,7 @@ def test_no_word_is_doubled(many: list[str]) -> None:
 
 def test_hero_stays_through_the_story() -> None:
     for index in range(2000):
-        teller = _Teller(_grammar(), _Draws(0, index))
+        teller = Storyteller(story_grammar(), Draws(0, index))
         text = teller.tell()
         name = teller.slots["name"]
         assert text.count(name) >= 2, text
@@ -116,9 +118,9 @@ def test_hero_stays_through_the_story() -> None:
 
 
 def test_every_key_of_every_template_is_known() -> None:
-    """Rare rows and alternatives too: what no sampled story happened to use."""
-    grammar = _grammar()
-    teller = _Teller(grammar, _Draws(0, 0))
+    """Rare rows and alternatives too, which no sampled story may have used."""
+    grammar = story_grammar()
+    teller = Storyteller(grammar, Draws(0, 0))
     teller.tell()
     common = {key for key in teller.slots if key not in _columns(grammar)}
     for rule in grammar.rules.values():
@@ -135,7 +137,7 @@ def test_every_key_of_every_template_is_known() -> None:
 
 
 def test_every_hero_and_place_of_the_rows_has_its_rules() -> None:
-    grammar = _grammar()
+    grammar = story_grammar()
     for plot in grammar.plots:
         assert f"open {plot.opening}" in grammar.rules
         for heroes, places in (row[:2] for row in plot.rows):
@@ -145,14 +147,14 @@ def test_every_hero_and_place_of_the_rows_has_its_rules() -> None:
                 assert f"place {place}" in grammar.rules, plot.name
 
 
-def _columns(grammar: _Grammar) -> set[str]:
+def _columns(grammar: Grammar) -> set[str]:
     return {column for plot in grammar.plots for column in plot.columns[2:]}
 
 
-def _keys(template: _Template) -> Iterator[str]:
+def _keys(template: Template) -> Iterator[str]:
     for node in template:
-        if isinstance(node, _Slot):
+        if isinstance(node, Slot):
             yield node.key
-        elif isinstance(node, _Choice):
+        elif isinstance(node, Choice):
             for part in node.parts:
                 yield from _keys(part)

@@ -20,8 +20,8 @@ from slm.source.stories import stories
 from slm.tokens.tokenizer import bpe as module
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer, gpt2
-from slm.tokens.tokenizer.lookup import Memory
-from slm.tokens.tokenizer.pretokenize import LONGEST_WORD
+from slm.tokens.tokenizer.lookup import PieceCache
+from slm.tokens.tokenizer.pretokenize import MAX_WORD_CHARS
 from slm.tokens.tokenizer.trimming import VocabRemap, trim_vocabulary
 
 SPACES = " \t\n\v\f\r\x1c\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
@@ -67,7 +67,7 @@ def trimmed(base: Tokenizer) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def narrowing(base: Tokenizer, trimmed: Tokenizer) -> VocabRemap:
+def remap(base: Tokenizer, trimmed: Tokenizer) -> VocabRemap:
     return VocabRemap(base, trimmed)
 
 
@@ -84,7 +84,7 @@ def test_gpt2_is_gpt2(base: Tokenizer) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(TEXT)
-def test_encode_is_tiktokens(base: Tokenizer, text: str) -> None:
+def test_encoding_is_tiktokens(base: Tokenizer, text: str) -> None:
     assert base.encode(text) == base.encoding.encode_ordinary(text)
 
 
@@ -99,7 +99,7 @@ def test_stories_encode_as_tiktoken_encodes_them(base: Tokenizer) -> None:
     texts = list(stories(7, 0, 300))
     expected = [i for text in texts for i in (base.eot, *base.encoding.encode_ordinary(text))]
     assert encode_documents(base, texts).tolist() == expected
-    assert encode_documents(base, texts).tolist() == expected, "the table of words changes nothing"
+    assert encode_documents(base, texts).tolist() == expected, "the cache of words changes nothing"
 
 
 def test_every_character_encodes_as_in_tiktoken(base: Tokenizer) -> None:
@@ -111,14 +111,13 @@ def test_every_character_encodes_as_in_tiktoken(base: Tokenizer) -> None:
             assert encode_documents(base, texts).tolist() == expected
 
 
-def test_memory_of_words_is_bounded_and_changes_nothing(
+def test_a_small_cache_of_words_changes_nothing(
     base: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Memory, "REMEMBERED", 10)
+    monkeypatch.setattr(PieceCache, "MAX_PIECES", 10)
     small = Tokenizer(base.tokens)
     texts = list(stories(3, 0, 20))
     assert encode_documents(small, texts).tolist() == encode_documents(base, texts).tolist()
-    assert len(small._words._known) <= 10
 
 
 @settings(max_examples=200, deadline=None)
@@ -165,19 +164,19 @@ def test_documents_longer_than_the_longest_word_encode_the_same(
 
     text = " ".join(stories(5, 0, 40)) + "naïve—«слово»" * 3000 + " end.  \n\n\n x"
     expected = base.encoding.encode_ordinary(text)
-    for longest in (50_000, 1000, 100):
-        monkeypatch.setattr(slm.tokens.tokenizer.pretokenize, "LONGEST_WORD", longest)
-        monkeypatch.setattr(module, "LONGEST_WORD", longest)
+    for limit in (50_000, 1000, 100):
+        monkeypatch.setattr(slm.tokens.tokenizer.pretokenize, "MAX_WORD_CHARS", limit)
+        monkeypatch.setattr(module, "MAX_WORD_CHARS", limit)
         assert base.encode(text) == expected
         assert encode_documents(base, [text]).tolist()[1:] == expected
 
 
-def test_words_beyond_all_measure_are_cut_without_loss(
+def test_too_long_words_are_cut_without_loss(
     base: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import slm.tokens.tokenizer.pretokenize
 
-    monkeypatch.setattr(slm.tokens.tokenizer.pretokenize, "LONGEST_WORD", 1000)
+    monkeypatch.setattr(slm.tokens.tokenizer.pretokenize, "MAX_WORD_CHARS", 1000)
     letters = "".join(random.Random(0).choices("abcdefgh", k=5000))
     for text in (letters, f"x {letters} y", " " * 5000, " " * 5000 + "x", "!" * 5000, "é" * 5000):
         assert base.decode(base.encode(text)) == text
@@ -188,7 +187,7 @@ def test_50_mb_in_one_document(base: Tokenizer) -> None:
     for text in ("a" * 50_000_000, " " * 50_000_000 + "x", "Once upon a time. " * 2_800_000):
         ids = encode_documents(base, [text])
         assert base.token_bytes[ids].sum() == len(text)
-    assert LONGEST_WORD >= 1_000_000
+    assert MAX_WORD_CHARS >= 1_000_000
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def test_the_vocabulary_is_placed_without_network_and_without_import(tmp_path: P
 
 
 @pytest.mark.usefixtures("offline")
-def test_the_users_own_cache_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_cache_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2(tmp_path / "first")
     own = tmp_path / "first" / "cache" / "tiktoken"
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
@@ -286,7 +285,7 @@ def test_a_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("offline")
-def test_with_no_vocabulary_at_hand_the_message_says_what_to_do(
+def test_without_a_vocabulary_the_message_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt2_files.util, "find_spec", lambda name: None)
@@ -316,24 +315,26 @@ def test_merges_are_those_of_gpt2s_own_list(base: Tokenizer) -> None:
     vocab = base.to_hugging_face()["model"]["vocab"]
     expected = [tuple(vocab[part] for part in line.split()) for line in lines]
     assert base.merges[256:] == expected
-    assert Tokenizer(base.tokens).merges == base.merges, "found from the tokens alone"
+    assert Tokenizer(base.tokens).merges == base.merges, "derived from the tokens alone"
 
 
-def test_trim_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(base: Tokenizer) -> None:
+def test_trimming_keeps_bytes_frequent_tokens_and_what_they_are_merged_from(
+    base: Tokenizer,
+) -> None:
     counts = np.zeros(base.n_vocab, int)
-    wanted = base.encode(" Zimbabwe")[0]
-    counts[wanted] = 5
+    zimbabwe = base.encode(" Zimbabwe")[0]
+    counts[zimbabwe] = 5
     small = trim_vocabulary(base, counts, 300)
     assert small.n_vocab == 300
     assert all(len(token) == 1 for token in small.tokens[:256])
-    assert base.tokens[wanted] in small.tokens
+    assert base.tokens[zimbabwe] in small.tokens
     assert small.tokens == [token for token in base.tokens if token in set(small.tokens)]
     assert small.merges, "every kept token is still merged from kept ones"
     assert trim_vocabulary(base, counts, base.n_vocab).tokens == base.tokens
 
 
 @pytest.mark.parametrize("size", [256, 50_258])
-def test_trim_refuses_sizes_that_cannot_be(base: Tokenizer, size: int) -> None:
+def test_trimming_to_an_impossible_size_is_refused(base: Tokenizer, size: int) -> None:
     with pytest.raises(UserError, match=f"vocab_size={size}"):
         trim_vocabulary(base, np.zeros(base.n_vocab, int), size)
 
@@ -348,16 +349,16 @@ def test_a_trimmed_vocabulary_loses_nothing(trimmed: Tokenizer, text: str) -> No
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(TEXT, max_size=5))
-def test_narrowing_is_encoding_again(
-    base: Tokenizer, trimmed: Tokenizer, narrowing: VocabRemap, texts: list[str]
+def test_remapping_is_encoding_again(
+    base: Tokenizer, trimmed: Tokenizer, remap: VocabRemap, texts: list[str]
 ) -> None:
     expected = [i for text in texts for i in (trimmed.eot, *trimmed.encoding.encode_ordinary(text))]
-    assert narrowing(encode_documents(base, texts).astype(np.uint16)).tolist() == expected
+    assert remap(encode_documents(base, texts).astype(np.uint16)).tolist() == expected
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**32), st.integers(257, 3000))
-def test_narrowing_to_any_vocabulary_is_encoding_again(
+def test_remapping_to_any_vocabulary_is_encoding_again(
     base: Tokenizer, seed: int, vocab_size: int
 ) -> None:
     random_counts = np.random.default_rng(seed).integers(0, 1000, base.n_vocab)

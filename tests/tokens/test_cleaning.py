@@ -1,4 +1,4 @@
-"""Cleaning: what is mended, what is dropped, and that both are counted."""
+"""Cleaning: what is repaired, what is dropped, and that both are counted."""
 
 import json
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from slm.config import CleanConfig
 from slm.source.stories import story
 from slm.tokens.cleaning import (
-    ACROSS_SPLITS,
+    ALSO_IN_TRAIN,
+    ALSO_IN_VAL,
     DUPLICATE,
     EMPTY,
     EXAMPLE_CHARS,
@@ -56,7 +57,7 @@ def test_lengths_are_bounded_and_counted() -> None:
     assert counts == {TOO_SHORT: 1, TOO_LONG: 1, EMPTY: 2}
 
 
-def test_mojibake_is_mended_and_nothing_else() -> None:
+def test_mojibake_is_repaired_and_nothing_else() -> None:
     settings, tally = CleanConfig(fix_text=True), Tally()
     assert clean("It’s schön", settings, tally) == "It’s schön"
     assert clean("schÃ¶n", settings, tally) == "schön"
@@ -84,27 +85,45 @@ def test_examples_are_few_and_short_and_json() -> None:
 @given(st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=12))
 def test_a_set_of_hashes_is_a_set(batches: list[list[int]]) -> None:
     seen: set[int] = set()
-    found = HashSet()
+    hash_set = HashSet()
     for batch in batches:
         hashes = np.array(batch, np.uint64)
-        assert found.contains(hashes).tolist() == [value in seen for value in batch]
+        assert hash_set.contains(hashes).tolist() == [value in seen for value in batch]
         expected = []
         for value in batch:
             expected.append(value not in seen)
             seen.add(value)
-        assert found.add(hashes).tolist() == expected
-    assert len(found._levels) <= 8
+        assert hash_set.add(hashes).tolist() == expected
+    assert len(hash_set.levels) <= 8
 
 
-def test_what_stands_in_val_leaves_train_and_nothing_else_does() -> None:
+def test_documents_of_val_are_dropped_from_train_and_no_others() -> None:
     texts, val = ["a", "b", "a", "c", "c"], [True, True, False, False, False]
-    assert _reasons(CleanConfig(), texts, val) == ["", "", ACROSS_SPLITS, "", ""]
+    assert _reasons(CleanConfig(), texts, val) == ["", "", ALSO_IN_VAL, "", ""]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=12), st.integers(1, 12))
+def test_no_document_is_in_both_splits_however_the_batches_are_cut(
+    drawn: list[tuple[int, bool]], size: int
+) -> None:
+    hashes = np.array([number for number, _ in drawn], np.uint64)
+    val = np.array([is_val for _, is_val in drawn], bool)
+    signatures = np.empty((len(drawn), 0), np.uint32)
+    duplicates = Duplicates(CleanConfig(fix_text=True))
+    reasons = []
+    for i in range(0, len(drawn), size):
+        batch = slice(i, i + size)
+        reasons += duplicates.reasons(hashes[batch], signatures[batch], val[batch])
+    first: dict[int, bool] = {}
+    for (number, is_val), reason in zip(drawn, reasons, strict=True):
+        crosses = first.setdefault(number, is_val) != is_val
+        assert reason == ("" if not crosses else ALSO_IN_TRAIN if is_val else ALSO_IN_VAL)
 
 
 def test_everywhere_only_the_first_of_equals_stays() -> None:
     settings = CleanConfig(exact_duplicates="everywhere")
     texts, val = ["a", "a", "a", "c", "c"], [True, True, False, False, False]
-    expected = ["", DUPLICATE, ACROSS_SPLITS, "", DUPLICATE]
+    expected = ["", DUPLICATE, ALSO_IN_VAL, "", DUPLICATE]
     assert _reasons(settings, texts, val) == expected
 
 
@@ -119,8 +138,8 @@ def test_duplicates_are_found_across_batches() -> None:
 def test_near_duplicates_are_those_that_share_most_of_their_words() -> None:
     first, other = story(1, 0), story(1, 1)
     texts = [first, other, first + " The end.", first.upper(), story(1, 2)]
-    found = _reasons(CleanConfig(near_duplicates=0.8), texts, [False] * 5)
-    assert found == ["", "", NEAR_DUPLICATE, NEAR_DUPLICATE, ""]
+    reasons = _reasons(CleanConfig(near_duplicates=0.8), texts, [False] * 5)
+    assert reasons == ["", "", NEAR_DUPLICATE, NEAR_DUPLICATE, ""]
     assert _reasons(CleanConfig(near_duplicates=1.0), texts[:3], [False] * 3) == ["", "", ""]
 
 

@@ -19,18 +19,18 @@ def loader(tokens: int = 1000, **kwargs: object) -> Loader:
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
-    found = permute(np.arange(size, dtype=np.uint64), size, seed, epoch)
-    assert sorted(found.tolist()) == list(range(size))
+    permuted = permute(np.arange(size, dtype=np.uint64), size, seed, epoch)
+    assert sorted(permuted.tolist()) == list(range(size))
 
 
 def test_permute_mixes() -> None:
-    places = np.arange(10_000, dtype=np.uint64)
-    one, other = permute(places, 10_000, 0, 0), permute(places, 10_000, 0, 1)
-    assert abs(np.corrcoef(places, one)[0, 1]) < 0.05
+    positions = np.arange(10_000, dtype=np.uint64)
+    one, other = permute(positions, 10_000, 0, 0), permute(positions, 10_000, 0, 1)
+    assert abs(np.corrcoef(positions, one)[0, 1]) < 0.05
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
 
 
-def test_the_order_is_fixed_for_ever() -> None:
+def test_the_order_never_changes() -> None:
     """A golden order: if it changes, every run's bits change; bump TRAIN_VERSION then."""
     order = permute(np.arange(8, dtype=np.uint64), 1000, 7, 2).tolist()
     assert order == [278, 376, 37, 940, 279, 51, 467, 14]
@@ -63,9 +63,9 @@ def test_any_world_size_trains_on_the_same_rows() -> None:
 def test_prefetched_batches_are_those_of_their_steps() -> None:
     made = loader()
     for step, (x, y) in zip(range(5, 9), made.batches(5), strict=False):
-        wanted = made.batch(step)
-        assert torch.equal(x, wanted[0])
-        assert torch.equal(y, wanted[1])
+        inputs, targets = made.batch(step)
+        assert torch.equal(x, inputs)
+        assert torch.equal(y, targets)
 
 
 def test_starts_anywhere_in_ten_billion_tokens(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 These stories are synthetic. They are put together from the word tables in ``words`` and
 the plots in ``plots``, so a small model learns them quickly and reaches a low loss. That
-loss says that the pipeline works; it cannot be compared with a loss on TinyStories or on any
+loss shows that the pipeline works; it cannot be compared with a loss on TinyStories or on any
 text that people wrote.
 
 A story is a pure function of (seed, index): the same two numbers give the same bytes on every
@@ -13,10 +13,10 @@ whose methods may change between versions.
 The tables are plain text, parsed once:
 
 ``rule NAME``
-    alternatives follow, one a line that starts with ``- `` (an indented line continues it);
+    alternatives follow, one per line that starts with ``- `` (an indented line continues it);
 ``plot NAME OPENING HELPERS``
     how the plot opens and the kinds of helper that suit it. ``cast`` names the columns of the rows
-    that start with ``= ``; the first two columns say which heroes and which places fit. ``beat``
+    that start with ``= ``; the first two columns name the heroes and the places that fit. ``beat``
     starts a list of alternatives, ``beat maybe`` one that is left out now and then, and
     ``paragraph`` starts a new paragraph.
 
@@ -50,38 +50,38 @@ _ONE_PARAGRAPH_PERCENT = 20
 T = TypeVar("T")
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
     key: str
     capital: bool
     article: bool
 
 
-class _Choice(NamedTuple):
-    parts: "tuple[_Template, ...]"
+class Choice(NamedTuple):
+    parts: "tuple[Template, ...]"
 
 
-_Template = tuple[str | _Slot | _Choice, ...]
+Template = tuple[str | Slot | Choice, ...]
 
 
-class _Beat(NamedTuple):
-    alternatives: tuple[_Template, ...]
+class Beat(NamedTuple):
+    alternatives: tuple[Template, ...]
     maybe: bool
 
 
 @dataclass(frozen=True)
-class _Plot:
+class Plot:
     name: str
     opening: str
     helpers: list[str]
     columns: list[str] = field(default_factory=list)
-    rows: list[tuple[_Template, ...]] = field(default_factory=list)
-    paragraphs: list[list[_Beat]] = field(default_factory=list)
+    rows: list[tuple[Template, ...]] = field(default_factory=list)
+    paragraphs: list[list[Beat]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Grammar:
-    rules: dict[str, tuple[_Template, ...]]
-    plots: tuple[_Plot, ...]
+class Grammar:
+    rules: dict[str, tuple[Template, ...]]
+    plots: tuple[Plot, ...]
 
 
 def story(seed: int, index: int) -> str:
@@ -90,7 +90,7 @@ def story(seed: int, index: int) -> str:
     Paragraphs are separated by an empty line; there is no newline at the end. Any integers are
     accepted; they count modulo 2**64.
     """
-    return _Teller(_grammar(), _Draws(seed, index)).tell()
+    return Storyteller(story_grammar(), Draws(seed, index)).tell()
 
 
 def stories(seed: int, start: int, stop: int) -> Iterator[str]:
@@ -99,7 +99,7 @@ def stories(seed: int, start: int, stop: int) -> Iterator[str]:
         yield story(seed, index)
 
 
-class _Draws:
+class Draws:
     """Splitmix64, its state started from a hash of (seed, index)."""
 
     def __init__(self, seed: int, index: int) -> None:
@@ -120,11 +120,11 @@ def _mix(z: int) -> int:
     return z ^ z >> 31
 
 
-class _Teller:
+class Storyteller:
     """Tells one story: casts it (``slots`` then holds every name, pronoun and thing), then
     expands the beats of its plot in order."""
 
-    def __init__(self, grammar: _Grammar, draws: _Draws) -> None:
+    def __init__(self, grammar: Grammar, draws: Draws) -> None:
         self.grammar = grammar
         self.draws = draws
         self.slots: dict[str, str] = {}
@@ -144,7 +144,7 @@ class _Teller:
         separator = " " if self.draws.below(100) < _ONE_PARAGRAPH_PERCENT else "\n\n"
         return separator.join(" ".join(sentences) for sentences in paragraphs)
 
-    def _cast(self, plot: _Plot) -> None:
+    def _cast(self, plot: Plot) -> None:
         """Choose a row of the plot, then a hero, a place and a helper who fit it."""
         row = self.draws.pick(plot.rows)
         heroes, places = (self._expand(cell).split() for cell in row[:2])
@@ -192,12 +192,12 @@ class _Teller:
     def _rule(self, name: str) -> str:
         return self._expand(self.draws.pick(self.grammar.rules[name]))
 
-    def _expand(self, template: _Template) -> str:
+    def _expand(self, template: Template) -> str:
         out = []
         for node in template:
             if isinstance(node, str):
                 out.append(node)
-            elif isinstance(node, _Choice):
+            elif isinstance(node, Choice):
                 out.append(self._expand(self.draws.pick(node.parts)))
             else:
                 text = self.slots.get(node.key) or self._rule(node.key)
@@ -214,26 +214,26 @@ def _with_article(noun: str) -> str:
 
 
 @cache
-def _grammar() -> _Grammar:
-    rules: dict[str, tuple[_Template, ...]] = {}
-    plots: list[_Plot] = []
+def story_grammar() -> Grammar:
+    rules: dict[str, tuple[Template, ...]] = {}
+    plots: list[Plot] = []
     for head, *items in _blocks(WORDS + PLOTS):
         word, *rest = head.split(maxsplit=1)
         if word == "rule":
             rules[rest[0]] = _templates(items)
         elif word == "plot":
             name, opening, *helpers = rest[0].split()
-            plots.append(_Plot(name, opening, helpers))
+            plots.append(Plot(name, opening, helpers))
             plots[-1].paragraphs.append([])
         elif word == "cast":
             plots[-1].columns.extend(rest[0].split(" ; "))
             plots[-1].rows.extend(tuple(map(_parse, item.split(" ; "))) for item in items)
         elif word == "beat":
-            plots[-1].paragraphs[-1].append(_Beat(_templates(items), maybe=rest == ["maybe"]))
+            plots[-1].paragraphs[-1].append(Beat(_templates(items), maybe=rest == ["maybe"]))
         else:
             assert word == "paragraph", f"unknown word {word!r} in the story tables"
             plots[-1].paragraphs.append([])
-    return _Grammar(rules, tuple(plots))
+    return Grammar(rules, tuple(plots))
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
@@ -251,13 +251,13 @@ def _blocks(text: str) -> Iterator[list[str]]:
     yield block
 
 
-def _templates(items: list[str]) -> tuple[_Template, ...]:
+def _templates(items: list[str]) -> tuple[Template, ...]:
     return tuple(map(_parse, items))
 
 
-def _parse(text: str) -> _Template:
+def _parse(text: str) -> Template:
     """Compile one template: plain text, ``{slots}`` and ``[choices|that nest]``."""
-    stack: list[list[list[str | _Slot | _Choice]]] = [[[]]]
+    stack: list[list[list[str | Slot | Choice]]] = [[[]]]
     for token in re.findall(r"\{[^}]*\}|[\[\]|]|[^\[\]|{}]+", text):
         if token == "[":
             stack.append([[]])
@@ -265,11 +265,11 @@ def _parse(text: str) -> _Template:
             stack[-1].append([])
         elif token == "]":
             parts = stack.pop()
-            stack[-1][-1].append(_Choice(tuple(map(tuple, parts))))
+            stack[-1][-1].append(Choice(tuple(map(tuple, parts))))
         elif token[0] == "{":
             word, _, noun = token[1:-1].rpartition(" ")
             capital = (word or noun)[0].isupper()
-            stack[-1][-1].append(_Slot(noun.lower(), capital, article=word.lower() == "a"))
+            stack[-1][-1].append(Slot(noun.lower(), capital, article=word.lower() == "a"))
         else:
             stack[-1][-1].append(token)
     assert len(stack) == 1, f"brackets do not match in {text!r}"

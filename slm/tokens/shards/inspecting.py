@@ -8,29 +8,28 @@ import numpy as np
 
 from slm.errors import CorruptionError, UserError
 from slm.records import ShardCount, Shards
+from slm.run_folder import TOKENIZER
 from slm.tokens.shards.layout import Tokens
 from slm.tokens.shards.reading import read_shards, read_tokens, split_documents, token_chunks
-from slm.tokens.tokenizer.bpe import FILE_NAME, Tokenizer
-
-# ---- looking at them --------------------------------------------------------------------------
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 
 def verify(path: Path) -> dict[str, int]:
     """Checks a shards folder to the last token: hashes, headers, counts, ids, bytes.
 
     Returns `files`, `documents`, `tokens` and `bytes`. Raises CorruptionError naming each file
-    that is not what the record says, UserError where there are no shards.
+    that is not as recorded, UserError where there are no shards.
     """
     shards = read_shards(path)
-    tokenizer = Tokenizer.load(path / FILE_NAME)
+    tokenizer = Tokenizer.load(path / TOKENIZER)
     if (tokenizer.sha256, tokenizer.eot) != (shards.tokenizer_sha256, shards.eot):
-        raise CorruptionError(f"{path / FILE_NAME} is not the tokenizer of these shards")
+        raise CorruptionError(f"{path / TOKENIZER} is not the tokenizer of these shards")
     wrong = []
     for split in shards.splits.values():
         for name in split.files:
-            found, expected = _count(read_tokens(path / name), tokenizer), split.counts[name]
-            if found != expected:
-                wrong.append(f"{path / name} holds {found}, recorded {expected}")
+            counted, recorded = _count(read_tokens(path / name), tokenizer), split.counts[name]
+            if counted != recorded:
+                wrong.append(f"{path / name} holds {counted}, recorded {recorded}")
         totals = [(n.documents, n.tokens, n.bytes) for n in split.counts.values()]
         if tuple(map(sum, zip(*totals, strict=True))) != (
             split.documents,
@@ -50,28 +49,28 @@ def verify(path: Path) -> dict[str, int]:
 
 
 def _count(tokens: Tokens, tokenizer: Tokenizer) -> ShardCount | None:
-    """What a shard holds, by its tokens; None where they cannot be of this tokenizer."""
-    found = size = 0
+    """The counts of a shard's tokens; None where they cannot be of this tokenizer."""
+    documents = size = 0
     for _, chunk in token_chunks(tokens):
         if int(chunk.max()) > tokenizer.eot:
             return None
-        found += int(np.count_nonzero(chunk == tokenizer.eot))
+        documents += int(np.count_nonzero(chunk == tokenizer.eot))
         size += int(tokenizer.token_bytes[chunk].sum())
     if not len(tokens) or tokens[0] != tokenizer.eot:
         return None
-    return ShardCount(documents=found, tokens=len(tokens), bytes=size)
+    return ShardCount(documents=documents, tokens=len(tokens), bytes=size)
 
 
 def inspect(path: Path, document: int | None = None) -> dict[str, Any]:
-    """What shards hold, for people to look at.
+    """A summary of shards for people.
 
     Returns `splits` (documents, tokens, bytes and files of each), `vocab_size`, `dropped`,
-    `length_histogram` and `frequent`: the commonest tokens of the first train shard with their
+    `length_histogram` and `frequent`: the most frequent tokens of the first train shard with their
     share of it. With a number also `document`: its split, ids, tokens and text; the documents of
-    train are numbered from 0, those of val go on from there.
+    train are numbered from 0, those of val follow.
     """
     shards = read_shards(path)
-    tokenizer = Tokenizer.load(path / FILE_NAME)
+    tokenizer = Tokenizer.load(path / TOKENIZER)
     first = read_tokens(path / shards.splits["train"].files[0])
     counts = np.zeros(tokenizer.n_vocab, np.int64)
     for _, chunk in token_chunks(first):
@@ -108,9 +107,9 @@ def _find_document(shards: Shards, number: int) -> tuple[str, list[int]]:
     for split in ("train", "val"):
         for name, count in shards.splits[split].counts.items():
             if 0 <= left < count.documents:
-                found = split_documents(read_tokens(shards.path / name), shards.eot)
-                ids: list[int] = next(islice(found, left, None)).tolist()
+                documents = split_documents(read_tokens(shards.path / name), shards.eot)
+                ids: list[int] = next(islice(documents, left, None)).tolist()
                 return split, ids
             left -= count.documents
     total = sum(split.documents for split in shards.splits.values())
-    raise UserError(f"document {number} is not there: the numbers go from 0 to {total - 1}")
+    raise UserError(f"there is no document {number}: they are numbered from 0 to {total - 1}")

@@ -10,11 +10,9 @@ from slm.errors import CorruptionError, UserError
 from slm.records import Shards
 from slm.tokens.shards.layout import FORMATS, HEADER, Tokens
 
-# ---- reading ----------------------------------------------------------------------------------
-
 
 def read_shards(path: Path, *, verify: bool = True) -> Shards:
-    """The record of a shards folder; every file is rehashed unless told not to.
+    """The record of a shards folder; `verify` hashes every file.
 
     Raises UserError where there are none, CorruptionError where bytes are not those recorded.
     """
@@ -51,6 +49,7 @@ def documents(shards: Shards, split: str) -> Iterator[Tokens]:
 
 
 def split_documents(tokens: Tokens, eot: int) -> Iterator[Tokens]:
+    """The documents of one shard: [9 1 2 9 3] with `eot` 9 gives [1 2] and [3]."""
     start = None
     for first, chunk in token_chunks(tokens):
         for stop in (np.flatnonzero(chunk == eot) + first).tolist():

