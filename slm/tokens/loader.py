@@ -105,6 +105,11 @@ class Loader:
         whole = np.concatenate([np.asarray(shard, dtype=np.int32) for shard in self.tokens])
         return torch.from_numpy(whole).to(self.device)
 
+    def use_device(self) -> None:
+        """Makes its GPU the current one of this thread; a new thread begins with the first one."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def window_starts(self, step: int) -> npt.NDArray[np.int64]:
         """The first token of each of this process's rows, (rows / world_size,)."""
         places = np.arange(self.rows, dtype=np.uint64)[self.slice] + np.uint64(step * self.rows)
@@ -144,7 +149,7 @@ class Loader:
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from a step on, each made by a thread while the one before is trained on."""
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=self.use_device) as thread:
             ahead = thread.submit(self.batch, step)
             for following in count(step + 1):
                 current = ahead.result()
