@@ -126,6 +126,11 @@ def fault_point(name: str) -> None:
     raise OSError(number, os.strerror(number), name)
 
 
+def reset_fault_points() -> None:
+    """Start to count the passes of every fault point anew."""
+    _passes.clear()
+
+
 # ---- files ------------------------------------------------------------------------------------
 
 
