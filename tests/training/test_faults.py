@@ -80,7 +80,7 @@ def lab(data: Path, tiny_config: Config) -> Iterator[Lab]:
     """In memory, where that is a folder: a kill leaves it as it leaves a disk, and faster."""
     memory = Path("/dev/shm")
     config = tiny_config(**SETTINGS)
-    environment()  # remembered, so that no fork has to ask git
+    environment()  # cached, so that no fork runs git
     torch.set_num_threads(1)
     shards = encode(config, download(config, root=data), root=data)
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
@@ -91,10 +91,10 @@ def lab(data: Path, tiny_config: Config) -> Iterator[Lab]:
 def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Figure:
     """Prints what a proof has shown, where it was run whole."""
 
-    def show(what: str, value: object) -> None:
+    def show(name: str, value: object) -> None:
         if request.node.get_closest_marker("slow"):
             with capsys.disabled():
-                print(f"\n{what}: {value}")
+                print(f"\n{name}: {value}")
 
     return show
 
@@ -119,7 +119,7 @@ def longer(lab: Lab, **settings: object) -> Lab:
 
 
 def points(stride: int) -> Iterator[int]:
-    """1, 1 + stride, …: as far as the caller goes on."""
+    """1, 1 + stride, …: as far as the caller asks."""
     at = 1
     while True:
         yield at
@@ -206,9 +206,9 @@ def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
         code = wait(fork(train_child, log=run.path / LOG))
     with pytest.raises(
         TrainingError, match=r"out of memory .*try train\.micro_batch_size=1"
-    ) as told:
+    ) as raised:
         launch.check_exit(code, run, 0)
-    assert "the last checkpoint" in str(told.value)
+    assert "the last checkpoint" in str(raised.value)
     saved = latest_checkpoint(run.path / CHECKPOINTS)
     assert saved is not None
     assert saved.step == 4
@@ -289,19 +289,19 @@ def test_after_a_power_cut_at_any_moment_training_goes_on(
     cuts = cuts if stride == 1 else [*cuts[::stride], *ended]
     for moment, lost, tree in cuts:
         place = lab.link(faults.rebuild(tree, lab.folder / "cut"))
-        found = latest_checkpoint(lab.prepare(place).path / CHECKPOINTS)
+        saved = latest_checkpoint(lab.prepare(place).path / CHECKPOINTS)
         promised = last_promised(disk, moment)
-        assert (found.step if found else 0) >= promised, (moment, lost)
+        assert (saved.step if saved else 0) >= promised, (moment, lost)
         run = RunFolder.of(launch.train(lab.config, lab.shards, root=place))
         assert bits(run) == expected, (moment, lost)
         assert not promised or not list(run.path.parent.glob("*.corrupt-*")), (moment, lost)
         shutil.rmtree(place)
-    figure("unlike folders after a power cut, all recovered", len(cuts))
+    figure("distinct folders after a power cut, all recovered", len(cuts))
     assert len(cuts) > 150 // stride
 
 
 def last_promised(disk: Disk, moment: int) -> int:
-    """The step of the last checkpoint that the journal says was saved before that moment."""
+    """The step of the last checkpoint that the journal had as saved before that moment."""
     now = disk.moments[moment]
     names = [name for name in now.numbers if name.endswith(JOURNAL)]
     journal = b"".join(now.contents[now.numbers[name]] or b"" for name in names)
@@ -321,7 +321,7 @@ def test_every_flipped_bit_is_found_before_use(lab: Lab, flips: int, figure: Fig
     users: dict[Path, Callable[[], object]] = {
         shards: lambda: read_shards(shards),
         checkpoint: lambda: read_record(checkpoint, Checkpoint),
-        run: lambda: run.verified_record,
+        run.path: lambda: run.verified_record,
     }
     chance = random.Random(3)
     for _ in range(flips):
@@ -435,7 +435,7 @@ def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, expected: Bit
     assert bits(run) == expected
 
 
-# ---- two at once ------------------------------------------------------------------------------
+# ---- two together -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("races", [5, short_and_long(100)])
@@ -443,7 +443,7 @@ def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, expected: Bit
 def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
     lab: Lab, races: int, figure: Figure
 ) -> None:
-    lab = longer(lab, max_steps=32)  # longer than the glance that the loser waits
+    lab = longer(lab, max_steps=32)  # longer than the loser waits for the lock
     expected = lab.uninterrupted()
     root = lab.root()
     slowest = 0.0
@@ -544,7 +544,7 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
 def test_a_clock_that_goes_backwards_changes_nothing(
     lab: Lab, expected: Bits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour back at every look: the same bits, and each point of the journal once in MLflow."""
+    """An hour back at every reading: the same bits, and each point of the journal once in MLflow."""
     hours, steps = itertools.count(), itertools.count()
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(hours))
@@ -565,18 +565,18 @@ def as_nobody(lab: Lab) -> Callable[[Callable[[], object]], tuple[int, str]]:
     """Does something as a user who may read everything and write nothing of ours."""
     lab.folder.chmod(0o755)
 
-    def work(what: Callable[[], object]) -> tuple[int, str]:
+    def do(work: Callable[[], object]) -> tuple[int, str]:
         def unprivileged() -> None:
             if os.getuid() == 0:
                 os.setgid(65534)
                 os.setuid(65534)
-            what()
+            work()
 
         log = lab.folder / "log"
         log.touch()
         return wait(fork(unprivileged, log=log)), log.read_text()
 
-    return work
+    return do
 
 
 def test_another_users_folders_are_refused_before_any_work(
@@ -680,8 +680,8 @@ def test_encoding_killed_at_random_gives_the_same_bytes(
         while (code := killed_after(start(root), chance, 1.2 * whole)) != 0:
             assert code == KILLED, (root / "log").read_text()
             kills += 1
-        found = read_shards(root / "shards" / lab.shards.name)
-        assert found.files == lab.shards.files
+        encoded = read_shards(root / "shards" / lab.shards.name)
+        assert encoded.files == lab.shards.files
         assert not leftovers(root)
         shutil.rmtree(root)
     figure("random kills of encoding, all the same bytes", kills)
