@@ -73,7 +73,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
     `root`: the folder that holds `proc` and `sys`.
     """
-    if sys.platform == "darwin":  # it cannot say which
+    if sys.platform == "darwin":  # which has no affinity
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
     for group in _control_groups("cpu", root):
@@ -120,7 +120,7 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _text(path: Path) -> str:
-    """What a file of the kernel's holds; nothing where it is not there."""
+    """The text of a file of the kernel's; empty where there is none."""
     try:
         return path.read_text().strip()
     except OSError:

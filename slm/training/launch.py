@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
-GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
+GRACE_SECONDS = 30.0  # for the child to finish its step and save, after the signal to stop
 
 MIN_TOKENS_PER_DEVICE = 16_384
 """Tokens per step that are worth a GPU of their own.
@@ -133,7 +133,7 @@ def train(
 
     Raises:
         TrainingError: the child failed; the message gives the reason.
-        Interrupted: the child was asked to stop and saved its state.
+        Interrupted: the child was stopped and saved its state.
         InUse: another process trains this run.
     """
     run = prepare(config, shards, parent=parent, root=root)
@@ -248,8 +248,8 @@ def child_environment(config: PipelineConfig, processes: int = 1) -> dict[str, s
 
     Only `train.threads`, where it is a number, wins over OMP_NUM_THREADS, with a warning.
 
-    glibc returns large freed blocks to the kernel at every step unless told not to, and pays for
-    it in page faults: the thresholds keep them.
+    glibc returns large freed blocks to the kernel at every step by default, and pays for it in page
+    faults: the thresholds keep them.
     """
     exported, threads = os.environ, str(thread_count(config.train, processes))
     if exported.get("OMP_NUM_THREADS", threads) != threads and config.train.threads != "auto":

@@ -29,10 +29,10 @@ GPU_MICRO_TOKENS = 65_536
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_COMPILED_STEPS = 2000  # from which a minute of compiling is worth it on a GPU
 
-# GPUs by the whole name that CUDA reports, which tells an H100 PCIe from an H100 SXM: dense rates
-# of matrix products in TFLOP/s, in 16 bits with float32 sums, and in float32 as training makes
-# them (in TF32 from Ampere on). From NVIDIA's data sheets of each GPU, halved where they count
-# sparsity; the A10G's, which has none, from AWS.
+# GPUs by the whole name that CUDA reports, since an H100 PCIe is no H100 SXM: dense rates of matrix
+# products in TFLOP/s, in 16 bits with float32 sums, and in float32 as training makes them (in TF32
+# from Ampere on). From the data sheet of each GPU by NVIDIA, halved where it counts sparsity; that
+# of the A10G, for which NVIDIA has none, from AWS.
 PEAK_TFLOPS = [
     (r"NVIDIA H100 80GB HBM3|NVIDIA H200", 989.4, 494.7),
     (r"NVIDIA H100 PCIe", 756.0, 378.0),

@@ -112,9 +112,9 @@ def test_an_error_after_the_save_is_reported_too(writer: CheckpointWriter, model
     writer.save(record(1), model, {}, {}, then=broken)
     with pytest.raises(ValueError, match="journal"):
         writer.wait()
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
 
 
 def test_the_thread_ends_with_the_block(tmp_path: Path, model: GPT) -> None:
@@ -140,9 +140,9 @@ def test_a_damaged_newest_one_is_quarantined_with_a_warning(
         path.unlink()
     else:
         path.write_bytes(data[:-1] if damage == "truncated" else bytes([data[0] ^ 1]) + data[1:])
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
     assert name in caplog.text
     assert list(writer.folder.glob("step_000002.corrupt-*"))
 
@@ -151,9 +151,9 @@ def test_leftovers_are_no_checkpoints_and_are_cleared(writer: CheckpointWriter, 
     saved = save(writer, model, 1)
     for name in ("step_000002.tmp", ".step_000003.old"):
         shutil.copytree(saved.path, writer.folder / name)
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
     clear_leftovers(writer.folder)
     assert [path.name for path in writer.folder.iterdir()] == [checkpoint_name(1)]
 
@@ -172,9 +172,9 @@ def test_one_that_is_pruned_while_it_is_read_is_no_error(
         return real(path, kind)
 
     monkeypatch.setattr(module, "read_record", slow)
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
 
 
 def test_they_are_in_the_order_of_their_steps_past_a_million(
@@ -183,9 +183,9 @@ def test_they_are_in_the_order_of_their_steps_past_a_million(
     for step in (999_900, 1_000_000, 1_000_100):
         save(writer, model, step)
     shutil.copytree(writer.folder / "step_1000000", writer.folder / "step_1000000_backup")
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1_000_100
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1_000_100
     prune(writer.folder, 1, set())
     left = sorted(path.name for path in writer.folder.iterdir())
     assert left == ["step_1000000_backup", "step_1000100"]

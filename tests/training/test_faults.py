@@ -506,7 +506,7 @@ def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None
 def test_two_processes_killed_and_resumed_give_the_same_bits(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, figure: Figure
 ) -> None:
-    """Level E, on a CPU: torchrun's workers, killed together, one alone, and asked to stop."""
+    """Level E, on a CPU: torchrun's workers, killed together, one alone, and stopped."""
     lab = longer(lab, processes=2, max_steps=12)
     expected = bits(RunFolder.of(launch.train(lab.config, lab.shards, root=lab.root())))
     root = lab.root()
@@ -544,7 +544,7 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
 def test_a_clock_that_goes_backwards_changes_nothing(
     lab: Lab, expected: Bits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour back at every reading: the same bits, and each point of the journal once in MLflow."""
+    """An hour back at every reading: the same bits, and each point once in MLflow."""
     hours, steps = itertools.count(), itertools.count()
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(hours))
@@ -603,7 +603,7 @@ PLACES = ["a naïve 日本語 😀 100% #1 x=y&z 'quoted\" " + "x" * 150, "link"
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name: str) -> None:
-    """From the documents to the registered model, which is found again by its version."""
+    """From the documents to the registered model, which is resolved by its version."""
     place = tmp_path / name
     if name == "link":
         (tmp_path / "elsewhere").mkdir()
@@ -643,13 +643,13 @@ def test_a_data_folder_that_no_database_can_name_is_refused(
 def test_the_page_names_tests_that_are_there() -> None:
     tests = Path(__file__).parents[1]
     page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-    file, found = "", 0
+    file, count = "", 0
     for name, test in re.findall(r"`([\w/]*test_\w+\.py|…)(?:::(test_\w+))?`", page):
         file = name if name != "…" else file
         assert not test or f"\ndef {test}(" in (tests / file).read_text(), f"{file}::{test}"
         assert (tests / file).is_file(), file
-        found += 1
-    assert found > 40
+        count += 1
+    assert count > 40
 
 
 # ---- what a killed encoding leaves --------------------------------------------------------------
