@@ -106,8 +106,8 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
 def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int = 1) -> Forecast:
     """The probe itself, in this process: real steps on random tokens, and some of them scored.
 
-    `splits`: those of the shards, as far as they are known. `processes`: those of the training; this
-    one does the share of one of them.
+    `splits`: those of the shards, as far as they are known. `processes`: of the training; this one
+    does the share of one of them.
     """
     unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     plan = make_plan(config, splits.get("train", unknown), processes)

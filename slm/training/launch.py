@@ -181,7 +181,8 @@ def supervise(
 ) -> None:
     """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
     with (run.path / LOG).open("ab") as log:
-        begin, processes = log.tell(), process_count(run, config)
+        begin = log.tell()
+        processes = process_count(run, config)
         child = subprocess.Popen(
             command(run, processes),
             stdout=log,
