@@ -176,9 +176,10 @@ def test_shards_in_use_are_locked(config: PipelineConfig, shards: Shards, root: 
     in_use = []
 
     def should_stop() -> bool:
-        with reading(shards.path), pytest.raises(InUse), lock(lock_of(shards.path), wait=False):
+        with pytest.raises(InUse), lock(lock_of(shards.path), wait=False):
             pass
-        in_use.append(1)
+        with reading(shards.path):
+            in_use.append(1)
         return True
 
     with pytest.raises(Interrupted):
