@@ -1,8 +1,8 @@
-"""What recovery costs: saving, hashing and fault points, beside the training that they protect.
+"""What recovery costs: saving, hashing and fault points, next to the training that they protect.
 
 The shape is that of `slm bench train`: GPT-2, 6 layers, width 384, 50,257 tokens: 29,995,392
 parameters, trained by AdamW on random tokens. Checkpoints are written to the data folder's own
-disk, by the code that trains, while training goes on.
+disk, by the code that trains, while training continues.
 
 - `blocked`: what the training step that saves waits, for the copy that is then written.
 - `durable`: from there until the checkpoint is synced, hashed, recorded and renamed.
@@ -44,28 +44,28 @@ def run(rounds: int = 5) -> dict[str, Any]:
     """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
-        rounds: checkpoints saved each way, in turns; the medians count, and the worst is told too.
+        rounds: checkpoints saved each way, in turns; the medians count, and the worst is shown too.
 
     `ratio` is the peer's blocked time over the row's; for shares, the share itself.
     """
     session = warm_session()
-    found: dict[str, list[float]] = {name: [] for name in ("blocked", "durable", "peer", "step")}
+    times: dict[str, list[float]] = {name: [] for name in ("blocked", "durable", "peer", "step")}
     with TemporaryDirectory(dir=make_folder(data_root())) as folder:
         for round_ in range(rounds):
             print(f"round {round_ + 1}", file=sys.stderr)
             for name, seconds in save_while_training(session, Path(folder), round_ + 1).items():
-                found[name].append(seconds)
-            found["peer"].append(torch_save(session, Path(folder) / "peer.pt"))
+                times[name].append(seconds)
+            times["peer"].append(torch_save(session, Path(folder) / "peer.pt"))
         hashing = hash_seconds(max(Path(folder).glob("step_*")))
-    medians = {name: statistics.median(values) for name, values in found.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
     point = fault_point_seconds()
     every = CONFIG.train.checkpoint_every
     rows = [
         _row("slm", "blocked", medians["blocked"], medians["peer"] / medians["blocked"]),
-        _row("slm, the slowest", "blocked", max(found["blocked"])),
+        _row("slm, the slowest", "blocked", max(times["blocked"])),
         _row("torch.save", "blocked", medians["peer"]),
         _row("slm", "durable", medians["durable"]),
-        _row("slm, the slowest", "durable", max(found["durable"])),
+        _row("slm, the slowest", "durable", max(times["durable"])),
         _row("training", "step", medians["step"]),
         _row(f"hashing, of {every} steps", "share", hashing, hashing / every / medians["step"]),
         _row("fault point, unset", "pass", point),
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if "SLM_PARENT" not in os.environ:  # the settings must stand before the process starts
+    if "SLM_PARENT" not in os.environ:  # they are read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], child_environment(CONFIG))
     result = run(arguments.rounds)
     if arguments.json:

@@ -1,4 +1,4 @@
-"""What `slm check` foresees beside what then happens: seconds and memory of three recipes.
+"""What `slm check` forecasts and what then happens: seconds and memory of three recipes.
 
 Each recipe trains on generated stories for some steps, evaluation and checkpoints included. The
 real time is the wall clock of the training process from its first step to its end; the real memory
@@ -38,13 +38,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def run() -> dict[str, Any]:
-    """`{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`; ratio: real over foreseen."""
+    """`{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`; ratio: real over forecast."""
     rows = []
     with TemporaryDirectory() as temporary:
         for name, overrides in RECIPES.items():
             print(name, file=sys.stderr)
             config = load_recipe(name, {**STORIES, **overrides})
-            real, foreseen = compare(config, Path(temporary))
+            real, expected = compare(config, Path(temporary))
             for metric, unit in (("seconds", "s"), ("memory_bytes", "bytes")):
                 rows.append(
                     {
@@ -52,23 +52,23 @@ def run() -> dict[str, Any]:
                         "metric": metric,
                         "value": real[metric],
                         "unit": unit,
-                        "ratio": real[metric] / foreseen[metric],
+                        "ratio": real[metric] / expected[metric],
                     }
                 )
     return {"machine": f"{available_cores()} threads, torch {torch.__version__}", "rows": rows}
 
 
 def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and memory as they were, and as they were foreseen."""
+    """Seconds and memory as they were, and as they were forecast."""
     shards = encode(config, slm.source.download.download(config, root=root), root=root)
-    foreseen = forecast(config, shards)
+    cost = forecast(config, shards)
     trained = slm.training.launch.train(config, shards, root=root)
     events = {event["event"]: event for event in RunFolder(trained.path).journal}
     real = {
         "seconds": events["end"]["time"] - events["start"]["time"],
         "memory_bytes": events["step"]["memory_bytes"],
     }
-    return real, {"seconds": foreseen.seconds, "memory_bytes": foreseen.memory_bytes}
+    return real, {"seconds": cost.seconds, "memory_bytes": cost.memory_bytes}
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     for row in result["rows"]:
         print(
             f"{row['name']:24} {row['metric']:14} {row['value']:16,.1f} {row['unit']:6} "
-            f"{row['ratio']:6.2f} of what was foreseen"
+            f"{row['ratio']:6.2f} of the forecast"
         )
 
 

@@ -1,8 +1,8 @@
-"""What MLflow costs a training: with a server that is well, slow, failing and down, beside none.
+"""What MLflow costs a training: with a server that is well, slow, failing or down, and without.
 
 The recipe `quickstart` with smaller steps, and a fixed number of them, trained as `slm train` does
 it: a child process that trains, and the mirror in this one. A server of MLflow's own keeps the runs
-in SQLite; what makes it slow or failing stands between:
+in SQLite; a proxy before it makes it slow or failing:
 
 - `slow`: every request waits a second.
 - `failing`: of three requests one is answered with a 500, and one is carried out, but its answer
@@ -11,11 +11,11 @@ in SQLite; what makes it slow or failing stands between:
 
 Every round trains all of them, in an order drawn anew, with the same seed: the same work, bit for
 bit. `step` is the median of the step times after the mirror's start: the import of mlflow, which
-takes seconds of CPU once a training, is over then. `mean step` is their mean, which also holds the
-steps that a pass falls into, and `mean of all` that of all steps with the start. `CPU beside` is
-what the launching process used after the start, in thousandths of a core: where step times are
-noise, it bounds what the mirror can take from a training. Afterwards each
-run is synced with the server itself, and its points are counted: `lost or doubled` must be 0.
+takes seconds of CPU once per training, is over then. `mean step` is their mean, which includes the
+steps during a pass of the mirror, and `mean of all` that of all steps with the start. `mirror's
+CPU` is what the launching process used after the start, in thousandths of a core: where step times
+are noise, it bounds what the mirror can take from a training. Afterwards each run is synced with
+the server itself, and its points are counted: `lost or doubled` must be 0.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
     `ratio` is the median over the rounds of a server's step time over that without MLflow.
     `seconds`: of a training, nearly.
     """
-    found: dict[str, list[tuple[float, ...]]] = {}
+    measured: dict[str, list[tuple[float, ...]]] = {}
     wrong: dict[str, int] = {}
     order = random.Random(0)
     with (
@@ -82,18 +82,18 @@ def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
         for round_ in range(rounds):
             for name in order.sample(list(uris), len(uris)):
                 root, uri = Path(folder) / f"{round_} {name}", uris[name]
-                path, times = train(root, round_ + 1, steps, uri)
+                run, times = train(root, round_ + 1, steps, uri)
                 shown = "  ".join(f"{ms:.3f}" for ms in times)
                 print(f"round {round_ + 1}: {name:12} {shown}", file=sys.stderr)
-                found.setdefault(name, []).append(times)
+                measured.setdefault(name, []).append(times)
                 if uri:
-                    wrong[name] = wrong.get(name, 0) + wrong_points(path, well, steps)
+                    wrong[name] = wrong.get(name, 0) + wrong_points(run, well, steps)
     rows = []
-    metrics = {"step": "ms", "mean step": "ms", "mean of all": "ms", "CPU beside": "‰"}
+    metrics = {"step": "ms", "mean step": "ms", "mean of all": "ms", "mirror's CPU": "‰"}
     for i, (metric, unit) in enumerate(metrics.items()):
-        plain = [times[i] for times in found["no MLflow"]]
+        plain = [times[i] for times in measured["no MLflow"]]
         for name in uris:
-            values = [times[i] for times in found[name]]
+            values = [times[i] for times in measured[name]]
             ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
             rows.append(_row(name, metric, statistics.median(values), unit, ratio))
     rows += [_row(name, "lost or doubled", points, "points") for name, points in wrong.items()]
@@ -107,42 +107,42 @@ def _row(
     return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
 
 
-def train(root: Path, seed: int, steps: int, uri: str | None) -> tuple[Path, tuple[float, ...]]:
-    """Trains a run; returns its folder and its step times in milliseconds.
+def train(
+    root: Path, seed: int, steps: int, uri: str | None
+) -> tuple[RunFolder, tuple[float, ...]]:
+    """Trains a run; returns it and its step times in milliseconds.
 
     They are the median and the mean of the steps after `STARTED` seconds, and the mean of all; last
     the CPU that this process used after the start, in thousandths of a core.
     """
     config = load_recipe("quickstart", {**SETTINGS, "train.max_steps": steps, "train.seed": seed})
     shards = encode(config, download(config, root=root), root=root)
-    path = launch.prepare(config, shards, root=root)
+    run = launch.prepare(config, shards, root=root)
     began, used = time.time(), [0.0]
     clock = Timer(STARTED, lambda: used.append(time.process_time()))
     clock.start()
-    with mirror.mirror(path, uri) if uri else nullcontext():
+    with mirror.mirror(run, uri) if uri else nullcontext():
         launch.train(config, shards, root=root)
-        beside = (time.process_time() - used[-1]) / max(time.time() - began - STARTED, 1e-9)
+        cpu = (time.process_time() - used[-1]) / max(time.time() - began - STARTED, 1e-9)
     clock.cancel()
-    events = [event for event in path.journal if event["event"] == "step"]
+    events = [event for event in run.journal if event["event"] == "step"]
     times = [
         (event["time"] - began, 1000 * config.train.tokens_per_step / event["tok_per_sec"])
         for event in events
     ]
     steady = [ms for at, ms in times if at > STARTED] or [ms for _, ms in times]
     every = statistics.fmean(ms for _, ms in times)
-    return path.path, (statistics.median(steady), statistics.fmean(steady), every, 1000 * beside)
+    return run, (statistics.median(steady), statistics.fmean(steady), every, 1000 * cpu)
 
 
-def wrong_points(run: Path, uri: str, steps: int) -> int:
+def wrong_points(run: RunFolder, uri: str, steps: int) -> int:
     """How many points of a run's losses the server lacks, or has twice, after a sync."""
-    run_id = mirror.sync(RunFolder(run), tracking_uri=uri)
+    run_id = mirror.sync(run, tracking_uri=uri)
     history = connect(uri).get_metric_history(run_id, "train_loss")
-    recorded = {
-        (e["step"], e["train_loss"]) for e in RunFolder(run).journal if e["event"] == "step"
-    }
-    found = {(metric.step, metric.value) for metric in history}
+    recorded = {(e["step"], e["train_loss"]) for e in run.journal if e["event"] == "step"}
+    mirrored = {(metric.step, metric.value) for metric in history}
     assert len(recorded) == steps
-    return len(recorded ^ found) + len(history) - len(found)
+    return len(recorded ^ mirrored) + len(history) - len(mirrored)
 
 
 # ---- servers ----------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def proxy(target: str, *, delay: float = 0.0, failing: bool = False) -> Iterator[str]:
-    """Stands before a server, and makes it slow or failing; its address."""
+    """A proxy that makes a server slow or failing; its address."""
     numbers = count()
 
     class Handler(BaseHTTPRequestHandler):
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25.0, help="of a training, nearly")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    logging.getLogger("slm").setLevel(logging.ERROR)  # it warns of what is done here on purpose
+    logging.getLogger("slm").setLevel(logging.ERROR)  # its warnings are expected here
     result = run(arguments.rounds, arguments.seconds)
     if arguments.json:
         print(json.dumps(result))

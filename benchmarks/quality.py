@@ -9,8 +9,8 @@ are scored on the same held-out ones; bits per byte do not depend on the vocabul
 - `transformers`, `notebook`: the loops of benchmarks/train.py, 29,995,392 parameters over the whole
   vocabulary, on real batches. Their time is that of their steps alone.
 
-What the notebook ends with after its whole training would take hours to see: it is given, as it was
-scored elsewhere, on its own held-out split.
+The notebook's whole training takes hours: its final score is given as measured elsewhere, on its
+own held-out split.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
-SCORED = 64  # held-out documents a point of a curve: the recipe's evaluate_documents
+SCORED = 64  # held-out documents per point of a curve: the recipe's evaluate_documents
 REPORT_EVERY = 30.0  # seconds of a peer's training between two points
 WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-steps, run elsewhere
 
@@ -71,15 +71,15 @@ def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) 
         shards = whole_vocabulary(data, root)
         for name in PEERS if peer_seconds else ():
             print(name, file=sys.stderr)
-            found = measure_peer(name, shards.path, peer_seconds)
-            curves[name] = found["curve"]
-            rows.append(row(f"{name} after {peer_seconds:.0f} s", "val_bpb", found["curve"][-1][1]))
+            peer = measure_peer(name, shards.path, peer_seconds)
+            curves[name] = peer["curve"]
+            rows.append(row(f"{name} after {peer_seconds:.0f} s", "val_bpb", peer["curve"][-1][1]))
             if name == "notebook":
-                whole = WHOLE_NOTEBOOK["tokens"] / found["tok_per_sec"]
+                whole = WHOLE_NOTEBOOK["tokens"] / peer["tok_per_sec"]
                 ours = first_below(curves, WHOLE_NOTEBOOK["val_bpb"])
                 rows.append(row("notebook, its whole training", "seconds", whole, "s"))
                 if ours is not None:
-                    name = f"slm passes its {WHOLE_NOTEBOOK['val_bpb']} bits a byte"
+                    name = f"slm passes its {WHOLE_NOTEBOOK['val_bpb']} bits per byte"
                     rows.append(row(name, "seconds", ours, "s", whole / ours))
     machine = f"{available_cores()} threads, torch {torch.__version__}"
     return {"machine": machine, "rows": rows, "curves": curves}
@@ -111,8 +111,8 @@ def train_ours(data: Path, root: Path, seconds: float, seed: int) -> tuple[Curve
     trained = slm.training.launch.train(config, shards, root=root)
     events = list(RunFolder(trained.path).journal)
     start = next(event["time"] for event in events if event["event"] == "start")
-    found = [(e["time"] - start, e["val_bpb"]) for e in events if e["event"] == "evaluate"]
-    return found, trained.val_bpb
+    curve = [(e["time"] - start, e["val_bpb"]) for e in events if e["event"] == "evaluate"]
+    return curve, trained.val_bpb
 
 
 def first_below(curves: dict[str, Curve], bpb: float) -> float | None:
@@ -136,12 +136,12 @@ def whole_vocabulary(data: Path, root: Path) -> Shards:
 
 
 def measure_peer(name: str, shards: Path, seconds: float) -> dict[str, Any]:
-    """A peer's curve and speed, from a process of its own in the environment people give it."""
+    """A peer's curve and speed, from a process of its own in its usual environment."""
     command = [sys.executable, __file__, "--peer", name, "--shards", str(shards)]
     command += ["--peer-seconds", str(seconds)]
     done = subprocess.run(command, env={**os.environ}, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
         steps += 1
         if spent >= due or spent >= seconds:
             due = spent + REPORT_EVERY
-            found = score(Scored(model), held_out, tokenizer.eot, tokenizer.token_bytes)
-            curve.append((spent, found.val_bpb))
+            scored = score(Scored(model), held_out, tokenizer.eot, tokenizer.token_bytes)
+            curve.append((spent, scored.val_bpb))
     return {"curve": curve, "tok_per_sec": steps * ROWS * SHAPE.seq_len / spent}
 
 
@@ -231,8 +231,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.peer:
-        found = train_peer(arguments.peer, arguments.shards, arguments.peer_seconds)
-        print(json.dumps(found))
+        print(json.dumps(train_peer(arguments.peer, arguments.shards, arguments.peer_seconds)))
         return
     if arguments.data is None:
         parser.error("--data is needed: a folder with train and validation parquet files")
@@ -242,9 +241,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for found in result["rows"]:
-        ratio = f"{found['ratio']:8.1f} ×" if found["ratio"] else ""
-        print(f"{found['name']:48} {found['value']:10,.3f} {found['unit']:10} {ratio}")
+    for measured in result["rows"]:
+        ratio = f"{measured['ratio']:8.1f} ×" if measured["ratio"] else ""
+        print(f"{measured['name']:48} {measured['value']:10,.3f} {measured['unit']:10} {ratio}")
 
 
 if __name__ == "__main__":

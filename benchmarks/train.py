@@ -1,4 +1,4 @@
-"""Training speed: ours beside Hugging Face's GPT-2 and the notebook's loop, in one run.
+"""Training speed: ours next to Hugging Face's GPT-2 and the notebook's loop, in one run.
 
 One shape for all: GPT-2, 6 layers, 6 heads, width 384, context 128, 50,257 tokens: 29,995,392
 parameters; random tokens, one batch size. Each loop runs in a process of its own, they take turns,
@@ -8,7 +8,7 @@ and medians count.
 - `transformers`: GPT2LMHeadModel in a plain loop with AdamW and clipping; float32 and bf16
   autocast as people run it, and bf16 in our environment.
 - `notebook`: the Colab notebook's loop, written anew from its description with its defects:
-  float32, all logits at once, an optimizer step every 16 micro-steps, the schedule stepped at each.
+  float32, all logits together, an optimizer step every 16 micro-steps, a schedule step at each.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CONFIG = PipelineConfig(
     model=SHAPE,
     train=TrainConfig(max_steps=1, tokens_per_step=ROWS * SHAPE.seq_len, learning_rate=1e-3),
 )
-ACCUMULATION = 16  # the notebook's micro-steps an optimizer step
+ACCUMULATION = 16  # the notebook's micro-steps per optimizer step
 
 Batch = Callable[[], tuple[Tensor, Tensor]]  # makes inputs and targets, (ROWS, T) each
 Step = Callable[[], None]  # trains on one batch
@@ -59,14 +59,14 @@ def run(rounds: int = 3, batches: int = 4) -> dict[str, Any]:
 
     `ratio` is our tokens/s over the row's, and for memory the row's over ours.
     """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in LOOPS}
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in LOOPS}
     for round_ in range(rounds):
         for name in LOOPS:
             print(f"round {round_ + 1}: {name}", file=sys.stderr)
-            found[name].append(_measure(name, batches))
+            turns[name].append(_measure(name, batches))
     rows = []
     for metric, unit in (("tok_per_sec", "tokens/s"), ("peak_bytes", "bytes")):
-        medians = {name: statistics.median(r[metric] for r in rs) for name, rs in found.items()}
+        medians = {name: statistics.median(r[metric] for r in rs) for name, rs in turns.items()}
         ours = medians["slm"]
         for name, value in medians.items():
             ratio = ours / value if metric == "tok_per_sec" else value / ours
@@ -83,12 +83,12 @@ def _measure(name: str, batches: int) -> dict[str, float]:
     environment = child_environment(CONFIG) if ours else {**os.environ}
     command = [sys.executable, __file__, "--loop", name, "--batches", str(batches)]
     done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def time_loop(name: str, batches: int) -> dict[str, float]:
-    """Tokens a second (by the median batch) and peak memory of one loop, in this process."""
+    """Tokens/s (by the median batch) and peak memory of one loop, in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(available_cores())
     step, _ = LOOPS[name][0](random_batch)
@@ -185,7 +185,7 @@ class NotebookBlock(nn.Module):
 
 
 class NotebookModel(nn.Module):
-    """Embeddings, blocks, and all logits at once through the tied embedding."""
+    """Embeddings, blocks, and all logits together through the tied embedding."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -129,8 +129,8 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 6e-4  # of AdamW
     muon_learning_rate: PositiveFloat = 0.02  # of the matrices, where optimizer is muon
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0)
     grad_clip: PositiveFloat | None = 1.0
 

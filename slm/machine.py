@@ -1,9 +1,17 @@
 """What this machine offers, and the environment that libraries read when they are imported."""
 
+import math
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from slm.config import data_root
+from slm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # takes seconds: only who asks for a device loads it
 
 
 def prepare() -> None:
@@ -17,8 +25,8 @@ def prepare() -> None:
         os.environ["SLM_DATA"] = str(data)  # absolute: children may work in another folder
     settings = {
         "DO_NOT_TRACK": "1",
-        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves the other on a busy machine
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # stack/setup.py takes silence for a crash
+        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves others on a busy machine
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # stack/setup.py treats silence as a crash
         "PREFECT_HOME": f"{data}/prefect",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -41,8 +49,102 @@ def ask_no_proxy(host: str) -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if sys.platform == "darwin":  # it cannot say which
+def pick_device(choice: str) -> "torch.device":
+    """The device of this process for `train.device`: `cpu`, or `cuda` with the index of its GPU.
+
+    Under torchrun every process has a GPU of its own, LOCAL_RANK. Raises UserError where a GPU is
+    demanded and torch sees none.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("train.device='cuda': torch sees no CUDA GPU here; use cpu or auto")
+    if choice == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+# ---- cores and memory -------------------------------------------------------------------------
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """The cores that this process may use: its affinity, and the CPU quota of its container.
+
+    `root`: the folder that holds `proc` and `sys`.
+    """
+    if sys.platform == "darwin":  # which has no affinity
         return os.cpu_count() or 1
-    return len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    for group in _control_groups("cpu", root):
+        # "150000 100000" microseconds of CPU per period; "max", or -1, is no quota
+        limit = _text(group / "cpu.max") or " ".join(
+            _text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+        )
+        quota, _, period = limit.partition(" ")
+        if quota.isdigit() and period.isdigit():
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may have: the machine's, or its container's limit.
+
+    All of it, not what is free: the same machine gives the same answer each time. `root`: the
+    folder that holds `proc` and `sys`.
+    """
+    import psutil
+
+    memory: int = psutil.virtual_memory().total
+    for group in _control_groups("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (limit := _text(group / name)).isdigit():
+                memory = min(memory, int(limit))
+    return memory
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """The folders of this process's control group and of those above it, which limit it too.
+
+    Of version 2, `0::/a/b` in /proc/self/cgroup, and of version 1, `4:cpu,cpuacct:/a/b`. Inside a
+    container the path may be the host's, and then only the uppermost folder is there.
+    """
+    mounts = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        own = mounts / controller if controllers else mounts
+        place = PurePosixPath(path.lstrip("/"))
+        yield from (own / part for part in (place, *place.parents))
+
+
+def _text(path: Path) -> str:
+    """The text of a file of the kernel's; empty where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+# ---- the CPU ----------------------------------------------------------------------------------
+
+
+def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets that the kernel lets programs use, such as `avx2` and `amx_bf16`.
+
+    Empty where the system has no such file.
+    """
+    lines = (line for line in _text(path).splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, ":").partition(":")[2].split())
+
+
+def has_amx_bf16(path: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether matrix products in bf16 run on AMX, which makes them several times faster.
+
+    Without AMX they are no faster than float32, or slower. oneDNN, which makes them, can be held
+    to older instruction sets by ONEDNN_MAX_CPU_ISA.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "all")).lower()
+    allowed = limit in ("all", "default") or "amx" in limit
+    return allowed and {"amx_tile", "amx_bf16"} <= cpu_features(path)

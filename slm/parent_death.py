@@ -1,8 +1,8 @@
-"""What ends with its parent: Linux sends a signal to a process whose parent dies, however it dies.
+"""A signal at the parent's death: Linux sends it to a child whose parent dies, however it dies.
 
-`python -m slm.parent_death COMMAND…` runs a command that gets SIGTERM then. Elsewhere than on Linux
-nothing is sent. Who starts such a process gives it its own pid as `SLM_PARENT`: a parent that dies
-while the process is still starting would not be missed otherwise.
+`python -m slm.parent_death COMMAND…` runs a command that gets SIGTERM then. On other systems than
+Linux nothing is sent. The parent passes its own pid as `SLM_PARENT`; otherwise its death while the
+child is still starting would go unnoticed.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def signal_when_parent_dies(number: int) -> None:
-    """Asks for a signal when our parent dies; sends it at once where it is dead already.
+    """Requests a signal for when the parent dies; sends it immediately where that has happened.
 
-    It may come more than once: the kernel tells of the death of each thread that the parent had.
-    `SLM_PARENT` leaves the environment, since our children have another parent.
+    It may come more than once: the kernel sends one for each thread that the parent had.
+    `SLM_PARENT` is removed from the environment, since this process's children have another parent.
     """
     parent = int(os.environ.pop("SLM_PARENT", os.getppid()))
     if sys.platform != "linux":

@@ -1,9 +1,9 @@
 """Harness for proofs of recovery: forked trainers to be killed, and a disk that loses power.
 
 The libraries are loaded once; each trainer is a fork of this process, so a kill and the training
-that follows it take a fraction of a second. SIGKILL keeps the page cache, so it says nothing of
-fsync: `Disk` records what was made durable when, and builds the folders that a power cut at any
-moment may leave.
+that follows it take a fraction of a second. SIGKILL keeps the page cache, so it tests no fsync:
+`Disk` records what was made durable when, and builds the folders that a power cut at any moment may
+leave.
 """
 
 import gc
@@ -30,7 +30,7 @@ from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.records import Shards
-from slm.run_folder import RunFolder
+from slm.run_folder import CHECKPOINTS, LOG, RunFolder
 from slm.training import launch
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
@@ -54,13 +54,13 @@ def fork(work: Callable[[], object], *, fault: str = "", log: Path | None = None
         return child
     code = RAISED
     try:
-        gc.disable()  # a collection would copy every page that the fork shares with us
+        gc.disable()  # a collection would copy every page that the fork shares with its parent
         out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         logging.disable()
-        storage._passes.clear()
+        storage.reset_fault_points()
         os.environ["SLM_FAULT"] = fault
         torch.set_num_threads(1)
         work()
@@ -92,9 +92,9 @@ class Bits:
     optimizer: str
 
 
-def bits(run: Path) -> Bits:
-    events = list(RunFolder(run).journal)
-    last = latest_checkpoint(run / "checkpoints")
+def bits(run: RunFolder) -> Bits:
+    events = list(run.journal)
+    last = latest_checkpoint(run.path / CHECKPOINTS)
     assert last is not None
     return Bits(
         tuple((e["step"], e["train_loss"].hex()) for e in events if e["event"] == "step"),
@@ -124,31 +124,31 @@ class Lab:
         (root / "shards").symlink_to(self.shards.path.parent)
         return root
 
-    def prepare(self, root: Path) -> Path:
-        return launch.prepare(self.config, self.shards, root=root).path
+    def prepare(self, root: Path) -> RunFolder:
+        return launch.prepare(self.config, self.shards, root=root)
 
-    def train(self, run: Path, fault: str = "") -> int:
-        return wait(fork(lambda: train(RunFolder(run)), fault=fault, log=run / "train.log"))
+    def train(self, run: RunFolder, fault: str = "") -> int:
+        return wait(fork(lambda: train(run), fault=fault, log=run.path / LOG))
 
     def uninterrupted(self) -> Bits:
         """The bits of a training in this process, so that forks have what torch loads late."""
         run = self.prepare(self.root())
-        train(RunFolder(run))
+        train(run)
         return bits(run)
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What no process may leave behind that ends by itself, or that goes on after a killed one."""
+    """What no process may leave that ends by itself, or that resumes after a killed one."""
     return [*folder.rglob("*.tmp"), *folder.rglob(".*.old")]
 
 
-def kill_at_random(run: Path, chance: random.Random, seconds: float) -> str:
+def kill_at_random(run: RunFolder, chance: random.Random, seconds: float) -> str:
     """Trains a run and kills it at some moment. Returns `done`, `saving` or `training`.
 
     Two times in five it waits for a save, and kills within its first milliseconds.
     """
-    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
-    checkpoints = run / "checkpoints"
+    child = fork(lambda: train(run), log=run.path / LOG)
+    checkpoints = run.path / CHECKPOINTS
     deadline = time.monotonic() + chance.uniform(0, seconds)
     if chance.random() < 0.4:
         while not list(checkpoints.glob("*.tmp")) and not _has_ended(child):
@@ -158,7 +158,7 @@ def kill_at_random(run: Path, chance: random.Random, seconds: float) -> str:
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
     if (code := wait(child)) != KILLED:
-        assert code == 0, (run / "train.log").read_text()
+        assert code == 0, (run.path / LOG).read_text()
         return "done"
     return "saving" if list(checkpoints.glob("*.tmp")) else "training"
 
@@ -175,7 +175,7 @@ Number = int  # of a file or folder: unlike an inode's, never given twice
 
 @dataclass
 class Moment:
-    """What stands in the page cache, and what of it is surely on the disk."""
+    """What is in the page cache, and what of it is surely on the disk."""
 
     numbers: dict[Name, Number]
     contents: dict[Number, bytes | None]  # None for a folder
@@ -191,13 +191,13 @@ class Disk:
     moments: list[Moment] = field(default_factory=list)
     _one_at_a_time: RLock = field(default_factory=RLock)  # a thread saves while another trains
     _inodes: dict[int, Number] = field(default_factory=dict)
-    _next: int = 0
+    _last_number: int = 0
     _synced: dict[Number, bytes] = field(default_factory=dict)
     _entries: dict[Number, dict[str, Number]] = field(default_factory=dict)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """What stands at the start counts as durable."""
+        """What is there at the start is durable."""
         self._sync_all(self._look())
         self.moments.clear()
         self._look()
@@ -235,12 +235,11 @@ class Disk:
         if content is not None:
             self._synced[number] = content
             return
-        folder = next(name for name, found in moment.numbers.items() if found == number)
-        below = {name: found for name, found in moment.numbers.items() if name != folder}
+        folder = next(name for name, other in moment.numbers.items() if other == number)
         self._entries[number] = {
-            Path(name).name: found
-            for name, found in below.items()
-            if str(Path(name).parent) == folder
+            Path(name).name: other
+            for name, other in moment.numbers.items()
+            if name != folder and str(Path(name).parent) == folder
         }
 
     def _sync_all(self, moment: Moment) -> None:
@@ -251,16 +250,16 @@ class Disk:
         numbers, contents, inodes = {}, dict[Number, bytes | None](), {}
         for path in (self.root, *sorted(self.root.rglob("*"))):
             try:
-                found = path.lstat()
-                data = path.read_bytes() if stat.S_ISREG(found.st_mode) else None
+                status = path.lstat()
+                data = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
             except FileNotFoundError:  # removed by another thread
                 continue
-            if stat.S_ISLNK(found.st_mode):
+            if stat.S_ISLNK(status.st_mode):
                 continue
-            if found.st_ino not in self._inodes:
-                self._next += 1
-                self._inodes[found.st_ino] = self._next
-            number = inodes[found.st_ino] = self._inodes[found.st_ino]
+            if status.st_ino not in self._inodes:
+                self._last_number += 1
+                self._inodes[status.st_ino] = self._last_number
+            number = inodes[status.st_ino] = self._inodes[status.st_ino]
             numbers[str(path.relative_to(self.root))] = number
             contents[number] = data
         self._inodes = inodes  # a number that is gone may come again for another file
@@ -306,7 +305,7 @@ def _durable(moment: Moment, folder: Number, at: str) -> Iterator[tuple[Name, by
 
 
 def power_cuts(disk: Disk) -> Iterator[tuple[int, str, dict[Name, bytes | None]]]:
-    """Every unlike folder that a power cut may leave: the moment, what was lost, the files."""
+    """Every distinct folder that a power cut may leave: the moment, what was lost, the files."""
     seen = set[int]()
     for i, moment in enumerate(disk.moments):
         for unsynced in UNSYNCED:

@@ -1,4 +1,4 @@
-"""What ends with its parent, though the parent died before it could ask for that."""
+"""A process ends with its parent, even if that died before the process could ask for it."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone sen
 
 
 def starts(parent: int | None) -> int:
-    """What becomes of a process whose launcher gave it this pid, if any."""
+    """The exit code of a process whose launcher passed it this pid, if any."""
 
     def start() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -31,6 +31,6 @@ def test_a_parent_that_died_while_the_process_was_starting_is_noticed() -> None:
     assert starts(dead) == -signal.SIGTERM
 
 
-def test_a_parent_that_lives_or_is_not_named_is_none_that_died() -> None:
+def test_a_parent_that_lives_or_is_not_named_has_not_died() -> None:
     assert starts(os.getpid()) == 0
     assert starts(None) == 0

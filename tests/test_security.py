@@ -256,7 +256,7 @@ def test_no_secret_is_kept_anywhere(
     root = empty_store(tmp_path / "data")
     config = tiny_config(**{"train.threads": 1})
     shards = encode(config, download(config, root=root), root=root)
-    run = Lab(config, shards, tmp_path).prepare(root)
+    run = Lab(config, shards, tmp_path).prepare(root).path
     train(RunFolder(run))
     mirror.sync(RunFolder(run), tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
     files = [path for path in root.rglob("*") if path.is_file()]

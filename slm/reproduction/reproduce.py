@@ -368,7 +368,8 @@ def _measured(run: RunFolder) -> Iterator[tuple[int, str, str]]:
     for entry in run.journal:
         if entry["event"] == "step":
             yield entry["step"], "train_loss", float(entry["train_loss"]).hex()
-            if (norm := entry.get("grad_norm")) is not None:
+            norm = entry.get("grad_norm")
+            if norm is not None and math.isfinite(norm):
                 yield entry["step"], "grad_norm", float(norm).hex()
         elif entry["event"] == "evaluate":
             yield entry["step"], "val_loss", float(entry["val_loss"]).hex()

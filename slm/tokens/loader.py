@@ -110,6 +110,11 @@ class Loader:
         whole = np.concatenate([np.asarray(shard, dtype=np.int32) for shard in self.tokens])
         return torch.from_numpy(whole).to(self.device)
 
+    def use_device(self) -> None:
+        """Makes its GPU the current one of this thread; a new thread begins with the first one."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def window_starts(self, step: int) -> npt.NDArray[np.int64]:
         """The first token of each of this process's rows; (rows / world_size,).
 
@@ -159,7 +164,7 @@ class Loader:
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from a step on; a thread makes each while the one before is trained on."""
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=self.use_device) as thread:
             ahead = thread.submit(self.batch, step)
             for following in count(step + 1):
                 current = ahead.result()

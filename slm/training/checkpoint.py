@@ -1,4 +1,4 @@
-"""One checkpoint directory: all that training needs to go on, and all that sampling needs.
+"""A checkpoint folder: all that training needs to resume, and all that sampling needs.
 
     step_000500/
       model.safetensors       weights, float32
@@ -6,9 +6,9 @@
       config.json             model shape, vocabulary size, end-of-text id
       tokenizer.tiktoken      the vocabulary
       state.json              what is not a tensor: the gradient scaler, the best val_bpb so far
-      record.json             sizes, hashes, step, where it came from (records.Checkpoint)
+      record.json             sizes, hashes, step, origin (records.Checkpoint)
 
-The cursor of the data and every random stream are functions of the step, so the step is all that
+The position in the data and every random stream are functions of the step, so the step is all that
 is kept of them. Nothing is ever unpickled.
 """
 
@@ -54,7 +54,7 @@ class CheckpointWriter:
     """Saves checkpoints in a thread, from a copy, so that training hardly waits for the disk.
 
     At most one save is under way. A save that failed raises at the next `save`, at `wait` or at the
-    end of the `with`; the checkpoint before it stands.
+    end of the `with`; the checkpoint before it is kept.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
@@ -82,8 +82,8 @@ class CheckpointWriter:
     ) -> None:
         """Copies everything now, writes it in the background, and then calls `then` there."""
         self.wait()
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in _weights(model).items()}
-        moments = {name: tensor.detach().cpu().clone() for name, tensor in optimizer.items()}
+        state_dict: dict[str, Tensor] = model.state_dict()
+        weights, moments = copy_to_cpu(state_dict), copy_to_cpu(optimizer)
         config = describe_model(model)
 
         def write() -> Checkpoint:
@@ -120,20 +120,20 @@ class CheckpointWriter:
             return commit(staging, folder, record)
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, SafetensorError):  # how it says that the disk is full
+            if isinstance(error, SafetensorError):  # as it reports a full disk
                 raise OSError(f"cannot save {folder}: {error}") from error
             raise
 
 
-def _weights(model: GPT) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = model.state_dict()
-    return state
+def copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the CPU's memory, of tensors on any device: one copy of each."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def load_training_state(
     folder: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimizer state and the rest of a checkpoint folder, to go on from."""
+    """Weights, optimizer state and the rest of a checkpoint folder, to resume from."""
     return (
         load_weights(folder),
         safetensors.torch.load_file(folder / OPTIMIZER),
@@ -144,7 +144,7 @@ def load_training_state(
 def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint | None:
     """The newest valid checkpoint in a run's `checkpoints/`, of a step less than `before`.
 
-    One that is corrupt is moved aside.
+    A corrupt one is quarantined.
     """
     for step, path in reversed(checkpoint_folders(folder)):
         if step < before and (record := _valid(path)):
@@ -153,30 +153,30 @@ def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint |
 
 
 def checkpoint_to_resume(folder: Path, last_step: int) -> Checkpoint | None:
-    """The newest valid checkpoint that training can go on from and end as if never interrupted.
+    """The newest valid checkpoint that training can resume to end as if never interrupted.
 
     Args:
         folder: a run's `checkpoints/`.
-        last_step: the last step that the run's journal has: it must not miss any.
+        last_step: the last step in the run's journal, which must not miss any.
 
-    A training ends with its best checkpoint beside its last one. Where the best is damaged or gone,
-    only going back before it brings it back.
+    A training ends with its best checkpoint and its last one. Where the best is damaged or gone,
+    only training from before it rebuilds it.
     """
-    found = latest_checkpoint(folder, before=last_step + 1)
-    best = json.loads((found.path / STATE).read_bytes())["best_step"] if found else 0
-    if not found or best in (0, found.step) or _valid(folder / checkpoint_name(best)):
-        return found
-    logger.warning("%s is not whole; going back before it", folder / checkpoint_name(best))
+    latest = latest_checkpoint(folder, before=last_step + 1)
+    best = json.loads((latest.path / STATE).read_bytes())["best_step"] if latest else 0
+    if not latest or best in (0, latest.step) or _valid(folder / checkpoint_name(best)):
+        return latest
+    logger.warning("%s is not valid; resuming before it", folder / checkpoint_name(best))
     return latest_checkpoint(folder, before=best)
 
 
 def _valid(path: Path) -> Checkpoint | None:
-    """The record of a checkpoint; None where there is none, or it is corrupt and moved aside."""
+    """The record of a checkpoint; None where there is none, or it is corrupt and quarantined."""
     try:
         return read_record(path, Checkpoint)
     except CorruptionError as error:
-        if path.exists():  # else it was pruned while we looked
-            logger.warning("%s; moved to %s, going back", error, quarantine(path).name)
+        if path.exists():  # else it was pruned while it was read
+            logger.warning("%s; moved to %s", error, quarantine(path).name)
         return None
 
 

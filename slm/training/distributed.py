@@ -1,8 +1,10 @@
-"""What the processes of one training tell each other. Alone, a process is told what it says."""
+"""Communication between the processes of one training. A single process gets its own values."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from slm.machine import pick_device
 
 
 def average_gradients(model: nn.Module, loss: Tensor) -> None:
@@ -18,7 +20,7 @@ def average_gradients(model: nn.Module, loss: Tensor) -> None:
 
 
 def all_reduce_max(value: float) -> float:
-    """The greatest of the processes' values, in all of them."""
+    """The largest of the processes' values, in all of them."""
     if not dist.is_initialized():
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=_device())
@@ -27,7 +29,7 @@ def all_reduce_max(value: float) -> float:
 
 
 def broadcast_from_rank0(text: str) -> str:
-    """The first process's text, in all of them."""
+    """The text of rank 0, in all processes."""
     if not dist.is_initialized():
         return text
     data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
@@ -38,5 +40,11 @@ def broadcast_from_rank0(text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+def wait_for_rank0() -> None:
+    """Every process waits here until rank 0 is here too."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _device() -> torch.device:
+    return pick_device("cuda" if dist.get_backend() == "nccl" else "cpu")

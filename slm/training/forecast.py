@@ -1,8 +1,8 @@
-"""What a recipe will cost and where it is likely to go wrong, before any time is spent on it.
+"""What a recipe will cost and what is likely to go wrong, before any time is spent on it.
 
 The forecast comes from a probe: a few real steps on random tokens, in a child process with the
-environment that training gets. The advice names settings outside what is known to work; each line
-says what, which value, and a better one.
+environment that training gets. The advice names settings outside of what is known to work, with
+their values and better ones.
 """
 
 import json
@@ -11,43 +11,50 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.scoring import token_losses
+from slm.machine import pick_device
 from slm.records import Shards, ShardSplit, Source
 from slm.run_folder import DataRoot
 from slm.source.download import is_made_with
 from slm.storage import read_record
 from slm.tokens.encode import encode_key
-from slm.training.launch import child_environment
+from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors
-from slm.training.plan import autocast_dtype, make_plan, memory_bytes, pick_device
+from slm.training.plan import autocast_dtype, make_plan, memory_bytes, thread_count
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 
 PROBE_STEPS = 4
 SCORED_TOKENS = 4096  # to see what the held-out loss takes
 
-# Peak rates known to train widths up to WIDEST; beyond it the highest falls as the width grows
+# Peak rates known to train widths up to MAX_WIDTH; beyond it the highest falls as the width grows
 # (Yang et al. 2022, arXiv:2203.03466).
 ADAMW_RANGE = (1e-5, 1e-2)
 MUON_RANGE = (1e-3, 0.1)
-WIDEST = 512
+MAX_WIDTH = 512
 
-MOST_WARMUP = 0.25
-FEWEST_STEPS = 20
-LONGEST_CONTEXT = 4  # times the mean document
-MOST_EPOCHS = 4
+MAX_WARMUP = 0.25
+MIN_STEPS = 20
+MAX_CONTEXT = 4  # times the mean document
+MAX_EPOCHS = 4
 
 
 class Forecast(BaseModel):
-    """What a training will take on this machine."""
+    """What a training will take on this machine.
+
+    Of several processes the probe measures one, with its share of a step's rows and of the cores.
+    Their communication, and what they take from each other's memory bandwidth, is not measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,15 +62,17 @@ class Forecast(BaseModel):
     max_steps: int
     tokens: int
     flops: float  # of the whole training
-    tok_per_sec: float
-    seconds: float
-    memory_bytes: int  # the peak of the training process
+    tok_per_sec: float  # of all processes
+    seconds: float  # with those of compiling
+    memory_bytes: int  # the peak of a training process
+    processes: int = 1
+    compile_seconds: float = 0.0
 
 
 def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     """Probes this machine, in a child process, and multiplies.
 
-    `shards`: of the recipe; a limit in epochs needs them, and they say how much is scored. Raises
+    `shards`: of the recipe; a limit in epochs needs them, and they give how much is scored. Raises
     SlmError where the probe fails.
     """
     if shards is None and config.train.epochs is not None:
@@ -72,16 +81,18 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
             f"`slm encode {config.recipe}` first"
         )
     splits = shards.splits if shards else {}
-    given = json.dumps(
+    processes = planned_processes(config)
+    request = json.dumps(
         {
             "config": config.model_dump(mode="json"),
             "splits": {name: split.model_dump(mode="json") for name, split in splits.items()},
+            "processes": processes,
         }
     )
     done = subprocess.run(
         [sys.executable, "-m", "slm.training.forecast"],
-        input=given,
-        env=child_environment(config),
+        input=request,
+        env=child_environment(config, processes),
         capture_output=True,
         text=True,
         check=False,
@@ -92,25 +103,33 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     return Forecast.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
+def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int = 1) -> Forecast:
     """The probe itself, in this process: real steps on random tokens, and some of them scored.
 
-    `splits`: those of the shards, as far as they are known.
+    `splits`: those of the shards, as far as they are known. `processes`: of the training; this one
+    does the share of one of them.
     """
     unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
-    plan = make_plan(config, splits.get("train", unknown), world_size=1)
-    session = synthetic_session(config, plan, config.data.vocab_size)
+    plan = make_plan(config, splits.get("train", unknown), processes)
+    share = plan.model_copy(update={"rows": plan.rows // processes, "world_size": 1})
+    session = synthetic_session(config, share, config.data.vocab_size)
+    forward = torch.compile(session.model) if plan.compile else session.model
     session.model.train()
     x, y = session.loader.batch(0)
     times = []
     for _ in range(PROBE_STEPS + 1):
         begin = time.perf_counter()
-        train_step(session, session.model, x, y)
+        train_step(session, forward, x, y)
         times.append(time.perf_counter() - begin)
     step_seconds = statistics.median(times[1:])
+    compile_seconds = max(0.0, times[0] - step_seconds) if plan.compile else 0.0
     score_seconds = seconds_to_score(session)
-    peak = memory_bytes("cuda") if plan.device == "cuda" else memory_with_a_save(session, x, y)
-    max_steps = plan.max_steps or int((config.train.max_seconds or 0) / step_seconds)
+    if plan.device == "cuda":
+        peak = memory_bytes("cuda")
+    else:
+        peak = memory_with_a_save(session, forward, x, y)
+    seconds = max(0.0, (config.train.max_seconds or 0) - compile_seconds)
+    max_steps = plan.max_steps or max(1, int(seconds / step_seconds))
     tokens = max_steps * config.train.tokens_per_step
     scored = scored_tokens(config, max_steps, splits.get("val", unknown))
     return Forecast(
@@ -119,34 +138,38 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit]) -> Forecast:
         tokens=tokens,
         flops=session.model.flops_per_token() * tokens,
         tok_per_sec=config.train.tokens_per_step / step_seconds,
-        seconds=step_seconds * max_steps + scored * score_seconds,
+        seconds=compile_seconds + step_seconds * max_steps + scored * score_seconds,
         memory_bytes=peak,
+        processes=processes,
+        compile_seconds=compile_seconds,
     )
 
 
-def memory_with_a_save(session: Session, x: Tensor, y: Tensor) -> int:
+def memory_with_a_save(
+    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
+) -> int:
     """The process's peak where a checkpoint is written while it trains and scores.
 
-    The writer holds a copy of all tensors meanwhile. What is freed around it is used again only in
-    part, so it is made here as well.
+    The writer holds a copy of all tensors meanwhile. The memory that is freed around it is reused
+    only in part, so the copy is made here as well.
     """
     moments = optimizer_tensors(session.model, session.optimizers)
     copy = [t.detach().clone() for t in (*session.model.parameters(), *moments.values())]
-    train_step(session, session.model, x, y)
+    train_step(session, forward, x, y)
     seconds_to_score(session)
     del copy
     return memory_bytes("cpu")
 
 
 def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> float:
-    """The tokens that a training scores: the slice every so often, all of val at the end."""
+    """The tokens that a training scores: the slice at every evaluation, all of val at the end."""
     length = val.tokens / val.documents if val.documents else config.model.seq_len
     count = min(config.train.evaluate_documents, val.documents or math.inf)
     return val.tokens + length * count * math.ceil(max_steps / config.train.evaluate_every)
 
 
 def seconds_to_score(session: Session) -> float:
-    """Seconds that the held-out loss takes a token, on random documents of half a context."""
+    """Seconds per token that the held-out loss takes, on random documents of half a context."""
     length = max(1, session.job.config.model.seq_len // 2)
     tokens = session.loader.tokens[0]
     ids = tokens[: max(1, min(SCORED_TOKENS, len(tokens)) // length) * length]
@@ -161,76 +184,78 @@ def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | N
     data = DataRoot(root)
     folders = data.results("sources", config.recipe)
     sources = [read_record(folder, Source, verify=False) for folder in folders]
-    made = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
-    found = [shards for shards in map(data.shards, made) if shards]
-    return max(found, key=lambda record: record.path.stat().st_mtime, default=None)
+    keys = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
+    known = [shards for shards in map(data.shards, keys) if shards]
+    return max(known, key=lambda record: record.path.stat().st_mtime, default=None)
 
 
 # ---- advice -----------------------------------------------------------------------------------
 
 
-def advice(config: PipelineConfig, found: Forecast, shards: Shards | None) -> list[str]:
-    """What of a recipe is unlikely to work, a line each: what, which value, what would do.
+def advice(config: PipelineConfig, cost: Forecast, shards: Shards | None) -> list[str]:
+    """The settings of a recipe that are unlikely to work, a line each, with better values.
 
     What can never be right (a learning rate that rises, a schedule per micro-step, a text longer
-    than the context, a batch that is not whole rows) cannot be said in a config at all.
+    than the context, a batch that is not whole rows) cannot be expressed in a config at all.
     """
     train, model = config.train, config.model
     lines = []
-    if train.warmup > MOST_WARMUP:
+    if train.warmup > MAX_WARMUP:
         lines.append(
             f"train.warmup={train.warmup}: {train.warmup:.0%} of the steps are spent warming up; "
-            f"{MOST_WARMUP} or less is usual"
+            f"{MAX_WARMUP} or less is usual"
         )
     for name, rate, (low, high) in (
         ("learning_rate", train.learning_rate, ADAMW_RANGE),
         ("muon_learning_rate", train.muon_learning_rate, MUON_RANGE),
     ):
         used = name == "learning_rate" or train.optimizer == "muon"
-        if used and not low <= rate <= high * min(1.0, WIDEST / model.n_embd):
+        high *= min(1.0, MAX_WIDTH / model.n_embd)
+        if used and not low <= rate <= high:
             lines.append(
                 f"train.{name}={rate}: outside of what is known to work at width {model.n_embd}, "
-                f"{low} to {high * min(1.0, WIDEST / model.n_embd):.2g}"
+                f"{low} to {high:.2g}"
             )
-    if found.tokens < found.parameters:
+    if cost.tokens < cost.parameters:
         lines.append(
-            f"{found.tokens:,} tokens for {found.parameters:,} parameters: fewer than one each; "
-            "train longer, or on a smaller model"
+            f"{cost.tokens:,} tokens for {cost.parameters:,} parameters: fewer than one each; "
+            "train longer, or a smaller model"
         )
-    if found.max_steps < FEWEST_STEPS:
+    if cost.max_steps < MIN_STEPS:
         lines.append(
-            f"{found.max_steps} steps of train.tokens_per_step={train.tokens_per_step}: too few to "
+            f"{cost.max_steps} steps of train.tokens_per_step={train.tokens_per_step}: too few to "
             "learn in; a smaller batch makes more of them"
         )
     if shards is not None:
-        lines += _advice_on_data(config, found, shards)
+        lines += _advice_on_data(config, cost, shards)
     return lines
 
 
-def _advice_on_data(config: PipelineConfig, found: Forecast, shards: Shards) -> list[str]:
+def _advice_on_data(config: PipelineConfig, cost: Forecast, shards: Shards) -> list[str]:
     split, lines = shards.splits["train"], []
     length = split.tokens / max(1, split.documents)
-    if config.model.seq_len > LONGEST_CONTEXT * length:
+    if config.model.seq_len > MAX_CONTEXT * length:
         lines.append(
             f"model.seq_len={config.model.seq_len}: the documents have {length:.0f} tokens on "
             "average, so the far end of the context sees other documents only"
         )
-    epochs = found.tokens / split.tokens
-    if epochs > MOST_EPOCHS:
+    epochs = cost.tokens / split.tokens
+    if epochs > MAX_EPOCHS:
         lines.append(
-            f"{epochs:.1f} epochs over {split.tokens:,} tokens: past about {MOST_EPOCHS} repeated "
+            f"{epochs:.1f} epochs over {split.tokens:,} tokens: past about {MAX_EPOCHS} repeated "
             "data is worth little (Muennighoff et al. 2023, arXiv:2305.16264); get more, or stop"
         )
     return lines
 
 
 def main() -> None:
-    """The child: a config and the splits of its shards on standard input, a forecast out."""
-    given = json.load(sys.stdin)
-    config = PipelineConfig.model_validate(given["config"])
-    set_up_kernels(config.train, pick_device(config.train.device))
-    splits = {name: ShardSplit.model_validate(split) for name, split in given["splits"].items()}
-    print(probe(config, splits).model_dump_json())
+    """The child: the request of `forecast` on standard input, a forecast out."""
+    request = json.load(sys.stdin)
+    config, processes = PipelineConfig.model_validate(request["config"]), request["processes"]
+    device, threads = pick_device(config.train.device), thread_count(config.train, processes)
+    set_up_kernels(config.train, device, threads)
+    splits = {name: ShardSplit.model_validate(split) for name, split in request["splits"].items()}
+    print(probe(config, splits, processes).model_dump_json())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """The journal of a run, `metrics.jsonl`: one JSON object a line, appended and flushed.
 
-After a kill, training goes on from a checkpoint and makes again the steps that the journal already
-has. Those lines stay, with their times: the same step gives the same loss, bit for bit, and the
-journal checks that it does. So no step is missing or doubled, however often a run was killed.
+After a kill, training resumes from a checkpoint and repeats steps that the journal already has.
+Their lines stay, with their times: the same step gives the same loss, bit for bit, and the journal
+checks that it does. So no step is missing or doubled, however often a run was killed.
 """
 
 import json
 import logging
+import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,8 +63,8 @@ class Journal:
     def write(self, event: str, **fields: Any) -> None:
         """Appends an event, unless it was written before an interruption.
 
-        An event that is known but now has another loss means that this machine does not give the
-        same bits as the one before: said once, and the journal goes on with the new figures.
+        A known event that now has another loss means that this machine does not give the same bits
+        as the one before: that is logged once, and the new figures replace the old.
         """
         with self._lock:
             self._write(event, fields)
@@ -70,21 +72,20 @@ class Journal:
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         known = self._known.get((event, fields.get("step"))) if event != "resume" else None
         if known is not None:
-            before = dict(known)
             checked = _CHECKED.get(event)
-            if checked is None or before[checked] == fields[checked]:
+            before = dict(known).get(checked or "")
+            if checked is None or before == fields[checked]:
                 return
             logger.warning(
-                "step %s made again has %s %r, it was %r: another machine, thread count or torch?",
-                fields["step"], checked, fields[checked], before[checked],
+                "step %s, repeated, has %s %r, it was %r: another machine, thread count or torch?",
+                fields["step"], checked, fields[checked], before,
             )  # fmt: skip
             self._forget(event, fields["step"])
-        line = {"event": event, "time": time.time(), **fields}
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(_line({"event": event, "time": time.time(), **fields}))
         self._file.flush()
 
     def _forget(self, event: str, step: int) -> None:
-        """Drops what the journal has from an event of a step on."""
+        """Drops the journal's entries from an event of a step on."""
         kept = [
             e
             for e in self._run.journal
@@ -93,15 +94,24 @@ class Journal:
             or (event != "step" and e["event"] == "step" and e["step"] == step)
         ]
         self._file.close()
-        write_file(self.path, "".join(json.dumps(e) + "\n" for e in kept))
+        write_file(self.path, b"".join(_line(e) for e in kept))
         self._known = {(e["event"], e.get("step")): e for e in kept}
         self._file = self.path.open("ab")
         self._write("diverged", {"step": step})
 
     def sync(self) -> None:
-        """Makes what was written durable: called before a checkpoint that counts on it."""
+        """Makes what was written durable: called before a checkpoint that relies on it."""
         if not self._enabled:
             return
         with self._lock:
             self._file.flush()
             fsync_path(self.path)
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """An entry as a line of JSON, which has no number for what is not finite: null."""
+    fields = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
+    return json.dumps(fields, allow_nan=False).encode() + b"\n"

@@ -1,8 +1,8 @@
 """The process boundary: training runs in a child process, and this module starts and watches it.
 
 Signals reach the child's main thread, a crash or an out-of-memory kill cannot take the caller
-down, and allocator, thread and determinism settings, which must stand before a process starts, are
-set in its environment. The child is `slm/trainer.py`.
+down, and allocator, thread and determinism settings, which are read when a process starts, are
+set in its environment. The child is `slm/training/process.py`.
 """
 
 import logging
@@ -25,7 +25,6 @@ import psutil
 from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
-from slm.machine import available_cores
 from slm.model.saved import MODEL_FILES
 from slm.records import JournalEntry, Parent, Progress, Run, Shards, silent
 from slm.run_folder import (
@@ -51,13 +50,21 @@ from slm.storage import (
     unmark_complete,
 )
 from slm.training.loop import TRAIN_VERSION
+from slm.training.plan import thread_count
 from slm.training.process import ENDED
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
-GRACE_SECONDS = 30.0  # for the child to finish its step and save, once it is asked to stop
+GRACE_SECONDS = 30.0  # for the child to finish its step and save, after the signal to stop
+
+MIN_TOKENS_PER_DEVICE = 16_384
+"""Tokens per step that are worth a GPU of their own.
+
+With fewer, a GPU is not filled, and the exchange of gradients, which takes the same time for any
+batch, outweighs what its share of the work saves.
+"""
 
 
 def prepare(
@@ -67,7 +74,7 @@ def prepare(
     parent: Parent | None = None,
     root: Path | None = None,
 ) -> RunFolder:
-    """Makes the run folder of a config on some shards, or finds it.
+    """The run folder of a config on some shards, made where there is none yet.
 
     `parent`: the model that the weights start from; the run keeps a copy. None: from the seed.
     """
@@ -85,7 +92,7 @@ def prepare(
 
 
 def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
-    """Lets a run that is not finished resume with the training settings that are not in its key."""
+    """Lets an unfinished run resume with today's values of the settings that are not in its key."""
     settings = run.settings
     if settings.config.train != config.train and not run.is_finished:
         renewed = settings.config.model_copy(update={"train": config.train})
@@ -121,13 +128,13 @@ def train(
     Args:
         parent: the model that the weights start from; None: from the seed.
         on_event: called with every entry that the child adds to the journal, as it does.
-        around: entered while the child trains, such as the mirror in MLflow; not for a run that
-            is finished.
+        around: entered while the child trains, such as the mirror in MLflow; not for a finished
+            run.
 
     Raises:
-        TrainingError: the child failed; the message says why and where its log is.
-        Interrupted: the child was asked to stop and saved its state.
-        SlmError: another process trains this run.
+        TrainingError: the child failed; the message gives the reason.
+        Interrupted: the child was stopped and saved its state.
+        InUse: another process trains this run.
     """
     run = prepare(config, shards, parent=parent, root=root)
     try:
@@ -136,7 +143,8 @@ def train(
     except CorruptionError as error:
         with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
             reopen(run, error)
-        run = prepare(config, shards, parent=parent, root=root)
+        if not run.exists:  # it was quarantined
+            prepare(config, shards, parent=parent, root=root)
     with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
         # another trainer is reported here, not after the child's seconds of start
         renew_settings(run, config)
@@ -148,10 +156,10 @@ def train(
 
 
 def reopen(run: RunFolder, error: CorruptionError) -> None:
-    """Makes a damaged run that was finished one that training goes on with, losing the least.
+    """Makes a damaged finished run one that training resumes, losing the least.
 
-    Damaged checkpoints are made again from the newest whole one before them. Settings and journal
-    stand nowhere else: without them the run is moved aside, to be trained again from its start.
+    Damaged checkpoints are rebuilt from the newest valid one before them. Settings and journal have
+    no other copy: where they are damaged the run is quarantined, to be trained from its start.
     """
     try:
         record = run.record
@@ -161,7 +169,7 @@ def reopen(run: RunFolder, error: CorruptionError) -> None:
     if mismatches(run.path, {n: e for n, e in files.items() if not n.startswith("checkpoints/")}):
         logger.warning("%s; moved to %s, training again", error, quarantine(run.path).name)
     else:
-        logger.warning("%s; training goes back before that", error)
+        logger.warning("%s; training resumes before the damage", error)
         unmark_complete(run.path)
 
 
@@ -174,13 +182,14 @@ def supervise(
     """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
     with (run.path / LOG).open("ab") as log:
         begin = log.tell()
+        processes = process_count(run, config)
         child = subprocess.Popen(
-            command(run, process_count(run, config)),
+            command(run, processes),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=child_environment(config),
-            start_new_session=True,  # the terminal's Ctrl-C reaches it through us alone
+            env=child_environment(config, processes),
+            start_new_session=True,  # the terminal's Ctrl-C reaches it through this process alone
         )
         events = follow(run.path / JOURNAL)
         try:
@@ -195,38 +204,38 @@ def supervise(
 
 
 def process_count(run: RunFolder, config: PipelineConfig) -> int:
-    """As many processes as the run was begun with; `auto`: one a GPU, if its rows divide so."""
+    """The processes that train a run: as many as it was started with, else those of its config."""
+    plan = run.plan
+    if plan is None:
+        return planned_processes(config)
+    if plan.device == "cuda" and gpu_count() < plan.world_size:
+        raise UserError(
+            f"{run.name} was started on {plan.world_size} GPUs, and {gpu_count()} are here: resume "
+            "it where there are as many, or start another run with train.device=cpu"
+        )
+    return plan.world_size
+
+
+def planned_processes(config: PipelineConfig) -> int:
+    """The processes of a new run. `auto`: one per GPU, of as many as divide its rows and pay."""
     train = config.train
-    if plan := run.plan:
-        if plan.device == "cuda" and gpu_count() < plan.world_size:
-            raise UserError(
-                f"{run.name} was begun on {plan.world_size} GPUs, of which {gpu_count()} are here: "
-                "let it go on where there are as many, or begin another run with train.device=cpu"
-            )
-        return plan.world_size
     if train.processes != "auto":
         return train.processes
     gpus = gpu_count() if train.device != "cpu" else 0
     rows = train.tokens_per_step // config.model.seq_len
-    at_once = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
-    return max((n for n in range(2, gpus + 1) if rows % (n * at_once) == 0), default=1)
+    per_pass = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
+    paying = min(gpus, train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
+    return max((n for n in range(2, paying + 1) if rows % (n * per_pass) == 0), default=1)
 
 
 def command(run: RunFolder, processes: int) -> list[str]:
     """The child's command line: under torchrun where there is more than one process."""
-    here = [sys.executable, "-m"]
+    python = [sys.executable, "-m"]
+    train = ["slm.training.process", str(run.path)]
     if processes == 1:
-        return [*here, "slm.training.process", str(run.path)]
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [
-        *here,
-        "slm.parent_death",
-        *here,
-        *torchrun,
-        "-m",
-        "slm.training.process",
-        str(run.path),
-    ]
+        return [*python, *train]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return [*python, "slm.parent_death", *python, *torchrun, *train]
 
 
 def gpu_count() -> int:
@@ -235,36 +244,47 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def child_environment(config: PipelineConfig) -> dict[str, str]:
-    """The child's environment: what must be set before a process starts.
+def child_environment(config: PipelineConfig, processes: int = 1) -> dict[str, str]:
+    """The child's environment: what must be set before a process starts. What is exported wins.
 
-    glibc returns large freed blocks to the kernel at every step unless told not to, and pays for
-    it in page faults: the thresholds keep them.
+    Only `train.threads`, where it is a number, wins over OMP_NUM_THREADS, with a warning.
+
+    glibc returns large freed blocks to the kernel at every step by default, and pays for it in page
+    faults: the thresholds keep them.
     """
-    threads = available_cores() if config.train.threads == "auto" else config.train.threads
+    exported, threads = os.environ, str(thread_count(config.train, processes))
+    if exported.get("OMP_NUM_THREADS", threads) != threads and config.train.threads != "auto":
+        logger.warning(
+            "train.threads=%s is used instead of OMP_NUM_THREADS=%s",
+            threads, exported["OMP_NUM_THREADS"],
+        )  # fmt: skip
     settings = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves the other on a busy machine
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves others on a busy machine
         "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
         "MALLOC_TOP_PAD_": str(64 << 20),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "PYTHONUNBUFFERED": "1",
+    }
+    if "PYTORCH_CUDA_ALLOC_CONF" not in exported:  # the older name of the same variable
+        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return {
+        **settings,
+        **exported,
+        "OMP_NUM_THREADS": threads,
         "SLM_PARENT": str(os.getpid()),
     }
-    return {**os.environ, **settings}
 
 
 def follow(path: Path) -> Iterator[list[JournalEntry]]:
-    """At each `next`, the lines that were added to a journal since the one before.
+    """At each `next`, the entries that were added to a journal since the one before.
 
-    Starts at the journal's end, so that an earlier process's lines are not told again.
+    Starts at the journal's end, so that an earlier process's entries are not among them.
     """
     position = path.stat().st_size if path.is_file() else 0
     while True:
-        found: list[JournalEntry] = []
+        entries: list[JournalEntry] = []
         if path.is_file():
             with path.open("rb") as file:
                 position = file.seek(min(position, path.stat().st_size))  # it may be cut back
@@ -272,9 +292,9 @@ def follow(path: Path) -> Iterator[list[JournalEntry]]:
                     if not line.endswith(b"\n"):
                         break
                     position += len(line)
-                    if event := parse_entry(line):
-                        found.append(event)
-        yield found
+                    if entry := parse_entry(line):
+                        entries.append(entry)
+        yield entries
 
 
 def report(
@@ -283,7 +303,7 @@ def report(
     progress: Progress,
     on_event: Callable[[JournalEntry], None],
 ) -> None:
-    """Hands on what the child has written since the last time."""
+    """Passes on what the child has written since the last call."""
     for event in events:
         on_event(event)
     steps = [event for event in events if event["event"] == "step"]
@@ -294,9 +314,9 @@ def report(
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the child to save and leave; kills it if it will not, or on a second Ctrl-C.
+    """Asks the child to save and end; kills it after the grace period, or on a second Ctrl-C.
 
-    A second SIGTERM asks for no more: who ends a service may send it to all of its processes, and
+    A second SIGTERM is ignored: a service manager may send it to all processes of a service, and
     Prefect's worker then sends it to a flow once more.
     """
     try:
@@ -325,32 +345,29 @@ def ignoring_signal(number: signal.Signals) -> Iterator[None]:
 
 
 def check_exit(code: int, run: RunFolder, begin: int) -> None:
-    """Raises what the child's exit code means, in its own words where it left some.
+    """Raises what the child's exit code means, with the reason that it logged.
 
-    `begin`: where its words begin in the log.
+    `begin`: where its log begins in the file.
     """
     if code == 0:
         return
-    words = last_words(run.path / LOG, begin)
-    if ended := ENDED.fullmatch(words):  # torchrun has no codes but its own
-        code, words = int(ended[1]), ended[2]
-    if code == Interrupted.exit_code:
-        raise Interrupted(words)
+    message = final_message(run.path / LOG, begin)
+    if ended := ENDED.fullmatch(message):  # torchrun returns codes of its own only
+        code, message = int(ended[1]), ended[2]
     if code == -signal.SIGKILL:
         raise TrainingError(
             f"the training process of {run.name} was killed (SIGKILL), as the system does when "
-            "memory runs out. Its last checkpoint stands; the same command goes on from there. A "
+            "memory runs out. Its last checkpoint is kept; the same command resumes from it. A "
             "smaller train.micro_batch_size needs less, but is another run, from its first step"
         )
-    if code == UserError.exit_code:
-        raise UserError(words)
-    if code == TrainingError.exit_code:
-        raise TrainingError(words)
-    raise TrainingError(f"the training process of {run.name} ended with code {code}: {words}")
+    for kind in (Interrupted, UserError, TrainingError):
+        if code == kind.exit_code:
+            raise kind(message)
+    raise TrainingError(f"the training process of {run.name} ended with code {code}: {message}")
 
 
-def last_words(log: Path, begin: int) -> str:
-    """The line that says why the child ended: its own, else the first error, else the last."""
+def final_message(log: Path, begin: int) -> str:
+    """The line that explains the child's end: its own, else the first error, else the last."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]

@@ -1,7 +1,7 @@
 """The training loop.
 
 Everything that a step does is a function of the config, the shards and the step's number; all
-randomness is drawn from (seed, step). So a run that was killed anywhere goes on from its newest
+randomness is drawn from (seed, step). So a run that was killed anywhere resumes from its newest
 checkpoint with the bits of one that never was.
 """
 
@@ -9,7 +9,9 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,21 @@ from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
 from slm.run_folder import CHECKPOINTS, JOURNAL, PARENT, PLAN, RunFolder
-from slm.storage import describe_files, fault_point, read_record, reading, write_record
+from slm.storage import (
+    describe_files,
+    fault_point,
+    hashing_once,
+    read_record,
+    reading,
+    write_record,
+)
 from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, checkpoint_name, latest_checkpoint
 from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
 from slm.training.journal import Journal
 from slm.training.optim import learning_rate_factor, set_learning_rate
-from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_in
+from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_within
 from slm.training.provenance import environment
 from slm.training.session import (
     Job,
@@ -45,27 +54,29 @@ from slm.training.session import (
 logger = logging.getLogger(__name__)
 
 TRAIN_VERSION = 4  # goes up whenever the same config and shards give other weights
+MAX_SKIPPED_STEPS = 50  # in a row: by then the scaler's factor has fallen from 2¹⁶ to 2⁻³⁴
+STOP_SECONDS = 0.5  # between two questions of several processes whether one is to stop
 
 
 def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
-    """Trains the run whose folder was prepared by `launch.prepare`, from wherever it stands.
+    """Trains the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
 
     Args:
-        run: the run folder; `config.json` in it names the config and the shards.
-        should_stop: asked after every step; a yes saves a checkpoint and raises Interrupted.
+        run: the run folder; `config.json` in it holds the config and names the shards.
+        should_stop: called after every step and while the final weights are scored; True saves a
+            checkpoint and raises Interrupted.
 
-    Returns the run's record; of several processes, the first does, and it alone says how it ended.
+    Returns the run's record. Of several processes rank 0 alone returns it, or raises the reason why
+    there is none.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, out of memory; the last checkpoint
-            stands.
+        TrainingError: a loss or gradient that is not finite; the last checkpoint is kept.
         Interrupted: stopped, state saved.
-        SlmError: another process trains this run.
+        InUse: another process trains this run.
     """
     with only_trainer(run):
-        done = run.record  # of who held the lock a moment ago
-        if done:
-            return done
+        if record := run.record:  # of a process that held the lock until now
+            return record
         job = open_job(run)
         with reading(job.shards.path):
             return train_locked(job, should_stop)
@@ -80,7 +91,7 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
     ):
         session = open_session(job, fix_plan(job))
         model, plan = session.model, session.plan
-        facts = environment()
+        machine = environment()
         journal.write(
             "resume" if session.step else "start",
             step=session.step,
@@ -91,6 +102,7 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
         forward = torch.compile(model) if plan.compile else model
         model.train()
         batches = session.loader.batches(session.step)
+        next_question = 0  # the step after which the processes next agree on whether to stop
         while session.step < plan.max_steps:
             # ---- one optimizer step
             begin = time.perf_counter()
@@ -106,31 +118,48 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
             journal.write("step", **step_metrics(session, loss, grad_norm, factor, seconds))
 
             # ---- held-out loss on the fixed slice
-            found: Score | None = None
+            scored: Score | None = None
             if done or session.step % config.train.evaluate_every == 0:
                 fault_point("train.evaluate")
-                found = evaluate_slice(session, held_out)
+                scored = evaluate_slice(session, held_out)
                 journal.write(
-                    "evaluate", step=session.step, val_loss=found.val_loss, val_bpb=found.val_bpb
+                    "evaluate", step=session.step, val_loss=scored.val_loss, val_bpb=scored.val_bpb
                 )
-            improved = found is not None and found.val_bpb < session.best_bpb
-            if found is not None and improved:
-                session.best_step, session.best_bpb = session.step, found.val_bpb
+            improved = scored is not None and scored.val_bpb < session.best_bpb
+            if scored is not None and improved:
+                session.best_step, session.best_bpb = session.step, scored.val_bpb
+
+            # ---- stop
+            stopping = False
+            if session.step >= next_question and not done:
+                stopping = bool(all_reduce_max(should_stop()))
+                next_question = session.step + steps_between_questions(plan, seconds)
 
             # ---- checkpoint
-            stopping = bool(all_reduce_max(should_stop())) and not done
             due = session.step % config.train.checkpoint_every == 0
             if done or due or improved or stopping:
                 journal.sync()
-                save(session, writer, journal, loss, found, facts)
+                save(session, writer, journal, loss, scored, machine)
             if stopping:
                 break
         writer.wait()
-        if job.rank > 0:  # the first process alone saves, scores, and says how it ended
+        if job.rank > 0:  # rank 0 alone saves, scores the final weights, and reports the end
             return None
         if session.step < plan.max_steps:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
-        return finish(session, journal, facts)
+        with interruptible(session, should_stop):
+            return finish(session, journal, machine)
+
+
+def steps_between_questions(plan: Plan, step_seconds: float) -> int:
+    """After how many steps `should_stop` is called again; the same number in all processes.
+
+    Each question is an exchange between them all: they ask every `STOP_SECONDS`. One process alone
+    asks at every step.
+    """
+    if plan.world_size == 1:
+        return 1
+    return max(1, int(STOP_SECONDS / all_reduce_max(step_seconds)))
 
 
 # ---- one step ---------------------------------------------------------------------------------
@@ -146,7 +175,8 @@ def train_step(
         x, y: inputs and targets, (rows, T) each.
 
     Returns:
-        The mean loss in nats a token, over all processes, and the gradient's norm before clipping.
+        The mean loss in nats per token, over all processes, and the gradient's norm before
+        clipping. Where the norm is not finite, in fp16, no optimizer has made a step.
     """
     plan, model, config = session.plan, session.model, session.job.config.train
     torch.manual_seed(derive_seed(config.seed, "dropout", session.step, session.job.rank))
@@ -167,6 +197,8 @@ def train_step(
     for optimizer in session.optimizers:
         session.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
+    # launch: whether they may step at all depends on it, for all of them together.
     mean_loss, grad_norm = torch.stack((total, norm)).tolist()
     check_finite(session, mean_loss, grad_norm)
     if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
@@ -178,14 +210,19 @@ def train_step(
 
 
 def check_finite(session: Session, loss: float, grad_norm: float) -> None:
-    """Stops before an optimizer touches the weights; in fp16 a gradient that is too large is not
-    stepped on, and the scaler's factor falls.
+    """Raises TrainingError before an optimizer changes the weights.
+
+    In fp16 a gradient may overflow: that step is skipped, and the scaler's factor halved. Only
+    `MAX_SKIPPED_STEPS` of them in a row are an error.
     """
-    if math.isfinite(loss) and (math.isfinite(grad_norm) or session.scaler.is_enabled()):
+    session.skipped = 0 if math.isfinite(grad_norm) else session.skipped + 1
+    may_skip = session.scaler.is_enabled() and session.skipped < MAX_SKIPPED_STEPS
+    if math.isfinite(loss) and (math.isfinite(grad_norm) or may_skip):
         return
     starts = session.loader.window_starts(session.step)
+    skipped = f" for {session.skipped} steps" if session.skipped > 1 else ""
     raise TrainingError(
-        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}; "
+        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}{skipped}; "
         f"no step was made and nothing saved. The weights of step {session.step} were the last "
         f"good ones. Its rows start at tokens {', '.join(map(str, starts[:8]))}"
         f"{' …' if len(starts) > 8 else ''} of train. Lower train.learning_rate, or check the data"
@@ -195,11 +232,11 @@ def check_finite(session: Session, loss: float, grad_norm: float) -> None:
 def step_metrics(
     session: Session, loss: float, grad_norm: float, factor: float, seconds: float
 ) -> dict[str, Any]:
-    """What the journal says of a step."""
+    """The figures of a step for the journal."""
     tokens = session.job.config.train.tokens_per_step
     rate = tokens / seconds
     flops = session.model.flops_per_token() * rate
-    peak = peak_flops(session.plan.device)
+    peak = peak_flops(session.plan.device, session.plan.precision)
     speed = {"mfu": flops / peak / session.plan.world_size} if peak else {"gflops": flops / 1e9}
     return {
         "step": session.step,
@@ -219,25 +256,41 @@ def step_metrics(
 def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
     """The first documents of val: the same ones at every evaluation."""
     count = session.job.config.train.evaluate_documents
-    found = documents(session.job.shards, "val")
-    return [document for document, _ in zip(found, range(count), strict=False)]
+    return list(islice(documents(session.job.shards, "val"), count))
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
     """Scores documents. Raises TrainingError where their loss is not finite."""
-    found = score(
+    scored = score(
         session.model,
         held_out,
         session.job.tokenizer.eot,
         session.job.tokenizer.token_bytes,
         autocast=autocast_dtype(session.plan),
     )
-    if not math.isfinite(found.nats):
+    if not math.isfinite(scored.nats):
         raise TrainingError(
-            f"step {session.step}: val_loss is {found.val_loss}; the last checkpoint stands. "
+            f"step {session.step}: val_loss is {scored.val_loss}; the last checkpoint is kept. "
             "Lower train.learning_rate, or check the data"
         )
-    return found
+    return scored
+
+
+@contextmanager
+def interruptible(session: Session, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Within the block the model raises Interrupted before a batch is scored, if it should stop."""
+
+    def check(*_: object) -> None:
+        if should_stop():
+            raise Interrupted(
+                f"stopped after step {session.step}, the last; its checkpoint is saved"
+            )
+
+    hook = session.model.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # ---- planning and finishing ---------------------------------------------------------------
@@ -246,29 +299,30 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
 def fix_plan(job: Job) -> Plan:
     """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds.
 
-    The first process decides for all of them: the others' clocks and GPUs may differ from its.
+    Rank 0 decides for all processes: the others' clocks and GPUs may differ from its own.
     """
-    first = job.rank == 0
-    found = job.run.plan if first else None
-    if first and not found:
-        found = make_plan(job.config, job.shards.splits["train"], job.world_size)
-    plan = Plan.model_validate_json(broadcast_from_rank0(found.model_dump_json() if found else ""))
+    text = ""
+    if job.rank == 0:
+        train_split = job.shards.splits["train"]
+        plan = job.run.plan or make_plan(job.config, train_split, job.world_size)
+        text = plan.model_dump_json()
+    plan = Plan.model_validate_json(broadcast_from_rank0(text))
     if plan.world_size != job.world_size:
         raise UserError(
-            f"{job.run.name} was started with {plan.world_size} processes and cannot go on "
+            f"{job.run.name} was started with {plan.world_size} processes and cannot resume "
             f"with {job.world_size}: the same bits are promised for the same number only"
         )
     if plan.max_steps == 0:
         plan = probe(new_session(job, plan))
-    if first and job.run.plan is None:
+    if job.rank == 0 and job.run.plan is None:
         job.run.write_plan(plan)
     return plan
 
 
 def probe(session: Session) -> Plan:
-    """Makes some steps on a session that is thrown away; the plan with as many as its limit has.
+    """Makes some steps on a session that is thrown away; the plan with the steps of its limit.
 
-    All processes count the seconds of the slowest, and so make as many steps.
+    All processes count the seconds of the slowest, and so make the same number of steps.
     """
     config = session.job.config.train
     forward = torch.compile(session.model) if session.plan.compile else session.model
@@ -283,16 +337,17 @@ def probe(session: Session) -> Plan:
         return all_reduce_max(time.perf_counter() - begin)
 
     assert config.max_seconds is not None, "the other limits are known without a probe"
-    max_steps, why = steps_in(
+    max_steps, measured = steps_within(
         config.max_seconds,
         step=lambda: timed(lambda: train_step(session, forward, x, y)),
         score=lambda: timed(lambda: evaluate_slice(session, held_out)),
         every=config.evaluate_every,
     )
-    return session.plan.model_copy(update={"max_steps": max_steps, "probe": why})
+    return session.plan.model_copy(update={"max_steps": max_steps, "probe": measured})
 
 
-def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
+@hashing_once()
+def finish(session: Session, journal: Journal, machine: dict[str, Any]) -> Run:
     """Scores the final weights on all of val and writes the run's record."""
     fault_point("train.finish")
     held_out = list(documents(session.job.shards, "val"))
@@ -322,14 +377,14 @@ def finish(session: Session, journal: Journal, facts: dict[str, Any]) -> Run:
         parameters=session.model.parameter_count(),
         weights_sha256=last.weights_sha256,
         level=session.plan.level,
-        environment=facts,
+        environment=machine,
     )
     write_record(session.job.run.path, record)
     return record
 
 
 def kept_files(session: Session, last: Checkpoint) -> list[Path]:
-    """The files of a finished run that its record vouches for: those that are still sound."""
+    """The files of a finished run for its record to list; its checkpoints are verified first."""
     run = session.job.run.path
     folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
     for folder in folders:

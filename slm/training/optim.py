@@ -19,7 +19,7 @@ MUON_MOMENTUM = 0.95
 
 
 def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> float:
-    """What fraction of the peak rate optimizer step `step` (from 0) uses: a pure function.
+    """The fraction of the peak rate at optimizer step `step`, from 0.
 
     Linear warmup over `warmup · max_steps` steps, then `cosine` (down to `final_lr`), `linear`
     (likewise) or `wsd` (constant, then linear over the last `cooldown · max_steps` steps;

@@ -1,23 +1,24 @@
-"""What is settled before the first step of a run, written to `plan.json`, and never changes.
+"""What is fixed before the first step of a run, written to `plan.json`, and never changes.
 
 The config may leave things to the machine: the batch that fits, the precision that is fast, how
 many steps fit into some seconds. They are decided once, here; from then on training, resuming and
-reproducing are functions of the step, never of the clock or of the machine's mood.
+reproducing are functions of the step, never of the clock or of how busy the machine is.
 """
 
 import math
+import os
+import re
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Literal
 
-import psutil
 import torch
 
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, TrainConfig
 from slm.errors import UserError
+from slm.machine import available_cores, available_memory, has_amx_bf16, pick_device
 from slm.records import Plan, ShardSplit
 from slm.storage import canonical_json, sha256_bytes
 
@@ -26,13 +27,28 @@ Precision = Literal["bf16", "fp16", "fp32"]
 CPU_MICRO_TOKENS = 4096  # a pass on a CPU: larger ones are no faster, and take more memory
 GPU_MICRO_TOKENS = 65_536
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COMPILE_PAYS = 2000  # steps from which compiling for a minute is worth it on a GPU
+MIN_COMPILED_STEPS = 2000  # from which a minute of compiling is worth it on a GPU
 
-# Dense bf16 (fp16 before Ampere) peak rates in FLOP/s, from the vendor's data sheets.
-PEAK_FLOPS = {
-    "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "4090": 165e12, "3090": 71e12, "A10G": 70e12, "V100": 125e12, "T4": 65e12,
-}  # fmt: skip
+# GPUs by the whole name that CUDA reports, since an H100 PCIe is no H100 SXM: dense rates of matrix
+# products in TFLOP/s, in 16 bits with float32 sums, and in float32 as training makes them (in TF32
+# from Ampere on). From the data sheet of each GPU by NVIDIA, halved where it counts sparsity; that
+# of the A10G, for which NVIDIA has none, from AWS.
+PEAK_TFLOPS = [
+    (r"NVIDIA H100 80GB HBM3|NVIDIA H200", 989.4, 494.7),
+    (r"NVIDIA H100 PCIe", 756.0, 378.0),
+    (r"NVIDIA (H100|H200) NVL", 835.5, 417.5),
+    (r"NVIDIA A100(-SXM4-(40|80)GB|-PCIE-40GB| 80GB PCIe)", 312.0, 156.0),
+    (r"NVIDIA L40S", 362.0, 183.0),
+    (r"NVIDIA L40", 181.0, 90.5),
+    (r"NVIDIA L4", 121.0, 60.0),
+    (r"NVIDIA A10", 125.0, 62.5),
+    (r"NVIDIA A10G", 70.0, 35.0),
+    (r"NVIDIA GeForce RTX 4090", 165.2, 82.6),
+    (r"NVIDIA GeForce RTX 3090", 71.0, 35.6),
+    (r"Tesla V100-SXM2-(16|32)GB", 125.0, 15.7),
+    (r"Tesla V100-PCIE-(16|32)GB", 112.0, 14.0),
+    (r"Tesla T4", 65.0, 8.1),
+]
 
 
 def autocast_dtype(plan: Plan) -> torch.dtype | None:
@@ -41,7 +57,7 @@ def autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 
 def plan_sha256(plan: Plan) -> str:
-    """What every checkpoint carries, so that no other plan goes on with it."""
+    """What every checkpoint carries, so that it is resumed by its own plan alone."""
     return sha256_bytes(canonical_json(plan.model_dump(mode="json", exclude_defaults=True)))
 
 
@@ -50,7 +66,8 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
 
     `data`: the train split.
     """
-    device = pick_device(config.train.device)
+    device: Literal["cpu", "cuda"]
+    device = "cuda" if pick_device(config.train.device).type == "cuda" else "cpu"
     precision = pick_precision(config.train.precision, device)
     rows = config.train.tokens_per_step // config.model.seq_len
     if rows % world_size:
@@ -59,16 +76,16 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
             f"model.seq_len={config.model.seq_len}: they do not divide among {world_size} processes"
         )
     max_steps = planned_steps(config, data)
-    compiles = device == "cuda" and max_steps >= COMPILE_PAYS  # seconds are not spent on it
+    pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
     return Plan(
         max_steps=max_steps,
         rows=rows,
-        micro_batch_size=pick_micro_batch(config, rows // world_size, device, precision),
+        micro_batch_size=pick_micro_batch(config, rows, device, precision, world_size),
         world_size=world_size,
         device=device,
         precision=precision,
         threads=torch.get_num_threads(),
-        compile=compiles if config.train.compile == "auto" else config.train.compile,
+        compile=pays if config.train.compile == "auto" else config.train.compile,
     )
 
 
@@ -83,10 +100,10 @@ def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
     return max(1, math.ceil(tokens / train.tokens_per_step))
 
 
-def steps_in(
+def steps_within(
     seconds: float, step: Callable[[], float], score: Callable[[], float], every: int
 ) -> tuple[int, dict[str, float]]:
-    """How many steps fit into some seconds, the probe's own time included; and what says so.
+    """How many steps fit into some seconds, the probe's own time included; and its measurements.
 
     Args:
         seconds: the limit.
@@ -107,72 +124,75 @@ def steps_in(
     }
 
 
-def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UserError("train.device='cuda': torch sees no CUDA GPU here; use cpu or auto")
-    return "cuda" if available and wanted != "cpu" else "cpu"
+def thread_count(config: TrainConfig, processes: int = 1) -> int:
+    """Threads of each process: as configured; `auto`: OMP_NUM_THREADS, or its share of the cores.
+
+    `processes`: those that train on this machine.
+    """
+    if config.threads != "auto":
+        return config.threads
+    exported = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by nesting level
+    if exported.isdigit() and int(exported) > 0:
+        return int(exported)
+    return max(1, available_cores() // processes)
 
 
-def pick_precision(wanted: Precision | Literal["auto"], device: str) -> Precision:
-    """`auto`: bf16 on GPUs from Ampere on, fp16 on older ones; on a CPU, whichever is faster."""
-    if wanted == "fp16" and device == "cpu":
+def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precision:
+    """`auto`: bf16 on GPUs from Ampere on and on CPUs with AMX; else fp16 on a GPU, fp32 on a CPU.
+
+    It follows from what the machine is, never from a measurement: the key of a run does not hold
+    it, and near a threshold two runs of one key would differ.
+    """
+    if choice == "fp16" and device == "cpu":
         raise UserError("train.precision='fp16' is for GPUs: use bf16, fp32 or auto on a CPU")
-    if wanted != "auto":
-        return wanted
+    if choice != "auto":
+        return choice
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    return "bf16" if _bf16_speedup() > 1.3 else "fp32"
+    return "bf16" if has_amx_bf16() else "fp32"
 
 
-def _bf16_speedup() -> float:
-    """How much faster this CPU multiplies matrices in bf16 than in float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(1024, 512, dtype=dtype)
-        b = torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(7):
-            begin = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - begin)
-        seconds[dtype] = min(times)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+def pick_micro_batch(
+    config: PipelineConfig, rows: int, device: str, precision: Precision, world_size: int = 1
+) -> int:
+    """Rows per pass: the largest divisor of a process's share of the rows whose activations fit.
 
-
-def pick_micro_batch(config: PipelineConfig, rows: int, device: str, precision: Precision) -> int:
-    """Rows a pass: the largest divisor of this device's rows whose activations fit."""
-    wanted = config.train.micro_batch_size
-    if wanted != "auto":
-        if rows % wanted:
+    `rows`: per step, over all processes.
+    """
+    own, size = rows // world_size, config.train.micro_batch_size
+    if size != "auto":
+        if own % size:
             raise UserError(
-                f"train.micro_batch_size={wanted} does not divide the {rows} rows a step that each "
+                f"train.micro_batch_size={size} does not divide the {own} rows per step that each "
                 "device has (train.tokens_per_step / model.seq_len / processes)"
             )
-        return wanted
-    most = max(1, fitting_tokens(config, device, precision) // config.model.seq_len)
-    return max(d for d in range(1, min(rows, most) + 1) if rows % d == 0)
+        return size
+    fitting = fitting_tokens(config, device, precision, world_size) // config.model.seq_len
+    return max(d for d in range(1, min(own, max(1, fitting)) + 1) if own % d == 0)
 
 
-def fitting_tokens(config: PipelineConfig, device: str, precision: Precision) -> int:
-    """Tokens a pass whose activations fit into half of the memory of the GPU, or of the machine.
+def fitting_tokens(
+    config: PipelineConfig, device: str, precision: Precision, world_size: int = 1
+) -> int:
+    """Tokens per pass whose activations fit into half of a process's memory.
 
-    Of all of it, not of what is free: the same machine decides alike each time.
+    It has a whole GPU, or its share of the machine. Of all of it, not of what is free: the same
+    machine decides the same each time.
 
-    Without recomputation a block keeps 34 bytes a token and channel in half precision, and 5 a
+    Without recomputation a block keeps 34 bytes per token and channel in half precision, and 5 per
     token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
     et al. 2022, arXiv:2205.05198).
     """
     model = config.model
     size = 34 * model.n_embd
     if device == "cpu":
-        memory, largest = psutil.virtual_memory().total, CPU_MICRO_TOKENS
+        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
         size += 5 * model.n_head * model.seq_len
     else:
-        memory, largest = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
+        memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
     if precision == "fp32":
         size *= 2
-    return min(largest, memory // 2 // (size * model.n_layer))
+    return min(limit, memory // 2 // (size * model.n_layer))
 
 
 def memory_bytes(device: str) -> int:
@@ -183,9 +203,12 @@ def memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
 
 
-def peak_flops(device: str) -> float | None:
-    """The data-sheet rate of the GPU that trains, where one does and its rate is known."""
+def peak_flops(device: str, precision: Precision) -> float | None:
+    """The data-sheet rate of the GPU that trains, in FLOP/s; None for a CPU or an unknown GPU."""
     if device == "cpu":
         return None
     name = torch.cuda.get_device_name()
-    return next((rate for model, rate in PEAK_FLOPS.items() if model in name), None)
+    for pattern, half, single in PEAK_TFLOPS:
+        if re.fullmatch(pattern, name):
+            return 1e12 * (single if precision == "fp32" else half)
+    return None

@@ -1,4 +1,4 @@
-"""Where a result comes from beside its data: the code, the packages and the machine."""
+"""What a result comes from next to its data: the code, the packages and the machine."""
 
 import hashlib
 import os
@@ -12,14 +12,15 @@ from typing import Any
 from slm.storage import sha256_file
 
 CODE = ("slm", "flows", "pyproject.toml", "constraints.txt")
-UNTRACKED = ("slm/*.py", "flows/*.py", "slm/*.j2", "slm/*.css")  # what is imported, or filled in
+UNTRACKED = ("slm/*.py", "flows/*.py", "slm/*.j2", "slm/*.css")  # modules and templates
 
 
 @cache
 def code_state() -> dict[str, Any]:
     """The commit of this code, and the sha256 of what differs from it; None outside a checkout.
 
-    Of files that git does not track those count that can change a result: modules and templates.
+    Of the files that git does not track, modules and templates are included: they can change a
+    result.
     """
     folder = Path(__file__).resolve().parents[2]
     commit = _git(folder, "rev-parse", "HEAD")
@@ -52,8 +53,8 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
 @cache
 def packages() -> dict[str, str]:
     """Every installed distribution and its version, by name."""
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items()))
+    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(versions.items()))
 
 
 def environment() -> dict[str, Any]:

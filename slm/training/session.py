@@ -1,4 +1,4 @@
-"""A training's state: opened from a run folder, restored from a checkpoint, saved to one."""
+"""The state of a training: opened from a run folder, restored from a checkpoint, saved to one."""
 
 import math
 import os
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch.optim import Optimizer
 
 from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.scoring import Score
+from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, load_weights
 from slm.records import Checkpoint, Parent, Plan, Shards, ShardSplit
@@ -35,6 +35,7 @@ from slm.training.checkpoint import (
     load_training_state,
     prune,
 )
+from slm.training.distributed import wait_for_rank0
 from slm.training.journal import Journal
 from slm.training.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from slm.training.plan import plan_sha256
@@ -42,7 +43,7 @@ from slm.training.plan import plan_sha256
 
 @dataclass(frozen=True)
 class Job:
-    """What a training process is given: a run folder and what it names."""
+    """The inputs of a training process: a run folder and what it names."""
 
     run: RunFolder
     key: str
@@ -60,49 +61,49 @@ class Job:
 
 @dataclass
 class Session:
-    """A training's state."""
+    """The state of a training."""
 
     job: Job
     plan: Plan
+    device: torch.device  # with the index of this process's GPU
     loader: Loader
     model: GPT
     optimizers: list[Optimizer]
     scaler: torch.amp.GradScaler
     step: int = 0
-    resumed_from: str | None = None  # weights_sha256 of what this process went on from
+    resumed_from: str | None = None  # weights_sha256 of the model that this process started from
     best_step: int = 0
     best_bpb: float = math.inf
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.plan.device)
+    skipped: int = 0  # steps in a row that were not made, since fp16 gradients overflowed
 
 
 def open_job(run: RunFolder) -> Job:
-    """Reads a run folder; verifies its shards, so that no damaged token is ever trained on."""
-    settings = run.settings
+    """Reads a run folder. Rank 0 verifies its shards, so that no damaged token is trained on."""
+    settings, rank = run.settings, int(os.environ.get("RANK", "0"))
     shards = run.shards
     if shards is None:
         raise UserError(
             f"the shards of {run.name} are gone: `slm encode {settings.config.recipe}` with the "
             "same settings makes them"
         )
+    if rank == 0:
+        read_shards(shards.path)
+    wait_for_rank0()
     return Job(
         run=run,
         key=settings.key,
         config=settings.config,
-        shards=read_shards(shards.path),
+        shards=shards,
         tokenizer=Tokenizer.load(shards.path / TOKENIZER),
-        rank=int(os.environ.get("RANK", 0)),
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=rank,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
         parent=run.parent,
     )
 
 
 def only_trainer(run: RunFolder) -> AbstractContextManager[None]:
-    """The run's lock, which the first process holds for all of them."""
-    first = os.environ.get("RANK", "0") == "0"
-    if not first:
+    """The run's lock, which rank 0 holds for all processes."""
+    if os.environ.get("RANK", "0") != "0":
         return nullcontext()
     return lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS)
 
@@ -114,11 +115,11 @@ def open_session(job: Job, plan: Plan) -> Session:
     if job.rank == 0:
         clear_leftovers(folder)
     else:
-        dist.barrier()  # the first process alone mends the folder, and others then look at it
+        wait_for_rank0()  # which repairs the folder before the others read it
     steps = [e["step"] for e in job.run.journal if e["event"] == "step"]
     checkpoint = checkpoint_to_resume(folder, max(steps, default=0))
-    if job.rank == 0 and job.world_size > 1:
-        dist.barrier()
+    if job.rank == 0:
+        wait_for_rank0()
     if checkpoint:
         restore(session, checkpoint)
     return session
@@ -148,7 +149,7 @@ def new_session(
 
     `tokens`: the shards of train; None: read from the job's.
     """
-    config, device = job.config, torch.device(plan.device)
+    config, device = job.config, pick_device(plan.device)
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     model = GPT(config.model, job.shards.vocab_size).to(device)
     if job.parent:
@@ -167,19 +168,19 @@ def new_session(
     optimizers = build_optimizers(model, config.train)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
-    return Session(job, plan, loader, model, optimizers, scaler, resumed_from=origin)
+    return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's state into a new session. Refuses one of another config or data."""
-    for what, saved, now in (
+    for part, saved, now in (
         ("config", checkpoint.config_sha256, session.job.config_sha256),
         ("shards", checkpoint.shards_key, session.job.shards.key),
         ("tokenizer", checkpoint.tokenizer_sha256, session.job.tokenizer.sha256),
     ):
         if saved != now:
             raise UserError(
-                f"{checkpoint.path} has another {what} ({saved[:12]}…, now {now[:12]}…): "
+                f"{checkpoint.path} has another {part} ({saved[:12]}…, now {now[:12]}…): "
                 f"restore {session.job.run.path / CONFIG}, or start a new run by its recipe"
             )
     if checkpoint.plan_sha256 not in ("", plan_sha256(session.plan)):
@@ -200,10 +201,10 @@ def save(
     writer: CheckpointWriter,
     journal: Journal,
     loss: float,
-    found: Score | None,
-    facts: dict[str, Any],
+    score: Score | None,
+    environment: dict[str, Any],
 ) -> None:
-    """Starts to save the session's state; older checkpoints go once the new one is durable."""
+    """Starts to save the session's state; older checkpoints are deleted once it is durable."""
     if session.job.rank != 0:
         return
     name, best = checkpoint_name(session.step), checkpoint_name(session.best_step)
@@ -217,9 +218,9 @@ def save(
         plan_sha256=plan_sha256(session.plan),
         parent_sha256=session.resumed_from,
         train_loss=loss,
-        val_loss=found.val_loss if found else None,
-        val_bpb=found.val_bpb if found else None,
-        environment=facts,
+        val_loss=score.val_loss if score else None,
+        val_bpb=score.val_bpb if score else None,
+        environment=environment,
     )
     state = {
         "scaler": session.scaler.state_dict(),

@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole from a copy, the newest valid one is found, old ones go last."""
+"""Checkpoints: saved whole from a copy, resumed from the newest valid one, pruned last."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_what_is_saved_is_loaded(writer: CheckpointWriter, model: GPT) -> None:
     assert not leftovers(writer.folder)
 
 
-def test_it_is_written_from_a_copy_while_training_goes_on(
+def test_it_is_written_from_a_copy_while_training_continues(
     writer: CheckpointWriter, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = GPT(CONFIG.model, TOKENIZER.n_vocab)
@@ -92,11 +92,11 @@ def test_it_is_written_from_a_copy_while_training_goes_on(
 
 
 @pytest.mark.parametrize("fault", ["checkpoint.weights", "checkpoint.optimizer", "fsync", "rename"])
-def test_a_save_that_fails_is_told_and_the_one_before_stands(
+def test_a_save_that_fails_is_reported_and_the_one_before_is_kept(
     writer: CheckpointWriter, model: GPT, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     save(writer, model, 1)
-    monkeypatch.setattr(storage, "_passes", {})
+    storage.reset_fault_points()
     monkeypatch.setenv("SLM_FAULT", f"{fault}:1:enospc")
     writer.save(record(2), model, {}, {}, then=lambda _: None)
     with pytest.raises(OSError, match="No space left"):
@@ -105,16 +105,16 @@ def test_a_save_that_fails_is_told_and_the_one_before_stands(
     assert save(writer, model, 3).step == 3
 
 
-def test_an_error_after_the_save_is_told_too(writer: CheckpointWriter, model: GPT) -> None:
+def test_an_error_after_the_save_is_reported_too(writer: CheckpointWriter, model: GPT) -> None:
     def broken(_: Checkpoint) -> None:
         raise ValueError("the journal is gone")
 
     writer.save(record(1), model, {}, {}, then=broken)
     with pytest.raises(ValueError, match="journal"):
         writer.wait()
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
 
 
 def test_the_thread_ends_with_the_block(tmp_path: Path, model: GPT) -> None:
@@ -128,7 +128,7 @@ def test_the_thread_ends_with_the_block(tmp_path: Path, model: GPT) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "record"])
-def test_a_damaged_newest_one_is_passed_over_loudly(
+def test_a_damaged_newest_one_is_quarantined_with_a_warning(
     writer: CheckpointWriter, model: GPT, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     for step in (1, 2):
@@ -140,9 +140,9 @@ def test_a_damaged_newest_one_is_passed_over_loudly(
         path.unlink()
     else:
         path.write_bytes(data[:-1] if damage == "truncated" else bytes([data[0] ^ 1]) + data[1:])
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
     assert name in caplog.text
     assert list(writer.folder.glob("step_000002.corrupt-*"))
 
@@ -151,14 +151,14 @@ def test_leftovers_are_no_checkpoints_and_are_cleared(writer: CheckpointWriter, 
     saved = save(writer, model, 1)
     for name in ("step_000002.tmp", ".step_000003.old"):
         shutil.copytree(saved.path, writer.folder / name)
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
     clear_leftovers(writer.folder)
     assert [path.name for path in writer.folder.iterdir()] == [checkpoint_name(1)]
 
 
-def test_one_that_is_pruned_while_it_is_looked_at_is_no_error(
+def test_one_that_is_pruned_while_it_is_read_is_no_error(
     writer: CheckpointWriter, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2):
@@ -172,9 +172,9 @@ def test_one_that_is_pruned_while_it_is_looked_at_is_no_error(
         return real(path, kind)
 
     monkeypatch.setattr(module, "read_record", slow)
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1
 
 
 def test_they_are_in_the_order_of_their_steps_past_a_million(
@@ -183,9 +183,9 @@ def test_they_are_in_the_order_of_their_steps_past_a_million(
     for step in (999_900, 1_000_000, 1_000_100):
         save(writer, model, step)
     shutil.copytree(writer.folder / "step_1000000", writer.folder / "step_1000000_backup")
-    found = latest_checkpoint(writer.folder)
-    assert found is not None
-    assert found.step == 1_000_100
+    latest = latest_checkpoint(writer.folder)
+    assert latest is not None
+    assert latest.step == 1_000_100
     prune(writer.folder, 1, set())
     left = sorted(path.name for path in writer.folder.iterdir())
     assert left == ["step_1000000_backup", "step_1000100"]
@@ -226,7 +226,7 @@ def test_a_kill_at_any_point_of_pruning_leaves_whole_checkpoints(
     assert fired >= 9
 
 
-# ---- what is no checkpoint ----------------------------------------------------------------------
+# ---- no checkpoint ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.tiktoken"])

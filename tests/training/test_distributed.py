@@ -1,14 +1,15 @@
-"""Several processes that train one run: what one decides, and who says how it ended."""
+"""Several processes that train one run: rank 0 decides, verifies, saves and reports the end."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faults
 import pytest
 import torch
-import torch._dynamo  # which torch loads late: here once, not in each fork
 import torch.distributed as dist
 
 import slm.training.loop
@@ -16,14 +17,15 @@ import slm.training.plan
 from slm.config import PipelineConfig
 from slm.errors import Interrupted, TrainingError
 from slm.records import Shards
-from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
+from slm.training import checkpoint as checkpoint_module
 from slm.training import launch
-from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
+from slm.training.checkpoint import latest_checkpoint
 from slm.training.distributed import all_reduce_max, broadcast_from_rank0
 from slm.training.loop import train
 from slm.training.provenance import environment
+from slm.training.session import open_job
 
 Config = Callable[..., PipelineConfig]
 Work = Callable[[int], object]
@@ -49,7 +51,8 @@ def config(tiny_config: Config) -> PipelineConfig:
 @pytest.fixture
 def shards(config: PipelineConfig, tmp_path: Path) -> Shards:
     torch.set_num_threads(1)
-    environment()  # remembered, so that no fork has to ask git
+    environment()  # cached, so that no fork runs git
+    torch.compiler.disable(len)  # loads what torch loads late, once instead of in each fork
     return encode(config, download(config, root=tmp_path), root=tmp_path)
 
 
@@ -87,59 +90,59 @@ def test_one_value_and_one_text_for_both(pair: Callable[[Work], list[int]]) -> N
     assert pair(work) == [0, 0]
 
 
-def test_alone_a_process_is_told_what_it_says() -> None:
+def test_a_single_process_gets_its_own_values() -> None:
     assert (all_reduce_max(3.5), broadcast_from_rank0("one")) == (3.5, "one")
 
 
-def test_the_first_process_settles_the_plan_of_both(
+def test_rank_0_fixes_the_plan_of_both(
     pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
 ) -> None:
     """The second one is slower and would take smaller passes; both make as many steps."""
     run = launch.prepare(changed(config, max_steps=None, max_seconds=1.0), shards, root=tmp_path)
-    honest = slm.training.loop.train_step
+    train_step = slm.training.loop.train_step
 
     def work(rank: int) -> None:
         slm.training.plan.pick_micro_batch = lambda *_: (2, 1)[rank]
 
-        def step(*arguments: object) -> object:
+        def step(*arguments: Any) -> Any:
             time.sleep(0.05 * rank)
-            return honest(*arguments)  # type: ignore[arg-type]
+            return train_step(*arguments)
 
-        slm.training.loop.train_step = step  # type: ignore[assignment]
+        slm.training.loop.train_step = step
         assert (train(run) is None) == (rank == 1)
 
     assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
-    plan = RunFolder(run.path).plan
+    plan = run.plan
     assert plan is not None
     assert plan.micro_batch_size == 2
     assert plan.probe["step_seconds"] > 0.05
-    assert len([e for e in RunFolder(run.path).journal if e["event"] == "step"]) == plan.max_steps
+    assert len([e for e in run.journal if e["event"] == "step"]) == plan.max_steps
 
 
-def test_the_second_process_neither_waits_for_the_last_save_nor_looks_at_it(
+def test_rank_1_neither_waits_for_the_last_save_nor_reads_it(
     pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
 ) -> None:
     run = launch.prepare(config, shards, root=tmp_path)
-    honest = CheckpointWriter._write
+    commit = checkpoint_module.commit
 
     def work(rank: int) -> None:
-        def slow(*arguments: object) -> object:
+        def slow(*arguments: Any) -> Any:
             time.sleep(0.3)
-            return honest(*arguments)  # type: ignore[arg-type]
+            return commit(*arguments)
 
-        CheckpointWriter._write = slow  # type: ignore[assignment]
+        checkpoint_module.commit = slow
         train(run)
 
     assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
-    record = RunFolder(run.path).verified_record
+    record = run.verified_record
     assert record is not None
     assert record.level == "E"
 
 
-def test_only_the_first_process_says_that_its_state_is_saved(
+def test_only_rank_0_reports_that_the_state_is_saved(
     pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
 ) -> None:
-    """One of them is asked to stop; both do, and one tells it, when it is true."""
+    """One of them is to stop; both do, and rank 0 reports it once the state is saved."""
     run = launch.prepare(config, shards, root=tmp_path)
     codes = pair(lambda rank: train(run, should_stop=lambda: rank == 1))
     assert codes == [Interrupted.exit_code, 0]
@@ -149,7 +152,7 @@ def test_only_the_first_process_says_that_its_state_is_saved(
     assert pair(lambda rank: train(run)) == [0, 0]
 
 
-def test_a_save_that_fails_is_what_is_told(
+def test_a_save_that_fails_is_what_is_reported(
     pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
 ) -> None:
     run = launch.prepare(config, shards, root=tmp_path)
@@ -158,7 +161,53 @@ def test_a_save_that_fails_is_what_is_told(
         def fail(*_: object) -> None:
             raise TrainingError("no room")
 
-        CheckpointWriter._write = fail  # type: ignore[assignment]
+        checkpoint_module.commit = fail
         train(run, should_stop=lambda: True)
 
     assert pair(work) == [TrainingError.exit_code, 0]
+
+
+def test_rank_0_alone_hashes_the_shards_before_the_other_reads_them(
+    pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
+) -> None:
+    run = launch.prepare(config, shards, root=tmp_path)
+    file_digest = hashlib.file_digest
+
+    def work(rank: int) -> None:
+        def slow(file: Any, *arguments: Any) -> Any:
+            if Path(file.name).parent == shards.path:
+                assert rank == 0
+                time.sleep(0.3)
+                (tmp_path / "verified").touch()
+            return file_digest(file, *arguments)
+
+        hashlib.file_digest = slow
+        open_job(run)
+        assert (tmp_path / "verified").exists()
+
+    assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
+
+
+def test_the_processes_agree_on_a_stop_at_the_same_few_steps(
+    pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
+) -> None:
+    """Every half second instead of at every step, though one of them counts longer steps."""
+    run = launch.prepare(changed(config, max_steps=40), shards, root=tmp_path)
+
+    def work(rank: int) -> None:
+        steps_between_questions = slm.training.loop.steps_between_questions
+        slm.training.loop.steps_between_questions = lambda plan, _: steps_between_questions(
+            plan, 0.005 + 0.04 * rank
+        )
+
+        def should_stop() -> bool:
+            done = [e["step"] for e in run.journal if e["event"] == "step"]
+            with (tmp_path / f"questions{rank}").open("a") as file:
+                file.write(f"{max(done)}\n")
+            return False
+
+        train(run, should_stop=should_stop if rank == 0 else lambda: False)
+
+    assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
+    questions = (tmp_path / "questions0").read_text().split()
+    assert questions[:4] == ["1", "12", "23", "34"]  # 0.5 s are 11 steps of the slower one

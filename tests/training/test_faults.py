@@ -35,7 +35,7 @@ from slm.model.saved import load_model
 from slm.records import Checkpoint, Record
 from slm.registry import register
 from slm.registry.finding import resolve
-from slm.run_folder import JOURNAL, RunFolder
+from slm.run_folder import CHECKPOINTS, JOURNAL, LOCK, LOG, PLAN, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, read_record
 from slm.tokens.encode import encode
@@ -80,7 +80,7 @@ def lab(data: Path, tiny_config: Config) -> Iterator[Lab]:
     """In memory, where that is a folder: a kill leaves it as it leaves a disk, and faster."""
     memory = Path("/dev/shm")
     config = tiny_config(**SETTINGS)
-    environment()  # remembered, so that no fork has to ask git
+    environment()  # cached, so that no fork runs git
     torch.set_num_threads(1)
     shards = encode(config, download(config, root=data), root=data)
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
@@ -91,23 +91,23 @@ def lab(data: Path, tiny_config: Config) -> Iterator[Lab]:
 def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Figure:
     """Prints what a proof has shown, where it was run whole."""
 
-    def show(what: str, value: object) -> None:
+    def show(name: str, value: object) -> None:
         if request.node.get_closest_marker("slow"):
             with capsys.disabled():
-                print(f"\n{what}: {value}")
+                print(f"\n{name}: {value}")
 
     return show
 
 
-_wanted: list[Bits] = []
+_uninterrupted: list[Bits] = []
 
 
 @pytest.fixture
-def wanted(lab: Lab) -> Bits:
+def expected(lab: Lab) -> Bits:
     """The bits of the uninterrupted training."""
-    if not _wanted:
-        _wanted.append(lab.uninterrupted())
-    return _wanted[0]
+    if not _uninterrupted:
+        _uninterrupted.append(lab.uninterrupted())
+    return _uninterrupted[0]
 
 
 def longer(lab: Lab, **settings: object) -> Lab:
@@ -119,7 +119,7 @@ def longer(lab: Lab, **settings: object) -> Lab:
 
 
 def points(stride: int) -> Iterator[int]:
-    """1, 1 + stride, …: as far as the caller goes on."""
+    """1, 1 + stride, …: as far as the caller asks."""
     at = 1
     while True:
         yield at
@@ -129,7 +129,7 @@ def points(stride: int) -> Iterator[int]:
 @pytest.mark.parametrize("stride", [61, short_and_long(1)])
 @pytest.mark.timeout(500)
 def test_killed_at_a_fault_point_it_gives_the_same_bits(
-    lab: Lab, wanted: Bits, stride: int, figure: Figure
+    lab: Lab, expected: Bits, stride: int, figure: Figure
 ) -> None:
     exercised = 0
     for at in points(stride):
@@ -139,10 +139,10 @@ def test_killed_at_a_fault_point_it_gives_the_same_bits(
             break
         assert code == KILLED
         exercised += 1
-        assert lab.train(run) == 0, (run / "train.log").read_text()
-        assert bits(run) == wanted, f"fault point {at}"
-        assert not leftovers(run)
-        shutil.rmtree(run)
+        assert lab.train(run) == 0, (run.path / LOG).read_text()
+        assert bits(run) == expected, f"fault point {at}"
+        assert not leftovers(run.path)
+        shutil.rmtree(run.path)
     figure("kill points of training, all the same bits", exercised)
     assert exercised > 120 // stride
 
@@ -150,7 +150,7 @@ def test_killed_at_a_fault_point_it_gives_the_same_bits(
 @pytest.mark.parametrize(("kind", "stride"), [("enospc", 79), short_and_long("eio", 1)])
 @pytest.mark.timeout(500)
 def test_a_disk_that_fails_at_any_operation_costs_nothing_that_was_saved(
-    lab: Lab, wanted: Bits, kind: str, stride: int, figure: Figure
+    lab: Lab, expected: Bits, kind: str, stride: int, figure: Figure
 ) -> None:
     exercised = 0
     for at in points(stride):
@@ -160,34 +160,34 @@ def test_a_disk_that_fails_at_any_operation_costs_nothing_that_was_saved(
             break
         assert code == RAISED
         exercised += 1
-        assert not list(run.rglob("*.tmp"))
-        for path in (run / "checkpoints").glob("step_*"):
+        assert not list(run.path.rglob("*.tmp"))
+        for path in (run.path / CHECKPOINTS).glob("step_*"):
             assert read_record(path, Checkpoint)
-        assert lab.train(run) == 0, (run / "train.log").read_text()
-        assert bits(run) == wanted, f"fault point {at}"
-        shutil.rmtree(run)
+        assert lab.train(run) == 0, (run.path / LOG).read_text()
+        assert bits(run) == expected, f"fault point {at}"
+        shutil.rmtree(run.path)
     figure(f"operations that failed with {kind}, nothing lost", exercised)
     assert exercised > 120 // stride
 
 
-def test_a_full_disk_in_earnest(lab: Lab, wanted: Bits) -> None:
+def test_a_full_disk_in_earnest(lab: Lab, expected: Bits) -> None:
     """Files may grow to 60 kB, which the weights exceed: safetensors' own error."""
     import resource
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-        train(RunFolder(run))
+        train(run)
 
     run = lab.prepare(lab.root())
-    assert wait(fork(limited, log=run / "train.log")) == RAISED
-    assert "OSError: cannot save" in (run / "train.log").read_text()
-    assert not leftovers(run)
+    assert wait(fork(limited, log=run.path / LOG)) == RAISED
+    assert "OSError: cannot save" in (run.path / LOG).read_text()
+    assert not leftovers(run.path)
     assert lab.train(run) == 0
-    assert bits(run) == wanted
+    assert bits(run) == expected
 
 
 def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
-    lab: Lab, wanted: Bits, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, expected: Bits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's own error, in the fifth step; the batch is never made smaller silently."""
     lab = longer(lab, micro_batch_size=2)
@@ -199,17 +199,17 @@ def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
         return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments)
 
     def train_child() -> None:
-        os._exit(process.main(RunFolder(run)))
+        os._exit(process.main(run))
 
     with monkeypatch.context() as patch:
         patch.setattr(slm.training.loop, "cross_entropy", hungry)
-        code = wait(fork(train_child, log=run / "train.log"))
+        code = wait(fork(train_child, log=run.path / LOG))
     with pytest.raises(
         TrainingError, match=r"out of memory .*try train\.micro_batch_size=1"
-    ) as told:
-        launch.check_exit(code, RunFolder(run), 0)
-    assert "the last checkpoint" in str(told.value)
-    saved = latest_checkpoint(run / "checkpoints")
+    ) as raised:
+        launch.check_exit(code, run, 0)
+    assert "the last checkpoint" in str(raised.value)
+    saved = latest_checkpoint(run.path / CHECKPOINTS)
     assert saved is not None
     assert saved.step == 4
     assert lab.train(run) == 0
@@ -225,16 +225,16 @@ def test_killed_at_random_it_gives_the_same_bits(lab: Lab, kills: int, figure: F
     lab = longer(lab, max_steps=24, checkpoint_every=4)
     chance = random.Random(2)
     begin = time.monotonic()
-    wanted = lab.uninterrupted()
+    expected = lab.uninterrupted()
     seconds = time.monotonic() - begin
     outcomes = Counter[str]()
     while outcomes["saving"] + outcomes["training"] < kills:
         run = lab.prepare(lab.root())
         while (outcome := faults.kill_at_random(run, chance, seconds)) != "done":
             outcomes[outcome] += 1
-        assert bits(run) == wanted
-        assert not leftovers(run)
-        shutil.rmtree(run)
+        assert bits(run) == expected
+        assert not leftovers(run.path)
+        shutil.rmtree(run.path)
     figure("random kills of training, all the same bits", dict(outcomes))
     assert outcomes["saving"] >= kills / 4, outcomes
 
@@ -244,7 +244,7 @@ def test_killed_at_random_it_gives_the_same_bits(lab: Lab, kills: int, figure: F
 
 def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
     lab = longer(lab, max_steps=40, checkpoint_every=100, evaluate_every=100)
-    wanted = lab.uninterrupted()
+    expected = lab.uninterrupted()
     for numbers, code in (
         ([signal.SIGTERM], Interrupted.exit_code),
         ([signal.SIGINT], Interrupted.exit_code),
@@ -252,22 +252,21 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
         ([signal.SIGINT, signal.SIGKILL], KILLED),
     ):
         run = lab.prepare(lab.root())
-        child = fork(lambda run=run: os._exit(process.main(run)), log=run / "train.log")  # type: ignore[misc]
-        while not any(event["event"] == "step" for event in RunFolder(run).journal):
+        child = fork(lambda run=run: os._exit(process.main(run)), log=run.path / LOG)  # type: ignore[misc]
+        while not any(event["event"] == "step" for event in run.journal):
             time.sleep(0.001)
         for number in numbers:
             os.kill(child, number)
             time.sleep(0.001)
-        assert wait(child) == code, (run / "train.log").read_text()
-        saved = latest_checkpoint(run / "checkpoints")
+        assert wait(child) == code, (run.path / LOG).read_text()
+        saved = latest_checkpoint(run.path / CHECKPOINTS)
         if code != KILLED:
             assert saved is not None
-            assert (
-                saved.step == list(RunFolder(run).journal)[-2]["step"]
-            )  # the last event is the save
-        assert lab.train(run) == 0, (run / "train.log").read_text()
-        assert bits(run) == wanted
-        assert not leftovers(run)
+            steps = [e["step"] for e in run.journal if e["event"] == "step"]
+            assert saved.step == steps[-1]
+        assert lab.train(run) == 0, (run.path / LOG).read_text()
+        assert bits(run) == expected
+        assert not leftovers(run.path)
 
 
 # ---- power cuts -------------------------------------------------------------------------------
@@ -280,29 +279,29 @@ def test_after_a_power_cut_at_any_moment_training_goes_on(
     lab: Lab, stride: int, figure: Figure
 ) -> None:
     lab = longer(lab, max_steps=5, checkpoint_every=2, keep_checkpoints=1, evaluate_every=100)
-    wanted = lab.uninterrupted()
+    expected = lab.uninterrupted()
     root = lab.root()
     disk = Disk(root)
     with disk.watching():
-        train(RunFolder(lab.prepare(root)))
+        train(lab.prepare(root))
     cuts = list(faults.power_cuts(disk))
     ended = [cut for cut in cuts if any(re.fullmatch(r"runs/[^/]+/record.json", n) for n in cut[2])]
     cuts = cuts if stride == 1 else [*cuts[::stride], *ended]
     for moment, lost, tree in cuts:
         place = lab.link(faults.rebuild(tree, lab.folder / "cut"))
-        found = latest_checkpoint(lab.prepare(place) / "checkpoints")
+        saved = latest_checkpoint(lab.prepare(place).path / CHECKPOINTS)
         promised = last_promised(disk, moment)
-        assert (found.step if found else 0) >= promised, (moment, lost)
-        run = launch.train(lab.config, lab.shards, root=place).path
-        assert bits(run) == wanted, (moment, lost)
-        assert not promised or not list(run.parent.glob("*.corrupt-*")), (moment, lost)
+        assert (saved.step if saved else 0) >= promised, (moment, lost)
+        run = RunFolder.of(launch.train(lab.config, lab.shards, root=place))
+        assert bits(run) == expected, (moment, lost)
+        assert not promised or not list(run.path.parent.glob("*.corrupt-*")), (moment, lost)
         shutil.rmtree(place)
-    figure("unlike folders after a power cut, all recovered", len(cuts))
+    figure("distinct folders after a power cut, all recovered", len(cuts))
     assert len(cuts) > 150 // stride
 
 
 def last_promised(disk: Disk, moment: int) -> int:
-    """The step of the last checkpoint that the journal says was saved before that moment."""
+    """The step of the last checkpoint that the journal had as saved before that moment."""
     now = disk.moments[moment]
     names = [name for name in now.numbers if name.endswith(JOURNAL)]
     journal = b"".join(now.contents[now.numbers[name]] or b"" for name in names)
@@ -317,12 +316,12 @@ def last_promised(disk: Disk, moment: int) -> int:
 def test_every_flipped_bit_is_found_before_use(lab: Lab, flips: int, figure: Figure) -> None:
     run = lab.prepare(lab.root())
     assert lab.train(run) == 0
-    shards = shutil.copytree(lab.shards.path, run.parents[1] / "copy" / lab.shards.name)
-    checkpoint = RunFolder(run).verified_record.checkpoint("last")  # type: ignore[union-attr]
+    shards = shutil.copytree(lab.shards.path, run.path.parents[1] / "copy" / lab.shards.name)
+    checkpoint = run.verified_record.checkpoint("last")  # type: ignore[union-attr]
     users: dict[Path, Callable[[], object]] = {
         shards: lambda: read_shards(shards),
         checkpoint: lambda: read_record(checkpoint, Checkpoint),
-        run: lambda: RunFolder(run).verified_record,
+        run.path: lambda: run.verified_record,
     }
     chance = random.Random(3)
     for _ in range(flips):
@@ -352,10 +351,10 @@ def flip(path: Path, chance: random.Random | None) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_weights_are_not_sampled_from(lab: Lab, wanted: Bits) -> None:
+def test_damaged_weights_are_not_sampled_from(lab: Lab, expected: Bits) -> None:
     run = lab.prepare(lab.root())
     assert lab.train(run) == 0
-    folder = RunFolder(run).verified_record.checkpoint("last")  # type: ignore[union-attr]
+    folder = run.verified_record.checkpoint("last")  # type: ignore[union-attr]
     for name in ("model.safetensors", "config.json", "tokenizer.tiktoken"):
         flip(folder / name, random.Random(4))
         with pytest.raises(CorruptionError, match=name):
@@ -379,8 +378,8 @@ def first_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_forks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """`launch.train` trains in a fork instead of a new process."""
 
-    def supervise(run: Path, *_: object) -> None:
-        assert lab.train(run) == 0, (run / "train.log").read_text()
+    def supervise(run: RunFolder, *_: object) -> None:
+        assert lab.train(run) == 0, (run.path / LOG).read_text()
 
     monkeypatch.setattr(launch, "supervise", supervise)
 
@@ -393,49 +392,50 @@ def in_forks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_finished_run_that_is_damaged_loses_the_least(lab: Lab, place: str, origin: int) -> None:
     """From the newest checkpoint before the damage; without settings or journal, from the start."""
     root = lab.root()
-    run = launch.train(lab.config, lab.shards, root=root)
-    wanted = bits(run.path)
-    assert (run.best, run.last) == ("step_000004", "step_000008")
-    lines = len(list(RunFolder(run.path).journal))
-    folder = run.checkpoint(place) if place in ("best", "last") else None
+    record = launch.train(lab.config, lab.shards, root=root)
+    run = RunFolder.of(record)
+    expected = bits(run)
+    assert (record.best, record.last) == ("step_000004", "step_000008")
+    lines = len(list(run.journal))
+    folder = record.checkpoint(place) if place in ("best", "last") else None
     flip(folder / "model.safetensors" if folder else run.path / place, random.Random(6))
-    mended = launch.train(lab.config, lab.shards, root=root)
-    assert not mended.reused
-    assert mended.model_dump(exclude={"seconds", "tok_per_sec", "files"}) == run.model_dump(
+    repaired = launch.train(lab.config, lab.shards, root=root)
+    assert not repaired.reused
+    assert repaired.model_dump(exclude={"seconds", "tok_per_sec", "files"}) == record.model_dump(
         exclude={"seconds", "tok_per_sec", "files"}
     )
-    assert bits(run.path) == wanted
+    assert bits(run) == expected
     assert launch.train(lab.config, lab.shards, root=root).reused
-    added = list(RunFolder(run.path).journal)[lines:]
+    added = list(run.journal)[lines:]
     assert [e["step"] for e in added if e["event"] == "resume"] == ([origin] if origin else [])
     assert len(list(root.glob("runs/*.corrupt-*"))) == (place in ("metrics.jsonl", "plan.json"))
 
 
 @pytest.mark.usefixtures("in_forks", "first_is_best")
 def test_a_best_checkpoint_that_is_damaged_before_the_end_is_made_again(lab: Lab) -> None:
-    wanted = lab.uninterrupted()
+    expected = lab.uninterrupted()
     run = lab.prepare(lab.root())
     assert lab.train(run, "train.step:7:kill") == KILLED
-    flip(run / "checkpoints" / "step_000004" / "model.safetensors", random.Random(7))
+    flip(run.path / CHECKPOINTS / "step_000004" / "model.safetensors", random.Random(7))
     assert lab.train(run) == 0
-    assert bits(run) == wanted
-    record = RunFolder(run).verified_record
+    assert bits(run) == expected
+    record = run.verified_record
     assert record is not None
     assert read_record(record.checkpoint("best"), Checkpoint)
 
 
-def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, wanted: Bits) -> None:
+def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, expected: Bits) -> None:
     """A line that is broken in the middle: what follows it is cut off, and trained again."""
     run = lab.prepare(lab.root())
     assert lab.train(run, "train.step:8:kill") == KILLED
-    data = (run / JOURNAL).read_bytes()
+    data = (run.path / JOURNAL).read_bytes()
     lines = data.splitlines(keepends=True)
-    (run / JOURNAL).write_bytes(b"".join([*lines[:4], b"\0" + lines[4][1:], *lines[5:]]))
+    (run.path / JOURNAL).write_bytes(b"".join([*lines[:4], b"\0" + lines[4][1:], *lines[5:]]))
     assert lab.train(run) == 0
-    assert bits(run) == wanted
+    assert bits(run) == expected
 
 
-# ---- two at once ------------------------------------------------------------------------------
+# ---- two together -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("races", [5, short_and_long(100)])
@@ -443,8 +443,8 @@ def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, wanted: Bits)
 def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
     lab: Lab, races: int, figure: Figure
 ) -> None:
-    lab = longer(lab, max_steps=32)  # longer than the glance that the loser waits
-    wanted = lab.uninterrupted()
+    lab = longer(lab, max_steps=32)  # longer than the loser waits for the lock
+    expected = lab.uninterrupted()
     root = lab.root()
     slowest = 0.0
     for _ in range(races):
@@ -452,7 +452,7 @@ def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
 
         def race(go: int = go) -> None:
             os.read(go, 1)
-            train(RunFolder(lab.prepare(root)))
+            train(lab.prepare(root))
 
         children = [fork(race, log=root / "log") for _ in range(2)]
         os.write(start, b"..")
@@ -466,29 +466,29 @@ def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
         slowest = max(slowest, seconds)
         os.close(go)
         os.close(start)
-        assert bits(lab.prepare(root)) == wanted
+        assert bits(lab.prepare(root)) == expected
         shutil.rmtree(root / "runs")
     figure("races of two trainers, one winner each; seconds of the slowest loser", (races, slowest))
     assert (root / "log").read_text().count("in use by another process") == races
 
 
-def test_the_lock_of_a_killed_trainer_is_free(lab: Lab, wanted: Bits) -> None:
+def test_the_lock_of_a_killed_trainer_is_free(lab: Lab, expected: Bits) -> None:
     run = lab.prepare(lab.root())
-    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
-    while not (run / JOURNAL).is_file():
+    child = fork(lambda: train(run), log=run.path / LOG)
+    while not (run.path / JOURNAL).is_file():
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     wait(child)
     assert lab.train(run) == 0
-    assert bits(run) == wanted
+    assert bits(run) == expected
 
 
 def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None:
     lab = longer(lab, max_steps=100_000)
     root = lab.root()
     run = lab.prepare(root)
-    child = fork(lambda: train(RunFolder(run)), log=run / "train.log")
-    while not (run / "plan.json").is_file():
+    child = fork(lambda: train(run), log=run.path / LOG)
+    while not (run.path / PLAN).is_file():
         time.sleep(0.001)
     begin = time.monotonic()
     with pytest.raises(SlmError, match="in use by another process"):
@@ -506,9 +506,9 @@ def test_a_second_trainer_is_refused_before_its_process_starts(lab: Lab) -> None
 def test_two_processes_killed_and_resumed_give_the_same_bits(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, figure: Figure
 ) -> None:
-    """Level E, on a CPU: torchrun's workers, killed together, one alone, and asked to stop."""
+    """Level E, on a CPU: torchrun's workers, killed together, one alone, and stopped."""
     lab = longer(lab, processes=2, max_steps=12)
-    wanted = bits(launch.train(lab.config, lab.shards, root=lab.root()).path)
+    expected = bits(RunFolder.of(launch.train(lab.config, lab.shards, root=lab.root())))
     root = lab.root()
     run = lab.prepare(root)
 
@@ -531,10 +531,10 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         train_again()
     monkeypatch.setattr(launch, "report", report)
-    assert "slm ended with 130: stopped after step" in (run / "train.log").read_text()
+    assert "slm ended with 130: stopped after step" in (run.path / LOG).read_text()
     train_again()
-    assert bits(run) == wanted
-    assert RunFolder(run).verified_record.level == "E"  # type: ignore[union-attr]
+    assert bits(run) == expected
+    assert run.verified_record.level == "E"  # type: ignore[union-attr]
     figure("two processes killed or stopped, all the same bits", 4)
 
 
@@ -542,20 +542,20 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(
-    lab: Lab, wanted: Bits, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, expected: Bits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour back at every look: the same bits, and each point of the journal once in MLflow."""
+    """An hour back at every reading: the same bits, and each point once in MLflow."""
     hours, steps = itertools.count(), itertools.count()
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start - 3600 * next(hours))
     run = lab.prepare(empty_store(lab.root()))
     with pytest.raises(Interrupted):
-        train(RunFolder(run), should_stop=lambda: next(steps) == 4)
-    mirror.sync(RunFolder(run))
-    train(RunFolder(run))
-    assert bits(run) == wanted
-    run_id = mirror.sync(RunFolder(run))
-    client = connect(default_uri(run.parents[1]))
+        train(run, should_stop=lambda: next(steps) == 4)
+    mirror.sync(run)
+    train(run)
+    assert bits(run) == expected
+    run_id = mirror.sync(run)
+    client = connect(default_uri(run.path.parents[1]))
     history = client.get_metric_history(run_id, "train_loss")
     assert sorted(m.step for m in history) == list(range(1, 9))
 
@@ -565,18 +565,18 @@ def as_nobody(lab: Lab) -> Callable[[Callable[[], object]], tuple[int, str]]:
     """Does something as a user who may read everything and write nothing of ours."""
     lab.folder.chmod(0o755)
 
-    def work(what: Callable[[], object]) -> tuple[int, str]:
+    def do(work: Callable[[], object]) -> tuple[int, str]:
         def unprivileged() -> None:
             if os.getuid() == 0:
                 os.setgid(65534)
                 os.setuid(65534)
-            what()
+            work()
 
         log = lab.folder / "log"
         log.touch()
         return wait(fork(unprivileged, log=log)), log.read_text()
 
-    return work
+    return do
 
 
 def test_another_users_folders_are_refused_before_any_work(
@@ -588,13 +588,13 @@ def test_another_users_folders_are_refused_before_any_work(
     assert (code, text.startswith(f"cannot write to {root}")) == (UserError.exit_code, True), text
     root.chmod(0o755)
     run = lab.prepare(root)
-    (run / "lock").touch()
-    for path in (run, run / "checkpoints", run / "lock"):
+    (run.path / LOCK).touch()
+    for path in (run.path, run.path / CHECKPOINTS, run.path / LOCK):
         path.chmod(0o555 if path.is_dir() else 0o444)
     code, text = as_nobody(lambda: launch.train(lab.config, lab.shards, root=root))
     assert (code, "Permission denied" in text) == (UserError.exit_code, True), text
     assert "Traceback" not in text
-    for path in (run, run / "checkpoints", run / "lock"):
+    for path in (run.path, run.path / CHECKPOINTS, run.path / LOCK):
         path.chmod(0o755)
 
 
@@ -603,7 +603,7 @@ PLACES = ["a naïve 日本語 😀 100% #1 x=y&z 'quoted\" " + "x" * 150, "link"
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name: str) -> None:
-    """From the documents to the registered model, which is found again by its version."""
+    """From the documents to the registered model, which is resolved by its version."""
     place = tmp_path / name
     if name == "link":
         (tmp_path / "elsewhere").mkdir()
@@ -617,16 +617,16 @@ def test_a_data_folder_may_be_anywhere(tmp_path: Path, tiny_config: Config, name
         **{"data.source": "files", "data.path": str(documents), "data.documents": None}
     )
     shards = encode(config, download(config, root=root), root=root)
-    path = launch.prepare(config, shards, root=root)
-    train(path)
-    run = RunFolder(path.path).verified_record
+    folder = launch.prepare(config, shards, root=root)
+    train(folder)
+    run = folder.verified_record
     assert run is not None
     version = register.register(
         config, run, evaluate(config, run, shards_of(run)), None, shards_of(run), root=root
     )
-    found = resolve(f"models:/{version.model}/{version.version}", root)
-    assert found == run.checkpoint("best")
-    assert load_model(found)
+    resolved = resolve(f"models:/{version.model}/{version.version}", root)
+    assert resolved == run.checkpoint("best")
+    assert load_model(resolved)
 
 
 def test_a_data_folder_that_no_database_can_name_is_refused(
@@ -643,13 +643,13 @@ def test_a_data_folder_that_no_database_can_name_is_refused(
 def test_the_page_names_tests_that_are_there() -> None:
     tests = Path(__file__).parents[1]
     page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-    file, found = "", 0
+    file, count = "", 0
     for name, test in re.findall(r"`([\w/]*test_\w+\.py|…)(?:::(test_\w+))?`", page):
         file = name if name != "…" else file
         assert not test or f"\ndef {test}(" in (tests / file).read_text(), f"{file}::{test}"
         assert (tests / file).is_file(), file
-        found += 1
-    assert found > 40
+        count += 1
+    assert count > 40
 
 
 # ---- what a killed encoding leaves --------------------------------------------------------------
@@ -680,8 +680,8 @@ def test_encoding_killed_at_random_gives_the_same_bytes(
         while (code := killed_after(start(root), chance, 1.2 * whole)) != 0:
             assert code == KILLED, (root / "log").read_text()
             kills += 1
-        found = read_shards(root / "shards" / lab.shards.name)
-        assert found.files == lab.shards.files
+        encoded = read_shards(root / "shards" / lab.shards.name)
+        assert encoded.files == lab.shards.files
         assert not leftovers(root)
         shutil.rmtree(root)
     figure("random kills of encoding, all the same bytes", kills)

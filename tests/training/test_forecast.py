@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import forecast as module
 from slm.training.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
+from slm.training.session import Session
 
 Config = Callable[..., PipelineConfig]
 
@@ -40,10 +43,55 @@ def shards(tokens: int, documents: int) -> Shards:
 
 def test_a_probe_multiplies_real_steps(tiny_config: Config) -> None:
     config = tiny_config(**{"train.max_steps": 50})
-    found = probe(config, {})
-    assert found.parameters == GPT(config.model, 512).parameter_count()
-    assert found.tokens == 50 * 128
-    assert found.seconds > found.tokens / found.tok_per_sec  # the held-out loss takes its time too
+    cost = probe(config, {})
+    assert cost.parameters == GPT(config.model, 512).parameter_count()
+    assert cost.tokens == 50 * 128
+    assert cost.seconds > cost.tokens / cost.tok_per_sec  # the held-out loss takes its time too
+    assert cost.compile_seconds == 0
+
+
+def test_what_is_compiled_is_probed_compiled_and_the_compiling_is_counted(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def compile_slowly(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        compiled.append(model)
+        begin = time.monotonic()
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if time.monotonic() < begin + 0.5:
+                time.sleep(0.5)
+            return model(x)  # type: ignore[no-any-return]
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    cost = probe(tiny_config(**{"train.compile": True, "train.max_steps": 1}), {})
+    assert len(compiled) == 1
+    assert cost.compile_seconds > 0.3
+    assert cost.seconds > cost.compile_seconds
+
+
+def test_of_several_processes_the_share_of_one_is_probed(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    train_step = module.train_step
+
+    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> object:
+        rows.append(len(x))
+        return train_step(session, forward, x, y)
+
+    monkeypatch.setattr(module, "train_step", step)
+    cost = probe(tiny_config(**{"train.tokens_per_step": 128}), {}, processes=2)
+    assert set(rows) == {2}  # of 4 rows of 32 tokens
+    assert cost.processes == 2
+    assert cost.tokens == 4 * 128
+
+
+def test_a_forecast_has_the_processes_of_the_training(tiny_config: Config) -> None:
+    assert forecast(tiny_config(**{"train.processes": 2}), None).processes == 2
 
 
 def test_documents_that_do_not_fill_the_random_tokens_are_scored(tiny_config: Config) -> None:
@@ -53,27 +101,28 @@ def test_documents_that_do_not_fill_the_random_tokens_are_scored(tiny_config: Co
 def test_the_probe_has_the_threads_and_kernels_of_a_training(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[tuple[int, str]] = []
+    settings: list[tuple[int, str]] = []
 
-    def look(config: PipelineConfig, splits: object) -> Forecast:
-        found.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+    def probe(*_: object) -> Forecast:
+        settings.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
         return GOOD
 
-    given = {"config": tiny_config(**{"train.threads": 3}).model_dump(mode="json"), "splits": {}}
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
-    monkeypatch.setattr(module, "probe", look)
+    config = tiny_config(**{"train.threads": 3}).model_dump(mode="json")
+    request = {"config": config, "splits": {}, "processes": 1}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
+    monkeypatch.setattr(module, "probe", probe)
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
         module.main()
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
-    assert found == [(3, "high")]
+    assert settings == [(3, "high")]
 
 
 def test_epochs_become_steps(tiny_config: Config) -> None:
-    found = probe(tiny_config(**{"train.epochs": 2}), shards(6400, 64).splits)
-    assert found.max_steps == 100
+    cost = probe(tiny_config(**{"train.epochs": 2}), shards(6400, 64).splits)
+    assert cost.max_steps == 100
 
 
 def test_epochs_of_an_unknown_dataset_cannot_be_forecast(tiny_config: Config) -> None:
@@ -104,7 +153,7 @@ def test_each_setting_that_will_not_work_is_named(
     assert any(words in line for line in lines)
 
 
-def test_what_is_scored_is_the_slice_every_so_often_and_all_of_val_once(
+def test_the_slice_is_scored_at_every_evaluation_and_all_of_val_once(
     tiny_config: Config,
 ) -> None:
     config = tiny_config(**{"train.evaluate_every": 10, "train.evaluate_documents": 4})
@@ -137,8 +186,8 @@ def test_the_shards_of_local_files_are_known_by_the_files_names(
     (folder / "a.jsonl").write_text("".join(f'{{"text": "tale {i}"}}\n' for i in range(60)))
     config = tiny_config(**{"data.source": "files", "data.path": str(folder)})
     made = encode(config, download(config, root=root), root=root)
-    found = known_shards(config, root)
-    assert found is not None
-    assert found.key == made.key
+    known = known_shards(config, root)
+    assert known is not None
+    assert known.key == made.key
     (folder / "b.jsonl").write_text('{"text": "one more"}\n')
     assert known_shards(config, root) is None

@@ -1,6 +1,7 @@
 """The journal: no step missing, none doubled, whatever tore it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def write(run: Path, first: int, last: int) -> None:
             journal.write("step", step=step, train_loss=1 / step)
 
 
-def test_steps_that_are_made_again_are_written_once(tmp_path: Path) -> None:
+def test_steps_that_are_repeated_are_written_once(tmp_path: Path) -> None:
     write(tmp_path, 1, 5)
     before = (tmp_path / JOURNAL).read_bytes()
     write(tmp_path, 3, 7)
@@ -50,7 +51,7 @@ def test_every_length_that_a_kill_may_leave(tmp_path: Path) -> None:
         assert steps(tmp_path) == [(i, 1 / i) for i in range(1, 4)]
 
 
-def test_another_loss_is_said_once_and_replaces_what_followed(
+def test_another_loss_is_logged_once_and_replaces_what_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 1, 5)
@@ -90,7 +91,27 @@ def test_a_kill_while_it_is_cut_back_loses_nothing(tmp_path: Path, fault: str) -
     assert steps(tmp_path) == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
-def test_a_journal_that_is_cut_back_does_not_confuse_who_follows_it(tmp_path: Path) -> None:
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """JSON has no number for it; other programs read the journal too."""
+    with Journal(RunFolder(tmp_path)) as journal:
+        journal.write("step", step=1, train_loss=1.0, grad_norm=math.inf, lr=0.5)
+    line = json.loads((tmp_path / JOURNAL).read_text(), parse_constant=pytest.fail)
+    assert (line["grad_norm"], line["lr"]) == (None, 0.5)
+
+
+def test_an_older_journal_with_infinity_is_read_and_rewritten(tmp_path: Path) -> None:
+    old = {"event": "step", "time": 0.0, "step": 1, "train_loss": 1.0, "grad_norm": math.inf}
+    (tmp_path / JOURNAL).write_text(json.dumps(old) + "\n")
+    with Journal(RunFolder(tmp_path)) as journal:
+        journal.write("step", step=1, train_loss=1.0)
+        journal.write("step", step=2, train_loss=0.5)
+    with Journal(RunFolder(tmp_path)) as journal:
+        journal.write("step", step=2, train_loss=0.25)
+    assert steps(tmp_path) == [(1, 1.0), (2, 0.25)]
+    assert "Infinity" not in (tmp_path / JOURNAL).read_text()
+
+
+def test_a_journal_that_is_cut_back_does_not_confuse_its_reader(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     followed = launch.follow(path)
     assert next(followed) == []

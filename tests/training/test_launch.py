@@ -1,4 +1,4 @@
-"""What is decided before the training process starts, and what its end is taken to mean."""
+"""What is decided before the training process starts, and what its end means."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ from slm.records import Plan, Shards, ShardSplit
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import RECORD, write_json
 from slm.training import launch
+from slm.training import plan as plan_module
 
 Config = Callable[..., PipelineConfig]
 PLANNED = Plan(
@@ -34,8 +35,9 @@ PLANNED = Plan(
 
 @pytest.fixture
 def config(tiny_config: Config) -> PipelineConfig:
-    """A step has 12 rows."""
-    return tiny_config(**{"train.tokens_per_step": 12 * 16, "model.seq_len": 16})
+    """A step has 12 rows, each of which is worth a GPU."""
+    length = launch.MIN_TOKENS_PER_DEVICE
+    return tiny_config(**{"train.tokens_per_step": 12 * length, "model.seq_len": length})
 
 
 @pytest.fixture
@@ -66,7 +68,8 @@ def changed(config: PipelineConfig, **fields: object) -> PipelineConfig:
         (8, {"micro_batch_size": 4}, 3),
         (8, {"micro_batch_size": 12}, 1),
         (8, {"device": "cpu"}, 1),
-        (8, {"processes": 5}, 5),  # as asked, and refused by the plan
+        (8, {"processes": 5}, 5),  # as configured, and refused by the plan
+        (8, {"tokens_per_step": 2 * launch.MIN_TOKENS_PER_DEVICE}, 2),
     ],
 )
 def test_as_many_processes_as_gpus_that_the_rows_divide_among(
@@ -78,12 +81,18 @@ def test_as_many_processes_as_gpus_that_the_rows_divide_among(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launch, "gpu_count", lambda: gpus)
-    assert launch.process_count(
-        RunFolder(tmp_path), changed(config, **{"device": "auto", **settings})
-    ) == (processes)
+    configured = changed(config, **{"device": "auto", **settings})
+    assert launch.process_count(RunFolder(tmp_path), configured) == processes
 
 
-def test_a_run_goes_on_with_the_processes_that_it_began_with(
+def test_a_small_batch_takes_one_gpu(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of GPUs would divide these rows."""
+    monkeypatch.setattr(launch, "gpu_count", lambda: 8)
+    small = {"train.tokens_per_step": 2 * launch.MIN_TOKENS_PER_DEVICE - 32, "model.seq_len": 32}
+    assert launch.planned_processes(tiny_config(**small)) == 1
+
+
+def test_a_run_resumes_with_the_processes_that_it_was_started_with(
     config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "gpu_count", lambda: 1)
@@ -91,8 +100,62 @@ def test_a_run_goes_on_with_the_processes_that_it_began_with(
     assert launch.process_count(RunFolder(tmp_path), changed(config, device="auto")) == 2
     on_gpus = PLANNED.model_copy(update={"device": "cuda"})
     write_json(tmp_path / PLAN, on_gpus.model_dump(mode="json"))
-    with pytest.raises(UserError, match="begun on 2 GPUs, of which 1 are here"):
+    with pytest.raises(UserError, match="started on 2 GPUs, and 1 are here"):
         launch.process_count(RunFolder(tmp_path), changed(config, device="auto"))
+
+
+# ---- the child's environment ------------------------------------------------------------------
+
+
+def test_what_is_exported_wins(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = {
+        "OMP_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "2",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+        "PYTORCH_ALLOC_CONF": "max_split_size_mb:64",
+    }
+    for name, value in exported.items():
+        monkeypatch.setenv(name, value)
+    assert exported.items() <= launch.child_environment(tiny_config()).items()
+
+
+def test_configured_threads_win_with_a_warning(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.child_environment(tiny_config())["OMP_NUM_THREADS"] == "3"
+    assert not caplog.text
+    four = launch.child_environment(tiny_config(**{"train.threads": 4}))
+    assert four["OMP_NUM_THREADS"] == "4"
+    assert "train.threads=4 is used instead of OMP_NUM_THREADS=3" in caplog.text
+
+
+def test_processes_of_one_machine_share_its_cores(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
+    for processes, threads in ((1, "8"), (3, "2"), (16, "1")):
+        environment = launch.child_environment(tiny_config(), processes)
+        assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize("older", ["", "max_split_size_mb:64"])
+def test_the_cuda_allocator_is_configured_by_one_variable(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, older: str
+) -> None:
+    """By the present name, unless the user has set the older one."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    if older:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", older)
+    environment = launch.child_environment(tiny_config())
+    names = {name for name in environment if name.endswith("ALLOC_CONF")}
+    assert names == {"PYTORCH_CUDA_ALLOC_CONF" if older else "PYTORCH_ALLOC_CONF"}
+
+
+# ---- files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"max_steps": 3}', "\0\0"])
@@ -108,7 +171,7 @@ def test_settings_outside_the_key_are_those_of_now(
 ) -> None:
     """Until the run is finished: then its record vouches for them."""
     run = launch.prepare(config, shards, root=tmp_path)
-    before = RunFolder(run.path).config
+    before = run.config
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -117,13 +180,13 @@ def test_settings_outside_the_key_are_those_of_now(
     more = changed(config, keep_checkpoints=7)
     with pytest.raises(KeyboardInterrupt):
         launch.train(more, shards, root=tmp_path)
-    assert RunFolder(run.path).config == changed(before, keep_checkpoints=7)
+    assert run.config == changed(before, keep_checkpoints=7)
     (run.path / RECORD).touch()
     launch.renew_settings(run, config)
-    assert RunFolder(run.path).config.train.keep_checkpoints == 7
+    assert run.config.train.keep_checkpoints == 7
 
 
-def test_a_kill_says_what_another_batch_would_mean(tmp_path: Path) -> None:
+def test_the_message_of_a_kill_explains_what_another_batch_would_mean(tmp_path: Path) -> None:
     (tmp_path / launch.LOG).touch()
     with pytest.raises(TrainingError, match="is another run, from its first step"):
         launch.check_exit(-signal.SIGKILL, RunFolder(tmp_path), 0)

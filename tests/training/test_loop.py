@@ -1,27 +1,31 @@
-"""Training: killed and resumed it gives the same bits, and it refuses what it must not train on."""
+"""Training: killed and resumed it gives the same bits; it refuses damaged and foreign data."""
 
+import hashlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.errors import CorruptionError, Interrupted, InUse, SlmError, TrainingError, UserError
+from slm.evaluation.evaluate import evaluate
 from slm.evaluation.scoring import Score
 from slm.model.saved import load_model
 from slm.records import Run, Shards
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import download
-from slm.storage import RECORD
+from slm.storage import RECORD, lock, lock_of, reading
 from slm.tokens.encode import encode
-from slm.training import launch
+from slm.training import launch, loop
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
 
@@ -60,12 +64,12 @@ def changed(config: PipelineConfig, **fields: object) -> PipelineConfig:
 
 @pytest.fixture
 def uninterrupted(config: PipelineConfig, shards: Shards, root: Path) -> Run:
-    """The run that no other test touches; trained once, then found done."""
+    """The run that no other test touches; trained once, then reused."""
     return launch.train(changed(config, seed=99), shards, root=root)
 
 
-def losses(run: Path) -> list[tuple[int, str]]:
-    steps = [event for event in RunFolder(run).journal if event["event"] == "step"]
+def losses(run: RunFolder | Run) -> list[tuple[int, str]]:
+    steps = [event for event in RunFolder(run.path).journal if event["event"] == "step"]
     return [(event["step"], float(event["train_loss"]).hex()) for event in steps]
 
 
@@ -74,8 +78,8 @@ def test_a_run_and_what_it_leaves(uninterrupted: Run, shards: Shards, root: Path
     assert run.step == 12
     assert run.tokens == 12 * 128
     assert run.last == "step_000012"
-    assert [step for step, _ in losses(run.path)] == list(range(1, 13))
-    events = [event["event"] for event in RunFolder(run.path).journal]
+    assert [step for step, _ in losses(run)] == list(range(1, 13))
+    events = [event["event"] for event in RunFolder.of(run).journal]
     assert events[0] == "start"
     assert events[-1] == "end"
     assert events.count("evaluate") == 3
@@ -84,7 +88,7 @@ def test_a_run_and_what_it_leaves(uninterrupted: Run, shards: Shards, root: Path
     assert DataRoot(root).run(run.name).path == run.path
 
 
-def test_a_finished_run_is_reused_at_once(
+def test_a_finished_run_is_reused_immediately(
     uninterrupted: Run, config: PipelineConfig, shards: Shards, root: Path
 ) -> None:
     start = time.monotonic()
@@ -94,10 +98,101 @@ def test_a_finished_run_is_reused_at_once(
     assert time.monotonic() - start < 1
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file is hashed in this process."""
+    counts, file_digest = Counter[str](), hashlib.file_digest
+
+    def count(file: Any, *arguments: Any) -> Any:
+        counts[file.name] += 1
+        return file_digest(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    return counts
+
+
+def test_each_file_of_a_finished_run_is_hashed_once_in_a_call(
+    uninterrupted: Run,
+    config: PipelineConfig,
+    shards: Shards,
+    root: Path,
+    hashed: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared, prepare = [], launch.prepare
+    monkeypatch.setattr(launch, "prepare", lambda *a, **o: prepared.append(1) or prepare(*a, **o))
+    ours = changed(config, seed=99)
+    run = launch.train(ours, shards, root=root)
+    assert len(prepared) == 1
+    assert hashed.keys() == {str(run.path / name) for name in run.files}
+    assert set(hashed.values()) == {1}
+    for evaluated in range(2):
+        hashed.clear()
+        assert evaluate(ours, run, shards).reused == bool(evaluated)
+        assert set(hashed.values()) == {1}
+
+
+def test_the_end_of_a_training_hashes_each_file_once(
+    config: PipelineConfig, shards: Shards, root: Path, hashed: Counter[str]
+) -> None:
+    """After the last checkpoint, which is hashed when it is written."""
+    run = launch.prepare(changed(config, seed=14), shards, root=root)
+    with pytest.raises(Interrupted):
+        train(run, should_stop=lambda: (run.path / "checkpoints" / "step_000012").exists())
+    finish = loop.finish
+
+    def counted(*arguments: Any) -> Run:
+        hashed.clear()
+        return finish(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "finish", counted)
+        record = train(run)
+    assert record is not None
+    assert hashed.keys() == {str(run.path / name) for name in record.files}
+    assert set(hashed.values()) == {1}
+
+
+def test_a_stop_while_the_final_weights_are_scored_leaves_the_rest_to_the_next_start(
+    uninterrupted: Run, config: PipelineConfig, shards: Shards, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "shards").symlink_to(root / "shards")
+    run = launch.prepare(changed(config, seed=99), shards, root=tmp_path)
+    torch.set_num_threads(1)
+    with pytest.raises(Interrupted, match="stopped after step 12, the last"):
+        train(run, should_stop=lambda: len(losses(run)) == 12)
+    assert not run.is_finished
+    saved = latest_checkpoint(run.path / "checkpoints")
+    assert saved is not None
+    assert saved.step == 12
+    record = train(run)
+    assert record.weights_sha256 == uninterrupted.weights_sha256
+    assert record.val_loss == uninterrupted.val_loss
+
+
+def test_shards_in_use_are_locked(config: PipelineConfig, shards: Shards, root: Path) -> None:
+    """So that nobody deletes them; others may read them too."""
+    run = launch.prepare(changed(config, seed=15), shards, root=root)
+    in_use = []
+
+    def should_stop() -> bool:
+        with pytest.raises(InUse), lock(lock_of(shards.path), wait=False):
+            pass
+        with reading(shards.path):
+            in_use.append(1)
+        return True
+
+    with pytest.raises(Interrupted):
+        train(run, should_stop=should_stop)
+    assert in_use
+    with lock(lock_of(shards.path), wait=False):
+        pass
+
+
 def test_what_another_trainer_has_just_finished_stays_as_it_is(uninterrupted: Run) -> None:
-    run = uninterrupted.path
-    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert train(RunFolder(run)).weights_sha256 == uninterrupted.weights_sha256
+    run = RunFolder.of(uninterrupted)
+    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    assert train(run).weights_sha256 == uninterrupted.weights_sha256
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -131,15 +226,15 @@ def test_killed_and_resumed_gives_the_same_bits(
     monkeypatch.delenv("SLM_FAULT")
     run = train(launch.prepare(changed(config, seed=99), shards, root=own))
     assert run.weights_sha256 == uninterrupted.weights_sha256
-    assert losses(run.path) == losses(uninterrupted.path)
-    final, wanted = (latest_checkpoint(r.path / "checkpoints") for r in (run, uninterrupted))
+    assert losses(run) == losses(uninterrupted)
+    final, expected = (latest_checkpoint(r.path / "checkpoints") for r in (run, uninterrupted))
     assert final is not None
-    assert wanted is not None
-    assert final.optimizer_sha256 == wanted.optimizer_sha256
+    assert expected is not None
+    assert final.optimizer_sha256 == expected.optimizer_sha256
     assert not list(run.path.rglob("*.tmp"))
 
 
-def test_asked_to_stop_it_saves_and_goes_on(
+def test_a_stop_saves_and_the_next_start_resumes(
     uninterrupted: Run, config: PipelineConfig, shards: Shards, root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "shards").symlink_to(root / "shards")
@@ -162,7 +257,7 @@ def test_a_signal_ends_the_child_with_its_state_saved(
     run = launch.prepare(long, shards, root=root)
     environment = launch.child_environment(long)
     child = subprocess.Popen(
-        [sys.executable, "-m", "slm.training.process", str(run)],
+        launch.command(run, 1),
         env=environment,
         stderr=subprocess.PIPE,
     )
@@ -183,10 +278,10 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
     long = changed(config, max_steps=100_000, seed=5, checkpoint_every=100_000)
     run = launch.prepare(long, shards, root=root)
     script = (
-        "import sys; from pathlib import Path; from slm import launch; "
-        "from slm.config import PipelineConfig; "
-        f"run = Path({str(run.path)!r}); config = RunFolder(run).config; "
-        "launch.supervise(run, config, lambda *a: None, lambda e: None)"
+        "from pathlib import Path; from slm.run_folder import RunFolder; "
+        "from slm.training import launch; "
+        f"run = RunFolder(Path({str(run.path)!r})); "
+        "launch.supervise(run, run.config, lambda *a: None, lambda e: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     while not losses(run):
@@ -203,7 +298,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
 def test_two_trainers_on_one_run(config: PipelineConfig, shards: Shards, root: Path) -> None:
     long = changed(config, max_steps=100_000, seed=6)
     run = launch.prepare(long, shards, root=root)
-    first = subprocess.Popen([sys.executable, "-m", "slm.training.process", str(run)])
+    first = subprocess.Popen(launch.command(run, 1))
     try:
         while not losses(run):
             time.sleep(0.05)
@@ -220,15 +315,13 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=7), shards, root=root)
-    from slm.training import loop as module
-
-    real, calls = module.cross_entropy, iter(range(10**6))
+    real, calls = loop.cross_entropy, iter(range(10**6))
 
     def broken(*arguments: torch.Tensor) -> torch.Tensor:
         poison = float("nan") if next(calls) == 13 else 1.0  # in the 7th step: 2 micro-steps each
         return real(*arguments) * poison
 
-    monkeypatch.setattr(module, "cross_entropy", broken)
+    monkeypatch.setattr(loop, "cross_entropy", broken)
     with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*step 6 were the last"):
         train(run)
     saved = latest_checkpoint(run.path / "checkpoints")
@@ -241,14 +334,12 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=12), shards, root=root)
-    from slm.training import loop as module
-
-    real = module.score
+    real = loop.score
 
     def broken(*arguments: object, **options: object) -> Score:
         return replace(real(*arguments, **options), nats=float("nan"))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "score", broken)
+    monkeypatch.setattr(loop, "score", broken)
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
             train(run)
@@ -257,7 +348,7 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     assert saved.step == 3
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_quarantined(
     config: PipelineConfig, shards: Shards, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = launch.prepare(changed(config, seed=8), shards, root=root)
@@ -331,7 +422,7 @@ def test_how_often_is_evaluated_changes_no_weight(
     assert run.weights_sha256 == uninterrupted.weights_sha256
 
 
-def test_a_missing_gpu_is_said(config: PipelineConfig, shards: Shards, root: Path) -> None:
+def test_a_missing_gpu_is_reported(config: PipelineConfig, shards: Shards, root: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="torch sees no CUDA GPU"):
@@ -348,12 +439,12 @@ def test_two_processes_train_on_the_same_rows(
     alone = launch.train(exact, shards, root=root)
     pair = launch.train(changed(exact, processes=2), shards, root=root)
     assert pair.level == "E"
-    for (_, one), (_, two) in zip(losses(alone.path), losses(pair.path), strict=True):
+    for (_, one), (_, two) in zip(losses(alone), losses(pair), strict=True):
         assert float.fromhex(one) == pytest.approx(float.fromhex(two), rel=1e-4)
 
 
-def test_the_first_error_is_what_ended_it(tmp_path: Path) -> None:
-    """torchrun's own words, which come after it, say nothing of the cause."""
+def test_the_first_error_is_the_reason(tmp_path: Path) -> None:
+    """torchrun's own errors, which come after it, do not name the cause."""
     log = tmp_path / "train.log"
     log.write_text(
         "RuntimeError: of an earlier start\n"
@@ -362,6 +453,6 @@ def test_the_first_error_is_what_ended_it(tmp_path: Path) -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
         "============\n"
     )
-    assert launch.last_words(log, 34) == "[rank1]: RuntimeError: CUDA error: an assert"
+    assert launch.final_message(log, 34) == "[rank1]: RuntimeError: CUDA error: an assert"
     log.write_text("starting\n============\n")
-    assert launch.last_words(log, 0) == "============"
+    assert launch.final_message(log, 0) == "============"

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.hooks import RemovableHandle
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
+from slm.errors import TrainingError, UserError
 from slm.model.gpt import GPT
 from slm.records import ShardSplit
-from slm.training.loop import train_step
+from slm.training.loop import MAX_SKIPPED_STEPS, train_step
 from slm.training.optim import (
     MUON_MOMENTUM,
     Muon,
@@ -22,7 +24,7 @@ from slm.training.optim import (
     set_learning_rate,
 )
 from slm.training.plan import make_plan
-from slm.training.session import synthetic_session
+from slm.training.session import Session, synthetic_session
 
 CONFIGS = st.builds(
     TrainConfig,
@@ -127,21 +129,56 @@ def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
         assert not torch.equal(a, before)
 
 
-def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
-    tiny_config: Callable[..., PipelineConfig],
-) -> None:
+@pytest.fixture
+def overflowing(tiny_config: Callable[..., PipelineConfig]) -> tuple[Session, RemovableHandle]:
+    """A session that scales its losses as in fp16, and what makes one of its gradients overflow."""
     config = tiny_config(**{"train.optimizer": "muon", "train.device": "cpu"})
     split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     session = synthetic_session(config, make_plan(config, split, world_size=1), 512)
     session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    model = session.model
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    matrix = session.model.blocks[0].mlp.down_proj.weight  # of Muon; the embedding is AdamW's
+    return session, matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
+
+
+def weights(session: Session) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in session.model.named_parameters()}
+
+
+def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
+    overflowing: tuple[Session, RemovableHandle],
+) -> None:
+    session, overflow = overflowing
+    before = weights(session)
     x, y = session.loader.batch(0)
-    matrix = model.blocks[0].mlp.down_proj.weight  # of Muon; the embedding is AdamW's
-    overflow = matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
-    train_step(session, model, x, y)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    train_step(session, session.model, x, y)
+    assert all(torch.equal(p, before[name]) for name, p in weights(session).items())
     assert session.scaler.get_scale() == 2.0**9
     overflow.remove()
-    train_step(session, model, x, y)
-    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    train_step(session, session.model, x, y)
+    assert not any(torch.equal(p, before[name]) for name, p in weights(session).items())
+
+
+def test_gradients_that_overflow_forever_are_not_skipped_forever(
+    overflowing: tuple[Session, RemovableHandle],
+) -> None:
+    """Only skipped steps in a row count."""
+    session, overflow = overflowing
+    x, y = session.loader.batch(0)
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(session, session.model, x, y)
+    overflow.remove()
+    train_step(session, session.model, x, y)
+    matrix = session.model.blocks[0].mlp.down_proj.weight
+    matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    for _ in range(MAX_SKIPPED_STEPS - 1):
+        train_step(session, session.model, x, y)
+    with pytest.raises(TrainingError, match=f"norm inf for {MAX_SKIPPED_STEPS} steps"):
+        train_step(session, session.model, x, y)
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_a_moment_that_never_decays_is_refused(
+    name: str, tiny_config: Callable[..., PipelineConfig]
+) -> None:
+    with pytest.raises(UserError, match=f"train.{name}"):
+        tiny_config(**{f"train.{name}": 1.0})

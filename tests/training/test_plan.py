@@ -1,37 +1,36 @@
-"""What is settled before the first step."""
+"""What is fixed before the first step."""
 
-from collections import namedtuple
 from collections.abc import Callable
 
-import psutil
 import pytest
 import torch
 
 from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.records import ShardSplit
+from slm.training import plan as module
 from slm.training.plan import (
     CPU_MICRO_TOKENS,
     fitting_tokens,
     make_plan,
     peak_flops,
     pick_micro_batch,
+    pick_precision,
 )
 
 Config = Callable[..., PipelineConfig]
-Memory = namedtuple("Memory", ["total"])
 
 
 @pytest.fixture
 def wide(tiny_config: Config) -> PipelineConfig:
-    """A model whose activations take 12 · (34 · 768 + 5 · 12 · 1024) bytes a token: 1 MB."""
+    """A model whose activations take 12 · (34 · 768 + 5 · 12 · 1024) bytes per token: 1 MB."""
     shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "seq_len": 1024}
     overrides = {f"model.{name}": value for name, value in shape.items()}
     return tiny_config(**overrides, **{"train.tokens_per_step": 16 * 1024})
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(size))
+    monkeypatch.setattr(module, "available_memory", lambda: size)
 
 
 def test_a_large_memory_leaves_the_pass_at_its_best_size(
@@ -45,11 +44,20 @@ def test_a_large_memory_leaves_the_pass_at_its_best_size(
 def test_a_small_memory_gets_smaller_passes(
     wide: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_memory(monkeypatch, 5 << 30)  # half of it holds 2,561 tokens in bf16, 1,280 in float32
+    with_memory(monkeypatch, 5 << 30)  # half of it holds 2,555 tokens in bf16, 1,277 in float32
     assert pick_micro_batch(wide, 16, "cpu", "bf16") == 2
     assert pick_micro_batch(wide, 16, "cpu", "fp32") == 1
     with_memory(monkeypatch, 1 << 20)
     assert pick_micro_batch(wide, 16, "cpu", "bf16") == 1
+
+
+def test_processes_of_one_machine_share_its_memory(
+    wide: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 5 << 30)
+    assert fitting_tokens(wide, "cpu", "bf16") == 2555
+    assert fitting_tokens(wide, "cpu", "bf16", world_size=2) == 1277
+    assert pick_micro_batch(wide, 16, "cpu", "bf16", world_size=2) == 1
 
 
 def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
@@ -58,8 +66,19 @@ def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
         pick_micro_batch(config, 16, "cpu", "bf16")
 
 
+@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_follows_from_what_the_cpu_is(
+    amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No product of matrices is timed for it."""
+    monkeypatch.setattr(module, "has_amx_bf16", lambda: amx)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", pytest.fail)
+    assert pick_precision("auto", "cpu") == precision
+    assert pick_precision("bf16", "cpu") == "bf16"
+
+
 @pytest.mark.parametrize(
-    ("limit", "asked", "compiles"),
+    ("limit", "choice", "compiles"),
     [
         ({"train.max_steps": 5000}, "auto", True),
         ({"train.max_steps": 5}, "auto", False),
@@ -67,20 +86,48 @@ def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
         ({"train.max_seconds": 600}, True, True),
     ],
 )
-def test_what_is_limited_by_seconds_is_compiled_only_where_asked(
+def test_a_training_limited_by_seconds_is_compiled_only_where_configured(
     limit: dict[str, int],
-    asked: str,
+    choice: str,
     compiles: bool,
     tiny_config: Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    fixed = {"train.compile": asked, "train.precision": "bf16", "train.micro_batch_size": 1}
+    fixed = {"train.compile": choice, "train.precision": "bf16", "train.micro_batch_size": 1}
     data = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
     assert make_plan(tiny_config(**limit, **fixed), data, world_size=1).compile == compiles
 
 
-def test_a_cpu_is_not_measured_by_the_gpu_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "half", "single"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12),
+        ("NVIDIA H100 NVL", 835.5e12, 417.5e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
+        ("NVIDIA L40S", 362e12, 183e12),
+        ("NVIDIA L40", 181e12, 90.5e12),
+        ("NVIDIA L4", 121e12, 60e12),
+        ("NVIDIA A10", 125e12, 62.5e12),
+        ("NVIDIA A10G", 70e12, 35e12),
+        ("Tesla T4", 65e12, 8.1e12),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
+        ("NVIDIA L400", None, None),
+    ],
+)
+def test_a_gpu_has_its_own_peak_rate_in_each_precision(
+    name: str, half: float | None, single: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that only resembles a known one has none: no share of the peak is reported."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    for precision, rate in (("bf16", half), ("fp16", half), ("fp32", single)):
+        peak = peak_flops("cuda", precision)  # type: ignore[arg-type]
+        assert peak == (pytest.approx(rate) if rate else None)
+
+
+def test_a_cpu_is_not_measured_by_a_gpu_of_the_same_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert peak_flops("cuda") == 989e12
-    assert peak_flops("cpu") is None
+    assert peak_flops("cpu", "bf16") is None

@@ -1,7 +1,9 @@
 """What differs from a commit: the sha256 moves with every byte that can change a result."""
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,9 +11,10 @@ from slm.training import provenance
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with a package `slm`, which the provenance module takes for its own."""
-    (tmp_path / "slm" / "report").mkdir(parents=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository with a package `slm`, which the provenance module treats as its own."""
+    for name in ("report", "training"):
+        (tmp_path / "slm" / name).mkdir(parents=True)
     (tmp_path / "slm" / "training" / "provenance.py").write_text("value = 1\n")
     for command in (
         ["init", "-q"],
@@ -22,12 +25,19 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         provenance, "__file__", str(tmp_path / "slm" / "training" / "provenance.py")
     )
-    return tmp_path
+    yield tmp_path
+    provenance.code_state.cache_clear()
+
+
+def state() -> dict[str, Any]:
+    """The state of the code now, not as it was at the first call."""
+    provenance.code_state.cache_clear()
+    return provenance.code_state()
 
 
 def difference() -> str | None:
-    found: str | None = provenance.code_state.__wrapped__()["diff_sha256"]
-    return found
+    digest: str | None = state()["diff_sha256"]
+    return digest
 
 
 def test_every_byte_of_code_counts_and_nothing_else(checkout: Path) -> None:
@@ -47,7 +57,7 @@ def test_every_byte_of_code_counts_and_nothing_else(checkout: Path) -> None:
     (checkout / "slm" / "report" / "page.html.j2").unlink()
     (checkout / "slm" / "training" / "provenance.py").write_text("value = 1\n")
     assert difference() is None
-    assert provenance.code_state.__wrapped__()["dirty"] is False
+    assert state()["dirty"] is False
 
 
 def test_outside_a_checkout_nothing_is_known(
@@ -56,8 +66,4 @@ def test_outside_a_checkout_nothing_is_known(
     monkeypatch.setattr(
         provenance, "__file__", str(tmp_path / "slm" / "training" / "provenance.py")
     )
-    assert provenance.code_state.__wrapped__() == {
-        "commit": None,
-        "dirty": None,
-        "diff_sha256": None,
-    }
+    assert state() == {"commit": None, "dirty": None, "diff_sha256": None}

@@ -1,8 +1,8 @@
-"""Signals, and the seconds that are left after them: the same command goes on, to the same bits.
+"""Signals, and the seconds that are left after them: the same command resumes, to the same bits.
 
-A signal reaches the command; what is left of its processes when the grace is over is killed, as a
-machine that is taken away does it. Whatever that leaves, the command is run again to its end. The
-same through Prefect's worker and `prefect flow-run cancel`: tests/test_services.py.
+A signal reaches the command; what is left of its processes after the grace period is killed, as
+when a machine is taken away. Whatever that leaves, the command is run again to its end. The same
+through Prefect's worker and `prefect flow-run cancel`: tests/orchestration/test_stack.py.
 """
 
 import os
@@ -74,7 +74,7 @@ class Project:
         return (self.folder / "output.log").read_text(errors="replace")
 
     def flow_states(self) -> list[str]:
-        """What Prefect's database says of the flow runs."""
+        """The states of the flow runs in Prefect's database."""
         with closing(sqlite3.connect(self.data / "prefect" / "prefect.db")) as store:
             return [state for (state,) in store.execute("SELECT state_name FROM flow_run")]
 
@@ -92,7 +92,7 @@ class Project:
         wait_for(lambda: not RunFolder(self.run).is_training)
         process = self.start(name)
         assert process.wait(150) == 0, self.output()
-        return bits(self.run)
+        return bits(RunFolder(self.run))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -108,20 +108,20 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-_wanted: list[Bits] = []
+_uninterrupted: list[Bits] = []
 
 
 @pytest.fixture
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> Bits:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Bits:
     """The bits of the training that no signal reaches."""
-    if not _wanted:
+    if not _uninterrupted:
         folder = tmp_path_factory.mktemp("uninterrupted")
         (folder / "pipelines.yaml").write_text(PIPELINES)
         undisturbed = Project(folder)
         process = undisturbed.start("train")
         assert process.wait(150) == 0, undisturbed.output()
-        _wanted.append(bits(undisturbed.run))
-    return _wanted[0]
+        _uninterrupted.append(bits(RunFolder(undisturbed.run)))
+    return _uninterrupted[0]
 
 
 def end(process: psutil.Popen, numbers: list[signal.Signals], grace: float) -> int:
@@ -153,7 +153,7 @@ CASES = [
 @pytest.mark.parametrize(("numbers", "grace", "codes"), CASES)
 def test_the_same_command_goes_on_to_the_same_bits(
     project: Project,
-    wanted: Bits,
+    expected: Bits,
     name: str,
     numbers: list[signal.Signals],
     grace: float,
@@ -174,14 +174,14 @@ def test_the_same_command_goes_on_to_the_same_bits(
         )
     if code == INTERRUPTED and len(numbers) == 1:
         assert "interrupted: what is done is kept" in project.output()
-    assert project.finish(name) == wanted
+    assert project.finish(name) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_to_all_processes_at_once_saves(project: Project, processes: int) -> None:
-    """As a service manager ends a service: torchrun and the command tell the trainers once more."""
+    """As a service manager ends a service: torchrun and the command signal the trainers again."""
     process = project.start("train", f"train.processes={processes}")
     project.wait_for_steps(process)
     for member in [*process.children(recursive=True), process]:

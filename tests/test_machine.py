@@ -1,0 +1,152 @@
+"""What this machine offers: cores and memory within its container's limits, AMX, a device."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from slm.errors import UserError
+from slm.machine import (
+    available_cores,
+    available_memory,
+    cpu_features,
+    has_amx_bf16,
+    pick_device,
+)
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64 cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+
+
+def machine(root: Path, group: str, files: dict[str, str]) -> Path:
+    """The files of the kernel: this process's control group, and limits below /sys/fs/cgroup."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(group)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+V1 = "5:memory:/box\n4:cpu,cpuacct:/box\n"
+CORES = [
+    ("0::/\n", {"cpu.max": "max 100000"}, 64),
+    ("0::/\n", {"cpu.max": "400000 100000"}, 4),
+    ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+    ("0::/\n", {"cpu.max": "1000 100000"}, 1),
+    ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+    ("0::/not/here\n", {"cpu.max": "500000 100000"}, 5),
+    (V1, {"cpu/box/cpu.cfs_quota_us": "-1", "cpu/box/cpu.cfs_period_us": "100000"}, 64),
+    (V1, {"cpu/box/cpu.cfs_quota_us": "200000", "cpu/box/cpu.cfs_period_us": "100000"}, 2),
+    (V1, {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+    (V1, {}, 64),
+    ("", {}, 64),
+]
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(("group", "files", "cores"), CORES)
+def test_cores_are_those_of_the_container(
+    group: str, files: dict[str, str], cores: int, tmp_path: Path
+) -> None:
+    assert available_cores(machine(tmp_path, group, files)) == cores
+
+
+@pytest.mark.usefixtures("many")
+def test_cores_are_at_most_those_of_the_affinity(tmp_path: Path) -> None:
+    assert available_cores(tmp_path) == 64
+    assert available_cores(machine(tmp_path, "0::/\n", {"cpu.max": "9900000 100000"})) == 64
+
+
+MEMORY = [
+    ("0::/a\n", {"memory.max": "max", "a/memory.max": "max"}, None),
+    ("0::/a\n", {"memory.max": "max", "a/memory.max": "1048576"}, 1 << 20),
+    ("0::/a\n", {"memory.max": "1048576", "a/memory.max": "2097152"}, 1 << 20),
+    (V1, {"memory/box/memory.limit_in_bytes": "9223372036854771712"}, None),
+    (V1, {"memory/box/memory.limit_in_bytes": "1048576"}, 1 << 20),
+    ("", {}, None),
+]
+
+
+@pytest.mark.parametrize(("group", "files", "limit"), MEMORY)
+def test_memory_is_that_of_the_container(
+    group: str, files: dict[str, str], limit: int | None, tmp_path: Path
+) -> None:
+    whole = psutil.virtual_memory().total
+    assert available_memory(machine(tmp_path, group, files)) == (limit or whole)
+
+
+# ---- the CPU ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "amx"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_bf16 amx_tile amx_int8", True),
+        ("flags\t\t: fpu avx512_bf16 amx_tile amx_int8", False),
+        ("flags\t\t: fpu avx2", False),
+        ("Features\t: fp asimd bf16", False),
+        ("", False),
+    ],
+)
+def test_amx_is_what_the_kernel_lists(
+    flags: str, amx: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\nmodel name\t: a CPU\n{flags}\n\n")
+    assert has_amx_bf16(path) == amx
+    assert ("fpu" in cpu_features(path)) == ("fpu" in flags)
+    assert not has_amx_bf16(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("limit", "amx"),
+    [
+        ("AVX512_CORE_AMX", True),
+        ("avx10_1_512_amx_fp16", True),
+        ("ALL", True),
+        ("DEFAULT", True),
+        ("AVX512_CORE_BF16", False),
+        ("AVX2", False),
+    ],
+)
+def test_amx_is_used_only_where_onednn_may_use_it(
+    name: str, limit: str, amx: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags\t\t: amx_bf16 amx_tile\n")
+    monkeypatch.setenv(name, limit)
+    assert has_amx_bf16(path) == amx
+
+
+# ---- the device -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_each_process_has_a_gpu_of_its_own_by_its_index(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device(choice) == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device(choice) == torch.device("cuda", 3)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_without_a_gpu_it_is_the_cpu_unless_a_gpu_is_demanded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"train\.device='cuda': torch sees no CUDA GPU"):
+        pick_device("cuda")
