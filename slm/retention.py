@@ -86,7 +86,8 @@ def survey(
     """
     rules = Rules(root, frozenset(registered), keep_runs, grace)
     look = _Survey(rules)
-    going, staying = [], []
+    going: list[Item] = []
+    staying: list[Item] = []
     for path in look.candidates():
         reason = look.why_kept(path)
         item = Item(path=path, bytes=_size(path), reason=reason or look.why_deleted(path))

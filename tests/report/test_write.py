@@ -24,7 +24,7 @@ from slm.report.judge import RUBRIC, Grade, Opinion
 from slm.report.other_runs import run_before
 from slm.report.plots import data_plots
 from slm.report.write import escape_markdown, fenced, write_report
-from slm.run_folder import RunFolder
+from slm.run_folder import RunFolder, Settings
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Tokenizer
 
@@ -58,16 +58,15 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
     model = GPT(config.model, shards.vocab_size)
     run = root / "runs" / f"{config.recipe}-{'a' * 12}"
     (run / "checkpoints").mkdir(parents=True)
-    storage.write_json(
-        run / "config.json", {"config": config.model_dump(mode="json"), "shards": shards.name}
-    )
+    RunFolder(run).write_settings(Settings("ab" * 32, config, shards.key, None))
     journal = [{"event": "start", "time": 0.0}]
     for step in range(1, 7):
         loss = 6 / step
         fields = {"train_loss": loss, "lr": 0.1, "tok_per_sec": 50.0, "tokens": 128 * step}
         journal.append({"event": "step", "step": step, "time": float(step), **fields})
         if step % 2 == 0:
-            journal.append({"event": "evaluate", "step": step, "time": 0.0, "val_loss": loss})
+            scores = {"val_loss": loss, "val_bpb": loss}
+            journal.append({"event": "evaluate", "step": step, "time": 0.0, **scores})
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in journal))
     checkpoint = save_checkpoint(run, model, shards)
     record = Run(
@@ -102,7 +101,14 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
     )  # fmt: skip
     storage.write_record(run, record)
     storage.write_record(storage.make_folder(run / "evaluation"), evaluation)
-    return config, record.model_copy(update={"path": run}), evaluation, root
+    return config, record.model_copy(update={"path": run}), evaluated(run), root
+
+
+def evaluated(run: Path) -> Evaluation:
+    """A run's own evaluation."""
+    evaluation = RunFolder(run).evaluation
+    assert evaluation is not None
+    return evaluation
 
 
 def save_checkpoint(run: Path, model: GPT, shards: Shards) -> Checkpoint:
@@ -126,10 +132,10 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def made(first: Made, tmp_path: Path) -> Made:
-    config, run, evaluation, root = first
-    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report"))
+    config, run, _, root = first
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report*"))
     moved = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
-    return config, moved, evaluation, tmp_path / "data"
+    return config, moved, evaluated(moved.path), tmp_path / "data"
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +250,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
     graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
     opinion = Opinion(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
-    monkeypatch.setattr("slm.report.ask_judge", lambda *_: opinion)
+    monkeypatch.setattr("slm.report.write.ask_judge", lambda *_: opinion)
     shards = shards_of(run)
     cleaning = {
         "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
