@@ -96,21 +96,21 @@ def survey(
 
 
 @storage.hashing_once()
-def collect(found: Retention) -> int:
+def collect(retention: Retention) -> int:
     """Delete what a survey found; returns the bytes.
 
     Each item is decided anew while its locks are held, in the survey's order: runs before the
     shards that they need, shards before sources. What came into use meanwhile stays.
     """
     freed = 0
-    for item in found.going:
+    for item in retention.going:
         if not item.path.exists():
             continue
         try:
             with ExitStack() as held:
-                for lock in _locks(found.rules.root, item.path):
+                for lock in _locks(retention.rules.root, item.path):
                     held.enter_context(storage.lock(lock, wait=False))
-                reason = _Survey(found.rules).why_needed(item.path)
+                reason = _Survey(retention.rules).why_needed(item.path)
                 if reason is None:
                     _delete(item.path)
                     freed += item.bytes

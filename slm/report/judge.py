@@ -124,9 +124,7 @@ def _post(request: Request, seconds: float) -> bytes:
     with build_opener(_NoRedirect).open(request, timeout=seconds) as reply:
         while len(data) < MAX_BYTES and (part := reply.read1(MAX_BYTES - len(data))):
             data += part
-            if (
-                time.monotonic() > deadline
-            ):  # a byte now and then keeps the socket's own timeout from firing
+            if time.monotonic() > deadline:  # the socket's own timeout begins anew at every byte
                 raise TimeoutError(f"no whole answer in {seconds:g} s")
     return data
 
