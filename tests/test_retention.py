@@ -1,6 +1,7 @@
 """Retention: what nothing needs is deleted; a version's source, and what can resume, never is."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
     runs = [finished(root, key) for key in ("aa", "bb", "cc")]
     for age, run in enumerate(runs):
         for path in (run.path, *run.path.iterdir()):
-            storage.os.utime(path, (1e9 - age, 1e9 - age))
+            os.utime(path, (1e9 - age, 1e9 - age))
     assert names(look(root, keep_runs=1).going) == {runs[1].name, runs[2].name}
     assert names(look(root, keep_runs=2).going) == {runs[2].name}
     (runs[2].path / "metrics.jsonl").touch()

@@ -44,7 +44,7 @@ def lineage_svg(lineage: Lineage) -> str:
         bottom = top + HEIGHT
         y = bottom + GAP
     return (
-        f'<svg class="lineage" xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="-1 -1 {RIGHT + WIDTH + 2} {y - GAP + 2}" width="100%" font-size="12" '
         f'font-family="inherit" aria-label="{escape(f"Lineage of {lineage.name}")}">'
         f"{''.join(parts)}</svg>"

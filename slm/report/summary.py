@@ -182,11 +182,13 @@ def _counting_finding(val_bpb: float, counting: Reference) -> Finding:
     text = f"A {counting.name} model of the training text ({counting.knows}) needs"
     if val_bpb <= counting.bpb:
         saved = percent(1 - val_bpb / counting.bpb)
-        return Finding("good", f"{text} {counting.bpb:.2f} bits: this one needs {saved} less.")
+        return Finding(
+            "good", f"{text} {counting.bpb:.2f} bits per byte: this one needs {saved} less."
+        )
     if val_bpb <= 1.1 * counting.bpb:
-        return Finding("note", f"{text} {counting.bpb:.2f} bits: this one is no better.")
+        return Finding("note", f"{text} {counting.bpb:.2f} bits per byte: this one is no better.")
     fault = "counting phrases predicts better"
-    return Finding("warn", f"{text} only {counting.bpb:.2f} bits.", fault)
+    return Finding("warn", f"{text} only {counting.bpb:.2f} bits per byte.", fault)
 
 
 def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]:

@@ -13,6 +13,7 @@ from slm.errors import CorruptionError
 from slm.evaluation.evaluate import evaluate
 from slm.history.compare import at_equal_tokens, compare, config_differences
 from slm.history.runs import list_runs
+from slm.records import Evaluation
 from slm.run_folder import JOURNAL, RunFolder
 
 
@@ -85,12 +86,10 @@ def rewrite_documents(run: Path, change: int) -> None:
     details = json.loads((folder / "evaluation.json").read_bytes())
     details["documents"] = [[n, t, size + change] for n, t, size in details["documents"]]
     (folder / "evaluation.json").write_text(json.dumps(details))
-    record = json.loads((folder / "record.json").read_bytes())
-    record.pop("sha256")
+    record = storage.read_record(folder, Evaluation, verify=False)
+    assert record is not None
     files = storage.describe_files(folder, [folder / "evaluation.json"])
-    record["files"] = {name: entry.model_dump() for name, entry in files.items()}
-    digest = storage.sha256_bytes(storage.canonical_json(record))
-    storage.write_json(folder / "record.json", {**record, "sha256": digest})
+    storage.write_record(folder, record.model_copy(update={"files": files}))
 
 
 def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:

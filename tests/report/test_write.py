@@ -219,6 +219,13 @@ def test_the_page_shows_what_the_run_is(written: Made) -> None:
     assert dangers(page) == []
 
 
+def test_every_class_of_the_page_is_styled(written: Made) -> None:
+    index = written.run.path / "report" / "index.html"
+    used = {name for _, a in Page(index).tags for name in (a.get("class") or "").split()}
+    styles = index.read_text("utf-8").partition("</style>")[0]
+    assert {name for name in used if f".{name}" not in styles} <= {"note"}  # a level like others
+
+
 def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
     index = written.run.path / "report" / "index.html"
     page = Page(index)
