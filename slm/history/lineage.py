@@ -6,7 +6,8 @@ knows of a version is added by `slm.registry.versions`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -26,10 +27,12 @@ from slm.training import provenance
 State = Literal["unchanged", "changed", "gone", "not checked"]
 """`not checked`: not asked for, or it could not be reached; a note says so. It breaks no chain."""
 Notes = tuple[str, ...]
+Status = tuple[State, Notes]
 R = TypeVar("R", bound=Record)
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
+NOT_CHECKED: Status = ("not checked", ())
 
 
 class Link(BaseModel):
@@ -83,20 +86,30 @@ def lineage(
     return _Chain(run, tags, evaluation_key or tags.get("evaluation_key", ""), check).lineage()
 
 
+def _link(name: str, value: str, digest: str | None, status: Status, *made_from: str) -> Link:
+    state, notes = status
+    return Link(
+        name=name, value=value, digest=digest, state=state, notes=notes, made_from=made_from
+    )
+
+
+def _status(notes: Iterable[str]) -> Status:
+    """Unchanged, or changed where something is to be noted."""
+    changes = tuple(notes)
+    return ("changed" if changes else "unchanged"), changes
+
+
 @dataclass(frozen=True)
 class _Checked(Generic[R]):
-    """A record, if there is one, and the state of the files that it lists."""
+    """A record, if there is one, and the status of the files that it lists."""
 
     record: R | None
-    state: State
-    notes: Notes = ()
+    status: Status
 
     def link(self, name: str, value: str, digest: str | None, *made_from: str) -> Link:
-        files = {name: e.sha256 for name, e in self.record.files.items()} if self.record else {}
-        return Link(
-            name=name, value=value, digest=digest, state=self.state, notes=self.notes,
-            files=files, made_from=made_from,
-        )  # fmt: skip
+        link = _link(name, value, digest, self.status, *made_from)
+        files = self.record.files if self.record else {}
+        return link.model_copy(update={"files": {n: e.sha256 for n, e in files.items()}})
 
 
 class _Chain:
@@ -106,14 +119,14 @@ class _Chain:
         self, run: RunFolder, tags: Mapping[str, str], evaluation_key: str, check: bool
     ) -> None:
         self.run, self.tags, self.check = run, tags, check
-        self.settings = self._settings()
         self.trained = self._read(run.path, Run, lambda name: "/" not in name and name != CONFIG)
         self.evaluated = self._find_evaluation(evaluation_key)
         self.checkpoint = self._read(run.path / CHECKPOINTS / self._checkpoint_name(), Checkpoint)
+        self.settings: Settings | None = None
         self.parent_key, self.shards_key = tags.get("parent_sha256"), tags.get("shards_key")
-        if self.settings:
-            self.parent_key = self.settings.parent_key
-            self.shards_key = self.settings.shards_key
+        with suppress(CorruptionError):
+            self.settings = settings = run.settings
+            self.parent_key, self.shards_key = settings.parent_key, settings.shards_key
         self.shards = self._read(self._folder("shards", self.shards_key), Shards)
         encoded = self.shards.record
         self.source_key = encoded.source_key if encoded else tags.get("source_key")
@@ -130,18 +143,12 @@ class _Chain:
 
     # ---- reading ----
 
-    def _settings(self) -> Settings | None:
-        try:
-            return self.run.settings
-        except CorruptionError:
-            return None
-
     def _find_evaluation(self, key: str) -> _Checked[Evaluation]:
         """The evaluation of a key; the run's own where there is no key."""
         named = self.run.find_evaluation(key)
         checked = self._read(named.path if named else self.run.path / EVALUATION, Evaluation)
         if key and checked.record and checked.record.key != key:
-            return _Checked(None, "gone", (f"the evaluation {key[:12]} is gone",))
+            return _Checked(None, ("gone", (f"the evaluation {key[:12]} is gone",)))
         return checked
 
     def _checkpoint_name(self) -> str:
@@ -168,17 +175,16 @@ class _Chain:
         try:
             record = storage.read_record(folder, kind, verify=False)
         except CorruptionError as error:
-            return _Checked(None, "changed", (str(error),))
+            return _Checked(None, _status([str(error)]))
         if record is None:
-            return _Checked(None, "gone", (f"{folder} is gone",))
+            return _Checked(None, ("gone", (f"{folder} is gone",)))
         if not self.check:
-            return _Checked(record, "not checked")
+            return _Checked(record, NOT_CHECKED)
         files = {name: entry for name, entry in record.files.items() if is_own(name)}
-        wrong = tuple(storage.mismatches(folder, files))
-        if not wrong:
-            return _Checked(record, "unchanged")
-        gone = all(line.endswith("missing") for line in wrong)
-        return _Checked(record, "gone" if gone else "changed", wrong)
+        wrong = storage.mismatches(folder, files)
+        if wrong and all(line.endswith("missing") for line in wrong):
+            return _Checked(record, ("gone", tuple(wrong)))
+        return _Checked(record, _status(wrong))
 
     # ---- data ----
 
@@ -186,26 +192,24 @@ class _Chain:
         source, tags = self.source.record, self.tags
         name = source.dataset if source else tags.get("dataset", "unknown")
         revision = source.revision if source else tags.get("dataset_revision", "unknown")
-        state, notes = self._dataset_state(source)
-        is_digest = _DIGEST.fullmatch(revision)
-        return Link(
-            name="dataset", value=name if is_digest else f"{name}, {revision}",
-            digest=revision if is_digest else None, state=state, notes=notes,
-            files=source.origin if source else {},
-        )  # fmt: skip
+        status = self._dataset_status(source)
+        files = source.origin if source else {}
+        if _DIGEST.fullmatch(revision):
+            link = _link("dataset", name, revision, status)
+        else:
+            link = _link("dataset", f"{name}, {revision}", None, status)
+        return link.model_copy(update={"files": files})
 
-    def _dataset_state(self, source: Source | None) -> tuple[State, Notes]:
+    def _dataset_status(self, source: Source | None) -> Status:
         if self.settings is None or source is None or not self.check:
-            return "not checked", ()
+            return NOT_CHECKED
         data = self.settings.config.data
         if data.source == "hub":
             return "not checked", ("the hub was not asked",)
         if data.source == "files":
             return _compare_origin(data, source.origin)
         current = f"version {STORIES_VERSION}"
-        if current == source.revision:
-            return "unchanged", ()
-        return "changed", (f"the code now writes {current}",)
+        return _status([] if current == source.revision else [f"the code now writes {current}"])
 
     def _source(self) -> Link:
         record = self.source.record
@@ -215,15 +219,13 @@ class _Chain:
     def _cleaning(self, state: State) -> Link:
         """The part of the config that says what is left out, in the state of the config."""
         if self.settings is None:
-            return Link(name="cleaning", value="unknown", state="gone")
+            return _link("cleaning", "unknown", None, ("gone", ()))
         clean = self.settings.config.data.clean.flat()
         shards = self.shards.record
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)
-        return Link(
-            name="cleaning", value=f"{left_out:,} documents left out; {chosen}",
-            digest=storage.sha256_bytes(storage.canonical_json(clean)), state=state,
-        )  # fmt: skip
+        digest = storage.sha256_bytes(storage.canonical_json(clean))
+        return _link("cleaning", f"{left_out:,} documents left out; {chosen}", digest, (state, ()))
 
     def _tokenizer(self) -> Link:
         shards, saved = self.shards.record, self.checkpoint.record
@@ -231,22 +233,21 @@ class _Chain:
         digest = recorded.tokenizer_sha256 if recorded else self.tags.get("tokenizer_sha256")
         paths = [record.path / TOKENIZER for record in (shards, saved) if record]
         copies = [path for path in paths if path.is_file()]
-        state: State = "not checked"
-        notes: Notes = ()
-        if not copies:
-            state, notes = "gone", ("no copy of it is left",)
-        elif self.check:
-            notes = tuple(f"{f}: other bytes" for f in copies if storage.sha256_file(f) != digest)
-            state = "changed" if notes else "unchanged"
+        status: Status = ("gone", ("no copy of it is left",))
+        if copies and self.check:
+            status = _status(
+                f"{f}: other bytes" for f in copies if storage.sha256_file(f) != digest
+            )
+        elif copies:
+            status = NOT_CHECKED
         value = f"{shards.vocab_size:,} tokens" if shards else "vocabulary"
-        return Link(name="tokenizer", value=value, digest=digest, state=state, notes=notes)
+        return _link("tokenizer", value, digest, status)
 
     def _shards(self) -> Link:
         record = self.shards.record
         tokens = sum(split.tokens for split in record.splits.values()) if record else 0
         value = f"{tokens:,} tokens" if record else "token shards"
-        inputs = ("source", "cleaning", "tokenizer")
-        return self.shards.link("shards", value, self.shards_key, *inputs)
+        return self.shards.link("shards", value, self.shards_key, "source", "cleaning", "tokenizer")
 
     # ---- config, code, machine ----
 
@@ -255,20 +256,16 @@ class _Chain:
         digest = saved.config_sha256 if saved else self.tags.get("config_sha256")
         path = self.run.path / CONFIG
         if self.settings is None:
-            notes: Notes = (f"{path} is gone",)
-            return Link(name="config", value="unknown", digest=digest, state="gone", notes=notes)
-        current = keys.config_sha256(self.settings.config)
-        recorded = trained.files.get(CONFIG) if trained else None
-        state: State = "unchanged"
-        notes = ()
-        if digest is None:
-            state, notes = "not checked", ("no checkpoint records what it was",)
-        elif current != digest or (
-            recorded and storage.mismatches(self.run.path, {CONFIG: recorded})
-        ):
-            state, notes = "changed", (f"{path} is not what was trained by",)
+            return _link("config", "unknown", digest, ("gone", (f"{path} is gone",)))
         value = f"recipe {self.settings.config.recipe}"
-        return Link(name="config", value=value, digest=digest or current, state=state, notes=notes)
+        current = keys.config_sha256(self.settings.config)
+        if digest is None:
+            status: Status = ("not checked", ("no checkpoint records what it was",))
+            return _link("config", value, current, status)
+        files = {CONFIG: trained.files[CONFIG]} if trained and CONFIG in trained.files else {}
+        is_other = current != digest or storage.mismatches(self.run.path, files)
+        notes = [f"{path} is not what was trained by"] if is_other else []
+        return _link("config", value, digest, _status(notes))
 
     def _facts(self) -> dict[str, Any]:
         """Code, packages and machine that the run was trained with."""
@@ -283,24 +280,18 @@ class _Chain:
         commit = facts.get("commit")
         value = f"commit {commit[:12]}" if commit else "not under version control"
         value += ", with changes in no commit" if facts.get("dirty") else ""
-        state, notes = code_state(facts) if self.check else ("not checked", ())
-        digest = facts.get("diff_sha256") or commit
-        return Link(name="code", value=value, digest=digest, state=state, notes=notes)
+        status = code_status(facts) if self.check else NOT_CHECKED
+        return _link("code", value, facts.get("diff_sha256") or commit, status)
 
     def _environment(self) -> Link:
         facts = self._facts()
         parts = [f"{name} {facts[name]}" for name in ("python", "torch") if facts.get(name)]
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
-        digest = self.tags.get("environment_sha256")
-        state: State = "not checked"
-        notes: Notes = ()
+        digest, status = self.tags.get("environment_sha256"), NOT_CHECKED
         if facts.get("torch"):
             digest = storage.sha256_bytes(storage.canonical_json(facts))
-            if self.check:
-                notes = machine_differences(facts)
-                state = "changed" if notes else "unchanged"
-        value = ", ".join(parts)
-        return Link(name="environment", value=value, digest=digest, state=state, notes=notes)
+            status = _status(machine_differences(facts)) if self.check else NOT_CHECKED
+        return _link("environment", ", ".join(parts), digest, status)
 
     # ---- results ----
 
@@ -321,13 +312,12 @@ class _Chain:
         record = self.trained.record
         known = record or self.settings
         key = known.key if known else self.tags.get("run_key")
-        if record:
-            return self.trained.link("run", f"{self.run.name}, {record.step:,} steps", key, *inputs)
-        if self.settings is None or self.trained.state != "gone":
-            return self.trained.link("run", self.run.name, key, *inputs)
-        notes = ("its training has not ended",)
-        unfinished: _Checked[Run] = _Checked(None, "not checked", notes)
-        return unfinished.link("run", f"{self.run.name}, unfinished", key, *inputs)
+        name = self.run.name
+        if record is None and self.settings and self.trained.status[0] == "gone":
+            status: Status = ("not checked", ("its training has not ended",))
+            return _link("run", f"{name}, unfinished", key, status, *inputs)
+        value = f"{name}, {record.step:,} steps" if record else name
+        return self.trained.link("run", value, key, *inputs)
 
     def _checkpoint(self) -> Link:
         record = self.checkpoint.record
@@ -337,9 +327,8 @@ class _Chain:
 
     def _evaluation(self) -> Link:
         record, tags = self.evaluated.record, self.tags
-        if record is None and self.evaluated.state == "gone" and "val_bpb" not in tags:
-            none: _Checked[Evaluation] = _Checked(None, "not checked")
-            return none.link("evaluation", "not evaluated", None, "checkpoint")
+        if record is None and self.evaluated.status[0] == "gone" and "val_bpb" not in tags:
+            return _link("evaluation", "not evaluated", None, NOT_CHECKED, "checkpoint")
         val_bpb = record.val_bpb if record else float(tags.get("val_bpb", "nan"))
         digest = storage.content_hash(record) if record else tags.get("evaluation_sha256")
         value = f"{val_bpb:.4f} bits per byte"
@@ -354,7 +343,7 @@ class _Chain:
 # ---- what is here now -------------------------------------------------------------------------
 
 
-def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> tuple[State, Notes]:
+def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> Status:
     """Local files now, compared with those that were read."""
     try:
         base, splits = find_files(data)
@@ -371,10 +360,10 @@ def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> tuple[Stat
         for name, digest in recorded.items()
         if current.get(name, digest) != digest
     ]
-    return ("changed", tuple(notes)) if notes else ("unchanged", ())
+    return _status(notes)
 
 
-def code_state(facts: Mapping[str, Any]) -> tuple[State, Notes]:
+def code_status(facts: Mapping[str, Any]) -> Status:
     """The code that a run was trained with, compared with the code now.
 
     Changes that are in no commit are kept nowhere but in the working tree, and only their hash is
@@ -392,7 +381,7 @@ def code_state(facts: Mapping[str, Any]) -> tuple[State, Notes]:
         notes.append(f"the code is now at {now['commit']}: git checkout {commit}")
     if now["dirty"]:
         notes.append("the code now has changes that are in no commit")
-    return ("changed", tuple(notes)) if notes else ("unchanged", ())
+    return _status(notes)
 
 
 def machine_differences(facts: Mapping[str, Any]) -> Notes:

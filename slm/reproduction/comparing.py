@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,7 @@ from torch import Tensor
 from slm.records import JournalEntry
 from slm.storage import canonical_json, sha256_bytes
 
+Measurement = tuple[int, str, str]  # step, name, the exact value
 COMPARED = {"step": ("train_loss", "grad_norm"), "evaluate": ("val_loss",)}  # of a journal's events
 
 
@@ -64,63 +66,36 @@ class Comparisons:
     def add_journals(
         self, name: str, recorded: Iterable[JournalEntry], rebuilt: Iterable[JournalEntry]
     ) -> None:
-        """Compare all measurements of two journals; the first difference is that of a step."""
-        both = [list(measurements(journal)) for journal in (recorded, rebuilt)]
-        pair = first_difference(*both)
+        """Compare all measurements; where they differ, `first` is the first step that does.
+
+        [(1, "train_loss", a), (2, "train_loss", b)] and [(1, "train_loss", a)] differ at step 2,
+        where the second has none.
+        """
+        old, new = list(measurements(recorded)), list(measurements(rebuilt))
+        pair = next((pair for pair in zip_longest(old, new) if pair[0] != pair[1]), None)
         if pair and self.first is None:
-            before, after = pair
-            place = before or after
-            assert place is not None
-            self.first = Difference(
-                what=place.name,
-                step=place.step,
-                recorded=before and before.value,
-                rebuilt=after and after.value,
-            )
-        old, new = (sha256_bytes(canonical_json([asdict(m) for m in each])) for each in both)
-        self.add(f"{name}: {len(both[0])} losses and gradient norms", old, new)
+            step, what, _ = pair[0] or pair[1]
+            before, after = (measurement and measurement[2] for measurement in pair)
+            self.first = Difference(what=what, step=step, recorded=before, rebuilt=after)
+        hashes = [sha256_bytes(canonical_json(each)) for each in (old, new)]
+        self.add(f"{name}: {len(old)} losses and gradient norms", hashes[0], hashes[1])
 
 
 # ---- figures and tensors ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A figure of a training. Equal ones have the same bits."""
-
-    step: int
-    name: str
-    value: str  # a float in hexadecimal; "none" where it was not finite
-
-    @classmethod
-    def of(cls, step: int, name: str, value: float | None) -> "Measurement":
-        if value is None or not math.isfinite(value):
-            return cls(step, name, "none")
-        return cls(step, name, float(value).hex())
+def exact(value: float | None) -> str:
+    """All bits of a figure as text; "none" where it is not finite, which is null in journals."""
+    return "none" if value is None or not math.isfinite(value) else float(value).hex()
 
 
 def measurements(journal: Iterable[JournalEntry]) -> Iterator[Measurement]:
     """Everything in a journal that a training of the same bits repeats."""
     for entry in journal:
-        figures: Mapping[str, object] = entry
+        figures: Mapping[str, Any] = entry
         for name in COMPARED.get(entry["event"], ()):
             if name in figures:
-                value = figures[name]
-                assert value is None or isinstance(value, int | float)
-                yield Measurement.of(entry["step"], name, value)
-
-
-def first_difference(
-    recorded: Iterable[Measurement], rebuilt: Iterable[Measurement]
-) -> tuple[Measurement | None, Measurement | None] | None:
-    """The first pair that differs; one of it is None where the other has more. None: none differs.
-
-    >>> first_difference([a, b, c], [a, b2])
-    (b, b2)
-    >>> first_difference([a, b, c], [a, b])
-    (c, None)
-    """
-    return next((pair for pair in zip_longest(recorded, rebuilt) if pair[0] != pair[1]), None)
+                yield entry["step"], name, exact(figures[name])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
 from slm.records import Checkpoint, Plan, Progress, silent
-from slm.reproduction.comparing import Measurement, TensorDifference, tensor_differences
+from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
@@ -150,8 +150,7 @@ def _retrain(
         session.step += 1
         result.steps += 1
         recorded = losses[session.step]
-        measured = (Measurement.of(session.step, "train_loss", each) for each in (recorded, loss))
-        if result.first_step is None and len(set(measured)) > 1:
+        if result.first_step is None and exact(recorded) != exact(loss):
             result.first_step, result.losses = session.step, (recorded, loss)
         if session.step in kept:
             result.checkpoints.append(session.step)

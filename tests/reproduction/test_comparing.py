@@ -7,9 +7,7 @@ import torch
 from slm.records import JournalEntry
 from slm.reproduction.comparing import (
     Comparisons,
-    Measurement,
     TensorDifference,
-    first_difference,
     measurements,
     tensor_differences,
 )
@@ -22,7 +20,7 @@ def step(number: int, loss: float | None, norm: float | None) -> JournalEntry:
 def test_figures_that_are_not_finite_are_compared_as_none() -> None:
     """A norm that overflowed is null in a journal, and was Infinity in older ones."""
     now = list(measurements([step(1, 2.0, None), step(2, None, 1.0)]))
-    assert [m.value for m in now] == [(2.0).hex(), "none", "none", (1.0).hex()]
+    assert [value for _, _, value in now] == [(2.0).hex(), "none", "none", (1.0).hex()]
     assert now == list(measurements([step(1, 2.0, math.inf), step(2, None, 1.0)]))
 
 
@@ -32,14 +30,10 @@ def test_times_and_speed_are_not_compared() -> None:
         {"event": "evaluate", "time": 2.0, "step": 1, "val_loss": 3.0, "val_bpb": 1.0},
         {"event": "end", "time": 3.0},
     ]
-    assert [(m.name, m.step) for m in measurements(entries)] == [("train_loss", 1), ("val_loss", 1)]
-
-
-def test_the_first_difference_may_be_that_one_has_more() -> None:
-    a, b = Measurement.of(1, "train_loss", 1.0), Measurement.of(2, "train_loss", 0.5)
-    assert first_difference([a, b], [a, b]) is None
-    assert first_difference([a, b], [a]) == (b, None)
-    assert first_difference([a], [b]) == (a, b)
+    assert [(name, step) for step, name, _ in measurements(entries)] == [
+        ("train_loss", 1),
+        ("val_loss", 1),
+    ]
 
 
 def test_journals_that_differ_name_the_step() -> None:
@@ -49,6 +43,15 @@ def test_journals_that_differ_name_the_step() -> None:
     assert [row.same for row in compared.rows] == [False]
     assert compared.first is not None
     assert (compared.first.what, compared.first.step) == ("grad_norm", 1)
+
+
+def test_a_journal_that_has_more_differs_where_the_other_ends() -> None:
+    compared = Comparisons()
+    both = [step(1, 2.0, 1.0), step(2, 1.0, 1.0)]
+    compared.add_journals("journal", both, both[:1])
+    assert compared.first is not None
+    assert (compared.first.step, compared.first.recorded) == (2, (1.0).hex())
+    assert compared.first.rebuilt is None
 
 
 def test_tensors_differ_by_their_bits() -> None:
