@@ -52,7 +52,7 @@ def test_a_model_that_has_memorised_its_documents_is_called_out(tmp_path: Path) 
 
 
 def test_a_model_that_loops_is_called_out(tmp_path: Path) -> None:
-    """Hardly trained, and always asked for nearly the likeliest token: the classic loop."""
+    """Hardly trained, and always sampled for nearly the most likely token: the classic loop."""
     summary = summary_of(tmp_path, 2000, {"n_layer": 1, "n_head": 2, "n_embd": 32},
                     {"max_steps": 60}, {"temperatures": [0.01], "top_ks": [1, 2, 3]},
                     {})  # fmt: skip

@@ -4,9 +4,9 @@ import json
 import random
 import shlex
 import shutil
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import safetensors.torch
@@ -21,7 +21,7 @@ from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
 from slm.recipes import load_recipe, parse_overrides
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Source
 from slm.report.cards import commands
 from slm.report.judge import RUBRIC, Grade, Grades
 from slm.report.other_runs import previous_run
@@ -52,18 +52,25 @@ CONFIG = PipelineConfig.model_validate(
 )
 
 
-class Made(NamedTuple):
-    """What `write_report` takes."""
+@dataclass(frozen=True)
+class Made:
+    """A run and what its report is written from."""
 
     config: PipelineConfig
     run: Run
     evaluation: Evaluation
-    shards: Shards
+    shards: Shards | None
+
+    def write(self, champion: RunFolder | None = None) -> Report:
+        """Its report."""
+        return write_report(
+            self.config, self.run, self.evaluation, self.shards, champion=lambda: champion
+        )
 
     def with_report(self, **settings: object) -> "Made":
         """The same with other settings of the report, in the config alone."""
         report = self.config.report.model_copy(update=settings)
-        return self._replace(config=self.config.model_copy(update={"report": report}))
+        return replace(self, config=self.config.model_copy(update={"report": report}))
 
 
 def made_of(path: Path) -> Made:
@@ -159,7 +166,7 @@ def made(first: Made, tmp_path: Path) -> Made:
 @pytest.fixture(scope="module")
 def written(first: Made) -> Made:
     """The same, with its report written."""
-    write_report(*first)
+    first.write()
     return first
 
 
@@ -199,7 +206,7 @@ def dangers(page: Page) -> list[str]:
 
 
 def test_the_page_shows_what_the_run_is(written: Made) -> None:
-    _, run, evaluation, _ = written
+    run, evaluation = written.run, written.evaluation
     report = run.path / "report"
     page = Page(report / "index.html")
     html = (report / "index.html").read_text("utf-8")
@@ -246,9 +253,9 @@ def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(written: Made, made: Made) -> None:
-    first = write_report(*written)
+    first = written.write()
     assert first.reused
-    again = write_report(*made)
+    again = made.write()
     assert not again.reused
     assert again.files == first.files
 
@@ -258,32 +265,32 @@ def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def test_other_settings_make_a_report_next_to_the_runs_own(made: Made) -> None:
-    own = write_report(*made)
+    own = made.write()
     assert own.path == made.run.path / "report"
     before = files(own.path)
-    other = write_report(*made.with_report(prompts=("Another",)))
+    other = made.with_report(prompts=("Another",)).write()
     assert not other.reused
     assert other.path == made.run.path / f"report-{other.key[:12]}"
     assert "Another" in Page(other.path / "index.html").text
     both = before | files(other.path)
     for _ in range(2):  # in turn, neither is written again
-        assert write_report(*made).reused
-        assert write_report(*made.with_report(prompts=("Another",))).reused
+        assert made.write().reused
+        assert made.with_report(prompts=("Another",)).write().reused
     assert files(own.path) | files(other.path) == both
     assert RunFolder(made.run.path).report == own
 
 
 def test_a_report_on_another_evaluation_is_not_the_runs_own(made: Made) -> None:
-    own = write_report(*made)
+    own = made.write()
     folder = made.run.path / "evaluation-123456789abc"
     other = made.evaluation.model_copy(update={"key": "123456789abc" + "0" * 52, "val_bpb": 0.8})
     folder.mkdir()
     storage.write_record(folder, other)
-    report = write_report(*made._replace(evaluation=other.model_copy(update={"path": folder})))
+    report = replace(made, evaluation=other.model_copy(update={"path": folder})).write()
     assert report.path == made.run.path / f"report-{report.key[:12]}"
     assert "0.8000 bits per byte" in Page(report.path / "index.html").text  # in the lineage too
     assert "0.9000 bits per byte" not in Page(report.path / "index.html").text
-    assert write_report(*made).reused
+    assert made.write().reused
     assert RunFolder(made.run.path).report == own
 
 
@@ -291,7 +298,7 @@ def test_the_source_is_found_under_another_recipes_name(made: Made) -> None:
     """Recipes share a source of the same settings, in the folder of whoever downloaded it."""
     (folder,) = (made.run.path.parents[1] / "sources").glob("[!.]*")
     folder.rename(folder.with_name(folder.name.replace("tiny", "another-recipe")))
-    text = Page(write_report(*made).path / "index.html").text
+    text = Page(made.write().path / "index.html").text
     assert "revision" in text
     assert "60 documents" in text
 
@@ -305,7 +312,7 @@ def test_figures_that_are_not_finite_are_left_out_of_the_plots(made: Made) -> No
             entry |= dict.fromkeys(entry.keys() - {"event", "step", "time"}, None)
         entry["grad_norm"] = None
     journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    text = (write_report(*made).path / "index.html").read_text("utf-8")
+    text = (made.write().path / "index.html").read_text("utf-8")
     assert "Loss over tokens: train from 6.00 to 1.00 nats" in text
     curves = read_curves(RunFolder(made.run.path))
     assert curves.steps[-1]["seconds"] == pytest.approx(768 / 50, rel=0.2)
@@ -325,7 +332,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     data = hostile.config.data.model_copy(update={"text_column": HOSTILE[0]})
     config = hostile.config.model_copy(update={"data": data})
     monkeypatch.setattr(Tokenizer, "decode_bytes", lambda *_: HOSTILE[1].encode())
-    report = write_report(*made._replace(config=config, shards=shards))
+    report = replace(made, config=config, shards=shards).write()
     page = Page(report.path / "index.html")
     assert dangers(page) == []
     assert not page.all("img")
@@ -362,7 +369,7 @@ def test_rows_that_were_not_read_are_listed_with_what_cleaning_dropped(made: Mad
     source = storage.read_record(folder, Source)
     assert source is not None
     storage.write_record(folder, source.model_copy(update={"dropped": {"null": 1234}}))
-    report = write_report(*made).path
+    report = made.write().path
     page = Page(report / "index.html")
     assert "not read: null" in page.text
     assert "1,234" in page.text
@@ -402,7 +409,7 @@ def test_samples_are_assessed(
     monkeypatch.setattr("slm.report.samples.generate", generate)
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
     settings |= {"max_new_tokens": 150}
-    page = Page(write_report(*made.with_report(**settings)).path / "index.html")
+    page = Page(made.with_report(**settings).write().path / "index.html")
     assert sentence in page.text
     marked = len(page.all("mark"))  # hardly one held-out text in twenty is
     assert marked > 8 if kind == "recited" else marked <= 2
@@ -415,7 +422,7 @@ def test_an_earlier_checkpoint_is_shown_with_its_own_figures(made: Made) -> None
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(later) + "\n")
     ended = run.model_copy(update={"step": 8, "tokens": 1024, "train_loss": 0.1, "last": "x"})
-    page = Page(write_report(*made._replace(run=ended)).path / "index.html")
+    page = Page(replace(made, run=ended).write().path / "index.html")
     for words in ("rose by 100 % from step 6 to step 8", "768", "tokens, in 6 of 8 steps"):
         assert words in page.text
     assert "overfits" not in page.text
@@ -429,14 +436,14 @@ def test_a_report_without_the_shards_says_so(made: Made) -> None:
     root = made.run.path.parents[1]
     shutil.rmtree(root / "shards")
     shutil.rmtree(root / "sources")
-    report = write_report(*made[:3], None)
+    report = replace(made, shards=None).write()
     page = Page(report.path / "index.html")
     assert "no longer on this machine" in page.text
     assert "Quality of the samples" not in page.text
 
 
 def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
-    report = write_report(*made.with_report(prompts=()))
+    report = made.with_report(prompts=()).write()
     assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
 
 
@@ -453,7 +460,7 @@ def test_it_is_compared_with_the_champion_and_the_previous_run(
     for path, champion in ((first, first), (second, None), (second, first)):
         found = RunFolder(champion) if champion else None
         short = made_of(path).with_report(prompts=("Once",), max_new_tokens=5)
-        report = write_report(*short, champion=lambda found=found: found)
+        report = short.write(found)
         pages.append(Page(report.path / "index.html").text)
         shutil.rmtree(report.path)
     assert "Compared with other runs" not in pages[0]
@@ -501,7 +508,7 @@ def test_no_page_names_the_folders_of_the_data(tmp_path: Path) -> None:
     folder, name = str(data.parent), data.name
     registry = made.config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
     config = made.config.model_copy(update={"registry": registry})
-    shown = write_report(*made._replace(config=config)).path
+    shown = replace(made, config=config).write().path
     for page in ("README.md", "report.md", "index.html"):
         text = (shown / page).read_text("utf-8").replace("\\", "")
         assert name in text
