@@ -1,37 +1,49 @@
-"""What of the data folder may go: what no kept run needs, and what interruptions left behind.
+"""What can be deleted from a data folder: what no kept run needs, and leftovers of interruptions.
 
-Never a run that a version was made from, nor its shards and source; never anything of a run that
-is in training or may go on; never what is younger than `GRACE`, since somebody may be about to use
-it. All else that goes can be made again, except the runs themselves: of those without a version
-the newest are kept.
+Kept are every run that a version was made from, every run that is training or can resume, and
+whatever changed within the last `GRACE` seconds, since a command may be about to use it. Of the
+finished runs without a version the newest are kept. A kept run keeps its shards and their source.
+All else that is deleted can be rebuilt, except the older runs themselves.
 """
 
-import json
 import logging
 import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from slm import storage
-from slm.errors import CorruptionError
-from slm.records import Checkpoint, Run, Shards, Source
+from slm.errors import CorruptionError, InUse, UserError
+from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.registry.register import REGISTERED
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
-from slm.run_folder import CHECKPOINTS, RunFolder, checkpoint_folders
+from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
 
 logger = logging.getLogger(__name__)
 
 KEPT_RUNS = 5  # finished ones that no version was made from
 GRACE = 3600.0  # seconds
+_SUFFIX = re.compile(r"\.(tmp|units|old(-\d+)?|corrupt-\d+)$")  # of a leftover
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which data folder, and what to keep in it; see `survey`."""
+
+    root: Path
+    registered: frozenset[str]
+    keep_runs: int
+    grace: float
 
 
 class Item(BaseModel):
-    """Something that goes or stays, and why."""
+    """Something that is deleted or stays, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,10 +53,11 @@ class Item(BaseModel):
 
 
 class Retention(BaseModel):
-    """What `collect` would remove, and what it leaves."""
+    """What `collect` would delete, and what stays."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    rules: Rules = Field(exclude=True, repr=False)
     going: tuple[Item, ...]
     staying: tuple[Item, ...]
 
@@ -53,6 +66,7 @@ class Retention(BaseModel):
         return sum(item.bytes for item in self.going)
 
 
+@storage.hashing_once()
 def survey(
     root: Path,
     registered: Collection[str],
@@ -60,204 +74,279 @@ def survey(
     keep_runs: int = KEPT_RUNS,
     grace: float = GRACE,
 ) -> Retention:
-    """What may go from a data folder. Removes nothing.
+    """Decide what can be deleted from a data folder. Deletes nothing.
 
     Args:
-        registered: names of the runs that the registry has versions of; runs that say so
-            themselves (`registered.json`) are kept as well.
+        registered: names of the runs that the registry has versions of; runs with a
+            `registered.json` are kept as well.
         keep_runs: how many finished runs without a version stay, the newest ones.
         grace: seconds for which what is new stays.
+
+    Raises NewerFormat where a newer slm wrote a record: what that needs is not known here.
     """
-    return _Survey(root, set(registered), keep_runs, time.time() - grace).result()
+    rules = Rules(root, frozenset(registered), keep_runs, grace)
+    look = _Survey(rules)
+    going: list[Item] = []
+    staying: list[Item] = []
+    for path in look.candidates():
+        reason = look.why_kept(path)
+        item = Item(path=path, bytes=_size(path), reason=reason or look.why_deleted(path))
+        (staying if reason else going).append(item)
+    return Retention(rules=rules, going=tuple(going), staying=tuple(staying))
 
 
-def collect(found: Retention) -> int:
-    """Removes what a survey says may go; returns the bytes. What was used meanwhile stays."""
+@storage.hashing_once()
+def collect(retention: Retention) -> int:
+    """Delete what a survey found; returns the bytes.
+
+    Each item is decided anew while its locks are held, in the survey's order: runs before the
+    shards that they need, shards before sources. What came into use meanwhile stays.
+    """
     freed = 0
-    for item in found.going:
-        if _in_use(item.path) or (item.path / REGISTERED).exists():
-            logger.warning("%s is in use now: it stays", item.path)
-        elif item.path.is_dir():
-            storage.discard(item.path)
-            freed += item.bytes
-        elif item.path.exists():
-            item.path.unlink()
-            freed += item.bytes
+    for item in retention.going:
+        if not item.path.exists():
+            continue
+        try:
+            with ExitStack() as held:
+                for lock in _locks(retention.rules.root, item.path):
+                    held.enter_context(storage.lock(lock, wait=False))
+                reason = _Survey(retention.rules).why_needed(item.path)
+                if reason is None:
+                    _delete(item.path)
+                    freed += item.bytes
+        except InUse:
+            reason = "in use"
+        except FileNotFoundError:  # another gc deleted it first
+            continue
+        if reason:
+            logger.warning("%s stays: %s", item.path, reason)
     return freed
 
 
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        storage.discard(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class _Survey:
-    """One look through a data folder."""
+    """One look through a data folder; what several decisions need is read once."""
 
-    def __init__(self, root: Path, registered: set[str], keep_runs: int, since: float) -> None:
-        self.root, self.registered = root, registered
-        self.keep_runs, self.since = keep_runs, since
-        self.going: list[Item] = []
-        self.staying: list[Item] = []
+    def __init__(self, rules: Rules) -> None:
+        self.rules, self.root = rules, rules.root
+        self.since = time.time() - rules.grace
 
-    def result(self) -> Retention:
-        for kind in ("sources", "shards", "runs", REPRODUCED):
-            self._leftovers(self.root / kind)
-        for folder in _folders(self.root / REPRODUCED):
-            self._sort(folder, "rebuilt by slm reproduce", keep="")
-        runs = _folders(self.root / "runs")
-        kept = self._runs(runs)
-        shards = {_shards_key(run) for run in kept}
-        sources = self._data("shards", Shards, shards)
-        self._data("sources", Source, sources)
-        return Retention(going=tuple(self.going), staying=tuple(self.staying))
+    # ---- what there is ----
 
-    def _runs(self, runs: list[Path]) -> list[Path]:
-        """Sorts runs; returns those that stay."""
-        newest = sorted(runs, key=_changed, reverse=True)
-        spare = [r for r in newest if self._why_kept(r) is None][: self.keep_runs]
-        kept = []
-        for run in runs:
-            reason = self._why_kept(run)
-            if reason is None and run in spare:
-                reason = f"one of the newest {self.keep_runs} runs without a version"
-            if self._sort(run, "an older run without a version", keep=reason or ""):
-                kept.append(run)
-                self._inside(run)
-        return kept
+    def candidates(self) -> Iterator[Path]:
+        """All that is decided about, in the order in which it can be deleted."""
+        for kind in (REPRODUCED, "runs", "shards", "sources"):
+            yield from _leftovers(self.root / kind)
+            for folder in _folders(self.root / kind):
+                yield folder
+                if kind == "runs" and folder in self._kept_runs and not self._is_held(folder):
+                    yield from self._inside(RunFolder(folder))
 
-    def _why_kept(self, run: Path) -> str | None:
-        """Why a run stays whatever its age; None where it may go."""
-        if run.name in self.registered or (run / REGISTERED).exists():
+    def _inside(self, run: RunFolder) -> Iterator[Path]:
+        """Of a kept run: leftovers, and the checkpoints that it does not need."""
+        yield from _leftovers(run.path)
+        yield from _leftovers(run.path / CHECKPOINTS)
+        yield from (path for _, path in run.checkpoints if self._checkpoint_need(path) is None)
+
+    # ---- decisions ----
+
+    def why_kept(self, path: Path) -> str | None:
+        """Why something stays; None where it can be deleted."""
+        if self._is_held(path):
+            return "in training" if path.parent == self.root / "runs" else "in use"
+        return self.why_needed(path)
+
+    def why_needed(self, path: Path) -> str | None:
+        """The same, whether or not a process holds its locks."""
+        need = None
+        if storage.LEFTOVER.fullmatch(path.name):
+            if path.is_dir():
+                return None  # its age says nothing: who works on it holds its lock
+        elif path.parent.name == CHECKPOINTS:
+            need = self._checkpoint_need(path)
+        elif path.parent.name == "runs":
+            need = self._run_need(RunFolder(path))
+        elif path.parent.name == "shards":
+            need = _data_need(path, Shards, self._needed_shards)
+        elif path.parent.name == "sources":
+            need = _data_need(path, Source, self._needed_sources)
+        return need or ("new" if _changed(path) > self.since else None)
+
+    def why_deleted(self, path: Path) -> str:
+        """What is printed of something that can be deleted."""
+        if storage.LEFTOVER.fullmatch(path.name):
+            return "quarantined as corrupt" if ".corrupt-" in path.name else "left unfinished"
+        kind = path.relative_to(self.root).parts[0]
+        if path.parent.name == CHECKPOINTS:
+            return "neither the best nor the last of a finished run"
+        if kind == "runs":
+            done = RunFolder(path).is_finished
+            return "an older run without a version" if done else "no step of it was trained"
+        return (
+            "rebuilt by slm reproduce" if kind == REPRODUCED else f"{kind} that no kept run needs"
+        )
+
+    def _run_need(self, run: RunFolder) -> str | None:
+        with suppress(CorruptionError):
+            _ = run.settings  # raises NewerFormat
+        if run.name in self.rules.registered or (run.path / REGISTERED).exists():
             return "a version was made from it"
-        if RunFolder(run).is_training:
-            return "in training"
-        record = _record(run, Run)
-        if record is None and checkpoint_folders(run / CHECKPOINTS):
-            return "unfinished: it may go on"
-        if record is None and (run / storage.RECORD).exists():
-            return "its record cannot be read"
+        if run.is_finished:
+            if _record(run.path, Run) is None:
+                return "its record cannot be read"
+            if run.path in self._newest_runs:
+                return f"one of the newest {self.rules.keep_runs} runs without a version"
+        elif run.checkpoints:
+            return "unfinished: it can resume"
         return None
 
-    def _inside(self, run: Path) -> None:
-        """Of a kept run: what was left behind; of a finished one, checkpoints that none needs."""
-        if RunFolder(run).is_training:
-            return
-        self._leftovers(run)
-        self._leftovers(run / CHECKPOINTS)
-        record = _record(run, Run)
+    def _checkpoint_need(self, path: Path) -> str | None:
+        run = RunFolder(path.parents[1])
+        record = _record(run.path, Run)
         if record is None:
-            return
-        needed = {record.best, record.last, _evaluated(run)}
-        if not all(_is_whole(run / CHECKPOINTS / name) for name in (record.best, record.last)):
-            return  # the others may be all that is left of it
-        for _, folder in checkpoint_folders(run / CHECKPOINTS):
-            if folder.name not in needed:
-                self._sort(folder, "neither the best nor the last of a finished run", keep="")
+            return "its run can resume"
+        evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
+        if path.name in {record.best, record.last, *(e.checkpoint for e in evaluations if e)}:
+            return "the best, the last or an evaluated one"
+        if not all(_is_whole(run.path / CHECKPOINTS / n) for n in (record.best, record.last)):
+            return "it may be all that is left of its run"
+        return None
 
-    def _data(self, kind: str, record: type[Shards] | type[Source], needed: set[str]) -> set[str]:
-        """Sorts shards or sources by what kept runs need; returns the keys of their inputs."""
-        inputs = set()
-        for folder in _folders(self.root / kind):
-            found = _record(folder, record)
-            reason = ""
-            if found is None:
-                reason = "its record cannot be read" if (folder / storage.RECORD).exists() else ""
-            elif found.key in needed:
-                reason = "a kept run needs it"
-            stays = self._sort(folder, f"{kind} that no kept run needs", keep=reason)
-            if stays and isinstance(found, Shards):
-                inputs.add(found.source_key)
-        return inputs
+    # ---- what kept runs need ----
 
-    def _leftovers(self, folder: Path) -> None:
-        for path in sorted(folder.glob("*")) + sorted(folder.glob(".*")):
-            if storage.LEFTOVER.fullmatch(path.name):
-                reason = "put aside as corrupt" if ".corrupt-" in path.name else "left unfinished"
-                writing = path.is_file() and _changed(path) > self.since
-                keep = "in use" if writing or _in_use(path) else ""
-                item = Item(path=path, bytes=_size(path), reason=keep or reason)
-                (self.staying if keep else self.going).append(item)
+    @cached_property
+    def _newest_runs(self) -> list[Path]:
+        """The newest finished runs that no version was made from."""
+        spare = [
+            folder
+            for folder in _folders(self.root / "runs")
+            if folder.name not in self.rules.registered
+            and not (folder / REGISTERED).exists()
+            and _record(folder, Run)
+        ]
+        return sorted(spare, key=_changed, reverse=True)[: self.rules.keep_runs]
 
-    def _sort(self, path: Path, goes: str, *, keep: str) -> bool:
-        """Puts something among what stays, for a reason or for its youth, or what goes.
+    @cached_property
+    def _kept_runs(self) -> list[Path]:
+        return [path for path in _folders(self.root / "runs") if self.why_kept(path)]
 
-        Returns whether it stays.
-        """
-        reason = keep or ("in use" if _in_use(path) else "")
-        if not reason and _changed(path) > self.since:
-            reason = "new"
-        item = Item(path=path, bytes=_size(path), reason=reason or goes)
-        (self.staying if reason else self.going).append(item)
-        return bool(reason)
+    @cached_property
+    def _needed_shards(self) -> set[str]:
+        needed = set()
+        for path in self._kept_runs:
+            with suppress(CorruptionError):
+                needed.add(RunFolder(path).settings.shards_key)
+        return needed
+
+    @cached_property
+    def _needed_sources(self) -> set[str]:
+        kept = (path for path in _folders(self.root / "shards") if self.why_kept(path))
+        return {shards.source_key for path in kept if (shards := _record(path, Shards))}
+
+    def _is_held(self, path: Path) -> bool:
+        return any(map(_is_held, _locks(self.root, path)))
+
+
+def _data_need(path: Path, kind: type[Shards] | type[Source], needed: set[str]) -> str | None:
+    record = _record(path, kind)
+    if record is None:
+        return "its record cannot be read" if (path / storage.RECORD).exists() else None
+    return "a kept run needs it" if record.key in needed else None
+
+
+# ---- locks ------------------------------------------------------------------------------------
+
+
+def _locks(root: Path, path: Path) -> list[Path]:
+    """The locks that whoever works on something holds.
+
+    >>> _locks(root, root / "shards/tiny-1234")                # and of its .tmp, .units, .old
+    [root / "shards/.tiny-1234.lock"]
+    >>> _locks(root, root / "runs/tiny-5678")                  # and of its checkpoints
+    [root / "runs/tiny-5678/lock"]
+    >>> _locks(root, root / "runs/tiny-5678/evaluation.tmp")
+    [root / "runs/tiny-5678/lock", root / "runs/tiny-5678/.evaluation.lock"]
+    """
+    kind, name, *inside = path.relative_to(root).parts
+    is_leftover = storage.LEFTOVER.fullmatch(path.name)
+    locks = []
+    if kind in ("runs", REPRODUCED) and (inside or not is_leftover):
+        locks.append(root / kind / name / LOCK)
+    if is_leftover and path.is_file():
+        locks.append(path)  # a file that is being written is its own lock
+    elif kind in ("shards", "sources") or (is_leftover and path.parent.name != CHECKPOINTS):
+        result = _SUFFIX.sub("", path.name).removeprefix("." if is_leftover else "")
+        locks.append(storage.lock_of(path.with_name(result)))
+    return locks
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock, shared or not. Looking creates no file."""
+    if not lock.exists():
+        return False
+    try:
+        with storage.lock(lock, wait=False):
+            return False
+    except InUse:
+        return True
+    except UserError:  # not ours to write
+        return storage.is_held(lock)
 
 
 # ---- looking ----------------------------------------------------------------------------------
 
 
+def _leftovers(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if storage.LEFTOVER.fullmatch(path.name))
+
+
 def _folders(parent: Path) -> list[Path]:
     """The folders in a folder that are results, not leftovers, in the order of their names."""
-    if not parent.is_dir():
-        return []
-    found = (path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
     return sorted(
-        p for p in found if not p.name.startswith(".") and not storage.LEFTOVER.fullmatch(p.name)
+        path
+        for path in parent.glob("[!.]*")
+        if path.is_dir() and not path.is_symlink() and not storage.LEFTOVER.fullmatch(path.name)
     )
 
 
 def _record(folder: Path, kind: type[storage.R]) -> storage.R | None:
-    try:
+    """None where there is none, or it cannot be read. Raises NewerFormat."""
+    with suppress(CorruptionError):
         return storage.read_record(folder, kind, verify=False)
-    except CorruptionError:
-        return None
+    return None
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a checkpoint is there with all its bytes."""
-    try:
+    with suppress(CorruptionError):
         return storage.read_record(folder, Checkpoint) is not None
-    except CorruptionError:
-        return False
-
-
-def _evaluated(run: Path) -> str:
-    try:
-        return str(json.loads((run / "evaluation" / storage.RECORD).read_bytes())["checkpoint"])
-    except (OSError, ValueError, KeyError):
-        return ""
-
-
-def _shards_key(run: Path) -> str:
-    try:
-        return RunFolder(run).settings.shards_key
-    except CorruptionError:
-        return ""
-
-
-def _locks(path: Path) -> Iterator[Path]:
-    """The locks that whoever works on a path holds."""
-    base = re.sub(r"\.(tmp|units|old(-\d+)?|corrupt-\d+)$", "", path.name).removeprefix(".")
-    yield path / "lock"  # a run, a reproduction
-    yield path.with_name(f".{base}.lock")  # a stage's folder
-    yield path.parent / "lock"  # what lies in a run
-    yield path.parent.parent / "lock"  # in its checkpoints
-
-
-def _in_use(path: Path) -> bool:
-    return any(map(storage.is_held, _locks(path)))
+    return False
 
 
 def _changed(path: Path) -> float:
-    """When a folder, or what lies in it, last changed."""
+    """When a file, or what is in a folder, last changed; locks, which are taken here, aside."""
     inside: list[Path] = []
     with suppress(OSError):  # a file, or gone
-        inside = list(path.iterdir())
-    return max((found.st_mtime for found in _stats((path, *inside))), default=0.0)
+        inside = [
+            each for each in path.iterdir() if not re.fullmatch(r"lock|\..+\.lock", each.name)
+        ]
+    return max((status.st_mtime for status in _stats(inside or (path,))), default=0.0)
 
 
 def _size(path: Path) -> int:
     inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     files = inside if path.is_dir() else (path,)
-    return sum(found.st_size for found in _stats(files))
+    return sum(status.st_size for status in _stats(files))
 
 
 def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
-    """What the paths are; those that go while it looks are left out."""
+    """The status of each path; those that are gone by then are left out."""
     for path in paths:
         with suppress(FileNotFoundError):
             yield path.lstat()

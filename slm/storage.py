@@ -252,9 +252,9 @@ def _read_fields(path: Path) -> dict[str, Any]:
     """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
     try:
         fields = dict(json.loads(path.read_bytes()))
-        read_format(path, fields)  # a newer one may be hashed otherwise
         if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
-            raise ValueError("its own sha256 does not match")
+            raise ValueError("its own sha256 does not match")  # in every format it is made so
+        read_format(path, fields)
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
     fields.pop("format", None)

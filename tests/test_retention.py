@@ -1,14 +1,23 @@
-"""Retention: what may go goes; a version's source, and what may go on, never does."""
+"""Retention: what nothing needs is deleted; a version's source, and what can resume, never is."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from run_folders import CONFIG, add_checkpoint, add_evaluation, finish_run, start_run
+from run_folders import (
+    CONFIG,
+    add_checkpoint,
+    add_evaluation,
+    commit_data,
+    finish_run,
+    start_run,
+)
 
-from slm import retention, storage
-from slm.records import Checkpoint, Run, Shards
+from slm import storage
+from slm.errors import NewerFormat
+from slm.records import Checkpoint, Run, Shards, Source
 from slm.retention import Item, Retention, collect, survey
 
 
@@ -45,7 +54,7 @@ def test_what_a_version_was_made_of_stays(root: Path) -> None:
     assert gone.bytes == sum(item.bytes for item in gone.going) > 0
 
 
-def test_looking_removes_nothing_and_collecting_what_was_said(root: Path) -> None:
+def test_a_survey_deletes_nothing_and_collect_what_it_listed(root: Path) -> None:
     kept, older = finished(root, "aa"), finished(root, "bb")
     before = sorted(root.rglob("*"))
     found = look(root, kept.name)
@@ -62,7 +71,7 @@ def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
     runs = [finished(root, key) for key in ("aa", "bb", "cc")]
     for age, run in enumerate(runs):
         for path in (run.path, *run.path.iterdir()):
-            storage.os.utime(path, (1e9 - age, 1e9 - age))
+            os.utime(path, (1e9 - age, 1e9 - age))
     assert names(look(root, keep_runs=1).going) == {runs[1].name, runs[2].name}
     assert names(look(root, keep_runs=2).going) == {runs[2].name}
     (runs[2].path / "metrics.jsonl").touch()
@@ -70,7 +79,7 @@ def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
     assert {i.reason for i in look(root, grace=3600).staying if i.path == runs[2].path} == {"new"}
 
 
-def test_an_unfinished_run_keeps_all_that_it_may_go_on_from(root: Path) -> None:
+def test_an_unfinished_run_keeps_all_that_it_can_resume_from(root: Path) -> None:
     path = start_run(root)
     assert path.name in names(look(root).going)  # no step was made: nothing is lost
     add_checkpoint(path, 10)
@@ -82,7 +91,7 @@ def test_an_unfinished_run_keeps_all_that_it_may_go_on_from(root: Path) -> None:
     assert {"tiny-555555555555", "tiny-666666666666", path.name} <= names(found.staying)
 
 
-def test_a_training_that_runs_is_not_touched(root: Path) -> None:
+def test_a_run_in_training_is_not_touched(root: Path) -> None:
     path = start_run(root)
     (path / "checkpoints" / "step_000030.tmp").mkdir()
     with storage.lock(path / "lock"):
@@ -91,7 +100,7 @@ def test_a_training_that_runs_is_not_touched(root: Path) -> None:
         assert {i.reason for i in found.staying if i.path == path} == {"in training"}
 
 
-def test_a_run_that_came_into_use_after_the_look_stays(root: Path) -> None:
+def test_a_run_that_came_into_use_after_the_survey_stays(root: Path) -> None:
     path = start_run(root)
     found = look(root)
     assert path.name in names(found.going)
@@ -113,7 +122,7 @@ def test_of_a_finished_run_the_best_and_the_last_checkpoint_stay(root: Path) -> 
     assert look(root, run.name).going == ()  # a damaged run may need the others
 
 
-def test_leftovers_go_unless_somebody_works_on_them(root: Path) -> None:
+def test_leftovers_are_deleted_unless_a_process_works_on_them(root: Path) -> None:
     run = finished(root, "aa")
     shards = root / "shards"
     left = [
@@ -127,9 +136,8 @@ def test_leftovers_go_unless_somebody_works_on_them(root: Path) -> None:
     for folder in left:
         folder.mkdir(parents=True)
     (run.path / "mlflow.json.tmp").write_text("{")
-    assert {item.path for item in look(root, run.name).going} == {
-        *left, run.path / "mlflow.json.tmp"
-    }  # fmt: skip
+    listed = [item.path for item in look(root, run.name).going]
+    assert sorted(listed) == sorted([*left, run.path / "mlflow.json.tmp"])  # each of them once
     assert {item.path for item in look(root, run.name, grace=60).going} == set(left[:-1])
     with (
         storage.lock(shards / ".tiny-777777777777.lock"),
@@ -142,7 +150,7 @@ def test_leftovers_go_unless_somebody_works_on_them(root: Path) -> None:
     assert sorted(path.name for path in shards.iterdir() if path.is_dir()) == ["tiny-666666666666"]
 
 
-def test_what_cannot_be_read_is_left_for_a_person(root: Path) -> None:
+def test_what_cannot_be_read_stays(root: Path) -> None:
     run = finished(root, "aa")
     for record in ("shards/tiny-666666666666", f"runs/{run.name}"):
         (root / record / "record.json").write_text("{torn")
@@ -165,5 +173,75 @@ def test_shards_that_a_kept_run_shares_stay(root: Path) -> None:
 
 
 def test_an_empty_data_folder_has_nothing(root: Path) -> None:
-    assert look(root) == Retention(going=(), staying=())
-    assert retention.KEPT_RUNS > 0
+    found = look(root)
+    assert (found.going, found.staying) == ((), ())
+
+
+# ---- at the same time -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(root: Path) -> tuple[Path, Path]:
+    """A source and its shards, which no run needs."""
+    shards = commit_data(root, "tiny")
+    return root / "sources" / "tiny-555555555555", shards
+
+
+def test_what_a_stage_reads_stays_with_a_line_that_says_so(
+    root: Path, data: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = look(root)
+    assert {item.path for item in found.going} == set(data)
+    with storage.reading(*data):
+        assert {(i.path, i.reason) for i in look(root).staying} == {(p, "in use") for p in data}
+        assert collect(found) == 0
+    assert all(path.is_dir() for path in data)
+    assert [line for line in caplog.messages if line.endswith("stays: in use")] == [
+        f"{path} stays: in use" for path in reversed(data)
+    ]
+    assert collect(found) == found.bytes > 0
+    assert not any(path.exists() for path in data)
+
+
+def test_a_source_that_is_being_encoded_stays(root: Path, data: tuple[Path, Path]) -> None:
+    """The survey was made before; `slm encode` reads the source as `collect` comes to it."""
+    found = look(root)
+    source, shards = data
+    shutil.rmtree(shards)
+    with storage.reading(source), storage.lock(storage.lock_of(shards)):
+        collect(found)
+    assert storage.read_record(source, Source) is not None
+
+
+def test_shards_that_a_run_was_begun_on_after_the_survey_stay(
+    root: Path, data: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = look(root)
+    add_checkpoint(start_run(root), 10)
+    assert collect(found) == 0
+    assert all(path.is_dir() for path in data)
+    assert f"{data[1]} stays: a kept run needs it" in caplog.messages
+
+
+def test_no_process_holds_what_is_deleted(root: Path, data: tuple[Path, Path]) -> None:
+    """A builder that comes while `collect` deletes waits, as for another builder."""
+    start_run(root, key="cc" * 32)
+    collect(look(root))
+    for folder in data:
+        with storage.lock(storage.lock_of(folder), wait=False):
+            assert not folder.exists()
+
+
+# ---- newer formats ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["record.json", "config.json"])
+def test_a_record_of_a_newer_slm_ends_it_and_nothing_is_deleted(root: Path, file: str) -> None:
+    run = finished(root, "aa")
+    add_checkpoint(start_run(root, key="bb" * 32), 10)
+    path = run.path / file
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "format": storage.FORMAT + 1}))
+    before = {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
+    with pytest.raises(NewerFormat, match=f"{file} is of format"):
+        look(root)
+    assert {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))} == before

@@ -1,4 +1,4 @@
-"""A real run of a second, from a file to its evaluation: for tests of what is told of runs."""
+"""A real run of a second, from a file to its evaluation."""
 
 import atexit
 import json
@@ -42,14 +42,14 @@ def write_documents(path: Path) -> Path:
 
 
 def add_documents(path: Path, seed: int, count: int) -> Path:
-    """Writes so many generated stories into a file."""
+    """Write so many generated stories into a file."""
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories(seed, 0, count)))
     return path
 
 
 def make_run(root: Path, config: PipelineConfig) -> Run:
-    """Every stage up to the evaluation, trained in this process."""
+    """Run every stage up to the evaluation, in this process."""
     shards = encode(config, download(config, root=root), root=root)
     folder = launch.prepare(config, shards, root=root)
     train(folder)
@@ -69,7 +69,7 @@ def _documents() -> Path:
 
 @cache
 def _trained(**training: Any) -> Path:
-    """The data folder of a run that is made once a session, with clean code."""
+    """The data folder of a run that is trained once per session, with clean code."""
     path = _documents()
     config = tiny_config(path, **training)
     root = Path(mkdtemp(dir=path.parent))
@@ -79,7 +79,7 @@ def _trained(**training: Any) -> Path:
 
 
 def copy_run(root: Path, **training: Any) -> Path:
-    """Puts a trained run, its shards and its source into a data folder; returns the run's."""
+    """Put a trained run, its shards and its source into a data folder; return the run's folder."""
     shutil.copytree(_trained(**training), root, dirs_exist_ok=True)
     name = next((_trained(**training) / "runs").iterdir()).name
     return root / "runs" / name
@@ -87,7 +87,7 @@ def copy_run(root: Path, **training: Any) -> Path:
 
 @contextmanager
 def code(state: dict[str, Any]) -> Iterator[None]:
-    """As if the code stood so, and trained without a child process, which takes seconds."""
+    """Report this state of the code, and train without a child process, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "code_state", lambda: state)
         patch.setattr(launch, "supervise", lambda run, config, progress, on_event: train(run))

@@ -1,1 +1,1 @@
-"""History: which runs there are, what they were made of, how they compare."""
+"""History: which runs there are, what they were made from, how they compare."""

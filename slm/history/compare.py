@@ -1,16 +1,18 @@
-"""Two runs side by side: what was set otherwise, how each learned, how well each predicts.
+"""Two runs compared: what was set otherwise, how each learned, how well each predicts.
 
-The difference in bits a byte comes with the gate's own interval, a paired bootstrap over
+The difference in bits per byte comes with the gate's own interval, a paired bootstrap over
 documents. It is given only where both were scored on the same documents.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from slm.config import PipelineConfig
 from slm.evaluation.evaluate import DETAILS
 from slm.evaluation.intervals import paired_interval
 from slm.records import Evaluation, Run
@@ -20,10 +22,11 @@ Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slic
 FIGURES = (  # of a run
     "step", "tokens", "parameters", "train_loss", "val_loss", "val_bpb", "tok_per_sec", "seconds",
 )  # fmt: skip
+MAX_ROWS = 8  # of a table of two curves
 
 
 class Interval(BaseModel):
-    """The difference in bits a byte, second minus first, with its 95 % interval."""
+    """The difference in bits per byte, second minus first, with its 95 % interval."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,15 +43,15 @@ class Interval(BaseModel):
     @property
     def figures(self) -> str:
         return (
-            f"{self.difference:+.4f} bits a byte (95 %: {self.low:+.4f} to {self.high:+.4f}) on "
+            f"{self.difference:+.4f} bits per byte (95 %: {self.low:+.4f} to {self.high:+.4f}) on "
             f"the same {self.documents:,} documents"
         )
 
     @property
     def sentence(self) -> str:
-        """Which of the two is better, as far as the interval tells."""
-        told = {True: "B is better", False: "A is better", None: "no difference is shown"}
-        return f"{told[self.better]}: {self.figures}"
+        """Which of the two is better, as far as the interval shows."""
+        result = {True: "B is better", False: "A is better", None: "no difference is shown"}
+        return f"{result[self.better]}: {self.figures}"
 
 
 class SamplePair(BaseModel):
@@ -80,36 +83,37 @@ class Comparison(BaseModel):
 
 
 def compare(a: RunFolder, b: RunFolder) -> Comparison:
-    """Compares two runs; either may be unfinished, and then lacks figures.
+    """Compare two runs; either may be unfinished, and then lacks figures.
 
     Raises CorruptionError where a folder holds no run.
     """
-    records = [run.record for run in (a, b)]
-    scores = [run.evaluation for run in (a, b)]
+    runs = (a.record, b.record)
+    evaluations = (a.evaluation, b.evaluation)
     curves = (_curve(a), _curve(b))
-    interval, why = _interval((a, b), scores)
+    interval, reason = _interval((a, b), evaluations)
     return Comparison(
         a=a.name,
         b=b.name,
-        config=config_differences(a.config.flat(), b.config.flat()),
-        figures={name: (_figure(name, records[0], scores[0]), _figure(name, records[1], scores[1]))
-                 for name in FIGURES},
+        config=config_differences(a.config, b.config),
+        figures={
+            name: (_figure(name, runs[0], evaluations[0]), _figure(name, runs[1], evaluations[1]))
+            for name in FIGURES
+        },
         curves=curves,
         at_equal_tokens=at_equal_tokens(*curves),
         interval=interval,
-        no_interval=why,
+        no_interval=reason,
         samples=_samples(a, b),
-    )  # fmt: skip
+    )
 
 
 # ---- settings and figures ---------------------------------------------------------------------
 
 
-def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ between two flat configs, and both values; a missing one is None."""
-    return {
-        key: (a.get(key), b.get(key)) for key in dict.fromkeys((*a, *b)) if a.get(key) != b.get(key)
-    }
+def config_differences(a: PipelineConfig, b: PipelineConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, and both values."""
+    ours, theirs = a.flat(), b.flat()
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
 def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float | None:
@@ -123,18 +127,22 @@ def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float 
 
 def _curve(run: RunFolder) -> Curve:
     per_step = run.config.train.tokens_per_step
-    entries = (entry for entry in run.journal if entry["event"] == "evaluate")
-    return [(entry["step"] * per_step, entry["val_bpb"]) for entry in entries]
+    scores = ((e["step"], e.get("val_bpb")) for e in run.journal if e["event"] == "evaluate")
+    return [(step * per_step, val_bpb) for step, val_bpb in scores if val_bpb is not None]
 
 
-def at_equal_tokens(a: Curve, b: Curve, most: int = 8) -> list[tuple[int, float, float]]:
-    """Both curves at the same tokens, interpolated between evaluations, where both were scored."""
+def at_equal_tokens(a: Curve, b: Curve) -> list[tuple[int, float, float]]:
+    """Both curves at the same tokens, interpolated, over the range in which both were scored.
+
+    >>> at_equal_tokens([(0, 4.0), (100, 2.0)], [(50, 5.0), (150, 3.0)])
+    [(50, 3.0, 5.0), (100, 2.0, 4.0)]
+    """
     if not a or not b:
         return []
     first, last = max(a[0][0], b[0][0]), min(a[-1][0], b[-1][0])
     places = sorted({tokens for tokens, _ in (*a, *b) if first <= tokens <= last})
-    if len(places) > most:
-        chosen = np.linspace(0, len(places) - 1, most).round().astype(int)
+    if len(places) > MAX_ROWS:
+        chosen = np.linspace(0, len(places) - 1, MAX_ROWS).round().astype(int)
         places = [places[i] for i in chosen]
     return [(tokens, _at(a, tokens), _at(b, tokens)) for tokens in places]
 
@@ -147,36 +155,36 @@ def _at(curve: Curve, tokens: int) -> float:
 
 
 def _interval(
-    runs: Sequence[RunFolder], scores: Sequence[Evaluation | None]
+    runs: Sequence[RunFolder], evaluations: Sequence[Evaluation | None]
 ) -> tuple[Interval | None, str | None]:
     """The interval, or why there is none."""
-    for run, score in zip(runs, scores, strict=True):
-        if score is None:
+    rows = []
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        if evaluation is None:
             return None, f"{run.name} is not evaluated: slm evaluate {run.name}"
-    try:
-        rows = [
-            np.array(_documents(score)) for score in scores if score
-        ]  # (N, 3): nats, tokens, bytes
-    except (OSError, ValueError, KeyError) as error:
-        return None, f"an evaluation cannot be read: {error}"
-    count = min(len(each) for each in rows)
-    ours, theirs = (each[:count] for each in rows)
-    if not count or (ours[:, 2] != theirs[:, 2]).any():
+        try:
+            rows.append(_documents(evaluation))
+        except (OSError, ValueError, KeyError) as error:
+            return None, f"an evaluation cannot be read: {error}"
+    count = min(map(len, rows))
+    a, b = (each[:count] for each in rows)
+    if not count or (a[:, 2] != b[:, 2]).any():
         return None, "they were scored on other documents"
-    difference, low, high = paired_interval(theirs[:, 0], ours[:, 0], ours[:, 2].astype(np.int64))
+    difference, low, high = paired_interval(b[:, 0], a[:, 0], a[:, 2].astype(np.int64))
     return Interval(difference=difference, low=low, high=high, documents=count), None
 
 
-def _documents(evaluation: Evaluation) -> list[tuple[float, int, int]]:
-    """(nats, tokens, bytes) of every document that a run was scored on."""
-    return list(json.loads((evaluation.path / DETAILS).read_bytes())["documents"])
+def _documents(evaluation: Evaluation) -> npt.NDArray[np.float64]:
+    """(N, 3): nats, tokens and bytes of every document that a run was scored on."""
+    details = json.loads((evaluation.path / DETAILS).read_bytes())
+    return np.array(details["documents"], np.float64)
 
 
 # ---- samples ----------------------------------------------------------------------------------
 
 
 def _samples(a: RunFolder, b: RunFolder) -> list[SamplePair]:
-    """The samples of both reports that begin and were drawn alike."""
+    """The samples of both reports that have the same prompt and settings."""
     ours, theirs = written_samples(a), written_samples(b)
     return [
         SamplePair(prompt=key[0], temperature=key[1], top_k=key[2], a=text, b=theirs[key])
@@ -186,7 +194,7 @@ def _samples(a: RunFolder, b: RunFolder) -> list[SamplePair]:
 
 
 def written_samples(run: RunFolder) -> dict[tuple[str, float, int], str]:
-    """What a run's report shows: (prompt, temperature, top-k) → completion."""
+    """The samples of a run's report: (prompt, temperature, top-k) → completion."""
     try:
         rows = json.loads((run.path / REPORT / "samples.json").read_bytes())
     except (OSError, ValueError):

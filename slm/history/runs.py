@@ -1,4 +1,4 @@
-"""The runs that there are, a line each."""
+"""The runs of a data folder, a line each."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ class RunFacts(BaseModel):
 
 def list_runs(root: Path | None = None) -> list[RunFacts]:
     """Every run of a data folder, the newest first."""
-    found = [_facts(run) for run in DataRoot(root).runs()]
-    return sorted(found, key=lambda facts: -(facts.started or 0))
+    facts = map(_facts, DataRoot(root).runs())
+    return sorted(facts, key=lambda each: -(each.started or 0))
 
 
 def _facts(run: RunFolder) -> RunFacts:
@@ -34,19 +34,19 @@ def _facts(run: RunFolder) -> RunFacts:
     evaluation: Evaluation | None = None
     try:
         for entry in run.journal:
-            entries.append(entry)  # one by one: those before a broken line count
+            entries.append(entry)  # one by one, so that those before a broken line are kept
         record, evaluation = run.record, run.evaluation
         state = "finished" if record else "training" if run.is_training else "stopped"
     except NewerFormat:
         state = "newer"
     except CorruptionError:
         state = "damaged"
-    losses = [entry["val_bpb"] for entry in entries if entry["event"] == "evaluate"]
+    scores = [entry["val_bpb"] for entry in entries if entry.get("val_bpb") is not None]
     return RunFacts(
         run=run.name,
         state=state,
         started=entries[0]["time"] if entries else None,
         step=max((entry.get("step") or 0 for entry in entries), default=0),
-        val_bpb=evaluation.val_bpb if evaluation else losses[-1] if losses else None,
+        val_bpb=evaluation.val_bpb if evaluation else scores[-1] if scores else None,
         seconds=record.seconds if record else None,
     )

@@ -12,8 +12,7 @@ from slm.config import ModelConfig
 from slm.errors import CorruptionError
 from slm.model.gpt import GPT
 from slm.storage import RECORD, check_files
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 MODEL_FILES = (MODEL, CONFIG, TOKENIZER)  # all that sampling, or further training, needs

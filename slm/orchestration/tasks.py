@@ -27,8 +27,7 @@ from slm.orchestration.display import current
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Source, Version
 from slm.registry.assessment import Verdict
 from slm.retraining.decide import Decision
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 GPU = "gpu"  # the global concurrency limit of the server that a training on a GPU holds
 LEASE_SECONDS = 60.0  # that a training which died keeps it

@@ -23,8 +23,7 @@ from slm.records import Progress, Shards
 from slm.registry.finding import checkpoint_folder, fetch_version, required, run_folder
 from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.tracking.server import as_default
 
 if TYPE_CHECKING:

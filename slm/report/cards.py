@@ -1,9 +1,13 @@
-"""What the report says of the data, the model and their origin: records as pairs of words."""
+"""Tables of the report on the data, the model and its origin, as pairs of text, and the head of
+the model card.
+"""
 
 import json
 import shlex
 from contextlib import suppress
 from typing import Any
+
+import yaml
 
 from slm.config import LIMITS, PipelineConfig, Section
 from slm.errors import SlmError
@@ -12,38 +16,38 @@ from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
 from slm.run_folder import PARENT
 
-Pairs = list[tuple[str, str]]
+Pairs = list[tuple[str, str]]  # name, value
 
-PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses, which no model depends on
+PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses: no model depends on them
 PROMISES = {
-    "C": "On a CPU of the same kind, with the same torch and as many threads, so do the weights.",
-    "D": "On a GPU of the same model with the same driver and torch, so do the weights.",
-    "E": "On as many GPUs of the same model, with the same driver and torch, so do the weights.",
+    "C": "On a CPU of the same kind, with the same torch and as many threads, so are the weights.",
+    "D": "On a GPU of the same model, with the same driver and torch, so are the weights.",
+    "E": "On as many GPUs of the same model, with the same driver and torch, so are the weights.",
 }
 
 
 def key_figures(run: Run, checkpoint: Checkpoint, evaluation: Evaluation) -> list[dict[str, str]]:
     """The five figures at the head of the page, of the checkpoint that was evaluated."""
-    cut = checkpoint.step < run.step
+    is_last = checkpoint.step == run.step
 
     def figure(name: str, value: str, note: str) -> dict[str, str]:
         return {"name": name, "value": value, "note": note}
 
     return [
-        figure("bits a byte", f"{evaluation.val_bpb:.3f}", interval(evaluation)),
-        figure("loss", f"{evaluation.val_loss:.3f}", "nats a token, held-out"),
+        figure("bits per byte", f"{evaluation.val_bpb:.3f}", interval(evaluation)),
+        figure("loss", f"{evaluation.val_loss:.3f}", "nats per token, held-out"),
         figure("parameters", short(run.parameters), f"{run.parameters:,}"),
         figure("trained on", short(checkpoint.tokens), f"tokens, in {_steps(run, checkpoint)}"),
         figure(
-            "training took" if cut else "took",
+            "took" if is_last else "training took",
             duration(run.seconds),
-            f"{run.tok_per_sec:,.0f} tokens a second, median",
+            f"{run.tok_per_sec:,.0f} tokens/s, median",
         ),
     ]
 
 
 def _steps(run: Run, checkpoint: Checkpoint) -> str:
-    """The steps behind a checkpoint, and where it is not the last of its run, of how many."""
+    """The steps of a checkpoint, and of how many where it is not the last of its run."""
     of = f" of {run.step:,}" if checkpoint.step < run.step else ""
     return f"{checkpoint.step:,}{of} steps"
 
@@ -59,15 +63,15 @@ def evaluation_card(evaluation: Evaluation) -> Pairs:
         ("held-out documents, each scored once", f"{evaluation.documents:,}"),
         ("tokens", f"{evaluation.tokens:,}"),
         ("UTF-8 bytes", f"{evaluation.bytes:,}"),
-        ("loss, nats a token", f"{evaluation.val_loss:.4f}"),
-        ("bits a UTF-8 byte", f"{evaluation.val_bpb:.4f}"),
+        ("loss, nats per token", f"{evaluation.val_loss:.4f}"),
+        ("bits per UTF-8 byte", f"{evaluation.val_bpb:.4f}"),
     ]
     if "val_bpb_interval" in evaluation.details:
         low, high = evaluation.details["val_bpb_interval"]
         pairs.append(("its 95 % interval, documents resampled", f"{low:.4f} to {high:.4f}"))
     if calibration := evaluation.details.get("calibration"):
         pairs += [
-            ("likeliest token is right", f"{100 * calibration['accuracy']:.1f} %"),
+            ("most likely token is right", f"{100 * calibration['accuracy']:.1f} %"),
             ("expected calibration error", f"{100 * calibration['error']:.2f} %"),
         ]
     return pairs
@@ -77,20 +81,19 @@ def data_card(config: PipelineConfig, shards: Shards | None, source: Source | No
     name = source.dataset if source else config.data.path or config.data.source
     pairs = [("dataset", name)]
     if name == "stories":
-        pairs.append(("kind", "synthetic: short stories from a grammar of this project's own"))
+        pairs.append(("kind", "synthetic: short stories from this project's own grammar"))
     if source:
         pairs.append(("revision", source.revision))
     if shards is None:
         return [*pairs, ("shards", "no longer on this machine")]
-    for split in sorted(shards.splits):
-        held = shards.splits[split]
+    for split, held in sorted(shards.splits.items()):
         pairs += [
             (f"{split} documents", f"{held.documents:,}"),
             (f"{split} tokens", f"{held.tokens:,}"),
             (f"{split} UTF-8 bytes", f"{held.bytes:,}"),
         ]
     pairs.append(("vocabulary", f"{shards.vocab_size:,} tokens"))
-    pairs += [(f"dropped: {why}", f"{n:,}") for why, n in sorted(shards.dropped.items())]
+    pairs += [(f"dropped: {reason}", f"{n:,}") for reason, n in sorted(shards.dropped.items())]
     return pairs
 
 
@@ -98,42 +101,43 @@ def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_s
     shape, train = config.model, config.train
     heads = f"{shape.n_head}"
     if shape.n_kv_head not in (None, shape.n_head):
-        heads += f", of keys and values {shape.n_kv_head}"
+        heads += f", {shape.n_kv_head} of keys and values"
     return [
         ("architecture", shape.architecture),
         ("parameters", f"{run.parameters:,}"),
-        ("of them in the embedding", f"{vocab_size * shape.n_embd:,}"),
+        ("embedding parameters", f"{vocab_size * shape.n_embd:,}"),
         ("layers", f"{shape.n_layer}"),
         ("heads", heads),
         ("width", f"{shape.n_embd}"),
         ("context", f"{shape.seq_len:,} tokens"),
         ("optimizer", f"{train.optimizer}, {train.schedule} schedule"),
-        ("tokens a step", f"{train.tokens_per_step:,}"),
+        ("tokens per step", f"{train.tokens_per_step:,}"),
         ("trained for", _steps(run, checkpoint)),
-        ("meant for", "research and teaching: it writes text like its data, facts it has none"),
+        ("intended use", "research and teaching: it writes text like its data and knows no facts"),
     ]
 
 
-# ---- where it comes from ----------------------------------------------------------------------
+# ---- origin -----------------------------------------------------------------------------------
 
 
 def commands(config: PipelineConfig, run: Run) -> list[str]:
-    """The commands that make this run again, and those that use it."""
+    """The commands that reproduce this run, and those that use it."""
     changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
     prompt = next(iter(config.report.prompts), "Once upon a time")
-    anew = [] if (run.path / PARENT).is_dir() else [" ".join(["slm run", config.recipe, *changes])]
+    from_seed = not (run.path / PARENT).is_dir()
+    rerun = [" ".join(["slm run", config.recipe, *changes])] if from_seed else []
     return [
         f"slm reproduce {run.name}",
-        *anew,
+        *rerun,
         f"slm evaluate {run.name}",
         f"slm sample {run.name} --prompt {shlex.quote(prompt)}",
     ]
 
 
 def _overrides(config: PipelineConfig, run: Run) -> Pairs:
-    """What the config has that its recipe, as `pipelines.yaml` has it now, has not.
+    """The settings that differ from those of the recipe in `pipelines.yaml` now.
 
-    A limit in seconds comes to other steps each time: the steps that it came to stand for it.
+    A limit in seconds gives other steps each time, so the steps that it gave replace it.
     """
     ours = config.flat()
     if config.train.max_seconds is not None:
@@ -157,16 +161,16 @@ def _recipe(config: PipelineConfig) -> PipelineConfig | None:
 
 
 def promise(run: Run) -> str:
-    """What comes out the same when the run is made again."""
+    """What is the same when the run is reproduced."""
     return (
-        "slm reproduce makes the run again with the steps, the precision and the batches that it "
-        "had, and compares every hash. The shards come out the same to the bit on any machine. "
+        "slm reproduce rebuilds the run with the steps, the precision and the batches that it "
+        "had, and compares every hash. The shards are the same to the bit on any machine. "
         f"{PROMISES.get(run.level, '')}"
     )
 
 
 def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
-    """The whole config, a list a section; limits that are not set are left out."""
+    """The whole config, one list per section; limits that are not set are left out."""
     tables = []
     for name in type(config).model_fields:
         if isinstance(section := getattr(config, name), Section):
@@ -175,7 +179,36 @@ def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
     return tables
 
 
-# ---- words ------------------------------------------------------------------------------------
+# ---- the model card ---------------------------------------------------------------------------
+
+
+def front_matter(config: PipelineConfig, evaluation: Evaluation, source: Source | None) -> str:
+    """The YAML at the head of a model card (huggingface.co/docs/hub/model-cards)."""
+    generated = config.data.source == "stories"
+    dataset = source.dataset if source else config.data.path or config.data.source
+    result = {
+        "task": {"type": "text-generation", "name": "Text generation"},
+        "dataset": {"type": dataset, "name": f"{dataset}, held-out documents", "split": "val"},
+        "metrics": [
+            {"type": "bits_per_byte", "name": "bits per UTF-8 byte", "value": evaluation.val_bpb},
+            {"type": "loss", "name": "nats per token", "value": evaluation.val_loss},
+        ],
+    }
+    fields: dict[str, Any] = {
+        "language": config.report.language,
+        "license": config.report.license or ("mit" if generated else "unknown"),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["slm", "small-language-model", config.model.architecture],
+        "metrics": ["bits_per_byte", "loss"],
+        "model-index": [{"name": evaluation.run, "results": [result]}],
+    }
+    if config.data.source == "hub":
+        fields["datasets"] = [dataset]
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+# ---- text -------------------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:

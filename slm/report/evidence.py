@@ -1,4 +1,4 @@
-"""What the report shows of the evaluation and the data beyond single figures, as plain values."""
+"""Tables of the report on the evaluation and the data, as plain values for the templates."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -14,27 +14,27 @@ EXCERPT_TOKENS = 60
 
 
 def references(checkpoint: Checkpoint, evaluation: Evaluation) -> dict[str, Any] | None:
-    """The model among others by bits a byte, the worst first; None where none were measured."""
-    beside = evaluation.details.get("beside")
-    if not beside:
+    """The model among the references by bits per byte, the worst first; None without references."""
+    measured = evaluation.details.get("beside")
+    if not measured:
         return None
     knows = f"{checkpoint.tokens:,} tokens, with repetition"
-    ours = {"name": "this model", "bpb": beside["val_bpb"], "knows": knows, "ours": True}
-    rows = [{**row, "ours": False} for row in beside["references"]]
+    ours = {"name": "this model", "bpb": measured["val_bpb"], "knows": knows, "is_model": True}
+    rows = [{**row, "is_model": False} for row in measured["references"]]
     rows = sorted([*rows, ours], key=lambda row: -row["bpb"])
-    return {"rows": rows, "documents": beside["documents"], "bytes": beside["bytes"]}
+    return {"rows": rows, "documents": measured["documents"], "bytes": measured["bytes"]}
 
 
-def others(evaluation: Evaluation) -> dict[str, Baseline]:
-    """The references by their names."""
-    beside = evaluation.details.get("beside") or {"references": []}
-    return {row["name"]: Baseline(**row) for row in beside["references"]}
+def references_by_name(evaluation: Evaluation) -> dict[str, Baseline]:
+    """The other predictors of the same documents."""
+    measured = evaluation.details.get("beside") or {"references": []}
+    return {row["name"]: Baseline(**row) for row in measured["references"]}
 
 
 def comparable_bpb(evaluation: Evaluation) -> float:
-    """The model's on the documents that the references were given."""
-    beside = evaluation.details.get("beside")
-    return float(beside["val_bpb"]) if beside else evaluation.val_bpb
+    """The model's bits per byte on the documents that the references were scored on."""
+    measured = evaluation.details.get("beside")
+    return float(measured["val_bpb"]) if measured else evaluation.val_bpb
 
 
 def extremes(
@@ -48,12 +48,12 @@ def extremes(
         for kind in ("least_likely", "most_likely")
         for number, bpb in evaluation.details.get(kind, ())[:2]
     ]
-    wanted = {number for _, number, _ in chosen}
-    last = max(wanted, default=-1)
+    numbers = {number for _, number, _ in chosen}
+    last = max(numbers, default=-1)
     texts = {
         number: tokenizer.decode(ids[:EXCERPT_TOKENS]) + ("…" if len(ids) > EXCERPT_TOKENS else "")
         for number, ids in enumerate(islice(documents(shards, "val"), last + 1))
-        if number in wanted
+        if number in numbers
     }
     return [
         {"kind": kind.replace("_", " "), "bpb": bpb, "text": texts[number]}
@@ -63,18 +63,21 @@ def extremes(
 
 
 def duplicates(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Duplicates between train and val: pairs of words, and the examples."""
-    found = evaluation.details.get("contamination")
-    if not found:
+    """Duplicates between train and val: counts and examples; None where none were searched."""
+    counts = evaluation.details.get("contamination")
+    if not counts:
         return None
-    looked = f"{found['documents']:,} held-out, {found['train_tokens']:,} training tokens"
+    searched = f"{counts['documents']:,} held-out, {counts['train_tokens']:,} training tokens"
     pairs = [
-        ("documents looked for, and in how much", looked),
-        ("exact duplicates", f"{found['exact']:,}"),
-        ("near duplicates: half or more in one training document", f"{found['near']:,}"),
-        ("runs of 13 tokens that occur anywhere in train, mean", percent(found["phrases"])),
+        ("documents compared, and with how much", searched),
+        ("exact duplicates", f"{counts['exact']:,}"),
+        ("near duplicates: half or more in one training document", f"{counts['near']:,}"),
+        (
+            "sequences of 13 tokens that occur anywhere in train, mean share",
+            percent(counts["phrases"]),
+        ),
     ]
-    examples = [{**pair, "shared": percent(pair["shared"])} for pair in found["examples"]]
+    examples = [{**pair, "shared": percent(pair["shared"])} for pair in counts["examples"]]
     return {"pairs": pairs, "examples": examples}
 
 
@@ -82,15 +85,15 @@ def cleaning(source: Source | None, shards: Shards | None) -> list[dict[str, Any
     """Each reason for which documents were left out or changed, with how many and examples."""
     unread = source.dropped if source else {}
     rows = [
-        {"what": "not read", "reason": reason, "documents": count, "examples": []}
+        {"action": "not read", "reason": reason, "documents": count, "examples": []}
         for reason, count in unread.items()
     ]
     if shards is None:
         return rows
     return rows + [
-        {"what": what, "reason": reason, **_cleaned(entry)}
-        for what in ("dropped", "changed")
-        for reason, entry in sorted(shards.cleaning.get(what, {}).items())
+        {"action": action, "reason": reason, **_cleaned(entry)}
+        for action in ("dropped", "changed")
+        for reason, entry in sorted(shards.cleaning.get(action, {}).items())
     ]
 
 

@@ -1,9 +1,9 @@
 """A language model's opinion of the samples, by the rubric of TinyStories. Off by default.
 
 Eldan and Li 2023 (arXiv:2305.07759, section 4) had GPT-4 grade completions as a teacher would, for
-grammar, creativity and consistency with the beginning, from 1 to 10. Any API that speaks OpenAI's
-`/chat/completions` will do. What it answers is data: numbers are checked, words are shown as text,
-and a judge that fails costs the report nothing but its grades.
+grammar, creativity and consistency with the beginning, from 1 to 10. Any API with OpenAI's
+`/chat/completions` will do. Its answer is data: numbers are checked, words are shown as text, and
+a judge that fails costs the report nothing but its grades.
 """
 
 import json
@@ -20,14 +20,14 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from slm.config import ReportConfig
 from slm.records import Progress, silent
-from slm.report.grid import GridSample
+from slm.report.samples import ReportSample
 
 KEY = "SLM_JUDGE_API_KEY"
 RUBRIC = ("grammar", "creativity", "consistency")
-MOST_BYTES = 64_000  # of an answer that are read
-COMMENT_CHARACTERS = 300
+MAX_BYTES = 64_000  # of an answer that are read
+MAX_COMMENT = 300  # characters
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # what may be sent as a key: RFC 6750, section 2.1
-_UNREADABLE = (  # what an answer may come to: no JSON, another shape, too deep, too large a number
+_UNREADABLE = (  # no JSON, JSON of another shape, too deep, a number that is too large
     ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
 )  # fmt: skip
 TASK = (
@@ -40,7 +40,7 @@ TASK = (
 
 @dataclass(frozen=True)
 class Grade:
-    """What the judge said of one sample, or why there is no grade."""
+    """The judge's grades of one sample, or why there are none."""
 
     prompt: str
     grades: dict[str, float]  # of RUBRIC; empty where it failed
@@ -48,38 +48,38 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Grades:
     """All grades, and their means."""
 
     model: str
-    grades: list[Grade]
+    samples: list[Grade]
 
     @property
     def means(self) -> dict[str, str]:
-        graded = [grade.grades for grade in self.grades if grade.grades]
+        graded = [grade.grades for grade in self.samples if grade.grades]
         return {name: f"{fmean(g[name] for g in graded):.1f}" for name in RUBRIC} if graded else {}
 
 
 def ask_judge(
-    samples: Sequence[GridSample], settings: ReportConfig, progress: Progress = silent
-) -> Opinion | None:
-    """The judge's opinion of each sample; None where none is configured.
+    samples: Sequence[ReportSample], settings: ReportConfig, progress: Progress = silent
+) -> Grades | None:
+    """Have each sample graded; None where no judge is configured.
 
-    After three failures in a row the rest is not asked.
+    After three failures in a row the other samples are skipped.
     """
     if settings.judge_url is None:
         return None
     key = os.environ.get(KEY, "").strip()
     if key and not _BEARER.fullmatch(key):
-        why = f"nothing was asked: {KEY} is no key, it holds what a key may not have"
-        return Opinion(settings.judge_model, [Grade("", {}, why)])
+        reason = f"no sample was sent: {KEY} has characters that no key may have"
+        return Grades(settings.judge_model, [Grade("", {}, reason)])
     grades: list[Grade] = []
     for number, sample in enumerate(samples):
         progress("report  asking the judge", number, len(samples))
         grades.append(_grade(sample, settings, key))
         if len(grades) >= 3 and not any(grade.grades for grade in grades[-3:]):
             break
-    return Opinion(settings.judge_model, grades)
+    return Grades(settings.judge_model, grades)
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -89,7 +89,7 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def _grade(sample: GridSample, settings: ReportConfig, key: str) -> Grade:
+def _grade(sample: ReportSample, settings: ReportConfig, key: str) -> Grade:
     question = f"{TASK}\n\n{sample.prompt}***{sample.completion}"
     body = {
         "model": settings.judge_model,
@@ -108,29 +108,29 @@ def _grade(sample: GridSample, settings: ReportConfig, key: str) -> Grade:
         comment = f"the judge answered with status {error.code}"
     except (OSError, HTTPException) as error:
         comment = f"no grade: {type(error).__name__}: {error}"
-    except ValueError:  # its words may hold the headers
+    except ValueError:  # its message may hold the headers
         comment = "no grade: the question cannot be sent"
     else:
         grades, comment = _read(answer)
-    if key:  # a server may say it back
+    if key:  # a server may echo it
         comment = comment.replace(key, "…")
-    return Grade(sample.prompt, grades, comment[:COMMENT_CHARACTERS])
+    return Grade(sample.prompt, grades, comment[:MAX_COMMENT])
 
 
 def _post(request: Request, seconds: float) -> bytes:
-    """The answer's first bytes. Raises TimeoutError where it is not there in time."""
+    """The answer's first bytes. Raises TimeoutError where they take longer."""
     deadline = time.monotonic() + seconds
     data = b""
     with build_opener(_NoRedirect).open(request, timeout=seconds) as reply:
-        while len(data) < MOST_BYTES and (part := reply.read1(MOST_BYTES - len(data))):
+        while len(data) < MAX_BYTES and (part := reply.read1(MAX_BYTES - len(data))):
             data += part
-            if time.monotonic() > deadline:  # a byte now and then keeps the socket from telling
+            if time.monotonic() > deadline:  # the socket's own timeout begins anew at every byte
                 raise TimeoutError(f"no whole answer in {seconds:g} s")
     return data
 
 
 def _read(answer: bytes) -> tuple[dict[str, float], str]:
-    """The grades of an answer and its comment, or none and why."""
+    """The grades of an answer and its comment, or none and the reason."""
     try:
         return _parse(str(json.loads(answer)["choices"][0]["message"]["content"]))
     except _UNREADABLE as error:
@@ -139,10 +139,10 @@ def _read(answer: bytes) -> tuple[dict[str, float], str]:
 
 def _parse(text: str) -> tuple[dict[str, float], str]:
     """The grades and the comment of an answer. Raises ValueError where it has no such grades."""
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    if found is None:
+    match = re.search(r"\{.*\}", text, re.DOTALL)
+    if match is None:
         raise ValueError(f"the judge gave no JSON object but {text!r}")
-    answer = json.loads(found.group())
+    answer = json.loads(match.group())
     grades = {name: float(answer[name]) for name in RUBRIC}
     if not all(1 <= grade <= 10 for grade in grades.values()):
         raise ValueError(f"the judge's grades are not between 1 and 10: {grades}")

@@ -1,4 +1,4 @@
-"""The model beside the champion and beside the run of the same recipe before it."""
+"""The run compared with the champion's run and with the previous run of its recipe."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 from slm.errors import CorruptionError, SlmError
 from slm.history.compare import Comparison, compare, written_samples
 from slm.records import Run
-from slm.report.grid import GridSample
+from slm.report.samples import ReportSample
 from slm.report.summary import Finding
 from slm.run_folder import RunFolder
 
-SAMPLES = 2  # shown side by side
+MAX_SAMPLES = 2  # pairs that are shown
 FIGURES = {
-    "val_bpb": "bits a byte, held-out",
-    "val_loss": "nats a token, held-out",
+    "val_bpb": "bits per byte, held-out",
+    "val_loss": "nats per token, held-out",
     "parameters": "parameters",
     "tokens": "tokens trained on",
     "seconds": "seconds of training",
@@ -22,52 +22,63 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Another run, and what sets this one apart from it."""
+class OtherRun:
+    """Another run, and how this one compares with it."""
 
-    role: str  # "the champion", "the run before"
+    role: str  # "the champion", "the previous run"
     name: str
     sentence: str
     better: bool | None  # whether this run is; None where that is not shown
     figures: list[tuple[str, str, str]]  # name, theirs, ours
-    settings: list[tuple[str, str, str]]
+    settings: list[tuple[str, str, str]]  # key, theirs, ours, where they differ
     samples: list[tuple[str, str, str]]  # prompt, theirs, ours
 
 
-def find_rivals(
-    run: Run, champion: RunFolder | None, recipe: str, samples: list[GridSample]
-) -> list[Rival]:
-    """The champion's run, where it is another one, and the finished run of the recipe before."""
+def find_other_runs(
+    run: Run, champion: RunFolder | None, recipe: str, samples: list[ReportSample]
+) -> list[OtherRun]:
+    """The champion's run and the previous run, each where there is one that can be compared.
+
+    A run that is both is the champion:
+
+        champion A, previous B → [A "the champion", B "the previous run"]
+        champion A, previous A → [A "the champion"]
+        champion is this run   → [B "the previous run"]
+    """
+    ours = RunFolder.of(run)
     roles: dict[RunFolder, str] = {}
     if champion is not None and champion.name != run.name:
         roles[champion] = "the champion"
-    if (before := run_before(run, recipe)) is not None:
-        roles.setdefault(before, "the run before")
-    ours = RunFolder.of(run)
-    return [r for other, role in roles.items() if (r := _rival(role, other, ours, samples))]
+    if (previous := previous_run(run, recipe)) is not None:
+        roles.setdefault(previous, "the previous run")
+    compared = (_compare(role, other, ours, samples) for other, role in roles.items())
+    return [other for other in compared if other]
 
 
-def run_before(run: Run, recipe: str) -> RunFolder | None:
-    """The newest of the recipe's finished runs that began before this one."""
+def previous_run(run: Run, recipe: str) -> RunFolder | None:
+    """The newest of the recipe's finished runs that started before this one."""
     ours = RunFolder.of(run)
+    now = started(ours)
     others = map(RunFolder, ours.root.results("runs", recipe))
-    began = {r: _began(r) for r in others if r.is_finished and r.name != run.name}
-    now = _began(ours)
-    earlier = {other: time for other, time in began.items() if time < now}
-    return max(earlier, key=lambda other: earlier[other], default=None)
+    times = {other: started(other) for other in others if other.is_finished and other != ours}
+    earlier = [other for other, time in times.items() if time < now]
+    return max(earlier, key=lambda other: times[other], default=None)
 
 
-def _began(run: RunFolder) -> float:
+def started(run: RunFolder) -> float:
+    """When a run's training started, in unix seconds; infinity where that is not known."""
     try:
         first = next(run.journal, None)
-    except CorruptionError:  # of whichever old run: this report does not depend on it
+    except CorruptionError:  # of another run, on which this report does not depend
         first = None
     return float(first["time"]) if first else math.inf
 
 
-def _rival(role: str, other: RunFolder, ours: RunFolder, samples: list[GridSample]) -> Rival | None:
+def _compare(
+    role: str, other: RunFolder, ours: RunFolder, samples: list[ReportSample]
+) -> OtherRun | None:
     try:
-        found = compare(other, ours)
+        comparison = compare(other, ours)
     except SlmError:  # gone, or damaged
         return None
     theirs = written_samples(other)
@@ -76,39 +87,42 @@ def _rival(role: str, other: RunFolder, ours: RunFolder, samples: list[GridSampl
         for s in samples
         if (key := (s.prompt, s.temperature, s.top_k)) in theirs
     ]
-    return Rival(
+    figures, settings = comparison.figures, comparison.config
+    return OtherRun(
         role,
         other.name,
-        _sentence(found),
-        found.interval.better if found.interval else None,
+        _sentence(comparison),
+        comparison.interval.better if comparison.interval else None,
         [
-            (label, _figure(found.figures[name][0]), _figure(found.figures[name][1]))
+            (label, _figure(figures[name][0]), _figure(figures[name][1]))
             for name, label in FIGURES.items()
         ],
-        [(key, _word(a), _word(b)) for key, (a, b) in found.config.items() if key != "recipe"],
-        pairs[len(pairs) // 2 :][:SAMPLES],
+        [(key, _setting(a), _setting(b)) for key, (a, b) in settings.items() if key != "recipe"],
+        pairs[len(pairs) // 2 :][:MAX_SAMPLES],
     )
 
 
-def _sentence(found: Comparison) -> str:
-    if found.interval is None:
-        return f"Not comparable document by document: {found.no_interval}."
-    told = {True: "This run is better", False: "This run is worse", None: "No difference is shown"}
-    return f"{told[found.interval.better]}: {found.interval.figures}."
+def _sentence(comparison: Comparison) -> str:
+    if comparison.interval is None:
+        return f"Not comparable document by document: {comparison.no_interval}."
+    result = {
+        True: "This run is better",
+        False: "This run is worse",
+        None: "No difference is shown",
+    }
+    return f"{result[comparison.interval.better]}: {comparison.interval.figures}."
 
 
-def rival_findings(rivals: list[Rival]) -> list[Finding]:
-    """A sentence of the summary for each that can be compared."""
+def other_run_findings(others: list[OtherRun]) -> list[Finding]:
+    """A sentence of the summary for each run that a difference is shown to."""
     findings = []
-    for rival in rivals:
-        if rival.better is None:
-            continue
-        text = f"{rival.role.capitalize()}, {rival.name}: {rival.sentence}"
-        if rival.better:
+    for other in others:
+        text = f"{other.role.capitalize()}, {other.name}: {other.sentence}"
+        if other.better:
             findings.append(Finding("good", text))
-        elif rival.role == "the champion":
+        elif other.better is False and other.role == "the champion":
             findings.append(Finding("warn", text, "the champion predicts better"))
-        else:
+        elif other.better is False:
             findings.append(Finding("note", text))
     return findings
 
@@ -119,5 +133,5 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}"
 
 
-def _word(value: Any) -> str:
+def _setting(value: Any) -> str:
     return "none" if value is None else str(value)

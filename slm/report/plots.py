@@ -3,6 +3,7 @@ dark alike. The same data give the same bytes.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,18 @@ from typing import Any
 from slm.records import Evaluation, Shards
 from slm.run_folder import RunFolder
 
-POINTS = 400  # at most, in one line of a plot
+MAX_POINTS = 400  # in one line of a plot
 SIZE = (4.4, 2.7)  # inches: narrow, so that the letters stay readable on a phone
 
 # What matplotlib draws in these colours takes the page's own: the names are CSS variables.
-_COLOURS = {"#010101": "ink", "#020202": "soft", "#030303": "line", "#040404": "a", "#050505": "b"}
-INK, SOFT, LINE, FIRST, SECOND = _COLOURS
+_COLOURS = {
+    "#010101": "ink",
+    "#020202": "muted",
+    "#030303": "line",
+    "#040404": "first",
+    "#050505": "second",
+}
+INK, MUTED, LINE, FIRST, SECOND = _COLOURS
 
 
 # ---- the journal ------------------------------------------------------------------------------
@@ -28,8 +35,9 @@ INK, SOFT, LINE, FIRST, SECOND = _COLOURS
 class Curves:
     """A training's journal as rows: what was measured at each step, and at each evaluation.
 
-    Every row has `step`, `tokens` and `seconds`. Seconds are of training alone, summed over the
-    steps' throughput: neither evaluations nor the hours after an interruption count.
+    Every row has `step`, `tokens` and `seconds`, those of evaluations `val_loss` too; a figure that
+    was not finite is left out. Seconds are of training alone, summed over the steps' throughput:
+    neither evaluations nor the hours after an interruption count.
     """
 
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -37,7 +45,9 @@ class Curves:
 
     def train_loss(self, step: int) -> float | None:
         """The mean over the last tenth of the steps up to `step`; None where there are none."""
-        losses = [row["train_loss"] for row in self.steps if row["step"] <= step]
+        losses = [
+            row["train_loss"] for row in self.steps if row["step"] <= step and "train_loss" in row
+        ]
         return fmean(losses[-max(1, len(losses) // 10) :]) if losses else None
 
 
@@ -45,19 +55,28 @@ def read_curves(run: RunFolder) -> Curves:
     """The curves of a run's journal."""
     curves, now = Curves(), {"tokens": 0.0, "seconds": 0.0}
     for event in run.journal:
-        row = {key: float(value) for key, value in event.items() if isinstance(value, int | float)}
+        row = {
+            key: float(value)
+            for key, value in event.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
         if event["event"] == "step":
-            seconds = (row["tokens"] - now["tokens"]) / row["tok_per_sec"]
-            now = {"tokens": row["tokens"], "seconds": now["seconds"] + seconds}
+            tokens = row.get("tokens", now["tokens"])
+            speed = row.get("tok_per_sec") or math.inf
+            seconds = (tokens - now["tokens"]) / speed
+            now = {"tokens": tokens, "seconds": now["seconds"] + seconds}
             curves.steps.append(row | now)
-        elif event["event"] == "evaluate":
+        elif event["event"] == "evaluate" and "val_loss" in row:
             curves.evaluations.append(row | now)
     return curves
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most POINTS points: the means of equal stretches."""
-    size = -(-len(xs) // POINTS)
+    """At most MAX_POINTS points: the means of equal stretches.
+
+    With MAX_POINTS of 2, [1, 2, 3, 4, 5] becomes [2, 4.5].
+    """
+    size = -(-len(xs) // MAX_POINTS)  # rounded up
     stretches = range(0, len(xs), max(1, size))
     return (
         [sum(xs[i : i + size]) / len(xs[i : i + size]) for i in stretches],
@@ -75,45 +94,52 @@ def training_plots(curves: Curves) -> list[str]:
         return []
     drawn = []
     for axis in ("tokens", "seconds"):
-        lines = [Line("train", _column(steps, axis), _column(steps, "train_loss"))]
-        alt = f"Loss over {axis}: train from {lines[0].ys[0]:.2f} to {lines[0].ys[-1]:.2f} nats"
-        if scores:
-            held_out = (_column(scores, axis), _column(scores, "val_loss"))
-            lines.append(Line("held-out", *held_out, SECOND, marked=True))
-            alt += f", held-out from {held_out[1][0]:.2f} to {held_out[1][-1]:.2f}"
-        drawn.append(line_plot(f"loss-{axis}", f"{alt}.", axis, "loss, nats a token", lines))
-    speed = Line("", _column(steps, "step"), _column(steps, "tok_per_sec"))
-    alt = f"Throughput: {sum(speed.ys) / len(steps):,.0f} tokens a second on average."
-    drawn.append(line_plot("speed", alt, "step", "tokens a second", [speed]))
-    rate = Line("", _column(steps, "step"), _column(steps, "lr"))
+        lines = [Line("train", *_points(steps, axis, "train_loss"))]
+        held_out = Line("held-out", *_points(scores, axis, "val_loss"), SECOND, marked=True)
+        alt = f"Loss over {axis}: train {_range(lines[0])} nats"
+        if held_out.ys:
+            lines.append(held_out)
+            alt += f", held-out {_range(held_out)}"
+        drawn.append(line_plot(f"loss-{axis}", f"{alt}.", axis, "loss, nats per token", lines))
+    speed = Line("", *_points(steps, "step", "tok_per_sec"))
+    if speed.ys:
+        alt = f"Throughput: {fmean(speed.ys):,.0f} tokens/s on average."
+        drawn.append(line_plot("speed", alt, "step", "tokens/s", [speed]))
+    rate = Line("", *_points(steps, "step", "lr"))
     alt = f"Learning rate: at most {max(rate.ys):.2g}, {rate.ys[-1]:.2g} at the end."
     return [*drawn, line_plot("rate", alt, "step", "learning rate", [rate])]
 
 
-def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _points(rows: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Two columns, of the rows that have both figures."""
+    points = [(row[x], row[y]) for row in rows if x in row and y in row]
+    return [a for a, _ in points], [b for _, b in points]
+
+
+def _range(line: "Line") -> str:
+    return f"from {line.ys[0]:.2f} to {line.ys[-1]:.2f}" if line.ys else "unknown"
 
 
 def evaluation_plots(evaluation: Evaluation) -> list[str]:
-    """Loss by place in the document and by its length, calibration; what the evaluation has."""
+    """Loss by position in the document and by its length, and calibration, where measured."""
     drawn = []
     ranges = evaluation.details.get("by_position") or []
     if len(ranges) > 1:
         bars = {f"{first}" if first == last else f"{first}–": nats for first, last, nats in ranges}
         alt = (
-            f"Loss by place in the document: {ranges[0][2]:.2f} nats at the first token, "
+            f"Loss by position in the document: {ranges[0][2]:.2f} nats at the first token, "
             f"{ranges[-1][2]:.2f} from token {ranges[-1][0]} on."
         )
-        title = "loss by place in the document, nats a token"
+        title = "loss by position in the document, nats per token"
         drawn.append(bar_plot("by-position", alt, "token, from", title, bars))
     lengths = evaluation.details.get("by_length") or []
     if len(lengths) > 1:
         bars = {f"{first}–{last}": bpb for first, last, _, bpb in lengths}
-        alt = "Bits a byte by the document's length: " + ", ".join(
+        alt = "Bits per byte by the document's length: " + ", ".join(
             f"{bpb:.2f} at {first} to {last} tokens ({count:,} documents)"
             for first, last, count, bpb in lengths
         )
-        title = "bits a byte by the document's length"
+        title = "bits per byte by the document's length"
         drawn.append(bar_plot("by-length", f"{alt}.", "tokens of the document", title, bars))
     if calibration := evaluation.details.get("calibration"):
         drawn.append(_calibration_plot(calibration))
@@ -121,25 +147,25 @@ def evaluation_plots(evaluation: Evaluation) -> list[str]:
 
 
 def _calibration_plot(calibration: Mapping[str, Any]) -> str:
-    _, confidence, right = zip(*calibration["bins"], strict=True)
+    _, confidence, accuracy = zip(*calibration["bins"], strict=True)
     lines = [
-        Line("as it should be", (0, 1), (0, 1), SOFT),
-        Line("likeliest token", confidence, right, marked=True),
+        Line("perfectly calibrated", (0, 1), (0, 1), MUTED),
+        Line("most likely token", confidence, accuracy, marked=True),
     ]
     alt = (
-        "Calibration: how often the likeliest token is right, over the probability that the model "
-        f"gives it; off by {100 * calibration['error']:.1f} % on average."
+        "Calibration: how often the most likely token is right, over the probability that the "
+        f"model gives it; off by {100 * calibration['error']:.1f} % on average."
     )
-    return line_plot("calibration", alt, "probability given", "share that is right", lines)
+    return line_plot("calibration", alt, "predicted probability", "share that is right", lines)
 
 
 def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
-    """The model among others by bits a byte, as of `evidence.references`."""
+    """The model among the references by bits per byte, as of `evidence.references`."""
     if references is None:
         return []
     rows = references["rows"]
-    figure, axes = _axes("", "bits a byte of the same text: fewer is better")
-    colours = [SECOND if row["ours"] else FIRST for row in rows]
+    figure, axes = _axes("", "bits per byte of the same text: fewer is better")
+    colours = [SECOND if row["is_model"] else FIRST for row in rows]
     bars = axes.barh(range(len(rows)), [row["bpb"] for row in rows], color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=INK)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], color=INK)
@@ -148,7 +174,7 @@ def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.margins(x=0.12)
-    alt = "Bits a byte: " + ", ".join(f"{row['name']} {row['bpb']:.2f}" for row in rows)
+    alt = "Bits per byte: " + ", ".join(f"{row['name']} {row['bpb']:.2f}" for row in rows)
     return [_svg(figure, "references", f"{alt}.")]
 
 
@@ -156,8 +182,8 @@ def data_plots(shards: Shards | None) -> list[str]:
     """The documents by their length."""
     if shards is None or not shards.length_histogram:
         return []
-    by_length = sorted((int(most), count) for most, count in shards.length_histogram.items())
-    bars = {f"{most:,}": float(count) for most, count in by_length}
+    by_length = sorted((int(tokens), count) for tokens, count in shards.length_histogram.items())
+    bars = {f"{tokens:,}": float(count) for tokens, count in by_length}
     alt = f"Lengths of {sum(shards.length_histogram.values()):,} documents, in tokens."
     return [bar_plot("lengths", alt, "tokens, at most", "documents by length", bars)]
 
@@ -177,7 +203,7 @@ class Line:
 
 
 def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line]) -> str:
-    """Lines over a common axis. `name` is unique in the page; `alt` says what the plot shows."""
+    """Lines over a common axis. `name` is unique in the page; `alt` describes the plot."""
     figure, axes = _axes(x, y)
     for line in lines:
         xs, ys = thinned(line.xs, line.ys)
@@ -189,7 +215,7 @@ def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line]) -> str
 
 
 def bar_plot(name: str, alt: str, x: str, y: str, bars: Mapping[str, float]) -> str:
-    """One bar a key, in the order given."""
+    """One bar per key, in the given order."""
     figure, axes = _axes(x, y)
     axes.bar(range(len(bars)), list(bars.values()), color=FIRST, width=0.8)
     every = max(1, len(bars) // 8)
@@ -205,9 +231,9 @@ def _axes(x: str, y: str) -> Any:
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     figure.patch.set_alpha(0)
-    axes.set_xlabel(x, color=SOFT, fontsize=8)
+    axes.set_xlabel(x, color=MUTED, fontsize=8)
     axes.set_title(y, color=INK, fontsize=9, loc="left")
-    axes.tick_params(colors=SOFT, labelsize=8, length=0)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
     axes.grid(axis="y", color=LINE, lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "left", "right"):
@@ -219,7 +245,7 @@ def _axes(x: str, y: str) -> Any:
 
 
 def _svg(figure: Any, name: str, alt: str) -> str:
-    """The figure as an `<svg>` element that stands inside a page."""
+    """The figure as an `<svg>` element for a page."""
     import matplotlib
 
     settings = {"svg.hashsalt": name, "svg.fonttype": "none", "svg.id": name}

@@ -1,4 +1,4 @@
-"""Whether a model is any good, in words: rules over figures, each beside that of human text.
+"""Whether a model is any good, in words: rules over figures, each next to that of human text.
 
 A rule compares the samples with held-out documents of the same length, so it holds for stories as
 for any other text. What is far off is `bad`, what is noticeable is `warn`.
@@ -13,12 +13,12 @@ from slm.evaluation.baselines import FIVE_GRAM, XZ, Baseline
 from slm.evaluation.memorisation import copy_threshold, memorised_share
 from slm.evaluation.text_quality import Quality
 
-Level = Literal["good", "note", "warn", "bad"]  # a note speaks neither for nor against
+Level = Literal["good", "note", "warn", "bad"]  # a note is neither for nor against
 
 
 @dataclass(frozen=True)
 class Check:
-    """One figure of the samples beside that of held-out text, and what is wrong if it is."""
+    """One figure of the samples, that of held-out text, and the fault if the two are far apart."""
 
     name: str
     samples: str
@@ -30,10 +30,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Searched:
-    """How much of the training documents the texts were compared with, from the first one on."""
+    """How much of the training documents was searched, from the first one on."""
 
     characters: int  # whose words count as known
-    tokens: int  # in which copied passages were looked for
+    tokens: int  # in which copied passages were searched
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Summary:
     """One sentence, and what it rests on."""
 
     sentence: str
@@ -69,43 +69,43 @@ def quality_checks(
     grammar: tuple[float, float] | None,
     searched: Searched,
 ) -> list[Check]:
-    """The samples' figures against those of held-out text; a figure that either lacks is left out.
+    """Compare figures of samples with those of held-out text; one that either lacks is left out.
 
     Args:
         ended: share of texts that end within the tokens of a sample: samples', human.
-        copies: tokens of the longest passage found in the training documents, a number a text:
+        copies: tokens of the longest passage of each text that is in the training documents:
             samples', human.
-        grammar: share of sentences with a fault of grammar: samples', human; None: not English.
+        grammar: share of sentences with a grammar mistake: samples', human; None: not English.
         searched: how much of the training documents was read for this.
     """
     s, h = samples, human
-    copied, copied_by_humans = (memorised_share(found, copies[1]) for found in copies)
-    ours, humans = (f"{median(found):.0f}" if found else "–" for found in copies)
+    copied, copied_by_humans = (memorised_share(lengths, copies[1]) for lengths in copies)
+    ours, humans = (f"{median(lengths):.0f}" if lengths else "–" for lengths in copies)
     language = [
-        _share("faults of grammar", *grammar, "sentences in which a grammar checker (Harper) finds "
-               "a fault", "its grammar is faulty", _more(*grammar, 0.02, 0.1))
+        _share("grammar mistakes", *grammar, "sentences in which a grammar checker (Harper) finds "
+               "a mistake", "its grammar is faulty", _more(*grammar, 0.02, 0.1))
     ] if grammar else []  # fmt: skip
     names = [
-        _share("names that return", s.names, h.names, "names that come again once they are "
+        _share("names that return", s.names, h.names, "names that occur again once they are "
                "introduced", "it forgets its characters", _less(s.names, h.names, 0.6, 0))
     ] if s.names is not None and h.names is not None else []  # fmt: skip
     return [
-        _share("loops", s.loops, h.loops, "texts in which a phrase follows upon itself three times "
-               "or more", "it loops", _more(s.loops, h.loops, 0.1, 0.25)),
-        _share("said before", s.repeated, h.repeated, "groups of four words that the text has had "
-               "before", "it repeats itself", _more(s.repeated, h.repeated, 0.08, 0.2)),
-        _share("variety", s.distinct, h.distinct, "different pairs of words among all pairs",
+        _share("loops", s.loops, h.loops, "texts in which a phrase is repeated three times or more "
+               "in a row", "it loops", _more(s.loops, h.loops, 0.1, 0.25)),
+        _share("repetition", s.repeated, h.repeated, "groups of four words that occurred earlier "
+               "in the text", "it repeats itself", _more(s.repeated, h.repeated, 0.08, 0.2)),
+        _share("variety", s.distinct, h.distinct, "distinct word pairs among all pairs",
                "its words vary little", _less(s.distinct, h.distinct, 0.75, 0.5)),
         _share("unknown words", s.unknown, h.unknown, "words that are not in the first "
                f"{searched.characters:,} characters of the training documents",
                "it makes up words", _more(s.unknown, h.unknown, 0.02, 0.08)),
         *language,
         *names,
-        _share("likeness", s.likeness, h.likeness, "groups of three words shared with the sample "
-               "most like it", "its samples are alike", _more(s.likeness, h.likeness, 0.1, 0.3)),
-        _share("come to an end", *ended, "texts that end within the length of a sample",
+        _share("similarity", s.likeness, h.likeness, "groups of three words shared with the most "
+               "similar sample", "its samples are alike", _more(s.likeness, h.likeness, 0.1, 0.3)),
+        _share("endings", *ended, "texts that end within the length of a sample",
                "its texts do not end", _more(ended[1], ended[0], 0.35, 0.7)),
-        Check("longest copied passage", ours, humans, "tokens that stand word for word in the "
+        Check("longest copied passage", ours, humans, "tokens that are word for word in the "
               f"first {searched.tokens:,} training tokens, median", "", "good"),
         _share("copied", copied, copied_by_humans, "texts with a copied passage longer than "
                f"{copy_threshold(copies[1])} tokens: about one held-out text in twenty has one",
@@ -125,12 +125,12 @@ def percent(share: float) -> str:
 
 
 def _more(ours: float, human: float, warn: float, bad: float) -> Level:
-    """The level of a figure that should not be above the human one by so much."""
+    """The level of a figure that should not exceed the human one by these amounts."""
     return "bad" if ours - human > bad else "warn" if ours - human > warn else "good"
 
 
 def _less(ours: float, human: float, warn: float, bad: float) -> Level:
-    """The level of a figure that should not be below so much of the human one."""
+    """The level of a figure that should not fall below these multiples of the human one."""
     return "bad" if ours < bad * human else "warn" if ours < warn * human else "good"
 
 
@@ -143,38 +143,37 @@ def training_findings(
     train_loss: float,
     val_loss: float,
     val_bpb: float,
-    others: Mapping[str, Baseline],
+    references: Mapping[str, Baseline],
 ) -> list[Finding]:
-    """What the loss curves and a comparison with other ways to predict the same bytes tell.
+    """What the loss curves show, and the comparison with other predictors of the same bytes.
 
     Args:
         evaluations: `step` and `val_loss` of every evaluation during training, in order.
-        step: at which the checkpoint was saved that is judged.
-        train_loss, val_loss: nats a token, in training up to that step and on all held-out
+        step: of the checkpoint that is assessed.
+        train_loss, val_loss: nats per token, in training up to that step and on all held-out
             documents.
-        val_bpb: bits a byte of the model, on the documents that the others were given.
-        others: what else was given these documents, by its name.
+        val_bpb: bits per byte of the model, on the documents that the references were scored on.
+        references: other predictors of these documents, by their names.
     """
     findings = []
-    if XZ in others:
-        ratio = others[XZ].bpb / val_bpb
+    if XZ in references:
+        xz = references[XZ].bpb
+        ratio = xz / val_bpb
         if ratio < 1:
-            text = f"It predicts held-out text worse than xz packs it: {others[XZ].bpb:.2f} bits."
+            text = f"It predicts held-out text worse than xz compresses it: {xz:.2f} bits per byte."
             findings.append(Finding("bad", text, "it predicts worse than a file compressor"))
         else:
-            text = f"It needs {val_bpb:.2f} bits a byte of held-out text; xz needs"
-            findings.append(
-                Finding("good", f"{text} {others[XZ].bpb:.2f}, {ratio:.1f} times as many.")
-            )
-    if FIVE_GRAM in others:
-        findings.append(_counting_finding(val_bpb, others[FIVE_GRAM]))
+            text = f"It needs {val_bpb:.2f} bits per byte of held-out text; xz needs {xz:.2f}"
+            findings.append(Finding("good", f"{text}, {ratio:.1f} times as many."))
+    if FIVE_GRAM in references:
+        findings.append(_counting_finding(val_bpb, references[FIVE_GRAM]))
     findings += _curve_findings([row for row in evaluations if row["step"] <= step])
     findings += _later_findings(evaluations, step)
     gap = val_loss - train_loss
     if gap > 0.25 * train_loss:
         text = f"Held-out loss is {gap:.2f} nats above the loss in training ({train_loss:.2f})"
         level: Level = "bad" if gap > train_loss else "warn"
-        findings.append(Finding(level, f"{text}: it knows its documents by heart.", "it overfits"))
+        findings.append(Finding(level, f"{text}: it has memorised its documents.", "it overfits"))
     return findings
 
 
@@ -183,11 +182,13 @@ def _counting_finding(val_bpb: float, counting: Baseline) -> Finding:
     text = f"A {counting.name} model of the training text ({counting.knows}) needs"
     if val_bpb <= counting.bpb:
         saved = percent(1 - val_bpb / counting.bpb)
-        return Finding("good", f"{text} {counting.bpb:.2f} bits: this one needs {saved} less.")
+        return Finding(
+            "good", f"{text} {counting.bpb:.2f} bits per byte: this one needs {saved} less."
+        )
     if val_bpb <= 1.1 * counting.bpb:
-        return Finding("note", f"{text} {counting.bpb:.2f} bits: this one is no better.")
+        return Finding("note", f"{text} {counting.bpb:.2f} bits per byte: this one is no better.")
     fault = "counting phrases predicts better"
-    return Finding("warn", f"{text} only {counting.bpb:.2f} bits.", fault)
+    return Finding("warn", f"{text} only {counting.bpb:.2f} bits per byte.", fault)
 
 
 def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]:
@@ -210,48 +211,48 @@ def _curve_findings(evaluations: Sequence[Mapping[str, float]]) -> list[Finding]
 
 
 def _later_findings(evaluations: Sequence[Mapping[str, float]], step: int) -> list[Finding]:
-    """What became of the model after the checkpoint: that speaks neither for nor against it."""
-    then = [row["val_loss"] for row in evaluations if row["step"] <= step]
+    """What became of the model after the checkpoint, which is neither for nor against it."""
+    until = [row["val_loss"] for row in evaluations if row["step"] <= step]
     last = evaluations[-1] if evaluations else {"step": step}
-    if not then or last["step"] <= step or last["val_loss"] <= 1.02 * then[-1]:
+    if not until or last["step"] <= step or last["val_loss"] <= 1.02 * until[-1]:
         return []
-    rise = percent(last["val_loss"] / then[-1] - 1)
-    text = f"Training went on too long: held-out loss rose by {rise} from step {step:,} to step"
-    return [Finding("note", f"{text} {last['step']:,.0f}. Step {step:,} is what is shown here.")]
+    rise = percent(last["val_loss"] / until[-1] - 1)
+    text = f"Training continued too long: held-out loss rose by {rise} from step {step:,} to step"
+    return [Finding("note", f"{text} {last['step']:,.0f}. This report is of step {step:,}.")]
 
 
-# ---- all together -----------------------------------------------------------------------------
+# ---- the summary ------------------------------------------------------------------------------
 
 
-def sum_up(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) -> Verdict:
+def summarise(checks: Sequence[Check], findings: Sequence[Finding], val_bpb: float) -> Summary:
     """The sentence at the head of the report, and the findings under it, the worst first."""
     wrong = [c for c in checks if c.level != "good"]
-    told = [
+    quality = [
         Finding(c.level, f"{c.name.capitalize()}: {c.samples}, held-out text {c.held_out}"
                 f" ({c.meaning}).", c.fault)
         for c in wrong
     ]  # fmt: skip
     if checks and not wrong:
-        judged = [c.name for c in checks if c.fault]
-        text = f"Its samples are not far from held-out text in any of {len(judged)} figures"
-        told.append(Finding("good", f"{text}: {', '.join(judged)}."))
+        names = [c.name for c in checks if c.fault]
+        text = f"Its samples are not far from held-out text in any of {len(names)} figures"
+        quality.append(Finding("good", f"{text}: {', '.join(names)}."))
     order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
-    found = sorted([*findings, *told], key=lambda f: order[f.level])
-    return Verdict(_sentence(found, val_bpb, bool(checks)), found)
+    ordered = sorted([*findings, *quality], key=lambda f: order[f.level])
+    return Summary(_sentence(ordered, val_bpb, bool(checks)), ordered)
 
 
 def _sentence(findings: Sequence[Finding], val_bpb: float, sampled: bool) -> str:
-    figure = f"{val_bpb:.3f} bits a byte"
+    figure = f"{val_bpb:.3f} bits per byte"
     faults = list(dict.fromkeys(f.fault for f in findings if f.level == "bad"))
     if faults:
-        return f"Not a sound model: {_enumerated(faults)}, at {figure}."
+        return f"Not a sound model: {_enumerate(faults)}, at {figure}."
     faults = list(dict.fromkeys(f.fault for f in findings if f.level == "warn"))
     if faults:
-        return f"A model with reservations: {_enumerated(faults)}, at {figure}."
+        return f"A model with reservations: {_enumerate(faults)}, at {figure}."
     if sampled:
         return f"A sound model: every check passed, at {figure}."
     return f"A sound model, by its loss, at {figure}."
 
 
-def _enumerated(parts: Sequence[str]) -> str:
+def _enumerate(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

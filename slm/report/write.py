@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and its Markdown twin.
+"""The report of a run: one HTML file that needs nothing else, the same as Markdown, a model card.
 
 All text that comes from outside (prompts, samples, names, settings) reaches the page through
 Jinja's escaping, and the page's policy allows no scripts and no addresses. The same inputs give
@@ -24,22 +24,24 @@ from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.records import Evaluation, Progress, Report, Run, Shards, Source, silent
 from slm.report import cards, evidence, plots
-from slm.report.front_matter import front_matter
-from slm.report.grid import GridSample, write_samples
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
-from slm.report.other_runs import find_rivals, rival_findings
-from slm.report.sample_checks import beside_human
-from slm.report.summary import sum_up, training_findings
+from slm.report.other_runs import find_other_runs, other_run_findings
+from slm.report.samples import ReportSample, compare_with_held_out, write_samples
+from slm.report.summary import summarise, training_findings
 from slm.run_folder import EVALUATION, REPORT, RunFolder
 from slm.storage import content_hash, hashing_once, reading, run_stage
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 REPORT_VERSION = 4
+"""Goes up when the same run has other samples or figures, not for other wording or looks: those
+make no old report stale.
+"""
+
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
-SURPRISE_TOKENS = 200  # of a text that is shown so
+MAX_SURPRISE_TOKENS = 200  # of a text that is shown with its shades
 
 
 @hashing_once()
@@ -52,10 +54,14 @@ def write_report(
     champion: Callable[[], RunFolder | None] = lambda: None,
     progress: Progress = silent,
 ) -> Report:
-    """Samples from the checkpoint that was evaluated, assesses them, writes `<run>/report/`.
+    """Sample from the checkpoint that was evaluated, assess the samples, write the report.
 
-    `champion` finds the run of the present champion, to compare with. A report that is complete
-    stays as it is when the champion changes.
+    It goes to `<run>/report/`; one by other settings than the run's own, or on an evaluation by
+    other settings, to `<run>/report-<key>/`.
+
+    Args:
+        champion: finds the run of the present champion, to compare with. A report that is complete
+            stays as it is when the champion changes.
     """
     home = RunFolder.of(run)
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
@@ -87,23 +93,21 @@ def gather(
     shards: Shards | None,
     champion: RunFolder | None = None,
     progress: Progress = silent,
-) -> tuple[dict[str, Any], list[GridSample]]:
+) -> tuple[dict[str, Any], list[ReportSample]]:
     """Everything that the templates show, and the samples themselves."""
     home = RunFolder.of(run)
     checkpoint = home.checkpoint(evaluation.checkpoint)
-    assert checkpoint is not None, (
-        f"{evaluation.checkpoint} of {run.path} was evaluated and is gone"
-    )
-    folder = checkpoint.path
+    assert checkpoint is not None, f"{run.path} lacks {evaluation.checkpoint}, which was evaluated"
     source = home.root.source(shards.source_key) if shards else None
-    chain = lineage(home, check=False)
+    chain = lineage(home, evaluation_key=evaluation.key, check=False)
     if config.data.source == "files":
         config, source, chain = _without_folders(config, source, chain)
-    model, tokenizer = load_model(folder)
+    # On the CPU wherever it was trained, so that the samples do not depend on the machine's GPU.
+    model, tokenizer = load_model(checkpoint.path)
     samples = write_samples(model, tokenizer, config.report, progress)
     curves = plots.read_curves(home)
-    beside = beside_human(samples, config.report, shards, tokenizer, progress)
-    rivals = find_rivals(run, champion, config.recipe, samples)
+    quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
+    others = find_other_runs(run, champion, config.recipe, samples)
     findings = [
         *training_findings(
             curves.evaluations,
@@ -111,39 +115,39 @@ def gather(
             curves.train_loss(checkpoint.step) or checkpoint.train_loss,
             evaluation.val_loss,
             evidence.comparable_bpb(evaluation),
-            evidence.others(evaluation),
+            evidence.references_by_name(evaluation),
         ),
-        *rival_findings(rivals),
+        *other_run_findings(others),
     ]
     references = evidence.references(checkpoint, evaluation)
     shown = [
-        _shown(sample, copy, beside.line, tokenizer)
-        for sample, copy in zip(samples, beside.copies, strict=True)
+        _shown(sample, copy, quality.copy_line, tokenizer)
+        for sample, copy in zip(samples, quality.copies, strict=True)
     ]
     facts = {
         "title": f"{run.name}, step {checkpoint.step:,}",
-        "verdict": sum_up(beside.checks, findings, evaluation.val_bpb),
+        "summary": summarise(quality.checks, findings, evaluation.val_bpb),
         "figures": cards.key_figures(run, checkpoint, evaluation),
-        "first": shown[len(shown) // 2] if shown else None,
-        "count": len(shown),
-        "marked": any(part["copied"] for sample in shown for part in sample["parts"]),
+        "example": shown[len(shown) // 2] if shown else None,
+        "sample_count": len(shown),
+        "has_copies": any(part["copied"] for sample in shown for part in sample["parts"]),
         "settings": config.report,
         "grid": [
             (prompt, sorted(shown[i :: len(config.report.prompts)], key=lambda s: s["top_k"]))
             for i, prompt in enumerate(config.report.prompts)
         ],
-        "beside": beside,
+        "quality": quality,
         "surprise": _surprises(model, tokenizer, shards, samples),
-        "plots": plots.training_plots(curves),
+        "training_plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
         "references": references,
         "reference_plot": plots.reference_plot(references),
         "extremes": evidence.extremes(evaluation, shards, tokenizer),
         "duplicates": evidence.duplicates(evaluation),
         "cleaning": evidence.cleaning(source, shards),
-        "rivals": rivals,
-        "opinion": ask_judge(samples, config.report, progress),
-        "front_matter": front_matter(config, evaluation, source),
+        "other_runs": others,
+        "judge": ask_judge(samples, config.report, progress),
+        "front_matter": cards.front_matter(config, evaluation, source),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),
@@ -159,7 +163,7 @@ def gather(
 def _without_folders(
     config: PipelineConfig, source: Source | None, chain: Lineage
 ) -> tuple[PipelineConfig, Source | None, Lineage]:
-    """The same, but that the folders in which the data lay are not told: a model card is public."""
+    """The same without the folders that the data were in: a model card is public."""
 
     def name(path: str) -> str:
         return Path(path).name or path
@@ -176,15 +180,20 @@ def _without_folders(
     )
 
 
-def _shown(sample: GridSample, copy: Copy, line: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A sample for the templates: its completion cut around what is copied."""
+def _shown(
+    sample: ReportSample, copy: Copy, copy_line: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """A sample for the templates: its completion cut around what is copied.
+
+    With the prompt "Once" and the tokens "Once| upon| a| time| ago", of which `copy` starts at 1
+    and has 3, the parts are " upon a time" (copied) and " ago".
+    """
     begin = end = 0
-    if copy.length > line:
+    if copy.length > copy_line:
         ids = tokenizer.encode(sample.text)
         before = len(tokenizer.decode(ids[: copy.start])) - len(sample.prompt)
-        begin = max(0, before)
         copied = len(tokenizer.decode(ids[copy.start : copy.start + copy.length]))
-        end = max(0, before + copied)
+        begin, end = max(0, before), max(0, before + copied)
     whole = sample.completion
     parts = ((whole[:begin], False), (whole[begin:end], True), (whole[end:], False))
     return {
@@ -197,9 +206,9 @@ def _shown(sample: GridSample, copy: Copy, line: int, tokenizer: Tokenizer) -> d
 
 
 def _surprises(
-    model: GPT, tokenizer: Tokenizer, shards: Shards | None, samples: Sequence[GridSample]
+    model: GPT, tokenizer: Tokenizer, shards: Shards | None, samples: Sequence[ReportSample]
 ) -> list[dict[str, Any]]:
-    """A held-out document and a sample, each as pieces of text with a shade by their nats."""
+    """A held-out document and a sample, as pieces of text with a shade by their nats."""
     texts: list[tuple[str, Ids]] = []
     if shards and (held_out := next(documents(shards, "val"), None)) is not None:
         texts.append(("a held-out document", held_out.astype(np.int64)))
@@ -207,7 +216,7 @@ def _surprises(
         chosen = samples[len(samples) // 2]
         name = f"a sample, temperature {chosen.temperature}"
         texts.append((name, np.array(tokenizer.encode(chosen.text))))
-    shown = [ids[:SURPRISE_TOKENS] for _, ids in texts]
+    shown = [ids[:MAX_SURPRISE_TOKENS] for _, ids in texts]
     losses = token_losses(model, shown, tokenizer.eot)
     return [
         {
@@ -220,16 +229,16 @@ def _surprises(
 
 
 def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Tokens as whole characters; those that share one are shown together."""
+    """Tokens as whole characters; tokens that share a character are one piece."""
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    pieces, waiting = [], 0.0
+    pieces, pending = [], 0.0
     for token, loss in zip(ids.tolist(), nats, strict=False):
-        waiting += float(loss)
+        pending += float(loss)
         if text := characters.decode(tokenizer.decode_bytes([token])):
-            shade = sum(waiting > edge for edge in SURPRISE_EDGES)
+            shade = sum(pending > edge for edge in SURPRISE_EDGES)
             word = text.lstrip()
             pieces.append({"space": text[: len(text) - len(word)], "word": word, "shade": shade})
-            waiting = 0.0
+            pending = 0.0
     return pieces
 
 
@@ -237,7 +246,7 @@ def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[
 
 
 def render(template: str, facts: Mapping[str, Any]) -> bytes:
-    """A template beside this module, filled; HTML is escaped as it is filled in."""
+    """A template of this folder, rendered; HTML is escaped as it is filled in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -251,11 +260,11 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
     environment.filters |= {"md": escape_markdown, "fenced": fenced}
     css = Markup((folder / "page.css").read_text("utf-8"))
     svg = {
-        name: [Markup(plot) for plot in facts[name]]  # our own letters, escaped where they are not
-        for name in ("plots", "reference_plot", "evaluation_plots", "data_plots")
+        name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped
+        for name in ("training_plots", "reference_plot", "evaluation_plots", "data_plots")
     }
-    given = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
-    text = environment.get_template(template).render({**facts, **svg, **given})
+    extra = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
+    text = environment.get_template(template).render({**facts, **svg, **extra})
     return text.encode("utf-8", "replace")
 
 
@@ -267,7 +276,7 @@ def escape_markdown(text: object) -> str:
 
 
 def fenced(text: str) -> str:
-    """Text as a code block, whose fence is longer than any that the text has."""
+    """Text as a code block, with a longer fence than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

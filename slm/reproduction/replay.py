@@ -1,22 +1,21 @@
-"""Replay: a stretch of a run trained once more, and compared bit for bit.
+"""Replay: a stretch of a run trained once more and compared bit for bit.
 
-It goes through the very steps of training, from the checkpoint before the stretch or from the
-seed, and keeps everything in memory: the run is only read.
+It takes the very steps of training, from the checkpoint before the stretch or from the seed, and
+keeps everything in memory: the run is only read.
 """
 
-import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
 from slm.records import Checkpoint, Plan, Progress, silent
+from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
@@ -27,18 +26,9 @@ from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
 
 
-@dataclass(frozen=True)
-class TensorDifference:
-    """A tensor of a checkpoint that came out otherwise."""
-
-    step: int
-    name: str  # of the weight, or <weight>/<state> of the optimizer
-    largest: float  # absolute difference; infinite where the shapes differ or it is missing
-
-
 @dataclass
 class Replay:
-    """What a stretch of a run was, trained once more."""
+    """A stretch of a run, trained once more, next to what was recorded."""
 
     run: str
     start: int  # the first step that was asked for
@@ -48,7 +38,7 @@ class Replay:
     steps: int = 0  # compared by their losses
     checkpoints: list[int] = field(default_factory=list)  # compared by sha256
     first_step: int | None = None  # the first whose loss or checkpoint differs
-    losses: tuple[float, float] | None = None  # there, recorded and now, where they differ
+    losses: tuple[float | None, float] | None = None  # of that step, recorded and now
     tensor: TensorDifference | None = None  # the first one of the first differing checkpoint
     changed: list[str] = field(default_factory=list)  # facts of the machine and code: was → is
 
@@ -63,12 +53,12 @@ def verify_steps(
     stop: int | None = None,
     progress: Progress = silent,
 ) -> Replay:
-    """Trains the steps `start` to `stop` of a run again and compares losses and checkpoints.
+    """Train the steps `start` to `stop` of a run again; compare losses and checkpoints.
 
     Args:
         run: nothing is written to its folder.
         start: the first step, from 1. Training starts at the newest checkpoint kept before it, or
-            from the seed; the steps from there on are compared too. None: the step after the
+            from the seed, and the steps from there on are compared too. None: the step after the
             newest checkpoint before `stop`.
         stop: the last step. None: the newest checkpoint, or the last step of a run without one.
 
@@ -76,7 +66,7 @@ def verify_steps(
     CorruptionError where shards or journal are damaged.
     """
     plan = _plan(run)
-    losses = {e["step"]: e["train_loss"] for e in run.journal if e["event"] == "step"}
+    losses = {e["step"]: e.get("train_loss") for e in run.journal if e["event"] == "step"}
     kept = _checkpoints(run)
     stop = stop if stop is not None else max(kept, default=max(losses, default=0))
     before = [step for step in kept if step < (stop if start is None else start)]
@@ -105,28 +95,25 @@ def _plan(run: RunFolder) -> Plan:
         raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
     if plan.world_size > 1:
         raise UserError(
-            f"{run.name} was trained by {plan.world_size} processes; one cannot verify it: train "
-            "it again with the same number and compare the checkpoints' sha256"
+            f"{run.name} was trained by {plan.world_size} processes, and one cannot verify it: "
+            "train it again with as many and compare the checkpoints' sha256"
         )
     return plan
 
 
 def _checkpoints(run: RunFolder) -> dict[int, Checkpoint]:
     """The valid checkpoints of a run by their steps. A damaged one is not used, and not touched."""
-    found = {}
+    valid = {}
     for _, path in run.checkpoints:
-        try:
-            record = read_record(path, Checkpoint)
-        except CorruptionError:
-            continue
-        if record:
-            found[record.step] = record
-    return found
+        with suppress(CorruptionError):
+            if record := read_record(path, Checkpoint):
+                valid[record.step] = record
+    return valid
 
 
 @contextmanager
 def _torch_as_in(run: RunFolder) -> Iterator[None]:
-    """Threads and kernels as the run has them."""
+    """Set threads and kernels as the run has them."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -140,18 +127,18 @@ def _torch_as_in(run: RunFolder) -> Iterator[None]:
 
 
 def _changes(then: dict[str, object], now: dict[str, object]) -> list[str]:
-    """What the bits may depend on and is not as it was."""
+    """What the bits may depend on and has changed: was → is."""
     return [f"{k}: {then[k]} → {now.get(k)}" for k in then if then[k] != now.get(k)]
 
 
 def _retrain(
     session: Session,
     result: Replay,
-    losses: dict[int, float],
+    losses: dict[int, float | None],
     kept: dict[int, Checkpoint],
     progress: Progress,
 ) -> None:
-    """Makes the steps; ends at the first checkpoint that differs, which names the tensor."""
+    """Train the steps; end at the first checkpoint that differs, whose tensor is then named."""
     plan, config = session.plan, session.job.config.train
     forward = torch.compile(session.model) if plan.compile else session.model
     session.model.train()
@@ -163,7 +150,7 @@ def _retrain(
         session.step += 1
         result.steps += 1
         recorded = losses[session.step]
-        if loss.hex() != recorded.hex() and result.first_step is None:
+        if result.first_step is None and exact(recorded) != exact(loss):
             result.first_step, result.losses = session.step, (recorded, loss)
         if session.step in kept:
             result.checkpoints.append(session.step)
@@ -176,26 +163,15 @@ def _retrain(
 
 
 def _first_difference(session: Session, checkpoint: Checkpoint) -> TensorDifference | None:
-    """The first tensor by name that is not as in the checkpoint, weights before optimizer state."""
+    """The first tensor that is not as in the checkpoint, weights before optimizer state."""
     tensors = {
         MODEL: session.model.state_dict(),
         OPTIMIZER: optimizer_tensors(session.model, session.optimizers),
     }
-    for file, found in tensors.items():
-        now = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-        if sha256_bytes(safetensors.torch.save(now)) == checkpoint.files[file].sha256:
-            continue
-        then = safetensors.torch.load_file(checkpoint.path / file)
-        for name in sorted({*then, *now}):
-            if (apart := _largest_difference(then.get(name), now.get(name))) is not None:
-                return TensorDifference(checkpoint.step, name, apart)
+    for file, current in tensors.items():
+        rebuilt = {name: tensor.detach().cpu().contiguous() for name, tensor in current.items()}
+        if sha256_bytes(safetensors.torch.save(rebuilt)) != checkpoint.files[file].sha256:
+            recorded = safetensors.torch.load_file(checkpoint.path / file)
+            if differences := tensor_differences(checkpoint.step, recorded, rebuilt):
+                return differences[0]
     return None
-
-
-def _largest_difference(a: Tensor | None, b: Tensor | None) -> float | None:
-    """None where the bits are the same."""
-    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
-        return math.inf
-    if torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
-        return None
-    return float((a.double() - b.double()).abs().max())

@@ -23,12 +23,12 @@ from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.machine import available_cores
 from slm.records import Progress, Shards, ShardSplit, Source, silent
-from slm.run_folder import TOKENIZER, DataRoot
+from slm.run_folder import DataRoot
 from slm.source.documents import format_of
 from slm.tokens.cleaning import EXAMPLE_CHARS, Duplicates, Mask, Tally
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
-from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import Encoded, Unit, encode_unit, is_done, plan_units, remap_unit
 from slm.tokens.workers import Workers

@@ -38,8 +38,7 @@ from slm.storage import (
     quarantine,
     read_record,
 )
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
 

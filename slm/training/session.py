@@ -25,8 +25,7 @@ from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFo
 from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
 from slm.tokens.shards.reading import read_shards, read_tokens
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training.checkpoint import (
     CheckpointWriter,
     checkpoint_name,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
-from tiny_run import CLEAN, DIRTY, code, copy_run, shards_of
+from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
 from slm.cli import main
 from slm.cli.drawings import size
@@ -98,11 +98,11 @@ def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> No
     assert (found["verdict"], found["level"]) == ("bit-identical", "C")
     assert found["first_difference"] is None
     assert set(found["compared"][0]) == {"name", "recorded", "rebuilt"}
-    with code(DIRTY):
-        exit_code, out, _ = invoke("reproduce", run.name)
-        assert exit_code == 4
-        assert "cannot be made again: code changed" in out
-        assert last_json(invoke("reproduce", run.name, "--json")[1])["verdict"] == "cannot"
+    flip_byte(next(run.parents[1].glob("sources/*/train_00000.parquet")))
+    exit_code, out, _ = invoke("reproduce", run.name)
+    assert exit_code == 4
+    assert "cannot be reproduced: source changed" in out
+    assert last_json(invoke("reproduce", run.name, "--json")[1])["verdict"] == "cannot"
     exit_code, out, err = invoke("reproduce", "tiny-nowhere")
     assert exit_code == 2
     assert "unknown run" in err

@@ -9,10 +9,11 @@ import pytest
 from tiny_run import copy_run, shards_of
 
 from slm import storage
-from slm.errors import UserError
+from slm.errors import CorruptionError
 from slm.evaluation.evaluate import evaluate
 from slm.history.compare import at_equal_tokens, compare, config_differences
 from slm.history.runs import list_runs
+from slm.records import Evaluation
 from slm.run_folder import JOURNAL, RunFolder
 
 
@@ -31,7 +32,7 @@ def write_samples(run: Path, *completions: tuple[str, float, str]) -> None:
     (run / "report" / "samples.json").write_text(json.dumps(rows))
 
 
-def test_two_runs_side_by_side(pair: tuple[Path, Path]) -> None:
+def test_two_runs_compared(pair: tuple[Path, Path]) -> None:
     a, b = pair
     write_samples(a, ("Once", 0.5, " a cat"), ("Once", 0.8, " a dog"))
     write_samples(b, ("Once", 0.8, " an owl"), ("One", 0.8, " day"))
@@ -66,12 +67,14 @@ def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     assert same.sentence.startswith("no difference is shown")
 
 
-def test_of_unlike_length_the_documents_that_both_have_count(pair: tuple[Path, Path]) -> None:
+def test_only_documents_that_both_were_scored_on_count(pair: tuple[Path, Path]) -> None:
     a, b = pair
     config, run = RunFolder(b).config, RunFolder(b).verified_record
     assert run is not None
     fewer = config.evaluate.model_copy(update={"documents": 3})
-    evaluate(config.model_copy(update={"evaluate": fewer}), run, shards_of(run))
+    other = evaluate(config.model_copy(update={"evaluate": fewer}), run, shards_of(run))
+    shutil.rmtree(b / "evaluation")
+    other.path.rename(b / "evaluation")
     found = compare(RunFolder(a), RunFolder(b)).interval
     assert found is not None
     assert found.documents == 3
@@ -83,12 +86,10 @@ def rewrite_documents(run: Path, change: int) -> None:
     details = json.loads((folder / "evaluation.json").read_bytes())
     details["documents"] = [[n, t, size + change] for n, t, size in details["documents"]]
     (folder / "evaluation.json").write_text(json.dumps(details))
-    record = json.loads((folder / "record.json").read_bytes())
-    record.pop("sha256")
+    record = storage.read_record(folder, Evaluation, verify=False)
+    assert record is not None
     files = storage.describe_files(folder, [folder / "evaluation.json"])
-    record["files"] = {name: entry.model_dump() for name, entry in files.items()}
-    digest = storage.sha256_bytes(storage.canonical_json(record))
-    storage.write_json(folder / "record.json", {**record, "sha256": digest})
+    storage.write_record(folder, record.model_copy(update={"files": files}))
 
 
 def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:
@@ -104,26 +105,43 @@ def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None
     assert found.figures["val_bpb"][1] is not None  # of the training itself
 
 
-def test_an_unfinished_run_lacks_figures_and_no_run_is_bad_input(pair: tuple[Path, Path]) -> None:
+def test_an_unfinished_run_lacks_figures_and_another_folder_is_an_error(
+    pair: tuple[Path, Path],
+) -> None:
     a, b = pair
     (b / "record.json").unlink()
     shutil.rmtree(b / "evaluation")
     found = compare(RunFolder(a), RunFolder(b))
     assert found.figures["parameters"][1] is None
     assert found.at_equal_tokens
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(CorruptionError, match=r"config\.json cannot be read"):
         compare(RunFolder(a), RunFolder(a.parent))
 
 
-def test_settings_that_one_lacks_differ() -> None:
-    a = {"train": {"seed": 1, "new": 2}, "kept": [1]}
-    assert config_differences(a, {"train": {"seed": 3}, "kept": [1]}) == {
-        "train.seed": (1, 3),
-        "train.new": (2, None),
+def test_settings_that_differ_are_listed_by_their_dotted_keys(pair: tuple[Path, Path]) -> None:
+    config = RunFolder(pair[0]).config
+    train = config.train.model_copy(update={"seed": 3})
+    clean = config.data.clean.model_copy(update={"max_chars": 9})
+    data = config.data.model_copy(update={"clean": clean})
+    other = config.model_copy(update={"train": train, "data": data})
+    assert config_differences(config, other) == {
+        "data.clean.max_chars": (None, 9),
+        "train.seed": (config.train.seed, 3),
     }
 
 
-def test_curves_are_compared_where_both_have_been() -> None:
+def test_a_score_that_is_not_finite_is_left_out_of_the_curve(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    lines = [json.loads(line) for line in (b / JOURNAL).read_text().splitlines()]
+    first = next(line for line in lines if line["event"] == "evaluate")
+    first["val_bpb"] = first["val_loss"] = None
+    (b / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(RunFolder(a), RunFolder(b))
+    assert [len(curve) for curve in found.curves] == [2, 1]
+    assert all(facts.val_bpb is not None for facts in list_runs(a.parents[1]))
+
+
+def test_curves_are_compared_where_both_were_scored() -> None:
     a, b = [(0, 4.0), (100, 2.0)], [(50, 5.0), (150, 3.0)]
     assert at_equal_tokens(a, b) == [(50, 3.0, 5.0), (100, 2.0, 4.0)]
     assert at_equal_tokens(a, [(200, 1.0)]) == []
@@ -155,7 +173,7 @@ def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
     assert list_runs(a) == []
 
 
-def test_a_broken_journal_spoils_no_other_run_and_what_was_put_aside_is_none(
+def test_a_broken_journal_leaves_other_runs_and_what_was_quarantined_is_no_run(
     pair: tuple[Path, Path],
 ) -> None:
     a, b = pair

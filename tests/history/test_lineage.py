@@ -13,10 +13,12 @@ import pytest
 from run_folders import CONFIG, empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte, shards_of
 
+from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import Lineage, Link, lineage
+from slm.records import Evaluation
 from slm.registry import origins, versions
 from slm.registry import register as registering
 from slm.report.lineage_picture import lineage_svg
@@ -38,7 +40,7 @@ def clean_code() -> Iterator[None]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy of its own, with an empty registry beside it."""
+    """A copy of its own, with an empty registry next to it."""
     run = copy_run(tmp_path / "data")
     empty_store(tmp_path / "data")
     return run
@@ -97,7 +99,7 @@ def test_each_link_is_checked(run: Path, file: str, broken: set[str]) -> None:
     assert any(path.name in note for link in chain.broken for note in link.notes)
 
 
-def test_what_is_gone_is_said(run: Path) -> None:
+def test_what_is_gone_is_reported(run: Path) -> None:
     root = run.parents[1]
     shutil.rmtree(root / "sources")
     chain = lineage(RunFolder(run))
@@ -124,7 +126,7 @@ def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
         path.write_bytes(before)
 
 
-def test_code_and_machine_are_told_apart_from_those_of_now(
+def test_code_and_machine_are_compared_with_those_of_now(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "code_state", lambda: {**CLEAN, "commit": "e" * 40})
@@ -146,6 +148,33 @@ def test_a_run_in_training_has_a_chain(run: Path) -> None:
     assert chain.broken == []
 
 
+def evaluate_first_documents(run: Path) -> Evaluation:
+    """An evaluation by other settings than the run's own, next to its own."""
+    config, record = RunFolder(run).config, RunFolder(run).verified_record
+    assert record is not None
+    fewer = config.evaluate.model_copy(update={"documents": 3})
+    other = evaluate(config.model_copy(update={"evaluate": fewer}), record, shards_of(record))
+    assert other.path == run / f"evaluation-{other.key[:12]}"
+    return other
+
+
+def test_the_chain_ends_in_the_evaluation_that_is_asked_for(run: Path) -> None:
+    own = RunFolder(run).evaluation
+    assert own is not None
+    other = evaluate_first_documents(run)
+    digests = {key: storage.content_hash(e) for key, e in ((None, own), (other.key, other))}
+    assert digests[None] != digests[other.key]
+    for key, digest in digests.items():
+        link = lineage(RunFolder(run), evaluation_key=key)["evaluation"]
+        assert (link.digest, link.state) == (digest, "unchanged")
+    by_tag = lineage(RunFolder(run), tags={"evaluation_key": other.key})
+    assert by_tag["evaluation"].digest == digests[other.key]
+    shutil.rmtree(other.path)
+    tags = {"evaluation_key": other.key, "val_bpb": "1.5", "evaluation_sha256": "f" * 64}
+    by_tag = lineage(RunFolder(run), tags=tags)
+    assert (by_tag["evaluation"].digest, by_tag["evaluation"].state) == ("f" * 64, "gone")
+
+
 # ---- versions ---------------------------------------------------------------------------------
 
 
@@ -156,7 +185,7 @@ def test_a_version_ends_the_chain(run: Path) -> None:
     assert [link.name for link in chain.links] == [*CHAIN, "version"]
     assert chain["version"].value == "models:/slm/1 (challenger)"
     assert set(states(chain).values()) == {"unchanged"}
-    assert versions.version_run("models:/slm/1", root) == run
+    assert versions.version_run("models:/slm/1", root).path == run
     facts = versions.list_versions(root)
     assert [(f.name, f.aliases, f.run) for f in facts] == [
         ("models:/slm/1", ("challenger",), run.name)
@@ -172,7 +201,7 @@ def test_a_version_ends_the_chain(run: Path) -> None:
     assert {name: chain[name].digest for name in kept} == kept
 
 
-def test_a_version_that_says_otherwise_than_its_run_is_noticed(run: Path) -> None:
+def test_tags_that_differ_from_the_run_are_reported(run: Path) -> None:
     register(run)
     root = run.parents[1]
     client = connect(default_uri(root))

@@ -13,7 +13,7 @@ from slm.model.export.hugging_face import export
 from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.records import Evaluation, Record, Report
 from slm.storage import commit, mismatches, read_record, sha256_file
-from slm.tokens.tokenizer.bpe import FILE_NAME as TOKENIZER
+from slm.tokens.tokenizer.bpe import TOKENIZER
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:

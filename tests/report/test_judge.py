@@ -4,23 +4,23 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from slm.config import ReportConfig
-from slm.report.grid import GridSample
 from slm.report.judge import KEY, ask_judge
+from slm.report.samples import ReportSample
 
-SAMPLES = [GridSample("Once", f" upon {i}", 0.8, 10, i, 3, True) for i in range(4)]
+SAMPLES = [ReportSample("Once", f" upon {i}", 0.8, 10, i, 3, True) for i in range(4)]
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server's address, and what it is asked."""
+    """A server's address, and the requests that it gets."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,36 +64,36 @@ GOOD = 'Here: {"grammar": 8, "creativity": 5, "consistency": 7.5, "comment": "fi
 def test_samples_are_graded_and_the_key_appears_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "sk-secret")
     with serving(saying(GOOD)) as (address, asked):
-        opinion = ask_judge(SAMPLES, settings(address))
-    assert opinion is not None
-    assert opinion.means == {"grammar": "8.0", "creativity": "5.0", "consistency": "7.5"}
+        grades = ask_judge(SAMPLES, settings(address))
+    assert grades is not None
+    assert grades.means == {"grammar": "8.0", "creativity": "5.0", "consistency": "7.5"}
     assert [a["path"] for a in asked] == ["/v1/chat/completions"] * 4
     assert {a["key"] for a in asked} == {"Bearer sk-secret"}
     assert "Once*** upon 2" in asked[2]["messages"][0]["content"]
-    assert "sk-secret" not in repr(opinion)
-    assert opinion.grades[0].comment == "fine, …"
+    assert "sk-secret" not in repr(grades)
+    assert grades.samples[0].comment == "fine, …"
 
 
 def test_white_space_around_the_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, " sk-secret\n")
     with serving(saying(GOOD)) as (address, asked):
-        opinion = ask_judge(SAMPLES[:1], settings(address))
+        grades = ask_judge(SAMPLES[:1], settings(address))
     assert asked[0]["key"] == "Bearer sk-secret"
-    assert "sk-secret" not in repr(opinion)
+    assert "sk-secret" not in repr(grades)
 
 
 @pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-secret sk", "sk-secret\u00e9"])
-def test_what_no_header_may_hold_is_not_sent_and_not_shown(
+def test_a_key_that_no_header_may_hold_is_not_sent_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv(KEY, key)
     with serving(saying(GOOD)) as (address, asked):
-        opinion = ask_judge(SAMPLES, settings(address))
+        grades = ask_judge(SAMPLES, settings(address))
     assert asked == []
-    assert opinion is not None
-    assert opinion.means == {}
-    assert "nothing was asked" in opinion.grades[0].comment
-    assert "secret" not in repr(opinion)
+    assert grades is not None
+    assert grades.means == {}
+    assert "no sample was sent" in grades.samples[0].comment
+    assert "secret" not in repr(grades)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_what_no_header_may_hold_is_not_sent_and_not_shown(
         ('{"grammar": 1' + "0" * 400 + "}", "no grade: OverflowError"),
     ],
 )
-def test_what_is_no_grade_is_told_and_asked_three_times_at_most(content: str, why: str) -> None:
+def test_an_answer_without_grades_is_reported_and_three_end_it(content: str, why: str) -> None:
     with serving(saying(content)) as (address, asked):
-        opinion = ask_judge(SAMPLES, settings(address))
-    assert opinion is not None
-    assert opinion.means == {}
+        grades = ask_judge(SAMPLES, settings(address))
+    assert grades is not None
+    assert grades.means == {}
     assert len(asked) == 3
-    assert all(why in grade.comment and len(grade.comment) <= 300 for grade in opinion.grades)
+    assert all(why in grade.comment and len(grade.comment) <= 300 for grade in grades.samples)
 
 
-def test_a_failing_or_redirecting_server_is_told() -> None:
+def test_a_failing_or_redirecting_server_is_reported() -> None:
     def elsewhere(request: BaseHTTPRequestHandler) -> None:
         request.send_response(302)
         request.send_header("Location", "http://127.0.0.1:9/stolen")
@@ -127,29 +127,28 @@ def test_a_failing_or_redirecting_server_is_told() -> None:
 
     for answer, status in ((saying(GOOD, 500), "500"), (elsewhere, "302")):
         with serving(answer) as (address, _):
-            opinion = ask_judge(SAMPLES[:1], settings(address))
-        assert opinion is not None
-        assert f"status {status}" in opinion.grades[0].comment
+            grades = ask_judge(SAMPLES[:1], settings(address))
+        assert grades is not None
+        assert f"status {status}" in grades.samples[0].comment
 
 
-def test_a_slow_server_and_none_at_all_cost_their_time_and_no_more() -> None:
+def test_a_server_that_never_ends_its_answer_and_none_at_all_give_no_grade() -> None:
     def drip(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         request.end_headers()
-        for _ in range(20):
-            request.wfile.write(b" ")
-            request.wfile.flush()
-            time.sleep(0.05)
+        with suppress(OSError):  # until the client hangs up
+            while True:
+                request.wfile.write(b" ")
+                request.wfile.flush()
+                time.sleep(0.05)
 
-    started = time.monotonic()
     with serving(drip) as (address, _):
         slow = ask_judge(SAMPLES[:1], settings(address, seconds=0.3))
     nobody = ask_judge(SAMPLES[:1], settings(address, seconds=0.3))
-    assert time.monotonic() - started < 3
     assert slow is not None
     assert nobody is not None
-    assert "TimeoutError" in slow.grades[0].comment
-    assert "no grade" in nobody.grades[0].comment
+    assert "TimeoutError" in slow.samples[0].comment
+    assert "no grade" in nobody.samples[0].comment
 
 
 def test_there_is_no_judge_unless_one_is_named() -> None:

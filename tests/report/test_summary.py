@@ -10,12 +10,12 @@ from slm.report.summary import (
     Searched,
     percent,
     quality_checks,
-    sum_up,
+    summarise,
     training_findings,
 )
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
-OTHERS = {
+REFERENCES = {
     XZ: Baseline(XZ, 2.3, "nothing"),
     FIVE_GRAM: Baseline(FIVE_GRAM, 1.2, "counts of 3,000 of its tokens"),
 }
@@ -36,13 +36,13 @@ def falling(*losses: float) -> list[dict[str, float]]:
     return [{"step": 100.0 * (i + 1), "val_loss": loss} for i, loss in enumerate(losses)]
 
 
-HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 500, 2.05, 2.1, 0.9, OTHERS)
+HEALTHY = training_findings(falling(3, 2.5, 2.2, 2.1, 2.09), 500, 2.05, 2.1, 0.9, REFERENCES)
 
 
 def test_a_healthy_model_is_called_sound() -> None:
-    verdict = sum_up(checks(), HEALTHY, 0.9)
-    assert verdict.sentence.startswith("A sound model: every check passed")
-    assert {finding.level for finding in verdict.findings} == {"good"}
+    summary = summarise(checks(), HEALTHY, 0.9)
+    assert summary.sentence.startswith("A sound model: every check passed")
+    assert {finding.level for finding in summary.findings} == {"good"}
 
 
 @pytest.mark.parametrize(
@@ -58,32 +58,31 @@ def test_a_healthy_model_is_called_sound() -> None:
 def test_samples_far_from_held_out_text_are_called_out(
     changes: dict[str, float], fault: str
 ) -> None:
-    verdict = sum_up(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
-    assert verdict.sentence == f"Not a sound model: {fault}, at 0.900 bits a byte."
-    assert verdict.findings[0].level == "bad"
+    summary = summarise(checks(replace(HUMAN, **changes)), HEALTHY, 0.9)
+    assert summary.sentence == f"Not a sound model: {fault}, at 0.900 bits per byte."
+    assert summary.findings[0].level == "bad"
 
 
 def test_a_model_that_recites_its_data_is_called_out() -> None:
-    verdict = sum_up(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
-    assert "it copies its training documents" in verdict.sentence
-    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 500, 0.4, 2.6, 1.1, OTHERS)
-    verdict = sum_up(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
-    assert verdict.sentence == (
-        "Not a sound model: it overfits and it copies its training documents, at 1.100 bits a byte."
-    )
+    summary = summarise(checks(copied=[90, 14, 120, 77]), HEALTHY, 0.9)
+    assert "it copies its training documents" in summary.sentence
+    overfitted = training_findings(falling(3, 2, 1.9, 2.2, 2.6), 500, 0.4, 2.6, 1.1, REFERENCES)
+    summary = summarise(checks(copied=[90, 14, 120, 77]), overfitted, 1.1)
+    faults = "it overfits and it copies its training documents"
+    assert summary.sentence == f"Not a sound model: {faults}, at 1.100 bits per byte."
 
 
 def test_what_came_after_the_checkpoint_is_a_note() -> None:
     curve = falling(1.2, 1.0, 1.15, 1.3)
-    verdict = sum_up(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, OTHERS), 0.9)
-    assert verdict.sentence.startswith("A sound model")
-    assert verdict.findings[0].level == "note"
-    assert "rose by 30 % from step 200 to step 400" in verdict.findings[0].text
-    at_the_end = sum_up(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, OTHERS), 0.9)
+    summary = summarise(checks(), training_findings(curve, 200, 0.95, 1.0, 0.9, REFERENCES), 0.9)
+    assert summary.sentence.startswith("A sound model")
+    assert summary.findings[0].level == "note"
+    assert "rose by 30 % from step 200 to step 400" in summary.findings[0].text
+    at_the_end = summarise(checks(), training_findings(curve, 400, 0.9, 1.3, 0.9, REFERENCES), 0.9)
     assert at_the_end.sentence.startswith("Not a sound model: it overfits")
 
 
-def test_a_loss_that_still_falls_is_told_with_its_steps_and_no_advice() -> None:
+def test_a_loss_that_still_falls_is_reported_with_its_steps_and_no_advice() -> None:
     """The learning rate falls at the end of every schedule, and the loss with it."""
     curve = [{"step": step, "val_loss": loss} for step, loss in ((10, 3), (50, 2), (79, 1.5))]
     curve += [{"step": 95, "val_loss": 1.4}, {"step": 100, "val_loss": 1.2}]
@@ -94,36 +93,36 @@ def test_a_loss_that_still_falls_is_told_with_its_steps_and_no_advice() -> None:
 
 
 def test_a_model_worse_than_a_file_compressor_is_called_out() -> None:
-    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: OTHERS[XZ]})
+    (finding,) = training_findings([], 9, 5, 5, 3.0, {XZ: REFERENCES[XZ]})
     assert finding.fault == "it predicts worse than a file compressor"
-    assert sum_up([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
+    assert summarise([], [finding], 3.0).sentence.startswith("Not a sound model: it predicts worse")
 
 
 @pytest.mark.parametrize(("bpb", "level"), [(0.9, "good"), (1.25, "note"), (1.5, "warn")])
 def test_a_model_that_counting_beats_is_called_out(bpb: float, level: str) -> None:
-    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: OTHERS[FIVE_GRAM]})
+    (finding,) = training_findings([], 9, 2, 2, bpb, {FIVE_GRAM: REFERENCES[FIVE_GRAM]})
     assert finding.level == level
     assert "counts of 3,000 of its tokens" in finding.text
-    assert ("counting phrases predicts better" in sum_up([], [finding], bpb).sentence) == (
+    assert ("counting phrases predicts better" in summarise([], [finding], bpb).sentence) == (
         level == "warn"
     )
 
 
 def test_what_is_noticeable_is_a_reservation() -> None:
-    verdict = sum_up(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
-    assert verdict.sentence == (
-        "A model with reservations: it loops and it forgets its characters, at 0.900 bits a byte."
+    summary = summarise(checks(replace(HUMAN, loops=0.2, names=0.1)), HEALTHY, 0.9)
+    assert summary.sentence == (
+        "A model with reservations: it loops and it forgets its characters, at 0.900 bits per byte."
     )
 
 
 def test_without_samples_or_evaluations_the_loss_decides() -> None:
-    assert sum_up([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits a byte."
+    assert summarise([], [], 1.5).sentence == "A sound model, by its loss, at 1.500 bits per byte."
     assert training_findings([], 9, 2, 2.1, 1.0, {}) == []
 
 
-def test_the_worst_is_told_first() -> None:
+def test_the_worst_comes_first() -> None:
     findings = [Finding("good", "a"), Finding("bad", "b", "x"), Finding("warn", "c", "y")]
-    assert [f.level for f in sum_up([], findings, 1).findings] == ["bad", "warn", "good"]
+    assert [f.level for f in summarise([], findings, 1).findings] == ["bad", "warn", "good"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_percent(share: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("ours", "level"), [(0.005, "good"), (0.02, "good"), (0.04, "warn"), (0.2, "bad")]
 )
-def test_grammar_counts_beside_that_of_held_out_text(ours: float, level: str) -> None:
+def test_grammar_counts_compared_with_held_out_text(ours: float, level: str) -> None:
     (check,) = [c for c in checks(grammar=(ours, 0.005)) if "grammar" in c.name]
     assert check.level == level
     assert len(checks(grammar=None)) == len(checks()) - 1
@@ -148,17 +147,17 @@ def test_the_figures_say_how_much_was_searched() -> None:
     assert "first 2,000 training tokens" in meanings
 
 
-def test_texts_without_names_are_not_said_to_forget_them() -> None:
+def test_texts_without_names_are_not_reported_to_forget_them() -> None:
     named = [c.name for c in checks()]
     assert "names that return" in named
     nobody = checks(replace(HUMAN, names=None))
     assert [c.name for c in nobody] == [name for name in named if name != "names that return"]
-    assert sum_up(nobody, HEALTHY, 0.9).level == "good"
+    assert summarise(nobody, HEALTHY, 0.9).level == "good"
 
 
-def test_a_note_is_told_and_changes_no_verdict() -> None:
-    note = Finding("note", "The run before: this run is worse.")
-    verdict = sum_up(checks(), [*HEALTHY, note], 0.9)
-    assert verdict.level == "good"
-    assert verdict.findings[0] is note
-    assert verdict.sentence.startswith("A sound model")
+def test_a_note_is_shown_and_changes_no_level() -> None:
+    note = Finding("note", "The previous run: this run is worse.")
+    summary = summarise(checks(), [*HEALTHY, note], 0.9)
+    assert summary.level == "good"
+    assert summary.findings[0] is note
+    assert summary.sentence.startswith("A sound model")

@@ -1,14 +1,17 @@
+"""The report: whole, harmless, reproducible, and one per settings."""
+
 import json
 import random
 import shlex
 import shutil
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import copy_run, shards_of
+from tiny_run import copy_run
 
 import slm.source.download
 import slm.tokens.encode
@@ -18,13 +21,13 @@ from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
 from slm.recipes import load_recipe, parse_overrides
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Source
 from slm.report.cards import commands
-from slm.report.judge import RUBRIC, Grade, Opinion
-from slm.report.other_runs import run_before
-from slm.report.plots import data_plots
+from slm.report.judge import RUBRIC, Grade, Grades
+from slm.report.other_runs import previous_run
+from slm.report.plots import data_plots, read_curves
 from slm.report.write import escape_markdown, fenced, write_report
-from slm.run_folder import RunFolder
+from slm.run_folder import RunFolder, Settings
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Tokenizer
 
@@ -47,7 +50,37 @@ CONFIG = PipelineConfig.model_validate(
         },
     }
 )
-Made = tuple[PipelineConfig, Run, Evaluation, Path]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run and what its report is written from."""
+
+    config: PipelineConfig
+    run: Run
+    evaluation: Evaluation
+    shards: Shards | None
+
+    def write(self, champion: RunFolder | None = None) -> Report:
+        """Its report."""
+        return write_report(
+            self.config, self.run, self.evaluation, self.shards, champion=lambda: champion
+        )
+
+    def with_report(self, **settings: object) -> "Made":
+        """The same with other settings of the report, in the config alone."""
+        report = self.config.report.model_copy(update=settings)
+        return replace(self, config=self.config.model_copy(update={"report": report}))
+
+
+def made_of(path: Path) -> Made:
+    """What belongs to a run folder."""
+    run = RunFolder(path)
+    record, evaluation, shards = run.verified_record, run.evaluation, run.shards
+    assert record
+    assert evaluation
+    assert shards
+    return Made(run.config, record, evaluation, shards)
 
 
 def make_run(root: Path, config: PipelineConfig) -> Made:
@@ -58,16 +91,15 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
     model = GPT(config.model, shards.vocab_size)
     run = root / "runs" / f"{config.recipe}-{'a' * 12}"
     (run / "checkpoints").mkdir(parents=True)
-    storage.write_json(
-        run / "config.json", {"config": config.model_dump(mode="json"), "shards": shards.name}
-    )
+    RunFolder(run).write_settings(Settings("ab" * 32, config, shards.key, None))
     journal = [{"event": "start", "time": 0.0}]
     for step in range(1, 7):
         loss = 6 / step
         fields = {"train_loss": loss, "lr": 0.1, "tok_per_sec": 50.0, "tokens": 128 * step}
         journal.append({"event": "step", "step": step, "time": float(step), **fields})
         if step % 2 == 0:
-            journal.append({"event": "evaluate", "step": step, "time": 0.0, "val_loss": loss})
+            scores = {"val_loss": loss, "val_bpb": loss}
+            journal.append({"event": "evaluate", "step": step, "time": 0.0, **scores})
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in journal))
     checkpoint = save_checkpoint(run, model, shards)
     record = Run(
@@ -102,7 +134,7 @@ def make_run(root: Path, config: PipelineConfig) -> Made:
     )  # fmt: skip
     storage.write_record(run, record)
     storage.write_record(storage.make_folder(run / "evaluation"), evaluation)
-    return config, record.model_copy(update={"path": run}), evaluation, root
+    return made_of(run)
 
 
 def save_checkpoint(run: Path, model: GPT, shards: Shards) -> Checkpoint:
@@ -126,22 +158,20 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def made(first: Made, tmp_path: Path) -> Made:
-    config, run, evaluation, root = first
-    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report"))
-    moved = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
-    return config, moved, evaluation, tmp_path / "data"
+    root = first.run.path.parents[1]
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("report*"))
+    return made_of(tmp_path / "data" / "runs" / first.run.name)
 
 
 @pytest.fixture(scope="module")
 def written(first: Made) -> Made:
     """The same, with its report written."""
-    config, run, evaluation, root = first
-    write_report(config, run, evaluation, shards_of(run))
+    first.write()
     return first
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page, as far as these tests ask."""
+    """A page as a browser parses it: its tags and its text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -175,14 +205,14 @@ def dangers(page: Page) -> list[str]:
 # ---- the page ---------------------------------------------------------------------------------
 
 
-def test_the_page_tells_what_the_run_is(written: Made) -> None:
-    _, run, evaluation, _ = written
+def test_the_page_shows_what_the_run_is(written: Made) -> None:
+    run, evaluation = written.run, written.evaluation
     report = run.path / "report"
     page = Page(report / "index.html")
     html = (report / "index.html").read_text("utf-8")
-    for words in ("0.900 bits a byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
+    for words in ("0.900 bits per byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
                   evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz",
-                  "5-gram", "calibration", "faults of grammar",
+                  "5-gram", "calibration", "grammar mistakes",
                   "Cleaning dropped and changed nothing"):  # fmt: skip
         assert words in page.text
     samples = json.loads((report / "samples.json").read_text("utf-8"))
@@ -196,8 +226,15 @@ def test_the_page_tells_what_the_run_is(written: Made) -> None:
     assert dangers(page) == []
 
 
+def test_every_class_of_the_page_is_styled(written: Made) -> None:
+    index = written.run.path / "report" / "index.html"
+    used = {name for _, a in Page(index).tags for name in (a.get("class") or "").split()}
+    styles = index.read_text("utf-8").partition("</style>")[0]
+    assert {name for name in used if f".{name}" not in styles} <= {"note"}  # a level like others
+
+
 def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
-    index = written[1].path / "report" / "index.html"
+    index = written.run.path / "report" / "index.html"
     page = Page(index)
     plots = page.all("svg")
     assert len(plots) >= 5
@@ -210,55 +247,92 @@ def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
 
 
 def test_lengths_are_drawn_from_the_shortest_to_the_longest(made: Made) -> None:
-    shards = RunFolder(made[1].path).shards
-    as_stored = shards.model_copy(update={"length_histogram": {"1024": 1, "128": 2, "64": 3}})
+    as_stored = made.shards.model_copy(update={"length_histogram": {"1024": 1, "128": 2, "64": 3}})
     (plot,) = data_plots(as_stored)
     assert plot.index(">64<") < plot.index(">128<") < plot.index(">1,024<")
 
 
-def test_the_same_inputs_give_the_same_bytes(written: Made, tmp_path: Path) -> None:
-    config, run, evaluation, root = written
-    first = write_report(config, run, evaluation, shards_of(run))
+def test_the_same_inputs_give_the_same_bytes(written: Made, made: Made) -> None:
+    first = written.write()
     assert first.reused
-    shutil.copytree(root, tmp_path / "data")
-    copy = run.model_copy(update={"path": tmp_path / "data" / "runs" / run.name})
-    shutil.rmtree(copy.path / "report")
-    again = write_report(config, copy, evaluation, shards_of(copy))
+    again = made.write()
     assert not again.reused
     assert again.files == first.files
 
 
-def test_other_prompts_make_another_report(written: Made, made: Made) -> None:
-    config, run, evaluation, root = made
-    first = write_report(*written[:3], shards_of(written[1]))
-    other = config.model_copy(
-        update={"report": config.report.model_copy(update={"prompts": ("Another",)})}
-    )
-    second = write_report(other, run, evaluation, shards_of(run))
-    assert not second.reused
-    assert second.key != first.key
+def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_other_settings_make_a_report_next_to_the_runs_own(made: Made) -> None:
+    own = made.write()
+    assert own.path == made.run.path / "report"
+    before = files(own.path)
+    other = made.with_report(prompts=("Another",)).write()
+    assert not other.reused
+    assert other.path == made.run.path / f"report-{other.key[:12]}"
+    assert "Another" in Page(other.path / "index.html").text
+    both = before | files(other.path)
+    for _ in range(2):  # in turn, neither is written again
+        assert made.write().reused
+        assert made.with_report(prompts=("Another",)).write().reused
+    assert files(own.path) | files(other.path) == both
+    assert RunFolder(made.run.path).report == own
+
+
+def test_a_report_on_another_evaluation_is_not_the_runs_own(made: Made) -> None:
+    own = made.write()
+    folder = made.run.path / "evaluation-123456789abc"
+    other = made.evaluation.model_copy(update={"key": "123456789abc" + "0" * 52, "val_bpb": 0.8})
+    folder.mkdir()
+    storage.write_record(folder, other)
+    report = replace(made, evaluation=other.model_copy(update={"path": folder})).write()
+    assert report.path == made.run.path / f"report-{report.key[:12]}"
+    assert "0.8000 bits per byte" in Page(report.path / "index.html").text  # in the lineage too
+    assert "0.9000 bits per byte" not in Page(report.path / "index.html").text
+    assert made.write().reused
+    assert RunFolder(made.run.path).report == own
+
+
+def test_the_source_is_found_under_another_recipes_name(made: Made) -> None:
+    """Recipes share a source of the same settings, in the folder of whoever downloaded it."""
+    (folder,) = (made.run.path.parents[1] / "sources").glob("[!.]*")
+    folder.rename(folder.with_name(folder.name.replace("tiny", "another-recipe")))
+    text = Page(made.write().path / "index.html").text
+    assert "revision" in text
+    assert "60 documents" in text
+
+
+def test_figures_that_are_not_finite_are_left_out_of_the_plots(made: Made) -> None:
+    """A training in fp16 journals a norm that overflowed as null."""
+    journal = made.run.path / "metrics.jsonl"
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    for entry in entries:
+        if entry.get("step") == 2:
+            entry |= dict.fromkeys(entry.keys() - {"event", "step", "time"}, None)
+        entry["grad_norm"] = None
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    text = (made.write().path / "index.html").read_text("utf-8")
+    assert "Loss over tokens: train from 6.00 to 1.00 nats" in text
+    curves = read_curves(RunFolder(made.run.path))
+    assert curves.steps[-1]["seconds"] == pytest.approx(768 / 50, rel=0.2)
 
 
 def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, run, evaluation, root = made
     settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
     graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
-    opinion = Opinion(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
-    monkeypatch.setattr("slm.report.ask_judge", lambda *_: opinion)
-    shards = shards_of(run)
+    grades = Grades(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
+    monkeypatch.setattr("slm.report.write.ask_judge", lambda *_: grades)
     cleaning = {
         "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
         "changed": {"text fixed": {"documents": 2, "examples": [[HOSTILE[0], HOSTILE[1]]]}},
     }
-    storage.write_record(shards.path, shards.model_copy(update={"cleaning": cleaning}))
-    config = config.model_copy(
-        update={
-            "report": config.report.model_copy(update=settings),
-            "data": config.data.model_copy(update={"text_column": HOSTILE[0]}),
-        }
-    )
+    shards = made.shards.model_copy(update={"cleaning": cleaning})
+    hostile = made.with_report(**settings)
+    data = hostile.config.data.model_copy(update={"text_column": HOSTILE[0]})
+    config = hostile.config.model_copy(update={"data": data})
     monkeypatch.setattr(Tokenizer, "decode_bytes", lambda *_: HOSTILE[1].encode())
-    report = write_report(config, run, evaluation, shards_of(run))
+    report = replace(made, config=config, shards=shards).write()
     page = Page(report.path / "index.html")
     assert dangers(page) == []
     assert not page.all("img")
@@ -269,9 +343,9 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     assert all("<" not in part.replace("\\<", "") for part in "".join(outside).split("```")[::2])
 
 
-def test_the_commands_make_the_run_again(first: Made) -> None:
-    """Every setting comes back as it was, whatever YAML would make of it bare."""
-    _, run, _, _ = first
+def test_the_commands_reproduce_the_run(first: Made) -> None:
+    """Every setting is read back as it was, whatever YAML would make of it unquoted."""
+    run = first.run
     data = {
         "separator": "\n\n",
         "template": "{title}: {body}",
@@ -282,28 +356,27 @@ def test_the_commands_make_the_run_again(first: Made) -> None:
     }
     config = load_recipe("quickstart", {f"data.{key}": value for key, value in data.items()})
     assert config.train.max_seconds is not None
-    again, anew, *_ = commands(config, run)
-    assert again == f"slm reproduce {run.name}"
-    _, _, recipe, *rest = shlex.split(anew)
+    reproduce, rerun, *_ = commands(config, run)
+    assert reproduce == f"slm reproduce {run.name}"
+    _, _, recipe, *rest = shlex.split(rerun)
     made = load_recipe(recipe, parse_overrides(rest[1::2]))
     assert made.data == config.data
     assert (made.train.max_steps, made.train.max_seconds) == (run.step, None)
 
 
-def test_rows_that_were_not_read_stand_with_what_cleaning_dropped(made: Made) -> None:
-    config, run, evaluation, root = made
-    folder = next(path for path in (root / "sources").iterdir() if path.is_dir())
+def test_rows_that_were_not_read_are_listed_with_what_cleaning_dropped(made: Made) -> None:
+    (folder,) = (made.run.path.parents[1] / "sources").glob("[!.]*")
     source = storage.read_record(folder, Source)
     assert source is not None
     storage.write_record(folder, source.model_copy(update={"dropped": {"null": 1234}}))
-    report = write_report(config, run, evaluation, shards_of(run)).path
+    report = made.write().path
     page = Page(report / "index.html")
     assert "not read: null" in page.text
     assert "1,234" in page.text
     assert "not read, null: 1234" in (report / "report.md").read_text("utf-8")
 
 
-# ---- the verdict ------------------------------------------------------------------------------
+# ---- the summary ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -315,12 +388,11 @@ def test_rows_that_were_not_read_stand_with_what_cleaning_dropped(made: Made) ->
         ("noise", "Not a sound model: it makes up words"),
     ],
 )
-def test_samples_are_judged(
+def test_samples_are_assessed(
     made: Made, monkeypatch: pytest.MonkeyPatch, kind: str, sentence: str
 ) -> None:
     """The report of a model that writes held-out text, training text, or what nobody writes."""
-    config, run, evaluation, root = made
-    shards = shards_of(run)
+    shards = made.shards
     tokenizer = Tokenizer.load(shards.path / "tokenizer.tiktoken")
     split = "train" if kind == "recited" else "val"
     texts = [tokenizer.decode(ids[:150]) for ids in documents(shards, split)]
@@ -334,24 +406,23 @@ def test_samples_are_judged(
     def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
         return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
 
-    monkeypatch.setattr("slm.report.grid.generate", generate)
+    monkeypatch.setattr("slm.report.samples.generate", generate)
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
     settings |= {"max_new_tokens": 150}
-    config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
-    page = Page(write_report(config, run, evaluation, shards_of(run)).path / "index.html")
+    page = Page(made.with_report(**settings).write().path / "index.html")
     assert sentence in page.text
     marked = len(page.all("mark"))  # hardly one held-out text in twenty is
     assert marked > 8 if kind == "recited" else marked <= 2
 
 
-def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None:
-    """The best step was evaluated; training went on after it, and got worse."""
-    config, run, evaluation, root = made
+def test_an_earlier_checkpoint_is_shown_with_its_own_figures(made: Made) -> None:
+    """The best step was evaluated; training continued after it, and got worse."""
+    run = made.run
     later = {"event": "evaluate", "step": 8, "time": 0.0, "val_loss": 2.0}
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(later) + "\n")
     ended = run.model_copy(update={"step": 8, "tokens": 1024, "train_loss": 0.1, "last": "x"})
-    page = Page(write_report(config, ended, evaluation, shards_of(ended)).path / "index.html")
+    page = Page(replace(made, run=ended).write().path / "index.html")
     for words in ("rose by 100 % from step 6 to step 8", "768", "tokens, in 6 of 8 steps"):
         assert words in page.text
     assert "overfits" not in page.text
@@ -362,65 +433,57 @@ def test_an_earlier_checkpoint_is_told_of_by_its_own_figures(made: Made) -> None
 
 
 def test_a_report_without_the_shards_says_so(made: Made) -> None:
-    config, run, evaluation, root = made
+    root = made.run.path.parents[1]
     shutil.rmtree(root / "shards")
     shutil.rmtree(root / "sources")
-    report = write_report(config, run, evaluation, shards_of(run))
+    report = replace(made, shards=None).write()
     page = Page(report.path / "index.html")
     assert "no longer on this machine" in page.text
     assert "Quality of the samples" not in page.text
 
 
 def test_a_report_without_prompts_has_no_samples(made: Made) -> None:
-    config, run, evaluation, root = made
-    none = config.model_copy(update={"report": config.report.model_copy(update={"prompts": ()})})
-    report = write_report(none, run, evaluation, shards_of(run))
+    report = made.with_report(prompts=()).write()
     assert json.loads((report.path / "samples.json").read_text("utf-8")) == []
 
 
 # ---- other runs -----------------------------------------------------------------------------
 
 
-def test_it_is_compared_with_the_champion_and_the_run_before(
+def test_it_is_compared_with_the_champion_and_the_previous_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = copy_run(tmp_path)
-    second = copy_run(tmp_path, learning_rate=3e-3)
-    began = {first: 1.0, second: 2.0}
-    monkeypatch.setattr("slm.report.other_runs._began", lambda path: began[path])
+    first, second = copy_run(tmp_path), copy_run(tmp_path, learning_rate=3e-3)
+    times = {RunFolder(first): 1.0, RunFolder(second): 2.0}
+    monkeypatch.setattr("slm.report.other_runs.started", lambda run: times[run])
     pages = []
     for path, champion in ((first, first), (second, None), (second, first)):
-        config, run = RunFolder(path).config, RunFolder(path).verified_record
-        evaluation = storage.read_record(path / "evaluation", Evaluation)
-        assert run is not None
-        assert evaluation is not None
-        settings = {"prompts": ("Once",), "max_new_tokens": 5}
-        config = config.model_copy(update={"report": config.report.model_copy(update=settings)})
-        shutil.rmtree(path / "report", ignore_errors=True)
-        found = lambda champion=champion: champion
-        report = write_report(config, run, evaluation, shards_of(run), champion=found)
+        found = RunFolder(champion) if champion else None
+        short = made_of(path).with_report(prompts=("Once",), max_new_tokens=5)
+        report = short.write(found)
         pages.append(Page(report.path / "index.html").text)
-    assert "Beside other runs" not in pages[0]
-    assert f"The run before: {first.name}" in pages[1]
+        shutil.rmtree(report.path)
+    assert "Compared with other runs" not in pages[0]
+    assert f"The previous run: {first.name}" in pages[1]
     assert f"The champion: {first.name}" in pages[2]
     for page in pages[1:]:
         for words in ("This run is better", "train.learning_rate", "0.003", "0.0006"):
             assert words in page
 
 
-def test_the_run_before_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
+def test_the_previous_run_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
     def add(name: str, journal: str) -> Path:
-        folder = storage.make_folder(tmp_path / name)
+        folder = storage.make_folder(tmp_path / "runs" / name)
         (folder / "record.json").write_text("{}")
         (folder / "metrics.jsonl").write_text(journal)
         return folder
 
-    begun = '{"event": "start", "time": %d}\n'
-    older = add("tinystories-aaaa", begun % 10)
-    add("tinystories-sample-bbbb", begun % 20)
-    add("tinystories-cccc", "damaged\n")
-    run = Run.model_construct(path=add("tinystories-dddd", begun % 30))
-    assert run_before(run, "tinystories") == older
+    start = '{"event": "start", "time": %d}\n'
+    older = add(f"tinystories-{'a' * 12}", start % 10)
+    add(f"tinystories-sample-{'b' * 12}", start % 20)
+    add(f"tinystories-{'c' * 12}", "damaged\n")
+    run = Run.model_construct(path=add(f"tinystories-{'d' * 12}", start % 30))
+    assert previous_run(run, "tinystories") == RunFolder(older)
 
 
 # ---- the model card ---------------------------------------------------------------------------
@@ -429,26 +492,23 @@ def test_the_run_before_is_of_the_same_recipe_and_readable(tmp_path: Path) -> No
 def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard.load(written[1].path / "report" / "README.md")
+    card = ModelCard.load(written.run.path / "report" / "README.md")
     assert (card.data.license, card.data.language) == ("mit", "en")
     assert card.data.library_name == "transformers"
     (bits, _) = card.data.eval_results
     assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
-    assert "0.900 bits a byte" in card.text
+    assert "0.900 bits per byte" in card.text
     assert "from_pretrained" in card.text
 
 
-def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
+def test_no_page_names_the_folders_of_the_data(tmp_path: Path) -> None:
     path = copy_run(tmp_path)
-    config, run = RunFolder(path).config, RunFolder(path).verified_record
-    evaluation = storage.read_record(path / "evaluation", Evaluation)
-    assert run is not None
-    assert evaluation is not None
-    folder, name = str(Path(config.data.path).parent), Path(config.data.path).name
-    report = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
-    registry = config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
-    config = config.model_copy(update={"report": report, "registry": registry})
-    shown = write_report(config, run, evaluation, shards_of(run)).path
+    made = made_of(path).with_report(prompts=("Once",), max_new_tokens=5)
+    data = Path(made.config.data.path)
+    folder, name = str(data.parent), data.name
+    registry = made.config.registry.model_copy(update={"tracking_uri": "http://tracking.internal"})
+    config = made.config.model_copy(update={"registry": registry})
+    shown = replace(made, config=config).write().path
     for page in ("README.md", "report.md", "index.html"):
         text = (shown / page).read_text("utf-8").replace("\\", "")
         assert name in text
@@ -462,10 +522,10 @@ def test_no_page_tells_in_which_folders_the_data_lay(tmp_path: Path) -> None:
 
 
 def test_the_markdown_twin_has_the_same_figures(written: Made) -> None:
-    run = written[1]
+    run = written.run
     markdown = (run.path / "report" / "report.md").read_text("utf-8")
     assert markdown.startswith(f"# {run.name}, step 6\n")
-    for words in ("0.900 bits a byte", "slm run tiny", "| layers | 1 |", run.key):
+    for words in ("0.900 bits per byte", "slm run tiny", "| layers | 1 |", run.key):
         assert words in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)

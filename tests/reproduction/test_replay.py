@@ -1,4 +1,4 @@
-"""Replay: the same bits are said to be the same, and the first other one is named."""
+"""Replay: identical bits are reported as identical, and the first difference is named."""
 
 import json
 import shutil
@@ -66,14 +66,14 @@ def test_the_last_stretch_is_identical_and_nothing_is_written(run: Path) -> None
 
 
 def test_from_the_seed_where_no_checkpoint_is_kept_before(run: Path) -> None:
-    told: list[tuple[str, float, float | None]] = []
-    result = verify_steps(RunFolder(run), 2, 6, lambda *what: told.append(what))
+    shown: list[tuple[str, float, float | None]] = []
+    result = verify_steps(RunFolder(run), 2, 6, lambda *line: shown.append(line))
     assert (result.verdict, result.origin, result.steps) == ("identical", 0, 6)
     assert result.checkpoints == [4, 6]
-    assert told[-1] == ("from the seed", 6, 6)
+    assert shown[-1] == ("from the seed", 6, 6)
 
 
-def test_another_loss_in_the_journal_is_found(run: Path) -> None:
+def test_another_loss_in_the_journal_is_reported(run: Path) -> None:
     lines = [json.loads(line) for line in (run / JOURNAL).read_text().splitlines()]
     for line in lines:
         if line["event"] == "step" and line["step"] == 5:
@@ -130,7 +130,7 @@ def test_steps_that_are_not_there_are_refused(run: Path, start: int, stop: int |
         verify_steps(RunFolder(run), start, stop)
 
 
-def test_what_cannot_be_replayed_is_said(run: Path) -> None:
+def test_what_cannot_be_replayed_is_refused(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     (run / "plan.json").write_text(json.dumps({**plan, "world_size": 2}))
     with pytest.raises(UserError, match="trained by 2 processes"):
@@ -140,7 +140,7 @@ def test_what_cannot_be_replayed_is_said(run: Path) -> None:
         verify_steps(RunFolder(run))
 
 
-def test_a_gap_in_the_journal_is_said(run: Path) -> None:
+def test_a_gap_in_the_journal_is_refused(run: Path) -> None:
     lines = (run / JOURNAL).read_text().splitlines(keepends=True)
     (run / JOURNAL).write_text("".join(line for line in lines if '"step": 7,' not in line))
     with pytest.raises(CorruptionError, match="no loss of step 7"):

@@ -1,7 +1,8 @@
-"""Reproduce: the right verdict for what is the same, near, other, or not to be had any more."""
+"""Reproduce: the right verdict for what is the same, near, different, or gone."""
 
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
-from slm.history.lineage import lineage
+from slm.history.lineage import Link, lineage
 from slm.reproduction.reproduce import Reproduction, reproduce
 from slm.run_folder import RunFolder
 from slm.training import launch
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     return copy_run(tmp_path / "data")
 
 
-def left_over(run: Path) -> list[Path]:
+def rebuilt_folders(run: Path) -> list[Path]:
     return list((run.parents[1] / "reproduced").glob("*"))
 
 
@@ -51,11 +52,11 @@ def test_the_same_again_is_bit_identical(run: Path) -> None:
     }  # fmt: skip
     assert all(row.same for row in found.compared)
     assert found.sentence == f"bit-identical in all of {len(found.compared)} comparisons"
-    assert left_over(run) == []
+    assert rebuilt_folders(run) == []
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_what_is_gone_but_can_be_built_is_built_and_kept_on_demand(run: Path) -> None:
+def test_what_is_gone_but_can_be_rebuilt_is_rebuilt_and_kept_on_demand(run: Path) -> None:
     root = run.parents[1]
     for folder in (root / "sources", root / "shards", run / "evaluation", run / "checkpoints"):
         shutil.rmtree(folder)
@@ -65,7 +66,7 @@ def test_what_is_gone_but_can_be_built_is_built_and_kept_on_demand(run: Path) ->
     assert "checkpoints/step_000004/model.safetensors" in names  # the run's record has its hash
     assert "source/train_00000.parquet" not in names  # no hash of it is left
     assert "evaluation/evaluation.json" not in names
-    assert [str(path) for path in left_over(run)] == [found.folder]
+    assert [str(path) for path in rebuilt_folders(run)] == [found.folder]
     assert list(Path(str(found.folder)).glob("runs/*/record.json"))
 
 
@@ -81,7 +82,7 @@ def test_a_changed_byte_of_the_source_is_named(run: Path) -> None:
     file = next(run.parents[1].glob("sources/*/train_00000.parquet"))
     flip_byte(file)
     assert_cannot(reproduce(RunFolder(run)), "source", "train_00000.parquet")
-    assert left_over(run) == []
+    assert rebuilt_folders(run) == []
 
 
 def test_a_changed_byte_of_the_dataset_is_named(run: Path) -> None:
@@ -107,21 +108,82 @@ def test_a_changed_value_of_the_config_is_named(run: Path) -> None:
     assert found.first_difference.what in ("cleaning", "config")
 
 
-def test_code_that_was_dirty_or_is_another_commit_cannot(
+OTHER_COMMIT = {**CLEAN, "commit": "e" * 40}
+
+
+@pytest.mark.parametrize("now", [OTHER_COMMIT, {**OTHER_COMMIT, **DIRTY}, DIRTY])
+def test_code_at_another_commit_is_a_note_while_its_stages_are_the_same(
+    run: Path, now: dict[str, Any]
+) -> None:
+    with code(now):
+        found = reproduce(RunFolder(run))
+    assert found.verdict == "bit-identical"
+    assert any("the code now" in note or "the code is now" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("shards_are_gone", [False, True])
+def test_another_version_of_training_cannot_and_the_commit_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, shards_are_gone: bool
+) -> None:
+    version = slm.training.loop.TRAIN_VERSION
+    monkeypatch.setattr("slm.reproduction.reproduce.TRAIN_VERSION", version + 1)
+    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained by another version"))
+    if shards_are_gone:
+        shutil.rmtree(run.parents[1] / "shards")
+    with code(OTHER_COMMIT):
+        found = reproduce(RunFolder(run))
+    assert found.verdict == "cannot"
+    assert found.missing == (
+        f"{run.name} was made by version {version} of training, here is {version + 1}: "
+        f"git checkout {CLEAN['commit']}",
+    )
+
+
+def test_another_version_of_encoding_cannot_and_the_commit_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with code(DIRTY):
-        assert_cannot(reproduce(RunFolder(run)), "code", "in no commit")
-    with code({**CLEAN, "commit": "e" * 40}):
-        assert_cannot(reproduce(RunFolder(run)), "code", "git checkout " + "c" * 40)
-    record = json.loads((run / "record.json").read_bytes())
-    record.pop("sha256")
-    record["environment"] |= DIRTY
-    storage.write_json(
-        run / "record.json",
-        {**record, "sha256": storage.sha256_bytes(storage.canonical_json(record))},
+    monkeypatch.setattr("slm.tokens.encode.ENCODE_VERSION", 99)
+    with code(OTHER_COMMIT):
+        found = reproduce(RunFolder(run))
+    assert found.verdict == "cannot"
+    assert found.first_difference is not None
+    assert found.first_difference.what == "shards"
+    assert f"git checkout {CLEAN['commit']}" in found.sentence
+
+
+def test_code_that_was_dirty_cannot(run: Path) -> None:
+    record = RunFolder(run).record
+    assert record is not None
+    storage.write_record(
+        run, record.model_copy(update={"environment": {**record.environment, **DIRTY}})
     )
     assert_cannot(reproduce(RunFolder(run)), "code", "in no commit")
+
+
+def test_a_registry_that_cannot_be_reached_is_no_obstacle(run: Path) -> None:
+    chain = lineage(RunFolder(run))
+    note = "the registry could not be reached"
+    version = Link(name="version", value="models:/m/1", state="not checked", notes=(note,))
+    found = reproduce(
+        RunFolder(run), chain=chain.model_copy(update={"links": (*chain.links, version)})
+    )
+    assert found.verdict == "bit-identical"
+    assert note in found.notes
+
+
+def test_a_data_folder_of_format_1_is_reproduced(tmp_path: Path) -> None:
+    """Made by an older slm, of the same stage versions, on a machine of AVX512."""
+    archive = Path(__file__).parents[1] / "data" / "data-format-1.tar.xz"
+    with tarfile.open(archive) as files:
+        files.extractall(tmp_path, filter="data")
+    run = RunFolder(tmp_path / "data" / "runs" / "quickstart-d2f41224215b")
+    recorded = run.record
+    assert recorded is not None
+    found = reproduce(run)
+    there = recorded.environment["cpu_capability"]
+    if torch.backends.cpu.get_cpu_capability() == there:
+        assert found.verdict == "bit-identical", found.sentence
+    assert found.verdict != "cannot", found.sentence
 
 
 def test_an_unfinished_run_is_bad_input(run: Path) -> None:
@@ -131,7 +193,7 @@ def test_an_unfinished_run_is_bad_input(run: Path) -> None:
 
 
 def other_rate(change: float) -> Any:
-    """A schedule that goes another way at the third step."""
+    """A learning rate that differs at the third step."""
     return lambda step, *rest: learning_rate_factor(step, *rest) * (change if step == 2 else 1)
 
 
@@ -186,10 +248,10 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
     assert found.missing == ("out of memory",)
     assert found.first_difference is not None
     assert found.first_difference.what == "training"
-    assert left_over(run) == []
+    assert rebuilt_folders(run) == []
 
 
-def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
+def test_a_revision_of_the_hub_is_downloaded_by_its_commit(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -198,7 +260,7 @@ def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
         asked.append(config.data.revision)
         raise SlmError("no such commit on the hub")
 
-    monkeypatch.setattr("slm.reproduce.download", gone)
+    monkeypatch.setattr("slm.reproduction.reproduce.download", gone)
     chain = lineage(RunFolder(run))
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
@@ -209,7 +271,7 @@ def test_a_revision_of_the_hub_is_asked_for_by_its_commit(
 
     links = [link.model_copy(update={"digest": None}) for link in chain.links]
     found = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": tuple(links)}))
-    assert_cannot(found, "dataset", "known nowhere any more")
+    assert_cannot(found, "dataset", "not known any more")
     assert len(asked) == 1
 
 

@@ -8,10 +8,9 @@ import numpy as np
 
 from slm.errors import CorruptionError, UserError
 from slm.records import ShardCount, Shards
-from slm.run_folder import TOKENIZER
 from slm.tokens.shards.layout import Tokens
 from slm.tokens.shards.reading import read_shards, read_tokens, split_documents, token_chunks
-from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 
 def verify(path: Path) -> dict[str, int]:

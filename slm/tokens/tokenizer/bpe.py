@@ -25,6 +25,7 @@ from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.lookup import MISSING, PieceCache, TokenTable, moved, replace
 from slm.tokens.tokenizer.pretokenize import MAX_WORD_CHARS, PLAIN_PATTERN, segments, word_starts
 
+TOKENIZER = "tokenizer.tiktoken"  # the file, in every folder of shards and of a model
 END_OF_TEXT = "<|endoftext|>"
 
 Ids = npt.NDArray[np.integer[Any]]
