@@ -13,14 +13,14 @@ from slm.tracking.server import connect, explained, tracking_uri
 
 
 def champion_run(config: PipelineConfig, root: Path | None = None) -> RunFolder | None:
-    """The run of the champion of `config.registry.model`; None where it is not here.
+    """The run of the champion of `config.model_name`; None where it is not here.
 
     A comparison is an ornament: a registry that is down or has no champion costs the report
     nothing else.
     """
     root = root or data_root()
     uri = tracking_uri(config, root)
-    name = config.registry.model
+    name = config.model_name
     with suppress(SlmError, OSError, sqlite3.Error):
         ours = local_store.is_ours(uri)
         run = local_store.run_of(uri, name, CHAMPION) if ours else _in_store(uri, name)

@@ -56,7 +56,7 @@ def find_origin(config: PipelineConfig, alias: str, *, root: Path | None = None)
     """
     root = root or data_root()
     client = connect(tracking_uri(config, root))
-    model = existing(client.get_registered_model, config.registry.model)
+    model = existing(client.get_registered_model, config.model_name)
     if model is None or alias not in model.aliases:
         return None
     return _origin(client.get_model_version(model.name, model.aliases[alias]), root)

@@ -43,7 +43,7 @@ def register(
     *,
     root: Path | None = None,
 ) -> Version:
-    """Makes the evaluated checkpoint of a run a version of `config.registry.model`.
+    """Makes the evaluated checkpoint of a run a version of `config.model_name`.
 
     It becomes `challenger`, unless it was judged before; only the gate makes a champion. A run that
     is registered already gives its version, `reused`.
@@ -54,7 +54,7 @@ def register(
     uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
     chain = _chain(config, run, evaluation, report, shards, checkpoint)
-    fields = {"model": config.registry.model, "tracking_uri": public_uri(uri)}
+    fields = {"model": config.model_name, "tracking_uri": public_uri(uri)}
     key = keys.stage_key("register", REGISTER_VERSION, fields, chain)
     note = run.path / REGISTERED
     if (known := _remembered(note)) and known.key == key:
@@ -65,9 +65,7 @@ def register(
     client = connect(uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         model = logged_model(client, run_id, checkpoint, root)
-        entry = _model_version(
-            client, config.registry.model, model, {**chain, "slm.run_id": run_id}
-        )
+        entry = _model_version(client, config.model_name, model, {**chain, "slm.run_id": run_id})
         aliases = _first_alias(client, entry)
     result = Version(
         key=key,

@@ -85,7 +85,7 @@ def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) ->
     """The id of the experiment that holds all runs of the config's registered model."""
     from mlflow.exceptions import MlflowException
 
-    name = config.registry.model
+    name = config.model_name
     found = client.get_experiment_by_name(name)
     if found is None:
         remote = urlsplit(client.tracking_uri).scheme in ("http", "https")

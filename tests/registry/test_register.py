@@ -26,10 +26,11 @@ import slm.source.download
 import slm.tokens.encode
 import slm.training.launch
 from slm import storage
-from slm.config import PipelineConfig, RegistryConfig
+from slm.config import DataConfig, PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.sample import generate
 from slm.model.saved import load_model
+from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Version
 from slm.registry import assessment, origins, packing, register, versions
 from slm.registry.finding import find_version, resolve
@@ -39,6 +40,7 @@ from slm.tracking.server import as_default, connect, default_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PIPELINES = Path(__file__).parents[2] / "pipelines.yaml"
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
 
 
@@ -67,6 +69,50 @@ def client(root: Path) -> "MlflowClient":
 def aliases(root: Path) -> dict[str, str]:
     found = client(root).get_registered_model("slm").aliases
     return {alias: str(version) for alias, version in found.items()}
+
+
+# ---- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (DataConfig(), "slm"),
+        (DataConfig(source="hub", path="roneneldan/TinyStories"), "TinyStories"),
+        (DataConfig(source="hub", path="wikitext"), "wikitext"),
+        (DataConfig(source="files", path="/home/me/articles.jsonl.zst"), "articles"),
+        (DataConfig(source="files", path="notes/*.txt"), "notes"),
+        (DataConfig(source="files", path="my texts, v1.2/"), "my-texts-v1.2"),
+        (DataConfig(source="files", path="*.txt"), "tiny"),
+        (DataConfig(source="files", path=".."), "tiny"),
+        (DataConfig(source="files", path="数据.csv"), "tiny"),
+        (DataConfig(source="files", path="x" * 90), "x" * 64),
+    ],
+)
+def test_a_model_has_the_name_of_its_data(data: DataConfig, name: str) -> None:
+    config = CONFIG.model_copy(update={"data": data})
+    assert config.model_name == name
+    assert RegistryConfig(model=name).model == name  # a valid one
+    other = config.model_copy(update={"registry": RegistryConfig(model="other")})
+    assert other.model_name == "other"
+
+
+def test_own_data_does_not_compete_with_the_recipes() -> None:
+    names = {
+        recipe: load_recipe(recipe, changes, path=PIPELINES).model_name
+        for recipe, changes in {
+            "quickstart": {},
+            "tinystories": {},
+            "tinystories-gpt2": {},
+            "tinystories-sample": {"data.path": "book.txt"},
+        }.items()
+    }
+    assert names == {
+        "quickstart": "slm",
+        "tinystories": "tinystories",
+        "tinystories-gpt2": "tinystories",
+        "tinystories-sample": "book",
+    }
 
 
 # ---- versions ---------------------------------------------------------------------------------
