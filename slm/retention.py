@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from slm import storage
 from slm.errors import CorruptionError
 from slm.records import Checkpoint, Run, Shards, Source
-from slm.registry.register import REGISTERED
+from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, RunFolder, checkpoint_folders
 
@@ -64,7 +64,7 @@ def survey(
 
     Args:
         registered: names of the runs that the registry has versions of; runs that say so
-            themselves (`registered.json`) are kept as well.
+            themselves (`registered*.json`) are kept as well.
         keep_runs: how many finished runs without a version stay, the newest ones.
         grace: seconds for which what is new stays.
     """
@@ -75,7 +75,7 @@ def collect(found: Retention) -> int:
     """Removes what a survey says may go; returns the bytes. What was used meanwhile stays."""
     freed = 0
     for item in found.going:
-        if _in_use(item.path) or (item.path / REGISTERED).exists():
+        if _in_use(item.path) or registered_notes(item.path):
             logger.warning("%s is in use now: it stays", item.path)
         elif item.path.is_dir():
             storage.discard(item.path)
@@ -123,7 +123,7 @@ class _Survey:
 
     def _why_kept(self, run: Path) -> str | None:
         """Why a run stays whatever its age; None where it may go."""
-        if run.name in self.registered or (run / REGISTERED).exists():
+        if run.name in self.registered or registered_notes(run):
             return "a version was made from it"
         if RunFolder(run).is_training:
             return "in training"

@@ -18,16 +18,16 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a version against the champion; it becomes champion only where it is better."""
+    """Assess a version against the champion; it becomes champion only where it is better."""
     import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
-        verdict = slm.registry.gate.promote(version, force=force, progress=progress)
+        decision = slm.registry.gate.promote(version, force=force, progress=progress)
     if as_json:
-        show(verdict.model_dump(mode="json"), as_json)
+        show(decision.model_dump(mode="json"), as_json)
     else:
-        Console().print(Markdown(slm.registry.gate.describe(verdict)))
-    raise typer.Exit(0 if verdict.decision == "promoted" else 1)
+        Console().print(Markdown(slm.registry.gate.describe(decision)))
+    raise typer.Exit(0 if decision.decision == "promoted" else 1)
 
 
 def rollback(

@@ -2,7 +2,7 @@
 
 The records of the stages hold the hashes. Here they are put in a row, and every link is compared
 with the files, the code and the machine that are there now. Nothing is asked of a server: what the
-registry knows of a version is added by `slm.registry.versions`.
+registry knows of a version is added by `slm.registry.chain`.
 """
 
 import re
