@@ -91,7 +91,7 @@ def test_no_code_runs_what_it_reads(path: Path) -> None:
         "load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
         "load_dataset(name, trust_remote_code=True)",
-        "load_dataset(name, trust_remote_code=wanted)",
+        "load_dataset(name, trust_remote_code=flag)",
         "yaml.load(text)",
         "flow(result_serializer='pickle')",
         "subprocess.run(text, shell=True)",
@@ -104,7 +104,7 @@ def test_the_check_of_the_code_finds_what_it_looks_for(code: str) -> None:
 
 def test_prefect_keeps_no_result() -> None:
     """It would pickle it."""
-    found = 0
+    decorated = 0
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
@@ -112,8 +112,8 @@ def test_prefect_keeps_no_result() -> None:
                     text = ast.unparse(made)
                     if re.match(r"(flow|task)\b", text):
                         assert "persist_result=False" in text, f"{path.name}: {node.name}"
-                        found += 1
-    assert found > 8
+                        decorated += 1
+    assert decorated > 8
 
 
 # ---- files that carry code ----------------------------------------------------------------------

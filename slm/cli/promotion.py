@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from slm.cli.options import AsJson, display_for, show
+from slm.records import model_uri
 
 
 def promote(
     version: Annotated[
         str, typer.Argument(help="models:/NAME@challenger or models:/NAME/VERSION.")
-    ] = "models:/slm@challenger",
+    ] = model_uri("slm", alias="challenger"),
     force: Annotated[
         str | None, typer.Option(metavar="REASON", help="Promote all the same; it is recorded.")
     ] = None,

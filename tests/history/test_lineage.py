@@ -18,8 +18,8 @@ from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import Lineage, Link, lineage
 from slm.registry import chain as chains
-from slm.registry import versions
 from slm.registry import register as registering
+from slm.registry import versions
 from slm.report.lineage_picture import lineage_svg
 from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri

@@ -99,8 +99,8 @@ def server(root: Path) -> "MlflowClient":
 
 
 def aliases(root: Path) -> dict[str, str]:
-    found = server(root).get_registered_model("slm").aliases
-    return {alias: str(version) for alias, version in found.items()}
+    held = server(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in held.items()}
 
 
 def audit(root: Path) -> list[dict[str, object]]:

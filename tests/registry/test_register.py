@@ -24,7 +24,7 @@ import slm.evaluation.evaluate
 import slm.source.download
 import slm.tokens.encode
 import slm.training.launch
-from slm import storage
+from slm import retention, storage
 from slm.config import DataConfig, PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.sample import generate
@@ -67,8 +67,8 @@ def client(root: Path) -> "MlflowClient":
 
 
 def aliases(root: Path) -> dict[str, str]:
-    found = client(root).get_registered_model("slm").aliases
-    return {alias: str(version) for alias, version in found.items()}
+    held = client(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in held.items()}
 
 
 # ---- names ------------------------------------------------------------------------------------
@@ -193,6 +193,16 @@ def test_two_names_for_one_run_keep_a_note_each(root: Path) -> None:
     assert "registered.json" in names
     own = Version.model_validate_json((run.path / "registered.json").read_bytes())
     assert own.model == "slm"
+
+
+def test_a_run_with_a_version_under_another_name_is_not_deleted(root: Path) -> None:
+    run, evaluation = make_run(root)
+    renamed = CONFIG.model_copy(update={"registry": RegistryConfig(model="foo")})
+    register.register(renamed, run, evaluation, None, shards_of(run), root=root)
+    assert not (run.path / "registered.json").exists()
+    survey = retention.survey(root, [], keep_runs=0, grace=-60)
+    kept = {item.path: item.reason for item in survey.staying}
+    assert kept[run.path] == "a version was made from it"
 
 
 def test_the_newest_version_challenges_and_none_is_champion_without_the_gate(root: Path) -> None:
@@ -430,8 +440,8 @@ def test_a_model_among_hundreds_is_found_and_asked_for_once(
     monkeypatch.setattr(
         MlflowClient, "get_registered_model", lambda c, n: asked.append(n) or get(c, n)
     )
-    found = {v.uri: v.aliases for v in versions.list_versions(root)}
-    assert found == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
+    listed = {v.uri: v.aliases for v in versions.list_versions(root)}
+    assert listed == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
     assert asked == ["slm"]
 
 

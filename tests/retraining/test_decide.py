@@ -49,12 +49,12 @@ def evidence(**changes: Any) -> Evidence:
         "documents": 10, "tokens": 1000, "divergence": 0.12, "usual": 0.1, "new_bpb": 1.1,
         "held_out_bpb": 1.0,
     }  # fmt: skip
-    found = Evidence(
+    base = Evidence(
         champion="models:/slm/1",
         changes=Changes(**{k: changes.pop(k, v) for k, v in counts.items()}),
         drift=Drift(**{k: changes.pop(k, v) for k, v in measured.items()}),
     )
-    return found.model_copy(update=changes)
+    return base.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def evidence(**changes: Any) -> Evidence:
 def test_the_decision_is_a_function_of_the_evidence(
     changes: dict[str, Any], action: str, reason: str
 ) -> None:
-    found = deciding.choose(evidence(**changes), LIMITS)
-    assert found[0] == action
+    chosen, why = deciding.choose(evidence(**changes), LIMITS)
+    assert chosen == action
     with pytest.raises(ValueError, match=reason):
-        raise ValueError(found[1])
+        raise ValueError(why)
 
 
 @pytest.mark.parametrize(

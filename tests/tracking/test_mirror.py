@@ -294,9 +294,9 @@ def test_the_machine_is_watched_while_a_run_trains(
     monkeypatch.setattr(mirror, "INTERVAL", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = start_run(root)
-    for wanted in (3, 6):  # an interrupted run continues its count
+    for count in (3, 6):  # an interrupted run continues its count
         with mirror.mirror(RunFolder(path), "http://127.0.0.1:9"):  # which is down
-            wait_for(lambda: len(read_samples(path)) >= wanted)  # noqa: B023
+            wait_for(lambda: len(read_samples(path)) >= count)  # noqa: B023
         with (path / system.SYSTEM).open("ab") as file:
             file.write(b'{"event": "sys')
     samples = read_samples(path)
@@ -331,8 +331,8 @@ def test_a_gpu_that_does_not_report_everything_is_asked_for_the_rest(
     monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
     memory = SimpleNamespace(used=2_000_000)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda _: memory)
-    found = system.sample(tmp_path, ["a GPU"])
-    reported = {name: value for name, value in found.items() if "gpu" in name}
+    sample = system.sample(tmp_path, ["a GPU"])
+    reported = {name: value for name, value in sample.items() if "gpu" in name}
     assert reported == {"system/gpu_0_memory_usage_megabytes": 2.0}
 
 
@@ -360,11 +360,11 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     assert [r.getMessage().count("slm sync") for r in caplog.records] == [1]
     assert "hunter2" not in caplog.text
     finish_run(path)
-    run_id = mirror.sync(RunFolder(path))  # the store of the data folder stands in for the server
+    run_id = mirror.sync(RunFolder(path))  # to the store of the data folder, in the server's place
     assert points(root, run_id, "train_loss") == expected()
 
 
-def test_a_sync_to_a_server_that_is_down_says_so_in_one_line(
+def test_a_sync_to_a_server_that_is_down_fails_with_one_line(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
