@@ -15,6 +15,9 @@ from slm.errors import UserError
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
+_DATA_SUFFIXES = re.compile(
+    r"(\.(parquet|jsonl?|ndjson|csv|tsv|txt|text|md|gz|zst))+$", re.IGNORECASE
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -207,10 +210,12 @@ class ReportConfig(Section):
 class RegistryConfig(Section):
     """Where the model is registered, and what a version must show to become champion.
 
-    Versions of one name rival each other: only models of the same kind of text should share it.
+    Versions of one name compete: only models of the same kind of text should share it.
     """
 
-    model: str = Field(default="slm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    model: str | None = Field(  # None: the name of the data, see PipelineConfig.model_name
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+    )
     tracking_uri: str | None = None  # None: MLFLOW_TRACKING_URI, else SQLite under data/mlflow/
 
     gate_documents: PositiveInt = 1000  # held-out ones that challenger and champion are scored on
@@ -266,6 +271,21 @@ class PipelineConfig(Section):
                 f"model.seq_len={self.model.seq_len}"
             )
         return self
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name: `registry.model`, else one made from the data's name.
+
+        articles.jsonl.zst → articles, notes/*.txt → notes, OWNER/DATASET → DATASET; the recipe's
+        name where nothing usable is left; slm for the generated stories.
+        """
+        if self.registry.model:
+            return self.registry.model
+        if self.data.source == "stories":
+            return "slm"
+        parts = [part for part in Path(self.data.path).parts if not re.search(r"[*?\[]", part)]
+        name = _DATA_SUFFIXES.sub("", parts[-1]) if parts else ""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:64] or self.recipe
 
 
 # ---- folders ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
-from slm.registry.register import REGISTERED
+from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
 
@@ -78,7 +78,7 @@ def survey(
 
     Args:
         registered: names of the runs that the registry has versions of; runs with a
-            `registered.json` are kept as well.
+            `registered*.json` are kept as well.
         keep_runs: how many finished runs without a version stay, the newest ones.
         grace: seconds for which what is new stays.
 
@@ -195,7 +195,7 @@ class _Survey:
     def _run_need(self, run: RunFolder) -> str | None:
         with suppress(CorruptionError):
             _ = run.settings  # raises NewerFormat
-        if run.name in self.rules.registered or (run.path / REGISTERED).exists():
+        if run.name in self.rules.registered or registered_notes(run.path):
             return "a version was made from it"
         if run.is_finished:
             if _record(run.path, Run) is None:
@@ -227,7 +227,7 @@ class _Survey:
             folder
             for folder in _folders(self.root / "runs")
             if folder.name not in self.rules.registered
-            and not (folder / REGISTERED).exists()
+            and not registered_notes(folder)
             and _record(folder, Run)
         ]
         return sorted(spare, key=_changed, reverse=True)[: self.rules.keep_runs]

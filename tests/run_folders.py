@@ -1,4 +1,4 @@
-"""Run folders as the trainer leaves them, made in a moment: for tests of mirror and registry."""
+"""Run folders as the trainer leaves them, made quickly: for tests of mirror and registry."""
 
 import json
 import os
@@ -59,7 +59,7 @@ TEXTS = {"train": list(stories(1, 0, 60)), "val": list(stories(1, 60, 100))}
 
 
 def step_events(first: int, last: int, start: float = START) -> list[dict[str, object]]:
-    """What training writes for the steps first … last: a line a step, a score every tenth."""
+    """What training writes for the steps first … last: a line per step, a score every tenth."""
     events: list[dict[str, object]] = []
     for step in range(first, last + 1):
         time = start + step / 4
@@ -93,7 +93,8 @@ def migrated_store() -> Path:
 def empty_store(root: Path) -> Path:
     """Puts an empty store into a data folder; returns the folder."""
     (root / "mlflow").mkdir(parents=True)
-    shutil.copy(migrated_store(), root / "mlflow" / "mlflow.db")
+    for suffix in ("", ".version"):
+        shutil.copy(f"{migrated_store()}{suffix}", root / "mlflow" / f"mlflow.db{suffix}")
     return root
 
 
@@ -113,7 +114,7 @@ def start_run(root: Path, config: PipelineConfig = CONFIG, key: str = KEY) -> Pa
 
 
 def commit_data(root: Path, recipe: str) -> Path:
-    """A source and its shards: made-up stories, spelt in bytes. Returns the shards' folder."""
+    """A source and its shards: generated stories as bytes. Returns the shards' folder."""
     source_folder = root / "sources" / f"{recipe}-{SOURCE_KEY[:12]}"
     shards_folder = root / "shards" / f"{recipe}-{SHARDS_KEY[:12]}"
     if shards_folder.exists():
@@ -249,9 +250,9 @@ def add_report(run: Run) -> Report:
 
 
 def killed_after(calls: int, names: list[str], work: Callable[[], object]) -> bool:
-    """Does the work in a child that is killed after so many MLflow calls of these names.
+    """Does the work in a child process that is killed after so many MLflow calls of these names.
 
-    Returns whether it came to that.
+    Returns whether it was killed before it was done.
     """
     from mlflow import MlflowClient
 

@@ -53,8 +53,8 @@ def running(
 
 def postgres_programs() -> Path | None:
     """Where Postgres is installed, if it is: Debian keeps it off the PATH."""
-    found = shutil.which("postgres")
-    places = [Path(found).resolve().parent] if found else []
+    on_path = shutil.which("postgres")
+    places = [Path(on_path).resolve().parent] if on_path else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((place for place in places if (place / "initdb").exists()), None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slm.config import DataConfig, ModelConfig, PipelineConfig, TrainConfig
+from slm.config import DataConfig, ModelConfig, PipelineConfig, RegistryConfig, TrainConfig
 from slm.evaluation.evaluate import evaluate
 from slm.records import Run, Shards
 from slm.run_folder import RunFolder
@@ -34,6 +34,7 @@ def tiny_config(path: Path, **training: Any) -> PipelineConfig:
         data=DataConfig(source="files", path=str(path), vocab_size=512, val_fraction=0.2),
         model=ModelConfig(architecture="qwen3", n_layer=1, n_head=2, n_embd=32, seq_len=32),
         train=TrainConfig(**{**settings, **training}),
+        registry=RegistryConfig(model="slm"),
     )
 
 

@@ -73,9 +73,10 @@ def _look_up(model: str) -> "tuple[Lineage, RunFolder]":
     from slm.history.lineage import lineage
 
     if model.startswith("models:"):
-        from slm.registry import versions
+        from slm.registry.chain import version_lineage
+        from slm.registry.versions import version_run
 
-        return versions.version_lineage(model), versions.version_run(model)
+        return version_lineage(model), version_run(model)
     run = run_folder(model)
     return lineage(run), run
 
@@ -118,13 +119,14 @@ def models(as_json: AsJson = False) -> None:
     from slm.cli import drawings
     from slm.registry.versions import list_versions
 
-    found = list_versions()
+    found = [version.facts() for version in list_versions()]
     if as_json:
-        show({"versions": [facts.model_dump() for facts in found]}, as_json)
+        show({"versions": found}, as_json)
         return
     names = ("name", "aliases", "val_bpb", "verdict", "registered", "run")
     cells = (
-        (f.name, ", ".join(f.aliases), f.val_bpb, f.decision, _date(f.registered), f.run)
+        (f["name"], ", ".join(f["aliases"]), f["val_bpb"], f["decision"], _date(f["registered"]),
+         f["run"])
         for f in found
     )  # fmt: skip
     _table(
@@ -152,7 +154,7 @@ def gc(
     if as_json and not (dry_run or yes):
         raise UserError("--json cannot ask: add --dry-run or --yes")
     root = data_root()
-    registered = {facts.run for facts in list_versions(root) if facts.run}
+    registered = {version.tags.get("run", "") for version in list_versions(root)}
     found = retention.survey(root, registered, keep_runs=keep_runs)
     if not as_json:
         _print_survey(found, root)

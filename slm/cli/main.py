@@ -221,8 +221,7 @@ def register(run: RunName, as_json: AsJson = False) -> None:
 
     with display_for(as_json) as display:
         version = runs.register(run, display)
-    name = f"models:/{version.model}/{version.version}"
-    show({"version": name, "aliases": version.aliases}, as_json)
+    show({"version": version.uri, "aliases": version.aliases}, as_json)
 
 
 @app.command(rich_help_panel=STAGES)

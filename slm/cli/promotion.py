@@ -7,27 +7,28 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from slm.cli.options import AsJson, display_for, show
+from slm.records import model_uri
 
 
 def promote(
     version: Annotated[
         str, typer.Argument(help="models:/NAME@challenger or models:/NAME/VERSION.")
-    ] = "models:/slm@challenger",
+    ] = model_uri("slm", alias="challenger"),
     force: Annotated[
         str | None, typer.Option(metavar="REASON", help="Promote all the same; it is recorded.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a version against the champion; it becomes champion only where it is better."""
+    """Assess a version against the champion; it becomes champion only where it is better."""
     import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
-        verdict = slm.registry.gate.promote(version, force=force, progress=progress)
+        decision = slm.registry.gate.promote(version, force=force, progress=progress)
     if as_json:
-        show(verdict.model_dump(mode="json"), as_json)
+        show(decision.model_dump(mode="json"), as_json)
     else:
-        Console().print(Markdown(slm.registry.gate.describe(verdict)))
-    raise typer.Exit(0 if verdict.decision == "promoted" else 1)
+        Console().print(Markdown(slm.registry.gate.describe(decision)))
+    raise typer.Exit(0 if decision.decision == "promoted" else 1)
 
 
 def rollback(

@@ -17,7 +17,7 @@ from slm.model.saved import load_model
 from slm.orchestration.display import Display
 from slm.orchestration.stages import reported
 from slm.records import Evaluation, Report, Run, Version
-from slm.registry.finding import resolve
+from slm.registry.versions import resolve
 from slm.run_folder import DataRoot, RunFolder, run_of_checkpoint
 
 

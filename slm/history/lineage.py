@@ -2,7 +2,7 @@
 
 The records of the stages hold the hashes. Here they are put in a row, and every link is compared
 with the files, the code and the machine that are here now. No server is asked: what the registry
-knows of a version is added by `slm.registry.versions`.
+knows of a version is added by `slm.registry.chain`.
 """
 
 import re

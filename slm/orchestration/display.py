@@ -91,7 +91,7 @@ def _lines(name: str, write: Callable[[str], None]) -> Progress:
 def _place(record: Record) -> str:
     if isinstance(record, Version):
         aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
-        return f"models:/{record.model}/{record.version}{aliases}"
+        return f"{record.uri}{aliases}"
     return shorten(record.path)
 
 

@@ -16,16 +16,16 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 
-from slm.registry.assessment import Verdict
+from slm.registry.versions import GateDecision
 from slm.retraining.decide import Decision
 
 logger = logging.getLogger(__name__)
 
 
-def judged(verdict: Verdict) -> None:
+def judged(verdict: GateDecision) -> None:
     """Tells what the gate decided."""
     resource = f"slm.model.{verdict.model}.{verdict.version}"
-    name = f"models:/{verdict.model}/{verdict.version}"
+    name = verdict.uri
     _emit(f"slm.version.{verdict.decision}", resource, name, verdict.model_dump(mode="json"))
 
 

@@ -17,7 +17,7 @@ from slm.orchestration.artifacts import (
 from slm.orchestration.display import current, showing
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
-from slm.registry.assessment import Verdict
+from slm.registry.versions import GateDecision
 from slm.run_folder import CHECKPOINTS
 from slm.storage import canonical_json, sha256_bytes
 
@@ -78,7 +78,7 @@ def summary(
     evaluation: Evaluation,
     report: Report,
     version: Version,
-    verdict: Verdict | None,
+    verdict: GateDecision | None,
 ) -> dict[str, Any]:
     """What a pipeline has made, as JSON values. Without a verdict, the version was champion."""
     return {
@@ -90,7 +90,7 @@ def summary(
         "val_loss": evaluation.val_loss,
         "val_bpb": evaluation.val_bpb,
         "report": str(report.path / report.html),
-        "version": f"models:/{version.model}/{version.version}",
+        "version": version.uri,
         "champion": verdict is None or verdict.decision == "promoted",
         "verdict": verdict.reason if verdict else "it is the champion already",
     }
@@ -153,7 +153,7 @@ def register(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> str:
         config, run, evaluation, tasks.report(config, run, evaluation, shards), shards
     )
     publish_version(run, version)
-    return f"models:/{version.model}/{version.version}"
+    return version.uri
 
 
 def _encoded(config: PipelineConfig) -> Shards:

@@ -11,7 +11,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 import slm.registry.gate
-import slm.registry.origins
+import slm.registry.register
 import slm.retraining.decide
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.orchestration import events, tasks
@@ -20,7 +20,7 @@ from slm.orchestration.display import current, showing
 from slm.orchestration.pipeline import Overrides, recipe_flow, summary
 from slm.recipes import load_recipe
 from slm.records import Version
-from slm.registry.assessment import Verdict
+from slm.registry.versions import GateDecision
 from slm.retraining.decide import Decision
 
 logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reach the Prefect page
@@ -55,7 +55,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         evaluation = tasks.evaluate(wanted, run, shards)
         report = tasks.report(wanted, run, evaluation, shards)
         version = tasks.register(wanted, run, evaluation, report, shards)
-        slm.registry.origins.annotate(version, config, slm.retraining.decide.tags(decision))
+        slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
         publish_metrics(run, evaluation)
         publish_report(report)
         publish_version(run, version)
@@ -66,7 +66,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         return Completed(message=f"{decision.action}; {_sentence(version, verdict)}", data=data)
 
 
-def promote(config: PipelineConfig, version: Version, decision: Decision) -> Verdict | None:
+def promote(config: PipelineConfig, version: Version, decision: Decision) -> GateDecision | None:
     """The gate, with a person's word before the alias moves where the recipe asks for it."""
     if not config.retrain.approval:
         verdict = tasks.promote(config, version)
@@ -77,8 +77,7 @@ def promote(config: PipelineConfig, version: Version, decision: Decision) -> Ver
         verdict = tasks.promote(config, version, verdict)
     if verdict:
         create_markdown_artifact(
-            f"# models:/{version.model}/{version.version}\n\n"
-            f"{slm.registry.gate.describe(verdict)}\n",
+            f"# {version.uri}\n\n{slm.registry.gate.describe(verdict)}\n",
             key="verdict",
             description=verdict.reason,
         )
@@ -86,7 +85,7 @@ def promote(config: PipelineConfig, version: Version, decision: Decision) -> Ver
     return verdict
 
 
-def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict:
+def ask(config: PipelineConfig, verdict: GateDecision, decision: Decision) -> GateDecision:
     """The verdict with a person's answer, given on the Prefect page.
 
     A deployment's run ends meanwhile and is started again with the answer, so that the question
@@ -94,7 +93,7 @@ def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict
     the turn from a run that waits, and then crashes it for not having it.) A run without a
     deployment waits. Without an answer in time the run fails, and nothing moves.
     """
-    name = f"models:/{verdict.model}/{verdict.version}"
+    name = verdict.uri
     question = (
         f"{slm.registry.gate.describe(verdict, f'{name} may be promoted')}\n\n"
         f"Trained because {decision.reason}. Shall this version become champion?"
@@ -106,7 +105,7 @@ def ask(config: PipelineConfig, verdict: Verdict, decision: Decision) -> Verdict
         # An answer is to this question alone.
         key=f"{verdict.version}-after-{verdict.champion or 0}",
     )
-    return slm.registry.gate.answered(
+    return slm.registry.gate.with_answer(
         verdict, approved=answer.approve, who=answer.who, comment=answer.comment
     )
 
@@ -144,6 +143,6 @@ def outcome(decision: Decision) -> dict[str, Any]:
     return decision.model_dump(mode="json", exclude={"limits"})
 
 
-def _sentence(version: Version, verdict: Verdict | None) -> str:
-    name = f"models:/{version.model}/{version.version}"
+def _sentence(version: Version, verdict: GateDecision | None) -> str:
+    name = version.uri
     return f"{name} {verdict.decision}: {verdict.reason}" if verdict else f"{name} is champion"

@@ -13,9 +13,7 @@ import slm.training.launch
 from slm.config import PipelineConfig, data_root
 from slm.orchestration.display import Display
 from slm.records import Evaluation, JournalEntry, Parent, Progress, Report, Run, Shards, Version
-from slm.registry.assessment import Verdict
-from slm.registry.champion import champion_run
-from slm.registry.finding import CHAMPION
+from slm.registry.versions import CHAMPION, GateDecision, champion_run
 from slm.run_folder import RunFolder
 
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
@@ -73,24 +71,25 @@ def reported(
     )
 
 
-def judge(config: PipelineConfig, version: Version, display: Display) -> Verdict | None:
+def judge(config: PipelineConfig, version: Version, display: Display) -> GateDecision | None:
     """What the gate finds of a version; None where it is the champion. Nothing moves."""
     if CHAMPION in version.aliases:
         return None
     uri = slm.tracking.server.tracking_uri(config, data_root())
     with display.progress("judge") as progress:
-        name = f"models:/{version.model}/{version.version}"
-        return slm.registry.gate.judge(name, uri=uri, thresholds=config.registry, progress=progress)
+        return slm.registry.gate.assess(
+            version.uri, uri=uri, thresholds=config.registry, progress=progress
+        )
 
 
 def promote(
-    config: PipelineConfig, version: Version, display: Display, verdict: Verdict | None = None
-) -> Verdict | None:
+    config: PipelineConfig, version: Version, display: Display, verdict: GateDecision | None = None
+) -> GateDecision | None:
     """Makes a version champion where the gate, or the given verdict, says so.
 
     None where it is the champion already, which is known without asking the gate.
     """
-    name = f"models:/{version.model}/{version.version}"
+    name = version.uri
     if CHAMPION in version.aliases:
         display.write(f"promote   reused  {name} is the champion")
         return None

@@ -25,7 +25,7 @@ from slm.orchestration import events, stages
 from slm.orchestration.artifacts import LiveProgress
 from slm.orchestration.display import current
 from slm.records import Evaluation, Parent, Progress, Report, Run, Shards, Source, Version
-from slm.registry.assessment import Verdict
+from slm.registry.versions import GateDecision
 from slm.retraining.decide import Decision
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
@@ -118,15 +118,15 @@ def decide(config: PipelineConfig, source: Source) -> Decision:
 
 
 @task(task_run_name="judge", cache_policy=NO_CACHE, persist_result=False)
-def judge(config: PipelineConfig, version: Version) -> Verdict | None:
+def judge(config: PipelineConfig, version: Version) -> GateDecision | None:
     """A version and the champion → the gate's verdict; None where it is the champion."""
     return stages.judge(config, version, current())
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False)
 def promote(
-    config: PipelineConfig, version: Version, verdict: Verdict | None = None
-) -> Verdict | None:
+    config: PipelineConfig, version: Version, verdict: GateDecision | None = None
+) -> GateDecision | None:
     """A version → champion, where the gate finds it better; None where it is champion already.
 
     `verdict`: that of `judge`, after a person was asked.

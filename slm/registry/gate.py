@@ -1,15 +1,17 @@
 """The gate: a version becomes champion only where the evidence says that it is better.
 
 Challenger and champion are scored on the same held-out documents, those of the challenger's own
-shards. What counts is the difference in bits per byte with its interval, from a bootstrap over the
-documents; samples that are broken or copied veto, and so does a gap in the lineage. The verdict is
-written into an audit log and on the version, and only then the alias moves, so a process that is
-killed between two calls is made up for by asking again. A version that has its verdict is not
-measured again until the champion or the gate's settings are others.
+shards. The difference in bits per byte decides, with its interval from a bootstrap over the
+documents; samples that are broken or copied veto, and so do a gap in the lineage and a champion of
+another dataset. The decision is written into an audit log and on the version, and only then the
+alias moves, so a call after a killed one completes it. A version that has its decision is not
+assessed again until the champion or the gate's settings are others.
 """
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +19,23 @@ from slm import storage
 from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
 from slm.evaluation.intervals import PAIRED_RESAMPLES
-from slm.records import Progress, silent
-from slm.registry.assessment import Verdict, gate_settings, judged
-from slm.registry.finding import CHALLENGER, CHAMPION, find_version
+from slm.records import Progress, model_uri, silent
+from slm.registry.assessment import assess as assess_against
+from slm.registry.assessment import gate_settings
+from slm.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    DECISION_TAG,
+    PREFIX,
+    GateDecision,
+    ModelVersion,
+    find_alias,
+    find_version,
+)
 from slm.tracking.server import connect, default_uri, explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 AUDIT = "audit.jsonl"
 ROLLED_BACK = "rolled back"
@@ -34,23 +45,25 @@ ROLLED_BACK = "rolled back"
 
 
 @explained()
+@storage.hashing_once(anew=True)
 def promote(
-    version: str,
+    version_uri: str,
     *,
     root: Path | None = None,
     uri: str | None = None,
     thresholds: RegistryConfig | None = None,
     force: str | None = None,
     progress: Progress = silent,
-) -> Verdict:
-    """Judges a version against the champion; makes it the champion where it is better.
+) -> GateDecision:
+    """Assesses a version against the champion; makes it the champion where it is better.
 
     A version that was rolled back stays so unless it is forced.
 
     Args:
-        version: `models:/NAME@challenger` or `models:/NAME/VERSION`.
-        thresholds: what it must show; a verdict by others does not stand. None: any verdict stands,
-            and where there is none, those of the run's own config hold.
+        version_uri: `models:/NAME@challenger` or `models:/NAME/VERSION`.
+        uri: the tracking server that has it; None: the default one.
+        thresholds: the gate's settings; a decision by others does not hold. None: any earlier
+            decision holds, and where there is none, the settings of the run's own config.
         force: a reason to promote whatever the gate finds; it is recorded.
 
     Raises:
@@ -59,183 +72,194 @@ def promote(
     """
     root = root or data_root()
     client = connect(uri or default_uri(root))
-    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
-        entry = find_version(client, version)
-        champion = _champion(client, entry.name)
-        standing = _standing(entry, champion, thresholds, force)
-        verdict = standing or judged(client, entry, champion, root, thresholds, force, progress)
-        return _carried_out(client, verdict, standing, root)
+    with _registry_lock(root):
+        version = find_version(client, version_uri)
+        champion = find_alias(client, version.name, CHAMPION)
+        held = _decision_held(version, champion, thresholds, force)
+        decision = held or assess_against(
+            client, version, champion, root, thresholds, force, progress
+        )
+        return _carry_out(client, decision, held, root)
 
 
 @explained()
-def judge(
-    version: str,
+@storage.hashing_once(anew=True)
+def assess(
+    version_uri: str,
     *,
     root: Path | None = None,
     uri: str | None = None,
     thresholds: RegistryConfig | None = None,
     progress: Progress = silent,
-) -> Verdict:
-    """What `promote` would find. Nothing is written and nothing moves."""
+) -> GateDecision:
+    """What `promote` would decide. Nothing is written and nothing moves."""
     root = root or data_root()
     client = connect(uri or default_uri(root))
-    entry = find_version(client, version)
-    champion = _champion(client, entry.name)
-    standing = _standing(entry, champion, thresholds)
-    return standing or judged(client, entry, champion, root, thresholds, None, progress)
+    version = find_version(client, version_uri)
+    champion = find_alias(client, version.name, CHAMPION)
+    held = _decision_held(version, champion, thresholds)
+    return held or assess_against(client, version, champion, root, thresholds, None, progress)
 
 
 @explained()
-def carry_out(verdict: Verdict, *, root: Path | None = None, uri: str | None = None) -> Verdict:
-    """Does what a verdict of `judge` says, after a person has seen it: see `answered`.
+def carry_out(
+    decision: GateDecision, *, root: Path | None = None, uri: str | None = None
+) -> GateDecision:
+    """Carries out a decision of `assess`, with a person's answer in it: see `with_answer`.
 
-    Raises UserError where it promotes and the champion has changed since: it says nothing of the
-    new one.
+    Raises UserError where it promotes and the champion has changed since: it was not compared with
+    the new one.
     """
     root = root or data_root()
     client = connect(uri or default_uri(root))
-    name = f"models:/{verdict.model}/{verdict.version}"
-    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
-        entry = find_version(client, name)
-        champion = _champion(client, verdict.model)
-        now = str(champion.version) if champion else None
-        if verdict.decision == "promoted" and now not in (verdict.champion, verdict.version):
-            raise UserError(f"the champion is version {now} by now: `slm promote {name}` again")
-        return _carried_out(client, verdict, _standing(entry, champion, None), root)
+    with _registry_lock(root):
+        version = find_version(client, decision.uri)
+        champion = find_alias(client, decision.model, CHAMPION)
+        number = champion.version if champion else None
+        if decision.decision == "promoted" and number not in (decision.champion, decision.version):
+            raise UserError(
+                f"the champion is now version {number}: `slm promote {decision.uri}` again"
+            )
+        return _carry_out(client, decision, _decision_held(version, champion, None), root)
 
 
-def answered(verdict: Verdict, *, approved: bool, who: str, comment: str = "") -> Verdict:
-    """The verdict after a person was asked: a no refuses the version, a yes only stands in it."""
-    said = f"{'approved' if approved else 'rejected'} by {who or 'nobody named'}"
-    said += f": {comment}" if comment else ""
-    changes: dict[str, Any] = {"approval": said}
+def with_answer(
+    decision: GateDecision, *, approved: bool, who: str, comment: str = ""
+) -> GateDecision:
+    """The decision with a person's answer: a no refuses the version, a yes is only recorded."""
+    answer = f"{'approved' if approved else 'rejected'} by {who or 'nobody named'}"
+    answer += f": {comment}" if comment else ""
+    changes: dict[str, Any] = {"approval": answer}
     if not approved:
-        changes |= {"decision": "refused", "reason": f"{said}; {verdict.reason}"}
-    return verdict.model_copy(update=changes)
+        changes |= {"decision": "refused", "reason": f"{answer}; {decision.reason}"}
+    return decision.model_copy(update=changes)
 
 
 @explained()
 def rollback(model: str, *, root: Path | None = None, uri: str | None = None) -> tuple[str, str]:
-    """Makes the champion's predecessor champion again; returns (its version, the one that left).
+    """Makes the champion's predecessor champion again; returns (its version, the one replaced).
 
     Raises UserError where there is no predecessor.
     """
     root = root or data_root()
     client = connect(uri or default_uri(root))
-    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
-        leaving = find_version(client, f"models:/{model}@{CHAMPION}")
-        before = leaving.tags.get("slm.previous_champion")
+    with _registry_lock(root):
+        champion = find_version(client, model_uri(model, alias=CHAMPION))
+        before = champion.tags.get("previous_champion")
         if before is None:
-            raise UserError(f"{model} version {leaving.version} followed no other champion")
-        find_version(client, f"models:/{model}/{before}")
-        _log(root, {"decision": ROLLED_BACK, "model": model, "from": str(leaving.version),
+            raise UserError(f"{model} version {champion.version} followed no other champion")
+        find_version(client, model_uri(model, before))
+        _log(root, {"decision": ROLLED_BACK, "model": model, "from": champion.version,
                     "to": before})  # fmt: skip
-        client.set_model_version_tag(model, leaving.version, "slm.decision", ROLLED_BACK)
+        client.set_model_version_tag(model, champion.version, f"{PREFIX}decision", ROLLED_BACK)
         client.set_registered_model_alias(model, CHAMPION, before)
-    return before, str(leaving.version)
+    return before, champion.version
 
 
-def _standing(
-    entry: "ModelVersion",
-    champion: "ModelVersion | None",
+def _decision_held(
+    version: ModelVersion,
+    champion: ModelVersion | None,
     thresholds: RegistryConfig | None,
     force: str | None = None,
-) -> Verdict | None:
-    """The verdict that a version has, where it still holds; None where it is to be judged.
+) -> GateDecision | None:
+    """The decision that a version has, where it still holds; None where it is to be assessed.
 
-    A person's word holds whatever the gate's settings are by now.
+    A person's answer holds whatever the gate's settings have become.
     """
-    if "slm.verdict" not in entry.tags:
+    decision = version.gate_decision
+    if decision is None:
         return None
-    verdict = Verdict.model_validate_json(entry.tags["slm.verdict"])
-    rival = str(champion.version) if champion else None
-    if rival == str(entry.version):
-        return verdict
+    number = champion.version if champion else None
+    if number == version.version:
+        return decision
     if force:
         return None
-    if entry.tags.get("slm.decision") == ROLLED_BACK:
+    if version.tags.get("decision") == ROLLED_BACK:
         reason = "it was rolled back; --force REASON makes it champion again"
-        return verdict.model_copy(update={"decision": "refused", "reason": reason})
-    same = thresholds is None or verdict.limits == gate_settings(thresholds)
-    return verdict if verdict.champion == rival and (same or verdict.approval) else None
+        return decision.model_copy(update={"decision": "refused", "reason": reason})
+    same = thresholds is None or decision.limits == gate_settings(thresholds)
+    return decision if decision.champion == number and (same or decision.approval) else None
 
 
-# ---- writing it down --------------------------------------------------------------------------
+@contextmanager
+def _registry_lock(root: Path) -> Iterator[None]:
+    with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
+        yield
 
 
-def _champion(client: "MlflowClient", model: str) -> "ModelVersion | None":
-    if CHAMPION not in client.get_registered_model(model).aliases:
-        return None
-    return client.get_model_version_by_alias(model, CHAMPION)
+# ---- recording --------------------------------------------------------------------------------
 
 
-def _carried_out(
-    client: "MlflowClient", verdict: Verdict, standing: Verdict | None, root: Path
-) -> Verdict:
-    """Writes a verdict down, unless it stands, and moves the alias; it is `reused` if neither was.
+def _carry_out(
+    client: "MlflowClient", decision: GateDecision, held: GateDecision | None, root: Path
+) -> GateDecision:
+    """Records a decision, unless the version has it, and moves the alias.
 
-    What a killed call has not finished is therefore told as new by the next one.
+    `reused` is set where neither had to be done: what a killed call left undone is reported as new
+    by the call that completes it.
     """
-    if standing != verdict:
-        _announce(client, verdict, root)
-    moved = verdict.decision == "promoted" and _crown(client, verdict.model, verdict.version)
-    return verdict.model_copy(update={"reused": standing == verdict and not moved})
+    if held != decision:
+        _record(client, decision, root)
+    moved = decision.decision == "promoted" and _move_alias(
+        client, decision.model, decision.version
+    )
+    return decision.model_copy(update={"reused": held == decision and not moved})
 
 
-def _announce(client: "MlflowClient", verdict: Verdict, root: Path) -> None:
-    """The verdict in the audit log, and as a description and tags of the version.
+def _record(client: "MlflowClient", decision: GateDecision, root: Path) -> None:
+    """Writes the decision into the audit log, and as a description and tags of the version.
 
-    The tag that holds it comes last: where it stands, all the rest was written.
+    The tag that holds it comes last: where it is set, all the rest was written.
     """
-    _log(root, verdict.model_dump(mode="json"))
-    client.update_model_version(verdict.model, verdict.version, describe(verdict))
+    _log(root, decision.model_dump(mode="json"))
+    client.update_model_version(decision.model, decision.version, describe(decision))
     tags = {
-        "slm.decision": f"{verdict.decision} (forced)" if verdict.forced else verdict.decision,
-        "slm.reason": verdict.reason,
-        "slm.held_out_sha256": verdict.documents_sha256,
+        "decision": f"{decision.decision} (forced)" if decision.forced else decision.decision,
+        "reason": decision.reason,
+        "held_out_sha256": decision.documents_sha256,
     }
-    if verdict.decision == "promoted" and verdict.champion:
-        tags["slm.previous_champion"] = verdict.champion
-    tags["slm.verdict"] = verdict.model_dump_json()
+    if decision.decision == "promoted" and decision.champion:
+        tags["previous_champion"] = decision.champion
+    tags[DECISION_TAG] = decision.model_dump_json()
     for key, value in tags.items():
-        client.set_model_version_tag(verdict.model, verdict.version, key, value)
+        client.set_model_version_tag(decision.model, decision.version, PREFIX + key, value)
 
 
-def describe(verdict: Verdict, title: str = "") -> str:
-    """The verdict in Markdown; without a champion there is nothing to compare with.
+def describe(decision: GateDecision, title: str = "") -> str:
+    """The decision in Markdown; without a champion there is no comparison.
 
-    `title`: what to say instead of the decision, where that is not carried out yet.
+    `title`: replaces the decision's word, where it is not carried out yet.
     """
-    rows = [("this version", f"{verdict.val_bpb:.4f}")]
+    rows = [("this version", f"{decision.val_bpb:.4f}")]
     how = ""
-    if verdict.champion_bpb is not None:
+    if decision.champion_bpb is not None:
         rows += [
-            (f"champion, version {verdict.champion}", f"{verdict.champion_bpb:.4f}"),
-            ("difference", f"{verdict.difference:+.4f}"),
-            ("95 % interval", f"{verdict.low:+.4f} … {verdict.high:+.4f}"),
-            ("margin", f"{verdict.margin:g}"),
+            (f"champion, version {decision.champion}", f"{decision.champion_bpb:.4f}"),
+            ("difference", f"{decision.difference:+.4f}"),
+            ("95 % interval", f"{decision.low:+.4f} … {decision.high:+.4f}"),
+            ("margin", f"{decision.margin:g}"),
         ]
         how = f", paired bootstrap with {PAIRED_RESAMPLES:,} resamples"
     lines = [
-        f"**{title or verdict.decision.capitalize()}**: {verdict.reason}.",
+        f"**{title or decision.decision.capitalize()}**: {decision.reason}.",
         "",
-        "| | bits a byte |",
+        "| | bits per byte |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in rows),
         "",
-        f"{verdict.documents} held-out documents, sha256 `{verdict.documents_sha256[:12]}`{how}.",
+        f"{decision.documents} held-out documents, sha256 `{decision.documents_sha256[:12]}`{how}.",
         "",
-        *(f"- Veto: {veto}." for veto in verdict.vetoes),
+        *(f"- Veto: {veto}." for veto in decision.vetoes),
     ]
-    if verdict.approval:
-        lines.append(f"- Asked: {verdict.approval}")
-    if verdict.forced:
-        lines.append(f"- Forced: {verdict.forced}")
+    if decision.approval:
+        lines.append(f"- Approval: {decision.approval}")
+    if decision.forced:
+        lines.append(f"- Forced: {decision.forced}")
     return "\n".join(lines).rstrip()
 
 
 def _log(root: Path, entry: dict[str, Any]) -> None:
-    """Appends to the audit log, unless its last line says the same: a call that is made again."""
+    """Appends to the audit log, unless its last line is the same: a call that is repeated."""
     path = root / "mlflow" / AUDIT
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     if lines:
@@ -247,16 +271,16 @@ def _log(root: Path, entry: dict[str, Any]) -> None:
     storage.write_file(path, "\n".join(lines) + "\n")
 
 
-def _crown(client: "MlflowClient", model: str, version: str) -> bool:
-    """Moves the alias, and then takes `challenger` from the version that is none any more.
+def _move_alias(client: "MlflowClient", model: str, version: str) -> bool:
+    """Makes a version the champion, and then takes `challenger` from it.
 
     Returns whether there was anything to move.
     """
     aliases = client.get_registered_model(model).aliases
-    crowned = str(aliases.get(CHAMPION)) == str(version)
-    challenges = str(aliases.get(CHALLENGER)) == str(version)
-    if not crowned:
+    is_champion = str(aliases.get(CHAMPION)) == version
+    is_challenger = str(aliases.get(CHALLENGER)) == version
+    if not is_champion:
         client.set_registered_model_alias(model, CHAMPION, version)
-    if challenges:
+    if is_challenger:
         client.delete_registered_model_alias(model, CHALLENGER)
-    return challenges or not crowned
+    return is_challenger or not is_champion

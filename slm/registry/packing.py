@@ -1,7 +1,7 @@
 """A checkpoint, packed and uploaded as an MLflow model of its own: weights, vocabulary and code.
 
 The code is ours, copied under a package name made from its hash, so the model needs no `slm`, and
-versions of unlike code may be loaded in one process. There is no pickle in it.
+versions with different code can be loaded in one process. There is no pickle in it.
 """
 
 import ast
@@ -21,34 +21,29 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
+HOME = Path(__file__).parents[1]  # the package `slm`
+SERVING = Path(__file__).with_name("serving.py")
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
 
 
 def logged_model(
     client: "MlflowClient", run_id: str, checkpoint: Checkpoint, root: Path
 ) -> "LoggedModel":
-    """The uploaded model of a checkpoint. One that was left half-way is uploaded again."""
+    """The uploaded model of a checkpoint. An upload that was interrupted is repeated."""
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
     tags = {"slm.weights_sha256": checkpoint.weights_sha256, "slm.step": str(checkpoint.step)}
-    found = [
-        model
-        for model in client.search_logged_models(
-            [run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"
-        )
-        if model.name == "model" and tags.items() <= model.tags.items()
-    ]
-    model = (
-        found[0]
-        if found
-        else client.create_logged_model(
-            run.info.experiment_id,
-            name="model",
-            source_run_id=run_id,
-            tags=tags,
-            model_type="pyfunc",
-        )
+    models = client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    )
+    same = (m for m in models if m.name == "model" and tags.items() <= m.tags.items())
+    model = next(same, None) or client.create_logged_model(
+        run.info.experiment_id,
+        name="model",
+        source_run_id=run_id,
+        tags=tags,
+        model_type="pyfunc",
     )
     if model.status == "READY":
         return model
@@ -86,40 +81,47 @@ def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
 def ship_code(folder: Path) -> tuple[Path, Path]:
     """Writes `serving.py` and, as a package of another name, the modules that it needs.
 
-    The package is named by the hash of what is in it: versions of unlike code may be loaded in one
-    process. Returns the paths of the script and of the package.
+    The package is named by the hash of what is in it: versions with different code can be loaded in
+    one process. Returns the paths of the script and of the package.
     """
-    script = Path(__file__).with_name("serving.py")
-    sources = _needed_modules(script)
+    sources = needed_modules(SERVING)
     digest = storage.sha256_bytes(storage.canonical_json(sources))
     package = folder / f"slm_{digest[:12]}"
     for name, source in sources.items():
         renamed = re.sub(
             r"^(\s*)(from|import) slm\b", rf"\1\2 {package.name}", source, flags=re.MULTILINE
         )
-        path = folder / script.name if name == script.name else package / name
+        path = folder / name if name == SERVING.name else package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(renamed, "utf-8")
-    return folder / script.name, package
+    return folder / SERVING.name, package
 
 
-def _needed_modules(script: Path) -> dict[str, str]:
-    """The source of a script and of all modules of ours that it imports, by path in the package."""
-    home = Path(__file__).parents[1]
-    sources = {script.name: script.read_text("utf-8")}
-    wanted = ["slm", *_imports(sources[script.name])]
-    while wanted:
-        path = home.joinpath(*wanted.pop().split(".")[1:])
+def needed_modules(script: Path) -> dict[str, str]:
+    """The source of a script and of all modules of ours that it imports, by path in the package.
+
+    The package's own `__init__.py` is shipped empty: the real one offers all of slm, by names that
+    it imports when they are used.
+    """
+    sources = {script.name: script.read_text("utf-8"), "__init__.py": ""}
+    pending = _imports(sources[script.name])
+    while pending:
+        module = pending.pop()
+        path = HOME.joinpath(*module.split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        name = path.relative_to(home).as_posix()
-        if name not in sources and path.exists():
-            sources[name] = path.read_text("utf-8")
-            wanted += _imports(sources[name])
+        name = path.relative_to(HOME).as_posix()
+        if name in sources or not path.exists():  # an imported name may be no module
+            continue
+        sources[name] = path.read_text("utf-8")
+        pending += [*_imports(sources[name]), module.rpartition(".")[0]]
     return dict(sorted(sources.items()))
 
 
 def _imports(source: str) -> list[str]:
-    """The names from `slm` that a module imports; of these some are modules."""
+    """Every name that a module imports from `slm`; some of them are modules.
+
+    `from slm.model import gpt` gives slm.model and slm.model.gpt.
+    """
     return [
         name
         for node in ast.walk(ast.parse(source))

@@ -1,11 +1,10 @@
-"""The model registry: a run's evaluated checkpoint becomes a version that carries its whole chain.
+"""The register stage: a run's evaluated checkpoint becomes a version that carries its whole chain.
 
-Every call to the registry can be repeated: what is there already is found by its hashes and
-reused, so a process that is killed between two calls is made up for by the next one. Aliases move
-last.
+Every call to the registry can be repeated: what is there already is found by its hashes and reused,
+so a call after a killed one completes it. Aliases move last.
 """
 
-import sqlite3
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,17 @@ from typing import TYPE_CHECKING
 from slm import keys, storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version
-from slm.registry import local_store
-from slm.registry.finding import CHALLENGER
+from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version, model_uri
+from slm.registry.chain import Ingredients, chain_tags
 from slm.registry.packing import logged_model
+from slm.registry.versions import (
+    CHALLENGER,
+    DECISION_TAG,
+    PREFIX,
+    ModelVersion,
+    from_mlflow,
+    if_exists,
+)
 from slm.run_folder import CHECKPOINTS, PARENT, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri
@@ -25,15 +31,13 @@ from slm.tracking.server import as_default, connect, explained, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
 
 REGISTER_VERSION = 1
 """Goes up whenever the same run gives another model version."""
 
-REGISTERED = "registered.json"
-
 
 @explained()
+@storage.hashing_once(anew=True)
 def register(
     config: PipelineConfig,
     run: Run,
@@ -43,42 +47,55 @@ def register(
     *,
     root: Path | None = None,
 ) -> Version:
-    """Makes the evaluated checkpoint of a run a version of `config.registry.model`.
+    """Makes the evaluated checkpoint of a run a version of `config.model_name`.
 
-    It becomes `challenger`, unless it was judged before; only the gate makes a champion. A run that
-    is registered already gives its version, `reused`.
+    It becomes `challenger`, unless the gate has assessed it; only the gate makes a champion. A run
+    that is registered with this chain already gives its version, `reused`.
 
     Raises CorruptionError where the checkpoint is not the one that was evaluated.
     """
     root = root or data_root()
     uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
-    chain = _chain(config, run, evaluation, report, shards, checkpoint)
-    fields = {"model": config.registry.model, "tracking_uri": public_uri(uri)}
-    key = keys.stage_key("register", REGISTER_VERSION, fields, chain)
-    note = run.path / REGISTERED
-    if (known := _remembered(note)) and known.key == key:
-        aliases = _aliases_now(uri, known, checkpoint.weights_sha256)
-        if aliases is not None:
-            return known.model_copy(update={"aliases": aliases, "reused": True})
-    run_id = mirror.sync(RunFolder.of(run), tracking_uri=uri)
+    tags = chain_tags(
+        Ingredients(
+            config=config,
+            source=RunFolder.of(run).root.source(shards.source_key) if shards else None,
+            shards=shards,
+            parent=storage.read_record(run.path / PARENT, Parent, verify=False),
+            run=run,
+            checkpoint=checkpoint,
+            evaluation=evaluation,
+            report=report,
+        )
+    )
+    fields = {"model": config.model_name, "tracking_uri": public_uri(uri)}
+    prefixed = {PREFIX + name: value for name, value in tags.items()}
+    key = keys.stage_key("register", REGISTER_VERSION, fields, prefixed)
+    note = _note(config, run, uri, key, root)
     client = connect(uri)
+    if version := _registered(client, config.model_name, note, tags):
+        return _record(version, key, uri).model_copy(update={"reused": True})
+    run_id = mirror.sync(RunFolder.of(run), tracking_uri=uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         model = logged_model(client, run_id, checkpoint, root)
-        entry = _model_version(
-            client, config.registry.model, model, {**chain, "slm.run_id": run_id}
-        )
-        aliases = _first_alias(client, entry)
-    result = Version(
-        key=key,
-        model=entry.name,
-        version=str(entry.version),
-        aliases=aliases,
-        run_id=run_id,
-        tracking_uri=public_uri(uri),
-    )
+        version = _make_version(client, config.model_name, model, {**tags, "run_id": run_id})
+        _make_challenger(client, version)
+        version = from_mlflow(client.get_model_version(version.name, version.version))
+    result = _record(version, key, uri)
     storage.write_json(note, result.model_dump(mode="json"))
     return result
+
+
+def _record(version: ModelVersion, key: str, uri: str) -> Version:
+    return Version(
+        key=key,
+        model=version.name,
+        version=version.version,
+        aliases=list(version.aliases),
+        run_id=version.run_id,
+        tracking_uri=public_uri(uri),
+    )
 
 
 def _evaluated_checkpoint(run: Run, evaluation: Evaluation) -> Checkpoint:
@@ -93,101 +110,81 @@ def _evaluated_checkpoint(run: Run, evaluation: Evaluation) -> Checkpoint:
     return checkpoint
 
 
-def _chain(
-    config: PipelineConfig,
-    run: Run,
-    evaluation: Evaluation,
-    report: Report | None,
-    shards: Shards | None,
-    checkpoint: Checkpoint,
-) -> dict[str, str]:
-    """Everything that the version was made of, as tags. A link whose files are gone is left out."""
-    home = RunFolder.of(run)
-    source = home.root.source(shards.source_key) if shards else None
-    environment = run.environment
-    parent = storage.read_record(run.path / PARENT, Parent, verify=False)
-    links = {
-        "dataset": source and source.dataset,
-        "dataset_revision": source and source.revision,
-        "source_key": shards and shards.source_key,
-        "tokenizer_sha256": checkpoint.tokenizer_sha256,
-        "shards_key": run.shards_key,
-        "config_sha256": checkpoint.config_sha256,
-        "code_commit": environment.get("commit"),
-        "code_dirty": environment.get("dirty"),
-        "code_diff_sha256": environment.get("diff_sha256"),
-        "environment_sha256": storage.sha256_bytes(storage.canonical_json(environment)),
-        "recipe": config.recipe,
-        "parent": parent and parent.model,
-        "parent_sha256": parent and parent.key,
-        "run": run.name,
-        "run_key": run.key,
-        "checkpoint": checkpoint.name,
-        "weights_sha256": checkpoint.weights_sha256,
-        "evaluation_key": evaluation.key,
-        "evaluation_sha256": storage.content_hash(evaluation),
-        "report_sha256": report and storage.content_hash(report),
-        "val_loss": evaluation.val_loss,
-        "val_bpb": evaluation.val_bpb,
-        "determinism_level": run.level,
-    }
-    return {f"slm.{k}": public_uri(str(v)) for k, v in links.items() if v is not None}
+# ---- notes in the run's folder ----------------------------------------------------------------
 
 
-def _remembered(note: Path) -> Version | None:
-    with suppress(FileNotFoundError, ValueError):
-        return Version.model_validate_json(note.read_bytes())
-    return None
+def registered_notes(run: Path) -> list[Path]:
+    """The notes in a run's folder of the versions that were made from it.
+
+    `registered.json` is of the model name and server of the run's own settings; a version under
+    another name or on another server has `registered-<key>.json`.
+    """
+    return sorted(run.glob("registered*.json"))
 
 
-def _aliases_now(uri: str, known: Version, weights_sha256: str) -> list[str] | None:
-    """The aliases that a version has now, or None where the store does not have the version."""
-    if local_store.is_ours(uri):
-        with suppress(sqlite3.Error):  # of another form: mlflow is asked
-            return local_store.aliases(uri, known.model, known.version, weights_sha256)
-    client = connect(uri)
-    from mlflow.exceptions import MlflowException
+def _note(config: PipelineConfig, run: Run, uri: str, key: str, root: Path) -> Path:
+    own = RunFolder.of(run).config
+    is_own = (config.model_name, uri) == (own.model_name, tracking_uri(own, root))
+    return run.path / ("registered.json" if is_own else f"registered-{key[:12]}.json")
 
-    with suppress(MlflowException):
-        entry = client.get_model_version(known.model, known.version)
-        if entry.tags.get("slm.weights_sha256") == weights_sha256:
-            return sorted(entry.aliases)
-    return None
+
+def _registered(
+    client: "MlflowClient", name: str, note: Path, tags: Mapping[str, str]
+) -> ModelVersion | None:
+    """The version that a note names, where the registry has it with this very chain."""
+    try:
+        noted = Version.model_validate_json(note.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    entry = if_exists(client.get_model_version, name, noted.version)
+    version = from_mlflow(entry) if entry else None
+    return version if version and tags.items() <= version.tags.items() else None
 
 
 # ---- versions and aliases ---------------------------------------------------------------------
 
 
-def _model_version(
-    client: "MlflowClient", name: str, model: "LoggedModel", tags: dict[str, str]
-) -> "ModelVersion":
+def _make_version(
+    client: "MlflowClient", name: str, model: "LoggedModel", tags: Mapping[str, str]
+) -> ModelVersion:
     """The version of these weights of this run, with these tags; made where there is none."""
     from mlflow.exceptions import MlflowException
 
+    prefixed = {PREFIX + tag: value for tag, value in tags.items()}
     with suppress(MlflowException):  # it exists
         client.create_registered_model(name)
-    for entry in client.search_model_versions(f"name = '{name}'"):
-        if all(entry.tags.get(tag) == tags[tag] for tag in ("slm.weights_sha256", "slm.run_key")):
-            for key, value in tags.items():
-                if entry.tags.get(key) != value:
-                    client.set_model_version_tag(name, entry.version, key, value)
-            return entry
+    for version in map(from_mlflow, client.search_model_versions(f"name = '{name}'")):
+        if all(version.tags.get(tag) == tags[tag] for tag in ("weights_sha256", "run_key")):
+            for tag, value in tags.items():
+                if version.tags.get(tag) != value:
+                    client.set_model_version_tag(name, version.version, PREFIX + tag, value)
+            return version
     with as_default(client):
-        return client.create_model_version(
+        entry = client.create_model_version(
             name,
             source=model.model_uri,
-            run_id=tags["slm.run_id"],
-            tags=tags,
+            run_id=tags["run_id"],
+            tags=prefixed,
             model_id=model.model_id,
-            description=f"Not judged yet: `slm promote models:/{name}@{CHALLENGER}`",
+            description=f"Not assessed yet: `slm promote {model_uri(name, alias=CHALLENGER)}`",
         )
+    return from_mlflow(entry)
 
 
-def _first_alias(client: "MlflowClient", entry: "ModelVersion") -> list[str]:
-    """Makes a version that has no alias the challenger, unless it was judged already."""
-    aliases = client.get_registered_model(entry.name).aliases
-    held = sorted(alias for alias, number in aliases.items() if str(number) == str(entry.version))
-    if held or "slm.verdict" in entry.tags:
-        return held
-    client.set_registered_model_alias(entry.name, CHALLENGER, entry.version)
-    return [CHALLENGER]
+def _make_challenger(client: "MlflowClient", version: ModelVersion) -> None:
+    """Gives a version that has no alias that of the challenger, unless the gate has assessed it."""
+    aliases = client.get_registered_model(version.name).aliases
+    has_alias = version.version in map(str, aliases.values())
+    if not has_alias and DECISION_TAG not in version.tags:
+        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+
+
+@explained()
+def annotate(
+    version: Version, config: PipelineConfig, tags: Mapping[str, str], *, root: Path | None = None
+) -> None:
+    """Sets tags, given without their prefix, on a version and on the MLflow run that made it."""
+    client = connect(tracking_uri(config, root or data_root()))
+    for key, value in tags.items():
+        client.set_model_version_tag(version.model, version.version, PREFIX + key, value)
+        client.set_tag(version.run_id, PREFIX + key, value)

@@ -1,9 +1,9 @@
-"""A registered model at work: MLflow runs this file to load a version ("models from code").
+"""What serves a registered model: MLflow runs this file to load a version ("models from code").
 
 A version carries copies of this file and of the modules that it needs, as a package whose name is
 made from their hash. So it needs no `slm` to be installed, keeps its behaviour when `slm` changes,
-and may be loaded beside other versions in one process. Its weights are safetensors; nothing is
-unpickled.
+and can be loaded together with other versions in one process. Its weights are safetensors; nothing
+is unpickled.
 """
 
 from pathlib import Path
@@ -23,9 +23,9 @@ class Generator(PythonModel):  # type: ignore[misc]
         self.model, self.tokenizer = load_model(Path(context.artifacts["model"]).parent)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any]) -> list[str]:
-        """One completion a prompt. `params` are keyword arguments of `slm.model.sample.generate`.
+        """One completion per prompt. `params` are arguments of `slm.model.sample.generate`.
 
-        The prompts come as a frame of one column: a hint of `list[str]` would cost the `params`.
+        The prompts are a frame of one column: with a hint of `list[str]` MLflow drops the `params`.
         """
         from slm.model.sample import generate
 

@@ -1,88 +1,258 @@
-"""What the registry knows of versions: their list, and the end of the chain of one of them."""
+"""Model versions: what the registry holds of them, how they are found, where their files are."""
 
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slm import storage
-from slm.config import data_root
-from slm.history.lineage import Lineage, Link, State, lineage
+from slm.config import PipelineConfig, data_root
+from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.model.saved import MODEL_FILES
-from slm.registry.finding import PREFIX, find_version, required, run_folder, tags
-from slm.run_folder import RunFolder
+from slm.records import Parent, Version, model_uri
+from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
-from slm.tracking.server import as_default, connect, default_uri, explained
+from slm.tracking.server import as_default, connect, default_uri, explained, tracking_uri
 from slm.tracking.store import file_of
+from slm.training.checkpoint import latest_checkpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
-TAGS = {  # link of the chain → the tag of a version that carries its hash
-    "source": "source_key",
-    "tokenizer": "tokenizer_sha256",
-    "shards": "shards_key",
-    "config": "config_sha256",
-    "environment": "environment_sha256",
-    "parent": "parent_sha256",
-    "run": "run_key",
-    "checkpoint": "weights_sha256",
-    "evaluation": "evaluation_sha256",
-}
+CHAMPION, CHALLENGER = "champion", "challenger"
+PREFIX = "slm."  # of our tags
+DECISION_TAG = "verdict"  # holds a GateDecision as JSON
+T = TypeVar("T")
 
 
-class VersionFacts(BaseModel):
+class GateDecision(BaseModel):
+    """What the gate measured and decided. Differences are challenger minus champion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    model: str
+    version: str
+    champion: str | None  # the version that it was compared with, if any
+    decision: Literal["promoted", "refused"]
+    forced: str | None = None  # the reason that was given for overriding the gate
+    val_bpb: float
+    champion_bpb: float | None = None
+    difference: float | None = None  # bits per byte
+    low: float | None = None  # the 95 % interval of the difference
+    high: float | None = None
+    margin: float
+    limits: dict[str, float] = Field(default_factory=dict)  # the gate's settings, by their names
+    documents: int
+    documents_sha256: str
+    vetoes: list[str]
+    approval: str | None = None  # who approved or rejected it before the alias moved, and why
+    reason: str
+    reused: bool = Field(default=False, exclude=True)  # an earlier decision; nothing moved
+
+    @property
+    def uri(self) -> str:
+        """`models:/NAME/VERSION`."""
+        return model_uri(self.model, self.version)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
     """A version as the registry has it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str  # models:/NAME/VERSION
+    name: str
+    version: str
     aliases: tuple[str, ...]
-    run: str | None  # the run folder's name; None where slm did not register it
-    val_bpb: float | None
-    decision: str | None  # of the gate
+    tags: Mapping[str, str]  # ours, without their prefix
+    run_id: str  # of the MLflow run
     registered: float  # unix seconds
 
+    @property
+    def uri(self) -> str:
+        """`models:/NAME/VERSION`."""
+        return model_uri(self.name, self.version)
 
-@explained()
-def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[VersionFacts]:
-    """Every version of every model, the newest first; none where there is no store yet.
+    @property
+    def gate_decision(self) -> GateDecision | None:
+        """None where the gate has not assessed it, or left what this slm cannot read."""
+        with suppress(ValidationError):
+            return GateDecision.model_validate_json(self.tags.get(DECISION_TAG, ""))
+        return None
 
-    Raises SlmError where the registry cannot be asked.
-    """
-    root = root or data_root()
-    uri = uri or default_uri(root)
-    if (file := file_of(uri)) and not file.exists():
-        return []
-    client = connect(uri)
-    entries = client.search_model_versions()
-    aliases = {name: _aliases(client, name) for name in {entry.name for entry in entries}}
-    found = [_facts(entry, aliases[entry.name]) for entry in entries]
-    return sorted(found, key=lambda facts: -facts.registered)
+    def required(self, tag: str) -> str:
+        """One of our tags. Raises UserError where the version lacks it: slm did not register it."""
+        if tag not in self.tags:
+            raise UserError(
+                f"{self.uri} was not registered by slm: it has no tag {PREFIX}{tag}; name another "
+                "version, as `slm models` lists them"
+            )
+        return self.tags[tag]
+
+    def run(self, root: Path | DataRoot | None = None) -> RunFolder:
+        """The run that it was made from; it may be gone."""
+        return DataRoot(root).named_run(self.required("run"))
+
+    def checkpoint(self, root: Path | DataRoot | None = None) -> Path:
+        """The checkpoint that it was made from, in its run's folder; it may be gone."""
+        return storage.named(self.run(root).path / CHECKPOINTS, self.required("checkpoint"))
+
+    def facts(self) -> dict[str, Any]:
+        """What `slm models` lists of it, as JSON values."""
+        val_bpb = self.tags.get("val_bpb")
+        return {
+            "name": self.uri,
+            "aliases": list(self.aliases),
+            "run": self.tags.get("run"),
+            "val_bpb": float(val_bpb) if val_bpb else None,
+            "decision": self.tags.get("decision"),
+            "registered": self.registered,
+        }
 
 
-def _facts(entry: "ModelVersion", aliases: Mapping[str, list[str]]) -> VersionFacts:
-    told = tags(entry)
-    return VersionFacts(
-        name=f"models:/{entry.name}/{entry.version}",
-        aliases=tuple(aliases.get(str(entry.version), ())),
-        run=told.get("run"),
-        val_bpb=float(told["val_bpb"]) if "val_bpb" in told else None,
-        decision=told.get("decision"),
+def from_mlflow(entry: "MlflowVersion", aliases: tuple[str, ...] | None = None) -> ModelVersion:
+    """A version from MLflow's entry. `aliases`: None: those in the entry, which a search lacks."""
+    return ModelVersion(
+        name=entry.name,
+        version=str(entry.version),
+        aliases=tuple(sorted(entry.aliases)) if aliases is None else aliases,
+        tags={k.removeprefix(PREFIX): v for k, v in entry.tags.items() if k.startswith(PREFIX)},
+        run_id=entry.run_id or "",
         registered=entry.creation_timestamp / 1000,
     )
 
 
-def _aliases(client: "MlflowClient", name: str) -> dict[str, list[str]]:
-    """The versions of a model that have aliases, with these."""
-    held: dict[str, list[str]] = {}
-    for alias, number in sorted(client.get_registered_model(name).aliases.items()):
-        held.setdefault(str(number), []).append(alias)
-    return held
+# ---- find -------------------------------------------------------------------------------------
+
+
+def find_version(client: "MlflowClient", text: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, or a UserError."""
+    parsed = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", text)
+    if parsed is None:
+        raise UserError(f"{text!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = parsed.groups()
+    model = if_exists(client.get_registered_model, name)
+    if model is None:
+        known = [model.name for model in client.search_registered_models()]
+        where = f"the registry is {public_uri(client.tracking_uri)}"
+        raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
+    if alias:
+        if alias not in model.aliases:
+            raise unknown(f"alias of model {name!r}", alias, model.aliases)
+        number = str(model.aliases[alias])
+    entry = if_exists(client.get_model_version, name, number)
+    if entry is None:
+        numbers = [str(v.version) for v in client.search_model_versions(f"name = '{name}'")]
+        raise unknown(f"version of model {name!r}", number, numbers)
+    return from_mlflow(entry)
+
+
+def find_alias(client: "MlflowClient", name: str, alias: str) -> ModelVersion | None:
+    """The champion or challenger of a model; None where there is none."""
+    model = if_exists(client.get_registered_model, name)
+    if model is None or alias not in model.aliases:
+        return None
+    return from_mlflow(client.get_model_version(name, model.aliases[alias]))
+
+
+def if_exists(get: Callable[..., T], *names: str) -> T | None:
+    """What a call to the registry returns; None where there is no such thing, or can be none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*names)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+@explained()
+def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[ModelVersion]:
+    """Every version of every model, the newest first; none where there is no store yet.
+
+    Raises SlmError where the registry cannot be reached.
+    """
+    uri = uri or default_uri(root or data_root())
+    if not _has_store(uri):
+        return []
+    client = connect(uri)
+    entries = client.search_model_versions()
+    held: dict[tuple[str, str], list[str]] = {}  # (model, version) → its aliases
+    for name in {entry.name for entry in entries}:
+        for alias, number in sorted(client.get_registered_model(name).aliases.items()):
+            held.setdefault((name, str(number)), []).append(alias)
+    versions = [
+        from_mlflow(entry, tuple(held.get((entry.name, str(entry.version)), ())))
+        for entry in entries
+    ]
+    return sorted(versions, key=lambda version: -version.registered)
+
+
+@explained()
+def champion_and_challenger(
+    config: PipelineConfig, root: Path | None = None
+) -> tuple[ModelVersion | None, ModelVersion | None]:
+    """Both, of the config's model."""
+    client = connect(tracking_uri(config, root or data_root()))
+    champion, challenger = (
+        find_alias(client, config.model_name, alias) for alias in (CHAMPION, CHALLENGER)
+    )
+    return champion, challenger
+
+
+def champion_run(config: PipelineConfig, root: Path | None = None) -> RunFolder | None:
+    """The run of the champion of the config's model, for a report; None where it is not here.
+
+    A registry that is down, or has no champion, costs the report nothing but this comparison.
+    """
+    root = root or data_root()
+    uri = tracking_uri(config, root)
+    if not _has_store(uri):
+        return None
+    with suppress(SlmError, OSError), explained():
+        champion = find_alias(connect(uri), config.model_name, CHAMPION)
+        if champion and (run := champion.run(root)).exists:
+            return run
+    return None
+
+
+def _has_store(uri: str) -> bool:
+    """Whether there is anything to ask; a server is taken to be there."""
+    file = file_of(uri)
+    return file is None or file.exists()
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+@explained()
+def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> Path:
+    """The folder of a model: `model.safetensors`, `config.json`, `tokenizer.tiktoken`.
+
+    Args:
+        text: a run folder or its name under `data/runs`, which gives its best checkpoint, or the
+            newest of an unfinished run; or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        uri: of the tracking server that has the model; None: the default one.
+
+    Raises UserError for what does not exist, with the nearest name.
+    """
+    root = root or data_root()
+    if text.startswith("models:"):
+        client = connect(uri or default_uri(root))
+        return fetch_version(client, find_version(client, text), root)
+    run = DataRoot(root).run(text)
+    if record := run.record:
+        return record.checkpoint("best")
+    checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
+    if checkpoint is None:
+        raise UserError(f"the run {run.name!r} has no checkpoint yet: let it train on")
+    return checkpoint.path
 
 
 @explained()
@@ -92,65 +262,86 @@ def version_run(text: str, root: Path | None = None, *, uri: str | None = None) 
     Raises UserError where there is no such version, or slm did not register it.
     """
     root = root or data_root()
-    client = connect(uri or default_uri(root))
-    return run_folder(find_version(client, text), root)
+    return find_version(connect(uri or default_uri(root)), text).run(root)
+
+
+def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> Path:
+    """The folder of a version's files: those of its run, where they are what was registered, else
+    a copy from the registry under `data/mlflow/models`, whose weights are checked.
+    """
+    weights_sha256 = version.required("weights_sha256")
+    local = version.checkpoint(root)
+    weights = local / MODEL_FILES[0]
+    if weights.is_file() and storage.sha256_file(weights) == weights_sha256:
+        return local
+
+    def fetch(staging: Path) -> Version:
+        with TemporaryDirectory(dir=staging) as temporary:
+            downloaded = download(client, version, "artifacts", Path(temporary))
+            if downloaded is None:
+                raise UserError(
+                    f"the files of {version.uri} are gone from the registry "
+                    f"{public_uri(client.tracking_uri)}, and from {local}"
+                )
+            for file in MODEL_FILES:
+                shutil.copy(downloaded / file, staging / file)
+        if storage.sha256_file(staging / MODEL_FILES[0]) != weights_sha256:
+            raise CorruptionError(f"the weights of {version.uri} are not those registered")
+        return Version(
+            key=weights_sha256,
+            model=version.name,
+            version=version.version,
+            aliases=[],
+            run_id=version.run_id,
+            tracking_uri=public_uri(client.tracking_uri),
+        )
+
+    name = f"{version.name}-{version.version}-{weights_sha256[:12]}"
+    folder = DataRoot(root).mlflow / "models" / name
+    return storage.run_stage(folder, Version, weights_sha256, fetch).path
+
+
+def download(client: "MlflowClient", version: ModelVersion, path: str, folder: Path) -> Path | None:
+    """Downloads a file or folder of a version from the registry; None where it is gone there.
+
+    Raises what MLflow and its transports raise where the registry cannot be reached.
+    """
+    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    parent, _, name = f"{version.uri}/{path}".rpartition("/")
+    with as_default(client):
+        try:
+            names = [Path(info.path).name for info in list_artifacts(parent)]
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if name not in names:
+            return None
+        return Path(download_artifacts(f"{parent}/{name}", dst_path=str(folder)))
+
+
+def stored_weights_sha256(client: "MlflowClient", version: ModelVersion, root: Path) -> str | None:
+    """The hash of a version's weights in the registry itself; None where they are gone there."""
+    with TemporaryDirectory(dir=storage.make_folder(DataRoot(root).mlflow)) as temporary:
+        weights = download(client, version, f"artifacts/{MODEL_FILES[0]}", Path(temporary))
+        return storage.sha256_file(weights) if weights else None
 
 
 @explained()
-def version_lineage(
-    text: str, root: Path | None = None, *, uri: str | None = None, check: bool = True
-) -> Lineage:
-    """The chain of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
-
-    Where the run's folder is gone, the version's tags tell what it was.
-    """
+def as_parent(uri: str, config: PipelineConfig, *, root: Path | None = None) -> Parent:
+    """A version as the model that a training continues from; its files are fetched if need be."""
     root = root or data_root()
-    client = connect(uri or default_uri(root))
-    entry = find_version(client, text)
-    told, weights = tags(entry), required(entry, "weights_sha256")
-    chain = lineage(run_folder(entry, root), tags=told, check=check)
-    name = f"models:/{entry.name}/{entry.version}"
-    aliases = _aliases(client, entry.name).get(str(entry.version))
-    notes = tag_differences(chain, told)
-    state: State = "changed" if notes else "not checked"
-    if check and not notes:
-        state, notes = _stored_state(client, name, weights, root)
-    version = Link(
-        name="version",
-        value=f"{name} ({', '.join(aliases)})" if aliases else name,
-        digest=weights,
-        state=state,
-        notes=notes,
-        made_from=("evaluation",),
+    client = connect(tracking_uri(config, root))
+    version = find_version(client, uri)
+    folder = fetch_version(client, version, root)
+    files = storage.describe_files(folder, [folder / file for file in MODEL_FILES])
+    return Parent(
+        key=storage.sha256_bytes(storage.canonical_json({n: e.sha256 for n, e in files.items()})),
+        path=folder,
+        files=files,
+        model=uri,
+        run=version.required("run"),
+        tokenizer_sha256=version.required("tokenizer_sha256"),
     )
-    return Lineage(name=name, links=(*chain.links, version))
-
-
-def tag_differences(chain: Lineage, told: Mapping[str, str]) -> tuple[str, ...]:
-    """What a version's tags say otherwise than the folders do."""
-    pairs = ((name, tag, chain[name].digest) for name, tag in TAGS.items() if tag in told)
-    return tuple(
-        f"its tag {PREFIX}{tag} is {told[tag][:12]}…, the {name} here is {now[:12]}…"
-        for name, tag, now in pairs
-        if now is not None and public_uri(now) != told[tag]
-    )
-
-
-def _stored_state(
-    client: "MlflowClient", name: str, wanted: str, root: Path
-) -> tuple[State, tuple[str, ...]]:
-    """How the weights in the registry itself stand."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    source = f"{name}/artifacts/{MODEL_FILES[0]}"
-    with (
-        TemporaryDirectory(dir=storage.make_folder(root / "mlflow")) as temporary,
-        as_default(client),
-        suppress(MlflowException, OSError),
-    ):
-        stored = storage.sha256_file(Path(download_artifacts(source, dst_path=temporary)))
-        if stored == wanted:
-            return "unchanged", ()
-        return "changed", (f"{source}: sha256 {stored[:12]}…, registered {wanted[:12]}…",)
-    return "gone", (f"{source} cannot be fetched from the registry",)

@@ -1,36 +1,39 @@
 """Whether there is a reason to train again, and how much: the decision of the scheduled flow.
 
 The evidence is gathered from the champion's chain and the dataset as it is now; the decision is a
-pure function of it and of the recipe's thresholds. Going on from a model whose data has grown is
-cheaper than training it whole and, with the rate warmed up again and the old documents among the
-new, about as good (Ibrahim et al. 2024, arXiv:2403.08763); it keeps the old vocabulary, which is
-why documents of another language call for a whole training.
+pure function of it and of the recipe's thresholds. Continuing from a model whose data has grown is
+cheaper than training from scratch and, with the rate warmed up again and the old documents among
+the new, about as good (Ibrahim et al. 2024, arXiv:2403.08763). It keeps the old vocabulary, so
+documents of another language call for training from scratch.
 """
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
-from slm.records import Parent, Progress, Source, silent
-from slm.registry.origins import Origin, as_parent, champion_and_challenger
+from slm.errors import CorruptionError
+from slm.records import Parent, Progress, Shards, Source, silent
+from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
+from slm.run_folder import DataRoot
 from slm.tokens.encode import encode_key
 
 Action = Literal["nothing", "skip", "continue", "retrain"]
 WORDS: dict[Action, str] = {
     "nothing": "Nothing to do",
     "skip": "Nothing to do yet",
-    "continue": "Go on from the champion",
-    "retrain": "Train whole",
+    "continue": "Continue from the champion",
+    "retrain": "Train from scratch",
 }
 
 
 class Evidence(BaseModel):
-    """What the decision rests on; None for what was not measured."""
+    """What the decision is made from; None for what was not measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,8 +65,8 @@ class Decision(BaseModel):
     @property
     def drifted(self) -> bool:
         """Whether the new documents are of another language than the champion's."""
-        found = self.evidence.drift
-        return found is not None and found.excess >= self.limits.drift_threshold
+        drift = self.evidence.drift
+        return drift is not None and drift.excess >= self.limits.drift_threshold
 
 
 def decide(
@@ -93,7 +96,7 @@ def decide(
 
 def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
     """What to do, and the reason: the first line that holds."""
-    changes, found = evidence.changes, evidence.drift
+    changes, measured = evidence.changes, evidence.drift
     if evidence.made_already:
         return "nothing", f"{evidence.made_already} was made of this very data and config"
     if evidence.champion is None:
@@ -101,38 +104,41 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
     if evidence.settings:
         return "retrain", f"the recipe has changed: {', '.join(evidence.settings)}"
     if evidence.missing:
-        return "retrain", f"the champion cannot be gone on from: {', '.join(evidence.missing)}"
+        return (
+            "retrain",
+            f"no training can continue from the champion: {', '.join(evidence.missing)}",
+        )
     assert changes is not None, "what has changed is counted wherever the champion's data is here"
     if changes.gone_fraction > limits.max_gone_fraction:
         return "retrain", (
             f"{changes.gone_fraction:.1%} of the champion's documents are gone, more than "
             f"{limits.max_gone_fraction:.1%}"
         )
-    if changes.new_fraction < limits.min_new_fraction or found is None:
+    if changes.new_fraction < limits.min_new_fraction or measured is None:
         return "skip", (
             f"{changes.new_fraction:.2%} of the documents are new or changed, fewer than "
             f"{limits.min_new_fraction:.2%}"
         )
-    if found.excess >= limits.drift_threshold:
+    if measured.excess >= limits.drift_threshold:
         return "retrain", (
-            f"the new documents are of another language: {found.excess:.3f} bits of divergence "
+            f"the new documents are of another language: {measured.excess:.3f} bits of divergence "
             f"beyond the usual, at least {limits.drift_threshold:g}"
         )
-    if found.rise >= limits.bpb_rise:
+    if measured.rise >= limits.bpb_rise:
         return "retrain", (
-            f"the champion spends {found.rise:.3f} bits a byte more on the new documents, at least "
-            f"{limits.bpb_rise:g}"
+            f"the champion needs {measured.rise:.3f} bits per byte more on the new documents, "
+            f"at least {limits.bpb_rise:g}"
         )
     return "continue", (
         f"{changes.new_fraction:.1%} of the documents are new or changed, and of the champion's "
-        f"language ({found.excess:.3f} bits of drift, {found.rise:+.3f} bits a byte)"
+        f"language ({measured.excess:.3f} bits of drift, {measured.rise:+.3f} bits per byte)"
     )
 
 
 def training(
     config: PipelineConfig, decision: Decision, *, root: Path | None = None
 ) -> tuple[PipelineConfig, Parent | None]:
-    """The config to train by, and the model to go on from; None: from the seed."""
+    """The config to train by, and the model to continue from; None: from the seed."""
     if decision.action != "continue":
         return config, None
     assert decision.evidence.champion is not None
@@ -157,90 +163,106 @@ def continued(config: PipelineConfig) -> PipelineConfig:
 
 def gather(config: PipelineConfig, source: Source, root: Path, progress: Progress) -> Evidence:
     """What is known of the champion and of the source, as much as the decision needs."""
-    champion, challenger = champion_and_challenger(config, root=root)
-    known = Evidence(champion=champion.name if champion else None)
-    for version in filter(None, (champion, _judged(challenger, champion))):
-        if _was_made_of(version, config, source):
-            return known.model_copy(update={"made_already": version.name})
+    champion, challenger = champion_and_challenger(config, root)
+    evidence = Evidence(champion=champion.uri if champion else None)
+    for version in filter(None, (champion, _refused(challenger, champion))):
+        if _was_made_of(version, config, source, root):
+            return evidence.model_copy(update={"made_already": version.uri})
     if champion is None:
-        return known
-    settings, missing = _other_settings(config, champion), _missing(champion)
-    known = known.model_copy(update={"settings": settings, "missing": missing})
+        return evidence
+    settings, missing = _other_settings(config, champion, root), _missing(champion, root)
+    evidence = evidence.model_copy(update={"settings": settings, "missing": missing})
     if settings or missing:
-        return known
-    assert champion.source is not None
-    assert champion.shards is not None
+        return evidence
+    old_source, old_shards = _source_and_shards(champion, root)
+    assert old_source is not None
+    assert old_shards is not None
     progress("documents", 0, None)
-    changes, texts = drift.compare(champion.source, source, config.retrain.sample_documents)
-    found = None
+    changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
+    measured = None
     if texts:
-        model = as_parent(champion.name, config, root=root)
-        found = drift.measure(model.path, champion.shards, texts, progress)
-    return known.model_copy(update={"changes": changes, "drift": found})
+        model = as_parent(champion.uri, config, root=root)
+        measured = drift.measure(model.path, old_shards, texts, progress)
+    return evidence.model_copy(update={"changes": changes, "drift": measured})
 
 
-def _judged(challenger: Origin | None, champion: Origin | None) -> Origin | None:
-    """The challenger, where the gate has refused it beside this champion."""
-    if challenger is None or challenger.verdict is None:
+def _refused(challenger: ModelVersion | None, champion: ModelVersion | None) -> ModelVersion | None:
+    """The challenger, where the gate has compared it with this champion and refused it."""
+    decision = challenger.gate_decision if challenger else None
+    if decision is None or decision.champion != (champion.version if champion else None):
         return None
-    rival = champion.name.rpartition("/")[2] if champion else None
-    return challenger if challenger.verdict.champion == rival else None
+    return challenger
 
 
-def _was_made_of(version: Origin, config: PipelineConfig, source: Source) -> bool:
+def _source_and_shards(version: ModelVersion, root: Path) -> tuple[Source | None, Shards | None]:
+    """What a version was made of; not verified by its hash, which whoever reads it does."""
+    tags, data = version.tags, DataRoot(root)
+    return data.source(tags.get("source_key")), data.shards(tags.get("shards_key"))
+
+
+def _config(version: ModelVersion, root: Path) -> PipelineConfig | None:
+    """The config of a version's run; None where that is gone from here."""
+    with suppress(CorruptionError):
+        return version.run(root).config
+    return None
+
+
+def _was_made_of(version: ModelVersion, config: PipelineConfig, source: Source, root: Path) -> bool:
     """Whether a version was made of this data by this config.
 
-    Its hashes say so where its settings are gone from here.
+    Its tags decide where its settings are gone from here.
     """
-    if version.source_key != source.key:
+    tags = version.tags
+    if tags.get("source_key") != source.key:
         return False
-    if version.config is not None:
-        return not _other_settings(config, version)
-    tokenizer = version.tokenizer_sha256 if version.continued else None
-    made = _as_made(config, version)
-    return (version.shards_key, version.config_sha256) == (
-        encode_key(config, source, tokenizer),
-        keys.config_sha256(made),
+    if _config(version, root) is not None:
+        return not _other_settings(config, version, root)
+    tokenizer_sha256 = tags.get("tokenizer_sha256") if _is_continued(version) else None
+    return (tags.get("shards_key"), tags.get("config_sha256")) == (
+        encode_key(config, source, tokenizer_sha256),
+        keys.config_sha256(_as_made(config, version)),
     )
 
 
-def _as_made(config: PipelineConfig, version: Origin) -> PipelineConfig:
-    """The config that a version would be trained by, whole or continued as it was."""
-    return continued(config) if version.continued else config
+def _is_continued(version: ModelVersion) -> bool:
+    """Whether its training continued from another version."""
+    return "parent_sha256" in version.tags
 
 
-def _other_settings(config: PipelineConfig, version: Origin) -> tuple[str, ...]:
-    """The dotted keys by which a version was encoded or trained otherwise than the config says.
+def _as_made(config: PipelineConfig, version: ModelVersion) -> PipelineConfig:
+    """The config that a version would be trained by, from scratch or continued as it was."""
+    return continued(config) if _is_continued(version) else config
 
-    None are told where its settings are gone from here.
+
+def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -> tuple[str, ...]:
+    """The dotted keys by which a version was encoded or trained otherwise than by this config.
+
+    Empty where its settings are gone from here.
     """
-    if version.config is None:
+    made_by = _config(version, root)
+    if made_by is None:
         return ()
-    wanted, made = _settings(_as_made(config, version)), _settings(version.config)
-    return tuple(sorted(key for key in wanted if wanted[key] != made.get(key)))
+    now, then = _as_made(config, version).flat(), made_by.flat()
+    names = (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS)
+    return tuple(sorted(name for name in names if now[name] != then[name]))
 
 
-def _settings(config: PipelineConfig) -> dict[str, Any]:
-    """The settings that the shards and the weights depend on, by their dotted keys."""
-    flat = config.flat()
-    return {key: flat[key] for key in (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS)}
-
-
-def _missing(champion: Origin) -> tuple[str, ...]:
+def _missing(champion: ModelVersion, root: Path) -> tuple[str, ...]:
+    source, shards = _source_and_shards(champion, root)
     parts = {
-        "its documents": champion.source,
-        "its shards": champion.shards,
-        "its settings": champion.config,
+        "its documents": source,
+        "its shards": shards,
+        "its settings": _config(champion, root),
     }
-    return tuple(f"{name} are gone from here" for name, found in parts.items() if found is None)
+    return tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
 
 
-# ---- telling ----------------------------------------------------------------------------------
+# ---- shown ------------------------------------------------------------------------------------
 
 
 def figures(decision: Decision) -> list[tuple[str, str]]:
-    """What was measured, beside the threshold that it was held against."""
-    limits, changes, found = decision.limits, decision.evidence.changes, decision.evidence.drift
+    """What was measured, each with its threshold."""
+    limits, changes, measured = decision.limits, decision.evidence.changes, decision.evidence.drift
     rows = [("champion", decision.evidence.champion or "none")]
     if changes:
         rows += [
@@ -254,19 +276,22 @@ def figures(decision: Decision) -> list[tuple[str, str]]:
                 f"{changes.new_fraction:.2%}",
             ),
             (
-                f"gone (above {limits.max_gone_fraction:.1%}: train whole)",
+                f"gone (above {limits.max_gone_fraction:.1%}: train from scratch)",
                 f"{changes.gone_fraction:.2%}",
             ),
         ]
-    if found:
+    if measured:
         rows += [
-            ("new documents measured", f"{found.documents:,}"),
-            ("divergence from the champion's train, bits", f"{found.divergence:.4f}"),
-            ("the same of held-out documents, bits", f"{found.usual:.4f}"),
-            (f"drift (from {limits.drift_threshold:g} on: train whole)", f"{found.excess:.4f}"),
-            ("the champion on new documents, bits a byte", f"{found.new_bpb:.4f}"),
-            ("the champion on held-out documents, bits a byte", f"{found.held_out_bpb:.4f}"),
-            (f"rise (from {limits.bpb_rise:g} on: train whole)", f"{found.rise:+.4f}"),
+            ("new documents measured", f"{measured.documents:,}"),
+            ("divergence from the champion's train, bits", f"{measured.divergence:.4f}"),
+            ("the same of held-out documents, bits", f"{measured.usual:.4f}"),
+            (
+                f"drift (from {limits.drift_threshold:g} on: train from scratch)",
+                f"{measured.excess:.4f}",
+            ),
+            ("the champion on new documents, bits per byte", f"{measured.new_bpb:.4f}"),
+            ("the champion on held-out documents, bits per byte", f"{measured.held_out_bpb:.4f}"),
+            (f"rise (from {limits.bpb_rise:g} on: train from scratch)", f"{measured.rise:+.4f}"),
         ]
     return rows
 
@@ -283,10 +308,10 @@ def describe(decision: Decision) -> str:
 
 def tags(decision: Decision) -> dict[str, str]:
     """The decision in a few short values, for whoever lists runs and versions."""
-    changes, found = decision.evidence.changes, decision.evidence.drift
-    told = {"retrain": decision.action, "retrain_reason": decision.reason}
+    changes, measured = decision.evidence.changes, decision.evidence.drift
+    values = {"retrain": decision.action, "retrain_reason": decision.reason}
     if changes:
-        told["new_documents"] = f"{changes.new_fraction:.2%}"
-    if found:
-        told |= {"drift_bits": f"{found.excess:.4f}", "bpb_rise": f"{found.rise:+.4f}"}
-    return told
+        values["new_documents"] = f"{changes.new_fraction:.2%}"
+    if measured:
+        values |= {"drift_bits": f"{measured.excess:.4f}", "bpb_rise": f"{measured.rise:+.4f}"}
+    return values

@@ -1,8 +1,8 @@
-"""How a dataset has changed since a model was made from it, and whether the model minds.
+"""How a dataset has changed since a model was made from it, and how the model does on the change.
 
-Documents are known by the hash of their text: 8 bytes each are kept in memory, the texts stream
-by. What the model makes of the new ones is measured on a sample, beside as many held-out documents
-of its own data: two samples of the same language differ too, the more the smaller they are.
+Documents are identified by the hash of their text: 8 bytes each are kept in memory, the texts are
+streamed. The model is measured on a sample of the new ones, with as many held-out documents of its
+own data as the baseline: two samples of the same language differ too, more so if they are small.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +24,8 @@ from slm.tokens.shards.reading import documents, read_tokens
 
 BATCH_ROWS = 10_000
 CHUNK_TOKENS = 1 << 22
-ENDS_WORDS = 32  # at a document's begin and end, by which an edited one is known again
-MOST_TOKENS = 200_000  # of each sample that is measured
+ENDS_WORDS = 32  # at a document's start and end, by which an edited one is recognised
+MAX_TOKENS = 200_000  # of each sample that is measured
 
 Counts = npt.NDArray[np.int64]  # of each token, (V,)
 
@@ -33,8 +33,8 @@ Counts = npt.NDArray[np.int64]  # of each token, (V,)
 class Changes(BaseModel):
     """Two states of a dataset, compared by the texts of their documents.
 
-    A further copy of a text that was there is not new. What is new and begins or ends as a document
-    that is gone does, in its words, counts as that one changed, and as neither new nor gone.
+    A further copy of an old text is not new. A new document that begins or ends with the same words
+    as a document that is gone counts as that one changed, and as neither new nor gone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class Changes(BaseModel):
 
     @property
     def new_fraction(self) -> float:
-        """Of the documents now, those that were not there word for word."""
+        """The share of the documents now that are new or changed."""
         return (self.new + self.changed) / max(1, self.now)
 
     @property
@@ -56,7 +56,7 @@ class Changes(BaseModel):
 
 
 class Drift(BaseModel):
-    """A model's new documents beside held-out ones of the data that it was made from."""
+    """New documents compared with held-out ones of the data that the model was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Drift(BaseModel):
     tokens: int  # of each sample that its tokens were counted in
     divergence: float  # bits, from the tokens of train to those of the new documents
     usual: float  # the same to as many tokens of held-out documents
-    new_bpb: float  # what the model spends, in bits a byte
+    new_bpb: float  # of the model, bits per byte
     held_out_bpb: float
 
     @property
@@ -74,7 +74,7 @@ class Drift(BaseModel):
 
     @property
     def rise(self) -> float:
-        """Bits a byte that the model spends more on the new documents."""
+        """Bits per byte by which the model does worse on the new documents."""
         return self.new_bpb - self.held_out_bpb
 
 
@@ -84,7 +84,7 @@ class Drift(BaseModel):
 def compare(before: Source, now: Source, sample: int) -> tuple[Changes, list[str]]:
     """What has changed, and a sample of the new or changed documents.
 
-    The sample is uniform over texts and depends on nothing but them: those of the lowest hashes.
+    The sample is uniform over texts and depends on nothing else: those with the lowest hashes.
 
     Raises CorruptionError where a file of the sources cannot be read.
     """
@@ -133,15 +133,21 @@ def _as_array(hashes: Iterable[bytes]) -> Hashes:
 
 def _ends(
     source: Source,
-    wanted: Mask,
+    selected: Mask,
     hashes: Hashes,
     keep: Callable[[str, np.uint64], None] = lambda text, digest: None,
 ) -> tuple[Hashes, Hashes]:
-    """Hashes of the first and of the last words of the documents of a mask; (N,) each."""
+    """Hashes of the first and of the last words of the selected documents; (n,) each.
+
+    Args:
+        selected: a mask over all documents of the source, (N,), with n set.
+        hashes: of all documents, (N,).
+        keep: is given the text and the hash of each selected document.
+    """
     heads, tails = bytearray(), bytearray()
-    if wanted.any():
+    if selected.any():
         for i, text in enumerate(_texts(source)):
-            if wanted[i]:
+            if selected[i]:
                 words = text.split()
                 count = min(ENDS_WORDS, max(1, len(words) // 2))
                 heads += document_hash(" ".join(words[:count]).encode())
@@ -150,8 +156,19 @@ def _ends(
     return np.frombuffer(heads, "<u8"), np.frombuffer(tails, "<u8")
 
 
+# Documents that are new and documents that are gone are paired by their heads first, and those left
+# over by their tails; each serves once. With A, B, … for hashes:
+#
+#   new   heads [A, A, B]  tails [X, Y, Z]
+#   gone  heads [A, C]     tails [Q, Z]
+#   heads: the first A of new pairs with gone's A    1 pair; left: new [A, B], [Y, Z]; gone [C], [Z]
+#   tails: Z of new pairs with gone's Z              2 pairs in all
 def _count_pairs(new: tuple[Hashes, Hashes], gone: tuple[Hashes, Hashes]) -> int:
-    """How many documents of the one have a partner of their own in the other."""
+    """How many new documents have a partner of their own among those that are gone.
+
+    Args:
+        new, gone: the hashes of heads and of tails, (n,) each and (g,) each.
+    """
     pairs = 0
     for end in (0, 1):
         in_new, in_gone = _paired(new[end], gone[end]), _paired(gone[end], new[end])
@@ -161,14 +178,20 @@ def _count_pairs(new: tuple[Hashes, Hashes], gone: tuple[Hashes, Hashes]) -> int
     return pairs
 
 
+# some = [7, 5, 7, 7], others = [7, 9, 7]:
+#
+#   ordered     [5, 7, 7, 7]   some, sorted
+#   occurrence  [0, 0, 1, 2]   how many equal ones come before each of them
+#   available   [0, 2, 2, 2]   how many equal ones the others have
+#   occurrence < available is [no, yes, yes, no], in the order of some: [yes, no, yes, no]
 def _paired(some: Hashes, others: Hashes) -> Mask:
-    """Which of some have one of the others of the same value, each of which serves once."""
-    order = np.argsort(some, kind="stable")
+    """Which of some, (n,), have a partner of the same value among others, (m,), each used once."""
+    order = np.argsort(some, kind="stable")  # (n,)
     ordered, other = some[order], np.sort(others)
-    rank = np.arange(len(some)) - np.searchsorted(ordered, ordered, "left")
-    there = np.searchsorted(other, ordered, "right") - np.searchsorted(other, ordered, "left")
+    occurrence = np.arange(len(some)) - np.searchsorted(ordered, ordered, "left")  # (n,)
+    available = np.searchsorted(other, ordered, "right") - np.searchsorted(other, ordered, "left")
     mask = np.zeros(len(some), bool)
-    mask[order] = rank < there
+    mask[order] = occurrence < available
     return mask
 
 
@@ -176,12 +199,12 @@ def _paired(some: Hashes, others: Hashes) -> Mask:
 
 
 def divergence(p: Counts, q: Counts) -> float:
-    """The Jensen-Shannon divergence of two distributions, given as counts; in bits, 0 to 1.
+    """The Jensen–Shannon divergence of two distributions, given as counts; in bits, 0 to 1.
 
     Lin 1991, "Divergence measures based on the Shannon entropy" (doi:10.1109/18.61115).
 
     Args:
-        p, q: how often each event was seen, (V,) each; both with at least one event.
+        p, q: the count of each event, (V,) each; both with at least one event.
     """
     first, second = p / p.sum(), q / q.sum()
     mean = (first + second) / 2
@@ -189,13 +212,13 @@ def divergence(p: Counts, q: Counts) -> float:
 
 
 def _relative_entropy(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
-    """Kullback-Leibler's, in bits; q is not 0 where p is not."""
-    seen = p > 0
-    return max(0.0, float((p[seen] * np.log2(p[seen] / q[seen])).sum()))
+    """The Kullback–Leibler divergence in bits, (V,) each; q is not 0 where p is not."""
+    nonzero = p > 0
+    return max(0.0, float((p[nonzero] * np.log2(p[nonzero] / q[nonzero])).sum()))
 
 
 def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = silent) -> Drift:
-    """What a model makes of new documents.
+    """How a model does on new documents, compared with held-out ones.
 
     Args:
         model: the folder of its files.
@@ -209,14 +232,14 @@ def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = 
     held_out = _within(islice(documents(shards, "val"), len(new)))
 
     def bpb(sample: list[npt.NDArray[np.int64]]) -> float:
-        found = score_documents(gpt, tokenizer, sample, len(sample), progress)
-        return float(found.totals()["val_bpb"])
+        scores = score_documents(gpt, tokenizer, sample, len(sample), progress)
+        return float(scores.totals()["val_bpb"])
 
     def counts(ids: npt.NDArray[np.int64]) -> Counts:
         return np.bincount(ids, minlength=tokenizer.n_vocab)
 
     new_ids, held_out_ids = np.concatenate(new), np.concatenate(held_out)
-    tokens = min(len(new_ids), len(held_out_ids))  # a smaller sample seems to diverge more
+    tokens = min(len(new_ids), len(held_out_ids))  # a smaller sample diverges more by chance
     train = _train_counts(shards)
     return Drift(
         documents=len(new),
@@ -229,11 +252,11 @@ def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = 
 
 
 def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.int64]]:
-    """The first documents, at least one, up to `MOST_TOKENS` in all."""
+    """The first documents, at least one, up to `MAX_TOKENS` in all."""
     chosen: list[npt.NDArray[np.int64]] = []
     size = 0
     for ids in sample:
-        if chosen and size + len(ids) > MOST_TOKENS:
+        if chosen and size + len(ids) > MAX_TOKENS:
             break
         chosen.append(ids.astype(np.int64))
         size += len(ids)
@@ -241,7 +264,7 @@ def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.in
 
 
 def _train_counts(shards: Shards) -> Counts:
-    """How often each token stands in train; end-of-text, which samples lack, left out."""
+    """The count of each token in train, (V,); end-of-text, which samples lack, left out."""
     total = np.zeros(shards.vocab_size, np.int64)
     for name in shards.splits["train"].files:
         tokens = read_tokens(shards.path / name)

@@ -1,16 +1,17 @@
 """What a run folder holds, in MLflow's terms: metrics, dataset inputs, params and tags.
 
-Nothing here talks to a server. No value carries a password: `public_uri` sees to that.
+Nothing here talks to a server. No value carries a password: `public_uri` removes it.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm import storage
-from slm.records import Checkpoint, Evaluation, Run
+from slm.config import PipelineConfig
+from slm.records import Checkpoint, Evaluation, Plan, Run
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MEASURED = ("step", "evaluate", "system")  # events of the journal that carry me
 
 
 def public_uri(text: str) -> str:
-    """The text with the user and password of every address in it removed."""
+    """The text without the user and password of every address in it."""
     return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
 
 
@@ -39,12 +40,20 @@ def metrics(event: Mapping[str, Any]) -> list["Metric"]:
     ]
 
 
-def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+def params(config: PipelineConfig, plan: Plan | None) -> dict[str, str]:
+    """The settings and the plan as MLflow params; JSON where the value is no text."""
+    # The name that a version gets is shown where the config leaves it to the data.
+    values = {**config.flat(), "registry.model": config.model_name}
+    if plan:
+        fields = plan.model_dump(mode="json")
+        probe = fields.pop("probe")
+        values |= {f"plan.{name}": value for name, value in fields.items()}
+        values |= {f"plan.probe.{name}": value for name, value in probe.items()}
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
@@ -76,22 +85,26 @@ def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
 
 
 def description(run: Run, evaluation: Evaluation) -> str:
-    """What a run came to, in Markdown: shown at the top of its page."""
+    """A run's result in Markdown, shown at the top of its page."""
     return (
-        f"**{evaluation.val_bpb:.4f} bits a byte** on {evaluation.documents:,} held-out documents, "
-        f"by `{evaluation.checkpoint}`. The report is the artifact `report/index.html`.\n\n"
+        f"**{evaluation.val_bpb:.4f} bits per byte** on {evaluation.documents:,} held-out "
+        f"documents, by `{evaluation.checkpoint}`. The report is `report/index.html` in the "
+        "artifacts.\n\n"
         f"```\nslm lineage {run.name}\nslm sample {run.name}\n```"
     )
 
 
 def run_tags(run: Run) -> dict[str, str]:
-    known = {key: value for key, value in run.environment.items() if value is not None}
-    environment = {f"environment.{key}": value for key, value in flatten(known)}
+    environment = {
+        f"environment.{name}": _text(value)
+        for name, value in run.environment.items()
+        if value is not None
+    }
     tags = {
         "slm.shards_key": run.shards_key,
         "slm.determinism_level": run.level,
         "slm.best": run.best,
-        "slm.weights_sha256": run.weights_sha256,  # last: it says that the results are sent
+        "slm.weights_sha256": run.weights_sha256,  # last: it marks the results as sent
     }
     commit = run.environment.get("commit")
     return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags

@@ -1,11 +1,10 @@
 """Mirrors a run folder into an MLflow tracking server.
 
-The run folder is the truth and MLflow shows it. `sync` sends what the server lacks and nothing
-else, so it may be killed at any call, repeated, or run long after the training: the server itself
-is asked what it has. `mirror` does the same in the background of a training and can neither slow
-nor fail it.
+The run folder is the truth and MLflow shows it. `sync` asks the server what it has and sends only
+what it lacks, so it can be killed at any call, repeated, or run long after the training. `mirror`
+does the same in the background of a training and can neither slow nor fail it.
 
-mlflow is imported where it is used: it takes more than a second.
+mlflow is imported where it is used, since that takes more than a second.
 """
 
 import json
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERVAL = 5.0  # seconds between two passes of the background mirror
-LONGEST_INTERVAL = 60.0  # seconds, after passes that failed
-FAREWELL = 15.0  # seconds that the end of a training waits for the last pass
-HURRIED_FAREWELL = 1.0  # the same where it was interrupted: the machine may be taken away
+MAX_INTERVAL = 60.0  # seconds, after passes that failed
+LAST_PASS_WAIT = 15.0  # seconds that the end of a training waits for the last pass
+INTERRUPTED_WAIT = 1.0  # the same where it was interrupted: the machine may be taken away
 BATCH = 1000  # metrics in one request: MLflow's limit
 PARAMS = 100  # params in one request, likewise
 
@@ -49,19 +48,18 @@ def sync(run: RunFolder, *, tracking_uri: str | None = None) -> str:
 
     Raises UserError where the folder holds no run, SlmError where the server fails.
     """
-    return _Mirrored(run, tracking_uri).send()
+    return RunMirror(run, tracking_uri).send()
 
 
 @contextmanager
 def mirror(run: RunFolder, uri: str | None = None) -> Iterator[None]:
     """Keeps the MLflow run of a run folder up to date while the block trains.
 
-    A daemon thread makes a pass every few seconds. What it cannot do, for a server that is down or
-    slow, or for a signal that leaves no time, `sync` makes up for later. Another one watches the
-    machine.
+    A daemon thread makes a pass every few seconds. What it cannot send, because the server is down
+    or slow or a signal leaves no time, a later `sync` sends. Another thread watches the machine.
     """
-    stop, hurry = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, uri, stop, hurry), daemon=True)
+    stop, interrupted = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_follow, args=(run, uri, stop, interrupted), daemon=True)
     watcher = threading.Thread(target=system.watch, args=(run.path, stop), daemon=True)
     thread.start()
     watcher.start()
@@ -69,44 +67,46 @@ def mirror(run: RunFolder, uri: str | None = None) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, Exception):  # a signal
-            hurry.set()
+            interrupted.set()
         raise
     finally:
         stop.set()
-        for helper in (watcher, thread):
-            helper.join(HURRIED_FAREWELL if hurry.is_set() else FAREWELL)
-        if thread.is_alive() and not hurry.is_set():
+        for background in (watcher, thread):
+            background.join(INTERRUPTED_WAIT if interrupted.is_set() else LAST_PASS_WAIT)
+        if thread.is_alive() and not interrupted.is_set():
             logger.warning("MLflow is slow; `slm sync %s` sends the rest", run.name)
 
 
-def _follow(run: RunFolder, uri: str | None, stop: threading.Event, hurry: threading.Event) -> None:
-    mirrored: _Mirrored | None = None
+def _follow(
+    run: RunFolder, uri: str | None, stop: threading.Event, interrupted: threading.Event
+) -> None:
+    run_mirror: RunMirror | None = None
     interval, failures = INTERVAL, 0
     stopping = False
     while not stopping:
         stopping = stop.wait(interval)
         if stopping and failures:
             return  # a training does not wait for a server that was down a moment ago
-        if hurry.is_set() and mirrored is None:
-            return  # to begin takes seconds
+        if interrupted.is_set() and run_mirror is None:
+            return  # the first pass takes seconds
         if not run.exists:
             continue
         try:
-            mirrored = mirrored or _Mirrored(run, uri)
-            mirrored.send(alive=not stopping)
+            run_mirror = run_mirror or RunMirror(run, uri)
+            run_mirror.send(in_training=not stopping)
             interval, failures = INTERVAL, 0
         except Exception as error:
             failures += 1
-            interval = min(2 * interval, LONGEST_INTERVAL)
+            interval = min(2 * interval, MAX_INTERVAL)
             if failures == 1:
                 logger.warning(
-                    "MLflow cannot be reached (%s); training goes on, and `slm sync %s` catches up",
+                    "MLflow cannot be reached (%s); training continues, `slm sync %s` catches up",
                     first_line(error),
                     run.name,
                 )
 
 
-class _Mirrored:
+class RunMirror:
     """One run folder, its MLflow run, and how far its events have been sent."""
 
     def __init__(self, run: RunFolder, uri: str | None) -> None:
@@ -124,10 +124,10 @@ class _Mirrored:
         self.run_id = ""
         self.marks: dict[str, int] = {}  # metric → the last step that the server has
 
-    def send(self, *, alive: bool = False) -> str:
-        """One pass: everything that the folder holds and the server lacks.
+    def send(self, *, in_training: bool = False) -> str:
+        """One pass: sends everything that the folder holds and the server lacks.
 
-        `alive` says that the training is known to be at work, so that its lock is left alone.
+        `in_training`: it is known to be in training, so its lock is left alone.
         """
         with storage.lock(self.path / "mlflow.lock"):
             run = self._run()
@@ -136,7 +136,7 @@ class _Mirrored:
             self._send_points(self.journal)
             self._send_points(self.machine)
             self._send_results()
-            self._close(run, alive=alive)
+            self._update_status(run, in_training)
         return self.run_id
 
     def _run(self) -> "MlflowRun":
@@ -144,10 +144,10 @@ class _Mirrored:
         from mlflow.exceptions import MlflowException
 
         note = self.path / "mlflow.json"
-        known = json.loads(note.read_bytes()) if note.exists() else {}
-        if known.get("tracking_uri") == entities.public_uri(self.uri):
+        noted = json.loads(note.read_bytes()) if note.exists() else {}
+        if noted.get("tracking_uri") == entities.public_uri(self.uri):
             try:
-                run = self.client.get_run(known["run_id"])
+                run = self.client.get_run(noted["run_id"])
                 if run.info.lifecycle_stage == "active":
                     return run
             except MlflowException as error:
@@ -158,11 +158,11 @@ class _Mirrored:
             "slm.run": self.path.name,
             "slm.folder": storage.sha256_bytes(os.fsencode(self.path))[:32],
         }
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self.client.search_runs([experiment], filter_string=wanted, max_results=1)
+        same_tags = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        runs = self.client.search_runs([experiment], filter_string=same_tags, max_results=1)
         run = (
-            found[0]
-            if found
+            runs[0]
+            if runs
             else self.client.create_run(
                 experiment,
                 start_time=self.journal.first_time(),
@@ -184,9 +184,7 @@ class _Mirrored:
     def _send_settings(self, run: "MlflowRun") -> None:
         from mlflow.entities import Param
 
-        params = dict(entities.flatten(self.config.model_dump(mode="json")))
-        if plan := self.folder.plan:  # the trainer writes it when it starts
-            params |= entities.flatten(plan.model_dump(mode="json"), "plan.")
+        params = entities.params(self.config, self.folder.plan)  # planned when the training starts
         missing = [
             Param(key, entities.public_uri(value)[:6000])
             for key, value in params.items()
@@ -201,7 +199,7 @@ class _Mirrored:
     # ---- metrics ----
 
     def _send_points(self, tail: Tail) -> None:
-        """Sends the points that the server lacks, by the last step that it has of each metric.
+        """Sends the points after the last step that the server has of each metric.
 
         A step that the journal repeats, after a training was killed and resumed, is one point.
         """
@@ -229,7 +227,7 @@ class _Mirrored:
             self.marks[key] = max((metric.step for metric in history), default=-1)
         return self.marks[key]
 
-    # ---- what stands when the training is over ----
+    # ---- results, when the training is over ----
 
     def _send_results(self) -> None:
         run = self.folder.record
@@ -245,8 +243,8 @@ class _Mirrored:
             self._tag(entities.run_tags(run))
         if evaluation and sent.get("slm.evaluation") != storage.content_hash(evaluation):
             self._send_evaluation(evaluation)
-            told = {"mlflow.note.content": entities.description(run, evaluation)}
-            self._tag({**told, "slm.evaluation": storage.content_hash(evaluation)})
+            note = {"mlflow.note.content": entities.description(run, evaluation)}
+            self._tag({**note, "slm.evaluation": storage.content_hash(evaluation)})
         if report and sent.get("slm.report") != storage.content_hash(report):
             self.client.log_artifacts(self.run_id, str(report.path), "report")
             self._tag({"slm.report": storage.content_hash(report)})
@@ -264,10 +262,10 @@ class _Mirrored:
         """
         from mlflow.entities import LoggedModelOutput, Metric
 
-        found = self.client.search_logged_models(
+        logged = self.client.search_logged_models(
             [info.info.experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
         )
-        known = {model.name: model for model in found}
+        known = {model.name: model for model in logged}
         outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
         for name in sorted({run.best, run.last}):
             checkpoint = self.folder.checkpoint(name)
@@ -295,16 +293,16 @@ class _Mirrored:
 
     def _val_dataset(self) -> tuple[str | None, str | None]:
         """Name and digest of the val split, where it is an input of the MLflow run."""
-        for given in self.client.get_run(self.run_id).inputs.dataset_inputs:
-            if any(tag.value == "validation" for tag in given.tags):
-                return given.dataset.name, given.dataset.digest
+        for dataset_input in self.client.get_run(self.run_id).inputs.dataset_inputs:
+            if any(tag.value == "validation" for tag in dataset_input.tags):
+                return dataset_input.dataset.name, dataset_input.dataset.digest
         return None, None
 
     def _send_evaluation(self, evaluation: Evaluation) -> None:
         from mlflow.entities import Metric
 
-        # MLflow shows the point of the highest step, and of these the latest: with one step for
-        # all, that is the newest evaluation, whichever checkpoint it is of. A repeat is one row.
+        # MLflow shows the point with the highest step, and of several the latest. With step 0 for
+        # all that is the newest evaluation, of whichever checkpoint. A repeat is one row.
         moment = round((evaluation.path / storage.RECORD).stat().st_mtime * 1000)
         measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
         points = [Metric(key, value, moment, 0) for key, value in measured.items()]
@@ -313,12 +311,12 @@ class _Mirrored:
             self.run_id, str(evaluation.path / "evaluation.json"), "evaluation"
         )
 
-    def _close(self, run: "MlflowRun", *, alive: bool) -> None:
-        """The state that the folder shows: FINISHED, RUNNING, or KILLED."""
+    def _update_status(self, run: "MlflowRun", in_training: bool) -> None:
+        """FINISHED, RUNNING or KILLED, as the folder is."""
         if self.folder.is_finished:
             status = "FINISHED"
         else:
-            status = "RUNNING" if alive or self.folder.is_training else "KILLED"
+            status = "RUNNING" if in_training or self.folder.is_training else "KILLED"
         if status == run.info.status:
             return
         if status == "RUNNING":

@@ -1,4 +1,4 @@
-"""Which MLflow server, and how it is spoken to: with patience, and with its errors in one line."""
+"""Which MLflow server, how long to wait for it, and its errors in one line."""
 
 import logging
 import os
@@ -55,11 +55,14 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns what mlflow raises into one message, without passwords. Also a decorator."""
+    """Turns what MLflow and its transport raise into one SlmError, without passwords.
+
+    Also a decorator.
+    """
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
+        if not type(error).__module__.startswith(("mlflow.", "sqlalchemy.", "requests.")):
             raise
         raise SlmError(f"MLflow: {first_line(error)}") from None  # its traceback has the address
 
@@ -70,7 +73,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def as_default(client: "MlflowClient") -> Iterator[None]:
-    """Makes a client's server the process's own: some of MLflow's calls look nowhere else."""
+    """Makes a client's server the process's own: some of MLflow's functions take no other."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -85,21 +88,21 @@ def experiment_id(client: "MlflowClient", config: PipelineConfig, root: Path) ->
     """The id of the experiment that holds all runs of the config's registered model."""
     from mlflow.exceptions import MlflowException
 
-    name = config.registry.model
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    name = config.model_name
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         remote = urlsplit(client.tracking_uri).scheme in ("http", "https")
         artifacts = None if remote else (root / "mlflow" / "artifacts").resolve().as_uri()
         try:
             kind = {"mlflow.experimentKind": "custom_model_development"}  # else: GenAI's pages
             return str(client.create_experiment(name, artifact_location=artifacts, tags=kind))
         except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {name!r} was deleted: restore it, or choose another name "
             "with --set registry.model=…"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)

@@ -1,13 +1,15 @@
-"""Our own SQLite store, made ready before MLflow opens it: it is made and changed beside its place.
+"""Our own SQLite store, which MLflow makes and migrates in a copy that is put in place whole.
 
-MLflow makes its tables one by one, and a newer MLflow changes them one way. Killed meanwhile it
-leaves a store that no command can open. So this happens to a copy, which is put in place whole.
+MLflow makes its tables one by one, and a newer MLflow migrates them one way. Killed meanwhile it
+would leave a store that no command can open.
 """
 
 import logging
+import os
 import sqlite3
+import time
 from contextlib import closing
-from functools import cache
+from importlib.metadata import version as installed
 from pathlib import Path
 
 from slm import storage
@@ -21,75 +23,64 @@ def file_of(uri: str) -> Path | None:
     return None if path == uri else Path(path)
 
 
-def reading(file: Path) -> closing[sqlite3.Connection]:
-    """A store that is there, opened to be read and nothing else."""
-    return closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True))
-
-
 def prepare(file: Path) -> Path | None:
-    """Makes a store that is not there, and gives one of an older MLflow this one's tables.
+    """Makes a store that is not there, and lets the installed MLflow migrate one of another MLflow.
 
-    Returns the copy of the older one, `<file>.before-<revision>`, which an older MLflow opens;
-    None where there was nothing to change. A file that is no store of MLflow's is left alone.
+    `<file>.version` notes the MLflow that a store is ready for. A store whose tables are changed is
+    first copied to `<file>.before-<version>`, which the MLflow before it can open; returns that
+    copy, None where nothing was changed. A file that is no SQLite database is left to MLflow, which
+    reports what is wrong with it.
     """
-    if not _is_behind(file):
+    note = file.with_name(f"{file.name}.version")
+    mlflow_version = installed("mlflow")
+    if _is_ready(file, note, mlflow_version):
         return None
     storage.make_folder(file.parent)
     with storage.lock(file.with_name(f"{file.name}.lock")):
-        if not _is_behind(file):  # another process was first
+        if _is_ready(file, note, mlflow_version):  # another process was first
             return None
-        copy = None
-        side = file.with_name(f"{file.name}.next")
-        side.unlink(missing_ok=True)  # of a process that was killed
-        if file.exists():
-            copy = file.with_name(f"{file.name}.before-{_revision(file)}")
-            before = _content(file)
-            storage.write_file(copy, before)
-            storage.write_file(side, before)
-            logger.warning("MLflow changes the tables of %s; %s is as it was", file, copy)
-        _migrate(side)
-        storage.write_file(file, _content(side))
-        side.unlink()
-    return copy
+        for left in file.parent.glob(f"{file.name}.next-*"):  # by a process that was killed
+            left.unlink()
+        try:
+            before = _content(file) if file.exists() else None
+        except sqlite3.DatabaseError:
+            return None
+        after = _migrated(file, before)
+        backup = file.with_name(f"{file.name}.before-{mlflow_version}")
+        changed = before is not None and after != before
+        if before is not None and changed:
+            storage.write_file(backup, before)
+            logger.warning("MLflow has changed the tables of %s; %s is as it was", file, backup)
+        if after != before:
+            storage.write_file(file, after)
+        storage.write_file(note, mlflow_version + "\n")
+    return backup if changed else None
 
 
-def _is_behind(file: Path) -> bool:
-    """Whether a store is missing or of another MLflow."""
+def _is_ready(file: Path, note: Path, mlflow_version: str) -> bool:
     if not file.exists():
+        return False
+    if not os.access(file.parent, os.W_OK):  # another user's: nothing can be changed there
         return True
-    revision = _revision(file)
-    return revision is not None and revision != _newest()
+    return note.is_file() and note.read_text("utf-8").strip() == mlflow_version
 
 
-def _migrate(file: Path) -> None:
-    """Lets MLflow make or change the tables."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+def _migrated(file: Path, content: bytes | None) -> bytes:
+    """A store of this content, or a new one, as MLflow makes it ready when a client opens it."""
+    from mlflow import MlflowClient
 
-    store = SqlAlchemyStore(f"sqlite:///{file.resolve()}", (file.parent / "artifacts").as_uri())
-    store.engine.dispose()
+    # A name of its own: MLflow keeps what it knows of an address for as long as the process lives.
+    side = file.with_name(f"{file.name}.next-{os.getpid()}-{time.time_ns()}")
+    try:
+        if content is not None:
+            storage.write_file(side, content)
+        MlflowClient(f"sqlite:///{side.resolve()}").search_registered_models(max_results=1)
+        return _content(side)
+    finally:
+        side.unlink(missing_ok=True)
 
 
 def _content(file: Path) -> bytes:
-    """A store as it stands between two transactions."""
-    with reading(file) as store:
+    """A store between two transactions."""
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
         return store.serialize()
-
-
-def _revision(file: Path) -> str | None:
-    """The form of a store's tables, by the name that MLflow gives it; None where it has none."""
-    try:
-        with reading(file) as store:
-            found = store.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.Error:  # MLflow says what is wrong with it
-        return None
-    return str(found[0]) if found else None
-
-
-@cache
-def _newest() -> str | None:
-    """The form that this MLflow works with."""
-    import mlflow
-    from alembic.script import ScriptDirectory
-
-    folder = Path(mlflow.__file__).parent / "store" / "db_migrations"
-    return ScriptDirectory(str(folder)).get_current_head()

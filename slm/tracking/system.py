@@ -1,7 +1,7 @@
 """What the machine does while a run trains, a line every few seconds in the run's `system.jsonl`.
 
-The figures bear the names under which MLflow shows its own system metrics. They are written
-whether or not a server can be reached; the mirror sends them when it can.
+The figures have the names of MLflow's own system metrics. They are written whether or not a server
+can be reached; the mirror sends them when it can.
 """
 
 import json
@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ def watch(run: Path, stop: threading.Event) -> None:
     try:
         _watch(run, stop)
     except Exception as error:
-        logger.warning("the machine is not watched any more: %s", error)
+        logger.warning("the machine is no longer watched: %s", error)
 
 
 def _watch(run: Path, stop: threading.Event) -> None:
     gpus = _gpus()
-    sample(run, gpus)  # what psutil tells of the CPU is the time since it was last asked
+    sample(run, gpus)  # psutil measures the CPU's load since its last call
     path = run / SYSTEM
     written = path.read_bytes() if path.exists() else b""
     number = written.count(b"\n")
@@ -42,14 +43,14 @@ def _watch(run: Path, stop: threading.Event) -> None:
 
 
 def sample(folder: Path, gpus: list[Any]) -> dict[str, float]:
-    """Load of CPU and GPUs, use of memory and of the disk that a folder lies on, by MLflow's name.
+    """Load of CPU and GPUs, use of memory and of the disk that a folder is on, by MLflow's names.
 
     Megabytes are millions of bytes.
     """
     import psutil
 
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(folder))
-    found = {
+    metrics = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
         "system_memory_usage_megabytes": memory.used / 1e6,
         "system_memory_usage_percentage": memory.percent,
@@ -58,12 +59,12 @@ def sample(folder: Path, gpus: list[Any]) -> dict[str, float]:
         "disk_available_megabytes": disk.free / 1e6,
     }
     for number, gpu in enumerate(gpus):
-        found |= {f"gpu_{number}_{name}": value for name, value in _of_gpu(gpu).items()}
-    return {f"system/{name}": round(value, 1) for name, value in found.items()}
+        metrics |= {f"gpu_{number}_{name}": value for name, value in _of_gpu(gpu).items()}
+    return {f"system/{name}": round(value, 1) for name, value in metrics.items()}
 
 
 def _gpus() -> list[Any]:
-    """NVML's handles of all GPUs of this machine; none where there is no driver."""
+    """NVML's handles of all GPUs of this machine; none without a driver."""
     import pynvml
 
     try:
@@ -74,18 +75,16 @@ def _gpus() -> list[Any]:
 
 
 def _of_gpu(gpu: Any) -> dict[str, float]:
-    """What a GPU tells of itself: not every one tells everything."""
+    """What a GPU reports; not every one supports every figure."""
     import pynvml
 
-    found: dict[str, float] = {}
-    asked: dict[str, Callable[[], Any]] = {
+    figures: dict[str, float] = {}
+    queries: dict[str, Callable[[], Any]] = {
         "utilization_percentage": lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
         "memory_usage_megabytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).used / 1e6,
         "power_usage_watts": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
     }
-    for name, ask in asked.items():
-        try:
-            found[name] = float(ask())
-        except pynvml.NVMLError:
-            continue
-    return found
+    for name, query in queries.items():
+        with suppress(pynvml.NVMLError):
+            figures[name] = float(query())
+    return figures

@@ -1,4 +1,4 @@
-"""A file of events that grows, read on from where the last look ended."""
+"""A growing file of events, read from where the last pass ended."""
 
 import json
 import time
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class Tail:
-    """A file of events, read on from where the last pass ended."""
+    """A growing file of events, read from where the last pass ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0  # bytes that are sent
-        self.tail = b""  # the last of those bytes: the proof that the file was not rewritten
+        self.tail = b""  # the last of those bytes; if they differ, the file was rewritten
         self.last_time: int | None = None  # milliseconds
 
     def events(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """The events after `position`, each with the position after it. A torn line waits."""
+        """Events after `position`, each with the position after it; without a torn last line."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:

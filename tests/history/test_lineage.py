@@ -19,8 +19,9 @@ from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import Lineage, Link, lineage
 from slm.records import Evaluation
-from slm.registry import origins, versions
+from slm.registry import chain as chains
 from slm.registry import register as registering
+from slm.registry import versions
 from slm.report.lineage_picture import lineage_svg
 from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
@@ -181,23 +182,23 @@ def test_the_chain_ends_in_the_evaluation_that_is_asked_for(run: Path) -> None:
 def test_a_version_ends_the_chain(run: Path) -> None:
     register(run)
     root = run.parents[1]
-    chain = versions.version_lineage("models:/slm@challenger", root)
+    chain = chains.version_lineage("models:/slm@challenger", root)
     assert [link.name for link in chain.links] == [*CHAIN, "version"]
     assert chain["version"].value == "models:/slm/1 (challenger)"
     assert set(states(chain).values()) == {"unchanged"}
     assert versions.version_run("models:/slm/1", root).path == run
     facts = versions.list_versions(root)
-    assert [(f.name, f.aliases, f.run) for f in facts] == [
+    assert [(v.uri, v.aliases, v.tags["run"]) for v in facts] == [
         ("models:/slm/1", ("challenger",), run.name)
     ]
     with pytest.raises(UserError, match="valid: 1"):
-        versions.version_lineage("models:/slm/2", root)
+        chains.version_lineage("models:/slm/2", root)
 
     before = {link.name: link.digest for link in chain.links}
     shutil.rmtree(root / "runs")
-    chain = versions.version_lineage("models:/slm/1", root)
+    chain = chains.version_lineage("models:/slm/1", root)
     assert {link.name for link in chain.broken} >= {"config", "run", "checkpoint", "evaluation"}
-    kept = {name: before[name] for name in versions.TAGS if name in before}
+    kept = {tag.link: before[tag.link] for tag in chains.CHAIN if tag.link in before}
     assert {name: chain[name].digest for name in kept} == kept
 
 
@@ -206,14 +207,14 @@ def test_tags_that_differ_from_the_run_are_reported(run: Path) -> None:
     root = run.parents[1]
     client = connect(default_uri(root))
     client.set_model_version_tag("slm", "1", "slm.shards_key", "0" * 64)
-    link = versions.version_lineage("models:/slm/1", root)["version"]
+    link = chains.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
     assert "slm.shards_key" in link.notes[0]
     client.set_model_version_tag(
         "slm", "1", "slm.shards_key", str(lineage(RunFolder(run))["shards"].digest)
     )
     flip_byte(next((root / "mlflow" / "artifacts").rglob("model.safetensors")))
-    link = versions.version_lineage("models:/slm/1", root)["version"]
+    link = chains.version_lineage("models:/slm/1", root)["version"]
     assert link.state == "changed"
     assert "model.safetensors" in link.notes[0]
 
@@ -226,9 +227,9 @@ DOWN = "http://me:secret@127.0.0.1:9"
     [
         versions.list_versions,
         partial(versions.version_run, "models:/slm/1"),
-        partial(versions.version_lineage, "models:/slm/1"),
-        partial(origins.find_origin, CONFIG, "champion"),
-        partial(origins.as_parent, "models:/slm/1", CONFIG),
+        partial(chains.version_lineage, "models:/slm/1"),
+        partial(versions.champion_and_challenger, CONFIG),
+        partial(versions.as_parent, "models:/slm/1", CONFIG),
     ],
 )
 def test_a_registry_that_cannot_be_asked_is_an_error_without_passwords(

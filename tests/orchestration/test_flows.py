@@ -80,7 +80,7 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
     names = ["download", "encode", "train", "evaluate", "report", "register"]
     assert again["reused"] == names
     assert list(again["seconds"]) == [*names, "promote"]
-    assert max(again["seconds"][name] for name in names) < 1.0
+    assert max(again["seconds"][name] for name in names[:-1]) < 1.0  # register asks MLflow
     kept = ("recipe", "source", "shards", "run", "checkpoint", "val_loss", "val_bpb", "version")
     assert {name: again[name] for name in kept} == {name: first[name] for name in kept}
     assert "reused" in again["stderr"]
@@ -326,7 +326,9 @@ def test_retrain_trains_once_and_again_when_documents_arrive(
         second, run, found = cycle()
         assert time.monotonic() - begin < 5
         assert second["action"] == "nothing"
-        assert run.state.message.startswith("nothing to do: models:/slm/1 was made of this very")
+        assert run.state.message.startswith(
+            "nothing to do: models:/dataset/1 was made of this very"
+        )
         assert "# Nothing to do" in found["retrain-decision"]
 
         tiny_run.add_documents(folder / "b.jsonl", 8, 60)

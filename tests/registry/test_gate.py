@@ -1,6 +1,7 @@
-"""The gate: what is better wins, what is equal does not, and a kill between two calls is healed."""
+"""The gate: better models win, equal ones do not, and a killed call is completed by the next."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from slm.orchestration import events, stages, tasks
 from slm.orchestration.display import Display
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register
+from slm.registry.versions import GateDecision
 from slm.tracking.server import connect, default_uri
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def test_a_better_model_is_nearly_always_promoted() -> None:
     assert sum(high < 0 for high in highs) >= 95
 
 
-def test_the_interval_holds_the_difference_in_bits_a_byte() -> None:
+def test_the_interval_holds_the_difference_in_bits_per_byte() -> None:
     challenger, champion, sizes = simulated(1, gain=0.05)
     difference, low, high = paired_interval(challenger, champion, sizes)
     assert difference == pytest.approx((challenger - champion).sum() / np.log(2) / sizes.sum())
@@ -97,8 +99,8 @@ def server(root: Path) -> "MlflowClient":
 
 
 def aliases(root: Path) -> dict[str, str]:
-    found = server(root).get_registered_model("slm").aliases
-    return {alias: str(version) for alias, version in found.items()}
+    held = server(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in held.items()}
 
 
 def audit(root: Path) -> list[dict[str, object]]:
@@ -106,29 +108,29 @@ def audit(root: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def promote(root: Path, version: str = "@challenger", **options: object) -> assessment.Verdict:
+def promote(root: Path, version: str = "@challenger", **options: object) -> GateDecision:
     return gate.promote(f"models:/slm{version}", root=root, thresholds=LENIENT, **options)
 
 
-def as_reused(verdict: assessment.Verdict) -> assessment.Verdict:
-    assert not verdict.reused
-    return verdict.model_copy(update={"reused": True})
+def as_reused(decision: GateDecision) -> GateDecision:
+    assert not decision.reused
+    return decision.model_copy(update={"reused": True})
 
 
 def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path) -> None:
     add_version(root, "aa", trained=0)
     assert promote(root, "/1").champion is None
     add_version(root, "bb", trained=30)
-    verdict = promote(root)
-    assert verdict.decision == "promoted"
-    assert verdict.high < 0
-    assert verdict.difference == pytest.approx(verdict.val_bpb - verdict.champion_bpb)
-    assert verdict.documents == 25
+    decision = promote(root)
+    assert decision.decision == "promoted"
+    assert decision.high < 0
+    assert decision.difference == pytest.approx(decision.val_bpb - decision.champion_bpb)
+    assert decision.documents == 25
     assert aliases(root) == {"champion": "2"}
     entry = server(root).get_model_version("slm", "2")
     assert entry.tags["slm.decision"] == "promoted"
-    assert "bits a byte" in entry.description
-    assert promote(root, "/2") == as_reused(verdict)
+    assert "bits per byte" in entry.description
+    assert promote(root, "/2") == as_reused(decision)
     assert [line["decision"] for line in audit(root)] == ["promoted", "promoted"]
 
     assert gate.rollback("slm", root=root) == ("1", "2")
@@ -137,7 +139,9 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     assert promote(root, "/2").reason.startswith("it was rolled back")
     assert aliases(root) == {"champion": "1"}
     server(root).delete_registered_model_alias("slm", "champion")
-    gate.carry_out(gate.judge("models:/slm/2", root=root), root=root)  # refuses whoever is champion
+    gate.carry_out(
+        gate.assess("models:/slm/2", root=root), root=root
+    )  # refuses whoever is champion
     assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
     server(root).set_registered_model_alias("slm", "champion", "1")
     with pytest.raises(UserError, match="followed no other champion"):
@@ -148,12 +152,12 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     add_version(root, "aa", trained=30)
     promote(root)
     add_version(root, "bb", trained=30)  # the same weights
-    verdict = promote(root)
-    assert (verdict.decision, verdict.difference) == ("refused", 0)
+    decision = promote(root)
+    assert (decision.decision, decision.difference) == ("refused", 0)
     assert aliases(root) == {"champion": "1", "challenger": "2"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assessment, "generate", lambda *_, **__: pytest.fail("it was judged again"))
-        assert promote(root) == as_reused(verdict)
+        patch.setattr(assessment, "generate", lambda *_, **__: pytest.fail("it was assessed again"))
+        assert promote(root) == as_reused(decision)
 
     forced = promote(root, force="fresher data")
     assert forced.decision == "promoted"
@@ -162,88 +166,128 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     assert [line["forced"] for line in audit(root)] == [None, None, "fresher data"]
 
 
-def test_other_settings_of_the_gate_judge_a_version_again(root: Path) -> None:
+def test_other_settings_of_the_gate_assess_a_version_again(root: Path) -> None:
     add_version(root, "aa", trained=0)
     assert gate.promote("models:/slm/1", root=root, thresholds=STRICT).decision == "refused"
-    verdict = promote(root, "/1")
-    assert verdict.decision == "promoted"
-    assert verdict.limits["max_degenerate"] == 1
+    decision = promote(root, "/1")
+    assert decision.decision == "promoted"
+    assert decision.limits["max_degenerate"] == 1
     assert aliases(root) == {"champion": "1"}
 
 
-def test_a_flow_judges_by_the_settings_that_it_was_given(
+def test_a_flow_gates_by_the_settings_that_it_was_given(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_DATA", str(root))
     run = trained_run(root, "aa", 0)
     version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
-    for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
+    for registry_config, expected in ((STRICT, "refused"), (LENIENT, "promoted")):
         config = CONFIG.model_copy(update={"registry": registry_config})
-        for found in (
+        for decision in (
             stages.judge(config, version, Display(print)),
             stages.promote(config, version, Display(print)),
         ):
-            assert found is not None
-            assert found.decision == decision
+            assert decision is not None
+            assert decision.decision == expected
 
 
-def test_a_decision_is_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_is_reported_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_DATA", str(root))
-    told: list[str] = []
-    monkeypatch.setattr(events, "judged", lambda verdict: told.append(verdict.decision))
+    reported: list[str] = []
+    monkeypatch.setattr(events, "judged", lambda decision: reported.append(decision.decision))
     run = trained_run(root, "aa", 0)
     version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     for gate_config in (STRICT, STRICT, LENIENT, LENIENT):
         tasks.promote.fn(CONFIG.model_copy(update={"registry": gate_config}), version)
-    assert told == ["refused", "promoted"]
+    assert reported == ["refused", "promoted"]
 
 
 def test_a_person_may_reject_what_the_gate_would_promote(root: Path) -> None:
     add_version(root, "aa", trained=0)
-    verdict = gate.judge("models:/slm/1", root=root, thresholds=LENIENT)
-    assert verdict.decision == "promoted"
+    decision = gate.assess("models:/slm/1", root=root, thresholds=LENIENT)
+    assert decision.decision == "promoted"
     assert (aliases(root), audit(root)) == ({"challenger": "1"}, [])
 
-    no = gate.answered(verdict, approved=False, who="Ann", comment="too plain")
+    no = gate.with_answer(decision, approved=False, who="Ann", comment="too plain")
     assert [gate.carry_out(no, root=root).reused for _ in range(2)] == [False, True]
     assert aliases(root) == {"challenger": "1"}
     entry = server(root).get_model_version("slm", "1")
     assert entry.tags["slm.reason"].startswith("rejected by Ann: too plain")
-    assert "Asked: rejected by Ann" in entry.description
-    assert promote(root).decision == "refused"  # the answer stands
-    gate.carry_out(gate.answered(verdict, approved=True, who="Bob"), root=root)
+    assert "Approval: rejected by Ann" in entry.description
+    assert promote(root).decision == "refused"  # the answer holds
+    gate.carry_out(gate.with_answer(decision, approved=True, who="Bob"), root=root)
     assert aliases(root) == {"champion": "1"}
     assert [line["approval"] for line in audit(root)] == [no.approval, "approved by Bob"]
 
     add_version(root, "bb", trained=30)
-    late = gate.judge("models:/slm/2", root=root, thresholds=LENIENT)
+    late = gate.assess("models:/slm/2", root=root, thresholds=LENIENT)
     server(root).delete_registered_model_alias("slm", "champion")
-    with pytest.raises(UserError, match="the champion is version None by now"):
+    with pytest.raises(UserError, match="the champion is now version None"):
         gate.carry_out(late, root=root)
 
 
-def test_a_promotion_that_was_killed_before_the_alias_moved_is_told_again(root: Path) -> None:
+def test_a_promotion_that_was_killed_before_the_alias_moved_is_reported_again(root: Path) -> None:
+    from mlflow import MlflowClient
+
     add_version(root, "aa", trained=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "_crown", lambda *_: 1 / 0)
+        patch.setattr(MlflowClient, "set_registered_model_alias", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             promote(root)
     assert [promote(root, "/1").reused for _ in range(2)] == [False, True]
 
 
-def test_a_verdict_on_a_loss_that_is_no_number_can_be_read_back() -> None:
-    verdict = assessment.Verdict(
+def test_a_decision_on_a_loss_that_is_no_number_can_be_read_back() -> None:
+    decision = GateDecision(
         model="slm", version="1", champion=None, decision="refused", val_bpb=np.nan, margin=0,
         documents=25, documents_sha256="ab", vetoes=[], reason="its loss is not a number",
     )  # fmt: skip
-    assert np.isnan(assessment.Verdict.model_validate_json(verdict.model_dump_json()).val_bpb)
+    assert np.isnan(GateDecision.model_validate_json(decision.model_dump_json()).val_bpb)
+
+
+def test_a_champion_of_another_dataset_is_dethroned_by_force_alone(root: Path) -> None:
+    """It would lose on the challenger's text, which it was not trained on."""
+    add_version(root, "aa", trained=0)
+    promote(root)
+    server(root).set_model_version_tag("slm", "1", "slm.dataset", "roneneldan/TinyStories")
+    add_version(root, "bb", trained=30)
+    decision = promote(root)
+    assert (decision.decision, decision.high < 0) == ("refused", True)
+    for words in ("stories", "roneneldan/TinyStories", "registry.model", "--force REASON"):
+        assert words in decision.reason
+    assert aliases(root) == {"champion": "1", "challenger": "2"}
+
+    assert promote(root, force="it is what we write now").decision == "promoted"
+    assert aliases(root) == {"champion": "2"}
+    assert audit(root)[-1]["forced"] == "it is what we write now"
+
+
+def test_decisions_of_an_older_slm_are_read_and_others_are_made_anew(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    old = {
+        "model": "slm", "version": "1", "champion": None, "decision": "refused", "val_bpb": 5.0,
+        "margin": 0.0, "documents": 25, "documents_sha256": "ab", "vetoes": [], "reason": "5.0",
+    }  # fmt: skip
+    server(root).set_model_version_tag("slm", "1", "slm.verdict", json.dumps(old))
+    decision = gate.assess("models:/slm/1", root=root)
+    assert (decision.reason, decision.uri) == ("5.0", "models:/slm/1")
+    newer = json.dumps({**old, "a field of a newer slm": 1})
+    server(root).set_model_version_tag("slm", "1", "slm.verdict", newer)
+    assert gate.assess("models:/slm/1", root=root, thresholds=LENIENT).decision == "promoted"
+
+
+def test_files_that_the_registry_lost_are_named(root: Path) -> None:
+    add_version(root, "aa", trained=0)
+    (root / "mlflow" / "artifacts" / "models").rename(root / "gone")
+    with pytest.raises(UserError, match="files of models:/slm/1 are gone from the registry"):
+        promote(root, "/1")
 
 
 def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:
     add_version(root, "aa", trained=0)
-    verdict = gate.promote("models:/slm/1", root=root, thresholds=STRICT)
-    assert verdict.decision == "refused"
-    assert any("samples are" in veto for veto in verdict.vetoes)
+    decision = gate.promote("models:/slm/1", root=root, thresholds=STRICT)
+    assert decision.decision == "refused"
+    assert any("samples are" in veto for veto in decision.vetoes)
 
     server(root).delete_model_version_tag("slm", "1", "slm.verdict")
     server(root).delete_model_version_tag("slm", "1", "slm.dataset_revision")
@@ -301,14 +345,7 @@ def test_two_versions_killed_between_any_two_calls_end_alike(
         killed = []
         for key, steps in zip(("aa", "bb"), trained, strict=True):
             run = trained_run(root, key, steps)
-            evaluation = add_evaluation(run)
-
-            def flow(run: Run = run, evaluation: Evaluation = evaluation) -> None:
-                version = register.register(
-                    CONFIG, run, evaluation, None, shards_of(run), root=root
-                )  # noqa: B023
-                promote(root, f"/{version.version}")  # noqa: B023
-
+            flow = partial(register_and_promote, root, run, add_evaluation(run))
             killed.append(killed_after(calls, CALLS, flow))
             flow()
         ends.add(end_state(root))
@@ -319,6 +356,11 @@ def test_two_versions_killed_between_any_two_calls_end_alike(
     assert json.loads(ends.pop())["aliases"] == (
         {"champion": "2"} if trained == (0, 30) else {"champion": "1", "challenger": "2"}
     )
+
+
+def register_and_promote(root: Path, run: Run, evaluation: Evaluation) -> None:
+    version = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
+    promote(root, f"/{version.version}")
 
 
 def end_state(root: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,20 +24,23 @@ import slm.evaluation.evaluate
 import slm.source.download
 import slm.tokens.encode
 import slm.training.launch
-from slm import storage
-from slm.config import PipelineConfig, RegistryConfig
+from slm import retention, storage
+from slm.config import DataConfig, PipelineConfig, RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.sample import generate
 from slm.model.saved import load_model
+from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Version
-from slm.registry import assessment, origins, packing, register, versions
-from slm.registry.finding import find_version, resolve
+from slm.registry import packing, register, versions
+from slm.registry.chain import REQUIRED, version_lineage
+from slm.registry.versions import find_version, resolve
 from slm.tracking import mirror
 from slm.tracking.server import as_default, connect, default_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PIPELINES = Path(__file__).parents[2] / "pipelines.yaml"
 LENIENT = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
 
 
@@ -65,8 +67,52 @@ def client(root: Path) -> "MlflowClient":
 
 
 def aliases(root: Path) -> dict[str, str]:
-    found = client(root).get_registered_model("slm").aliases
-    return {alias: str(version) for alias, version in found.items()}
+    held = client(root).get_registered_model("slm").aliases
+    return {alias: str(version) for alias, version in held.items()}
+
+
+# ---- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (DataConfig(), "slm"),
+        (DataConfig(source="hub", path="roneneldan/TinyStories"), "TinyStories"),
+        (DataConfig(source="hub", path="wikitext"), "wikitext"),
+        (DataConfig(source="files", path="/home/me/articles.jsonl.zst"), "articles"),
+        (DataConfig(source="files", path="notes/*.txt"), "notes"),
+        (DataConfig(source="files", path="my texts, v1.2/"), "my-texts-v1.2"),
+        (DataConfig(source="files", path="*.txt"), "tiny"),
+        (DataConfig(source="files", path=".."), "tiny"),
+        (DataConfig(source="files", path="数据.csv"), "tiny"),
+        (DataConfig(source="files", path="x" * 90), "x" * 64),
+    ],
+)
+def test_a_model_has_the_name_of_its_data(data: DataConfig, name: str) -> None:
+    config = CONFIG.model_copy(update={"data": data})
+    assert config.model_name == name
+    assert RegistryConfig(model=name).model == name  # a valid one
+    other = config.model_copy(update={"registry": RegistryConfig(model="other")})
+    assert other.model_name == "other"
+
+
+def test_own_data_does_not_compete_with_the_recipes() -> None:
+    names = {
+        recipe: load_recipe(recipe, changes, path=PIPELINES).model_name
+        for recipe, changes in {
+            "quickstart": {},
+            "tinystories": {},
+            "tinystories-gpt2": {},
+            "tinystories-sample": {"data.path": "book.txt"},
+        }.items()
+    }
+    assert names == {
+        "quickstart": "slm",
+        "tinystories": "tinystories",
+        "tinystories-gpt2": "tinystories",
+        "tinystories-sample": "book",
+    }
 
 
 # ---- versions ---------------------------------------------------------------------------------
@@ -77,7 +123,7 @@ def test_a_version_carries_its_whole_chain(root: Path) -> None:
     version = register.register(CONFIG, run, evaluation, add_report(run), shards_of(run), root=root)
     assert (version.model, version.version, version.aliases) == ("slm", "1", ["challenger"])
     tags = client(root).get_model_version("slm", "1").tags
-    assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)
+    assert {f"slm.{link}" for link in REQUIRED} <= set(tags)
     assert tags["slm.dataset"] == "stories"
     assert tags["slm.dataset_revision"] == "r1"
     assert tags["slm.code_commit"] == "c" * 40
@@ -87,12 +133,12 @@ def test_a_version_carries_its_whole_chain(root: Path) -> None:
     assert tags["slm.report_sha256"]
 
 
-def test_registering_again_is_instant_and_changes_nothing(root: Path) -> None:
+def test_registering_again_sends_nothing_and_changes_nothing(root: Path) -> None:
     run, evaluation = make_run(root)
     first = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
-    begin = time.perf_counter()
-    second = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
-    assert time.perf_counter() - begin < 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror, "sync", lambda *_, **__: pytest.fail("the run was sent again"))
+        second = register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     assert second.reused
     assert second.version == first.version
     (run.path / "registered.json").unlink()
@@ -110,13 +156,62 @@ def test_a_version_that_the_store_lost_is_registered_anew(root: Path) -> None:
     assert aliases(root) == {"challenger": again.version}
 
 
-def test_the_newest_version_challenges_and_none_is_champion_unjudged(root: Path) -> None:
+def test_a_data_folder_that_moved_keeps_its_version(root: Path) -> None:
+    run, evaluation = make_run(root)
+    register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
+    moved = root.rename(root.parent / "moved")
+    run, evaluation = (
+        record.model_copy(update={"path": moved / record.path.relative_to(root)})
+        for record in (run, evaluation)
+    )
+    again = register.register(CONFIG, run, evaluation, None, shards_of(run), root=moved)
+    assert (again.version, again.reused) == ("1", True)
+
+
+def test_a_chain_that_has_changed_is_not_reused(root: Path) -> None:
+    run, evaluation = make_run(root)
+    shards = shards_of(run)
+    register.register(CONFIG, run, evaluation, None, shards, root=root)
+    client(root).set_model_version_tag("slm", "1", "slm.dataset_revision", "another")
+    again = register.register(CONFIG, run, evaluation, None, shards, root=root)
+    assert (again.version, again.reused) == ("1", False)
+    assert client(root).get_model_version("slm", "1").tags["slm.dataset_revision"] == "r1"
+    assert register.register(CONFIG, run, evaluation, None, shards, root=root).reused
+
+
+def test_two_names_for_one_run_keep_a_note_each(root: Path) -> None:
+    """`slm run X --set registry.model=foo` and `slm register RUN`, in turn."""
+    run, evaluation = make_run(root)
+    shards = shards_of(run)
+    renamed = CONFIG.model_copy(update={"registry": RegistryConfig(model="foo")})
+    for reused in (False, True):
+        for config in (renamed, CONFIG):
+            version = register.register(config, run, evaluation, None, shards, root=root)
+            assert (version.uri, version.reused) == (f"models:/{config.model_name}/1", reused)
+    names = [path.name for path in register.registered_notes(run.path)]
+    assert len(names) == 2
+    assert "registered.json" in names
+    own = Version.model_validate_json((run.path / "registered.json").read_bytes())
+    assert own.model == "slm"
+
+
+def test_a_run_with_a_version_under_another_name_is_not_deleted(root: Path) -> None:
+    run, evaluation = make_run(root)
+    renamed = CONFIG.model_copy(update={"registry": RegistryConfig(model="foo")})
+    register.register(renamed, run, evaluation, None, shards_of(run), root=root)
+    assert not (run.path / "registered.json").exists()
+    survey = retention.survey(root, [], keep_runs=0, grace=-60)
+    kept = {item.path: item.reason for item in survey.staying}
+    assert kept[run.path] == "a version was made from it"
+
+
+def test_the_newest_version_challenges_and_none_is_champion_without_the_gate(root: Path) -> None:
     registered(root)
     assert registered(root, key="cd" * 32, trained=3).aliases == ["challenger"]
     assert aliases(root) == {"challenger": "2"}
 
 
-def test_a_version_that_was_judged_challenges_no_more(root: Path) -> None:
+def test_a_version_that_was_assessed_challenges_no_more(root: Path) -> None:
     run, evaluation = make_run(root)
     register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
     client(root).set_model_version_tag("slm", "1", "slm.verdict", "{}")
@@ -151,7 +246,7 @@ REGISTER_CALLS = [
 
 
 @pytest.mark.slow
-def test_a_registration_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
+def test_a_registration_killed_after_any_call_is_completed_by_the_next(tmp_path: Path) -> None:
     for calls in range(1, 30):
         root = empty_store(tmp_path / str(calls))
         run, evaluation = make_run(root)
@@ -204,6 +299,48 @@ def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
     assert {line.partition("==")[0] for line in required} == set(packing.REQUIREMENTS)
 
 
+SHIPPED = {
+    "__init__.py", "config.py", "errors.py", "records.py", "storage.py",
+    "model/__init__.py", "model/decode.py", "model/gpt.py", "model/sample.py", "model/saved.py",
+    "tokens/__init__.py", "tokens/tokenizer/__init__.py", "tokens/tokenizer/bpe.py",
+    "tokens/tokenizer/gpt2_files.py", "tokens/tokenizer/lookup.py",
+    "tokens/tokenizer/pretokenize.py",
+    "run_folder.py",
+}  # fmt: skip
+
+
+def test_a_version_ships_the_modules_that_sampling_needs_and_no_other(tmp_path: Path) -> None:
+    script, package = packing.ship_code(tmp_path)
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert (modules, script.name) == (SHIPPED, "serving.py")
+    assert (package / "__init__.py").read_text() == ""
+
+
+def test_code_is_shipped_with_the_packages_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a module is imported; the names that `slm` offers lazily drag nothing in."""
+    home = tmp_path / "slm"
+    for name, source in {
+        "__init__.py": "def __getattr__(name):\n    from slm import heavy\n",
+        "heavy.py": "import torch\n",
+        "errors.py": "class SlmError(Exception): pass\n",
+        "model/__init__.py": '"""The model."""\n',
+        "model/gpt.py": "def f():\n    from slm.errors import SlmError\n",
+        "script.py": "from slm.model import gpt\n",
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(source)
+    monkeypatch.setattr(packing, "HOME", home)
+    monkeypatch.setattr(packing, "SERVING", home / "script.py")
+    script, package = packing.ship_code(tmp_path / "shipped")
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert modules == {"__init__.py", "errors.py", "model/__init__.py", "model/gpt.py"}
+    assert script.read_text() == f"from {package.name}.model import gpt\n"
+    code = (package / "model" / "gpt.py").read_text()
+    assert code == f"def f():\n    from {package.name}.errors import SlmError\n"
+
+
 def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path) -> None:
     import ast
 
@@ -225,18 +362,20 @@ def test_every_package_that_the_shipped_code_imports_is_required(tmp_path: Path)
     assert {brought.get(name, name) for name in foreign} <= set(packing.REQUIREMENTS)
 
 
-def test_versions_of_unlike_code_work_side_by_side(
+def test_versions_of_different_code_work_in_one_process(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered(root)
-    honest = packing._needed_modules
+    needed_modules = packing.needed_modules
 
     def changed(script: Path) -> dict[str, str]:
-        sources = honest(script)
-        marked = sources["sample.py"].replace("self.prompt, self.text,", "self.prompt, 'changed',")
-        return {**sources, "sample.py": marked}
+        sources = needed_modules(script)
+        sample = "model/sample.py"
+        marked = sources[sample].replace("self.prompt, self.text,", "self.prompt, 'changed',")
+        assert marked != sources[sample]
+        return {**sources, sample: marked}
 
-    monkeypatch.setattr(packing, "_needed_modules", changed)
+    monkeypatch.setattr(packing, "needed_modules", changed)
     registered(root, key="cd" * 32, trained=3)
     import mlflow
 
@@ -288,10 +427,11 @@ def test_a_model_among_hundreds_is_found_and_asked_for_once(
     server = client(root)
     for number in range(120):  # more than a page of them, all before ours
         server.create_registered_model(f"a{number:03}")
-    assert find_version(server, "models:/slm@challenger").version in (2, "2")
-    origin = origins.find_origin(CONFIG, "challenger", root=root)
-    assert origin is not None
-    assert origin.name == "models:/slm/2"
+    assert find_version(server, "models:/slm@challenger").version == "2"
+    champion, challenger = versions.champion_and_challenger(CONFIG, root)
+    assert champion is None
+    assert challenger is not None
+    assert challenger.uri == "models:/slm/2"
 
     from mlflow import MlflowClient
 
@@ -300,9 +440,37 @@ def test_a_model_among_hundreds_is_found_and_asked_for_once(
     monkeypatch.setattr(
         MlflowClient, "get_registered_model", lambda c, n: asked.append(n) or get(c, n)
     )
-    found = {v.name: v.aliases for v in versions.list_versions(root)}
-    assert found == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
+    listed = {v.uri: v.aliases for v in versions.list_versions(root)}
+    assert listed == {"models:/slm/1": (), "models:/slm/2": ("challenger",)}
     assert asked == ["slm"]
+
+
+# ---- the registry's copy ----------------------------------------------------------------------
+
+
+def test_a_copy_that_cannot_be_reached_is_not_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.artifacts
+    import requests
+
+    registered(root)
+
+    def down(*_: object, **__: object) -> None:
+        raise requests.ConnectionError("http://me:hunter2@127.0.0.1:9 does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "list_artifacts", down)
+        link = version_lineage("models:/slm/1", root)["version"]
+    assert link.state == "not checked"
+    assert "127.0.0.1:9 does not answer" in link.notes[0]
+    assert "hunter2" not in link.notes[0]
+
+    assert version_lineage("models:/slm/1", root)["version"].state == "unchanged"
+    weights = next((root / "mlflow" / "artifacts" / "models").rglob("model.safetensors"))
+    weights.unlink()
+    link = version_lineage("models:/slm/1", root)["version"]
+    assert (link.state, link.notes[0].partition(" ")[0]) == ("gone", "model.safetensors")
 
 
 # ---- the real thing ---------------------------------------------------------------------------
@@ -326,5 +494,5 @@ def test_a_real_run_is_mirrored_registered_and_served(
     version = register.register(config, run, evaluation, None, shards_of(run), root=root)
     assert version.run_id == run_id
     tags = client(root).get_model_version("slm", version.version).tags
-    assert {f"slm.{link}" for link in assessment.LINEAGE} <= set(tags)
+    assert {f"slm.{link}" for link in REQUIRED} <= set(tags)
     assert resolve("models:/slm@challenger", root) == run.checkpoint("best")

@@ -85,7 +85,7 @@ def _environment(champion: Path) -> dict[str, str]:
     }
 
 
-def wanted(champion: Path, prompt: str) -> str:
+def sampled(champion: Path, prompt: str) -> str:
     """What `slm sample` writes."""
     return generate(*load_model(champion), [prompt], **SETTINGS)[0].completion
 
@@ -95,9 +95,9 @@ def test_a_version_is_loaded_by_its_alias(champion: Path, python: Path, tmp_path
         [python, "-c", ALONE, json.dumps(SETTINGS)],
         cwd=tmp_path, env=_environment(champion), check=True, stdout=subprocess.PIPE,
     )  # fmt: skip
-    found = json.loads(done.stdout)
-    print(found["seconds"])
-    assert found["texts"] == [wanted(champion, "One day")] * 2
+    result = json.loads(done.stdout)
+    print(result["seconds"])
+    assert result["texts"] == [sampled(champion, "One day")] * 2
 
 
 def test_a_version_is_served(
@@ -115,16 +115,16 @@ def test_a_version_is_served(
         request = urllib.request.Request(f"{url}/invocations", body.encode(), headers)
         begin = time.perf_counter()
         with urllib.request.urlopen(request, timeout=60) as answer:
-            found = list(json.loads(answer.read())["predictions"])
+            completions = list(json.loads(answer.read())["predictions"])
         print(f"answer {time.perf_counter() - begin:.3f} s")
-        return found
+        return completions
 
     begin = time.perf_counter()
     with running(command, f"{url}/ping", tmp_path, python=python):
         print(f"ready {time.perf_counter() - begin:.1f} s")
         body = {"inputs": ["One day", "The dog"], "params": SETTINGS}
-        assert ask(json.dumps(body))[0] == wanted(champion, "One day")
-        assert ask(json.dumps({**body, "inputs": ["One day"]})) == [wanted(champion, "One day")]
+        assert ask(json.dumps(body))[0] == sampled(champion, "One day")
+        assert ask(json.dumps({**body, "inputs": ["One day"]})) == [sampled(champion, "One day")]
         shown = re.search(r"-d '(\{\"inputs\".*?)'", README.read_text("utf-8"))
         assert shown is not None
         assert ask(shown[1])[0]

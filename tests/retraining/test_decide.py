@@ -1,4 +1,4 @@
-"""Retraining: the table of decisions, and a model that goes on from a champion."""
+"""Retraining: the table of decisions, and a model that continues from a champion."""
 
 import json
 import os
@@ -18,7 +18,8 @@ from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
 from slm.model.saved import MODEL
 from slm.records import Run
-from slm.registry import gate, origins, register, versions
+from slm.registry import gate, register, versions
+from slm.registry.chain import version_lineage
 from slm.reproduction.reproduce import reproduce
 from slm.retraining import decide as deciding
 from slm.retraining import drift
@@ -42,18 +43,18 @@ LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_m
 
 
 def evidence(**changes: Any) -> Evidence:
-    """What would make a training go on from the champion, with some of it changed."""
+    """What makes a training continue from the champion, with some of it changed."""
     counts = {"before": 100, "now": 110, "new": 10, "gone": 0, "changed": 0}
     measured = {
         "documents": 10, "tokens": 1000, "divergence": 0.12, "usual": 0.1, "new_bpb": 1.1,
         "held_out_bpb": 1.0,
     }  # fmt: skip
-    found = Evidence(
+    base = Evidence(
         champion="models:/slm/1",
         changes=Changes(**{k: changes.pop(k, v) for k, v in counts.items()}),
         drift=Drift(**{k: changes.pop(k, v) for k, v in measured.items()}),
     )
-    return found.model_copy(update=changes)
+    return base.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -75,24 +76,24 @@ def evidence(**changes: Any) -> Evidence:
         ({"divergence": 0.2}, "retrain", r"0\.100 bits of divergence"),
         ({"divergence": 0.19}, "continue", "language"),
         ({"divergence": 0.05}, "continue", r"0\.000 bits of drift"),
-        ({"new_bpb": 1.5}, "retrain", r"0\.500 bits a byte more"),
-        ({"new_bpb": 0.5}, "continue", r"-0\.500 bits a byte"),
+        ({"new_bpb": 1.5}, "retrain", r"0\.500 bits per byte more"),
+        ({"new_bpb": 0.5}, "continue", r"-0\.500 bits per byte"),
     ],
 )
 def test_the_decision_is_a_function_of_the_evidence(
     changes: dict[str, Any], action: str, reason: str
 ) -> None:
-    found = deciding.choose(evidence(**changes), LIMITS)
-    assert found[0] == action
+    chosen, why = deciding.choose(evidence(**changes), LIMITS)
+    assert chosen == action
     with pytest.raises(ValueError, match=reason):
-        raise ValueError(found[1])
+        raise ValueError(why)
 
 
 @pytest.mark.parametrize(
     ("limit", "value", "scaled"),
     [("max_steps", 10, 3), ("max_steps", 1, 1), ("max_seconds", 60.0, 18.0), ("epochs", 2.0, 0.6)],
 )
-def test_going_on_takes_a_part_of_the_limit(
+def test_continuing_takes_a_part_of_the_limit(
     tmp_path: Path, limit: str, value: float, scaled: float
 ) -> None:
     config = tiny_config(tmp_path, **{"max_steps": None, limit: value})
@@ -127,14 +128,14 @@ def decide(config: PipelineConfig, root: Path) -> Decision:
 
 def trained(config: PipelineConfig, decision: Decision, root: Path) -> Run:
     """What the flow trains after a decision, in this process."""
-    wanted, parent = deciding.training(config, decision, root=root)
+    train_config, parent = deciding.training(config, decision, root=root)
     tokenizer = Tokenizer.load(parent.path / "tokenizer.tiktoken") if parent else None
-    shards = encode(wanted, download(config, root=root), tokenizer=tokenizer, root=root)
+    shards = encode(train_config, download(config, root=root), tokenizer=tokenizer, root=root)
     with code(CLEAN):
-        run = launch.train(wanted, shards, parent=parent, root=root)
-        evaluation = evaluate(wanted, run, shards_of(run))
-        version = register.register(wanted, run, evaluation, None, shards_of(run), root=root)
-    origins.annotate(version, config, deciding.tags(decision), root=root)
+        run = launch.train(train_config, shards, parent=parent, root=root)
+        evaluation = evaluate(train_config, run, shards_of(run))
+        version = register.register(train_config, run, evaluation, None, shards_of(run), root=root)
+    register.annotate(version, config, deciding.tags(decision), root=root)
     return run
 
 
@@ -145,13 +146,13 @@ def test_a_dataset_grows_and_the_champion_with_it(
     first = decide(config, root)
     assert (first.action, first.trains) == ("retrain", True)
     before = trained(config, first, root)
-    assert gate.promote("models:/slm@challenger", root=root).decision == "promoted"
+    assert gate.promote("models:/dataset@challenger", root=root).decision == "promoted"
 
     with monkeypatch.context() as patch:
         patch.setattr(drift, "compare", lambda *_: pytest.fail("documents were read"))
         again = decide(config, root)
         assert (again.action, again.trains) == ("nothing", False)
-        assert "models:/slm/1 was made of this very data" in again.reason
+        assert "models:/dataset/1 was made of this very data" in again.reason
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
     check_without_run_folders(folder, root)
@@ -168,19 +169,17 @@ def test_a_dataset_grows_and_the_champion_with_it(
     described = (run.checkpoint("last"), before.checkpoint("best"))
     tokenizers = {(path / "tokenizer.tiktoken").read_bytes() for path in described}
     assert len(tokenizers) == 1
-    gate.promote("models:/slm@challenger", root=root)
+    gate.promote("models:/dataset@challenger", root=root)
     assert decide(config, root).action == "nothing"  # promoted or refused, it was tried
 
-    chain = versions.version_lineage("models:/slm/2", root)
-    assert chain["parent"].value == f"models:/slm/1, of {before.name}"
+    chain = version_lineage("models:/dataset/2", root)
+    assert chain["parent"].value == f"models:/dataset/1, of {before.name}"
     assert chain["parent"].state == "unchanged"
     assert "parent" in chain["run"].made_from
-    tags = connect(default_uri(root)).get_model_version(
-        "slm", "2"
-    ).tags  # fmt: skip
+    tags = connect(default_uri(root)).get_model_version("dataset", "2").tags
     assert tags["slm.retrain"] == "continue"
     assert tags["slm.new_documents"] == "23.08%"
-    assert tags["slm.parent"] == "models:/slm/1"
+    assert tags["slm.parent"] == "models:/dataset/1"
     with code(CLEAN):
         assert reproduce(RunFolder(run.path)).verdict == "bit-identical"
     flip_byte(run.path / "parent" / MODEL)
@@ -188,7 +187,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
 
 
 def check_without_run_folders(folder: Path, root: Path) -> None:
-    """The hashes on a version tell whether it was made of the data and config of now."""
+    """The tags of a version decide whether it was made of this data and config."""
     (root / "runs").rename(root / "elsewhere")
     assert decide(settings(folder, max_steps=20), root).action == "nothing"
     trained_otherwise = settings(folder, max_steps=20, learning_rate=1e-3)
@@ -201,11 +200,11 @@ def check_without_run_folders(folder: Path, root: Path) -> None:
     (root / "elsewhere").rename(root / "runs")
 
 
-# ---- going on is resumed exactly --------------------------------------------------------------
+# ---- a continued training resumes exactly -----------------------------------------------------
 
 
 def continuing(folder: Path, root: Path) -> Path:
-    """A run of eight steps that goes on from another one, prepared."""
+    """A run of eight steps that continues from another one, prepared."""
     config = settings(folder, max_steps=8)
     shards = encode(config, download(config, root=root), root=root)
     with code(CLEAN):
@@ -218,7 +217,7 @@ def continuing(folder: Path, root: Path) -> Path:
             shards_of(whole),
             root=root,
         )
-    parent = origins.as_parent("models:/slm/1", config, root=root)
+    parent = versions.as_parent("models:/dataset/1", config, root=root)
     assert parent.run == whole.name
     run = launch.prepare(config, shards, parent=parent, root=root).path
     assert run != whole.path

@@ -78,9 +78,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 @given(COUNTS, COUNTS)
 def test_the_divergence_is_symmetric_and_within_a_bit(p: drift.Counts, q: drift.Counts) -> None:
-    found = drift.divergence(p, q)
-    assert found == pytest.approx(drift.divergence(q, p))
-    assert 0 <= found <= 1 + 1e-12
+    bits = drift.divergence(p, q)
+    assert bits == pytest.approx(drift.divergence(q, p))
+    assert 0 <= bits <= 1 + 1e-12
 
 
 @given(COUNTS, st.integers(1, 9))

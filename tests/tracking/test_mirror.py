@@ -2,17 +2,21 @@
 
 import json
 import logging
-import sqlite3
+import os
+import signal
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import pynvml
 import pytest
+from mlflow import MlflowClient
 from run_folders import (
     CONFIG,
+    PLAN,
     START,
     add_evaluation,
     add_report,
@@ -28,8 +32,9 @@ from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import SlmError, UserError
 from slm.run_folder import RunFolder
-from slm.tracking import mirror, system
-from slm.tracking.server import connect, tracking_uri
+from slm.tracking import mirror, store, system
+from slm.tracking.entities import params
+from slm.tracking.server import connect, explained, tracking_uri
 
 
 @pytest.fixture
@@ -146,11 +151,11 @@ def test_a_resumed_training_gives_each_step_once(root: Path) -> None:
 def test_a_journal_that_was_cut_back_is_read_again(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 35))
-    mirrored = mirror._Mirrored(RunFolder(path), None)
-    run_id = mirrored.send()
+    run_mirror = mirror.RunMirror(RunFolder(path), None)
+    run_id = run_mirror.send()
     (path / "metrics.jsonl").write_text("")
     write_journal(path, step_events(1, 30) + step_events(31, 60, START + 7))
-    assert mirrored.send() == run_id
+    assert run_mirror.send() == run_id
     assert [s for s, _, _ in points(root, run_id, "train_loss")] == list(range(1, 61))
 
 
@@ -160,11 +165,11 @@ def test_a_torn_last_line_waits_for_its_end(root: Path) -> None:
     with (path / "metrics.jsonl").open("a") as file:
         file.write(line[:20])
         file.flush()
-        mirrored = mirror._Mirrored(RunFolder(path), None)
-        run_id = mirrored.send()
+        run_mirror = mirror.RunMirror(RunFolder(path), None)
+        run_id = run_mirror.send()
         assert points(root, run_id, "train_loss") == []
         file.write(line[20:] + "\n")
-    mirrored.send()
+    run_mirror.send()
     assert points(root, run_id, "train_loss") == [(1, 2.0, int(START * 1000))]
 
 
@@ -190,7 +195,7 @@ CALLS = [
 
 
 @pytest.mark.slow
-def test_a_sync_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
+def test_a_sync_killed_after_any_call_is_completed_by_the_next(tmp_path: Path) -> None:
     for calls in range(1, 100):
         root = empty_store(tmp_path / str(calls))
         path = start_run(root)
@@ -198,7 +203,7 @@ def test_a_sync_killed_after_any_call_is_made_up_for(tmp_path: Path) -> None:
         run = finish_run(path)
         add_evaluation(run)
         add_report(run)
-        killed = killed_after(calls, CALLS, lambda path=path: mirror.sync(path))
+        killed = killed_after(calls, CALLS, lambda path=path: mirror.sync(RunFolder(path)))
 
         run_id = mirror.sync(RunFolder(path))
         client = connect(tracking_uri(CONFIG, root))
@@ -231,7 +236,7 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     assert (artifacts / "evaluation" / "evaluation.json").exists()
     client = connect(tracking_uri(CONFIG, root))
     note = client.get_run(run_id).data.tags["mlflow.note.content"]
-    assert "**0.2500 bits a byte**" in note
+    assert "**0.2500 bits per byte**" in note
     assert f"slm lineage {run.name}" in note
 
 
@@ -289,9 +294,9 @@ def test_the_machine_is_watched_while_a_run_trains(
     monkeypatch.setattr(mirror, "INTERVAL", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = start_run(root)
-    for wanted in (3, 6):  # an interrupted run goes on counting
+    for count in (3, 6):  # an interrupted run continues its count
         with mirror.mirror(RunFolder(path), "http://127.0.0.1:9"):  # which is down
-            wait_for(lambda: len(read_samples(path)) >= wanted)  # noqa: B023
+            wait_for(lambda: len(read_samples(path)) >= count)  # noqa: B023
         with (path / system.SYSTEM).open("ab") as file:
             file.write(b'{"event": "sys')
     samples = read_samples(path)
@@ -316,7 +321,7 @@ def read_samples(path: Path) -> list[dict[str, float]]:
     return samples
 
 
-def test_a_gpu_that_does_not_tell_everything_is_asked_the_rest(
+def test_a_gpu_that_does_not_report_everything_is_asked_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(_: object) -> None:
@@ -326,9 +331,9 @@ def test_a_gpu_that_does_not_tell_everything_is_asked_the_rest(
     monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
     memory = SimpleNamespace(used=2_000_000)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda _: memory)
-    found = system.sample(tmp_path, ["a GPU"])
-    told = {name: value for name, value in found.items() if "gpu" in name}
-    assert told == {"system/gpu_0_memory_usage_megabytes": 2.0}
+    sample = system.sample(tmp_path, ["a GPU"])
+    reported = {name: value for name, value in sample.items() if "gpu" in name}
+    assert reported == {"system/gpu_0_memory_usage_megabytes": 2.0}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -355,11 +360,11 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(
     assert [r.getMessage().count("slm sync") for r in caplog.records] == [1]
     assert "hunter2" not in caplog.text
     finish_run(path)
-    run_id = mirror.sync(RunFolder(path))  # the store of the data folder stands in for the server
+    run_id = mirror.sync(RunFolder(path))  # to the store of the data folder, in the server's place
     assert points(root, run_id, "train_loss") == expected()
 
 
-def test_a_sync_to_a_server_that_is_down_says_so_in_one_line(
+def test_a_sync_to_a_server_that_is_down_fails_with_one_line(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -371,8 +376,6 @@ def test_a_sync_to_a_server_that_is_down_says_so_in_one_line(
 def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
     path = start_run(root)
     write_journal(path, step_events(1, 1500))
     finish_run(path)
@@ -388,25 +391,25 @@ def test_a_server_that_fails_now_and_then_loses_and_doubles_nothing(
         return result
 
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
-    mirrored, passes = mirror._Mirrored(RunFolder(path), None), 0
+    run_mirror, passes = mirror.RunMirror(RunFolder(path), None), 0
     while passes < 100:
         passes += 1
         with suppress(ConnectionError):
-            mirrored.send()
+            run_mirror.send()
             break
     assert 2 < passes < 100
-    assert points(root, mirrored.run_id, "train_loss") == expected(1, 1500)
-    assert len(points(root, mirrored.run_id, "val_bpb")) == 150
+    assert points(root, run_mirror.run_id, "train_loss") == expected(1, 1500)
+    assert len(points(root, run_mirror.run_id, "val_bpb")) == 150
 
 
-def test_two_syncs_at_once_make_one_mlflow_run(root: Path) -> None:
+def test_two_syncs_together_make_one_mlflow_run(root: Path) -> None:
     path = start_run(root)
     write_journal(path, step_events(1, 60))
     finish_run(path)
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
-        ids = list(pool.map(mirror.sync, [path, path]))
+        ids = list(pool.map(mirror.sync, [RunFolder(path)] * 2))
     assert ids[0] == ids[1]
     assert points(root, ids[0], "train_loss") == expected()
 
@@ -416,48 +419,107 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         mirror.sync(RunFolder(tmp_path))
 
 
-# ---- a newer MLflow ---------------------------------------------------------------------------
+# ---- the SQLite store -------------------------------------------------------------------------
 
 
-def test_a_store_is_copied_before_mlflow_changes_its_tables(tmp_path: Path) -> None:
+def old_store(file: Path) -> tuple[str, bytes]:
+    """A store as the MLflow before this one left it; returns its address and content."""
     from alembic import command
+    from alembic.config import Config
     from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
     from mlflow.store.tracking.dbmodels.initial_models import Base
     from sqlalchemy import create_engine
 
-    file = tmp_path / "mlflow.db"
     uri = f"sqlite:///{file}"
-    scripts = ScriptDirectory.from_config(_get_alembic_config(uri))
-    head = scripts.get_revision("head")
+    config = Config()
+    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    config.set_main_option("script_location", str(migrations))
+    config.set_main_option("sqlalchemy.url", uri)
     engine = create_engine(uri)
     Base.metadata.create_all(engine)
-    command.upgrade(_get_alembic_config(uri), head.down_revision)
+    command.upgrade(config, ScriptDirectory.from_config(config).get_revision("head").down_revision)
     engine.dispose()
-    before = file.read_bytes()
+    return uri, file.read_bytes()
 
+
+def test_a_store_is_copied_once_before_mlflow_changes_its_tables(tmp_path: Path) -> None:
+    uri, before = old_store(tmp_path / "mlflow.db")
     connect(uri).create_experiment("later")
-    copy = tmp_path / f"mlflow.db.before-{head.down_revision}"
+    copy = tmp_path / f"mlflow.db.before-{mlflow.__version__}"
     assert copy.read_bytes() == before
     assert connect(uri).get_experiment_by_name("later") is not None
     left = {path.name for path in tmp_path.glob("mlflow.db*")}
-    assert left == {"mlflow.db", "mlflow.db.lock", copy.name}
+    assert left == {"mlflow.db", "mlflow.db.lock", "mlflow.db.version", copy.name}
+    assert copy.read_bytes() == before
 
 
-def test_a_store_whose_making_was_cut_short_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_mlflow_need_not_change_is_not_copied(root: Path) -> None:
+    file = root / "mlflow" / "mlflow.db"
+    before = file.read_bytes()
+    file.with_name("mlflow.db.version").write_text("3.0.0")
+    assert store.prepare(file) is None
+    assert file.read_bytes() == before
+    assert not list(file.parent.glob("*before*"))
+    assert file.with_name("mlflow.db.version").read_text().strip() == mlflow.__version__
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
+    file.write_text("no database, but long enough to be read as one" * 20)
+    before = file.read_bytes()
+    assert store.prepare(file) is None
+    with pytest.raises(SlmError, match="MLflow: "), explained():
+        connect(f"sqlite:///{file}").search_experiments()
+    assert file.read_bytes() == before
 
-    def killed(side: Path) -> None:
-        with closing(sqlite3.connect(side)) as half_made:
-            half_made.execute("CREATE TABLE secrets (secret_id TEXT)")
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("slm.tracking.store._migrate", killed)
-        with pytest.raises(KeyboardInterrupt):
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["new", "migrated"])
+def test_a_store_killed_anywhere_while_it_is_made_opens(tmp_path: Path, old: bool) -> None:
+    for count in range(1, 40):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        file = folder / "mlflow.db"
+        uri, before = old_store(file) if old else (f"sqlite:///{file}", b"")
+        child = os.fork()
+        if child == 0:
+            os.environ["SLM_FAULT"] = f"*:{count}:kill"
+            with suppress(BaseException):
+                store.prepare(file)
+                os._exit(0)
+            os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        client = connect(uri)
+        made = client.create_experiment("after")
+        assert client.get_experiment_by_name("after").experiment_id == made
+        copies = [path.read_bytes() for path in folder.glob("mlflow.db.before-*")]
+        assert copies == ([before] if old else [])
+        assert not list(folder.glob("mlflow.db.next-*"))
+        if code == 0:
+            break
+    assert count > 8
+
+
+def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "search_registered_models", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
             connect(f"sqlite:///{file}")
     assert not file.exists()
     client = connect(f"sqlite:///{file}")
     assert client.create_experiment("after") == client.get_experiment_by_name("after").experiment_id
+
+
+# ---- params -----------------------------------------------------------------------------------
+
+
+def test_params_keep_their_names_and_values() -> None:
+    """As they were before a config could list itself: MLflow refuses a param that changes."""
+    config = CONFIG.model_copy(update={"registry": RegistryConfig(model="slm")})
+    plan = PLAN.model_copy(update={"probe": {"fp32": 0.25, "bf16": 0.5}})
+    expected = json.loads((Path(__file__).parent / "params.json").read_bytes())
+    assert expected.items() <= params(config, plan).items()
+    assert params(CONFIG, plan) == params(config, plan)  # the name is that of the data
+    assert not any(name.startswith("plan.") for name in params(CONFIG, None))

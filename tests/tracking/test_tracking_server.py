@@ -20,8 +20,8 @@ from tiny_run import shards_of
 
 from slm.config import RegistryConfig
 from slm.registry import gate, register
-from slm.registry.finding import resolve
-from slm.registry.versions import list_versions, version_lineage
+from slm.registry.chain import version_lineage
+from slm.registry.versions import list_versions, resolve
 from slm.run_folder import RunFolder
 from slm.tracking import mirror
 from slm.tracking.server import connect
@@ -52,7 +52,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-def test_killed_mid_sync_it_goes_on_and_ends_with_a_champion(uri: str, tmp_path: Path) -> None:
+def test_killed_mid_sync_it_continues_and_ends_with_a_champion(uri: str, tmp_path: Path) -> None:
     root = tmp_path / "data"
     config = CONFIG.model_copy(
         update={"registry": LENIENT.model_copy(update={"tracking_uri": uri})}
@@ -82,7 +82,7 @@ def test_killed_mid_sync_it_goes_on_and_ends_with_a_champion(uri: str, tmp_path:
 
     assert gate.promote("models:/slm/1", root=root, uri=uri).decision == "promoted"
     listed = list_versions(root, uri=uri)
-    assert [(facts.aliases, facts.decision) for facts in listed] == [(("champion",), "promoted")]
+    assert [(v.aliases, v.tags["decision"]) for v in listed] == [(("champion",), "promoted")]
     chain = version_lineage("models:/slm@champion", root, uri=uri)
     assert chain["version"].state == "unchanged"
 

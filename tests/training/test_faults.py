@@ -34,7 +34,7 @@ from slm.evaluation.scoring import Score
 from slm.model.saved import load_model
 from slm.records import Checkpoint, Record
 from slm.registry import register
-from slm.registry.finding import resolve
+from slm.registry.versions import resolve
 from slm.run_folder import CHECKPOINTS, JOURNAL, LOCK, LOG, PLAN, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, read_record
