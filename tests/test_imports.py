@@ -22,6 +22,10 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert not (HEAVY | {"numpy"}) & modules_after("import slm.cli.main")
 
 
+def test_the_stages_load_what_they_need_when_they_are_called() -> None:
+    assert not (HEAVY | {"numpy"}) & modules_after("import slm.orchestration.stages")
+
+
 def test_config_records_and_storage_need_no_tensors() -> None:
     loaded = modules_after("import slm.config, slm.errors, slm.records, slm.storage")
     assert not HEAVY & loaded
@@ -35,7 +39,7 @@ def test_training_needs_no_orchestrator_and_no_tracking_server() -> None:
     assert not {"prefect", "mlflow"} & loaded
 
 
-def test_help_answers_at_once() -> None:
+def test_help_answers_immediately() -> None:
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "slm.cli.main", "--help"], capture_output=True, check=True, text=True

@@ -1,4 +1,4 @@
-"""The commands that decide which version is the champion."""
+"""The commands of the registry: its versions, and which of them is the champion."""
 
 from typing import Annotated
 
@@ -6,7 +6,25 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from slm.cli.options import AsJson, display_for, show
+from slm.cli.options import AsJson, date, display_for, show, show_wide
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the registered model versions."""
+    from slm.cli import tables
+    from slm.registry.versions import list_versions
+
+    versions = list_versions()
+    if as_json:
+        show({"versions": [facts.model_dump() for facts in versions]}, as_json)
+        return
+    names = ("name", "aliases", "val_bpb", "decision", "registered", "run")
+    rows = [
+        (v.name, ", ".join(v.aliases), v.val_bpb, v.decision, date(v.registered), v.run)
+        for v in versions
+    ]
+    none = "no versions yet: `slm register RUN` makes one"
+    show_wide(tables.listing(names, rows) if rows else none)
 
 
 def promote(
@@ -18,16 +36,16 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a version against the champion; it becomes champion only where it is better."""
+    """Assess a version against the champion; it becomes champion only where it is better."""
     import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
-        verdict = slm.registry.gate.promote(version, force=force, progress=progress)
+        decision = slm.registry.gate.promote(version, force=force, progress=progress)
     if as_json:
-        show(verdict.model_dump(mode="json"), as_json)
+        show(decision.model_dump(mode="json"), as_json)
     else:
-        Console().print(Markdown(slm.registry.gate.describe(verdict)))
-    raise typer.Exit(0 if verdict.decision == "promoted" else 1)
+        Console().print(Markdown(slm.registry.gate.describe(decision)))
+    raise typer.Exit(0 if decision.decision == "promoted" else 1)
 
 
 def rollback(

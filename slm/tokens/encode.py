@@ -11,7 +11,8 @@ from typing import Any
 
 from slm import keys, storage
 from slm.config import PipelineConfig
-from slm.records import Progress, Shards, Source, silent
+from slm.progress import Progress, automatic
+from slm.records import Shards, Source
 from slm.run_folder import DataRoot
 from slm.tokens.encoding import Encoding
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
@@ -27,7 +28,7 @@ def encode(
     *,
     tokenizer: Tokenizer | None = None,
     root: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Shards:
     """The shards of a source in `<root>/shards/<recipe>-<key>/`.
 

@@ -27,7 +27,8 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.machine import available_cores
 from slm.model.saved import MODEL_FILES
-from slm.records import JournalEntry, Parent, Progress, Run, Shards, silent
+from slm.progress import Progress, automatic
+from slm.records import JournalEntry, Parent, Run, Shards
 from slm.run_folder import (
     CHECKPOINTS,
     JOURNAL,
@@ -112,7 +113,7 @@ def train(
     *,
     parent: Parent | None = None,
     root: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     on_event: Callable[[JournalEntry], None] = lambda event: None,
     around: Callable[[RunFolder], AbstractContextManager[Any]] = lambda run: nullcontext(),
 ) -> Run:

@@ -88,7 +88,7 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
 
 
 @pytest.mark.slow
-def test_what_stands_around_a_training_changes_no_weight(
+def test_what_runs_around_a_training_changes_no_weight(
     server: str, project: Path, data_root: Path, tmp_path: Path
 ) -> None:
     """With Prefect, MLflow and a report; and with none of them, evaluated at every step."""
@@ -150,15 +150,17 @@ def test_silence_is_longer_than_flows_are_silent() -> None:
     assert timedelta(seconds=3 * int(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) <= SILENCE
 
 
-def test_a_stage_as_a_flow(
+def test_a_flow_up_to_a_stage(
     server: str, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = stages.install(monkeypatch, data_root)
-    assert pipeline.train("tiny") == str(data_root / "runs" / stages.EVALUATION.run)
+    made = pipeline.pipeline("tiny", until="train")
+    assert made["run"] == str(data_root / "runs" / stages.EVALUATION.run)
+    assert "val_bpb" not in made
     assert called == ["download", "encode", "train"]
 
 
-def test_bad_input_fails_the_flow_at_once(
+def test_bad_input_fails_the_flow_immediately(
     client: SyncPrefectClient, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -274,11 +276,11 @@ def test_the_deploy_file_deploys_as_it_is(
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    wanted = {f"{d.flow}/{d.name}": d for d in check(ROOT / "pipelines.yaml").deployments}
+    expected = check(ROOT / "pipelines.yaml")
     flows = {flow.id: flow.name for flow in client.read_flows()}
     deployed = {f"{flows[d.flow_id]}/{d.name}": d for d in client.read_deployments()}
-    assert set(deployed) == set(wanted)
-    for name, deployment in wanted.items():
+    assert set(deployed) == set(expected)
+    for name, deployment in expected.items():
         found = deployed[name]
         assert found.parameters == deployment.parameters
         assert found.description == deployment.description
@@ -287,7 +289,10 @@ def test_the_deploy_file_deploys_as_it_is(
         assert found.work_pool_name == "slm-process"
         assert found.global_concurrency_limit.limit == 1
         assert found.concurrency_options.collision_strategy == "ENQUEUE"
-        assert set(found.parameter_openapi_schema["properties"]) == {"recipe", "overrides"}
+        parameters = {"recipe", "overrides"} | (
+            {"until"} if name.startswith("pipeline/") else set()
+        )
+        assert set(found.parameter_openapi_schema["properties"]) == parameters
         assert str(folder) in str(found.pull_steps)
 
 

@@ -23,7 +23,6 @@ from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.intervals import paired_interval
 from slm.orchestration import events, stages, tasks
-from slm.orchestration.display import Display
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register
 from slm.tracking.server import connect, default_uri
@@ -180,8 +179,8 @@ def test_a_flow_judges_by_the_settings_that_it_was_given(
     for registry_config, decision in ((STRICT, "refused"), (LENIENT, "promoted")):
         config = CONFIG.model_copy(update={"registry": registry_config})
         for found in (
-            stages.judge(config, version, Display(print)),
-            stages.promote(config, version, Display(print)),
+            stages.assess(config, version),
+            stages.promote(config, version),
         ):
             assert found is not None
             assert found.decision == decision
@@ -190,7 +189,7 @@ def test_a_flow_judges_by_the_settings_that_it_was_given(
 def test_a_decision_is_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_DATA", str(root))
     told: list[str] = []
-    monkeypatch.setattr(events, "judged", lambda verdict: told.append(verdict.decision))
+    monkeypatch.setattr(events, "decided", lambda verdict: told.append(verdict.decision))
     run = trained_run(root, "aa", 0)
     version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     for gate_config in (STRICT, STRICT, LENIENT, LENIENT):
