@@ -19,7 +19,7 @@ import yaml
 from faults import Lab
 from run_folders import add_checkpoint, empty_store, start_run
 
-from slm.cli import runs
+from slm.cli import options
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.model.saved import load_model
@@ -223,9 +223,9 @@ def test_names_that_lead_elsewhere_are_refused(
     start_run(empty_store(data_root))
     for text in (name, f"models:/{name}@challenger"):
         with pytest.raises(UserError):
-            runs.checkpoint_folder(text)
+            options.checkpoint_folder(text)
     with pytest.raises(UserError, match="unknown run"):
-        runs.open_run(name)
+        options.finished_run(name)
 
 
 def test_a_run_that_names_shards_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from run_folders import empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, shards_of
 
 from slm.cli import main
-from slm.cli.drawings import size
+from slm.cli.tables import size
 from slm.evaluation.evaluate import evaluate
 from slm.registry import register as registering
 from slm.run_folder import RunFolder

@@ -59,7 +59,7 @@ def test_a_flow_may_be_named_by_its_module(file: Path) -> None:
     file.write_text(file.read_text().replace("flows/pipeline.py:pipeline", module))
     assert list(check(file)) == ["pipeline/tiny"]
     file.write_text(file.read_text().replace(module, "slm.orchestration.pipelin.pipeline"))
-    with pytest.raises(UserError, match="No module named 'slm.orchestration.pipelin'"):
+    with pytest.raises(UserError, match=r"No module named 'slm\.orchestration\.pipelin'"):
         check(file)
 
 
