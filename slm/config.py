@@ -388,7 +388,9 @@ class RetrainConfig(Section):
         False, description="Whether a person must approve before the champion changes."
     )
     approval_hours: PositiveFloat = Field(
-        72.0, description="Hours after which an unanswered run fails, and nothing changes."
+        72.0,
+        le=24 * 365,
+        description="Hours after which an unanswered run fails, and nothing changes.",
     )
 
 

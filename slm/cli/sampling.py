@@ -65,7 +65,7 @@ def sample(
 
 
 def _writer(prompt: str) -> Callable[[int, str], None]:
-    """Writes to stdout; the prompt first, when there are characters that follow it."""
+    """Write to stdout; the prompt comes with the first characters that follow it."""
     before = [prompt]
 
     def write(_: int, characters: str) -> None:

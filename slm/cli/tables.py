@@ -188,7 +188,7 @@ def comparison(compared: "Comparison") -> RenderableType:
 
 
 def _figure(value: float | None) -> float | int | None:
-    """Counts as whole numbers, and so is what is large enough that decimals mean nothing."""
+    """Counts, and figures so large that decimals mean nothing, as whole numbers."""
     if value is None:
         return None
     return round(value) if value >= 100 or float(value).is_integer() else value

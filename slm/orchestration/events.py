@@ -6,7 +6,7 @@ slm.version.refused     slm.model.NAME.VERSION      the gate's decision
 slm.data.drifted        slm.dataset.RECIPE          the decision to retrain and its figures
 slm.flow.failed         slm.recipe.RECIPE           the flow run and how it ended
 
-An event that cannot be sent is logged and harms nothing.
+An event that cannot be sent is logged, and nothing else fails.
 """
 
 import logging
@@ -56,5 +56,5 @@ def _emit(event: str, resource: str, name: str, payload: dict[str, Any]) -> None
             resource={"prefect.resource.id": resource, "prefect.resource.name": name},
             payload=payload,
         )
-    except Exception as error:  # whatever it is, what the event reports is done
+    except Exception as error:  # what the event reports is done in any case
         logger.warning("the event %s was not sent: %s", event, error)

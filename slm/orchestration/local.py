@@ -1,4 +1,4 @@
-"""A flow run from here: on the server that PREFECT_API_URL names, else on a temporary one."""
+"""Run a flow in this process, on the server of PREFECT_API_URL or else on a temporary one."""
 
 import atexit
 import os

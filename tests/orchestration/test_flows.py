@@ -115,7 +115,8 @@ def test_the_flow_leaves_its_results_on_the_server(
 
     run = client.read_flow_run(state.state_details.flow_run_id)
     assert run.name.startswith("tiny-")
-    assert run.parameters == {"recipe": "tiny", "overrides": {"train.max_steps": 3}}
+    overrides = {"train.max_steps": 3}
+    assert run.parameters == {"recipe": "tiny", "overrides": overrides, "until": "promote"}
     artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == run.id}
     assert artifacts["report"].data == "# the report"
     assert {"metric": "parameters", "value": "1,234"} in json.loads(artifacts["metrics"].data)
