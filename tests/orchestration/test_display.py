@@ -1,4 +1,4 @@
-"""Progress: lines where there is no terminal, and what a display remembers."""
+"""What a display shows of stages, and the decorator that makes them."""
 
 import inspect
 import io
@@ -9,7 +9,8 @@ from rich.console import Console
 
 from slm.orchestration import display
 from slm.orchestration.display import Display, current, showing, showing_on, stage
-from slm.records import Progress, Source
+from slm.progress import Progress
+from slm.records import Source
 
 DONE = Source(key="k", dataset="stories", revision="1", splits={})
 
@@ -72,8 +73,8 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_warnings_of_the_library_are_shown() -> None:
     text = io.StringIO()
     with showing_on(Console(file=text, width=200)):
-        logging.getLogger("slm.storage").warning("%s moved aside", "data/x")
-    assert text.getvalue() == "warning: data/x moved aside\n"
+        logging.getLogger("slm.storage").warning("%s quarantined", "data/x")
+    assert text.getvalue() == "warning: data/x quarantined\n"
     logging.getLogger("slm.storage").warning("nobody looks")
     assert "nobody" not in text.getvalue()
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "data.documents": 200,
     "data.vocab_size": 512,
-    "data.val_fraction": 0.3,  # the gate wants enough documents to judge by
+    "data.val_fraction": 0.3,  # enough documents for the gate
     "data.workers": 1,
     "model.n_layer": 1,
     "model.n_head": 2,
@@ -146,14 +146,14 @@ class Stack:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The processes of this stack whose command line holds a word."""
-        found = []
+        matching = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if name in process.cmdline() and process.environ().get("SLM_DATA") == str(
                     self.data
                 ):
-                    found.append(process)
-        return found
+                    matching.append(process)
+        return matching
 
     def may_lose_its_worker(self) -> bool:
         """Whether the worker is old enough to be started again when it ends."""
@@ -204,8 +204,8 @@ def test_a_deployment_makes_a_champion(stack: Stack) -> None:
 
     with SyncPrefectClient(stack.api) as client:
         artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run}
-    wanted = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
-    assert wanted <= set(artifacts)
+    expected = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
+    assert expected <= set(artifacts)
     assert version.run_id in str(artifacts["mlflow-run"].data)
 
 
