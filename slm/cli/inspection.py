@@ -131,7 +131,7 @@ def check(
         print(json.dumps({**cost.model_dump(), "advice": advice}))
         return
     Console().print(tables.recipes({recipe: known[recipe]}))
-    Console().print(tables.pairs(cost.model_dump()))
+    show_wide(tables.pairs(cost.model_dump()))
     for line in advice or ["no advice"]:
         print(line)
 

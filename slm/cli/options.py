@@ -98,7 +98,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     from slm.cli import tables
 
     shown = {name: value for name, value in result.items() if not isinstance(value, dict)}
-    Console(soft_wrap=True).print(tables.pairs(shown))
+    show_wide(tables.pairs(shown))
 
 
 def show_wide(content: RenderableType) -> None:

@@ -33,8 +33,10 @@ WHOLE = ("name", "state", "aliases", "decision", "val_bpb", "step", "seconds")
 
 def cell(value: Any) -> Text:
     """A value for a person: thousands in groups, four decimals, a dash for what is not known."""
-    if value is None or value == "":
+    if value in (None, "", [], ()):
         return Text("–")
+    if isinstance(value, list | tuple):
+        return Text(", ".join(map(str, value)))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Text(str(value))
     return Text(f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
@@ -53,6 +55,8 @@ def size(count: int) -> str:
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in values.items():
         table.add_row(Text(name), cell(value))
     return table

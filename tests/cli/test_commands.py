@@ -232,6 +232,16 @@ def test_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "data/[red]/[/x]" in capsys.readouterr().out
 
 
+def test_a_long_path_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/data" * 30
+    show({"run": path, "aliases": ["champion", "best"], "note": None}, as_json=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["run", path],
+        ["aliases", "champion,", "best"],
+        ["note", "–"],
+    ]
+
+
 # ---- look and check -----------------------------------------------------------------------------
 
 
