@@ -1,6 +1,6 @@
-"""What Prefect costs: from the command to the first stage, and a whole pipeline beside its stages.
+"""What Prefect costs: seconds to the first stage, and a whole pipeline compared with its stages.
 
-`slm run` brings a server of its own; a deployment runs under `slm up`, which this starts. The
+`slm run` starts its own server; a deployment runs under `slm up`, which this starts. The
 pipeline is `quickstart` with a shorter training, from nothing; its stages are the same library
 calls, timed where they are made, so what is left of the flow's wall-clock is Prefect's and ours.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from slm.config import project_root
 
 PORTS = ("4417", "5417")
-LONG = 300.0  # seconds: the pipeline that the cost is set beside
+LONG = 300.0  # seconds of the pipeline that the cost is compared with
 SMALL = {
     "data.documents": 500,
     "model.n_layer": 1,
@@ -76,7 +76,7 @@ def embedded(environment: dict[str, str], overrides: dict[str, Any]) -> tuple[fl
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None
-        times: dict[str, float] = {}  # the first word of a line → when it was told
+        times: dict[str, float] = {}  # the first word of a line → when it was printed
         for line in process.stderr:
             times.setdefault(line.split()[0] if line.strip() else "", time.monotonic())
             last = line
@@ -99,7 +99,7 @@ def deployed(environment: dict[str, str], rounds: int) -> list[float]:
         stack = subprocess.Popen(
             [*command, "--mlflow-port", mlflow], env=environment, stdout=output, stderr=output
         )
-    found = []
+    seconds = []
     try:
         while "Ctrl-C" not in log.read_text():
             assert stack.poll() is None, log.read_text()
@@ -115,11 +115,11 @@ def deployed(environment: dict[str, str], rounds: int) -> list[float]:
                     time.sleep(0.5)
                 of_it = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run.id]))
                 starts = [task.start_time for task in client.read_task_runs(task_run_filter=of_it)]
-                found.append((min(starts) - flow_run.created).total_seconds())
+                seconds.append((min(starts) - flow_run.created).total_seconds())
     finally:
         stack.terminate()
         stack.wait()
-    return found[1:]
+    return seconds[1:]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,11 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     os.chdir(project_root())
-    found = run(given.rounds, given.train_seconds)
+    result = run(given.rounds, given.train_seconds)
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return
-    for row in found["rows"]:
+    for row in result["rows"]:
         figure = f"{row['value']:8.2f} {row['unit']:<2}  {row['ratio']:.2f} of what is allowed"
         print(f"{row['name']:<8} {row['metric']:<30} {figure}")
 

@@ -2,7 +2,7 @@
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python docs/webhook.py https://example.org/hook
 
-It may be run again, with another address too. The events are listed in flows/events.py.
+It may be run again, with another address too. slm/orchestration/events.py lists the events.
 """
 
 import sys
@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import CallWebhook
 from prefect.events.schemas.automations import EventTrigger, Posture
 
-NAME = "slm: tell of champions"
+NAME = "slm: post promotions and refusals"
 BODY = """{
   "text": "{{ event.resource.name }}: {{ event.event }}, {{ event.payload.reason | e }}",
   "version": "{{ event.resource.id }}"
@@ -21,7 +21,7 @@ BODY = """{
 
 
 def main(address: str) -> None:
-    """Makes the webhook and the automation, or points the ones that are there at the address."""
+    """Make the webhook and the automation, or point existing ones at the address."""
     block = Webhook(method="POST", url=address).save("slm-champions", overwrite=True)
     with get_client(sync_client=True) as client:
         for old in client.read_automations_by_name(NAME):

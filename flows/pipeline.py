@@ -1,13 +1,5 @@
-"""The flow of `flows/pipeline.py:pipeline`, and each of its stages as a flow."""
+"""`flows/pipeline.py:pipeline`: a dataset to a registered model, or up to one of its stages."""
 
-from slm.orchestration.pipeline import (
-    download,
-    encode,
-    evaluate,
-    pipeline,
-    register,
-    report,
-    train,
-)
+from slm.orchestration.pipeline import pipeline
 
-__all__ = ["download", "encode", "evaluate", "pipeline", "register", "report", "train"]
+__all__ = ["pipeline"]

@@ -1,4 +1,4 @@
-"""The flow of `flows/retrain.py:retrain`."""
+"""`flows/retrain.py:retrain`: train again where there is a reason to; promote what is better."""
 
 from slm.orchestration.retrain import retrain
 

@@ -40,7 +40,7 @@ _MODULES = {
     "write_report": "slm.report.write",
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
-    "run": "slm.orchestration.stages",
+    "run": "slm.orchestration.outline",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.model.sample",

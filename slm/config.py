@@ -1,4 +1,4 @@
-"""The one config object with its defaults, and the folders that all is kept in.
+"""The one config object with its defaults, and the folders of a project.
 
 Recipes, which state only what differs from the defaults, are read by `slm.recipes`.
 """
@@ -45,59 +45,108 @@ class Section(BaseModel):
 
 
 class CleanConfig(Section):
-    """What is mended or dropped before encoding; every change is counted in the manifest."""
+    """What is repaired or dropped before encoding; every change is counted in the manifest."""
 
-    fix_text: bool = False  # mojibake repaired and Unicode normalised (NFC) by ftfy
-    min_chars: int = Field(default=1, ge=0)
-    max_chars: PositiveInt | None = None
-    exact_duplicates: Literal["across_splits", "everywhere"] = "across_splits"
-    near_duplicates: Fraction | None = None  # MinHash similarity above which a document is dropped
+    fix_text: bool = Field(
+        False, description="Repair mojibake and normalise Unicode to NFC, by ftfy."
+    )
+    min_chars: int = Field(1, ge=0, description="Drop documents of fewer characters.")
+    max_chars: PositiveInt | None = Field(None, description="Drop documents of more characters.")
+    exact_duplicates: Literal["across_splits", "everywhere"] = Field(
+        "across_splits",
+        description="Which exact duplicates are dropped: those of train that are in val too, or "
+        "every second copy.",
+    )
+    near_duplicates: Fraction | None = Field(
+        None,
+        description="Drop documents whose MinHash similarity to an earlier one is at least this; "
+        "null keeps them.",
+    )
 
 
 class DataConfig(Section):
     """Where the documents come from, and how they become tokens."""
 
-    source: Literal["stories", "hub", "files"] = "stories"
-    path: str = ""  # dataset id on the hub; file, folder or glob
-    config_name: str | None = None  # the hub's "subset"
-    revision: str | None = None  # branch, tag or commit on the hub; resolved to a commit
-    train_split: str = "train"
-    val_split: str | None = "validation"  # used where the dataset has it
-    text_column: str = "text"
-    template: str | None = None  # joins several columns: "{title}\n\n{body}"
-    separator: str | None = Field(default=None, min_length=1)  # splits a text file into documents
-    documents: PositiveInt | None = None  # at most so many of the train split; stories: how many
-    seed: int = 1337  # of the generated stories
+    source: Literal["stories", "hub", "files"] = Field(
+        "stories",
+        description="Where documents come from: the embedded story generator, the Hugging Face "
+        "hub, or local files.",
+    )
+    path: str = Field("", description="Dataset id on the hub; a file, a folder or a glob of files.")
+    config_name: str | None = Field(None, description="Configuration (subset) of a hub dataset.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit on the hub; resolved to a commit."
+    )
+    train_split: str = Field("train", description="Name of the dataset's training split.")
+    val_split: str | None = Field(
+        "validation", description="Name of its validation split, used where the dataset has it."
+    )
+    text_column: str = Field("text", description="Column that contains the text.")
+    template: str | None = Field(
+        None, description="Join several columns into the text, such as {title}\\n\\n{body}."
+    )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="Split a text file into documents at this text; null: one document per file.",
+    )
+    documents: PositiveInt | None = Field(
+        None, description="Maximum number of training documents; of stories, how many to generate."
+    )
+    seed: int = Field(1337, description="Random seed of the generated stories.")
 
-    clean: CleanConfig = CleanConfig()
-    val_fraction: Fraction = 0.01  # by document hash, where the dataset has no split of its own
-    vocab_size: int = Field(default=GPT2_VOCAB_SIZE, ge=257, le=GPT2_VOCAB_SIZE)
-    shard_tokens: int = Field(default=100_000_000, gt=0, lt=2**31)  # a shard's header is int32
-    workers: int = Field(default=0, ge=0)  # encoding processes, 0: one a core; bytes are the same
+    clean: CleanConfig = Field(CleanConfig(), description=CleanConfig.__doc__)
+    val_fraction: Fraction = Field(
+        0.01,
+        description="Fraction of the documents held out, chosen by document hash, where the "
+        "dataset has no validation split.",
+    )
+    vocab_size: int = Field(
+        GPT2_VOCAB_SIZE,
+        ge=257,
+        le=GPT2_VOCAB_SIZE,
+        description="Tokens in the vocabulary: GPT-2's, trimmed to the data where it is smaller.",
+    )
+    shard_tokens: int = Field(  # a shard's header is int32
+        100_000_000, gt=0, lt=2**31, description="Tokens per shard file."
+    )
+    workers: int = Field(
+        0, ge=0, description="Encoding processes; 0: one per core. The shards are the same."
+    )
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
         if self.source != "stories" and not self.path:
-            what = {
+            remedy = {
                 "hub": "a dataset id such as roneneldan/TinyStories",
                 "files": "a file or folder",
             }
-            raise ValueError(f"data.path is empty: give {what[self.source]} (--set data.path=…)")
+            raise ValueError(f"data.path is empty: give {remedy[self.source]} (--set data.path=…)")
         return self
 
 
 class ModelConfig(Section):
     """The shape of the GPT. The vocabulary's size comes from the tokenizer of the shards."""
 
-    architecture: Literal["gpt2", "qwen3"] = "gpt2"
-    n_layer: PositiveInt = 6
-    n_head: PositiveInt = 6
-    n_kv_head: PositiveInt | None = None  # qwen3 only; None: as many as n_head
-    n_embd: PositiveInt = 384
-    n_inner: PositiveInt | None = None  # hidden width of the MLP; None: the architecture's usual
-    seq_len: PositiveInt = 128
-    dropout: float = Field(default=0.0, ge=0, le=0.9)
-    rope_theta: PositiveFloat = 10_000.0  # qwen3 only
+    architecture: Literal["gpt2", "qwen3"] = Field(
+        "gpt2",
+        description="gpt2: learned positions, LayerNorm, GELU. qwen3: rotary positions, RMSNorm, "
+        "SwiGLU, normalised queries and keys.",
+    )
+    n_layer: PositiveInt = Field(6, description="Transformer blocks.")
+    n_head: PositiveInt = Field(6, description="Attention heads per block.")
+    n_kv_head: PositiveInt | None = Field(
+        None, description="Key and value heads (grouped-query attention; qwen3 only); null: n_head."
+    )
+    n_embd: PositiveInt = Field(384, description="Width of the residual stream.")
+    n_inner: PositiveInt | None = Field(
+        None, description="Hidden width of the MLP; null: the architecture's usual one."
+    )
+    seq_len: PositiveInt = Field(128, description="Context length in tokens.")
+    dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout probability in training.")
+    rope_theta: PositiveFloat = Field(
+        10_000.0, description="Base of the rotary frequencies (qwen3 only)."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -121,39 +170,77 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """How the model is trained. Exactly one of `max_steps` … `epochs` ends it."""
 
-    max_steps: PositiveInt | None = None
-    max_tokens: PositiveInt | None = None
-    max_seconds: PositiveFloat | None = None  # turned into steps by a probe before the first step
-    epochs: PositiveFloat | None = None
+    max_steps: PositiveInt | None = Field(None, description="End after this many optimizer steps.")
+    max_tokens: PositiveInt | None = Field(None, description="End after this many tokens.")
+    max_seconds: PositiveFloat | None = Field(
+        None,
+        description="End after about this many seconds: a probe turns them into a number of steps "
+        "before the first step.",
+    )
+    epochs: PositiveFloat | None = Field(
+        None, description="End after this many passes over the training tokens."
+    )
 
-    tokens_per_step: PositiveInt = 16_384  # the global batch, over all devices and micro-steps
-    micro_batch_size: PositiveInt | Literal["auto"] = "auto"  # rows a device a pass
+    tokens_per_step: PositiveInt = Field(
+        16_384, description="Tokens per optimizer step: the global batch, over all devices."
+    )
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Rows per device per forward pass; auto: chosen before step 1."
+    )
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: PositiveFloat = 6e-4  # of AdamW
-    muon_learning_rate: PositiveFloat = 0.02  # of the matrices, where optimizer is muon
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    weight_decay: float = Field(default=0.1, ge=0)
-    grad_clip: PositiveFloat | None = 1.0
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the matrices with AdamW for the rest."
+    )
+    learning_rate: PositiveFloat = Field(6e-4, description="Peak learning rate of AdamW.")
+    muon_learning_rate: PositiveFloat = Field(
+        0.02, description="Peak learning rate of the matrices where optimizer is muon."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay rate of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay rate of the second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of the matrices.")
+    grad_clip: PositiveFloat | None = Field(
+        1.0, description="Maximum norm of the gradient; null: not clipped."
+    )
 
-    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
-    warmup: Fraction = 0.05  # as a fraction of the steps
-    cooldown: Fraction = 0.2  # wsd only: the fraction of the steps over which the rate falls
-    final_lr: Fraction = 0.1  # what is left of the rate at the end, as a fraction of the peak
+    schedule: Literal["cosine", "wsd", "linear"] = Field(
+        "cosine",
+        description="Learning rate after the warmup: cosine or linear decay, or wsd (constant, "
+        "then linear decay).",
+    )
+    warmup: Fraction = Field(0.05, description="Warmup, as a fraction of the steps.")
+    cooldown: Fraction = Field(0.2, description="Decay of wsd, as a fraction of the steps.")
+    final_lr: Fraction = Field(
+        0.1, description="Learning rate at the end, as a fraction of the peak."
+    )
 
-    seed: int = 1337
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    threads: PositiveInt | Literal["auto"] = "auto"
-    processes: PositiveInt | Literal["auto"] = "auto"  # one a GPU, under torchrun
-    deterministic: bool = True  # on CUDA: deterministic kernels, at a small cost
+    seed: int = Field(1337, description="Random seed of weights, order and dropout.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device to train on; auto: CUDA where there is one."
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="Precision of the forward pass; auto: chosen for the device."
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="Whether torch.compile is used; auto: on CUDA, for long trainings."
+    )
+    threads: PositiveInt | Literal["auto"] = Field(
+        "auto", description="CPU threads per process; auto: one per core."
+    )
+    processes: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Training processes, one per GPU, under torchrun."
+    )
+    deterministic: bool = Field(
+        True, description="Deterministic CUDA kernels, at a small cost in speed."
+    )
 
-    evaluate_every: PositiveInt = 100  # steps
-    evaluate_documents: PositiveInt = 64  # the fixed slice of val that is scored then
-    checkpoint_every: PositiveInt = 100  # steps
-    keep_checkpoints: PositiveInt = 2  # newest ones, besides the best and the last
+    evaluate_every: PositiveInt = Field(100, description="Steps between evaluations.")
+    evaluate_documents: PositiveInt = Field(
+        64, description="Held-out documents that such an evaluation scores, always the same."
+    )
+    checkpoint_every: PositiveInt = Field(100, description="Steps between checkpoints.")
+    keep_checkpoints: PositiveInt = Field(
+        2, description="Newest checkpoints to keep, besides the best and the last."
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -169,29 +256,44 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """How a checkpoint is scored."""
 
-    documents: PositiveInt | None = None  # at most so many of val; None: all
-    checkpoint: Literal["best", "last"] = "best"
+    documents: PositiveInt | None = Field(
+        None, description="Maximum number of held-out documents to score; null: all."
+    )
+    checkpoint: Literal["best", "last"] = Field("best", description="Checkpoint to score.")
 
 
 class ReportConfig(Section):
     """The samples that the report shows: every prompt at every temperature and top_k."""
 
-    prompts: tuple[str, ...] = (
-        "A little girl went to the woods",
-        "Once upon a time there was a",
-        "One day, Tom and Sue",
+    prompts: tuple[str, ...] = Field(
+        (
+            "A little girl went to the woods",
+            "Once upon a time there was a",
+            "One day, Tom and Sue",
+        ),
+        description="Beginnings of the samples.",
     )
-    temperatures: tuple[PositiveFloat, ...] = (0.5, 0.8, 1.0)
-    top_ks: tuple[PositiveInt, ...] = (20, 50)
-    max_new_tokens: PositiveInt = 250  # most short stories end within it
-    seed: int = 1
+    temperatures: tuple[PositiveFloat, ...] = Field(
+        (0.5, 0.8, 1.0), description="Sampling temperatures."
+    )
+    top_ks: tuple[PositiveInt, ...] = Field((20, 50), description="Values of top-k.")
+    max_new_tokens: PositiveInt = Field(
+        250, description="Maximum number of new tokens per sample; most short stories are shorter."
+    )
+    seed: int = Field(1, description="Random seed of the samples.")
 
-    license: str | None = None  # of the model, in its card; None: mit for the generated stories
-    language: str = "en"  # of the documents, in the model's card
+    license: str | None = Field(
+        None, description="License in the model card; null: mit for the generated stories."
+    )
+    language: str = Field("en", description="Language of the documents, for the model card.")
 
-    judge_url: str | None = None  # of an OpenAI-compatible API that grades the samples; None: none
-    judge_model: str = ""  # its name there; the key is read from SLM_JUDGE_API_KEY alone
-    judge_seconds: PositiveFloat = 60.0  # for one answer
+    judge_url: str | None = Field(
+        None,
+        description="Address of an OpenAI-compatible API whose model grades the samples; null: "
+        "none. Its key is read from SLM_JUDGE_API_KEY.",
+    )
+    judge_model: str = Field("", description="Name of the grading model.")
+    judge_seconds: PositiveFloat = Field(60.0, description="Seconds to wait for one answer.")
 
     @model_validator(mode="after")
     def _judge_is_named(self) -> Self:
@@ -213,55 +315,101 @@ class RegistryConfig(Section):
     Versions of one name compete: only models of the same kind of text should share it.
     """
 
-    model: str | None = Field(  # None: the name of the data, see PipelineConfig.model_name
-        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+    model: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Name of the registered model; null: the name of the data.",
     )
-    tracking_uri: str | None = None  # None: MLFLOW_TRACKING_URI, else SQLite under data/mlflow/
+    tracking_uri: str | None = Field(
+        None,
+        description="Address of the MLflow server or store; null: MLFLOW_TRACKING_URI, else SQLite "
+        "under data/mlflow/.",
+    )
 
-    gate_documents: PositiveInt = 1000  # held-out ones that challenger and champion are scored on
-    margin: float = 0.0  # bits a byte by which it may be worse, at 95 % confidence; 0: better
-    max_bpb: PositiveFloat = 4.0  # where there is no champion to be measured against
-    max_degenerate: Fraction = 0.1  # share of samples that are empty, invalid or repetitive
-    max_memorised: Fraction = 0.25  # share of samples that copy more of train than human text does
+    gate_documents: PositiveInt = Field(
+        1000, description="Held-out documents on which challenger and champion are compared."
+    )
+    margin: float = Field(
+        0.0,
+        description="Bits per byte by which the challenger may be worse, at 95 % confidence; 0: it "
+        "must be better.",
+    )
+    max_bpb: PositiveFloat = Field(
+        4.0, description="Maximum bits per byte of a first champion, which has no other to beat."
+    )
+    max_degenerate: Fraction = Field(
+        0.1, description="Maximum share of samples that are empty, invalid or repetitive."
+    )
+    max_memorised: Fraction = Field(
+        0.25,
+        description="Maximum share of samples that copy more of the training data than human text "
+        "does.",
+    )
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:
         if re.search(r"://[^/\s]*@", self.tracking_uri or ""):
             raise ValueError(
-                "registry.tracking_uri holds a user or password, which every run would keep: give "
-                "them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                "registry.tracking_uri contains a user or password, which every run would keep: "
+                "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         return self
 
 
 class RetrainConfig(Section):
-    """When the scheduled flow trains anew, and how: see slm/retrain.py.
+    """When the scheduled flow trains anew, and how: see slm/retraining/decide.py.
 
     The thresholds are a first choice, to be set by what a dataset's drift looks like: the decision
-    of every flow run tells the figures.
+    of every flow run reports the figures.
     """
 
-    min_new_fraction: Fraction = 0.01  # of the documents; with fewer new ones nothing is trained
-    max_gone_fraction: Fraction = 0.1  # of the champion's documents; beyond it, trained whole
-    drift_threshold: PositiveFloat = 0.03  # bits, beyond what held-out documents show
-    bpb_rise: PositiveFloat = 0.3  # bits a byte that the champion spends more on new documents
-    sample_documents: PositiveInt = 500  # new ones, and as many held-out ones, that are measured
-    continue_fraction: Fraction = 0.3  # of the recipe's training limit, going on from the champion
-    approval: bool = False  # whether a person is asked before the alias moves
-    approval_hours: PositiveFloat = 72.0  # after which an unanswered run fails, and nothing moves
+    min_new_fraction: Fraction = Field(
+        0.01, description="Fraction of new documents below which nothing is trained."
+    )
+    max_gone_fraction: Fraction = Field(
+        0.1,
+        description="Fraction of the champion's documents that may be gone; beyond it, training "
+        "starts from the seed.",
+    )
+    drift_threshold: PositiveFloat = Field(
+        0.03,
+        description="Drift in bits, beyond that of held-out documents, from which training starts "
+        "from the seed.",
+    )
+    bpb_rise: PositiveFloat = Field(
+        0.3,
+        description="Bits per byte by which new documents may cost the champion more than held-out "
+        "ones; beyond it, training starts from the seed.",
+    )
+    sample_documents: PositiveInt = Field(
+        500, description="New documents that are measured, and as many held-out ones."
+    )
+    continue_fraction: Fraction = Field(
+        0.3, description="Fraction of the recipe's training limit when the champion is continued."
+    )
+    approval: bool = Field(
+        False, description="Whether a person must approve before the champion changes."
+    )
+    approval_hours: PositiveFloat = Field(
+        72.0,
+        le=24 * 365,
+        description="Hours after which an unanswered run fails, and nothing changes.",
+    )
 
 
 class PipelineConfig(Section):
     """Everything that a pipeline's results depend on, and where they go."""
 
-    recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
-    report: ReportConfig = ReportConfig()
-    registry: RegistryConfig = RegistryConfig()
-    retrain: RetrainConfig = RetrainConfig()
+    recipe: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name in pipelines.yaml."
+    )
+    data: DataConfig = Field(DataConfig(), description=DataConfig.__doc__)
+    model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)
+    train: TrainConfig = Field(description=TrainConfig.__doc__)
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description=EvaluateConfig.__doc__)
+    report: ReportConfig = Field(ReportConfig(), description=ReportConfig.__doc__)
+    registry: RegistryConfig = Field(RegistryConfig(), description=RegistryConfig.__doc__)
+    retrain: RetrainConfig = Field(RetrainConfig(), description=RetrainConfig.__doc__)
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
@@ -301,7 +449,7 @@ def project_root() -> Path:
 
 
 def data_root() -> Path:
-    """The folder of everything produced: `SLM_DATA`, else `data/` beside `pipelines.yaml`."""
+    """The folder of everything produced: `SLM_DATA`, else `data/` next to `pipelines.yaml`."""
     given = os.environ.get("SLM_DATA")
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
     if "?" in str(path):  # the address of a SQLite file ends there

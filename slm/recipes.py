@@ -1,12 +1,14 @@
-"""The recipes in `pipelines.yaml`, and settings laid over them.
+"""The recipes in `pipelines.yaml`, and the settings that override them.
 
 A recipe states only what differs from the defaults in `slm.config`. An override is a dotted key and
 a value: `train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid
-one before any work is done.
+one before any work starts.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -59,17 +61,19 @@ def load_recipe(
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
     merged = _merge(fields, changes)
     if "recipe" in merged:
-        raise UserError(f"recipe {name}: `recipe` is no setting, but the name that it is called by")
+        raise UserError(
+            f"recipe {name}: `recipe` is no setting but the recipe's name: leave it out"
+        )
     return _checked({**merged, "recipe": name})
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 
-    Values are YAML scalars or lists. What is text in the config is taken as it stands, unless it
-    is in quotes, as in `data.separator="\\n\\n"`; `null` sets what may be left out to nothing.
+    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes,
+    as in `data.separator="\\n\\n"`; `null` unsets a setting that is optional.
     """
-    kinds = dict(_settings())
+    kinds = {key: kind for key, kind, _ in _settings()}
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -90,7 +94,7 @@ def _value(text: str) -> Any:
 
 
 def _text(text: str, kind: Any) -> str | None:
-    """The value of a setting that is text. YAML would take much of it for something else."""
+    """The value of a text setting, which YAML would often parse as something else."""
     if text == "null" and NoneType in get_args(kind):
         return None
     if text.startswith(("'", '"')):
@@ -120,7 +124,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `extra` laid over it, section by section."""
+    """`base` overridden by `extra`, section by section."""
     merged = dict(base)
     for key, value in extra.items():
         merged[key] = _merge(_mapping(merged.get(key)), value) if isinstance(value, dict) else value
@@ -136,29 +140,81 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
         while len(parts) > 2 and ".".join(parts) not in dotted_keys():
             if first["type"] == "extra_forbidden":
                 break
-            parts.pop()  # inside a union or a list, pydantic goes on below the key
+            parts.pop()  # inside a union or a list, pydantic's path continues below the key
         key = ".".join(parts)
         if first["type"] == "extra_forbidden":
             raise unknown("key", key, dotted_keys()) from error
-        if first["type"] == "value_error":  # one of our own checks, which says it all
+        if first["type"] == "value_error":  # one of our own checks, whose message is complete
             raise UserError(str(first["ctx"]["error"])) from error
         given = first["input"]  # a whole section may hold an address with a password
         shown = "" if isinstance(given, dict | list) else f"={given!r}"
         raise UserError(f"{key}{shown}: {first['msg']}") from error
 
 
+# ---- the settings themselves ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting as a person reads it."""
+
+    key: str
+    kind: str  # such as "whole number above 0"
+    default: str
+    text: str
+
+
+def explain(key: str | None = None) -> list[Setting]:
+    """The settings of a dotted key, or of a section such as `train`; all without one.
+
+    Raises UserError with the nearest key.
+    """
+    settings = {name: setting for name, _, setting in _settings() if name != "recipe"}
+    if key is None:
+        return list(settings.values())
+    chosen = [s for name, s in settings.items() if name == key or name.startswith(f"{key}.")]
+    if not chosen:
+        sections = {name[:i] for name in settings for i, c in enumerate(name) if c == "."}
+        raise unknown("setting", key, {*settings, *sections})
+    return chosen
+
+
 def dotted_keys() -> Iterator[str]:
     """Every key that an override may name, such as `train.max_steps`."""
-    return (key for key, _ in _settings() if key != "recipe")
+    return (key for key, *_ in _settings() if key != "recipe")
 
 
 def _settings(
     section: type[Section] = PipelineConfig, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Any, Setting]]:
     """Every setting by its dotted key, with its type."""
+    schemas = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _settings(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name, inner
+            default = "" if field.is_required() else json.dumps(field.default, ensure_ascii=False)
+            text = field.description or ""
+            yield prefix + name, inner, Setting(prefix + name, _kind(schemas[name]), default, text)
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words: an integer with exclusiveMinimum 0 → whole number above 0."""
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if schema["type"] == "array":
+        return f"list of {_kind(schema['items'])}"
+    names = {"integer": "whole number", "string": "text", "boolean": "true or false"}
+    limits = (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "from"),
+        ("maximum", "to"),
+        ("exclusiveMaximum", "below"),
+    )
+    bounds = [f"{word} {schema[limit]:,}" for limit, word in limits if limit in schema]
+    return " ".join((names.get(schema["type"], schema["type"]), *bounds))

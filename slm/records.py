@@ -7,11 +7,13 @@ Checkpoint, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from slm.progress import Progress as Progress
+from slm.progress import silent as silent
 
 
 class FileEntry(BaseModel):
@@ -253,13 +255,3 @@ class JournalEntry(TypedDict, total=False):
     name: str  # of a checkpoint
     max_steps: int
     parameters: int
-
-
-# ---- progress ---------------------------------------------------------------------------------
-
-# Called by long stages with (what is being done, how much is done, how much there is or None).
-Progress = Callable[[str, float, float | None], None]
-
-
-def silent(what: str, done: float, total: float | None) -> None:
-    """The progress callback that shows nothing: the default everywhere in the library."""

@@ -1,4 +1,4 @@
-"""Stages that do nothing but leave a record: for tests of what is wired around them."""
+"""Stages that only leave a record: for tests of what is wired around them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,10 @@ import slm.tokens.encode
 import slm.tracking.mirror
 import slm.training.launch
 from slm.config import PipelineConfig
+from slm.progress import Progress, silent
 from slm.records import (
     Evaluation,
     FileEntry,
-    Progress,
     Record,
     Report,
     Run,
@@ -26,8 +26,9 @@ from slm.records import (
     Source,
     SourceSplit,
     Version,
-    silent,
 )
+from slm.run_folder import RunFolder, Settings
+from slm.storage import write_record
 
 FILES = {"train_00000.bin": FileEntry(bytes=8, sha256="ab" * 32)}
 SOURCE = Source(
@@ -88,7 +89,7 @@ VERSION = Version(
 
 
 def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
-    """Puts these stages in place of the real ones; returns the list of those that are called."""
+    """Replace the real stages by these; returns the list of those that are called."""
     called: list[str] = []
     run = root / "runs" / EVALUATION.run
     for folder in (run / "report", run / "checkpoints" / RUN.best):
@@ -115,6 +116,15 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
         (slm.registry.register, "register", VERSION, run),
     ):
         monkeypatch.setattr(module, name, stage(name, record, path))
-    monkeypatch.setattr(slm.training.launch, "prepare", lambda config, shards, parent=None: run)
     (run / "record.json").write_text("{}")  # finished: nothing to mirror
     return called
+
+
+def write(root: Path, config: PipelineConfig) -> None:
+    """Write the records of the finished run and of its shards, as commands of a RUN read them."""
+    run = RunFolder(root / "runs" / EVALUATION.run)
+    run.write_settings(Settings(RUN.key, config, SHARDS.key, None))
+    write_record(run.path, RUN)
+    shards = root / "shards" / f"tiny-{SHARDS.key[:12]}"
+    shards.mkdir(parents=True)
+    write_record(shards, SHARDS)

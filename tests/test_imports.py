@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 HEAVY = {"prefect", "mlflow", "torch", "datasets", "transformers", "pyarrow", "matplotlib"}
 
@@ -22,6 +21,10 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert not (HEAVY | {"numpy"}) & modules_after("import slm.cli.main")
 
 
+def test_the_stages_load_what_they_need_when_they_are_called() -> None:
+    assert not (HEAVY | {"numpy"}) & modules_after("import slm.orchestration.stages")
+
+
 def test_config_records_and_storage_need_no_tensors() -> None:
     loaded = modules_after("import slm.config, slm.errors, slm.records, slm.storage")
     assert not HEAVY & loaded
@@ -35,10 +38,8 @@ def test_training_needs_no_orchestrator_and_no_tracking_server() -> None:
     assert not {"prefect", "mlflow"} & loaded
 
 
-def test_help_answers_at_once() -> None:
-    started = time.monotonic()
+def test_help_needs_no_data_folder() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "slm.cli.main", "--help"], capture_output=True, check=True, text=True
     )
-    assert time.monotonic() - started < 1.5
     assert "Take a dataset to a registered model" in done.stdout

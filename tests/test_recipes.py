@@ -1,13 +1,13 @@
 """Recipes and settings: what `--set` means, and that bad input is refused in one message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, Section
 from slm.errors import UserError
-from slm.recipes import dotted_keys, load_recipe, parse_overrides
+from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides
 
 Config = Callable[..., PipelineConfig]
 
@@ -35,7 +35,7 @@ Config = Callable[..., PipelineConfig]
         ('report.prompts=["Once", "no"]', ["Once", "no"]),
     ],
 )
-def test_text_is_taken_as_it_stands_and_all_else_as_yaml(
+def test_text_is_taken_literally_and_all_else_as_yaml(
     assignment: str, value: object, tiny_config: Config
 ) -> None:
     overrides = parse_overrides([assignment])
@@ -51,15 +51,16 @@ def test_text_is_taken_as_it_stands_and_all_else_as_yaml(
         ("train.max_seconds=.inf", "train.max_seconds=inf"),
         ("train.epochs=.inf", "train.epochs=inf"),
         ("registry.margin=.nan", "registry.margin=nan"),
+        ("retrain.approval_hours=8761", "retrain.approval_hours=8761"),
         ("recipe=other", "`recipe` is no setting"),
         ("recipe.x=1", "`recipe` is no setting"),
         ("train.max_steps=[1", "not valid YAML"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(assignment: str, words: str, tiny_config: Config) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         tiny_config(**parse_overrides([assignment]))
-    assert words in str(told.value)
+    assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("recipe", ["[1, 2]", "words", "7"])
@@ -72,15 +73,47 @@ def test_a_recipe_that_is_no_mapping_is_refused(recipe: str, tmp_path: Path) -> 
         load_recipe("y", path=path)
 
 
-def test_a_recipe_without_train_tells_no_password(tmp_path: Path) -> None:
+def test_a_recipe_without_train_shows_no_password(tmp_path: Path) -> None:
     path = tmp_path / "pipelines.yaml"
     path.write_text("recipes: {x: {registry: {tracking_uri: 'http://me:secret@host'}}}")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         load_recipe("x", path=path)
-    assert str(told.value) == "train: Field required"
+    assert str(refused.value) == "train: Field required"
 
 
 def test_every_key_can_be_named() -> None:
     keys = list(dotted_keys())
     assert {"train.max_steps", "data.clean.fix_text"} < set(keys)
     assert "recipe" not in keys
+
+
+# ---- what a setting means -----------------------------------------------------------------------
+
+
+def sections(section: type[Section] = PipelineConfig) -> Iterator[type[Section]]:
+    yield section
+    for field in section.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from sections(field.annotation)
+
+
+def test_every_field_carries_its_text() -> None:
+    for section in sections():
+        for name, field in section.model_fields.items():
+            text = (field.description or "").strip()
+            assert text.endswith("."), f"{section.__name__}.{name}: {text!r}"
+
+
+def test_settings_are_explained() -> None:
+    assert [setting.key for setting in explain()] == list(dotted_keys())
+    kinds = {setting.key: setting.kind for setting in explain()}
+    assert kinds["train.max_steps"] == "whole number above 0 or null"
+    assert kinds["train.compile"] == "true or false or auto"
+    assert kinds["model.architecture"] == "gpt2 or qwen3"
+    assert kinds["data.vocab_size"] == "whole number from 257 to 50,257"
+    assert kinds["report.top_ks"] == "list of whole number above 0"
+    (setting,) = explain("data.clean.min_chars")
+    assert (setting.default, setting.text) == ("1", "Drop documents of fewer characters.")
+    assert {setting.key.split(".")[0] for setting in explain("registry")} == {"registry"}
+    with pytest.raises(UserError, match=r"did you mean 'train\.max_steps'"):
+        explain("train.max_step")

@@ -1,4 +1,4 @@
-"""`slm chat`: a person begins a text, the model goes on, as often as they like."""
+"""`slm chat`: a person begins a text and the model continues it, as often as they like."""
 
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -10,16 +10,16 @@ from slm.model.sample import generate
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 HELP = """\
-Begin a text and press Enter: the model goes on. An empty line lets it write on.
+Begin a text and press Enter: the model continues it. An empty line continues the last text.
   /settings         show the settings      /set NAME VALUE   change one, such as /set top_k 20
   /help             this list
-Ctrl-C stops a text, Ctrl-D ends. It continues texts like those it was trained on; it does not
-answer. Each text by itself: nothing is remembered but what an empty line goes on with.
+Ctrl-C stops a text, Ctrl-D ends. The model continues texts like those it was trained on; it does
+not answer questions. Every text starts afresh: only an empty line continues what is there.
 """
 
 
 class Chat:
-    """Reads lines, writes what follows. Each text has the next seed, so none comes twice."""
+    """Reads lines and continues them. Each text has the next seed, so none comes twice."""
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, settings: dict[str, Any], stream: TextIO
@@ -28,10 +28,10 @@ class Chat:
         self.tokenizer = tokenizer
         self.settings = settings
         self.stream = stream
-        self.text = ""  # the last one, beginning and all
+        self.text = ""  # the last one, its beginning included
 
     def run(self, read: Callable[[str], str]) -> None:
-        """Takes lines from `read`, which is given what to show before each, until EOFError."""
+        """Take lines from `read`, which is passed the prompt to show, until EOFError."""
         self.stream.write(HELP)
         while True:
             try:
@@ -46,7 +46,7 @@ class Chat:
                 self.stream.write(f"{error}\n")
 
     def answer(self, line: str) -> None:
-        """Does what a line says. Raises UserError for a command that is none."""
+        """Carry out a line. Raises UserError for a command that does not exist."""
         if not line.startswith("/"):
             self.write(line or self._end())
             return
@@ -61,7 +61,7 @@ class Chat:
             raise UserError(f"{line!r} is no command: /settings, /set NAME VALUE or /help")
 
     def write(self, prompt: str) -> None:
-        """Writes a text, beginning and all, and remembers it, stopped or not."""
+        """Write a text, its beginning included, and keep it, even if it is stopped."""
         self.text = prompt
         self.stream.write(prompt)
 
@@ -77,9 +77,14 @@ class Chat:
             self.stream.write("\n")
 
     def _end(self) -> str:
-        """The last text's end, of half a context at most, so that there is room to write on."""
-        ids = self.tokenizer.encode(self.text)
-        return self.tokenizer.decode(ids[-max(1, self.decoder.config.seq_len // 2) :])
+        """The last text's end, of half a context at most, so that there is room to continue.
+
+        A token may end inside a character: the end begins at the next whole one.
+        """
+        ids = self.tokenizer.encode(self.text)[-max(1, self.decoder.config.seq_len // 2) :]
+        while ids and not self.text.endswith(self.tokenizer.decode(ids)):
+            ids = ids[1:]
+        return self.tokenizer.decode(ids)
 
     def _set(self, name: str, text: str) -> None:
         name = name.replace("-", "_")
@@ -92,12 +97,12 @@ class Chat:
         self._show_settings()
 
     def _show_settings(self) -> None:
-        told = [f"{name} {'none' if v is None else v}" for name, v in self.settings.items()]
-        self.stream.write(" · ".join(told) + "\n")
+        shown = [f"{name} {'none' if v is None else v}" for name, v in self.settings.items()]
+        self.stream.write(" · ".join(shown) + "\n")
 
 
 def _number(name: str, text: str) -> float | int | None:
-    """The value that a setting is given. Raises UserError for what is none."""
+    """The value of a setting. Raises UserError for text that is not one."""
     optional = name in ("top_k", "top_p", "min_p")
     if text == "none" and optional:
         return None
@@ -105,5 +110,5 @@ def _number(name: str, text: str) -> float | int | None:
     try:
         return kind(text)
     except ValueError as error:
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{name}={text}: give {what}{' or none' * optional}") from error
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name}={text}: give {expected}{' or none' * optional}") from error

@@ -1,4 +1,4 @@
-"""The commands that look at what is there: shards, hashes, recipes, benchmarks."""
+"""The commands that look at data, hashes, recipes, settings and benchmarks."""
 
 import json
 import subprocess
@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from slm.cli.options import AsJson, Settings, display_for, show
+from slm.cli.options import AsJson, Settings, display_for, load, show, show_wide
 from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
-from slm.recipes import load_recipe, parse_overrides, read_pipelines
+from slm.recipes import explain, read_pipelines
+from slm.registry.opening import open_run
 
 
 def inspect(
@@ -24,16 +25,16 @@ def inspect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what shards hold."""
+    """Show what shards contain."""
     from slm.cli import tables
     from slm.tokens.shards import inspecting
 
     path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
-    found = inspecting.inspect(path, document)
+    report = inspecting.inspect(path, document)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(report))
         return
-    Console().print(tables.shards(found) if document is None else tables.document(found))
+    Console().print(tables.shards(report) if document is None else tables.document(report))
 
 
 def verify(
@@ -42,11 +43,11 @@ def verify(
     ],
     steps: Annotated[
         str | None,
-        typer.Option(metavar="A:B", help="Of a run: train these steps again (A: and :B too)."),
+        typer.Option(metavar="A:B", help="Of a run: replay these steps (also A: or :B)."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash everything again; of a run, also train a stretch again and compare its bits."""
+    """Hash every file again; of a run, also replay a range of steps and compare the bits."""
     from slm.tokens.shards import inspecting
 
     path = Path(folder) if Path(folder).is_dir() else data_root() / "shards" / folder
@@ -59,23 +60,23 @@ def verify(
 
 
 def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
-    """Hashes a run's files, trains the stretch again, and tells whether the bits are the same."""
+    """Hash a run's files, replay the range of steps, and report whether the bits are the same."""
     from dataclasses import asdict
 
-    from slm.cli.runs import run_folder
     from slm.reproduction.replay import verify_steps
 
-    path = run_folder(run)
-    hashed = _verify_records(path.path)
-    start, stop = _stretch(steps)
+    start, stop = step_range(steps)
+    folder = open_run(run)
+    hashed = _verify_records(folder.path)
     with display_for(as_json) as display, display.progress("replay") as progress:
-        found = verify_steps(path, start, stop, progress)
-    show({**hashed, **asdict(found), "verdict": found.verdict}, as_json)
-    if found.verdict != "identical":
+        replay = verify_steps(folder, start, stop, progress)
+    show({**hashed, **asdict(replay), "verdict": replay.verdict}, as_json)
+    if replay.verdict != "identical":
         raise typer.Exit(1)
 
 
-def _stretch(steps: str | None) -> tuple[int | None, int | None]:
+def step_range(steps: str | None) -> tuple[int | None, int | None]:
+    """`A:B`, `A:` or `:B` as two numbers. Raises UserError for anything else."""
     if steps is None:
         return None, None
     try:
@@ -86,26 +87,26 @@ def _stretch(steps: str | None) -> tuple[int | None, int | None]:
 
 
 def _verify_records(folder: Path) -> dict[str, int]:
-    """Compares every file below a folder with the record that vouches for it."""
+    """Compare every file below a folder with its record."""
     from slm.storage import RECORD, check_files
 
-    found = sorted(folder.rglob(RECORD))
-    if not found:
-        raise UserError(f"{folder} holds no {RECORD}: give a folder of data/, such as a run's")
+    records = sorted(folder.rglob(RECORD))
+    if not records:
+        raise UserError(f"{folder} contains no {RECORD}: give a folder of data/, such as a run's")
     files, wrong = 0, []
-    for path in found:
+    for path in records:
         try:
             files += check_files(path.parent)
         except CorruptionError as error:
             wrong.append(str(error))
     if wrong:
         raise CorruptionError("; ".join(wrong))
-    return {"files": files, "records": len(found)}
+    return {"files": files, "records": len(records)}
 
 
 def check(
     recipe: Annotated[
-        str | None, typer.Argument(help="Forecast what it will cost here, and advise.")
+        str | None, typer.Argument(help="Forecast its cost on this machine, and advise.")
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -114,13 +115,14 @@ def check(
     from slm.cli import tables
     from slm.orchestration.stack import deployments
 
-    found = deployments.check()
+    known = read_pipelines()["recipes"]
+    deployed = deployments.check()
     if recipe is None:
-        counts = {"recipes": len(found.recipes), "deployments": len(found.deployments)}
+        counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are in order".format(**counts)
         print(json.dumps(counts) if as_json else text)
         return
-    config = load_recipe(recipe, parse_overrides(settings or []))
+    config = load(recipe, settings)
     from slm.training import forecast
 
     shards = forecast.known_shards(config)
@@ -129,24 +131,36 @@ def check(
     if as_json:
         print(json.dumps({**cost.model_dump(), "advice": advice}))
         return
-    Console().print(tables.recipes({recipe: found.recipes[recipe]}))
-    Console().print(tables.pairs(cost.model_dump()))
-    for line in advice or ["nothing to warn of"]:
+    Console().print(tables.recipes({recipe: known[recipe]}))
+    show_wide(tables.pairs(cost.model_dump()))
+    for line in advice or ["no advice"]:
         print(line)
 
 
-def recipes() -> None:
-    """List the recipes of pipelines.yaml."""
+def recipes(
+    key: Annotated[
+        str | None,
+        typer.Argument(help="With --explain: one setting, or a section such as train."),
+    ] = None,
+    explained: Annotated[
+        bool,
+        typer.Option("--explain", help="List the settings: type, default and meaning."),
+    ] = False,
+) -> None:
+    """List the recipes of pipelines.yaml, or explain what a recipe can set."""
     from slm.cli import tables
 
-    Console().print(tables.recipes(read_pipelines()["recipes"]))
+    if key or explained:
+        show_wide(tables.settings(explain(key)))
+    else:
+        Console().print(tables.recipes(read_pipelines()["recipes"]))
 
 
 def bench(
     name: Annotated[str, typer.Argument(help="The name of a script in benchmarks/.")],
     as_json: AsJson = False,
 ) -> None:
-    """Measure our figures beside those of peers, on this machine."""
+    """Measure our figures next to those of peers, on this machine."""
     scripts = {path.stem: path for path in (project_root() / "benchmarks").glob("[a-z]*.py")}
     if name not in scripts:
         raise unknown("benchmark", name, scripts)

@@ -1,14 +1,20 @@
-"""What the commands share: their arguments, and how they show what they did."""
+"""What the commands share: their arguments, and how results are shown."""
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from slm.config import PipelineConfig
 from slm.orchestration.display import Display, showing_on
+from slm.recipes import load_recipe, parse_overrides
+
+WIDTH = 240  # characters of a line that is not for a terminal
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
 RunName = Annotated[
@@ -19,29 +25,52 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help='Change a setting: train.max_steps=100; text may be quoted: data.separator="\\n\\n".',
+        help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all; text may "
+        'be quoted: data.separator="\\n\\n".',
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 
 
+def load(recipe: str, settings: list[str] | None) -> PipelineConfig:
+    """The config of a recipe with `--set`. Raises UserError."""
+    return load_recipe(recipe, parse_overrides(settings or []))
+
+
+# ---- showing ----------------------------------------------------------------------------------
+
+
 @contextmanager
 def display_for(as_json: bool) -> Iterator[Display]:
-    """Shows stages on stdout, or on stderr where stdout is for JSON."""
+    """Show stages on stdout, or on stderr where stdout is for JSON."""
     with showing_on(Console(stderr=as_json)) as display:
         try:
             yield display
         except KeyboardInterrupt:
-            display.write("interrupted: what is done is kept, the same command goes on from there")
+            display.write("interrupted: what is done is kept; the same command resumes from there")
             raise
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """A command's result: one line of JSON, or a line a value, mappings left out."""
+    """Print a result: one line of JSON, or one line per value, mappings left out."""
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return
     from slm.cli import tables
 
     shown = {name: value for name, value in result.items() if not isinstance(value, dict)}
-    Console(soft_wrap=True).print(tables.pairs(shown))
+    show_wide(tables.pairs(shown))
+
+
+def show_wide(content: RenderableType) -> None:
+    """Print as wide as the terminal; into a file or a pipe, so wide that no name is broken."""
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH, soft_wrap=True)
+    console.print(content)
+
+
+def show_line(line: str) -> None:
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def date(moment: float | None) -> str | None:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if moment else None

@@ -1,4 +1,4 @@
-"""The commands that decide which version is the champion."""
+"""The commands of the registry: its versions, and which of them is the champion."""
 
 from typing import Annotated
 
@@ -6,8 +6,27 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from slm.cli.options import AsJson, display_for, show
+from slm.cli.options import AsJson, date, display_for, show, show_wide
 from slm.records import model_uri
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the registered model versions."""
+    from slm.cli import tables
+    from slm.registry.versions import list_versions
+
+    versions = [version.facts() for version in list_versions()]
+    if as_json:
+        show({"versions": versions}, as_json)
+        return
+    names = ("name", "aliases", "val_bpb", "decision", "registered", "run")
+    rows = [
+        (v["name"], ", ".join(v["aliases"]), v["val_bpb"], v["decision"], date(v["registered"]),
+         v["run"])
+        for v in versions
+    ]  # fmt: skip
+    none = "no versions yet: `slm register RUN` makes one"
+    show_wide(tables.listing(names, rows) if rows else none)
 
 
 def promote(

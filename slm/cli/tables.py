@@ -1,70 +1,124 @@
-"""Tables that the look-up commands print."""
+"""What the commands print: tables, trees, two runs side by side."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+from rich.columns import Columns
 from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
+
+from slm.recipes import Setting
+
+if TYPE_CHECKING:
+    from slm.history.compare import Comparison
+    from slm.history.lineage import Lineage, Link
+
+STYLES = {
+    "unchanged": "green",
+    "changed": "bold red",
+    "gone": "bold red",
+    "not checked": "dim",
+}
+MAX_SAMPLES = 3  # pairs that are shown
+# Columns that are never broken over lines.
+WHOLE = ("name", "state", "aliases", "decision", "val_bpb", "step", "seconds")
+
+
+# ---- values -----------------------------------------------------------------------------------
+
+
+def cell(value: Any) -> Text:
+    """A value for a person: thousands in groups, four decimals, a dash for what is not known."""
+    if value in (None, "", [], ()):
+        return Text("–")
+    if isinstance(value, list | tuple):
+        return Text(", ".join(map(str, value)))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Text(str(value))
+    return Text(f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
+
+
+def size(count: int) -> str:
+    """Bytes for a person."""
+    if count < 1000:
+        return f"{count} B"
+    value, power = float(count), 0
+    while value >= 1000 and power < 4:
+        value, power = value / 1000, power + 1
+    return f"{value:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(name, number(value))
+        table.add_row(Text(name), cell(value))
     return table
 
 
-def number(value: Any) -> str:
-    """A value for a person: thousands in groups, four digits after the point."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-
-
-def rows(names: Iterable[str], values: Iterable[Iterable[Any]]) -> Table:
-    """A table with a header; numbers stand on the right."""
+def listing(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table with a header; columns of numbers are aligned to the right."""
+    filled = list(rows)
     table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("", "metric", "name") else "right")
-    for row in values:
-        table.add_row(*(number(value) for value in row))
+    for column, name in enumerate(names):
+        numeric = any(isinstance(row[column], int | float) for row in filled)
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in WHOLE)
+    for row in filled:
+        table.add_row(*map(cell, row))
     return table
 
 
-def recipes(found: Mapping[str, Any]) -> Table:
+# ---- recipes and shards -----------------------------------------------------------------------
+
+
+def recipes(by_name: Mapping[str, Any]) -> Table:
     """The recipes of `pipelines.yaml` and what each sets."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("recipe", "data", "model", "training"):
-        table.add_column(name, overflow="fold")
-    for name, recipe in found.items():
+    rows = []
+    for name, recipe in by_name.items():
         sections = [(recipe or {}).get(section) or {} for section in ("data", "model", "train")]
         texts = ["  ".join(f"{k}={v}" for k, v in section.items()) for section in sections]
-        table.add_row(name, *map(Text, texts))
-    return table
+        rows.append((name, *texts))
+    return listing(("recipe", "data", "model", "training"), rows)
 
 
-def shards(found: Mapping[str, Any]) -> RenderableType:
+def settings(explained: Iterable[Setting]) -> RenderableType:
+    """Settings with their defaults, types and texts."""
+    parts: list[RenderableType] = []
+    for setting in explained:
+        head = Text.assemble(
+            (setting.key, "bold"), f" = {setting.default}  ", (setting.kind, "dim")
+        )
+        parts += [head, Padding(Text(setting.text), (0, 0, 0, 4), expand=False)]
+    return Group(*parts)
+
+
+def shards(report: Mapping[str, Any]) -> RenderableType:
     """What `inspect` reports: counts, documents left out, lengths, frequent tokens."""
-    splits = rows(
-        ("", "documents", "tokens", "bytes", "bytes a token", "files"),
-        (
+    splits = listing(
+        ("split", "documents", "tokens", "bytes", "bytes per token", "files"),
+        [
             (name, s["documents"], s["tokens"], s["bytes"], s["bytes"] / s["tokens"], s["files"])
-            for name, s in found["splits"].items()
-        ),
+            for name, s in report["splits"].items()
+        ],
     )
-    dropped = rows(("", "documents left out"), found["dropped"].items())
-    histogram = sorted(found["length_histogram"].items(), key=lambda entry: int(entry[0]))
-    lengths = rows(("up to so many tokens", "documents"), histogram)
-    frequent = ((repr(entry["token"]), entry["share"]) for entry in found["frequent"])
-    tokens = rows(("", "share of the most frequent tokens"), frequent)
-    return Group(*_spaced(pairs({"shards": found["shards"]}), splits, dropped, lengths, tokens))
+    dropped = listing(("reason", "documents left out"), list(report["dropped"].items()))
+    histogram = sorted(report["length_histogram"].items(), key=lambda entry: int(entry[0]))
+    lengths = listing(("tokens, at most", "documents"), [(int(n), count) for n, count in histogram])
+    frequent = [(repr(entry["token"]), entry["share"]) for entry in report["frequent"]]
+    tokens = listing(("token", "share of the most frequent tokens"), frequent)
+    return Group(*_spaced(pairs({"shards": report["shards"]}), splits, dropped, lengths, tokens))
 
 
-def document(found: Mapping[str, Any]) -> RenderableType:
+def document(report: Mapping[str, Any]) -> RenderableType:
     """A document as text, and how it was cut into tokens."""
-    shown = found["document"]
+    shown = report["document"]
     pieces = " ".join(f"{i}:{t!r}" for i, t in zip(shown["ids"], shown["tokens"], strict=True))
     head = pairs({"document": shown["number"], "split": shown["split"]})
     return Group(*_spaced(head, Text(shown["text"]), Text(pieces)))
@@ -75,3 +129,70 @@ def _spaced(*parts: RenderableType) -> Iterable[RenderableType]:
         if not isinstance(part, Table) or part.row_count:
             yield part
             yield ""
+
+
+# ---- history ----------------------------------------------------------------------------------
+
+
+def lineage(chain: "Lineage") -> RenderableType:
+    """The chain as a tree: the result at its root, what it was made of below it."""
+    links = {link.name: link for link in chain.links}
+
+    def grow(tree: Tree, link: "Link") -> None:
+        for name in link.made_from:
+            grow(tree.add(_link(links[name])), links[name])
+
+    last = chain.links[-1]
+    tree = Tree(_link(last), guide_style="dim")
+    grow(tree, last)
+    broken = [f"{link.name} {link.state}" for link in chain.broken]
+    ending = Text(", ".join(broken), "bold red") if broken else Text("nothing is gone or changed")
+    return Group(tree, ending)
+
+
+def _link(link: "Link") -> Text:
+    text = Text.assemble((f"{link.name:<11} ", "bold"), link.value)
+    if link.digest:
+        text.append(f"  {link.digest[:12]}", "cyan")
+    if link.files:
+        text.append(f"  {len(link.files)} {'file' if len(link.files) == 1 else 'files'}", "dim")
+    text.append(f"  {link.state}", STYLES[link.state])
+    for note in link.notes:
+        text.append(f"\n{note}", "red" if link.state in ("gone", "changed") else "dim")
+    return text
+
+
+def comparison(compared: "Comparison") -> RenderableType:
+    """Two runs side by side."""
+    by_setting = listing(
+        ("setting", "A", "B"),
+        [(name, *map(str, values)) for name, values in compared.config.items()],
+    )
+    figures = listing(
+        ("figure", "A", "B"),
+        [(name, *map(_figure, values)) for name, values in compared.figures.items()],
+    )
+    curves = listing(
+        ("tokens", "val_bpb of A", "of B", "B - A"),
+        [(tokens, a, b, b - a) for tokens, a, b in compared.at_equal_tokens],
+    )
+    if compared.interval:
+        count = f"{compared.interval.documents:,} documents, paired bootstrap"
+        result = f"{compared.interval.sentence}, B - A, 95 % interval over {count}"
+    else:
+        result = f"no interval: {compared.no_interval}"
+    parts: list[RenderableType] = [Text(f"A  {compared.a}\nB  {compared.b}\n\n{result}"), ""]
+    parts += [by_setting if compared.config else "the same settings", "", figures, ""]
+    parts += [curves, ""] if compared.at_equal_tokens else []
+    for pair in compared.samples[:MAX_SAMPLES]:
+        title = Text(f"{pair.prompt} …  (temperature {pair.temperature:g}, top_k {pair.top_k})")
+        texts = (Panel(Text(pair.a.lstrip()), title="A"), Panel(Text(pair.b.lstrip()), title="B"))
+        parts += [title, Columns(texts, equal=True, expand=True), ""]
+    return Group(*parts[:-1])
+
+
+def _figure(value: float | None) -> float | int | None:
+    """Counts, and figures so large that decimals mean nothing, as whole numbers."""
+    if value is None:
+        return None
+    return round(value) if value >= 100 or float(value).is_integer() else value

@@ -26,7 +26,8 @@ from slm.evaluation.intervals import RESAMPLES, paired_interval
 from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte, token_measures
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
-from slm.records import Evaluation, Progress, Run, Shards, silent
+from slm.progress import Progress, automatic, silent
+from slm.records import Evaluation, Run, Shards
 from slm.run_folder import EVALUATION, RunFolder, run_of_checkpoint
 from slm.source.documents import read_documents
 from slm.storage import run_stage, write_json
@@ -41,7 +42,7 @@ POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @storage.hashing_once()
 def evaluate(
-    config: PipelineConfig, run: Run, shards: Shards, *, progress: Progress = silent
+    config: PipelineConfig, run: Run, shards: Shards, *, progress: Progress = automatic
 ) -> Evaluation:
     """Scores the run's checkpoint `config.evaluate.checkpoint` on the val split of its shards."""
     home = RunFolder.of(run)

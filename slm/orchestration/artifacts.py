@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun, State
 
 from slm.history.lineage import lineage
-from slm.records import Evaluation, Progress, Report, Run, Version
+from slm.records import Evaluation, Report, Run, Version
 from slm.report.cards import duration
 from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
@@ -31,9 +31,9 @@ UPDATE_SECONDS = 5.0  # between two updates of the live progress
 
 
 def clear_earlier(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
-    """A hook of flows that start: removes what an earlier try of the same flow run has published.
+    """A hook of flows that start: remove what an earlier try of the same flow run has published.
 
-    One that is resumed or retried publishes all of it again.
+    A run that is resumed or retried publishes all of it again.
     """
     earlier = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
     with get_client(sync_client=True) as client:
@@ -42,20 +42,18 @@ def clear_earlier(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]"
 
 
 class LiveProgress:
-    """A training's progress callback that hands on what it is told, and shows it as an artifact.
+    """A progress callback that shows a training as an artifact.
 
-    The artifact is an ornament: where the server fails, the training goes on without it.
+    The artifact is an ornament: where the server fails, the training continues without it.
     """
 
-    def __init__(self, progress: Progress, key: str) -> None:
-        self.progress = progress
+    def __init__(self, key: str) -> None:
         self.key = key
         self.artifact: UUID | None = None
         self.first: tuple[float, float] | None = None  # (time, how much was done then)
         self.due = 0.0
 
     def __call__(self, what: str, done: float, total: float | None) -> None:
-        self.progress(what, done, total)
         now = time.monotonic()
         if not total or (now < self.due and done < total):
             return
@@ -80,35 +78,35 @@ class LiveProgress:
 
 
 def publish_metrics(run: Run, evaluation: Evaluation) -> None:
-    """Leaves a table of the run's figures as an artifact."""
+    """Leave a table of the run's figures as an artifact."""
     figures = {
-        "bits a byte, held out": f"{evaluation.val_bpb:.4f}",
-        "loss, held out (nats a token)": f"{evaluation.val_loss:.4f}",
-        "loss in training (nats a token)": f"{run.train_loss:.4f}",
+        "bits per byte, held out": f"{evaluation.val_bpb:.4f}",
+        "loss, held out (nats per token)": f"{evaluation.val_loss:.4f}",
+        "loss in training (nats per token)": f"{run.train_loss:.4f}",
         "documents scored": f"{evaluation.documents:,}",
         "parameters": f"{run.parameters:,}",
         "steps": f"{run.step:,}",
         "tokens trained on": f"{run.tokens:,}",
-        "tokens a second": f"{run.tok_per_sec:,.0f}",
+        "tokens/s": f"{run.tok_per_sec:,.0f}",
         "seconds of training": f"{run.seconds:,.1f}",
     }
     create_table_artifact(
         [{"metric": name, "value": value} for name, value in figures.items()],
         key="metrics",
-        description=f"{evaluation.val_bpb:.4f} bits a byte: {run.name}, {evaluation.checkpoint}",
+        description=f"{evaluation.val_bpb:.4f} bits per byte: {run.name}, {evaluation.checkpoint}",
     )
 
 
 def publish_report(report: Report) -> None:
-    """Leaves the report and the samples in it as artifacts, and a link to its HTML file."""
+    """Leave the report and the samples in it as artifacts, and a link to its HTML file."""
     create_markdown_artifact(
         (report.path / report.markdown).read_text("utf-8"),
         key="report",
-        description=f"How good {report.run} is, beside its rivals",
+        description=f"How good {report.run} is, compared with other models",
     )
     samples = json.loads((report.path / "samples.json").read_bytes())
     create_markdown_artifact(
-        _samples(samples), key="samples", description=f"{len(samples)} texts that it writes"
+        _samples(samples), key="samples", description=f"{len(samples)} samples"
     )
     html = report.path / report.html
     create_link_artifact(
@@ -129,7 +127,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def publish_version(run: Run, version: Version) -> None:
-    """Leaves the chain of a version, and links to it and to its run in MLflow."""
+    """Leave the lineage of a version, and links to it and to its run in MLflow."""
     name = f"{version.model} version {version.version}"
     rows = ["| link | what | digest | made from |", "|---|---|---|---|"]
     for link in lineage(RunFolder.of(run), check=False).links:
@@ -137,19 +135,16 @@ def publish_version(run: Run, version: Version) -> None:
         cells = (link.name, escape_markdown(link.value), digest, ", ".join(link.made_from))
         rows.append(f"| {' | '.join(cells)} |")
     table = "\n".join(rows)
-    chain = f"# What {name} was made of\n\n{table}"
     create_markdown_artifact(
-        f"{chain}\n\n`slm lineage {run.name}` checks every link.",
+        f"# What {name} was made of\n\n{table}\n\n`slm lineage {run.name}` checks every link.",
         key="lineage",
         description=f"What {name} was made of, with the hash of each link",
     )
     if version.tracking_uri.startswith("http"):
         server = version.tracking_uri.rstrip("/")
-        page = f"{server}/#/models/{version.model}/versions/{version.version}"
-        _link(page, f"{name} in MLflow", "mlflow-version")
-        page = f"{server}/#/runs/{version.run_id}"
-        _link(page, f"{run.name} in MLflow", "mlflow-run")
-
-
-def _link(page: str, text: str, key: str) -> None:
-    create_link_artifact(page, text, key=key, description=text)
+        for key, title, page in (
+            ("mlflow-version", name, f"models/{version.model}/versions/{version.version}"),
+            ("mlflow-run", run.name, f"runs/{version.run_id}"),
+        ):
+            text = f"{title} in MLflow"
+            create_link_artifact(f"{server}/#/{page}", text, key=key, description=text)

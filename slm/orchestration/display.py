@@ -1,12 +1,14 @@
-"""What a person sees while stages run: a live bar on a terminal, now and then a line elsewhere."""
+"""What is shown while stages run: a live bar on a terminal or in a notebook, elsewhere lines."""
 
+import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,16 +20,27 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from slm.records import Progress, Record, Version
+from slm.progress import Progress, automatic, notebook
+from slm.records import Record, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
 
 logger = logging.getLogger("slm.stages")  # below `slm`, so that its lines reach the Prefect page
-R = TypeVar("R", bound=Record)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outcome_of_record(record: Record) -> tuple[str, str]:
+    """What the line of a stage shows of its record: whether it was reused, and its place."""
+    word = "reused" if record.reused else "done"
+    if isinstance(record, Version):
+        aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
+        return word, f"{record.uri}{aliases}"
+    return word, shorten(record.path)
 
 
 class Display:
-    """Runs stages, shows how they go, and remembers how long each took and which were reused.
+    """Runs stages, shows their progress, and keeps how long each took and which were reused.
 
     Args:
         write: takes one finished line.
@@ -40,22 +53,31 @@ class Display:
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
 
-    def stage(self, name: str, work: Callable[[Progress], R]) -> R:
-        """The record that `work` returns; it is given the progress callback to report to."""
+    def stage(
+        self,
+        name: str,
+        work: Callable[[Progress], R],
+        outcome: Callable[[Any], tuple[str, str]] = outcome_of_record,
+    ) -> R:
+        """The result of `work`, which is passed the progress callback; timed, and shown as a line.
+
+        `outcome`: the word and the text that the line shows of the result.
+        """
         started = time.monotonic()
         with self.progress(name) as progress:
-            record = work(progress)
+            result = work(progress)
         self.seconds[name] = round(time.monotonic() - started, 3)
-        if record.reused:
+        if isinstance(result, Record) and result.reused:
             self.reused.append(name)
-        word = "reused" if record.reused else "done"
-        self.write(f"{name:<9} {word:<7} {_place(record)}   {self.seconds[name]:.1f} s")
-        return record
+        word, text = outcome(result)
+        self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
+        return result
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:
+        """The callback that shows the progress of what runs inside."""
         if self.console is None or not self.console.is_terminal:
-            yield _lines(name, self.write)
+            yield automatic if notebook() else _lines(name, self.write)
             return
         columns = (
             SpinnerColumn(),
@@ -88,13 +110,6 @@ def _lines(name: str, write: Callable[[str], None]) -> Progress:
     return progress
 
 
-def _place(record: Record) -> str:
-    if isinstance(record, Version):
-        aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
-        return f"{record.uri}{aliases}"
-    return shorten(record.path)
-
-
 def shorten(path: Path) -> str:
     """A path as a person in the working folder would type it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -110,9 +125,34 @@ def current() -> Display:
     return _current.get() or Display(logger.info)
 
 
+def stage(
+    name: str, outcome: Callable[[Any], tuple[str, str]] = outcome_of_record
+) -> Callable[[Callable[Concatenate[Progress, P], R]], Callable[P, R]]:
+    """Make a function a stage: the display in use runs it and passes its progress callback first.
+
+    >>> @stage("encode")
+    ... def encode(progress: Progress, config: PipelineConfig, source: Source) -> Shards: ...
+    >>> shards = encode(config, source)
+
+    `outcome`: the word and the text that its line shows of its result.
+    """
+
+    def decorate(work: Callable[Concatenate[Progress, P], R]) -> Callable[P, R]:
+        @functools.wraps(work)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return current().stage(name, lambda p: work(p, *args, **kwargs), outcome)
+
+        signature = inspect.signature(work)
+        _, *parameters = signature.parameters.values()
+        vars(call)["__signature__"] = signature.replace(parameters=parameters)
+        return call
+
+    return decorate
+
+
 @contextmanager
 def showing(display: Display) -> Iterator[Display]:
-    """Makes a display the one in use."""
+    """Make a display the one in use."""
     token = _current.set(display)
     try:
         yield display
@@ -122,7 +162,7 @@ def showing(display: Display) -> Iterator[Display]:
 
 @contextmanager
 def showing_on(console: Console) -> Iterator[Display]:
-    """Shows the stages that run inside on `console`, and the library's warnings with them."""
+    """Show the stages that run inside on `console`, and the library's warnings."""
 
     def write(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

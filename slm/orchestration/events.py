@@ -1,12 +1,12 @@
-"""What happens to models, told as Prefect events, for automations such as docs/webhook.py.
+"""What happens to models, as Prefect events for automations such as docs/webhook.py.
 
 event                   resource                    payload
-slm.version.promoted    slm.model.NAME.VERSION      the gate's verdict
-slm.version.refused     slm.model.NAME.VERSION      the gate's verdict
+slm.version.promoted    slm.model.NAME.VERSION      the gate's decision
+slm.version.refused     slm.model.NAME.VERSION      the gate's decision
 slm.data.drifted        slm.dataset.RECIPE          the decision to retrain and its figures
-slm.flow.failed         slm.recipe.RECIPE           the flow run and what it ended with
+slm.flow.failed         slm.recipe.RECIPE           the flow run and how it ended
 
-An event that cannot be sent is logged and harms nothing.
+An event that cannot be sent is logged, and nothing else fails.
 """
 
 import logging
@@ -22,21 +22,21 @@ from slm.retraining.decide import Decision
 logger = logging.getLogger(__name__)
 
 
-def judged(verdict: GateDecision) -> None:
-    """Tells what the gate decided."""
-    resource = f"slm.model.{verdict.model}.{verdict.version}"
-    name = verdict.uri
-    _emit(f"slm.version.{verdict.decision}", resource, name, verdict.model_dump(mode="json"))
+def decided(decision: GateDecision) -> None:
+    """Send what the gate decided."""
+    resource = f"slm.model.{decision.model}.{decision.version}"
+    name = decision.uri
+    _emit(f"slm.version.{decision.decision}", resource, name, decision.model_dump(mode="json"))
 
 
 def drifted(decision: Decision) -> None:
-    """Tells that the new documents are of another language than the champion's."""
+    """Send that the new documents are of another language than the champion's."""
     resource = f"slm.dataset.{decision.recipe}"
     _emit("slm.data.drifted", resource, decision.dataset, decision.model_dump(mode="json"))
 
 
 def failed(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
-    """A hook of flows: tells that one has failed or crashed."""
+    """A hook of flows: send that one has failed or crashed."""
     recipe = str(flow_run.parameters.get("recipe", "unknown"))
     facts = {
         "flow": flow.name,
@@ -55,5 +55,5 @@ def _emit(event: str, resource: str, name: str, payload: dict[str, Any]) -> None
             resource={"prefect.resource.id": resource, "prefect.resource.name": name},
             payload=payload,
         )
-    except Exception as error:  # whatever it is, the work that it tells of is done
+    except Exception as error:  # what the event reports is done in any case
         logger.warning("the event %s was not sent: %s", event, error)

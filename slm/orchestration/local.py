@@ -1,4 +1,4 @@
-"""A flow run from here: on the server that PREFECT_API_URL names, else on a temporary one."""
+"""Run a flow in this process, on the server of PREFECT_API_URL or else on a temporary one."""
 
 import atexit
 import os
@@ -19,7 +19,7 @@ START_SECONDS = 60.0
 
 
 def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Runs the flow `pipeline` or `retrain` in this process and returns what it returns.
+    """Run the flow `pipeline` or `retrain` in this process; returns what it returns.
 
     Prefect's own lines stay in its database: this process shows the stages itself.
     """
@@ -30,7 +30,7 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
         current().write("prefect   starting a temporary server")
         server, api = start_server()  # it starts while we import
         assert server.stdin is not None
-        atexit.register(server.stdin.close)  # before prefect registers what it says at exit
+        atexit.register(server.stdin.close)  # before prefect registers what it prints at exit
         os.environ["PREFECT_API_URL"] = api
         ask_no_proxy("127.0.0.1")
     flow = getattr(import_module(f"slm.orchestration.{name}"), name)
@@ -40,9 +40,9 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
 
 
 def start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """Starts a temporary Prefect server; returns its address too.
+    """Start a temporary Prefect server; returns its address too.
 
-    It ends when its standard input is closed, which the end of this process does. Nobody waits for
+    It ends when its standard input is closed, as it is when this process ends. Nobody waits for
     that, and it is never killed: it may be making its database.
     """
     log = make_folder(data_root() / "prefect") / "server.log"
@@ -63,18 +63,18 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
     with server.stdout as stdout:
         line = stdout.readline()
     if not line:
-        raise SlmError(f"the temporary Prefect server did not start; it says why in {log}")
+        raise SlmError(f"the temporary Prefect server did not start; its log {log} has the reason")
     return server, f"http://127.0.0.1:{int(line)}/api"
 
 
 def wait_until_healthy(api: str) -> None:
-    """Returns when a server answers; the temporary one holds the question until it can."""
+    """Wait until a server answers; the temporary one holds the request until it can."""
     try:
         urllib.request.urlopen(f"{api}/health", timeout=START_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers; what it wants, such as a password, is Prefect's to say
+        return  # it answers; what it asks for, such as a password, is for Prefect to report
     except OSError as error:  # refused, reset, or too late; what urllib raises is one as well
         raise SlmError(
             f"the Prefect server at {api} does not answer ({error}): start it, or unset "
-            f"PREFECT_API_URL; a temporary one says more in {data_root() / 'prefect'}/server.log"
+            f"PREFECT_API_URL; a temporary one has its log in {data_root() / 'prefect'}/server.log"
         ) from error

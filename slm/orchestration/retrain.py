@@ -15,9 +15,9 @@ import slm.registry.register
 import slm.retraining.decide
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.orchestration import events, tasks
-from slm.orchestration.artifacts import publish_metrics, publish_report, publish_version
 from slm.orchestration.display import current, showing
-from slm.orchestration.pipeline import Overrides, recipe_flow, summary
+from slm.orchestration.outline import summary
+from slm.orchestration.pipeline import Overrides, recipe_flow
 from slm.recipes import load_recipe
 from slm.records import Version
 from slm.registry.versions import GateDecision
@@ -27,7 +27,7 @@ logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reac
 
 
 class Approval(RunInput):
-    """What a person is asked before a version becomes champion."""
+    """What a person answers before a version becomes champion."""
 
     approve: bool = False
     who: str = ""
@@ -49,53 +49,51 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         publish_decision(decision)
         if not decision.trains:
             return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
-        wanted, parent = slm.retraining.decide.training(config, decision)
-        shards = tasks.encode(wanted, source, parent)
-        run = tasks.train(wanted, shards, parent)
-        evaluation = tasks.evaluate(wanted, run, shards)
-        report = tasks.report(wanted, run, evaluation, shards)
-        version = tasks.register(wanted, run, evaluation, report, shards)
+        training, parent = slm.retraining.decide.training(config, decision)
+        shards = tasks.encode(training, source, parent)
+        run = tasks.train(training, shards, parent)
+        evaluation = tasks.evaluate(training, run, shards)
+        report = tasks.report(training, run, evaluation, shards)
+        version = tasks.register(training, run, evaluation, report, shards)
         slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
-        publish_metrics(run, evaluation)
-        publish_report(report)
-        publish_version(run, version)
-        verdict = promote(config, version, decision)
-        results = summary(wanted, source, shards, run, evaluation, report, version, verdict)
-        data = {**outcome(decision), **results}
+        promotion = promote(config, version, decision)
+        results = (source, shards, run, evaluation, report, version, promotion)
+        data = {**outcome(decision), **summary(training, results)}
         data |= {"seconds": display.seconds, "reused": display.reused}
-        return Completed(message=f"{decision.action}; {_sentence(version, verdict)}", data=data)
+        ended = f"{promotion.decision}: {promotion.reason}" if promotion else "is champion"
+        return Completed(message=f"{decision.action}; {version.uri} {ended}", data=data)
 
 
 def promote(config: PipelineConfig, version: Version, decision: Decision) -> GateDecision | None:
-    """The gate, with a person's word before the alias moves where the recipe asks for it."""
+    """The gate, with a person's approval before the alias moves where the recipe asks for it."""
     if not config.retrain.approval:
-        verdict = tasks.promote(config, version)
+        promotion = tasks.promote(config, version)
     else:
-        verdict = tasks.judge(config, version)
-        if verdict and verdict.decision == "promoted" and not verdict.approval:
-            verdict = ask(config, verdict, decision)
-        verdict = tasks.promote(config, version, verdict)
-    if verdict:
+        promotion = tasks.assess(config, version)
+        if promotion and promotion.decision == "promoted" and not promotion.approval:
+            promotion = ask(config, promotion, decision)
+        promotion = tasks.promote(config, version, promotion)
+    if promotion:
         create_markdown_artifact(
-            f"# {version.uri}\n\n{slm.registry.gate.describe(verdict)}\n",
+            f"# {version.uri}\n\n{slm.registry.gate.describe(promotion)}\n",
             key="verdict",
-            description=verdict.reason,
+            description=promotion.reason,
         )
-        add_tags(f"verdict:{verdict.decision}")
-    return verdict
+        add_tags(f"verdict:{promotion.decision}")
+    return promotion
 
 
-def ask(config: PipelineConfig, verdict: GateDecision, decision: Decision) -> GateDecision:
-    """The verdict with a person's answer, given on the Prefect page.
+def ask(config: PipelineConfig, promotion: GateDecision, decision: Decision) -> GateDecision:
+    """The gate's decision with a person's answer, given on the Prefect page.
 
     A deployment's run ends meanwhile and is started again with the answer, so that the question
-    outlives workers and servers and holds nobody's turn; its stages are reused. (Prefect 3.8 takes
-    the turn from a run that waits, and then crashes it for not having it.) A run without a
-    deployment waits. Without an answer in time the run fails, and nothing moves.
+    outlives workers and servers and occupies no concurrency slot; its stages are reused. (Prefect
+    3.8 takes the slot from a run that waits, and then crashes it for not having it.) A run without
+    a deployment waits. Without an answer in time the run fails, and nothing moves.
     """
-    name = verdict.uri
+    name = promotion.uri
     question = (
-        f"{slm.registry.gate.describe(verdict, f'{name} may be promoted')}\n\n"
+        f"{slm.registry.gate.describe(promotion, f'{name} may be promoted')}\n\n"
         f"Trained because {decision.reason}. Shall this version become champion?"
     )
     wait = suspend_flow_run if deployment.id else pause_flow_run
@@ -103,18 +101,18 @@ def ask(config: PipelineConfig, verdict: GateDecision, decision: Decision) -> Ga
         wait_for_input=Approval.with_initial_data(description=question),
         timeout=round(config.retrain.approval_hours * 3600),
         # An answer is to this question alone.
-        key=f"{verdict.version}-after-{verdict.champion or 0}",
+        key=f"{promotion.version}-after-{promotion.champion or 0}",
     )
     return slm.registry.gate.with_answer(
-        verdict, approved=answer.approve, who=answer.who, comment=answer.comment
+        promotion, approved=answer.approve, who=answer.who, comment=answer.comment
     )
 
 
-# ---- telling ----------------------------------------------------------------------------------
+# ---- what the Prefect page shows ----------------------------------------------------------------
 
 
 def publish_decision(decision: Decision) -> None:
-    """Leaves the decision and its figures on the flow run, and tells of drift."""
+    """Leave the decision and its figures on the flow run, and send an event of drift."""
     logger.info("decision: %s, because %s", decision.action, decision.reason)
     create_markdown_artifact(
         slm.retraining.decide.describe(decision),
@@ -127,12 +125,12 @@ def publish_decision(decision: Decision) -> None:
     create_table_artifact(rows, key="retrain-figures", description=decision.reason)
     add_tags(*(f"{name}:{value}" for name, value in slm.retraining.decide.tags(decision).items()
                if name != "retrain_reason"))  # fmt: skip
-    if decision.drifted and flow_run.run_count == 1:  # one that is resumed has told it already
+    if decision.drifted and flow_run.run_count == 1:  # a resumed one has sent it already
         events.drifted(decision)
 
 
 def add_tags(*tags: str) -> None:
-    """Adds tags to the flow run, as the Prefect page shows them."""
+    """Add tags to the flow run, as the Prefect page shows them."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(flow_run.id)
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
@@ -141,8 +139,3 @@ def add_tags(*tags: str) -> None:
 def outcome(decision: Decision) -> dict[str, Any]:
     """The decision as JSON values."""
     return decision.model_dump(mode="json", exclude={"limits"})
-
-
-def _sentence(version: Version, verdict: GateDecision | None) -> str:
-    name = version.uri
-    return f"{name} {verdict.decision}: {verdict.reason}" if verdict else f"{name} is champion"

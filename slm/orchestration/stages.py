@@ -1,107 +1,189 @@
-"""Stages with what goes beside them: MLflow while it trains, the champion beside what is judged."""
+"""The stages, each a call: `shards = stages.encode(config, source)`.
+
+The display in use times a stage, prints its line and passes it the progress callback. What a stage
+needs is imported when it is called, so that a command of one stage starts fast; nothing here
+imports Prefect (`tasks.py` does).
+"""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
-import slm.registry.gate
-import slm.report.write
-import slm.tracking.mirror
-import slm.tracking.server
-import slm.training.launch
 from slm.config import PipelineConfig, data_root
-from slm.orchestration.display import Display
-from slm.records import Evaluation, JournalEntry, Parent, Progress, Report, Run, Shards, Version
-from slm.registry.versions import CHAMPION, GateDecision, champion_run
+from slm.orchestration.display import stage
+from slm.progress import Progress, silent
+from slm.records import (
+    Evaluation,
+    JournalEntry,
+    Parent,
+    Report,
+    Run,
+    Shards,
+    Source,
+    Version,
+)
 from slm.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from slm.registry.versions import GateDecision
+    from slm.retraining.decide import Decision
 
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
 
-def train_mirrored(
+@stage("download")
+def download(progress: Progress, config: PipelineConfig) -> Source:
+    """A dataset of the hub, local files or the generated corpus → parquet files."""
+    import slm.source.download
+
+    return slm.source.download.download(config, progress=progress)
+
+
+@stage("encode")
+def encode(
+    progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
+) -> Shards:
+    """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
+    import slm.tokens.encode
+    from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+
+    tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
+    return slm.tokens.encode.encode(config, source, tokenizer=tokenizer, progress=progress)
+
+
+@stage("train")
+def train(
+    progress: Progress,
     config: PipelineConfig,
     shards: Shards,
-    progress: Progress,
-    *,
     parent: Parent | None = None,
+    *,
     turn: AbstractContextManager[None] | None = None,
+    also: Progress = silent,
 ) -> Run:
-    """Trains, with MLflow kept up to date meanwhile. A finished run starts neither.
+    """Token shards → a run folder with checkpoints, trained in a child process, mirrored in MLflow.
 
     Args:
-        parent: the model that the training goes on from; None: it starts from the seed.
-        turn: entered while it trains; waits where others train.
+        parent: the model that the training continues from; None: it starts from the seed.
+        turn: entered while it trains; waits where others train. Not for a finished run.
+        also: a second progress callback.
     """
+    import slm.tracking.mirror
+    import slm.training.launch
 
-    def around(run: RunFolder) -> AbstractContextManager[None]:
-        return _both(turn or nullcontext(), slm.tracking.mirror.mirror(run))
+    @contextmanager
+    def around(run: RunFolder) -> Iterator[None]:
+        with turn or nullcontext(), slm.tracking.mirror.mirror(run):
+            yield
+
+    def report(what: str, done: float, total: float | None) -> None:
+        progress(what, done, total)
+        also(what, done, total)
 
     return slm.training.launch.train(
-        config, shards, parent=parent, progress=progress, on_event=_log_event, around=around
+        config, shards, parent=parent, progress=report, on_event=_log_event, around=around
     )
 
 
-@contextmanager
-def _both(
-    first: AbstractContextManager[None], second: AbstractContextManager[None]
-) -> Iterator[None]:
-    with first, second:
-        yield
-
-
 def _log_event(event: JournalEntry) -> None:
-    """Logs what a training does beside its steps, for the Prefect page."""
-    facts = {name: value for name, value in event.items() if name not in ("event", "time")}
+    """Log what a training does besides its steps, for the Prefect page."""
     if event["event"] != "step":
+        facts = {name: value for name, value in event.items() if name not in ("event", "time")}
         words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
         logger.info("training: %s, %s", event["event"], ", ".join(words))
 
 
-def reported(
+@stage("evaluate")
+def evaluate(progress: Progress, config: PipelineConfig, run: Run, shards: Shards) -> Evaluation:
+    """A checkpoint → its loss and bits per byte on every held-out document."""
+    import slm.evaluation.evaluate
+
+    return slm.evaluation.evaluate.evaluate(config, run, shards, progress=progress)
+
+
+@stage("report")
+def report(
+    progress: Progress,
     config: PipelineConfig,
     run: Run,
     evaluation: Evaluation,
     shards: Shards | None,
-    progress: Progress,
 ) -> Report:
-    """The report, which compares the run with the champion where there is another one."""
+    """A run and its evaluation → a page that compares it with the champion, and a model card."""
+    import slm.report.write
+    from slm.registry.versions import champion_run
+
     return slm.report.write.write_report(
         config, run, evaluation, shards, champion=lambda: champion_run(config), progress=progress
     )
 
 
-def judge(config: PipelineConfig, version: Version, display: Display) -> GateDecision | None:
-    """What the gate finds of a version; None where it is the champion. Nothing moves."""
+@stage("register")
+def register(
+    progress: Progress,
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    report: Report,
+    shards: Shards | None,
+) -> Version:
+    """A run with its evaluation and report → a version in the MLflow registry."""
+    import slm.registry.register
+
+    return slm.registry.register.register(config, run, evaluation, report, shards)
+
+
+@stage("decide", lambda decision: (decision.action, decision.reason))
+def decide(progress: Progress, config: PipelineConfig, source: Source) -> "Decision":
+    """A source and the champion → whether to train again, and how much."""
+    import slm.retraining.decide
+
+    return slm.retraining.decide.decide(config, source, progress=progress)
+
+
+def _outcome(decision: "GateDecision | None") -> tuple[str, str]:
+    if decision is None:
+        return "reused", "it is the champion already"
+    name = decision.uri
+    return decision.decision, f"{name}: {decision.reason}"
+
+
+@stage("assess", lambda decision: ("done", _outcome(decision)[1]))
+def assess(progress: Progress, config: PipelineConfig, version: Version) -> "GateDecision | None":
+    """A version → what the gate would decide; None where it is the champion. Nothing moves."""
+    import slm.registry.gate
+    import slm.tracking.server
+    from slm.registry.versions import CHAMPION
+
     if CHAMPION in version.aliases:
         return None
     uri = slm.tracking.server.tracking_uri(config, data_root())
-    with display.progress("judge") as progress:
-        return slm.registry.gate.assess(
-            version.uri, uri=uri, thresholds=config.registry, progress=progress
-        )
+    return slm.registry.gate.assess(
+        version.uri, uri=uri, thresholds=config.registry, progress=progress
+    )
 
 
+@stage("promote", _outcome)
 def promote(
-    config: PipelineConfig, version: Version, display: Display, verdict: GateDecision | None = None
-) -> GateDecision | None:
-    """Makes a version champion where the gate, or the given verdict, says so.
+    progress: Progress,
+    config: PipelineConfig,
+    version: Version,
+    decision: "GateDecision | None" = None,
+) -> "GateDecision | None":
+    """A version → champion, where the gate finds it better; None where it is champion already.
 
-    None where it is the champion already, which is known without asking the gate.
+    `decision`: that of `assess`, after a person has answered.
     """
-    name = version.uri
+    import slm.registry.gate
+    import slm.tracking.server
+    from slm.registry.versions import CHAMPION
+
     if CHAMPION in version.aliases:
-        display.write(f"promote   reused  {name} is the champion")
         return None
-    started = time.monotonic()
     uri = slm.tracking.server.tracking_uri(config, data_root())
-    with display.progress("promote") as progress:
-        if verdict:
-            verdict = slm.registry.gate.carry_out(verdict, uri=uri)
-        else:
-            verdict = slm.registry.gate.promote(
-                name, uri=uri, thresholds=config.registry, progress=progress
-            )
-    seconds = display.seconds["promote"] = round(time.monotonic() - started, 3)
-    display.write(f"promote   {verdict.decision} {name}: {verdict.reason}   {seconds:.1f} s")
-    return verdict
+    if decision:
+        return slm.registry.gate.carry_out(decision, uri=uri)
+    return slm.registry.gate.promote(
+        version.uri, uri=uri, thresholds=config.registry, progress=progress
+    )

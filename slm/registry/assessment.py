@@ -17,7 +17,8 @@ from slm.evaluation.memorisation import longest_copies, memorised_share
 from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
-from slm.records import Progress, Shards
+from slm.progress import Progress
+from slm.records import Shards
 from slm.registry.chain import REQUIRED
 from slm.registry.versions import (
     GateDecision,

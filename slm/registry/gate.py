@@ -19,7 +19,8 @@ from slm import storage
 from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
 from slm.evaluation.intervals import PAIRED_RESAMPLES
-from slm.records import Progress, model_uri, silent
+from slm.progress import Progress, silent
+from slm.records import model_uri
 from slm.registry.assessment import assess as assess_against
 from slm.registry.assessment import gate_settings
 from slm.registry.versions import (

@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from slm.config import ReportConfig
-from slm.records import Progress, silent
+from slm.progress import Progress, silent
 from slm.report.samples import ReportSample
 
 KEY = "SLM_JUDGE_API_KEY"

@@ -17,7 +17,8 @@ from slm.evaluation.text_quality import Quality, measure, words
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
-from slm.records import Progress, Shards, silent
+from slm.progress import Progress, silent
+from slm.records import Shards
 from slm.report.summary import Check, Searched, quality_checks
 from slm.tokens.shards.reading import documents, read_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer

@@ -22,7 +22,8 @@ from slm.evaluation.scoring import token_losses
 from slm.history.lineage import Lineage, lineage
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
-from slm.records import Evaluation, Progress, Report, Run, Shards, Source, silent
+from slm.progress import Progress, automatic, silent
+from slm.records import Evaluation, Report, Run, Shards, Source
 from slm.report import cards, evidence, plots
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -52,7 +53,7 @@ def write_report(
     shards: Shards | None,
     *,
     champion: Callable[[], RunFolder | None] = lambda: None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Report:
     """Sample from the checkpoint that was evaluated, assess the samples, write the report.
 

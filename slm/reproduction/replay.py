@@ -14,7 +14,8 @@ import torch
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
-from slm.records import Checkpoint, Plan, Progress, silent
+from slm.progress import Progress, silent
+from slm.records import Checkpoint, Plan
 from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, sha256_bytes

@@ -23,7 +23,8 @@ from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import DETAILS, evaluate
 from slm.history.lineage import Lineage, Link, lineage
 from slm.model.saved import MODEL, load_model
-from slm.records import Parent, Progress, Record, Run, Shards, Source, silent
+from slm.progress import Progress, silent
+from slm.records import Parent, Record, Run, Shards, Source
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
 from slm.run_folder import CHECKPOINTS, JOURNAL, LOCK, RunFolder
 from slm.source.download import download

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Parent, Progress, Shards, Source, silent
+from slm.progress import Progress, silent
+from slm.records import Parent, Shards, Source
 from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift

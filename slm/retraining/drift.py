@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from slm.errors import CorruptionError
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.model.saved import load_model
-from slm.records import Progress, Shards, Source, silent
+from slm.progress import Progress, silent
+from slm.records import Shards, Source
 from slm.tokens.cleaning import Hashes, Mask, document_hash
 from slm.tokens.shards.reading import documents, read_tokens
 

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
-from slm.records import Progress, Source, SourceSplit, silent
+from slm.progress import Progress, automatic
+from slm.records import Source, SourceSplit
 from slm.run_folder import DataRoot
 from slm.source import hub
 from slm.source.documents import read_documents
@@ -42,7 +43,7 @@ _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 @storage.hashing_once()
 def download(
-    config: PipelineConfig, *, root: Path | None = None, progress: Progress = silent
+    config: PipelineConfig, *, root: Path | None = None, progress: Progress = automatic
 ) -> Source:
     """The documents of `config.data` as parquet files in `<root>/sources/<recipe>-<key>/`.
 

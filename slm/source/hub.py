@@ -22,7 +22,7 @@ import yaml
 from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
-from slm.records import Progress
+from slm.progress import Progress
 from slm.source.documents import FORMATS, check_columns, check_name, format_of
 from slm.source.hub_client import cache_home, token, with_retries
 

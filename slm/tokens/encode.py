@@ -22,7 +22,8 @@ from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.machine import available_cores
-from slm.records import Progress, Shards, ShardSplit, Source, silent
+from slm.progress import Progress, automatic
+from slm.records import Shards, ShardSplit, Source
 from slm.run_folder import DataRoot
 from slm.source.documents import format_of
 from slm.tokens.cleaning import EXAMPLE_CHARS, Duplicates, Mask, Tally
@@ -49,7 +50,7 @@ def encode(
     *,
     tokenizer: Tokenizer | None = None,
     root: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Shards:
     """The shards of a source in `<root>/shards/<recipe>-<key>/`.
 

@@ -26,7 +26,8 @@ from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.model.saved import MODEL_FILES
-from slm.records import JournalEntry, Parent, Progress, Run, Shards, silent
+from slm.progress import Progress, automatic
+from slm.records import JournalEntry, Parent, Run, Shards
 from slm.run_folder import (
     CHECKPOINTS,
     JOURNAL,
@@ -119,7 +120,7 @@ def train(
     *,
     parent: Parent | None = None,
     root: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     on_event: Callable[[JournalEntry], None] = lambda event: None,
     around: Callable[[RunFolder], AbstractContextManager[Any]] = lambda run: nullcontext(),
 ) -> Run:

@@ -33,7 +33,7 @@ def conversation(*given: str | type[BaseException]) -> tuple[Chat, str]:
     return chat, stream.getvalue().removeprefix(module.HELP)
 
 
-def test_it_goes_on_from_a_line_and_from_itself() -> None:
+def test_it_continues_a_line_and_its_own_text() -> None:
     chat, shown = conversation("A girl", "")
     (first,) = generate(tiny_model("qwen3"), BYTES, ["A girl"], **SETTINGS)  # type: ignore[arg-type]
     whole = "A girl" + first.completion
@@ -66,6 +66,18 @@ def test_ctrl_c_stops_the_text_and_not_the_chat(monkeypatch: pytest.MonkeyPatch)
     assert "top_k 20" in shown
 
 
-def test_a_beginning_that_is_too_long_is_told() -> None:
+def test_what_is_kept_begins_with_a_whole_character() -> None:
+    """Of 24 tokens the last 12 are kept, here bytes: é has two of them, € three and 𝄞 four."""
+    for text in ("é" * 8 + "a", "€" * 7 + "a", "€" * 7 + "aa", "𝄞" * 5 + "a"):
+        chat, _ = conversation()
+        chat.text = text
+        chat.settings["max_new_tokens"] = 0
+        chat.answer("")
+        assert "\ufffd" not in chat.text
+        assert text.endswith(chat.text)
+        assert 12 - 3 <= len(chat.text.encode()) <= 12
+
+
+def test_a_beginning_that_is_too_long_is_refused() -> None:
     _, shown = conversation("x" * 100)
     assert "room for 23" in shown

@@ -16,6 +16,7 @@ import slm.registry.register
 import slm.source.download
 import slm.training.launch
 from slm.cli import inspection, main
+from slm.cli.options import show
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.records import Record
 from slm.storage import describe_files, write_record
@@ -76,7 +77,11 @@ def called(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> list[str]:
         (["sample", "nowhere"], "no run 'nowhere'"),
         (["evaluate", "nowhere"], "no run 'nowhere'"),
         (["bench", "encod"], "unknown benchmark 'encod'"),
-        (["verify", "."], "holds no record.json"),
+        (["verify", "."], "contains no record.json"),
+        (["verify", "nowhere", "--steps", "3"], "'3' is not A:B"),
+        (["verify", "nowhere", "--steps", "3:5:7"], "'3:5:7' is not A:B"),
+        (["verify", "nowhere", "--steps", "a:b"], "'a:b' is not A:B"),
+        (["recipes", "--explain", "train.max_step"], "did you mean 'train.max_steps'?"),
         (["check", "tini"], "did you mean 'tiny'?"),
     ],
 )
@@ -197,20 +202,20 @@ def test_train_json(invoke: Invoke, called: list[str], data_root: Path) -> None:
 
 
 def test_stages_of_a_run(
-    invoke: Invoke, called: list[str], monkeypatch: pytest.MonkeyPatch, tiny_config: Any
+    invoke: Invoke, called: list[str], data_root: Path, tiny_config: Any
 ) -> None:
-    run = stages.RUN
-    monkeypatch.setattr("slm.cli.runs.open_run", lambda text: (tiny_config(), run))
-    assert invoke("evaluate", "tiny-4", "--json").json == {
+    name = stages.EVALUATION.run
+    stages.write(data_root, tiny_config())
+    assert invoke("evaluate", name, "--json").json == {
         "documents": 1,
         "tokens": 6,
         "bytes": 10,
         "val_loss": 5.25,
         "val_bpb": 2.5,
     }
-    assert invoke("report", "tiny-4", "--json").json["report"].endswith("report/index.html")
+    assert invoke("report", name, "--json").json["report"].endswith("report/index.html")
     version = {"version": "models:/slm/3", "aliases": ["champion"]}
-    assert invoke("register", "tiny-4", "--json").json == version
+    assert invoke("register", name, "--json").json == version
     assert called[-3:] == ["evaluate", "write_report", "register"]
 
 
@@ -221,11 +226,31 @@ def test_results_are_shown_to_people_too(invoke: Invoke, called: list[str]) -> N
     assert "{" not in result.out
 
 
+def test_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich would take brackets for its markup, and fail on some."""
+    show({"source": "data/[red]/[/x]"}, as_json=False)
+    assert "data/[red]/[/x]" in capsys.readouterr().out
+
+
+def test_a_long_path_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/data" * 30
+    show({"run": path, "aliases": ["champion", "best"], "note": None}, as_json=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["run", path],
+        ["aliases", "champion,", "best"],
+        ["note", "–"],
+    ]
+
+
 # ---- look and check -----------------------------------------------------------------------------
 
 
 def test_recipes_and_check(invoke: Invoke) -> None:
     assert "tiny" in invoke("recipes").out
+    explained = invoke("recipes", "--explain", "train").out
+    assert "train.max_steps = null  whole number above 0 or null" in explained
+    assert "End after this many optimizer steps." in explained
+    assert "data." not in explained
     assert "1 recipes and 0 deployments are in order" in invoke("check").out
     assert "n_embd=32" in invoke("check", "tiny").out
 
@@ -255,14 +280,11 @@ def test_verify_finds_a_flipped_bit(invoke: Invoke, data_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "stretch"),
+    ("text", "steps"),
     [("3:5", (3, 5)), ("3:", (3, None)), (":5", (None, 5)), (":", (None, None))],
 )
-def test_a_stretch_of_steps_may_be_open(text: str, stretch: tuple[int | None, int | None]) -> None:
-    assert inspection._stretch(text) == stretch
-    for wrong in ("3", "3:5:7", "a:b", "3-5"):
-        with pytest.raises(UserError, match="is not A:B"):
-            inspection._stretch(wrong)
+def test_a_range_of_steps_may_be_open(text: str, steps: tuple[int | None, int | None]) -> None:
+    assert inspection.step_range(text) == steps
 
 
 def test_promote_and_rollback_without_a_model_are_one_message_each(

@@ -12,7 +12,7 @@ from run_folders import empty_store
 from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
 from slm.cli import main
-from slm.cli.drawings import size
+from slm.cli.tables import size
 from slm.evaluation.evaluate import evaluate
 from slm.registry import register as registering
 from slm.run_folder import RunFolder
@@ -75,11 +75,11 @@ def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
     assert "no versions yet" in invoke("models")[1]
     register(run)
     exit_code, out, _ = invoke("lineage", "models:/slm@challenger", "--json")
-    found = last_json(out)
+    result = last_json(out)
     assert exit_code == 0
-    assert (found["name"], found["broken"]) == ("models:/slm/1", [])
-    assert [link["name"] for link in found["links"]][-2:] == ["evaluation", "version"]
-    assert set(found["links"][0]) == {
+    assert (result["name"], result["broken"]) == ("models:/slm/1", [])
+    assert [link["name"] for link in result["links"]][-2:] == ["evaluation", "version"]
+    assert set(result["links"][0]) == {
         "name", "value", "digest", "state", "notes", "files", "made_from"
     }  # fmt: skip
     shutil.rmtree(run.parents[1] / "sources")
@@ -90,14 +90,14 @@ def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
     assert "models:/slm/1  challenger" in invoke("models")[1]
 
 
-def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> None:
+def test_the_exit_code_of_reproduce_is_its_verdict(invoke: Invoke, run: Path) -> None:
     exit_code, out, err = invoke("reproduce", run.name, "--json")
-    found = last_json(out)
+    result = last_json(out)
     assert exit_code == 0
     assert out.count("\n") == 1
-    assert (found["verdict"], found["level"]) == ("bit-identical", "C")
-    assert found["first_difference"] is None
-    assert set(found["compared"][0]) == {"name", "recorded", "rebuilt"}
+    assert (result["verdict"], result["level"]) == ("bit-identical", "C")
+    assert result["first_difference"] is None
+    assert set(result["compared"][0]) == {"name", "recorded", "rebuilt"}
     flip_byte(next(run.parents[1].glob("sources/*/train_00000.parquet")))
     exit_code, out, _ = invoke("reproduce", run.name)
     assert exit_code == 4
@@ -111,14 +111,14 @@ def test_reproduce_says_it_by_its_exit_code_too(invoke: Invoke, run: Path) -> No
 def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
     assert [r["run"] for r in last_json(invoke("runs", "--json")[1])["runs"]] == [run.name]
     assert f"{run.name}  finished" in invoke("runs")[1]
-    found = last_json(invoke("compare", run.name, run.name, "--json")[1])
-    assert found["interval"]["difference"] == 0
+    result = last_json(invoke("compare", run.name, run.name, "--json")[1])
+    assert result["interval"]["difference"] == 0
     shown = invoke("compare", run.name, run.name)[1]
     assert "the same settings" in shown
     assert "no difference is shown" in shown
 
 
-def test_gc_asks_before_it_removes(
+def test_gc_asks_before_it_deletes(
     invoke: Invoke, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = run / "checkpoints" / "step_000009.tmp"
@@ -133,9 +133,9 @@ def test_gc_asks_before_it_removes(
     exit_code, _, err = invoke("gc", "--json")
     assert exit_code == 2
     assert "--dry-run or --yes" in err
-    found = last_json(invoke("gc", "--json", "--dry-run")[1])
-    assert [item["path"] for item in found["going"]] == [str(left)]
-    assert not found["removed"]
+    result = last_json(invoke("gc", "--json", "--dry-run")[1])
+    assert [item["path"] for item in result["going"]] == [str(left)]
+    assert not result["removed"]
     assert last_json(invoke("gc", "--yes", "--json")[1])["removed"]
     assert not left.exists()
     assert (run / "record.json").is_file()

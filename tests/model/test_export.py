@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_model import BYTES, tiny_model
 
-from slm.cli.runs import checkpoint_folder
+from slm.cli.options import checkpoint_folder
 from slm.errors import UserError
 from slm.model.export.hugging_face import export
 from slm.model.saved import CONFIG, MODEL, describe_model

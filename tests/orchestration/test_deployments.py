@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from prefect.flows import load_flow_from_entrypoint
 
 from slm.errors import UserError
 from slm.orchestration.stack.deployments import check
@@ -27,7 +28,7 @@ deployments:
 
 @pytest.fixture
 def file(project: Path) -> Path:
-    """A good file, beside the real flows."""
+    """A good file, next to the real flows."""
     (project / "flows").symlink_to(ROOT / "flows")
     path = project / "pipelines.yaml"
     path.write_text(path.read_text().replace("deployments: []\n", DEPLOYMENTS))
@@ -35,16 +36,38 @@ def file(project: Path) -> Path:
 
 
 def test_the_projects_own_file_is_in_order() -> None:
-    pipelines = check(ROOT / "pipelines.yaml")
-    names = {f"{deployment.flow}/{deployment.name}" for deployment in pipelines.deployments}
-    assert {"pipeline/quickstart", "pipeline/tinystories", "pipeline/tinystories-gpt2"} <= names
+    deployments = check(ROOT / "pipelines.yaml")
     stages = ("download", "encode", "train", "evaluate", "report", "register")
-    assert {f"{stage}/tinystories" for stage in stages} <= names
-    assert all(deployment.concurrency_limit for deployment in pipelines.deployments)
+    assert set(deployments) == {
+        "pipeline/quickstart",
+        "pipeline/tinystories",
+        "pipeline/tinystories-gpt2",
+        "retrain/tinystories",
+        *(f"pipeline/tinystories-{stage}" for stage in stages),
+    }
+    for stage in stages:
+        assert deployments[f"pipeline/tinystories-{stage}"].parameters["until"] == stage
+    assert all(deployment.concurrency_limit for deployment in deployments.values())
 
 
 def test_a_good_file_passes(file: Path) -> None:
-    assert [deployment.name for deployment in check(file).deployments] == ["tiny"]
+    assert list(check(file)) == ["pipeline/tiny"]
+
+
+def test_a_flow_may_be_named_by_its_module(file: Path) -> None:
+    module = "slm.orchestration.pipeline.pipeline"
+    file.write_text(file.read_text().replace("flows/pipeline.py:pipeline", module))
+    assert list(check(file)) == ["pipeline/tiny"]
+    file.write_text(file.read_text().replace(module, "slm.orchestration.pipelin.pipeline"))
+    with pytest.raises(UserError, match=r"No module named 'slm\.orchestration\.pipelin'"):
+        check(file)
+
+
+def test_prefect_loads_the_flows_by_their_files() -> None:
+    for name in ("pipeline", "retrain"):
+        flow = load_flow_from_entrypoint(f"{ROOT}/flows/{name}.py:{name}")
+        assert flow.name == name
+        assert flow.description
 
 
 @pytest.mark.parametrize(
@@ -59,11 +82,12 @@ def test_a_good_file_passes(file: Path) -> None:
         ("recipe: tiny", "recipe: tini", "unknown recipe 'tini': did you mean 'tiny'?"),
         ("recipe: tiny", "recip: tiny", "unknown parameter 'recip': did you mean 'recipe'?"),
         ("train.max_steps", "train.max_step", "did you mean 'train.max_steps'?"),
-        ("py:pipeline", "py:pipelin", "unknown flow in flows/pipeline.py 'pipelin'"),
+        ("py:pipeline", "py:pipelin", "Flow function with name 'pipelin' not found"),
+        ("recipe: tiny,", "recipe: tiny, until: encod,", "until: Input should be 'download',"),
         ("flows/pipeline.py", "flows/pipelin.py", "flows/pipelin.py does not exist"),
         ('version: "1"', "version: 1", "deployments[0].version=1"),
         ("    description: A tiny one.\n", "", "deployments[0].description is missing"),
-        ('cron: "0 3 * * 0", ', "", "exactly one of cron, interval, rrule"),
+        ('cron: "0 3 * * 0", ', "", "Exactly one of 'cron', 'interval', or 'rrule'"),
         ("ENQUEUE", "ENQUE", "collision_strategy='ENQUE'"),
         ("overrides: {train.max_steps: 3}", "overrides: [3]", "it must map dotted keys to values"),
         ("n_layer: 1", "n_layr: 1", "did you mean 'model.n_layer'?"),
@@ -81,11 +105,11 @@ def test_what_is_wrong_is_named(file: Path, good: str, bad: str, message: str) -
 def test_two_deployments_of_one_name(file: Path) -> None:
     entry = file.read_text().split("deployments:\n")[1]
     file.write_text(file.read_text() + entry)
-    with pytest.raises(UserError, match="'pipeline/tiny' stands there twice"):
+    with pytest.raises(UserError, match="'pipeline/tiny' is defined twice"):
         check(file)
 
 
 def test_a_recipe_may_leave_its_path_to_the_command_line(file: Path) -> None:
     later = "  own: {data: {source: files}, train: {max_steps: 1}}\n"
     file.write_text(file.read_text().replace("  tiny:\n", f"{later}  tiny:\n"))
-    assert set(check(file).recipes) == {"own", "tiny"}
+    assert check(file)

@@ -1,5 +1,6 @@
-"""Progress: lines where there is no terminal, and what a display remembers."""
+"""What a display shows of stages, and the decorator that makes them."""
 
+import inspect
 import io
 import logging
 
@@ -7,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from slm.orchestration import display
-from slm.orchestration.display import Display, current, showing, showing_on
-from slm.records import Progress, Source
+from slm.orchestration.display import Display, current, showing, showing_on, stage
+from slm.progress import Progress
+from slm.records import Source
 
 DONE = Source(key="k", dataset="stories", revision="1", splits={})
 
@@ -71,8 +73,8 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_warnings_of_the_library_are_shown() -> None:
     text = io.StringIO()
     with showing_on(Console(file=text, width=200)):
-        logging.getLogger("slm.storage").warning("%s moved aside", "data/x")
-    assert text.getvalue() == "warning: data/x moved aside\n"
+        logging.getLogger("slm.storage").warning("%s quarantined", "data/x")
+    assert text.getvalue() == "warning: data/x quarantined\n"
     logging.getLogger("slm.storage").warning("nobody looks")
     assert "nobody" not in text.getvalue()
 
@@ -82,3 +84,19 @@ def test_the_display_in_use() -> None:
     with showing(mine):
         assert current() is mine
     assert current() is not mine
+
+
+def test_a_stage_is_called_without_its_progress() -> None:
+    @stage("encode", lambda documents: ("counted", f"{documents} documents"))
+    def count(progress: Progress, texts: list[str], more: int = 0) -> int:
+        """Count documents."""
+        progress("counting", 1, None)
+        return len(texts) + more
+
+    lines: list[str] = []
+    with showing(Display(lines.append)) as shown:
+        assert count(["a", "b"], more=1) == 3
+    assert lines[0].split()[:4] == ["encode", "counted", "3", "documents"]
+    assert list(shown.seconds) == ["encode"]
+    assert (count.__name__, count.__doc__) == ("count", "Count documents.")
+    assert list(inspect.signature(count).parameters) == ["texts", "more"]

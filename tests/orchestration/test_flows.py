@@ -80,7 +80,6 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
     names = ["download", "encode", "train", "evaluate", "report", "register"]
     assert again["reused"] == names
     assert list(again["seconds"]) == [*names, "promote"]
-    assert max(again["seconds"][name] for name in names[:-1]) < 1.0  # register asks MLflow
     kept = ("recipe", "source", "shards", "run", "checkpoint", "val_loss", "val_bpb", "version")
     assert {name: again[name] for name in kept} == {name: first[name] for name in kept}
     assert "reused" in again["stderr"]
@@ -88,7 +87,7 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
 
 
 @pytest.mark.slow
-def test_what_stands_around_a_training_changes_no_weight(
+def test_what_runs_around_a_training_changes_no_weight(
     server: str, project: Path, data_root: Path, tmp_path: Path
 ) -> None:
     """With Prefect, MLflow and a report; and with none of them, evaluated at every step."""
@@ -115,7 +114,8 @@ def test_the_flow_leaves_its_results_on_the_server(
 
     run = client.read_flow_run(state.state_details.flow_run_id)
     assert run.name.startswith("tiny-")
-    assert run.parameters == {"recipe": "tiny", "overrides": {"train.max_steps": 3}}
+    overrides = {"train.max_steps": 3}
+    assert run.parameters == {"recipe": "tiny", "overrides": overrides, "until": "promote"}
     artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == run.id}
     assert artifacts["report"].data == "# the report"
     assert {"metric": "parameters", "value": "1,234"} in json.loads(artifacts["metrics"].data)
@@ -150,15 +150,17 @@ def test_silence_is_longer_than_flows_are_silent() -> None:
     assert timedelta(seconds=3 * int(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) <= SILENCE
 
 
-def test_a_stage_as_a_flow(
+def test_a_flow_up_to_a_stage(
     server: str, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = stages.install(monkeypatch, data_root)
-    assert pipeline.train("tiny") == str(data_root / "runs" / stages.EVALUATION.run)
+    made = pipeline.pipeline("tiny", until="train")
+    assert made["run"] == str(data_root / "runs" / stages.EVALUATION.run)
+    assert "val_bpb" not in made
     assert called == ["download", "encode", "train"]
 
 
-def test_bad_input_fails_the_flow_at_once(
+def test_bad_input_fails_the_flow_immediately(
     client: SyncPrefectClient, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -274,21 +276,24 @@ def test_the_deploy_file_deploys_as_it_is(
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    wanted = {f"{d.flow}/{d.name}": d for d in check(ROOT / "pipelines.yaml").deployments}
+    expected = check(ROOT / "pipelines.yaml")
     flows = {flow.id: flow.name for flow in client.read_flows()}
     deployed = {f"{flows[d.flow_id]}/{d.name}": d for d in client.read_deployments()}
-    assert set(deployed) == set(wanted)
-    for name, deployment in wanted.items():
-        found = deployed[name]
-        assert found.parameters == deployment.parameters
-        assert found.description == deployment.description
-        assert found.version == deployment.version
-        assert found.tags == deployment.tags
-        assert found.work_pool_name == "slm-process"
-        assert found.global_concurrency_limit.limit == 1
-        assert found.concurrency_options.collision_strategy == "ENQUEUE"
-        assert set(found.parameter_openapi_schema["properties"]) == {"recipe", "overrides"}
-        assert str(folder) in str(found.pull_steps)
+    assert set(deployed) == set(expected)
+    for name, deployment in expected.items():
+        made = deployed[name]
+        assert made.parameters == deployment.parameters
+        assert made.description == deployment.description
+        assert made.version == deployment.version
+        assert made.tags == deployment.tags
+        assert made.work_pool_name == "slm-process"
+        assert made.global_concurrency_limit.limit == 1
+        assert made.concurrency_options.collision_strategy == "ENQUEUE"
+        parameters = {"recipe", "overrides"} | (
+            {"until"} if name.startswith("pipeline/") else set()
+        )
+        assert set(made.parameter_openapi_schema["properties"]) == parameters
+        assert str(folder) in str(made.pull_steps)
 
 
 def test_retrain_trains_once_and_again_when_documents_arrive(
@@ -311,30 +316,30 @@ def test_retrain_trains_once_and_again_when_documents_arrive(
         state = retrain.retrain("tiny", overrides, return_state=True)
         assert state.is_completed()
         run = client.read_flow_run(state.state_details.flow_run_id)
-        found = {a.key: str(a.data) for a in client.read_artifacts() if a.flow_run_id == run.id}
-        return state.result(), run, found
+        shown = {a.key: str(a.data) for a in client.read_artifacts() if a.flow_run_id == run.id}
+        return state.result(), run, shown
 
     monkeypatch.setattr(retrain, "pause_flow_run", answer)
     tiny_run.add_documents(folder / "a.jsonl", 7, 200)
     with tiny_run.code(tiny_run.CLEAN):
-        first, run, found = cycle()
+        first, run, shown = cycle()
         assert (first["action"], first["champion"]) == ("retrain", True)
-        assert "approved by Ann: as I like it" in found["verdict"]
+        assert "approved by Ann: as I like it" in shown["verdict"]
         assert {"retrain:retrain", "verdict:promoted"} <= set(run.tags)
 
-        begin = time.monotonic()
-        second, run, found = cycle()
-        assert time.monotonic() - begin < 5
+        trained = list(data_root.glob("runs/*"))
+        second, run, shown = cycle()
+        assert list(data_root.glob("runs/*")) == trained
         assert second["action"] == "nothing"
         assert run.state.message.startswith(
             "nothing to do: models:/dataset/1 was made of this very"
         )
-        assert "# Nothing to do" in found["retrain-decision"]
+        assert "# Nothing to do" in shown["retrain-decision"]
 
         tiny_run.add_documents(folder / "b.jsonl", 8, 60)
-        third, run, found = cycle()
+        third, run, shown = cycle()
         assert third["action"] == "continue"
         assert {"retrain:continue", "new_documents:23.08%"} <= set(run.tags)
-        assert "| new | 60 |" in found["retrain-decision"]
+        assert "| new | 60 |" in shown["retrain-decision"]
         assert third["champion"] is False  # refused by the gate, or else by Ann
         assert cycle()[0]["action"] == "nothing"

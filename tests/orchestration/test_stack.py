@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "data.documents": 200,
     "data.vocab_size": 512,
-    "data.val_fraction": 0.3,  # the gate wants enough documents to judge by
+    "data.val_fraction": 0.3,  # enough documents for the gate
     "data.workers": 1,
     "model.n_layer": 1,
     "model.n_head": 2,
@@ -65,13 +65,13 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(what: Callable[[], T], seconds: float = 120.0) -> T:
-    """The first true value of `what`."""
+def wait_for(condition: Callable[[], T], seconds: float = 120.0) -> T:
+    """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.2)
-    return found
+    return value
 
 
 class Stack:
@@ -105,10 +105,10 @@ class Stack:
                 stdout=output,
                 stderr=output,
             )
-        wait_for(lambda: self.says("Ctrl-C stops it") or self.process.poll() is not None)
+        wait_for(lambda: self.printed("Ctrl-C stops it") or self.process.poll() is not None)
         assert self.process.poll() is None, self.output.read_text()
 
-    def says(self, text: str) -> bool:
+    def printed(self, text: str) -> bool:
         return text in self.output.read_text()
 
     def stop(self) -> None:
@@ -130,8 +130,8 @@ class Stack:
     def run(self, deployment: str, overrides: dict[str, Any], *options: str) -> UUID:
         """Runs a deployment as a person does; returns the flow run's id."""
         parameter = f"overrides={json.dumps(overrides)}"
-        said = self.prefect("deployment", "run", deployment, "-p", parameter, *options)
-        return UUID(said.partition("UUID: ")[2].split()[0])
+        output = self.prefect("deployment", "run", deployment, "-p", parameter, *options)
+        return UUID(output.partition("UUID: ")[2].split()[0])
 
     def read(self, flow_run: UUID) -> FlowRun:
         with SyncPrefectClient(self.api) as client:
@@ -146,14 +146,14 @@ class Stack:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The processes of this stack whose command line holds a word."""
-        found = []
+        matching = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if name in process.cmdline() and process.environ().get("SLM_DATA") == str(
                     self.data
                 ):
-                    found.append(process)
-        return found
+                    matching.append(process)
+        return matching
 
     def may_lose_its_worker(self) -> bool:
         """Whether the worker is old enough to be started again when it ends."""
@@ -161,7 +161,7 @@ class Stack:
             time.time() - worker.create_time()
             for worker in self.processes("slm.orchestration.stack.worker")
         ]
-        return bool(ages) and min(ages) > services.LEAST_SECONDS
+        return bool(ages) and min(ages) > services.MIN_UPTIME_SECONDS
 
     def trained(self) -> list[Path]:
         """The checkpoints of a training that has begun."""
@@ -204,16 +204,16 @@ def test_a_deployment_makes_a_champion(stack: Stack) -> None:
 
     with SyncPrefectClient(stack.api) as client:
         artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run}
-    wanted = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
-    assert wanted <= set(artifacts)
+    expected = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
+    assert expected <= set(artifacts)
     assert version.run_id in str(artifacts["mlflow-run"].data)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_stage_as_a_deployment(stack: Stack) -> None:
+def test_a_deployment_up_to_a_stage(stack: Stack) -> None:
     offline = TINY | {"data.source": "stories", "data.path": "", "data.revision": None}
-    flow_run = stack.run("encode/tinystories", offline, "--watch")
+    flow_run = stack.run("pipeline/tinystories-encode", offline, "--watch")
     assert stack.ended(flow_run) == StateType.COMPLETED
     assert list(stack.data.glob(f"shards/tinystories-*/{RECORD}"))
 
@@ -239,7 +239,7 @@ def test_a_schedule_fires(stack: Stack) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_person_is_asked_and_the_answer_is_heeded(stack: Stack) -> None:
+def test_an_approval_is_asked_for_and_obeyed(stack: Stack) -> None:
     offline = SHORT | {"data.source": "stories", "data.path": "", "data.revision": None}
     asking = {"registry.model": "asked", "retrain.approval": True}  # a model without a champion
     flow_run = stack.run("retrain/tinystories", offline | asking)
@@ -260,13 +260,14 @@ def test_a_person_is_asked_and_the_answer_is_heeded(stack: Stack) -> None:
 def test_on_postgres(tmp_path: Path) -> None:
     with postgres() as address:
         stack = Stack(tmp_path, "--postgres", address.replace("psycopg2", "asyncpg"))
-        flow_run = stack.run("download/tinystories", TINY | {"data.source": "stories"}, "--watch")
+        offline = TINY | {"data.source": "stories"}
+        flow_run = stack.run("pipeline/tinystories-download", offline, "--watch")
         assert stack.ended(flow_run) == StateType.COMPLETED
         stack.stop()
     assert not (stack.data / "prefect" / "prefect.db").exists()
 
 
-# ---- what dies is known, and goes on ----------------------------------------------------------
+# ---- what dies is known, and resumes ----------------------------------------------------------
 
 
 def kill_flow(stack: Stack, flow_run: UUID) -> None:
@@ -392,8 +393,8 @@ def assert_known_and_retried(
         wait_for(lambda: stack.ended(flow_run) == StateType.COMPLETED)
         print(f"{'':<16} retried from step {last}: {time.monotonic() - began:.1f} s")
         [run] = stack.data.glob("runs/*/metrics.jsonl")
-        went_on = [e["step"] for e in RunFolder(run.parent).journal if e["event"] == "resume"]
-        assert went_on == [last]
+        resumed = [e["step"] for e in RunFolder(run.parent).journal if e["event"] == "resume"]
+        assert resumed == [last]
     [record] = stack.data.glob(f"runs/*/{RECORD}")
     assert json.loads(record.read_text())["weights_sha256"] == uninterrupted
 
@@ -413,10 +414,10 @@ def test_a_second_stack_on_a_data_folder_is_refused(data_root: Path) -> None:
         pass
 
 
-def test_a_program_that_ends_at_once_is_not_started_for_ever(data_root: Path) -> None:
+def test_a_program_that_ends_immediately_is_not_restarted_for_ever(data_root: Path) -> None:
     service = services.Service("the worker", ["no_such_module"], dict(os.environ))
     make_folder(service.log.parent)
     service.start()
-    with pytest.raises(SlmError, match=r"the worker ends at once; its log .*worker.log says why"):
+    with pytest.raises(SlmError, match=r"the worker ends immediately; its log .*worker.log has"):
         services.keep_running([service], print)
     assert "no_such_module" in service.log.read_text()

@@ -24,7 +24,6 @@ from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.intervals import paired_interval
 from slm.orchestration import events, stages, tasks
-from slm.orchestration.display import Display
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register
 from slm.registry.versions import GateDecision
@@ -184,8 +183,8 @@ def test_a_flow_gates_by_the_settings_that_it_was_given(
     for registry_config, expected in ((STRICT, "refused"), (LENIENT, "promoted")):
         config = CONFIG.model_copy(update={"registry": registry_config})
         for decision in (
-            stages.judge(config, version, Display(print)),
-            stages.promote(config, version, Display(print)),
+            stages.assess(config, version),
+            stages.promote(config, version),
         ):
             assert decision is not None
             assert decision.decision == expected
@@ -194,7 +193,7 @@ def test_a_flow_gates_by_the_settings_that_it_was_given(
 def test_a_decision_is_reported_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_DATA", str(root))
     reported: list[str] = []
-    monkeypatch.setattr(events, "judged", lambda decision: reported.append(decision.decision))
+    monkeypatch.setattr(events, "decided", lambda decision: reported.append(decision.decision))
     run = trained_run(root, "aa", 0)
     version = register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
     for gate_config in (STRICT, STRICT, LENIENT, LENIENT):

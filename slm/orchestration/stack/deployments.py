@@ -1,116 +1,92 @@
 """A strict reading of `pipelines.yaml`.
 
 Prefect ignores keys that it does not know, so a misspelt `concurency_limit` would silently deploy
-without one. Here every key of its deployment schema is known and any other is refused.
+without one. Here the keys are those of Prefect's own models of its deploy file, and any other is
+refused; recipes, overrides and parameters are checked as a flow run would.
 """
 
-import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from prefect.cli.deploy._models import (
+    DeploymentConfig,
+    PrefectYamlModel,
+    RawScheduleConfig,
+    WorkPoolConfig,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.exceptions import MissingFlowError, ParameterTypeError, ScriptError
+from prefect.flows import Flow, load_flow_from_entrypoint
+from pydantic import BaseModel, ValidationError
 
 from slm.config import project_root
 from slm.errors import UserError, unknown
 from slm.recipes import load_recipe, read_pipelines
 
-Steps = list[dict[str, Any]] | dict[str, Any] | None
+OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
+REQUIRED = ("name", "entrypoint", "description", "version", "work_pool")
 
 
-class Strict(BaseModel):
-    """A mapping of the file without room for a misspelt key."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class WorkPool(Strict):
-    name: str
-    work_queue_name: str | None = None
-    job_variables: dict[str, Any] = Field(default_factory=dict)
-
-
-class ConcurrencyLimit(Strict):
-    limit: int = Field(gt=0)
-    collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"] = "ENQUEUE"
-    grace_period_seconds: int | None = Field(default=None, ge=60, le=86_400)
-
-
-class Schedule(Strict):
-    cron: str | None = None
-    interval: float | str | None = None  # seconds, or a duration in ISO 8601
-    rrule: str | None = None
-    anchor_date: str | None = None
-    timezone: str | None = None
-    day_or: bool | None = None
-    active: bool | None = None
-    slug: str | None = None
-    replaces: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if sum(kind is not None for kind in (self.cron, self.interval, self.rrule)) != 1:
-            raise ValueError("a schedule needs exactly one of cron, interval, rrule")
-        return self
-
-
-class Deployment(Strict):
-    name: str
-    entrypoint: str = Field(pattern=r"^[\w/]+\.py:\w+$")
-    description: str
-    version: str
-    tags: list[str] = Field(default_factory=list)
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    enforce_parameter_schema: bool = True
-    work_pool: WorkPool
-    concurrency_limit: ConcurrencyLimit | int | None = None
-    schedules: list[Schedule] = Field(default_factory=list)
-    paused: bool = False
-    triggers: list[dict[str, Any]] = Field(default_factory=list)
-    build: Steps = None
-    push: Steps = None
-    pull: Steps = None
-
-    @property
-    def flow(self) -> str:
-        """The flow's function."""
-        return self.entrypoint.partition(":")[2]
-
-
-class Pipelines(Strict):
-    """The whole file."""
-
-    name: str
-    recipes: dict[str, dict[str, Any] | None]
-    deployments: list[Deployment] = Field(default_factory=list)
-    definitions: dict[str, Any] = Field(default_factory=dict)  # anchors
-    build: Steps = None
-    push: Steps = None
-    pull: Steps = None
-
-
-def check(path: Path | None = None) -> Pipelines:
-    """The checked content of `pipelines.yaml`: every recipe and every deployment.
+def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
+    """The deployments of `pipelines.yaml` by their names, such as `pipeline/quickstart`.
 
     Raises UserError for the first key, recipe, flow, parameter or value that does not exist.
     """
     path = path or project_root() / "pipelines.yaml"
     content = read_pipelines(path)
-    try:
-        pipelines = Pipelines.model_validate(content)
-    except ValidationError as error:
-        raise _explained(error, path) from error
-    for name, recipe in pipelines.recipes.items():
+    parts = list(_parts(content))
+    for place, part, model in parts:
+        keys = [*model.model_fields, *(OURS if model is PrefectYamlModel else ())]
+        for key in part:
+            if key not in keys:
+                raise UserError(
+                    f"{path.name}, {place or 'at the top'}: {unknown('key', key, keys)}"
+                )
+    for place, part, model in parts:
+        _check_values(f"{place}." if place else "", part, model, path)
+    for name, recipe in content["recipes"].items():
         load_recipe(name, dict(_given_later(recipe)), path=path)
-    seen: set[str] = set()
-    for deployment in pipelines.deployments:
-        name = f"{deployment.flow}/{deployment.name}"
-        if name in seen:
-            raise UserError(f"{path.name}: deployment {name!r} stands there twice")
-        seen.add(name)
-        _check_parameters(deployment, name, path)
-    return pipelines
+    deployments: dict[str, DeploymentConfig] = {}
+    for fields in content.get("deployments") or []:
+        flow = _load_flow(path.parent, fields["entrypoint"])
+        name = f"{flow.name}/{fields['name']}"
+        if name in deployments:
+            raise UserError(f"{path.name}: deployment {name!r} is defined twice")
+        deployments[name] = DeploymentConfig.model_validate(fields)
+        for schedule in ({}, *(fields.get("schedules") or [])):
+            given = {**(fields.get("parameters") or {}), **(schedule.get("parameters") or {})}
+            _check_parameters(flow, given, f"{path.name}, deployment {name}", path)
+    return deployments
+
+
+def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], type[BaseModel]]]:
+    """Every mapping of the file with its place and Prefect's model of it, the inner ones first."""
+    for number, deployment in enumerate(content.get("deployments") or []):
+        place = f"deployments[{number}]"
+        limit = deployment.get("concurrency_limit")
+        if isinstance(limit, dict):
+            yield f"{place}.concurrency_limit", limit, ConcurrencyLimitConfig
+        for index, schedule in enumerate(deployment.get("schedules") or []):
+            yield f"{place}.schedules[{index}]", schedule, RawScheduleConfig
+        yield f"{place}.work_pool", deployment.get("work_pool") or {}, WorkPoolConfig
+        yield place, deployment, DeploymentConfig
+    yield "", content, PrefectYamlModel
+
+
+def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], path: Path) -> None:
+    """Refuses a value that Prefect refuses, and a deployment without one of ours."""
+    required = REQUIRED if model is DeploymentConfig else ()
+    if missing := [name for name in required if not part.get(name)]:
+        raise UserError(f"{path.name}: {place}{missing[0]} is missing")
+    try:
+        model.model_validate(part)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise UserError(f"{path.name}: {place.rstrip('.')}: {first['msg']}") from error
+        key = str(first["loc"][0])
+        raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {first['msg']}") from error
 
 
 def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
@@ -120,58 +96,34 @@ def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
         yield "data.path", "."
 
 
-def _check_parameters(deployment: Deployment, name: str, path: Path) -> None:
-    """Refuses parameters that the flow does not take, and recipes that do not load."""
-    accepted = _parameters_of(path.parent, deployment.entrypoint)
-    for given in (deployment.parameters, *(s.parameters for s in deployment.schedules)):
-        for parameter in given:
-            if parameter not in accepted:
-                raise UserError(
-                    f"{path.name}, deployment {name}: {unknown('parameter', parameter, accepted)}"
-                )
-        parameters = {**deployment.parameters, **given}
-        overrides = parameters.get("overrides")
-        if not isinstance(overrides, dict | None):
-            raise UserError(
-                f"{path.name}, deployment {name}: overrides={overrides!r}: it must map dotted keys "
-                "to values, such as {train.max_steps: 100}"
-            )
-        if "recipe" in parameters:
-            load_recipe(str(parameters["recipe"]), overrides, path=path)
-
-
-def _parameters_of(root: Path, entrypoint: str) -> list[str]:
-    """The parameters of the flow that an entrypoint names, read from its source."""
-    file, _, function = entrypoint.partition(":")
+def _load_flow(root: Path, entrypoint: str) -> Flow[..., Any]:
+    """The flow of `flows/pipeline.py:pipeline`, or of `slm.orchestration.pipeline.pipeline`."""
+    file, colon, _ = entrypoint.rpartition(":")
+    if colon and not (root / file).is_file():
+        raise UserError(f"entrypoint {entrypoint!r}: {root / file} does not exist")
     try:
-        tree = ast.parse((root / file).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"entrypoint {entrypoint!r}: {root / file} does not exist") from error
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if function not in functions:
-        raise unknown(f"flow in {file}", function, functions)
-    return [argument.arg for argument in functions[function].args.args]
+        where = f"{root / entrypoint}" if colon else entrypoint
+        return load_flow_from_entrypoint(where, use_placeholder_flow=False)
+    except (MissingFlowError, ScriptError, ImportError) as error:
+        raise UserError(f"entrypoint {entrypoint!r}: {error}") from error
 
 
-def _explained(error: ValidationError, path: Path) -> UserError:
-    """What is wrong first: a key that does not exist, with the nearest one, or else a value."""
-    errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    keys = [part for part in first["loc"] if part not in _UNION_MEMBERS]
-    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[1:]
-    if first["type"] == "extra_forbidden":
-        model = next((_MODELS[key] for key in reversed(keys[:-1]) if key in _MODELS), Pipelines)
-        where = f"{path.name}, {place.rpartition('.')[0] or 'at the top'}"
-        return UserError(f"{where}: {unknown('key', str(keys[-1]), model.model_fields)}")
-    if first["type"] == "missing":
-        return UserError(f"{path.name}: {place} is missing")
-    return UserError(f"{path.name}: {place}={first['input']!r}: {first['msg']}")
-
-
-_MODELS: dict[str | int, type[Strict]] = {
-    "deployments": Deployment,
-    "work_pool": WorkPool,
-    "concurrency_limit": ConcurrencyLimit,
-    "schedules": Schedule,
-}
-_UNION_MEMBERS = ("ConcurrencyLimit", "int", "float", "str")  # pydantic names them in its paths
+def _check_parameters(
+    flow: Flow[..., Any], given: Mapping[str, Any], where: str, path: Path
+) -> None:
+    """Refuses parameters that the flow does not take, and a recipe that does not load."""
+    for name in given:
+        if name not in flow.parameters.properties:
+            raise UserError(f"{where}: {unknown('parameter', name, flow.parameters.properties)}")
+    overrides = given.get("overrides")
+    if not isinstance(overrides, dict | None):
+        raise UserError(
+            f"{where}: overrides={overrides!r}: it must map dotted keys to values, such as "
+            "{train.max_steps: 100}"
+        )
+    try:
+        flow.validate_parameters(dict(given))
+    except ParameterTypeError as error:
+        raise UserError(f"{where}: {error}") from error
+    if "recipe" in given:
+        load_recipe(given["recipe"], overrides, path=path)

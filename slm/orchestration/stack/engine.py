@@ -1,7 +1,7 @@
 """Prefect's engine for one flow run, which ends when its worker dies.
 
 Without it a worker that is killed leaves its flow running where nothing can cancel it. Here the
-flow is told to save and leave, as by a SIGTERM, and the run ends Crashed, ready to be retried.
+flow saves and ends, as after a SIGTERM, and the run ends Crashed, ready to be retried.
 """
 
 import os
@@ -13,7 +13,7 @@ from slm.parent_death import signal_when_parent_dies
 
 
 def main() -> None:
-    """Runs the flow run that PREFECT__FLOW_RUN_ID names."""
+    """Run the flow run that PREFECT__FLOW_RUN_ID names."""
     signal.signal(signal.SIGHUP, _end_once)
     signal_when_parent_dies(signal.SIGHUP)
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

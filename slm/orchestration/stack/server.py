@@ -1,9 +1,8 @@
 """A temporary Prefect server for one pipeline: on this machine alone, gone when its parent is.
 
-`python -m slm.orchestration.stack.server` prints its port and serves until its standard input
-ends. It stands in for
-the one that Prefect starts by itself, which a Ctrl-C on the terminal kills before the flow can tell
-it how it ended.
+`python -m slm.orchestration.stack.server` prints its port and serves until its standard input ends.
+It replaces the one that Prefect starts by itself, which a Ctrl-C on the terminal kills before the
+flow can report how it ended.
 """
 
 import os
@@ -27,12 +26,12 @@ class Server(uvicorn.Server):
 
 
 def only_one_starting() -> AbstractContextManager[None]:
-    """Prefect makes and changes its tables as it starts; two at once break each other's."""
+    """Prefect makes and changes its tables as it starts; two servers would break each other's."""
     return lock(make_folder(data_root() / "prefect") / "start.lock")
 
 
 def main() -> None:
-    """Serves the API of Prefect, without its pages, on a free port."""
+    """Serve the API of Prefect, without its pages, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)  # connections wait until we are ready
         from prefect.server.api.server import create_app  # seconds
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def _stop_with_parent(server: uvicorn.Server) -> None:
-    """Asks the server to end when the other end of our standard input closes."""
+    """Ask the server to end when the other end of our standard input closes."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
     server.should_exit = True

@@ -1,8 +1,8 @@
 """The local stack: a Prefect server, an MLflow server and a worker, all on this machine alone.
 
 `up` starts them, waits until each answers, prepares the server for `pipelines.yaml` and keeps them
-running: one that ends is started again. Ctrl-C stops the worker first, so that the flows that run
-save and are known as Crashed, and `prefect flow-run retry` goes on with them.
+running: one that ends is started again. Ctrl-C stops the worker first, so that running flows save
+and end Crashed, and `prefect flow-run retry` resumes them.
 """
 
 import os
@@ -34,7 +34,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 120.0  # for a server to answer: minutes on a slow disk, where it makes its tables
 STOP_SECONDS = 90.0  # for the worker, whose flows save; servers take a second
 POLL_SECONDS = 0.5
-LEAST_SECONDS = 20.0  # a service that ends sooner than this is not started again
+MIN_UPTIME_SECONDS = 20.0  # a service that ends sooner is not started again
 
 
 @dataclass
@@ -50,12 +50,11 @@ class Service:
 
     @property
     def log(self) -> Path:
-        return (
-            data_root() / "logs" / f"{self.name.removeprefix('the ').replace(' ', '-').lower()}.log"
-        )
+        name = self.name.removeprefix("the ").replace(" ", "-").lower()
+        return data_root() / "logs" / f"{name}.log"
 
     def start(self) -> None:
-        """Starts the program in a session of its own: a terminal's Ctrl-C is for `up` alone."""
+        """Start the program in its own session: a terminal's Ctrl-C is for `up` alone."""
         self.started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -71,7 +70,7 @@ class Service:
         return self.process is not None and self.process.poll() is not None
 
     def stop(self) -> None:
-        """Asks the program to end, and ends it where it does not."""
+        """Send SIGTERM, and SIGKILL to a program that does not end."""
         if self.process is None or self.has_ended():
             return
         self.process.terminate()
@@ -82,11 +81,11 @@ class Service:
             self.process.wait()
 
     def wait_until_healthy(self) -> None:
-        """Returns when the program answers. Raises SlmError where it ends or never does."""
+        """Wait until the program answers. Raises SlmError where it ends or never does."""
         assert self.health is not None
         while not answers(self.health):
             if self.has_ended() or time.monotonic() - self.started > START_SECONDS:
-                raise SlmError(f"{self.name} did not start; its log {self.log} says why")
+                raise SlmError(f"{self.name} did not start; its log {self.log} has the reason")
             time.sleep(POLL_SECONDS)
 
 
@@ -97,7 +96,7 @@ def up(
     postgres: str | None = None,
     write: Callable[[str], None] = print,
 ) -> None:
-    """Runs the stack until it is interrupted.
+    """Run the stack until it is interrupted.
 
     Args:
         postgres: the address of a database for the Prefect server, instead of SQLite under
@@ -112,7 +111,7 @@ def up(
     ask_no_proxy(HOST)
     prefect = f"http://{HOST}:{prefect_port}"
     mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not mlflow.startswith("http"):  # a server is there already; a store is not one
+    if not mlflow.startswith("http"):  # an address of a store is not a server
         mlflow = ""
     with only_stack():
         refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
@@ -135,16 +134,16 @@ def up(
             write(f"Prefect   {prefect}")
             write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
             write(f"logs      {worker.log.parent}")
-            write("up        Ctrl-C stops it; what runs then saves, and can be retried")
+            write("up        Ctrl-C stops it; running flows save, and can be retried")
             keep_running([*servers, worker], write)
         finally:
-            write("stopping  what runs saves first")
+            write("stopping  running flows save first")
             for service in (worker, *servers):
                 service.stop()
 
 
 def shared_environment(prefect: str, mlflow: str) -> dict[str, str]:
-    """What all parts of the stack are told."""
+    """The environment of all parts of the stack."""
     return {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a gigabyte of memory
@@ -178,7 +177,7 @@ def mlflow_server(port: int, environment: dict[str, str]) -> Service:
 
 
 def prepare(environment: dict[str, str]) -> None:
-    """Makes the work pool, the limit and the automation, and deploys all of `pipelines.yaml`."""
+    """Make the work pool, the limit and the automation, and deploy all of `pipelines.yaml`."""
     from slm.orchestration.stack.setup import set_up
 
     set_up(environment["PREFECT_API_URL"])
@@ -196,26 +195,27 @@ def prepare(environment: dict[str, str]) -> None:
 
 
 def keep_running(services: list[Service], write: Callable[[str], None]) -> None:
-    """Starts again whatever ends. Raises SlmError where that does not help."""
+    """Restart what ends. Raises SlmError for what ends again immediately."""
     while True:
         time.sleep(POLL_SECONDS)
         for service in filter(Service.has_ended, services):
-            if time.monotonic() - service.started < LEAST_SECONDS:
-                raise SlmError(f"{service.name} ends at once; its log {service.log} says why")
+            if time.monotonic() - service.started < MIN_UPTIME_SECONDS:
+                raise SlmError(
+                    f"{service.name} ends immediately; its log {service.log} has the reason"
+                )
             write(f"restart   {service.name} had ended")
             service.start()
 
 
 @contextmanager
 def only_stack() -> Iterator[None]:
-    """Refuses a second stack on this data folder."""
+    """Refuse a second stack on this data folder."""
     with ExitStack() as held:
         try:
             held.enter_context(lock(make_folder(data_root() / "logs") / "up.lock", wait=False))
         except InUse:
-            raise UserError(
-                f"a stack is up on {data_root()} already: stop that one with Ctrl-C first"
-            ) from None
+            message = f"a stack is up on {data_root()} already: stop that one with Ctrl-C first"
+            raise UserError(message) from None
         yield
 
 
@@ -234,7 +234,7 @@ def refuse_port_in_use(name: str, port: int, option: str) -> None:
 
 
 def listener(port: int) -> psutil.Process | None:
-    """The process that listens on a port of this machine; None where we may not know."""
+    """The process that listens on a port of this machine; None where that is not readable."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and port in connection.laddr[1:]:
@@ -243,7 +243,7 @@ def listener(port: int) -> psutil.Process | None:
 
 
 def answers(address: str) -> bool:
-    """Whether an address of this machine answers; no proxy is asked."""
+    """Whether an address of this machine answers, without any proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(address, timeout=5).close()

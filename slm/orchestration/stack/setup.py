@@ -20,16 +20,16 @@ SILENCE = timedelta(seconds=90)  # three missed heartbeats, which come every 30 
 
 
 def set_up(api: str) -> None:
-    """Makes what is not there yet. A limit that was changed on the server stays as it is."""
+    """Make what is missing. A limit that was changed on the server stays as it is."""
     with SyncPrefectClient(api) as client:
         client.create_work_pool(work_pool(), overwrite=True)
         with suppress(ObjectAlreadyExists):
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
-        found = client.find_automation(ZOMBIES.name)
-        if found is None:
+        existing = client.find_automation(ZOMBIES.name)
+        if existing is None:
             client.create_automation(ZOMBIES)
-        elif found.trigger != ZOMBIES.trigger:  # made by an older version
-            client.update_automation(found.id, ZOMBIES)
+        elif existing.trigger != ZOMBIES.trigger:  # made by an older version
+            client.update_automation(existing.id, ZOMBIES)
 
 
 def work_pool() -> WorkPoolCreate:
@@ -42,8 +42,8 @@ def work_pool() -> WorkPoolCreate:
 
 
 ZOMBIES = AutomationCore(
-    name="slm: flow runs that fell silent",
-    description="A flow run whose process is gone without a word is marked as crashed.",
+    name="slm: flow runs that fell silent",  # as on servers that exist
+    description="Marks a flow run as crashed when its process is gone and sends no heartbeat.",
     trigger=EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={
@@ -63,7 +63,7 @@ ZOMBIES = AutomationCore(
     actions=[
         ChangeFlowRunState(
             state=StateType.CRASHED,
-            message="No heartbeat: its process is gone. Retrying goes on from its last checkpoint.",
+            message="No heartbeat: its process is gone. A retry resumes from its last checkpoint.",
         )
     ],
 )

@@ -1,7 +1,7 @@
 """Prefect's process worker that lets its flows save before it ends.
 
-Prefect's own kills them at once when it is asked to end: nothing is saved, and their runs stay
-Running. This one asks them to end and waits; they save, and their runs end Crashed.
+Prefect's own kills them immediately on SIGTERM: nothing is saved, and their runs stay Running.
+This one sends them SIGTERM and waits; they save, and their runs end Crashed.
 """
 
 import asyncio
@@ -18,29 +18,29 @@ GRACE_SECONDS = 60.0  # for flows to save: longer than a training is given
 
 
 async def work() -> None:
-    """Runs the flows that the work pool has, until SIGTERM or SIGINT."""
+    """Run the flows that the work pool has, until SIGTERM or SIGINT."""
     os.environ["SLM_PARENT"] = str(os.getpid())  # for `slm.orchestration.stack.engine`
-    asked = asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     worker = ProcessWorker(work_pool_name=POOL, name=f"{platform.node()}-{os.getpid()}")
     working = asyncio.create_task(worker.start())
-    waiting = asyncio.create_task(asked.wait())
+    waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-    if asked.is_set():
+    if stopping.is_set():
         await end_flows()
         working.cancel()
-    await asyncio.gather(working, return_exceptions=asked.is_set())
+    await asyncio.gather(working, return_exceptions=stopping.is_set())
 
 
 async def end_flows() -> None:
-    """Asks every flow of this worker to save and end; returns when they have, or after a while."""
-    told: set[int] = set()
+    """Send SIGTERM to every flow of this worker; wait until they have ended, or for a while."""
+    signalled: set[int] = set()
     deadline = asyncio.get_running_loop().time() + GRACE_SECONDS
     while flows := psutil.Process().children():
         for flow in flows:
-            if flow.pid not in told:  # one that has just started is told too
-                told.add(flow.pid)
+            if flow.pid not in signalled:  # also one that has just started
+                signalled.add(flow.pid)
                 with suppress(psutil.NoSuchProcess):
                     flow.terminate()
         if asyncio.get_running_loop().time() > deadline:

@@ -1,0 +1,79 @@
+"""The pipeline as an outline: one for Prefect's flow and for a plain call."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from slm.config import PipelineConfig
+from slm.errors import unknown
+from slm.orchestration import stages
+from slm.orchestration.display import current, showing
+from slm.records import Evaluation, Report, Run, Shards, Source, Version
+from slm.run_folder import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from slm.registry.versions import GateDecision
+
+    Result = Source | Shards | Run | Evaluation | Report | Version | GateDecision | None
+
+Until = Literal["download", "encode", "train", "evaluate", "report", "register", "promote"]
+
+
+def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
+    """Every stage's result, in order. A stage runs when its result is asked for.
+
+    `steps`: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
+    """
+    yield (source := steps.download(config))
+    yield (shards := steps.encode(config, source))
+    yield (run := steps.train(config, shards))
+    yield (evaluation := steps.evaluate(config, run, shards))
+    yield (report := steps.report(config, run, evaluation, shards))
+    yield (version := steps.register(config, run, evaluation, report, shards))
+    yield steps.promote(config, version)
+
+
+def run_pipeline(
+    config: PipelineConfig, until: Until = "promote", *, steps: ModuleType = stages
+) -> dict[str, Any]:
+    """Run a pipeline up to a stage, without Prefect; returns what was made, as JSON values.
+
+    A stage that is complete is reused. Raises UserError for bad input, and SlmError.
+    """
+    if until not in get_args(Until):
+        raise unknown("stage", until, get_args(Until))
+    count = get_args(Until).index(until) + 1
+    with showing(current()) as display:
+        made = summary(config, islice(outline(steps, config), count))
+        return {**made, "seconds": display.seconds, "reused": display.reused}
+
+
+def summary(config: PipelineConfig, results: "Iterable[Result]") -> dict[str, Any]:
+    """What was made, as JSON values."""
+    made: dict[str, Any] = {"recipe": config.recipe}
+    for result in results:
+        made |= _facts(result)
+    return made
+
+
+def _facts(result: "Result") -> dict[str, Any]:
+    match result:
+        case Source():
+            return {"source": str(result.path)}
+        case Shards():
+            return {"shards": str(result.path)}
+        case Run():
+            return {"run": str(result.path)}
+        case Evaluation(val_loss=val_loss, val_bpb=val_bpb):
+            checkpoint = result.path.parent / CHECKPOINTS / result.checkpoint
+            return {"checkpoint": str(checkpoint), "val_loss": val_loss, "val_bpb": val_bpb}
+        case Report():
+            return {"report": str(result.path / result.html)}
+        case Version():
+            return {"version": result.uri}
+        case None:  # of the last stage
+            return {"champion": True, "verdict": "it is the champion already"}
+        case decision:
+            promoted = decision.decision == "promoted"
+            return {"champion": promoted, "verdict": decision.reason}

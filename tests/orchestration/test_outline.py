@@ -1,0 +1,47 @@
+"""The pipeline without Prefect: up to any stage, each stage given what those before it made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import stages
+
+from slm.config import PipelineConfig
+from slm.errors import UserError
+from slm.orchestration.outline import Until, run_pipeline
+
+Config = Callable[..., PipelineConfig]
+CALLS = ["download", "encode", "train", "evaluate", "write_report", "register"]
+
+
+@pytest.mark.parametrize(("count", "until"), list(enumerate(get_args(Until), 1)))
+def test_it_runs_up_to_a_stage(
+    count: int,
+    until: Until,
+    tiny_config: Config,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    made = run_pipeline(tiny_config(), until)
+    assert called == CALLS[:count]
+    assert list(made["seconds"]) == list(get_args(Until))[:count]
+    assert made["reused"] == (["encode"] if count > 1 else [])
+    assert ("val_bpb" in made, "champion" in made) == (count > 3, count > 6)
+
+
+def test_all_of_it_gives_what_the_command_prints(
+    tiny_config: Config, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.install(monkeypatch, data_root)
+    made = run_pipeline(tiny_config())
+    run = data_root / "runs" / stages.EVALUATION.run
+    assert made["checkpoint"] == str(run / "checkpoints" / "step_000002")
+    assert made["report"] == str(run / "report" / "index.html")
+    assert (made["version"], made["champion"]) == ("models:/slm/3", True)
+
+
+def test_a_stage_that_does_not_exist(tiny_config: Config) -> None:
+    with pytest.raises(UserError, match="did you mean 'encode'"):
+        run_pipeline(tiny_config(), "encod")  # type: ignore[arg-type]
