@@ -1,14 +1,15 @@
 """The pipeline as an outline: one for Prefect's flow and for a plain call."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from slm.config import PipelineConfig
+from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.errors import unknown
 from slm.orchestration import stages
 from slm.orchestration.display import current, showing
+from slm.recipes import load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.run_folder import CHECKPOINTS
 
@@ -34,12 +35,30 @@ def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
     yield steps.promote(config, version)
 
 
+def run(
+    recipe: str = DEFAULT_RECIPE,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    until: Until = "promote",
+) -> dict[str, Any]:
+    """Run a recipe's pipeline, without Prefect; returns what was made, as JSON values.
+
+    >>> slm.run("quickstart", {"train.max_steps": 100}, until="evaluate")["val_bpb"]
+
+    Args:
+        recipe: a name in `pipelines.yaml`.
+        overrides: settings by dotted key.
+        until: the last stage to run. A stage that is complete is reused.
+    """
+    return run_pipeline(load_recipe(recipe, overrides), until)
+
+
 def run_pipeline(
     config: PipelineConfig, until: Until = "promote", *, steps: ModuleType = stages
 ) -> dict[str, Any]:
-    """Run a pipeline up to a stage, without Prefect; returns what was made, as JSON values.
+    """Run a pipeline up to a stage; returns what was made, as JSON values.
 
-    A stage that is complete is reused. Raises UserError for bad input, and SlmError.
+    `steps`: as of `outline`.
     """
     if until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))

@@ -9,7 +9,7 @@ import stages
 
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.orchestration.outline import Until, run_pipeline
+from slm.orchestration.outline import Until, run, run_pipeline
 
 Config = Callable[..., PipelineConfig]
 CALLS = ["download", "encode", "train", "evaluate", "write_report", "register"]
@@ -36,10 +36,18 @@ def test_all_of_it_gives_what_the_command_prints(
 ) -> None:
     stages.install(monkeypatch, data_root)
     made = run_pipeline(tiny_config())
-    run = data_root / "runs" / stages.EVALUATION.run
-    assert made["checkpoint"] == str(run / "checkpoints" / "step_000002")
-    assert made["report"] == str(run / "report" / "index.html")
+    folder = data_root / "runs" / stages.EVALUATION.run
+    assert made["checkpoint"] == str(folder / "checkpoints" / "step_000002")
+    assert made["report"] == str(folder / "report" / "index.html")
     assert (made["version"], made["champion"]) == ("models:/slm/3", True)
+
+
+def test_a_recipe_by_its_name(
+    project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    assert run("tiny", {"train.max_steps": 3}, until="encode")["recipe"] == "tiny"
+    assert called == CALLS[:2]
 
 
 def test_a_stage_that_does_not_exist(tiny_config: Config) -> None:
