@@ -158,7 +158,7 @@ class Loader:
         return np.concatenate(parts).astype(np.int64)
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches from a step on, each made by a thread while the one before is trained on."""
+        """The batches from a step on; a thread makes each while the one before is trained on."""
         with ThreadPoolExecutor(1) as thread:
             ahead = thread.submit(self.batch, step)
             for following in count(step + 1):
