@@ -253,6 +253,12 @@ class RunFolder:
         """Whether its training has ended and left its record, which may be damaged."""
         return (self.path / storage.RECORD).is_file()
 
+    def check_format(self) -> None:
+        """Raises NewerFormat where settings or plan are of a newer slm, CorruptionError where they
+        are damaged. To be called before files are compared with hashes: newer is not damaged.
+        """
+        _ = self.settings, self.plan
+
     # ---- records ----
 
     @property
@@ -262,12 +268,9 @@ class RunFolder:
 
     @property
     def verified_record(self) -> Run | None:
-        """`record`, with every file compared with its hash. Raises CorruptionError.
-
-        Settings and plan are read first: one of a newer format must not be taken for damage.
-        """
+        """`record`, with every file compared with its hash. Raises CorruptionError."""
         if self.exists:
-            _ = self.settings, self.plan
+            self.check_format()
         return storage.read_record(self.path, Run)
 
     def checkpoint(self, name: str, *, verify: bool = False) -> Checkpoint | None:

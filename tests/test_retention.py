@@ -240,7 +240,10 @@ def test_a_record_of_a_newer_slm_ends_it_and_nothing_is_deleted(root: Path, file
     run = finished(root, "aa")
     add_checkpoint(start_run(root, key="bb" * 32), 10)
     path = run.path / file
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), "format": storage.FORMAT + 1}))
+    fields = {**json.loads(path.read_bytes()), "format": storage.FORMAT + 1}
+    if fields.pop("sha256", None):
+        fields["sha256"] = storage.sha256_bytes(storage.canonical_json(fields))
+    path.write_text(json.dumps(fields))
     before = {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
     with pytest.raises(NewerFormat, match=f"{file} is of format"):
         look(root)

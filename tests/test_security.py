@@ -20,13 +20,13 @@ from faults import Lab
 from prefect import Flow, Task
 from run_folders import add_checkpoint, empty_store, start_run
 
-from slm.cli import options
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.model.saved import load_model
 from slm.orchestration import pipeline, retrain, tasks
 from slm.recipes import load_recipe
 from slm.records import Checkpoint
+from slm.registry import opening
 from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.storage import read_record
@@ -220,9 +220,9 @@ def test_names_that_lead_elsewhere_are_refused(
     start_run(empty_store(data_root))
     for text in (name, f"models:/{name}@challenger"):
         with pytest.raises(UserError):
-            options.checkpoint_folder(text)
+            opening.model_folder(text)
     with pytest.raises(UserError, match="unknown run"):
-        options.finished_run(name)
+        opening.finished_run(name)
 
 
 @pytest.mark.parametrize("key", ["../../elsewhere", "*", "/etc"])
@@ -231,7 +231,7 @@ def test_a_run_that_names_shards_elsewhere_is_refused(tmp_path: Path, key: str) 
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**settings, "shards_key": key}))
     assert RunFolder(run).shards is None
-    with pytest.raises(SlmError, match="shards"):
+    with pytest.raises(UserError, match="shards"):
         open_job(RunFolder(run))
 
 

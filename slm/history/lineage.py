@@ -82,7 +82,11 @@ def lineage(
         evaluation_key: of the evaluation that ends the chain; None: the one that the tags name,
             else the run's own.
         check: hash every file again; else links count as not checked.
+
+    Raises NewerFormat where a newer slm wrote the run.
     """
+    with suppress(CorruptionError):  # which becomes a link's state
+        run.check_format()
     tags = tags or {}
     return _Chain(run, tags, evaluation_key or tags.get("evaluation_key", ""), check).lineage()
 

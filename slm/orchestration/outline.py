@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.errors import unknown
@@ -16,7 +16,7 @@ from slm.run_folder import CHECKPOINTS
 if TYPE_CHECKING:
     from slm.registry.versions import GateDecision
 
-    Result = Source | Shards | Run | Evaluation | Report | Version | GateDecision | None
+    Result: TypeAlias = Source | Shards | Run | Evaluation | Report | Version | GateDecision | None
 
 Until = Literal["download", "encode", "train", "evaluate", "report", "register", "promote"]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_model import BYTES, tiny_model
 
-from slm.cli.options import checkpoint_folder
 from slm.errors import UserError
 from slm.model.export.hugging_face import export
 from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.records import Evaluation, Record, Report
+from slm.registry.opening import model_folder
 from slm.storage import commit, mismatches, read_record, sha256_file
 from slm.tokens.tokenizer.bpe import TOKENIZER
 
@@ -98,4 +98,4 @@ def test_a_checkpoint_is_named_from_within_its_run(
 ) -> None:
     checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
     monkeypatch.chdir(checkpoint.parent)
-    assert export(checkpoint_folder("step_000001"), Path("../out"))
+    assert export(model_folder("step_000001"), Path("../out"))
