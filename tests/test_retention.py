@@ -213,7 +213,7 @@ def test_a_source_that_is_being_encoded_stays(root: Path, data: tuple[Path, Path
     assert storage.read_record(source, Source) is not None
 
 
-def test_shards_that_a_run_was_begun_on_after_the_survey_stay(
+def test_shards_that_a_run_started_on_after_the_survey_stay(
     root: Path, data: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = look(root)

@@ -73,7 +73,7 @@ def test_another_key_replaces_it(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
-def test_a_damaged_stage_is_moved_aside_and_made_again(
+def test_a_damaged_result_is_quarantined_and_rebuilt(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_a_damaged_stage_is_moved_aside_and_made_again(
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_stage_killed_at_any_point_is_whole_or_made_again(
+def test_a_stage_killed_at_any_point_is_whole_or_rebuilt(
     tmp_path: Path, before: str | None
 ) -> None:
     fired = 0
@@ -363,7 +363,7 @@ def test_of_many_processes_one_builds_and_all_have_its_result(tmp_path: Path) ->
     assert (tmp_path / "built").read_text() == "x"
 
 
-def test_of_many_processes_that_find_damage_one_mends_it(tmp_path: Path) -> None:
+def test_of_many_processes_that_find_damage_one_repairs_it(tmp_path: Path) -> None:
     (stage(tmp_path).path / "a.bin").write_bytes(b"damaged")
     children = [fork(lambda: stage(tmp_path)) for _ in range(4)]
     assert [wait(child) for child in children] == [0] * 4

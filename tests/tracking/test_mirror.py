@@ -501,7 +501,7 @@ def test_a_store_killed_anywhere_while_it_is_made_opens(tmp_path: Path, old: boo
     assert count > 8
 
 
-def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> None:
+def test_a_store_killed_while_it_is_created_is_created_anew(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MlflowClient, "search_registered_models", lambda *_, **__: 1 / 0)

@@ -186,7 +186,7 @@ def test_a_full_disk_in_earnest(lab: Lab, expected: Bits) -> None:
     assert bits(run) == expected
 
 
-def test_out_of_memory_keeps_the_checkpoint_and_says_what_would_fit(
+def test_out_of_memory_keeps_the_checkpoint_and_names_a_batch_that_fits(
     lab: Lab, expected: Bits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's own error, in the fifth step; the batch is never made smaller silently."""
@@ -242,7 +242,7 @@ def test_killed_at_random_it_gives_the_same_bits(lab: Lab, kills: int, figure: F
 # ---- signals: the whole commands are in test_signals.py -----------------------------------------
 
 
-def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
+def test_after_a_signal_training_resumes_to_the_same_bits(lab: Lab) -> None:
     lab = longer(lab, max_steps=40, checkpoint_every=100, evaluate_every=100)
     expected = lab.uninterrupted()
     for numbers, code in (
@@ -275,7 +275,7 @@ def test_a_signal_leaves_what_goes_on_to_the_same_bits(lab: Lab) -> None:
 @pytest.mark.parametrize("stride", [97, short_and_long(1)])
 @pytest.mark.timeout(500)
 @pytest.mark.usefixtures("in_forks")
-def test_after_a_power_cut_at_any_moment_training_goes_on(
+def test_after_a_power_cut_at_any_moment_training_resumes(
     lab: Lab, stride: int, figure: Figure
 ) -> None:
     lab = longer(lab, max_steps=5, checkpoint_every=2, keep_checkpoints=1, evaluate_every=100)
@@ -412,7 +412,7 @@ def test_a_finished_run_that_is_damaged_loses_the_least(lab: Lab, place: str, or
 
 
 @pytest.mark.usefixtures("in_forks", "first_is_best")
-def test_a_best_checkpoint_that_is_damaged_before_the_end_is_made_again(lab: Lab) -> None:
+def test_a_best_checkpoint_damaged_before_the_end_is_rebuilt(lab: Lab) -> None:
     expected = lab.uninterrupted()
     run = lab.prepare(lab.root())
     assert lab.train(run, "train.step:7:kill") == KILLED
@@ -424,7 +424,7 @@ def test_a_best_checkpoint_that_is_damaged_before_the_end_is_made_again(lab: Lab
     assert read_record(record.checkpoint("best"), Checkpoint)
 
 
-def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, expected: Bits) -> None:
+def test_a_journal_with_missing_steps_is_not_resumed_from(lab: Lab, expected: Bits) -> None:
     """A line that is broken in the middle: what follows it is cut off, and trained again."""
     run = lab.prepare(lab.root())
     assert lab.train(run, "train.step:8:kill") == KILLED
@@ -440,7 +440,7 @@ def test_a_journal_that_misses_steps_is_not_gone_on_with(lab: Lab, expected: Bit
 
 @pytest.mark.parametrize("races", [5, short_and_long(100)])
 @pytest.mark.timeout(500)
-def test_of_two_trainers_one_wins_and_the_other_leaves_at_once(
+def test_of_two_trainers_the_second_is_refused_at_once(
     lab: Lab, races: int, figure: Figure
 ) -> None:
     lab = longer(lab, max_steps=32)  # longer than the loser waits for the lock

@@ -151,7 +151,7 @@ CASES = [
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["train", "run"])
 @pytest.mark.parametrize(("numbers", "grace", "codes"), CASES)
-def test_the_same_command_goes_on_to_the_same_bits(
+def test_the_same_command_resumes_to_the_same_bits(
     project: Project,
     expected: Bits,
     name: str,
