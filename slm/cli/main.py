@@ -26,6 +26,7 @@ from slm.config import DEFAULT_RECIPE, data_root
 from slm.errors import Interrupted, SlmError, UserError
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
+from slm.storage import hashing_once
 
 app = typer.Typer(
     name="slm",
@@ -138,7 +139,8 @@ def main() -> None:
 def _run_command() -> None:
     try:
         machine.prepare()
-        app()
+        with hashing_once():
+            app()
     except SlmError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
@@ -24,6 +23,7 @@ from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
 from slm.evaluation.intervals import RESAMPLES, paired_interval
 from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte, token_measures
+from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
@@ -98,9 +98,8 @@ def evaluate_file(
 
 def scoring_device(config: PipelineConfig | None) -> str:
     """The device that `train.device` allows; None: of a model whose run is not here."""
-    if config is not None and config.train.device == "cpu":
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    on_cpu = config is not None and config.train.device == "cpu"
+    return str(pick_device("cpu" if on_cpu else "auto"))
 
 
 def device_of(checkpoint: Path) -> str:

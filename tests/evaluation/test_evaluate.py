@@ -90,8 +90,8 @@ def test_no_documents_give_no_totals() -> None:
 
 @pytest.mark.parametrize(
     ("device", "here", "expected"),
-    [("cpu", True, "cpu"), ("cpu", False, "cpu"), ("auto", True, "cuda"), ("auto", False, "cpu"),
-     ("cuda", True, "cuda"), ("cuda", False, "cpu")],
+    [("cpu", True, "cpu"), ("cpu", False, "cpu"), ("auto", True, "cuda:0"), ("auto", False, "cpu"),
+     ("cuda", True, "cuda:0"), ("cuda", False, "cpu")],
 )  # fmt: skip
 def test_scoring_follows_the_device_of_the_training(
     device: str, here: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +102,7 @@ def test_scoring_follows_the_device_of_the_training(
     assert scoring_device(config) == expected
     checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
     checkpoint.mkdir(parents=True)
-    anywhere = "cuda" if here else "cpu"
+    anywhere = "cuda:0" if here else "cpu"
     assert device_of(checkpoint) == device_of(tmp_path) == anywhere
     settings = Settings(key="k", config=config, shards_key="s", parent_key=None)
     RunFolder(tmp_path / "run").write_settings(settings)
