@@ -1,4 +1,4 @@
-"""Where everything is: a data folder, a run's folder in it, and what each part says of itself.
+"""Where everything is: a data folder, a run's folder in it, and how each part is read.
 
     data/
       sources/<recipe>-<key>/     documents as parquet          DataRoot.source(key)
@@ -6,7 +6,7 @@
       runs/<recipe>-<key>/        one training each             DataRoot.run(name)
         config.json               what was asked for            RunFolder.config
         plan.json                 what was fixed before step 1  RunFolder.plan
-        metrics.jsonl             a line a step                 RunFolder.journal
+        metrics.jsonl             one line per step             RunFolder.journal
         checkpoints/step_000500/  weights, optimizer state      RunFolder.checkpoint(name)
         parent/                   the model it continued from   RunFolder.parent
         record.json               its results, once finished    RunFolder.record

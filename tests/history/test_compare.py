@@ -36,28 +36,28 @@ def test_two_runs_compared(pair: tuple[Path, Path]) -> None:
     a, b = pair
     write_samples(a, ("Once", 0.5, " a cat"), ("Once", 0.8, " a dog"))
     write_samples(b, ("Once", 0.8, " an owl"), ("One", 0.8, " day"))
-    found = compare(RunFolder(a), RunFolder(b))
-    assert found.config == {"train.learning_rate": (6e-4, 3e-3)}
+    comparison = compare(RunFolder(a), RunFolder(b))
+    assert comparison.config == {"train.learning_rate": (6e-4, 3e-3)}
     ours, theirs = (json.loads((r / "evaluation" / "record.json").read_bytes()) for r in pair)
-    assert found.figures["val_bpb"] == (ours["val_bpb"], theirs["val_bpb"])
-    assert found.figures["tokens"] == (512, 512)
-    assert [tokens for tokens, _ in found.curves[0]] == [256, 512]
-    assert [row[0] for row in found.at_equal_tokens] == [256, 512]
-    assert [(s.prompt, s.temperature, s.a, s.b) for s in found.samples] == [
+    assert comparison.figures["val_bpb"] == (ours["val_bpb"], theirs["val_bpb"])
+    assert comparison.figures["tokens"] == (512, 512)
+    assert [tokens for tokens, _ in comparison.curves[0]] == [256, 512]
+    assert [row[0] for row in comparison.at_equal_tokens] == [256, 512]
+    assert [(s.prompt, s.temperature, s.a, s.b) for s in comparison.samples] == [
         ("Once", 0.8, " a dog", " an owl")
     ]
 
 
 def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     a, b = pair
-    found = compare(RunFolder(a), RunFolder(b))
-    figures = found.figures["val_bpb"]
-    assert found.interval is not None
+    comparison = compare(RunFolder(a), RunFolder(b))
+    figures = comparison.figures["val_bpb"]
+    assert comparison.interval is not None
     assert figures[0] is not None
     assert figures[1] is not None
-    assert found.interval.difference == pytest.approx(figures[1] - figures[0])
-    assert found.interval.low < found.interval.difference < found.interval.high < 0
-    assert found.interval.sentence.startswith("B is better")
+    assert comparison.interval.difference == pytest.approx(figures[1] - figures[0])
+    assert comparison.interval.low < comparison.interval.difference < comparison.interval.high < 0
+    assert comparison.interval.sentence.startswith("B is better")
     other = compare(RunFolder(b), RunFolder(a)).interval
     assert other is not None
     assert other.sentence.startswith("A is better")
@@ -75,9 +75,9 @@ def test_only_documents_that_both_were_scored_on_count(pair: tuple[Path, Path]) 
     other = evaluate(config.model_copy(update={"evaluate": fewer}), run, shards_of(run))
     shutil.rmtree(b / "evaluation")
     other.path.rename(b / "evaluation")
-    found = compare(RunFolder(a), RunFolder(b)).interval
-    assert found is not None
-    assert found.documents == 3
+    interval = compare(RunFolder(a), RunFolder(b)).interval
+    assert interval is not None
+    assert interval.documents == 3
 
 
 def rewrite_documents(run: Path, change: int) -> None:
@@ -95,14 +95,14 @@ def rewrite_documents(run: Path, change: int) -> None:
 def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:
     a, b = pair
     rewrite_documents(b, 1)
-    found = compare(RunFolder(a), RunFolder(b))
-    assert found.interval is None
-    assert found.no_interval == "they were scored on other documents"
+    comparison = compare(RunFolder(a), RunFolder(b))
+    assert comparison.interval is None
+    assert comparison.no_interval == "they were scored on other documents"
     shutil.rmtree(b / "evaluation")
-    found = compare(RunFolder(a), RunFolder(b))
-    assert found.interval is None
-    assert f"slm evaluate {b.name}" in str(found.no_interval)
-    assert found.figures["val_bpb"][1] is not None  # of the training itself
+    comparison = compare(RunFolder(a), RunFolder(b))
+    assert comparison.interval is None
+    assert f"slm evaluate {b.name}" in str(comparison.no_interval)
+    assert comparison.figures["val_bpb"][1] is not None  # of the training itself
 
 
 def test_an_unfinished_run_lacks_figures_and_another_folder_is_an_error(
@@ -111,9 +111,9 @@ def test_an_unfinished_run_lacks_figures_and_another_folder_is_an_error(
     a, b = pair
     (b / "record.json").unlink()
     shutil.rmtree(b / "evaluation")
-    found = compare(RunFolder(a), RunFolder(b))
-    assert found.figures["parameters"][1] is None
-    assert found.at_equal_tokens
+    comparison = compare(RunFolder(a), RunFolder(b))
+    assert comparison.figures["parameters"][1] is None
+    assert comparison.at_equal_tokens
     with pytest.raises(CorruptionError, match=r"config\.json cannot be read"):
         compare(RunFolder(a), RunFolder(a.parent))
 
@@ -136,8 +136,8 @@ def test_a_score_that_is_not_finite_is_left_out_of_the_curve(pair: tuple[Path, P
     first = next(line for line in lines if line["event"] == "evaluate")
     first["val_bpb"] = first["val_loss"] = None
     (b / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = compare(RunFolder(a), RunFolder(b))
-    assert [len(curve) for curve in found.curves] == [2, 1]
+    comparison = compare(RunFolder(a), RunFolder(b))
+    assert [len(curve) for curve in comparison.curves] == [2, 1]
     assert all(facts.val_bpb is not None for facts in list_runs(a.parents[1]))
 
 

@@ -50,8 +50,8 @@ def run(tmp_path: Path) -> Path:
 def register(run: Path) -> PipelineConfig:
     config, record = RunFolder(run).config, RunFolder(run).verified_record
     assert record is not None
-    found = evaluate(config, record, shards_of(record))
-    registering.register(config, record, found, None, shards_of(record), root=run.parents[1])
+    evaluation = evaluate(config, record, shards_of(record))
+    registering.register(config, record, evaluation, None, shards_of(record), root=run.parents[1])
     return config
 
 

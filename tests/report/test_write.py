@@ -192,14 +192,16 @@ class Page(HTMLParser):
 
 def dangers(page: Page) -> list[str]:
     """Scripts, handlers, and addresses that lead out of the page."""
-    found = [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "link")]
+    dangerous = [
+        tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "link")
+    ]
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             local = (value or "").startswith(("#", "data:"))
             leads = name in ("src", "href", "action", "xlink:href", "srcset", "poster", "data")
             if name.startswith("on") or (leads and not local):
-                found.append(f"{tag} {name}={value}")
-    return found
+                dangerous.append(f"{tag} {name}={value}")
+    return dangerous
 
 
 # ---- the page ---------------------------------------------------------------------------------
@@ -458,9 +460,8 @@ def test_it_is_compared_with_the_champion_and_the_previous_run(
     monkeypatch.setattr("slm.report.other_runs.started", lambda run: times[run])
     pages = []
     for path, champion in ((first, first), (second, None), (second, first)):
-        found = RunFolder(champion) if champion else None
         short = made_of(path).with_report(prompts=("Once",), max_new_tokens=5)
-        report = short.write(found)
+        report = short.write(RunFolder(champion) if champion else None)
         pages.append(Page(report.path / "index.html").text)
         shutil.rmtree(report.path)
     assert "Compared with other runs" not in pages[0]
