@@ -67,22 +67,19 @@ class Journal:
         as the one before: that is logged once, and the new figures replace the old.
         """
         with self._lock:
-            self._write(event, fields)
-
-    def _write(self, event: str, fields: dict[str, Any]) -> None:
-        known = self._known.get((event, fields.get("step"))) if event != "resume" else None
-        if known is not None:
-            checked = _CHECKED.get(event)
-            before = dict(known).get(checked or "")
-            if checked is None or before == fields[checked]:
-                return
-            logger.warning(
-                "step %s, repeated, has %s %r, it was %r: another machine, thread count or torch?",
-                fields["step"], checked, fields[checked], before,
-            )  # fmt: skip
-            self._forget(event, fields["step"])
-        self._file.write(_line({"event": event, "time": time.time(), **fields}))
-        self._file.flush()
+            known = self._known.get((event, fields.get("step"))) if event != "resume" else None
+            if known is not None:
+                checked = _CHECKED.get(event)
+                before = dict(known).get(checked or "")
+                if checked is None or before == fields[checked]:
+                    return
+                logger.warning(
+                    "step %s, repeated, has %s %r, it was %r: another machine, thread count or "
+                    "torch?", fields["step"], checked, fields[checked], before,
+                )  # fmt: skip
+                self._forget(event, fields["step"])
+            self._file.write(_line({"event": event, "time": time.time(), **fields}))
+            self._file.flush()
 
     def _forget(self, event: str, step: int) -> None:
         """Drops the journal's entries from an event of a step on."""
@@ -97,7 +94,7 @@ class Journal:
         write_file(self.path, b"".join(_line(e) for e in kept))
         self._known = {(e["event"], e.get("step")): e for e in kept}
         self._file = self.path.open("ab")
-        self._write("diverged", {"step": step})
+        self.write("diverged", step=step)
 
     def sync(self) -> None:
         """Makes what was written durable: called before a checkpoint that relies on it."""
