@@ -163,7 +163,7 @@ def score_documents(
     for chunk in chunks(texts, CHUNK_DOCUMENTS):
         measured = token_measures(model, chunk, tokenizer.eot, predictions)
         for document, figures in zip(chunk, measured, strict=True):
-            scored.add(figures, int(tokenizer.token_bytes[document].sum()))
+            scored.add(figures, tokenizer.count_bytes(document))
         progress("documents", len(scored.rows), total)
     return scored
 

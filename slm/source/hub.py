@@ -14,6 +14,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -125,7 +126,10 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     described: dict[str, HubFile] = {}
     for start in range(0, len(paths), _PATHS_PER_REQUEST):
         some = paths[start : start + _PATHS_PER_REQUEST]
-        for info in with_retries(data, partial(_paths_info, data, commit, some)):
+        request = methodcaller(
+            "get_paths_info", data.path, some, revision=commit, repo_type="dataset"
+        )
+        for info in with_retries(data, request):
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not _DIGEST.fullmatch(digest):
                 raise SlmError(f"{data.path}: the hub gives no usable hash for {info.path}")
@@ -133,11 +137,6 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     if missing := set(paths) - set(described):
         raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
     return described
-
-
-def _paths_info(data: DataConfig, commit: str, paths: list[str], api: Any) -> list[Any]:
-    infos: list[Any] = api.get_paths_info(data.path, paths, revision=commit, repo_type="dataset")
-    return infos
 
 
 # ---- downloading --------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def _count(tokens: Tokens, tokenizer: Tokenizer) -> ShardCount | None:
         if int(chunk.max()) > tokenizer.eot:
             return None
         documents += int(np.count_nonzero(chunk == tokenizer.eot))
-        size += int(tokenizer.token_bytes[chunk].sum())
+        size += tokenizer.count_bytes(chunk)
     if not len(tokens) or tokens[0] != tokenizer.eot:
         return None
     return ShardCount(documents=documents, tokens=len(tokens), bytes=size)
