@@ -24,8 +24,8 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import FORMATS, check_columns, check_name, format_of
-from slm.source.hub_client import cache_home, token, with_retries
+from slm.source.documents import FORMATS, Template, check_name, format_of
+from slm.source.hub_client import token, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     if data.val_split is not None and data.val_split in names:
         chosen["val"] = names[data.val_split]
     if builder.info.features:  # else the columns are checked in the first file
-        check_columns(data, at, builder.info.features)
+        Template(data).check(at, builder.info.features)
     left_out = sorted(set(names) - {data.train_split, data.val_split})
     if left_out:
         logger.info("%s: the split(s) %s are left out", data.path, ", ".join(left_out))
@@ -86,11 +86,12 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     if outside:
         raise UserError(f"{at} points outside its repository: {outside[0]}")
     paths = {split: [f.removeprefix(prefix) for f in files] for split, files in chosen.items()}
-    for path in (path for each in paths.values() for path in each):
+    every = [path for each in paths.values() for path in each]
+    for path in every:
         check_name(path, f"{at}: ")
         if format_of(PurePosixPath(path)) is None:
             raise UserError(f"{at}: {path} is of no known format: {', '.join(FORMATS)}")
-    described = _describe(data, commit, [path for each in paths.values() for path in each])
+    described = _describe(data, commit, every)
     return {split: [described[path] for path in each] for split, each in paths.items()}
 
 
@@ -149,7 +150,9 @@ def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> P
     there is checked and used. A file with other bytes is quarantined and downloaded once more.
     Raises CorruptionError naming the file if its bytes are wrong again.
     """
-    cache = storage.make_folder(cache_home() / "files")
+    from huggingface_hub import constants
+
+    cache = storage.make_folder(Path(constants.HF_HOME) / "files")
     folder = cache / file.digest
     path = folder / PurePosixPath(file.path).name
     with storage.lock(cache / f".{file.digest}.lock"):
