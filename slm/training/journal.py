@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,11 +45,7 @@ class Journal:
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
-        whole = 0
-        for line in data.splitlines(keepends=True):
-            if parse_entry(line) is None:
-                break
-            whole += len(line)
+        whole = sum(map(len, takewhile(parse_entry, data.splitlines(keepends=True))))
         if whole < len(data):
             logger.warning("%s: %d bytes at its end are torn, cut", self.path, len(data) - whole)
             with self.path.open("r+b") as file:

@@ -63,7 +63,8 @@ def environment() -> dict[str, Any]:
     import torch
 
     listing = "\n".join(f"{name}=={version}" for name, version in packages().items())
-    machine: dict[str, Any] = {
+    return {
+        **code_state(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
@@ -73,4 +74,3 @@ def environment() -> dict[str, Any]:
         "packages_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    return {**code_state(), **machine}
