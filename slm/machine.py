@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -135,8 +136,19 @@ def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
     Empty where the system has no such file.
     """
-    lines = (line for line in _text(path).splitlines() if line.startswith(("flags", "Features")))
-    return frozenset(next(lines, ":").partition(":")[2].split())
+    return frozenset(_cpu_info(path, "flags", "Features").split())
+
+
+def cpu_name() -> str:
+    """The model of the CPU and the number of its cores."""
+    name = _cpu_info(Path("/proc/cpuinfo"), "model name")
+    return f"{name} × {os.cpu_count()}" if name else platform.processor()
+
+
+def _cpu_info(path: Path, *fields: str) -> str:
+    """The text of the first line of /proc/cpuinfo that begins with one of the fields, or ""."""
+    lines = (line for line in _text(path).splitlines() if line.startswith(fields))
+    return next(lines, ":").partition(":")[2].strip()
 
 
 def has_amx_bf16(path: Path = Path("/proc/cpuinfo")) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from slm.evaluation.ngrams import ORDER, Ints, KneserNey, unigram_nats
 from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte
 from slm.records import Shards
-from slm.tokens.shards.reading import documents, read_tokens
+from slm.tokens.shards.reading import documents, first_documents, read_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 HELD_OUT_BYTES = 4_000_000  # of held-out text, at least one document
@@ -45,9 +45,10 @@ def compare_baselines(
         `documents`, `bytes`, the model's `val_bpb` on these, and `references`: a list of
         `Baseline` as mappings, the worst first.
     """
-    held_out = _first_documents(shards, "val", HELD_OUT_BYTES, tokenizer)[: len(rows)]
+    held_out = first_documents(documents(shards, "val"), HELD_OUT_BYTES, tokenizer.count_bytes)
+    held_out = held_out[: len(rows)]
     model = Score.total(rows[: len(held_out)])
-    text = b"\n".join(tokenizer.decode_bytes(ids) for ids in held_out)
+    text = b"\n".join(map(tokenizer.decode_bytes, held_out))
     baselines = [
         *_counting(shards, held_out, model.bytes),
         *_compressors(shards, tokenizer, text, model.bytes),
@@ -94,10 +95,8 @@ def _compressors(
 ) -> Iterable[Baseline]:
     import zstandard
 
-    primer = b"\n".join(
-        tokenizer.decode_bytes(ids)
-        for ids in _first_documents(shards, "train", PRIMER_BYTES, tokenizer)
-    )[:PRIMER_BYTES]
+    train = first_documents(documents(shards, "train"), PRIMER_BYTES, tokenizer.count_bytes)
+    primer = b"\n".join(map(tokenizer.decode_bytes, train))[:PRIMER_BYTES]
     dictionary = zstandard.ZstdCompressionDict(primer, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     wide = zstandard.ZstdCompressionParameters.from_level(19, window_log=24)  # reaches all of it
     primed = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=wide)
@@ -107,15 +106,3 @@ def _compressors(
         ("zstd -19, primed", primed.compress(text), f"{len(primer):,} bytes of its text"),
     )
     return [Baseline(name, 8 * len(data) / max(1, size), knows) for name, data, knows in packed]
-
-
-def _first_documents(shards: Shards, split: str, limit: int, tokenizer: Tokenizer) -> list[Ids]:
-    """The first documents of a split, up to a number of bytes, but at least one."""
-    chosen: list[Ids] = []
-    size = 0
-    for ids in documents(shards, split):
-        size += int(tokenizer.token_bytes[ids].sum())
-        if chosen and size > limit:
-            break
-        chosen.append(ids)
-    return chosen

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from slm.evaluation.rolling_hash import HashedTokens, Hashes, HashFilter, Positions, token_values
 from slm.records import Shards
-from slm.tokens.shards.reading import read_tokens
+from slm.tokens.shards.reading import first_documents, read_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
+from slm.tokens.tokenizer.pretokenize import ranges
 
 NGRAM = 13  # tokens
 NEAR = 0.5  # of a document's n-grams in one training document: a near duplicate
@@ -49,7 +50,7 @@ def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Iterable[Ids])
     share most.
     """
     values = token_values(tokenizer.n_vocab)
-    texts = _first(held_out)
+    texts = [ids for ids in first_documents(held_out, HELD_OUT_TOKENS) if len(ids)]
     hashed = [HashedTokens(values[ids]) for ids in texts]
     whole = np.array([text.sums[-1] for text in hashed], np.uint64)
     exact = np.zeros(len(texts), bool)
@@ -76,18 +77,6 @@ def contamination(shards: Shards, tokenizer: Tokenizer, held_out: Iterable[Ids])
         "phrases": index.mean_share(),
         "examples": [asdict(pair) for pair in pairs],
     }
-
-
-def _first(held_out: Iterable[Ids]) -> list[Ids]:
-    """As many documents as HELD_OUT_TOKENS allow, but at least one; none that is empty."""
-    texts: list[Ids] = []
-    tokens = 0
-    for ids in held_out:
-        tokens += len(ids)
-        if texts and tokens > HELD_OUT_TOKENS:
-            break
-        texts.append(ids)
-    return [ids for ids in texts if len(ids)]
 
 
 def _excerpt(tokenizer: Tokenizer, ids: Ids) -> str:
@@ -135,7 +124,7 @@ class _NgramIndex:
         positions = self.filter.candidates(hashes)
         first = np.searchsorted(self.ngrams, hashes[positions])
         counts = np.searchsorted(self.ngrams, hashes[positions], "right") - first
-        entries = _ranges(first, counts)
+        entries = ranges(first, counts)
         self.in_train[entries] = True
         documents = np.searchsorted(starts, np.repeat(positions, counts), "right") - 1
         once = np.unique(entries * len(starts) + documents)  # each entry once per document
@@ -154,16 +143,6 @@ class _NgramIndex:
         in_train = np.bincount(self.owners[self.in_train], minlength=len(self.counts))
         counted = np.bincount(self.owners, minlength=len(self.counts))
         return float((in_train / np.maximum(counted, 1)).mean()) if len(counted) else 0.0
-
-
-def _ranges(first: Ints, counts: Ints) -> Ints:
-    """The numbers of several ranges, one after the other.
-
-    >>> _ranges(np.array([2, 7, 5]), np.array([3, 0, 2]))  # 2 3 4, none, 5 6
-    array([2, 3, 4, 5, 6])
-    """
-    offsets = np.cumsum(counts) - counts  # where each range begins in the result
-    return np.repeat(first - offsets, counts) + np.arange(counts.sum())
 
 
 def _largest_of_each(owners: Ints, values: Ints) -> Iterator[int]:

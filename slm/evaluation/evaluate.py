@@ -6,7 +6,7 @@ the training was set up: see slm/evaluation/scoring.py for what is counted.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
@@ -159,19 +159,13 @@ def score_documents(
     progress: Progress = silent,
 ) -> ScoredDocuments:
     """Scores documents a chunk at a time, so memory holds no more than three numbers of each."""
-    scored = ScoredDocuments()
-    for chunk in chunks(texts, CHUNK_DOCUMENTS):
+    scored, remaining = ScoredDocuments(), iter(texts)
+    for chunk in iter(lambda: list(islice(remaining, CHUNK_DOCUMENTS)), []):
         measured = token_measures(model, chunk, tokenizer.eot, predictions)
         for document, figures in zip(chunk, measured, strict=True):
-            scored.add(figures, int(tokenizer.token_bytes[document].sum()))
+            scored.add(figures, tokenizer.count_bytes(document))
         progress("documents", len(scored.rows), total)
     return scored
-
-
-def chunks(items: Iterable[Ids], size: int) -> Iterator[list[Ids]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 # ---- details, for the report ------------------------------------------------------------------

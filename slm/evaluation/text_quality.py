@@ -52,7 +52,7 @@ def measure(texts: Sequence[str], known: Collection[str]) -> Quality:
         loops=_mean(loops(text) for text in texts),
         repeated=_mean(repetition(text) for text in split),
         distinct=_distinct(split),
-        unknown=_share(total, [word for word in total if word not in known]),
+        unknown=sum(n for word, n in total.items() if word not in known) / (total.total() or 1),
         likeness=_likeness(split),
         names=_recurring_names(texts),
     )
@@ -124,10 +124,6 @@ def _recurring_names(texts: Sequence[str]) -> float | None:
         mentioned = Counter(re.findall(r"[A-Z][a-z]+", text))
         recurs += [mentioned[name] > 1 for name in set(_NAME.findall(text))]
     return fmean(recurs) if recurs else None
-
-
-def _share(total: Counter[str], chosen: Iterable[str]) -> float:
-    return sum(total[word] for word in chosen) / (total.total() or 1)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -173,12 +173,10 @@ class _Layer:
         self.out = product_plus(a.o_proj.weight, a.o_proj.bias)
         if isinstance(mlp, GeluMLP):
             self.up = product(mlp.up_proj.weight, mlp.up_proj.bias, gelu=True)
-            down = mlp.down_proj
         else:
             assert isinstance(mlp, SwiGluMLP)
             self.up = _gated(product(*_concatenated(mlp.gate_proj, mlp.up_proj)))
-            down = mlp.down_proj
-        self.down = product_plus(down.weight, down.bias)
+        self.down = product_plus(mlp.down_proj.weight, mlp.down_proj.bias)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (…, heads, D) each."""
@@ -214,18 +212,11 @@ def _gated(products: Product) -> Product:
 def _norm(module: nn.Module) -> Product:
     """A norm as a plain function: calling a module costs more than this norm itself."""
     weight = module.get_parameter("weight").detach()
+    shape = weight.shape
     if isinstance(module, nn.LayerNorm):
-        bias = module.bias.detach()
-        return partial(
-            torch.layer_norm,
-            normalized_shape=weight.shape,
-            weight=weight,
-            bias=bias,
-            eps=module.eps,
-        )
-    return partial(
-        torch.rms_norm, normalized_shape=weight.shape, weight=weight, eps=NORM_EPS["qwen3"]
-    )
+        bias, eps = module.bias.detach(), module.eps
+        return partial(torch.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=eps)
+    return partial(torch.rms_norm, normalized_shape=shape, weight=weight, eps=NORM_EPS["qwen3"])
 
 
 # ---- products ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ on the device: see `chunking`.
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 1 << 29  # of a chunk's logits, on an accelerator
@@ -106,7 +105,7 @@ def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
 def cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunks: Chunking | None = None
 ) -> Tensor:
-    """Mean negative log-likelihood in nats, exact to `plain_cross_entropy`.
+    """Mean negative log-likelihood in nats, exact to that of all logits together.
 
     Args:
         hidden: (N, C), in the precision of the products.
@@ -117,8 +116,3 @@ def cross_entropy(
     chunks = chunks or chunking(hidden.device.type, len(weight), hidden.element_size())
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunks)  # type: ignore[no-untyped-call]
     return loss
-
-
-def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The reference: all logits together."""
-    return F.cross_entropy(F.linear(hidden, weight.to(hidden.dtype)).float(), targets)

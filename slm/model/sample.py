@@ -113,17 +113,10 @@ def generate(
         raise UserError(
             f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one per prompt"
         )
-    rows = [
-        Completion(
-            number,
-            prompt,
-            _encode(prompt, tokenizer, model.config.seq_len),
-            random.Random(s),
-            tuple(stop),
-            on_text,
-        )
-        for number, (prompt, s) in enumerate(zip(prompts, seeds, strict=True))
-    ]
+    rows = []
+    for number, (prompt, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
+        ids = _encode(prompt, tokenizer, model.config.seq_len)
+        rows.append(Completion(number, prompt, ids, random.Random(row_seed), tuple(stop), on_text))
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     with torch.inference_mode():
         for first in range(0, len(rows), MAX_ROWS):

@@ -67,7 +67,7 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     CorruptionError where its bytes are damaged.
     """
     check_name(path)
-    template = _Template(data)
+    template = Template(data)
     kind = format_of(path)
     if kind == "parquet":
         arrays = _read_parquet(path, template)
@@ -95,11 +95,6 @@ def check_name(name: PurePath | str, where: str = "") -> None:
         ) from error
 
 
-def check_columns(data: DataConfig, where: str, names: Iterable[str]) -> None:
-    """Raises UserError if the columns `names` of `where` lack one that `data` reads."""
-    _Template(data).check(where, names)
-
-
 def _only_text(array: pa.Array, dropped: Counter[str]) -> pa.Array:
     """Binary values → the strings among them; the others are counted."""
     dropped[NULL] += array.null_count
@@ -123,7 +118,7 @@ def _is_utf8(value: bytes) -> bool:
 # ---- templates --------------------------------------------------------------------------------
 
 
-class _Template:
+class Template:
     """`"{title}\\n\\n{body}"`: literal text and the columns between it."""
 
     def __init__(self, data: DataConfig) -> None:
@@ -145,6 +140,7 @@ class _Template:
             raise UserError(f"data.template={data.template!r} names no column: write {{text}}")
 
     def check(self, where: Path | str, names: Iterable[str]) -> None:
+        """Raises UserError if the columns `names` of `where` lack one that is joined."""
         present = list(names)
         for column in self.columns:
             if column not in present:
@@ -174,7 +170,7 @@ class _Template:
 # ---- parquet ----------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, template: _Template) -> Iterator[pa.Array]:
+def _read_parquet(path: Path, template: Template) -> Iterator[pa.Array]:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -204,10 +200,14 @@ def _check_types(path: Path, schema: pa.Schema, columns: Iterable[str]) -> None:
     texts = [field.name for field in schema if _is_text(field.type)]
     for column in columns:
         if (kind := schema.field(column).type) and not _is_text(kind):
-            raise UserError(
-                f"{path}: column {column!r} is not text but {kind}; "
-                f"text columns: {', '.join(texts) or 'none'}; set data.text_column"
-            )
+            raise _not_text(path, column, kind, texts)
+
+
+def _not_text(where: object, column: str, kind: object, texts: list[str]) -> UserError:
+    return UserError(
+        f"{where}: column {column!r} is not text but {kind}; "
+        f"text columns: {', '.join(texts) or 'none'}; set data.text_column"
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -290,7 +290,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _csv_rows(path: Path, template: _Template) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: Path, template: Template) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)  # the default is 128 kB per field
     reader = csv.reader((line + "\n" for line in _split(_chunks(path), "\n")), strict=True)
     try:
@@ -319,7 +319,7 @@ def _check_separator(path: Path, header: str) -> None:
 
 
 def _join_rows(
-    path: Path, rows: Iterable[tuple[int, Row]], template: _Template
+    path: Path, rows: Iterable[tuple[int, Row]], template: Template
 ) -> Iterator[bytes | None]:
     for position, (number, row) in enumerate(rows):
         if position == 0:
@@ -327,11 +327,8 @@ def _join_rows(
         for column in template.columns:
             if not isinstance(value := row.get(column), str | None):
                 texts = [name for name in row if isinstance(row[name], str)]
-                raise UserError(
-                    f"{path}, line {number}: column {column!r} is not text but a JSON "
-                    f"{type(value).__name__}; text columns: {', '.join(texts) or 'none'}; "
-                    "set data.text_column"
-                )
+                kind = f"a JSON {type(value).__name__}"
+                raise _not_text(f"{path}, line {number}", column, kind, texts)
         yield template.join(row)
 
 

@@ -8,7 +8,7 @@ function of the documents alone, not of how the input was cut into files.
 import errno
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -128,18 +128,7 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
     layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
     revision = storage.sha256_bytes(storage.canonical_json(origin))
     key = download_key(config, {"files": origin, "splits": layout})
-
-    def build(staging: Path) -> Source:
-        dropped: Counter[str] = Counter()
-        written = {
-            split: _write_split(
-                staging, split, _documents(paths, data, split, dropped), progress, None
-            )
-            for split, paths in splits.items()
-        }
-        return _source(data, key, revision, written, origin, dropped)
-
-    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
+    return _convert(config, root, key, revision, lambda: splits, origin, progress)
 
 
 # ---- the hub ----------------------------------------------------------------------------------
@@ -150,28 +139,67 @@ def _from_hub(config: PipelineConfig, root: DataRoot, progress: Progress) -> Sou
     keep_cache_in(root.path)
     commit = hub.resolve_commit(data)
     key = download_key(config, None, revision=commit)
+    origin: dict[str, str] = {}
 
-    def build(staging: Path) -> Source:
-        dropped: Counter[str] = Counter()
-        origin: dict[str, str] = {}
+    def fetched(files: list[hub.HubFile]) -> Iterator[Path]:
+        for file in files:
+            storage.fault_point("download.file")
+            path = hub.fetch(data, commit, file, progress)
+            origin[file.path] = file.sha256 or storage.sha256_file(path)
+            yield path
 
-        def fetched(files: list[hub.HubFile]) -> Iterator[Path]:
-            for file in files:
-                storage.fault_point("download.file")
-                path = hub.fetch(data, commit, file, progress)
-                origin[file.path] = file.sha256 or storage.sha256_file(path)
-                yield path
+    def find() -> dict[str, Iterator[Path]]:
+        return {split: fetched(files) for split, files in hub.find_files(data, commit).items()}
 
-        written = {}
-        for split, files in hub.find_files(data, commit).items():
-            documents = _documents(fetched(files), data, split, dropped)
-            written[split] = _write_split(staging, split, documents, progress, None)
-        return _source(data, key, commit, written, origin, dropped)
-
-    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
+    return _convert(config, root, key, commit, find, origin, progress)
 
 
 # ---- writing ----------------------------------------------------------------------------------
+
+
+def _convert(
+    config: PipelineConfig,
+    root: DataRoot,
+    key: str,
+    revision: str,
+    find: Callable[[], Mapping[str, Iterable[Path]]],
+    origin: dict[str, str],
+    progress: Progress,
+) -> Source:
+    """Files of documents → a source. Raises UserError where a split has no documents.
+
+    Args:
+        find: called where the source is not there yet; returns the files of each split.
+        origin: the sha256 of each file by its name, filled by the time that all are read.
+    """
+    data = config.data
+
+    def build(staging: Path) -> Source:
+        dropped: Counter[str] = Counter()
+        written = {}
+        for split, paths in find().items():
+            documents = _documents(paths, data, split, dropped)
+            written[split] = _write_split(staging, split, documents, progress, None)
+        counts = {reason: count for reason, count in sorted(dropped.items()) if count}
+        for reason, count in counts.items():
+            logger.warning("%s: %d row(s) left out: %s", data.path, count, reason)
+        for split, files in written.items():
+            if not files.documents:
+                left_out = (f"; {count} row(s) left out: {why}" for why, count in counts.items())
+                raise UserError(
+                    f"data.path={data.path}: no documents in the {split} split{''.join(left_out)}"
+                    + ("; --set data.val_split=null leaves it out" if split == "val" else "")
+                )
+        return Source(
+            key=key,
+            dataset=data.path,
+            revision=revision,
+            splits=written,
+            origin=origin,
+            dropped=counts,
+        )
+
+    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
 
 
 def _documents(
@@ -186,32 +214,6 @@ def _documents(
                 return
             yield array
             left = None if left is None else left - len(array)
-
-
-def _source(
-    data: DataConfig,
-    key: str,
-    revision: str,
-    splits: dict[str, SourceSplit],
-    origin: dict[str, str],
-    dropped: Counter[str],
-) -> Source:
-    """The record of a converted dataset. Raises UserError where a split has no documents."""
-    counts = {reason: count for reason, count in sorted(dropped.items()) if count}
-    for reason, count in counts.items():
-        logger.warning("%s: %d row(s) left out: %s", data.path, count, reason)
-    for split, written in splits.items():
-        if not written.documents:
-            raise UserError(
-                f"data.path={data.path}: no documents in the {split} split"
-                + "".join(
-                    f"; {count} row(s) left out: {reason}" for reason, count in counts.items()
-                )
-                + ("; --set data.val_split=null leaves it out" if split == "val" else "")
-            )
-    return Source(
-        key=key, dataset=data.path, revision=revision, splits=splits, origin=origin, dropped=counts
-    )
 
 
 def _write_split(

@@ -14,6 +14,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -23,8 +24,8 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import FORMATS, check_columns, check_name, format_of
-from slm.source.hub_client import cache_home, token, with_retries
+from slm.source.documents import FORMATS, Template, check_name, format_of
+from slm.source.hub_client import token, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     if data.val_split is not None and data.val_split in names:
         chosen["val"] = names[data.val_split]
     if builder.info.features:  # else the columns are checked in the first file
-        check_columns(data, at, builder.info.features)
+        Template(data).check(at, builder.info.features)
     left_out = sorted(set(names) - {data.train_split, data.val_split})
     if left_out:
         logger.info("%s: the split(s) %s are left out", data.path, ", ".join(left_out))
@@ -85,11 +86,12 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     if outside:
         raise UserError(f"{at} points outside its repository: {outside[0]}")
     paths = {split: [f.removeprefix(prefix) for f in files] for split, files in chosen.items()}
-    for path in (path for each in paths.values() for path in each):
+    every = [path for each in paths.values() for path in each]
+    for path in every:
         check_name(path, f"{at}: ")
         if format_of(PurePosixPath(path)) is None:
             raise UserError(f"{at}: {path} is of no known format: {', '.join(FORMATS)}")
-    described = _describe(data, commit, [path for each in paths.values() for path in each])
+    described = _describe(data, commit, every)
     return {split: [described[path] for path in each] for split, each in paths.items()}
 
 
@@ -125,7 +127,10 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     described: dict[str, HubFile] = {}
     for start in range(0, len(paths), _PATHS_PER_REQUEST):
         some = paths[start : start + _PATHS_PER_REQUEST]
-        for info in with_retries(data, partial(_paths_info, data, commit, some)):
+        request = methodcaller(
+            "get_paths_info", data.path, some, revision=commit, repo_type="dataset"
+        )
+        for info in with_retries(data, request):
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not _DIGEST.fullmatch(digest):
                 raise SlmError(f"{data.path}: the hub gives no usable hash for {info.path}")
@@ -133,11 +138,6 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     if missing := set(paths) - set(described):
         raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
     return described
-
-
-def _paths_info(data: DataConfig, commit: str, paths: list[str], api: Any) -> list[Any]:
-    infos: list[Any] = api.get_paths_info(data.path, paths, revision=commit, repo_type="dataset")
-    return infos
 
 
 # ---- downloading --------------------------------------------------------------------------------
@@ -150,7 +150,9 @@ def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> P
     there is checked and used. A file with other bytes is quarantined and downloaded once more.
     Raises CorruptionError naming the file if its bytes are wrong again.
     """
-    cache = storage.make_folder(cache_home() / "files")
+    from huggingface_hub import constants
+
+    cache = storage.make_folder(Path(constants.HF_HOME) / "files")
     folder = cache / file.digest
     path = folder / PurePosixPath(file.path).name
     with storage.lock(cache / f".{file.digest}.lock"):

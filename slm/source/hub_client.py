@@ -32,13 +32,6 @@ def keep_cache_in(root: Path) -> None:
     os.environ.setdefault("HF_HOME", str(root / "cache" / "huggingface"))
 
 
-def cache_home() -> Path:
-    """The folder in which the hub's libraries keep their files."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME)
-
-
 def token() -> str | bool:
     """HF_TOKEN, or False: then nothing is sent, not even a token stored by another tool."""
     value = os.environ.get("HF_TOKEN", "").strip()

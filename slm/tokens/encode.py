@@ -1,8 +1,7 @@
 """Encode: parquet → token shards `train_00000.bin` …, `val_00000.bin` …, and their tokenizer.
 
-A shard is a header of 256 int32 (magic, version, token count) and the tokens, as in llm.c: uint16,
-or uint32 above 65,535 ids. Each document is end-of-text and then its tokens; a shard holds whole
-documents. The bytes depend on the source, the tokenizer and the config alone.
+The bytes depend on the source, the tokenizer and the config alone; `shards/layout.py` describes
+them.
 
 Worker processes encode the source in units of a few megabytes. Here the results are taken in the
 units' order, duplicates are dropped, and the rest is appended to the shards of its split. A trimmed
@@ -231,6 +230,7 @@ def _check_not_empty(
     data: DataConfig, source: Source, splits: dict[str, ShardSplit], tally: Tally
 ) -> None:
     """Raises UserError with the remedy where a split has no documents."""
+    formats = {format_of(PurePath(name)) for name in source.origin}
     for split, written in splits.items():
         if written.documents:
             continue
@@ -238,7 +238,7 @@ def _check_not_empty(
         remedy = "loosen data.clean or give more documents"
         if split == "val" and "val" not in source.splits:
             remedy = f"raise data.val_fraction={data.val_fraction} or give more documents"
-        if data.separator is None and _is_plain_text(source):
+        if data.separator is None and formats == {"txt"}:
             remedy = (
                 "a text file is one document unless it is split, at empty lines for example: "
                 """--set 'data.separator="\\n\\n"'"""
@@ -247,10 +247,6 @@ def _check_not_empty(
             f"no documents are left in the {split} split of {source.dataset} "
             f"({source.documents} read; dropped: {dropped or 'none'}): {remedy}"
         )
-
-
-def _is_plain_text(source: Source) -> bool:
-    return bool(source.origin) and {format_of(PurePath(name)) for name in source.origin} == {"txt"}
 
 
 def _histogram(parts: list[Counts]) -> dict[str, int]:

@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
 from types import ModuleType
@@ -70,7 +71,7 @@ class Workers:
         for _ in range(2):
             pool = self._idle.get()
             try:
-                with _bare_main:
+                with _bare_main():
                     future = pool.submit(work, job)
                 return job, future.result()
             except BrokenProcessPool:
@@ -116,23 +117,18 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-class _BareMain:
+_spawning = threading.Lock()
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
     """Hides the main script while a process is spawned, in one thread at a time.
 
     A spawned process imports its parent's main script first; our workers do not need it.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-
-    def __exit__(self, *_: object) -> None:
-        sys.modules["__main__"] = self._main
-        self._lock.release()
-
-
-_bare_main = _BareMain()
+    with _spawning:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main

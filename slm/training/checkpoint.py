@@ -84,9 +84,25 @@ class CheckpointWriter:
         state_dict: dict[str, Tensor] = model.state_dict()
         weights, moments = copy_to_cpu(state_dict), copy_to_cpu(optimizer)
         config = describe_model(model)
+        folder = self.folder / checkpoint_name(record.step)
+        staging = folder.with_name(folder.name + ".tmp")
 
         def write() -> Checkpoint:
-            saved = self._write(record, weights, moments, config, state)
+            staging.mkdir(parents=True)
+            try:
+                fault_point("checkpoint.weights")
+                safetensors.torch.save_file(weights, staging / MODEL)
+                fault_point("checkpoint.optimizer")
+                safetensors.torch.save_file(moments, staging / OPTIMIZER)
+                (staging / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
+                (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+                self.tokenizer.save(staging / TOKENIZER)
+                saved = commit(staging, folder, record)
+            except BaseException as error:
+                shutil.rmtree(staging, ignore_errors=True)
+                if isinstance(error, SafetensorError):  # as it reports a full disk
+                    raise OSError(f"cannot save {folder}: {error}") from error
+                raise
             then(saved)
             return saved
 
@@ -96,32 +112,6 @@ class CheckpointWriter:
         """The record of the save that was under way, now durable. Raises what it raised."""
         saving, self._saving = self._saving, None
         return saving.result() if saving else None
-
-    def _write(
-        self,
-        record: Checkpoint,
-        weights: dict[str, Tensor],
-        moments: dict[str, Tensor],
-        config: dict[str, Any],
-        state: dict[str, Any],
-    ) -> Checkpoint:
-        folder = self.folder / checkpoint_name(record.step)
-        staging = folder.with_name(folder.name + ".tmp")
-        staging.mkdir(parents=True)
-        try:
-            fault_point("checkpoint.weights")
-            safetensors.torch.save_file(weights, staging / MODEL)
-            fault_point("checkpoint.optimizer")
-            safetensors.torch.save_file(moments, staging / OPTIMIZER)
-            (staging / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-            (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-            self.tokenizer.save(staging / TOKENIZER)
-            return commit(staging, folder, record)
-        except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, SafetensorError):  # as it reports a full disk
-                raise OSError(f"cannot save {folder}: {error}") from error
-            raise
 
 
 def copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

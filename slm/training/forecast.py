@@ -5,7 +5,6 @@ environment that training gets. The advice names settings outside of what is kno
 their values and better ones.
 """
 
-import json
 import math
 import statistics
 import subprocess
@@ -49,6 +48,14 @@ MAX_CONTEXT = 4  # times the mean document
 MAX_EPOCHS = 4
 
 
+class ProbeRequest(BaseModel):
+    """What the child is asked to measure."""
+
+    config: PipelineConfig
+    splits: dict[str, ShardSplit]
+    processes: int
+
+
 class Forecast(BaseModel):
     """What a training will take on this machine.
 
@@ -82,16 +89,10 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
         )
     splits = shards.splits if shards else {}
     processes = planned_processes(config)
-    request = json.dumps(
-        {
-            "config": config.model_dump(mode="json"),
-            "splits": {name: split.model_dump(mode="json") for name, split in splits.items()},
-            "processes": processes,
-        }
-    )
+    request = ProbeRequest(config=config, splits=splits, processes=processes)
     done = subprocess.run(
         [sys.executable, "-m", "slm.training.forecast"],
-        input=request,
+        input=request.model_dump_json(),
         env=child_environment(config, processes),
         capture_output=True,
         text=True,
@@ -250,12 +251,10 @@ def _advice_on_data(config: PipelineConfig, cost: Forecast, shards: Shards) -> l
 
 def main() -> None:
     """The child: the request of `forecast` on standard input, a forecast out."""
-    request = json.load(sys.stdin)
-    config, processes = PipelineConfig.model_validate(request["config"]), request["processes"]
-    device, threads = pick_device(config.train.device), thread_count(config.train, processes)
-    set_up_kernels(config.train, device, threads)
-    splits = {name: ShardSplit.model_validate(split) for name, split in request["splits"].items()}
-    print(probe(config, splits, processes).model_dump_json())
+    request = ProbeRequest.model_validate_json(sys.stdin.read())
+    train, processes = request.config.train, request.processes
+    set_up_kernels(train, pick_device(train.device), thread_count(train, processes))
+    print(probe(request.config, request.splits, processes).model_dump_json())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,11 +45,7 @@ class Journal:
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
-        whole = 0
-        for line in data.splitlines(keepends=True):
-            if parse_entry(line) is None:
-                break
-            whole += len(line)
+        whole = sum(map(len, takewhile(parse_entry, data.splitlines(keepends=True))))
         if whole < len(data):
             logger.warning("%s: %d bytes at its end are torn, cut", self.path, len(data) - whole)
             with self.path.open("r+b") as file:
@@ -67,22 +64,19 @@ class Journal:
         as the one before: that is logged once, and the new figures replace the old.
         """
         with self._lock:
-            self._write(event, fields)
-
-    def _write(self, event: str, fields: dict[str, Any]) -> None:
-        known = self._known.get((event, fields.get("step"))) if event != "resume" else None
-        if known is not None:
-            checked = _CHECKED.get(event)
-            before = dict(known).get(checked or "")
-            if checked is None or before == fields[checked]:
-                return
-            logger.warning(
-                "step %s, repeated, has %s %r, it was %r: another machine, thread count or torch?",
-                fields["step"], checked, fields[checked], before,
-            )  # fmt: skip
-            self._forget(event, fields["step"])
-        self._file.write(_line({"event": event, "time": time.time(), **fields}))
-        self._file.flush()
+            known = self._known.get((event, fields.get("step"))) if event != "resume" else None
+            if known is not None:
+                checked = _CHECKED.get(event)
+                before = dict(known).get(checked or "")
+                if checked is None or before == fields[checked]:
+                    return
+                logger.warning(
+                    "step %s, repeated, has %s %r, it was %r: another machine, thread count or "
+                    "torch?", fields["step"], checked, fields[checked], before,
+                )  # fmt: skip
+                self._forget(event, fields["step"])
+            self._file.write(_line({"event": event, "time": time.time(), **fields}))
+            self._file.flush()
 
     def _forget(self, event: str, step: int) -> None:
         """Drops the journal's entries from an event of a step on."""
@@ -97,7 +91,7 @@ class Journal:
         write_file(self.path, b"".join(_line(e) for e in kept))
         self._known = {(e["event"], e.get("step")): e for e in kept}
         self._file = self.path.open("ab")
-        self._write("diverged", {"step": step})
+        self.write("diverged", step=step)
 
     def sync(self) -> None:
         """Makes what was written durable: called before a checkpoint that relies on it."""

@@ -261,13 +261,8 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
     """Scores documents. Raises TrainingError where their loss is not finite."""
-    scored = score(
-        session.model,
-        held_out,
-        session.job.tokenizer.eot,
-        session.job.tokenizer.token_bytes,
-        autocast=autocast_dtype(session.plan),
-    )
+    tokenizer, dtype = session.job.tokenizer, autocast_dtype(session.plan)
+    scored = score(session.model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
     if not math.isfinite(scored.nats):
         raise TrainingError(
             f"step {session.step}: val_loss is {scored.val_loss}; the last checkpoint is kept. "

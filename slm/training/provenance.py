@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from slm.machine import cpu_name
 from slm.storage import sha256_file
 
 CODE = ("slm", "flows", "pyproject.toml", "constraints.txt")
@@ -62,23 +63,14 @@ def environment() -> dict[str, Any]:
     import torch
 
     listing = "\n".join(f"{name}=={version}" for name, version in packages().items())
-    machine: dict[str, Any] = {
+    return {
+        **code_state(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "packages_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    return {**code_state(), **machine}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} × {os.cpu_count()}" if names else platform.processor()

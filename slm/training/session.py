@@ -20,7 +20,7 @@ from slm.evaluation.scoring import Score
 from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, load_weights
-from slm.records import Checkpoint, Parent, Plan, Shards, ShardSplit
+from slm.records import Checkpoint, Parent, Plan, Shards
 from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
 from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
@@ -126,14 +126,13 @@ def open_session(job: Job, plan: Plan) -> Session:
 
 def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
     """A session on random tokens and no folder: for probes and benchmarks."""
-    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     shards = Shards(
         key="",
         source_key="",
         tokenizer_sha256="",
         vocab_size=vocab_size,
         eot=vocab_size - 1,
-        splits={"train": split, "val": split},
+        splits={},
     )
     job = Job(RunFolder(Path()), "", config, shards, Tokenizer([]), rank=0, world_size=1)
     count = 4 * config.train.tokens_per_step

@@ -8,7 +8,7 @@ from torch import Tensor
 from slm.config import ModelConfig
 from slm.model import gpt as model_module
 from slm.model.gpt import GPT, attend, drop
-from slm.model.loss import Chunking, chunking, cross_entropy, differentiate, plain_cross_entropy
+from slm.model.loss import Chunking, chunking, cross_entropy, differentiate
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -128,6 +128,11 @@ def test_residual_variance_does_not_grow_with_depth() -> None:
     inner = model.blocks[0].mlp
     assert inner.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert inner.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+
+
+def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The reference: all logits together."""
+    return F.cross_entropy(F.linear(hidden, weight.to(hidden.dtype)).float(), targets)
 
 
 CPU_CHUNK = chunking("cpu", V, 4).tokens

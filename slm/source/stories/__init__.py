@@ -220,7 +220,7 @@ def story_grammar() -> Grammar:
     for head, *items in _blocks(WORDS + PLOTS):
         word, *rest = head.split(maxsplit=1)
         if word == "rule":
-            rules[rest[0]] = _templates(items)
+            rules[rest[0]] = tuple(map(_parse, items))
         elif word == "plot":
             name, opening, *helpers = rest[0].split()
             plots.append(Plot(name, opening, helpers))
@@ -229,7 +229,8 @@ def story_grammar() -> Grammar:
             plots[-1].columns.extend(rest[0].split(" ; "))
             plots[-1].rows.extend(tuple(map(_parse, item.split(" ; "))) for item in items)
         elif word == "beat":
-            plots[-1].paragraphs[-1].append(Beat(_templates(items), maybe=rest == ["maybe"]))
+            beat = Beat(tuple(map(_parse, items)), maybe=rest == ["maybe"])
+            plots[-1].paragraphs[-1].append(beat)
         else:
             assert word == "paragraph", f"unknown word {word!r} in the story tables"
             plots[-1].paragraphs.append([])
@@ -249,10 +250,6 @@ def _blocks(text: str) -> Iterator[list[str]]:
                 yield block
             block = [line]
     yield block
-
-
-def _templates(items: list[str]) -> tuple[Template, ...]:
-    return tuple(map(_parse, items))
 
 
 def _parse(text: str) -> Template:

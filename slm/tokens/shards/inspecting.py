@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.errors import CorruptionError, UserError
 from slm.records import ShardCount, Shards
-from slm.tokens.shards.layout import Tokens
+from slm.tokens.shards.layout import Tokens, total
 from slm.tokens.shards.reading import read_shards, read_tokens, split_documents, token_chunks
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
@@ -29,22 +29,11 @@ def verify(path: Path) -> dict[str, int]:
             counted, recorded = _count(read_tokens(path / name), tokenizer), split.counts[name]
             if counted != recorded:
                 wrong.append(f"{path / name} holds {counted}, recorded {recorded}")
-        totals = [(n.documents, n.tokens, n.bytes) for n in split.counts.values()]
-        if tuple(map(sum, zip(*totals, strict=True))) != (
-            split.documents,
-            split.tokens,
-            split.bytes,
-        ):
+        if total(split.counts.values()) != total([split]):
             wrong.append(f"{path}: the counts of {', '.join(split.files)} do not add up")
     if wrong:
         raise CorruptionError("; ".join(wrong))
-    splits = shards.splits.values()
-    return {
-        "files": len(shards.files),
-        "documents": sum(split.documents for split in splits),
-        "tokens": sum(split.tokens for split in splits),
-        "bytes": sum(split.bytes for split in splits),
-    }
+    return {"files": len(shards.files), **total(shards.splits.values())}
 
 
 def _count(tokens: Tokens, tokenizer: Tokenizer) -> ShardCount | None:
@@ -54,7 +43,7 @@ def _count(tokens: Tokens, tokenizer: Tokenizer) -> ShardCount | None:
         if int(chunk.max()) > tokenizer.eot:
             return None
         documents += int(np.count_nonzero(chunk == tokenizer.eot))
-        size += int(tokenizer.token_bytes[chunk].sum())
+        size += tokenizer.count_bytes(chunk)
     if not len(tokens) or tokens[0] != tokenizer.eot:
         return None
     return ShardCount(documents=documents, tokens=len(tokens), bytes=size)
@@ -110,5 +99,5 @@ def _find_document(shards: Shards, number: int) -> tuple[str, list[int]]:
                 ids: list[int] = next(islice(documents, left, None)).tolist()
                 return split, ids
             left -= count.documents
-    total = sum(split.documents for split in shards.splits.values())
-    raise UserError(f"there is no document {number}: they are numbered from 0 to {total - 1}")
+    last = total(shards.splits.values())["documents"] - 1
+    raise UserError(f"there is no document {number}: they are numbered from 0 to {last}")

@@ -1,6 +1,6 @@
 """Shards, read: their record, the tokens of a file, the documents of a split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from slm import storage
 from slm.errors import CorruptionError, UserError
 from slm.records import Shards
 from slm.tokens.shards.layout import FORMATS, HEADER, Tokens
+from slm.tokens.tokenizer.bpe import Ids
 
 
 def read_shards(path: Path, *, verify: bool = True) -> Shards:
@@ -48,6 +49,20 @@ def documents(shards: Shards, split: str) -> Iterator[Tokens]:
         yield from split_documents(read_tokens(shards.path / name), shards.eot)
 
 
+def first_documents(
+    texts: Iterable[Ids], limit: int, size: Callable[[Ids], int] = len
+) -> list[Ids]:
+    """The first documents, at least one, whose sizes add up to at most `limit`."""
+    chosen: list[Ids] = []
+    total = 0
+    for ids in texts:
+        total += size(ids)
+        if chosen and total > limit:
+            break
+        chosen.append(ids)
+    return chosen
+
+
 def split_documents(tokens: Tokens, eot: int) -> Iterator[Tokens]:
     """The documents of one shard: [9 1 2 9 3] with `eot` 9 gives [1 2] and [3]."""
     start = None
@@ -60,7 +75,8 @@ def split_documents(tokens: Tokens, eot: int) -> Iterator[Tokens]:
         yield tokens[start:]
 
 
-def token_chunks(tokens: Tokens, size: int = 1 << 20) -> Iterator[tuple[int, Tokens]]:
+def token_chunks(tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
     """Pieces small enough to compute with, each with the position of its first token."""
+    size = 1 << 20
     for first in range(0, len(tokens), size):
         yield first, tokens[first : first + size]

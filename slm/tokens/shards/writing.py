@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from slm.records import ShardCount, ShardSplit
-from slm.tokens.shards.layout import FORMATS, HEADER, Counts, Tokens, token_dtype
+from slm.tokens.shards.layout import FORMATS, HEADER, Counts, Tokens, token_dtype, total
 
 
 class ShardWriter:
@@ -71,10 +71,4 @@ class ShardWriter:
             with (self._folder / name).open("r+b") as file:
                 file.write(header.data)
             counts[name] = ShardCount(documents=documents, tokens=tokens, bytes=size)
-        return ShardSplit(
-            files=list(counts),
-            documents=sum(count.documents for count in counts.values()),
-            tokens=sum(count.tokens for count in counts.values()),
-            bytes=sum(count.bytes for count in counts.values()),
-            counts=counts,
-        )
+        return ShardSplit(files=list(counts), counts=counts, **total(counts.values()))

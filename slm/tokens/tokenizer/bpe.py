@@ -66,6 +66,10 @@ class Tokenizer:
         """The number of bytes of each token, (n_vocab,); end-of-text has none."""
         return np.array([*map(len, self.tokens), 0])
 
+    def count_bytes(self, ids: Ids) -> int:
+        """The bytes that ids decode to, of an array of any shape."""
+        return int(self.token_bytes[ids].sum())
+
     @cached_property
     def _single_tokens(self) -> TokenTable:
         return TokenTable(self.tokens)

@@ -13,6 +13,11 @@ MODULES = (
     "slm.evaluation.scoring",
     "slm.model.loss",
     "slm.model.sample",
+    "slm.tokens.cleaning",
+    "slm.tokens.loader",
+    "slm.tokens.tokenizer.lookup",
+    "slm.tokens.tokenizer.pretokenize",
+    "slm.tokens.tokenizer.trimming",
 )
 
 
