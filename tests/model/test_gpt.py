@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slm.config import ModelConfig
 from slm.model import gpt as model_module
+from slm.model import loss as loss_module
 from slm.model.gpt import GPT, attend, drop
 from slm.model.loss import Chunking, chunking, cross_entropy, differentiate, plain_cross_entropy
 
@@ -175,6 +176,20 @@ def test_the_weights_gradient_is_never_transposed_on_an_accelerator() -> None:
         expected += logits.T @ h
     assert weight.grad is not None
     assert torch.equal(weight.grad, expected * (torch.tensor(1.0) / 900))
+
+
+def test_the_loss_is_divided_for_the_device_that_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def spy(device_type: str, vocab_size: int, itemsize: int) -> Chunking:
+        asked.append((device_type, vocab_size, itemsize))
+        return chunking(device_type, vocab_size, itemsize)
+
+    monkeypatch.setattr(loss_module, "chunking", spy)
+    hidden, weight = torch.ones(3, 16, dtype=torch.bfloat16, device="meta"), torch.ones(V, 16)
+    targets = torch.zeros(3, dtype=torch.int64, device="meta")
+    cross_entropy(hidden, weight.to("meta"), targets)
+    assert asked == [("meta", V, 2)]
 
 
 def test_loss_does_not_depend_on_its_blocks() -> None:

@@ -1,6 +1,7 @@
 """Versions: the same chain gives the same version, which works on its own, wherever it is."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from run_folders import (
     step_events,
     write_journal,
 )
-from tiny_run import shards_of
+from tiny_run import flip_byte, shards_of
 
 import slm.evaluation.evaluate
 import slm.source.download
@@ -232,6 +233,19 @@ def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
     other = evaluation.model_copy(update={"weights_sha256": "0" * 64})
     with pytest.raises(CorruptionError, match="exchanged"):
         register.register(CONFIG, run, other, None, shards_of(run), root=root)
+
+
+def test_weights_that_were_exchanged_within_a_command_are_not_registered(root: Path) -> None:
+    """It hashes what it registers, whatever was hashed before; size and time are as they were."""
+    run, evaluation = make_run(root)
+    weights = run.checkpoint("best") / "model.safetensors"
+    with storage.hashing_once():
+        storage.sha256_file(weights)
+        before = weights.stat()
+        flip_byte(weights)
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CorruptionError, match=r"model\.safetensors"):
+            register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
 
 
 REGISTER_CALLS = [

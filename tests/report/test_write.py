@@ -1,12 +1,15 @@
 """The report: whole, harmless, reproducible, and one per settings."""
 
+import hashlib
 import json
 import random
 import shlex
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,6 +20,7 @@ import slm.source.download
 import slm.tokens.encode
 from slm import storage
 from slm.config import PipelineConfig
+from slm.errors import InUse
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -262,6 +266,35 @@ def test_the_same_inputs_give_the_same_bytes(written: Made, made: Made) -> None:
 
 def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_shards_are_locked_while_a_report_is_written_on_them(made: Made) -> None:
+    shards = made.shards
+    assert shards is not None
+    locked = []
+
+    def champion() -> None:
+        with pytest.raises(InUse), storage.lock(storage.lock_of(shards.path), wait=False):
+            pass
+        locked.append(1)
+
+    write_report(made.config, made.run, made.evaluation, shards, champion=champion)
+    assert locked
+
+
+def test_a_report_hashes_each_file_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, file_digest = Counter[str](), hashlib.file_digest
+
+    def count(file: Any, *arguments: Any) -> Any:
+        hashed[file.name] += 1
+        return file_digest(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    assert not made.write().reused
+    assert set(hashed.values()) == {1}
+    hashed.clear()
+    assert made.write().reused
+    assert set(hashed.values()) == {1}
 
 
 def test_other_settings_make_a_report_next_to_the_runs_own(made: Made) -> None:
