@@ -1,9 +1,12 @@
 """The GPT: equal to Hugging Face's, and causal."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from slm.config import ModelConfig
 from slm.model import gpt as model_module
@@ -176,6 +179,25 @@ def test_the_weights_gradient_is_never_transposed_on_an_accelerator() -> None:
         expected += logits.T @ h
     assert weight.grad is not None
     assert torch.equal(weight.grad, expected * (torch.tensor(1.0) / 900))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_is_added_to_the_weights_gradient_against_its_order(dtype: torch.dtype) -> None:
+    strides: list[tuple[int, ...]] = []
+
+    class Adds(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.__name__ in ("__iadd__", "add_") and args[0].shape == (V, 16):
+                strides.extend(tensor.stride() for tensor in args[:2])
+            return func(*args, **(kwargs or {}))
+
+    hidden, targets = torch.ones(900, 16, dtype=dtype), torch.zeros(900, dtype=torch.int64)
+    with Adds():
+        cross_entropy(hidden, torch.ones(V, 16), targets, ON_AN_ACCELERATOR)
+    assert set(strides) <= {(16, 1)}
+    assert bool(strides) == (dtype == torch.bfloat16)  # in float32 the product itself adds
 
 
 def test_the_loss_is_divided_for_the_device_that_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
