@@ -1,15 +1,12 @@
 """The report: whole, harmless, reproducible, and one per settings."""
 
-import hashlib
 import json
 import random
 import shlex
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -282,19 +279,10 @@ def test_shards_are_locked_while_a_report_is_written_on_them(made: Made) -> None
     assert locked
 
 
-def test_a_report_hashes_each_file_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed, file_digest = Counter[str](), hashlib.file_digest
-
-    def count(file: Any, *arguments: Any) -> Any:
-        hashed[file.name] += 1
-        return file_digest(file, *arguments)
-
-    monkeypatch.setattr(hashlib, "file_digest", count)
+def test_a_report_is_written_on_the_cpu(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its samples do not depend on the machine's GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where none is: it would fail
     assert not made.write().reused
-    assert set(hashed.values()) == {1}
-    hashed.clear()
-    assert made.write().reused
-    assert set(hashed.values()) == {1}
 
 
 def test_other_settings_make_a_report_next_to_the_runs_own(made: Made) -> None:
