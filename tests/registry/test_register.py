@@ -196,6 +196,18 @@ def test_two_names_for_one_run_keep_a_note_each(root: Path) -> None:
     assert own.model == "slm"
 
 
+def test_two_stores_for_one_run_keep_a_note_each(root: Path, tmp_path: Path) -> None:
+    run, evaluation = make_run(root)
+    other = default_uri(empty_store(tmp_path / "another store"))
+    elsewhere = CONFIG.model_copy(update={"registry": RegistryConfig(tracking_uri=other)})
+    for reused in (False, True):
+        for config in (elsewhere, CONFIG):
+            version = register.register(config, run, evaluation, None, shards_of(run), root=root)
+            assert (version.uri, version.reused) == ("models:/slm/1", reused)
+    notes = [Version.model_validate_json(p.read_bytes()) for p in run.path.glob("registered*.json")]
+    assert {note.tracking_uri for note in notes} == {other, default_uri(root)}
+
+
 def test_a_run_with_a_version_under_another_name_is_not_deleted(root: Path) -> None:
     run, evaluation = make_run(root)
     renamed = CONFIG.model_copy(update={"registry": RegistryConfig(model="foo")})
