@@ -19,7 +19,7 @@ import pytest
 from faults import KILLED, Disk, fork, leftovers, wait
 
 from slm import keys, storage
-from slm.errors import CorruptionError, InUse, SlmError, UserError
+from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
 from slm.records import Record, Version
 from slm.storage import (
     RECORD,
@@ -86,6 +86,19 @@ def test_a_damaged_result_is_quarantined_and_rebuilt(
     aside = list(tmp_path.glob("*.corrupt-*"))
     assert len(aside) == 1, "quarantined copies pile up"
     assert (aside[0] / "a.bin").read_bytes() == b"damaged"
+
+
+def test_a_result_of_a_newer_slm_is_neither_quarantined_nor_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(storage, "FORMAT", storage.FORMAT + 1)
+        before = stage(tmp_path)
+    for key in ("new", "another"):
+        with pytest.raises(NewerFormat, match=r"record\.json is of format"):
+            stage(tmp_path, key)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["stage-1"]
+    assert contents(before.path)["empty"] == b"new"
 
 
 @pytest.mark.parametrize("before", [None, "old"])

@@ -22,6 +22,7 @@ from slm.registry.versions import ModelVersion, as_parent, champion_and_challeng
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
 from slm.run_folder import DataRoot
+from slm.storage import reading
 from slm.tokens.encode import encode_key
 
 Action = Literal["nothing", "skip", "continue", "retrain"]
@@ -82,7 +83,8 @@ def decide(
     Where nothing has changed, no document is read. Raises CorruptionError where the champion's
     files are damaged.
     """
-    evidence = gather(config, source, root or data_root(), progress)
+    with reading(source.path):
+        evidence = gather(config, source, root or data_root(), progress)
     action, reason = choose(evidence, config.retrain)
     return Decision(
         recipe=config.recipe,
@@ -244,7 +246,8 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
     if made_by is None:
         return ()
     now, then = _as_made(config, version).flat(), made_by.flat()
-    names = (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS)
+    added = (name for name, (stage, _) in keys.ADDED.items() if stage in ("encode", "train"))
+    names = (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS, *added)
     return tuple(sorted(name for name in names if now[name] != then[name]))
 
 

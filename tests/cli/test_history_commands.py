@@ -1,8 +1,10 @@
 """The commands that look back: their JSON, their exit codes, and what they show a person."""
 
+import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,24 @@ def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
     shown = invoke("compare", run.name, run.name)[1]
     assert "the same settings" in shown
     assert "no difference is shown" in shown
+
+
+def test_a_command_hashes_each_file_once(
+    invoke: Invoke, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open the run, to score its checkpoint and to find the evaluation that is there."""
+    hashed, file_digest = Counter[str](), hashlib.file_digest
+
+    def count(file: Any, *arguments: Any) -> Any:
+        hashed[file.name] += 1
+        return file_digest(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    assert invoke("evaluate", str(run), "--json")[0] == 0
+    record = RunFolder(run).record
+    assert record is not None
+    assert hashed.keys() >= {str(run / name) for name in record.files}
+    assert set(hashed.values()) == {1}
 
 
 def test_gc_asks_before_it_deletes(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_run import copy_run, tiny_config
 
-from slm.config import DataConfig
-from slm.errors import CorruptionError
+from slm.config import DataConfig, EvaluateConfig
+from slm.errors import CorruptionError, InUse
 from slm.evaluation.baselines import FIVE_GRAM, XZ
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.evaluate import (
@@ -28,7 +28,7 @@ from slm.evaluation.scoring import DocumentScore, token_losses
 from slm.model.saved import load_model
 from slm.records import Evaluation
 from slm.run_folder import RunFolder, Settings
-from slm.storage import read_record
+from slm.storage import lock, lock_of, read_record
 from slm.tokens.shards.reading import documents
 
 
@@ -129,6 +129,37 @@ def test_a_run_trained_on_a_cpu_is_evaluated_on_it(
     shutil.rmtree(run.path / "evaluation")
     assert math.isfinite(evaluate(config, record, shards).val_bpb)
     assert evaluate_file(record.checkpoint("best"), text, DataConfig())["documents"] == 1
+
+
+def test_shards_are_locked_while_they_are_scored_on(tmp_path: Path) -> None:
+    run = RunFolder(copy_run(tmp_path))
+    record, shards = run.record, run.shards
+    assert record is not None
+    assert shards is not None
+    shutil.rmtree(run.path / "evaluation")
+    locked = []
+
+    def progress(*_: object) -> None:
+        with pytest.raises(InUse), lock(lock_of(shards.path), wait=False):
+            pass
+        locked.append(1)
+
+    evaluate(run.config, record, shards, progress=progress)
+    assert locked
+
+
+def test_other_settings_make_an_evaluation_next_to_the_runs_own(tmp_path: Path) -> None:
+    run = RunFolder(copy_run(tmp_path))
+    record, shards, own = run.record, run.shards, run.evaluation
+    assert record is not None
+    assert shards is not None
+    config = run.config
+    fewer = config.model_copy(update={"evaluate": EvaluateConfig(documents=3)})
+    other = evaluate(fewer, record, shards)
+    assert (other.documents, other.path) == (3, run.path / f"evaluation-{other.key[:12]}")
+    for settings in (config, fewer):  # in turn, neither is made again
+        assert evaluate(settings, record, shards).reused
+    assert run.evaluation == own
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

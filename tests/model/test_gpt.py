@@ -1,12 +1,16 @@
 """The GPT: equal to Hugging Face's, and causal."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from slm.config import ModelConfig
 from slm.model import gpt as model_module
+from slm.model import loss as loss_module
 from slm.model.gpt import GPT, attend, drop
 from slm.model.loss import Chunking, chunking, cross_entropy, differentiate
 
@@ -180,6 +184,39 @@ def test_the_weights_gradient_is_never_transposed_on_an_accelerator() -> None:
         expected += logits.T @ h
     assert weight.grad is not None
     assert torch.equal(weight.grad, expected * (torch.tensor(1.0) / 900))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_is_added_to_the_weights_gradient_against_its_order(dtype: torch.dtype) -> None:
+    strides: list[tuple[int, ...]] = []
+
+    class Adds(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.__name__ in ("__iadd__", "add_") and args[0].shape == (V, 16):
+                strides.extend(tensor.stride() for tensor in args[:2])
+            return func(*args, **(kwargs or {}))
+
+    hidden, targets = torch.ones(900, 16, dtype=dtype), torch.zeros(900, dtype=torch.int64)
+    with Adds():
+        cross_entropy(hidden, torch.ones(V, 16), targets, ON_AN_ACCELERATOR)
+    assert set(strides) <= {(16, 1)}
+    assert bool(strides) == (dtype == torch.bfloat16)  # in float32 the product itself adds
+
+
+def test_the_loss_is_divided_for_the_device_that_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def spy(device_type: str, vocab_size: int, itemsize: int) -> Chunking:
+        asked.append((device_type, vocab_size, itemsize))
+        return chunking(device_type, vocab_size, itemsize)
+
+    monkeypatch.setattr(loss_module, "chunking", spy)
+    hidden, weight = torch.ones(3, 16, dtype=torch.bfloat16, device="meta"), torch.ones(V, 16)
+    targets = torch.zeros(3, dtype=torch.int64, device="meta")
+    cross_entropy(hidden, weight.to("meta"), targets)
+    assert asked == [("meta", V, 2)]
 
 
 def test_loss_does_not_depend_on_its_blocks() -> None:

@@ -1,6 +1,8 @@
 """The gate: better models win, equal ones do not, and a killed call is completed by the next."""
 
 import json
+import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from run_folders import (
     CONFIG,
     add_evaluation,
@@ -18,8 +21,9 @@ from run_folders import (
     step_events,
     write_journal,
 )
-from tiny_run import shards_of
+from tiny_run import flip_byte, shards_of
 
+from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.intervals import paired_interval
@@ -27,6 +31,7 @@ from slm.orchestration import events, stages, tasks
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register
 from slm.registry.versions import GateDecision
+from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
 
 if TYPE_CHECKING:
@@ -293,6 +298,18 @@ def test_broken_samples_and_missing_lineage_veto(root: Path) -> None:
     assert promote(root, "/1").vetoes == ["lineage lacks dataset_revision"]
 
 
+def test_a_version_trained_on_a_cpu_is_assessed_on_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = RunFolder.of(add_version(root, "aa", trained=0))
+    settings = home.settings
+    train = settings.config.train.model_copy(update={"device": "cpu"})
+    config = settings.config.model_copy(update={"train": train})
+    home.write_settings(replace(settings, config=config))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where none is: it would fail
+    assert promote(root, "/1").decision == "promoted"
+
+
 @pytest.mark.parametrize("where", ["run", "registry"])
 def test_exchanged_weights_are_refused_even_when_forced(root: Path, where: str) -> None:
     run = add_version(root, "aa", trained=0)
@@ -304,6 +321,23 @@ def test_exchanged_weights_are_refused_even_when_forced(root: Path, where: str) 
     with pytest.raises(CorruptionError, match="exchanged"):
         promote(root, "/1", force="please")
     assert audit(root) == []
+
+
+def test_weights_that_were_exchanged_within_a_command_are_refused(root: Path) -> None:
+    """It hashes what it promotes, whatever was hashed before; size and time are as they were."""
+    run = add_version(root, "aa", trained=0)
+    weights = run.checkpoint("best") / "model.safetensors"
+    with storage.hashing_once():
+        storage.sha256_file(weights)
+        before = weights.stat()
+        flip_byte(weights)
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        for decide in (
+            promote,
+            lambda root, version: gate.assess(f"models:/slm{version}", root=root),
+        ):
+            with pytest.raises(CorruptionError, match="exchanged"):
+                decide(root, "/1")
 
 
 @pytest.mark.parametrize("tag", ["slm.run", "slm.checkpoint"])

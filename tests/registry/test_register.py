@@ -1,6 +1,7 @@
 """Versions: the same chain gives the same version, which works on its own, wherever it is."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from run_folders import (
     step_events,
     write_journal,
 )
-from tiny_run import shards_of
+from tiny_run import flip_byte, shards_of
 
 import slm.evaluation.evaluate
 import slm.source.download
@@ -195,6 +196,18 @@ def test_two_names_for_one_run_keep_a_note_each(root: Path) -> None:
     assert own.model == "slm"
 
 
+def test_two_stores_for_one_run_keep_a_note_each(root: Path, tmp_path: Path) -> None:
+    run, evaluation = make_run(root)
+    other = default_uri(empty_store(tmp_path / "another store"))
+    elsewhere = CONFIG.model_copy(update={"registry": RegistryConfig(tracking_uri=other)})
+    for reused in (False, True):
+        for config in (elsewhere, CONFIG):
+            version = register.register(config, run, evaluation, None, shards_of(run), root=root)
+            assert (version.uri, version.reused) == ("models:/slm/1", reused)
+    notes = [Version.model_validate_json(p.read_bytes()) for p in run.path.glob("registered*.json")]
+    assert {note.tracking_uri for note in notes} == {other, default_uri(root)}
+
+
 def test_a_run_with_a_version_under_another_name_is_not_deleted(root: Path) -> None:
     run, evaluation = make_run(root)
     renamed = CONFIG.model_copy(update={"registry": RegistryConfig(model="foo")})
@@ -232,6 +245,19 @@ def test_weights_that_were_exchanged_are_not_registered(root: Path) -> None:
     other = evaluation.model_copy(update={"weights_sha256": "0" * 64})
     with pytest.raises(CorruptionError, match="exchanged"):
         register.register(CONFIG, run, other, None, shards_of(run), root=root)
+
+
+def test_weights_that_were_exchanged_within_a_command_are_not_registered(root: Path) -> None:
+    """It hashes what it registers, whatever was hashed before; size and time are as they were."""
+    run, evaluation = make_run(root)
+    weights = run.checkpoint("best") / "model.safetensors"
+    with storage.hashing_once():
+        storage.sha256_file(weights)
+        before = weights.stat()
+        flip_byte(weights)
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CorruptionError, match=r"model\.safetensors"):
+            register.register(CONFIG, run, evaluation, None, shards_of(run), root=root)
 
 
 REGISTER_CALLS = [

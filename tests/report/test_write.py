@@ -17,6 +17,7 @@ import slm.source.download
 import slm.tokens.encode
 from slm import storage
 from slm.config import PipelineConfig
+from slm.errors import InUse
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -266,6 +267,26 @@ def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
+def test_shards_are_locked_while_a_report_is_written_on_them(made: Made) -> None:
+    shards = made.shards
+    assert shards is not None
+    locked = []
+
+    def champion() -> None:
+        with pytest.raises(InUse), storage.lock(storage.lock_of(shards.path), wait=False):
+            pass
+        locked.append(1)
+
+    write_report(made.config, made.run, made.evaluation, shards, champion=champion)
+    assert locked
+
+
+def test_a_report_is_written_on_the_cpu(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its samples do not depend on the machine's GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where none is: it would fail
+    assert not made.write().reused
+
+
 def test_other_settings_make_a_report_next_to_the_runs_own(made: Made) -> None:
     own = made.write()
     assert own.path == made.run.path / "report"
@@ -300,9 +321,8 @@ def test_the_source_is_found_under_another_recipes_name(made: Made) -> None:
     """Recipes share a source of the same settings, in the folder of whoever downloaded it."""
     (folder,) = (made.run.path.parents[1] / "sources").glob("[!.]*")
     folder.rename(folder.with_name(folder.name.replace("tiny", "another-recipe")))
-    text = Page(made.write().path / "index.html").text
-    assert "revision" in text
-    assert "60 documents" in text
+    text = (made.write().path / "report.md").read_text("utf-8")
+    assert "| revision | version " in text
 
 
 def test_figures_that_are_not_finite_are_left_out_of_the_plots(made: Made) -> None:

@@ -12,8 +12,9 @@ import pytest
 from run_folders import empty_store
 from tiny_run import CLEAN, add_documents, code, flip_byte, shards_of, tiny_config
 
+from slm import keys
 from slm.config import PipelineConfig, RegistryConfig, RetrainConfig
-from slm.errors import CorruptionError, Interrupted
+from slm.errors import CorruptionError, Interrupted, InUse
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
 from slm.model.saved import MODEL
@@ -27,6 +28,7 @@ from slm.retraining.decide import Decision, Evidence
 from slm.retraining.drift import Changes, Drift
 from slm.run_folder import RunFolder
 from slm.source.download import download
+from slm.storage import lock, lock_of
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect, default_uri
@@ -155,6 +157,11 @@ def test_a_dataset_grows_and_the_champion_with_it(
         assert "models:/dataset/1 was made of this very data" in again.reason
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
+    with monkeypatch.context() as patch:  # a setting that was added to the config later
+        patch.setattr(keys, "ADDED", {"train.keep_checkpoints": ("train", 2)})
+        assert decide(config, root).action == "nothing"
+        changed = decide(settings(folder, max_steps=20, keep_checkpoints=3), root)
+    assert (changed.action, changed.evidence.settings) == ("retrain", ("train.keep_checkpoints",))
     check_without_run_folders(folder, root)
 
     add_documents(folder / "b.jsonl", 8, 60)
@@ -184,6 +191,21 @@ def test_a_dataset_grows_and_the_champion_with_it(
         assert reproduce(RunFolder(run.path)).verdict == "bit-identical"
     flip_byte(run.path / "parent" / MODEL)
     assert lineage(RunFolder(run.path))["parent"].state == "changed"
+
+
+def test_documents_are_locked_while_they_are_compared(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(folder)
+    source = download(config, root=root)
+
+    def gather(*_: object) -> Evidence:
+        with pytest.raises(InUse), lock(lock_of(source.path), wait=False):
+            pass
+        return Evidence()
+
+    monkeypatch.setattr(deciding, "gather", gather)
+    assert deciding.decide(config, source, root=root).action == "retrain"
 
 
 def check_without_run_folders(folder: Path, root: Path) -> None:

@@ -30,6 +30,7 @@ from slm.tokens.shards.inspecting import inspect, verify
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer, gpt2
+from slm.tokens.workers import Workers
 
 STORIES = list(stories(1, 0, 200))
 
@@ -472,6 +473,22 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
         results.append(hashes(encode(config, source, root=root)))
         assert not list((root / "shards").glob(".*.units"))
     assert all(result == results[0] for result in results)
+
+
+def test_as_many_workers_as_the_container_has_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def workers(count: int) -> Workers:
+        counts.append(count)
+        return Workers(0)
+
+    monkeypatch.setattr(encode_stage, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(encode_stage, "available_cores", lambda: 3)
+    monkeypatch.setattr(encode_stage, "Workers", workers)
+    encode(make_config(), make_source(tmp_path, {"train": STORIES}), root=tmp_path)
+    assert counts == [3]
 
 
 def test_a_done_stage_is_reused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from faults import KILLED, fork, leftovers, wait
 from run_folders import CONFIG, TOKENIZER
 
 from slm import storage
-from slm.errors import CorruptionError
+from slm.errors import CorruptionError, NewerFormat
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.records import Checkpoint
@@ -145,6 +145,21 @@ def test_a_damaged_newest_one_is_quarantined_with_a_warning(
     assert latest.step == 1
     assert name in caplog.text
     assert list(writer.folder.glob("step_000002.corrupt-*"))
+
+
+def test_one_of_a_newer_slm_is_neither_quarantined_nor_passed_over(
+    writer: CheckpointWriter, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(writer, model, 1)
+    with monkeypatch.context() as newer:
+        newer.setattr(storage, "FORMAT", storage.FORMAT + 1)
+        save(writer, model, 2)
+    with pytest.raises(NewerFormat, match=r"record\.json is of format"):
+        latest_checkpoint(writer.folder)
+    assert sorted(path.name for path in writer.folder.iterdir()) == [
+        checkpoint_name(1),
+        checkpoint_name(2),
+    ]
 
 
 def test_leftovers_are_no_checkpoints_and_are_cleared(writer: CheckpointWriter, model: GPT) -> None:

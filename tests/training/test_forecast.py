@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from slm.records import Shards, ShardSplit
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import forecast as module
+from slm.training import plan as plan_module
 from slm.training.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
 from slm.training.session import Session
 
@@ -92,6 +94,22 @@ def test_of_several_processes_the_share_of_one_is_probed(
 
 def test_a_forecast_has_the_processes_of_the_training(tiny_config: Config) -> None:
     assert forecast(tiny_config(**{"train.processes": 2}), None).processes == 2
+
+
+def test_the_probe_has_the_share_of_the_cores_that_a_process_of_the_training_has(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        environments.append(options["env"])
+        return subprocess.CompletedProcess(command, 0, GOOD.model_dump_json(), "")
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
+    monkeypatch.setattr(subprocess, "run", run)
+    forecast(tiny_config(**{"train.processes": 2}), None)
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["4"]
 
 
 def test_documents_that_do_not_fill_the_random_tokens_are_scored(tiny_config: Config) -> None:

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, TrainingError, UserError
+from slm.progress import silent
 from slm.records import Plan, Shards, ShardSplit
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import RECORD, write_json
@@ -139,6 +140,29 @@ def test_processes_of_one_machine_share_its_cores(
     for processes, threads in ((1, "8"), (3, "2"), (16, "1")):
         environment = launch.child_environment(tiny_config(), processes)
         assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == threads
+
+
+def test_a_training_is_started_with_each_process_share_of_the_cores(
+    config: PipelineConfig, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    class Ended:
+        returncode = 0
+
+        def __init__(self, command: list[str], **options: Any) -> None:
+            environments.append(options["env"])
+
+        def poll(self) -> int:
+            return self.returncode
+
+    two = changed(config, processes=2)
+    run = launch.prepare(two, shards, root=tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    launch.supervise(run, two, silent, lambda event: None)
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["4"]
 
 
 @pytest.mark.parametrize("older", ["", "max_split_size_mb:64"])

@@ -60,6 +60,18 @@ def test_processes_of_one_machine_share_its_memory(
     assert pick_micro_batch(wide, 16, "cpu", "bf16", world_size=2) == 1
 
 
+def test_a_plan_gives_each_process_its_share_of_the_memory(
+    wide: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 GB hold two rows of one process, or one row of each of two."""
+    with_memory(monkeypatch, 5 << 30)
+    train = wide.train.model_copy(update={"device": "cpu", "precision": "bf16"})
+    config = wide.model_copy(update={"train": train})
+    data = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    rows = [make_plan(config, data, processes).micro_batch_size for processes in (1, 2)]
+    assert rows == [2, 1]
+
+
 def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
     config = tiny_config(**{"train.micro_batch_size": 3})
     with pytest.raises(UserError, match=r"train\.micro_batch_size=3"):

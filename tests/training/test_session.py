@@ -3,16 +3,18 @@
 import threading
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from slm.config import PipelineConfig
 from slm.machine import pick_device
 from slm.records import ShardSplit
 from slm.tokens.loader import Loader
-from slm.training import process, session
+from slm.training import loop, process, session
 from slm.training.checkpoint import copy_to_cpu
 from slm.training.plan import make_plan
 
@@ -58,6 +60,39 @@ def test_a_copy_has_memory_of_its_own() -> None:
         assert torch.equal(copy, tensors[name])
         assert copy.data_ptr() != tensors[name].data_ptr()
         assert not copy.requires_grad
+
+
+def test_a_copy_is_made_by_one_call() -> None:
+    """On a GPU a second one would copy the copy, in the CPU's memory."""
+    calls: list[str] = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            calls.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        copy_to_cpu({"a": torch.ones(3)})
+    copying = {"to", "cpu", "clone", "copy_", "contiguous"}
+    assert len([name for name in calls if name in copying]) == 1
+
+
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.1), ("fp32", 0.2)])
+def test_the_share_of_the_peak_is_of_the_runs_precision_and_of_all_its_devices(
+    precision: str, share: float, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**{"train.device": "cpu", "train.precision": precision})
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    plan = make_plan(config, split, world_size=1)
+    opened = session.synthetic_session(config, plan, 512)
+    opened.plan = plan.model_copy(update={"world_size": 5})
+    rate = opened.model.flops_per_token() * config.train.tokens_per_step / 0.5  # FLOP/s
+    peaks = {"bf16": 2 * rate, "fp32": rate}
+    monkeypatch.setattr(loop, "peak_flops", lambda device, precision: peaks[precision])
+    metrics = loop.step_metrics(opened, 1.0, 1.0, factor=1.0, seconds=0.5)
+    assert metrics["mfu"] == pytest.approx(share)
 
 
 def test_deterministic_kernels_do_not_fill_every_new_tensor(
