@@ -12,23 +12,22 @@ from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm.progress import Progress as Progress
-from slm.progress import silent as silent
 
-
-class FileEntry(BaseModel):
-    """Size and hash of one file of a record's folder."""
+class Frozen(BaseModel):
+    """Values that do not change, without room for an unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Frozen):
+    """Size and hash of one file of a record's folder."""
 
     bytes: int
     sha256: str
 
 
-class Record(BaseModel):
+class Record(Frozen):
     """What a finished stage leaves in `record.json`, and hands to the next stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
@@ -41,10 +40,8 @@ class Record(BaseModel):
         return self.path.name
 
 
-class SourceSplit(BaseModel):
+class SourceSplit(Frozen):
     """One split of a source: its parquet files in order, with a single column `text`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: list[str]
     documents: int
@@ -65,20 +62,16 @@ class Source(Record):
         return sum(split.documents for split in self.splits.values())
 
 
-class ShardCount(BaseModel):
+class ShardCount(Frozen):
     """What one shard file holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     documents: int
     tokens: int
     bytes: int
 
 
-class ShardSplit(BaseModel):
+class ShardSplit(Frozen):
     """One split of the shards: its files in order and what they hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: list[str]
     documents: int
@@ -209,10 +202,8 @@ class Version(Record):
 # ---- training ---------------------------------------------------------------------------------
 
 
-class Plan(BaseModel):
+class Plan(Frozen):
     """What is fixed before the first step of a run, written to `plan.json`; it never changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_steps: int
     rows: int  # per step, over all processes

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Run, Shards, Source
 from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
@@ -42,20 +42,16 @@ class Rules:
     grace: float
 
 
-class Item(BaseModel):
+class Item(Frozen):
     """Something that is deleted or stays, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
     bytes: int
     reason: str
 
 
-class Retention(BaseModel):
+class Retention(Frozen):
     """What `collect` would delete, and what stays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: Rules = Field(exclude=True, repr=False)
     going: tuple[Item, ...]

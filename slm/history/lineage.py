@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Parent, Record, Run, Shards, Source
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
@@ -36,10 +36,8 @@ MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bit
 NOT_CHECKED: Status = ("not checked", ())
 
 
-class Link(BaseModel):
+class Link(Frozen):
     """One thing that the result was made from, or the result itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     value: str  # for a person
@@ -50,10 +48,8 @@ class Link(BaseModel):
     made_from: tuple[str, ...] = ()  # names of links, the one that it continues first
 
 
-class Lineage(BaseModel):
+class Lineage(Frozen):
     """The chain of a run or of a version, from the dataset on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str  # of the run or the version
     links: tuple[Link, ...]

@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.model.saved import MODEL_FILES
-from slm.records import Parent, Version, model_uri
+from slm.records import Frozen, Parent, Version, model_uri
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained, tracking_uri
@@ -32,10 +32,10 @@ DECISION_TAG = "verdict"  # holds a GateDecision as JSON
 T = TypeVar("T")
 
 
-class GateDecision(BaseModel):
+class GateDecision(Frozen):
     """What the gate measured and decided. Differences are challenger minus champion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     model: str
     version: str

@@ -7,20 +7,17 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from slm.records import JournalEntry
+from slm.records import Frozen, JournalEntry
 from slm.storage import canonical_json, sha256_bytes
 
 Measurement = tuple[int, str, str]  # step, name, the exact value
 COMPARED = {"step": ("train_loss", "grad_norm"), "evaluate": ("val_loss",)}  # of a journal's events
 
 
-class Compared(BaseModel):
+class Compared(Frozen):
     """Something recorded, and the same rebuilt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     recorded: str
@@ -31,10 +28,8 @@ class Compared(BaseModel):
         return self.recorded == self.rebuilt
 
 
-class Difference(BaseModel):
+class Difference(Frozen):
     """Where the two first differ, or what is missing to rebuild the run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str  # a link of the lineage, or what was compared
     step: int | None = None  # of the training; 0: before it

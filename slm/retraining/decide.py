@@ -11,13 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
 from slm.progress import Progress, silent
-from slm.records import Parent, Shards, Source
+from slm.records import Frozen, Parent, Shards, Source
 from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
@@ -33,10 +31,8 @@ WORDS: dict[Action, str] = {
 }
 
 
-class Evidence(BaseModel):
+class Evidence(Frozen):
     """What the decision is made from; None for what was not measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     champion: str | None = None  # models:/NAME/VERSION
     made_already: str | None = None  # the version that was made of this very data and config
@@ -46,10 +42,8 @@ class Evidence(BaseModel):
     drift: Drift | None = None
 
 
-class Decision(BaseModel):
+class Decision(Frozen):
     """What to do about a dataset as it is now, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
     dataset: str
