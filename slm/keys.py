@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slm.config import PipelineConfig
-from slm.storage import canonical_json, sha256_bytes
+from slm.storage import sha256_json
 
 # What each kind of source reads; the rest may change without a new download.
 _READ_FILES = (
@@ -71,7 +71,7 @@ def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any =
         inputs: content hashes of what it is given.
     """
     parts = {"stage": stage, "version": version, "fields": dict(fields), "inputs": inputs}
-    return sha256_bytes(canonical_json(parts))
+    return sha256_json(parts)
 
 
 def download_fields(config: PipelineConfig) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def report_fields(config: PipelineConfig) -> dict[str, Any]:
 
 def config_sha256(config: PipelineConfig) -> str:
     """The hash of what a model is trained by, which its checkpoints carry."""
-    return sha256_bytes(canonical_json(train_fields(config)))
+    return sha256_json(train_fields(config))
 
 
 def _select(config: PipelineConfig, names: Iterable[str], stage: str) -> dict[str, Any]:

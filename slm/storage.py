@@ -57,6 +57,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """The sha256 of a value's `canonical_json`."""
+    return sha256_bytes(canonical_json(value))
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes; within `hashing_once`, read once."""
     return _digest(path, _known_digests.get())
@@ -95,7 +100,7 @@ def _digest(path: Path, known: Digests | None) -> str:
 
 def content_hash(record: Record) -> str:
     """One hash over the files of a record: what the next stage's key takes as its input."""
-    return sha256_bytes(canonical_json({name: e.sha256 for name, e in record.files.items()}))
+    return sha256_json({name: e.sha256 for name, e in record.files.items()})
 
 
 # ---- fault points -----------------------------------------------------------------------------
@@ -228,7 +233,7 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 def write_record(folder: Path, record: Record) -> None:
     """Writes `record.json`, with its own hash in it: this makes the folder complete."""
     fields = {"format": FORMAT, **record.model_dump(mode="json")}
-    write_json(folder / RECORD, {**fields, "sha256": sha256_bytes(canonical_json(fields))})
+    write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
 
 def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None:
@@ -252,7 +257,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
     try:
         fields = dict(json.loads(path.read_bytes()))
-        if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
+        if fields.pop("sha256", None) != sha256_json(fields):
             raise ValueError("its own sha256 does not match")  # in every format it is made so
         read_format(path, fields)
     except (TypeError, ValueError, RecursionError) as error:

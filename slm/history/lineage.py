@@ -225,7 +225,7 @@ class _Chain:
         shards = self.shards.record
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)
-        digest = storage.sha256_bytes(storage.canonical_json(clean))
+        digest = storage.sha256_json(clean)
         return _link("cleaning", f"{left_out:,} documents left out; {chosen}", digest, (state, ()))
 
     def _tokenizer(self) -> Link:
@@ -290,7 +290,7 @@ class _Chain:
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
         digest, status = self.tags.get("environment_sha256"), NOT_CHECKED
         if facts.get("torch"):
-            digest = storage.sha256_bytes(storage.canonical_json(facts))
+            digest = storage.sha256_json(facts)
             status = _status(machine_differences(facts)) if self.check else NOT_CHECKED
         return _link("environment", ", ".join(parts), digest, status)
 

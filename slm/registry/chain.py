@@ -32,10 +32,6 @@ class Ingredients:
     evaluation: Evaluation
     report: Report | None
 
-    @property
-    def environment(self) -> dict[str, Any]:
-        return self.run.environment
-
 
 @dataclass(frozen=True)
 class ChainTag:
@@ -54,12 +50,12 @@ CHAIN = (
     ChainTag("tokenizer_sha256", lambda made: made.checkpoint.tokenizer_sha256, "tokenizer", True),
     ChainTag("shards_key", lambda made: made.run.shards_key, "shards", True),
     ChainTag("config_sha256", lambda made: made.checkpoint.config_sha256, "config", True),
-    ChainTag("code_commit", lambda made: made.environment.get("commit")),
-    ChainTag("code_dirty", lambda made: made.environment.get("dirty")),
-    ChainTag("code_diff_sha256", lambda made: made.environment.get("diff_sha256")),
+    ChainTag("code_commit", lambda made: made.run.environment.get("commit")),
+    ChainTag("code_dirty", lambda made: made.run.environment.get("dirty")),
+    ChainTag("code_diff_sha256", lambda made: made.run.environment.get("diff_sha256")),
     ChainTag(
         "environment_sha256",
-        lambda made: storage.sha256_bytes(storage.canonical_json(made.environment)),
+        lambda made: storage.sha256_json(made.run.environment),
         "environment",
         True,
     ),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slm.records import Frozen, JournalEntry
-from slm.storage import canonical_json, sha256_bytes
+from slm.storage import sha256_json
 
 Measurement = tuple[int, str, str]  # step, name, the exact value
 COMPARED = {"step": ("train_loss", "grad_norm"), "evaluate": ("val_loss",)}  # of a journal's events
@@ -72,7 +72,7 @@ class Comparisons:
             step, what, _ = pair[0] or pair[1]
             before, after = (measurement and measurement[2] for measurement in pair)
             self.first = Difference(what=what, step=step, recorded=before, rebuilt=after)
-        hashes = [sha256_bytes(canonical_json(each)) for each in (old, new)]
+        hashes = [sha256_json(each) for each in (old, new)]
         self.add(f"{name}: {len(old)} losses and gradient norms", hashes[0], hashes[1])
 
 

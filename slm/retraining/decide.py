@@ -137,7 +137,7 @@ def training(
     if decision.action != "continue":
         return config, None
     assert decision.evidence.champion is not None
-    return continued(config), as_parent(decision.evidence.champion, config, root=root)
+    return continued(config), as_parent(decision.evidence.champion, config, root or data_root())
 
 
 def continued(config: PipelineConfig) -> PipelineConfig:
@@ -176,7 +176,7 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
     changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
     measured = None
     if texts:
-        model = as_parent(champion.uri, config, root=root)
+        model = as_parent(champion.uri, config, root)
         measured = drift.measure(model.path, old_shards, texts, progress)
     return evidence.model_copy(update={"changes": changes, "drift": measured})
 

@@ -126,7 +126,7 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     origin = {name: entry.sha256 for name, entry in entries.items()}
     layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
-    revision = storage.sha256_bytes(storage.canonical_json(origin))
+    revision = storage.sha256_json(origin)
     key = download_key(config, {"files": origin, "splits": layout})
 
     def build(staging: Path) -> Source:
