@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -127,10 +127,6 @@ class DataRoot:
         """MLflow's own store and what we keep next to it."""
         return self.path / "mlflow"
 
-    @property
-    def cache(self) -> Path:
-        return self.path / "cache"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -142,12 +138,7 @@ class Settings:
     parent_key: str | None  # of the model that the weights start from; None: from the seed
 
 
-def _settings_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """It named the shards' folder too, which their key finds."""
-    fields.pop("shards", None)
-    return {**fields, "parent_key": fields.pop("parent", None)}
-
-
+@dataclass(frozen=True)
 class RunFolder:
     """A run and what belongs to it.
 
@@ -155,22 +146,12 @@ class RunFolder:
     >>> run.evaluation.val_bpb, run.best.step, run.config.train.learning_rate
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @classmethod
     def of(cls, run: Run) -> Self:
         """The folder of a run's record."""
         return cls(run.path)
-
-    def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RunFolder) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
 
     @property
     def name(self) -> str:
@@ -188,9 +169,10 @@ class RunFolder:
         """What `config.json` holds. Raises CorruptionError where it cannot be read."""
         path = self.path / CONFIG
         try:
-            fields = storage.read_versioned(path, {1: _settings_of_format_1})
+            number, fields = storage.read_versioned(path)
             config = PipelineConfig.model_validate(fields["config"])
-            return Settings(fields["key"], config, fields["shards_key"], fields["parent_key"])
+            parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
+            return Settings(fields["key"], config, fields["shards_key"], parent_key)
         except (OSError, KeyError, TypeError, ValidationError) as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
@@ -217,7 +199,7 @@ class RunFolder:
         """None where none is made yet. Raises CorruptionError."""
         path = self.path / PLAN
         try:
-            return Plan.model_validate(storage.read_versioned(path, {}))
+            return Plan.model_validate(storage.read_versioned(path)[1])
         except FileNotFoundError:
             return None
         except ValidationError as error:
