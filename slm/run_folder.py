@@ -19,7 +19,7 @@ are now.
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +81,8 @@ class DataRoot:
     def _result(self, kind: str, record: type[R], key: str | None) -> R | None:
         if not key:
             return None
-        for folder in sorted((self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")):
-            with suppress(CorruptionError):
-                result = storage.read_record(folder, record, verify=False)
-                if result and result.key == key:
-                    return result
-        return None
+        folders = (self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")
+        return _record_of_key(sorted(folders), record, key)
 
     def results(self, kind: str, recipe: str) -> list[Path]:
         """The folders of a recipe's results, `<recipe>-<12 hex digits>`, complete or not.
@@ -330,12 +326,18 @@ class RunFolder:
 
     def find_evaluation(self, key: str) -> Evaluation | None:
         """The evaluation of a key; None where it is not here."""
-        for folder in (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}"):
-            with suppress(CorruptionError):
-                evaluation = storage.read_record(folder, Evaluation, verify=False)
-                if evaluation and evaluation.key == key:
-                    return evaluation
-        return None
+        folders = (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}")
+        return _record_of_key(folders, Evaluation, key)
+
+
+def _record_of_key(folders: Iterable[Path], kind: type[R], key: str) -> R | None:
+    """The first record of a key in these folders; its files are not verified."""
+    for folder in folders:
+        with suppress(CorruptionError):
+            record = storage.read_record(folder, kind, verify=False)
+            if record and record.key == key:
+                return record
+    return None
 
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -145,8 +145,7 @@ def decide(progress: Progress, config: PipelineConfig, source: Source) -> "Decis
 def _outcome(decision: "GateDecision | None") -> tuple[str, str]:
     if decision is None:
         return "reused", "it is the champion already"
-    name = decision.uri
-    return decision.decision, f"{name}: {decision.reason}"
+    return decision.decision, f"{decision.uri}: {decision.reason}"
 
 
 @stage("assess", lambda decision: ("done", _outcome(decision)[1]))

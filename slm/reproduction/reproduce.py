@@ -183,7 +183,7 @@ def _other_training(run: RunFolder, key: str, shards: Shards, chain: Lineage) ->
     inputs: Any = storage.content_hash(shards)
     if settings.parent_key:
         inputs = {"shards": inputs, "parent": settings.parent_key}
-    fields = keys.train_fields(settings.config)
+    fields = keys.stage_fields("train", settings.config)
     made_by = [
         version
         for version in range(1, MAX_VERSION)

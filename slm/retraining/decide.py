@@ -238,7 +238,7 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
     if made_by is None:
         return ()
     now, then = _as_made(config, version).flat(), made_by.flat()
-    names = (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS)
+    names = (*keys.SETTINGS["encode"], *keys.SETTINGS["train"])
     return tuple(sorted(name for name in names if now[name] != then[name]))
 
 

@@ -65,7 +65,7 @@ def download(
 
 def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
     """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
-    fields = {**keys.download_fields(config), **resolved}
+    fields = {**keys.stage_fields("download", config), **resolved}
     return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
