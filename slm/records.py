@@ -128,10 +128,6 @@ class Checkpoint(Record):
     def weights_sha256(self) -> str:
         return self.files["model.safetensors"].sha256
 
-    @property
-    def optimizer_sha256(self) -> str:
-        return self.files["optimizer.safetensors"].sha256
-
 
 class Run(Record):
     """A finished training. `key` names the folder; the checkpoints are in `checkpoints/`."""

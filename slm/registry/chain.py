@@ -88,9 +88,7 @@ def chain_tags(made: Ingredients) -> dict[str, str]:
 
 
 @explained()
-def version_lineage(
-    text: str, root: Path | None = None, *, uri: str | None = None, check: bool = True
-) -> Lineage:
+def version_lineage(text: str, root: Path | None = None, *, uri: str | None = None) -> Lineage:
     """The chain of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Where the run's folder is gone, the version's tags fill in what it was.
@@ -99,10 +97,10 @@ def version_lineage(
     client = connect(uri or default_uri(root))
     version = find_version(client, text)
     weights_sha256 = version.required("weights_sha256")
-    chain = lineage(version.run(root), tags=version.tags, check=check)
+    chain = lineage(version.run(root), tags=version.tags)
     notes = tag_differences(chain, version.tags)
-    state: State = "changed" if notes else "not checked"
-    if check and not notes:
+    state: State = "changed"
+    if not notes:
         state, notes = _stored_state(client, version, root)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     link = Link(

@@ -262,13 +262,13 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
 
 
 @explained()
-def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> RunFolder:
+def version_run(text: str, root: Path | None = None) -> RunFolder:
     """The run that a version was made from; it may be gone.
 
     Raises UserError where there is no such version, or slm did not register it.
     """
     root = root or data_root()
-    return find_version(connect(uri or default_uri(root)), text).run(root)
+    return find_version(connect(default_uri(root)), text).run(root)
 
 
 def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> Path:

@@ -120,10 +120,7 @@ def _texts(source: Source) -> Iterator[str]:
 
 def _hashes(source: Source) -> Hashes:
     """Of every document, in order; (N,)."""
-    return _as_array(document_hash(text.encode()) for text in _texts(source))
-
-
-def _as_array(hashes: Iterable[bytes]) -> Hashes:
+    hashes = (document_hash(text.encode()) for text in _texts(source))
     return np.frombuffer(bytearray().join(hashes), "<u8")
 
 
