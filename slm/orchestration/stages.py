@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING
 from slm.config import PipelineConfig, data_root
 from slm.orchestration.display import stage
 from slm.progress import Progress, silent
-from slm.records import (
-    Evaluation,
-    JournalEntry,
-    Parent,
-    Report,
-    Run,
-    Shards,
-    Source,
-    Version,
-)
+from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
 from slm.progress import Progress, silent
-from slm.records import Frozen, Parent, Shards, Source
+from slm.records import Frozen, Parent, Source
 from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
@@ -165,13 +165,16 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
             return evidence.model_copy(update={"made_already": version.uri})
     if champion is None:
         return evidence
-    settings, missing = _other_settings(config, champion, root), _missing(champion, root)
+    # Not verified by their hashes, which whoever reads them does.
+    old_source = DataRoot(root).source(champion.tags.get("source_key"))
+    old_shards = DataRoot(root).shards(champion.tags.get("shards_key"))
+    made_by = _config(champion, root)
+    parts = {"its documents": old_source, "its shards": old_shards, "its settings": made_by}
+    missing = tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
+    settings = _other_settings(config, champion, root)
     evidence = evidence.model_copy(update={"settings": settings, "missing": missing})
-    if settings or missing:
+    if settings or old_source is None or old_shards is None or made_by is None:
         return evidence
-    old_source, old_shards = _source_and_shards(champion, root)
-    assert old_source is not None
-    assert old_shards is not None
     progress("documents", 0, None)
     changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
     measured = None
@@ -187,12 +190,6 @@ def _refused(challenger: ModelVersion | None, champion: ModelVersion | None) -> 
     if decision is None or decision.champion != (champion.version if champion else None):
         return None
     return challenger
-
-
-def _source_and_shards(version: ModelVersion, root: Path) -> tuple[Source | None, Shards | None]:
-    """What a version was made of; not verified by its hash, which whoever reads it does."""
-    tags, data = version.tags, DataRoot(root)
-    return data.source(tags.get("source_key")), data.shards(tags.get("shards_key"))
 
 
 def _config(version: ModelVersion, root: Path) -> PipelineConfig | None:
@@ -240,16 +237,6 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
     now, then = _as_made(config, version).flat(), made_by.flat()
     names = (*keys.SETTINGS["encode"], *keys.SETTINGS["train"])
     return tuple(sorted(name for name in names if now[name] != then[name]))
-
-
-def _missing(champion: ModelVersion, root: Path) -> tuple[str, ...]:
-    source, shards = _source_and_shards(champion, root)
-    parts = {
-        "its documents": source,
-        "its shards": shards,
-        "its settings": _config(champion, root),
-    }
-    return tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
 
 
 # ---- shown ------------------------------------------------------------------------------------
