@@ -66,17 +66,14 @@ class ShardCount(Frozen):
     """What one shard file holds."""
 
     documents: int
-    tokens: int
-    bytes: int
-
-
-class ShardSplit(Frozen):
-    """One split of the shards: its files in order and what they hold."""
-
-    files: list[str]
-    documents: int
     tokens: int  # end-of-text tokens included
     bytes: int  # UTF-8 bytes of the documents
+
+
+class ShardSplit(ShardCount):
+    """What one split of the shards holds, and its files in order."""
+
+    files: list[str]
     counts: dict[str, ShardCount] = Field(default_factory=dict)  # the same of each file
 
 

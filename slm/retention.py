@@ -210,7 +210,8 @@ class _Survey:
         evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
         if path.name in {record.best, record.last, *(e.checkpoint for e in evaluations if e)}:
             return "the best, the last or an evaluated one"
-        if not all(_is_whole(run.path / CHECKPOINTS / n) for n in (record.best, record.last)):
+        needed = (run.path / CHECKPOINTS / name for name in (record.best, record.last))
+        if not all(_record(folder, Checkpoint, verify=True) for folder in needed):
             return "it may be all that is left of its run"
         return None
 
@@ -311,18 +312,11 @@ def _folders(parent: Path) -> list[Path]:
     )
 
 
-def _record(folder: Path, kind: type[storage.R]) -> storage.R | None:
+def _record(folder: Path, kind: type[storage.R], *, verify: bool = False) -> storage.R | None:
     """None where there is none, or it cannot be read. Raises NewerFormat."""
     with suppress(CorruptionError):
-        return storage.read_record(folder, kind, verify=False)
+        return storage.read_record(folder, kind, verify=verify)
     return None
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is there with all its bytes."""
-    with suppress(CorruptionError):
-        return storage.read_record(folder, Checkpoint) is not None
-    return False
 
 
 def _changed(path: Path) -> float:

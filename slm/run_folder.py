@@ -173,12 +173,7 @@ class RunFolder:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, settings: Settings) -> None:
-        fields = {
-            "key": settings.key,
-            "config": settings.config.model_dump(mode="json"),
-            "shards_key": settings.shards_key,
-            "parent_key": settings.parent_key,
-        }
+        fields = {**vars(settings), "config": settings.config.model_dump(mode="json")}
         storage.write_versioned(self.path / CONFIG, fields)
 
     @property
