@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import Self, cast
 
 from pydantic import ValidationError
 
@@ -36,19 +36,17 @@ from slm.records import (
     JournalEntry,
     Parent,
     Plan,
-    Record,
     Report,
     Run,
     Shards,
     Source,
 )
+from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
-
-R = TypeVar("R", bound=Record)
 
 
 class DataRoot:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
 from pydantic import Field
 
@@ -18,10 +18,11 @@ from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Evaluation, Frozen, Parent, Record, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Parent, Run, Shards, Source
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
+from slm.storage import R
 from slm.tokens.tokenizer.bpe import TOKENIZER
 from slm.training import provenance
 
@@ -29,7 +30,6 @@ State = Literal["unchanged", "changed", "gone", "not checked"]
 """`not checked`: not asked for, or it could not be reached; a note says so. It breaks no chain."""
 Notes = tuple[str, ...]
 Status = tuple[State, Notes]
-R = TypeVar("R", bound=Record)
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
