@@ -6,7 +6,7 @@ Recipes, which state only what differs from the defaults, are read by `slm.recip
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +22,13 @@ _DATA_SUFFIXES = re.compile(
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+T = TypeVar("T")
+
+
+def setting(default: T, text: str, **limits: Any) -> T:
+    """A setting's default, the text that explains it, and the limits of its value."""
+    field: T = Field(default, description=text, **limits)
+    return field
 
 
 class Section(BaseModel):
@@ -47,72 +54,66 @@ class Section(BaseModel):
 class CleanConfig(Section):
     """What is repaired or dropped before encoding; every change is counted in the manifest."""
 
-    fix_text: bool = Field(
-        False, description="Repair mojibake and normalise Unicode to NFC, by ftfy."
-    )
-    min_chars: int = Field(1, ge=0, description="Drop documents of fewer characters.")
-    max_chars: PositiveInt | None = Field(None, description="Drop documents of more characters.")
-    exact_duplicates: Literal["across_splits", "everywhere"] = Field(
+    fix_text: bool = setting(False, "Repair mojibake and normalise Unicode to NFC, by ftfy.")
+    min_chars: int = setting(1, "Drop documents of fewer characters.", ge=0)
+    max_chars: PositiveInt | None = setting(None, "Drop documents of more characters.")
+    exact_duplicates: Literal["across_splits", "everywhere"] = setting(
         "across_splits",
-        description="Which exact duplicates are dropped: those of train that are in val too, or "
-        "every second copy.",
+        "Which exact duplicates are dropped: those of train that are in val too, or every second "
+        "copy.",
     )
-    near_duplicates: Fraction | None = Field(
+    near_duplicates: Fraction | None = setting(
         None,
-        description="Drop documents whose MinHash similarity to an earlier one is at least this; "
-        "null keeps them.",
+        "Drop documents whose MinHash similarity to an earlier one is at least this; null keeps "
+        "them.",
     )
 
 
 class DataConfig(Section):
     """Where the documents come from, and how they become tokens."""
 
-    source: Literal["stories", "hub", "files"] = Field(
+    source: Literal["stories", "hub", "files"] = setting(
         "stories",
-        description="Where documents come from: the embedded story generator, the Hugging Face "
-        "hub, or local files.",
+        "Where documents come from: the embedded story generator, the Hugging Face hub, or local "
+        "files.",
     )
-    path: str = Field("", description="Dataset id on the hub; a file, a folder or a glob of files.")
-    config_name: str | None = Field(None, description="Configuration (subset) of a hub dataset.")
-    revision: str | None = Field(
-        None, description="Branch, tag or commit on the hub; resolved to a commit."
+    path: str = setting("", "Dataset id on the hub; a file, a folder or a glob of files.")
+    config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
+    revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
+    train_split: str = setting("train", "Name of the dataset's training split.")
+    val_split: str | None = setting(
+        "validation", "Name of its validation split, used where the dataset has it."
     )
-    train_split: str = Field("train", description="Name of the dataset's training split.")
-    val_split: str | None = Field(
-        "validation", description="Name of its validation split, used where the dataset has it."
+    text_column: str = setting("text", "Column that contains the text.")
+    template: str | None = setting(
+        None, "Join several columns into the text, such as {title}\\n\\n{body}."
     )
-    text_column: str = Field("text", description="Column that contains the text.")
-    template: str | None = Field(
-        None, description="Join several columns into the text, such as {title}\\n\\n{body}."
-    )
-    separator: str | None = Field(
+    separator: str | None = setting(
         None,
+        "Split a text file into documents at this text; null: one document per file.",
         min_length=1,
-        description="Split a text file into documents at this text; null: one document per file.",
     )
-    documents: PositiveInt | None = Field(
-        None, description="Maximum number of training documents; of stories, how many to generate."
+    documents: PositiveInt | None = setting(
+        None, "Maximum number of training documents; of stories, how many to generate."
     )
-    seed: int = Field(1337, description="Random seed of the generated stories.")
+    seed: int = setting(1337, "Random seed of the generated stories.")
 
     clean: CleanConfig = Field(CleanConfig(), description=CleanConfig.__doc__)
-    val_fraction: Fraction = Field(
+    val_fraction: Fraction = setting(
         0.01,
-        description="Fraction of the documents held out, chosen by document hash, where the "
-        "dataset has no validation split.",
+        "Fraction of the documents held out, chosen by document hash, where the dataset has no "
+        "validation split.",
     )
-    vocab_size: int = Field(
+    vocab_size: int = setting(
         GPT2_VOCAB_SIZE,
+        "Tokens in the vocabulary: GPT-2's, trimmed to the data where it is smaller.",
         ge=257,
         le=GPT2_VOCAB_SIZE,
-        description="Tokens in the vocabulary: GPT-2's, trimmed to the data where it is smaller.",
     )
-    shard_tokens: int = Field(  # a shard's header is int32
-        100_000_000, gt=0, lt=2**31, description="Tokens per shard file."
+    shard_tokens: int = setting(  # a shard's header is int32
+        100_000_000, "Tokens per shard file.", gt=0, lt=2**31
     )
-    workers: int = Field(
-        0, ge=0, description="Encoding processes; 0: one per core. The shards are the same."
-    )
+    workers: int = setting(0, "Encoding processes; 0: one per core. The shards are the same.", ge=0)
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
@@ -128,25 +129,23 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The shape of the GPT. The vocabulary's size comes from the tokenizer of the shards."""
 
-    architecture: Literal["gpt2", "qwen3"] = Field(
+    architecture: Literal["gpt2", "qwen3"] = setting(
         "gpt2",
-        description="gpt2: learned positions, LayerNorm, GELU. qwen3: rotary positions, RMSNorm, "
-        "SwiGLU, normalised queries and keys.",
+        "gpt2: learned positions, LayerNorm, GELU. qwen3: rotary positions, RMSNorm, SwiGLU, "
+        "normalised queries and keys.",
     )
-    n_layer: PositiveInt = Field(6, description="Transformer blocks.")
-    n_head: PositiveInt = Field(6, description="Attention heads per block.")
-    n_kv_head: PositiveInt | None = Field(
-        None, description="Key and value heads (grouped-query attention; qwen3 only); null: n_head."
+    n_layer: PositiveInt = setting(6, "Transformer blocks.")
+    n_head: PositiveInt = setting(6, "Attention heads per block.")
+    n_kv_head: PositiveInt | None = setting(
+        None, "Key and value heads (grouped-query attention; qwen3 only); null: n_head."
     )
-    n_embd: PositiveInt = Field(384, description="Width of the residual stream.")
-    n_inner: PositiveInt | None = Field(
-        None, description="Hidden width of the MLP; null: the architecture's usual one."
+    n_embd: PositiveInt = setting(384, "Width of the residual stream.")
+    n_inner: PositiveInt | None = setting(
+        None, "Hidden width of the MLP; null: the architecture's usual one."
     )
-    seq_len: PositiveInt = Field(128, description="Context length in tokens.")
-    dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout probability in training.")
-    rope_theta: PositiveFloat = Field(
-        10_000.0, description="Base of the rotary frequencies (qwen3 only)."
-    )
+    seq_len: PositiveInt = setting(128, "Context length in tokens.")
+    dropout: float = setting(0.0, "Dropout probability in training.", ge=0, le=0.9)
+    rope_theta: PositiveFloat = setting(10_000.0, "Base of the rotary frequencies (qwen3 only).")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -170,76 +169,72 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """How the model is trained. Exactly one of `max_steps` … `epochs` ends it."""
 
-    max_steps: PositiveInt | None = Field(None, description="End after this many optimizer steps.")
-    max_tokens: PositiveInt | None = Field(None, description="End after this many tokens.")
-    max_seconds: PositiveFloat | None = Field(
+    max_steps: PositiveInt | None = setting(None, "End after this many optimizer steps.")
+    max_tokens: PositiveInt | None = setting(None, "End after this many tokens.")
+    max_seconds: PositiveFloat | None = setting(
         None,
-        description="End after about this many seconds: a probe turns them into a number of steps "
-        "before the first step.",
+        "End after about this many seconds: a probe turns them into a number of steps before the "
+        "first step.",
     )
-    epochs: PositiveFloat | None = Field(
-        None, description="End after this many passes over the training tokens."
-    )
-
-    tokens_per_step: PositiveInt = Field(
-        16_384, description="Tokens per optimizer step: the global batch, over all devices."
-    )
-    micro_batch_size: PositiveInt | Literal["auto"] = Field(
-        "auto", description="Rows per device per forward pass; auto: chosen before step 1."
+    epochs: PositiveFloat | None = setting(
+        None, "End after this many passes over the training tokens."
     )
 
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw, or muon for the matrices with AdamW for the rest."
+    tokens_per_step: PositiveInt = setting(
+        16_384, "Tokens per optimizer step: the global batch, over all devices."
     )
-    learning_rate: PositiveFloat = Field(6e-4, description="Peak learning rate of AdamW.")
-    muon_learning_rate: PositiveFloat = Field(
-        0.02, description="Peak learning rate of the matrices where optimizer is muon."
-    )
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay rate of the first moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay rate of the second moment.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of the matrices.")
-    grad_clip: PositiveFloat | None = Field(
-        1.0, description="Maximum norm of the gradient; null: not clipped."
+    micro_batch_size: PositiveInt | Literal["auto"] = setting(
+        "auto", "Rows per device per forward pass; auto: chosen before step 1."
     )
 
-    schedule: Literal["cosine", "wsd", "linear"] = Field(
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "adamw, or muon for the matrices with AdamW for the rest."
+    )
+    learning_rate: PositiveFloat = setting(6e-4, "Peak learning rate of AdamW.")
+    muon_learning_rate: PositiveFloat = setting(
+        0.02, "Peak learning rate of the matrices where optimizer is muon."
+    )
+    beta1: float = setting(0.9, "AdamW's decay rate of the first moment.", ge=0, lt=1)
+    beta2: float = setting(0.95, "AdamW's decay rate of the second moment.", ge=0, lt=1)
+    weight_decay: float = setting(0.1, "Decoupled weight decay of the matrices.", ge=0)
+    grad_clip: PositiveFloat | None = setting(
+        1.0, "Maximum norm of the gradient; null: not clipped."
+    )
+
+    schedule: Literal["cosine", "wsd", "linear"] = setting(
         "cosine",
-        description="Learning rate after the warmup: cosine or linear decay, or wsd (constant, "
-        "then linear decay).",
+        "Learning rate after the warmup: cosine or linear decay, or wsd (constant, then linear "
+        "decay).",
     )
-    warmup: Fraction = Field(0.05, description="Warmup, as a fraction of the steps.")
-    cooldown: Fraction = Field(0.2, description="Decay of wsd, as a fraction of the steps.")
-    final_lr: Fraction = Field(
-        0.1, description="Learning rate at the end, as a fraction of the peak."
-    )
+    warmup: Fraction = setting(0.05, "Warmup, as a fraction of the steps.")
+    cooldown: Fraction = setting(0.2, "Decay of wsd, as a fraction of the steps.")
+    final_lr: Fraction = setting(0.1, "Learning rate at the end, as a fraction of the peak.")
 
-    seed: int = Field(1337, description="Random seed of weights, order and dropout.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Device to train on; auto: CUDA where there is one."
+    seed: int = setting(1337, "Random seed of weights, order and dropout.")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Device to train on; auto: CUDA where there is one."
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="Precision of the forward pass; auto: chosen for the device."
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "Precision of the forward pass; auto: chosen for the device."
     )
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="Whether torch.compile is used; auto: on CUDA, for long trainings."
+    compile: bool | Literal["auto"] = setting(
+        "auto", "Whether torch.compile is used; auto: on CUDA, for long trainings."
     )
-    threads: PositiveInt | Literal["auto"] = Field(
-        "auto", description="CPU threads per process; auto: one per core."
+    threads: PositiveInt | Literal["auto"] = setting(
+        "auto", "CPU threads per process; auto: one per core."
     )
-    processes: PositiveInt | Literal["auto"] = Field(
-        "auto", description="Training processes, one per GPU, under torchrun."
+    processes: PositiveInt | Literal["auto"] = setting(
+        "auto", "Training processes, one per GPU, under torchrun."
     )
-    deterministic: bool = Field(
-        True, description="Deterministic CUDA kernels, at a small cost in speed."
-    )
+    deterministic: bool = setting(True, "Deterministic CUDA kernels, at a small cost in speed.")
 
-    evaluate_every: PositiveInt = Field(100, description="Steps between evaluations.")
-    evaluate_documents: PositiveInt = Field(
-        64, description="Held-out documents that such an evaluation scores, always the same."
+    evaluate_every: PositiveInt = setting(100, "Steps between evaluations.")
+    evaluate_documents: PositiveInt = setting(
+        64, "Held-out documents that such an evaluation scores, always the same."
     )
-    checkpoint_every: PositiveInt = Field(100, description="Steps between checkpoints.")
-    keep_checkpoints: PositiveInt = Field(
-        2, description="Newest checkpoints to keep, besides the best and the last."
+    checkpoint_every: PositiveInt = setting(100, "Steps between checkpoints.")
+    keep_checkpoints: PositiveInt = setting(
+        2, "Newest checkpoints to keep, besides the best and the last."
     )
 
     @model_validator(mode="after")
@@ -256,44 +251,38 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """How a checkpoint is scored."""
 
-    documents: PositiveInt | None = Field(
-        None, description="Maximum number of held-out documents to score; null: all."
+    documents: PositiveInt | None = setting(
+        None, "Maximum number of held-out documents to score; null: all."
     )
-    checkpoint: Literal["best", "last"] = Field("best", description="Checkpoint to score.")
+    checkpoint: Literal["best", "last"] = setting("best", "Checkpoint to score.")
 
 
 class ReportConfig(Section):
     """The samples that the report shows: every prompt at every temperature and top_k."""
 
-    prompts: tuple[str, ...] = Field(
-        (
-            "A little girl went to the woods",
-            "Once upon a time there was a",
-            "One day, Tom and Sue",
-        ),
-        description="Beginnings of the samples.",
+    prompts: tuple[str, ...] = setting(
+        ("A little girl went to the woods", "Once upon a time there was a", "One day, Tom and Sue"),
+        "Beginnings of the samples.",
     )
-    temperatures: tuple[PositiveFloat, ...] = Field(
-        (0.5, 0.8, 1.0), description="Sampling temperatures."
+    temperatures: tuple[PositiveFloat, ...] = setting((0.5, 0.8, 1.0), "Sampling temperatures.")
+    top_ks: tuple[PositiveInt, ...] = setting((20, 50), "Values of top-k.")
+    max_new_tokens: PositiveInt = setting(
+        250, "Maximum number of new tokens per sample; most short stories are shorter."
     )
-    top_ks: tuple[PositiveInt, ...] = Field((20, 50), description="Values of top-k.")
-    max_new_tokens: PositiveInt = Field(
-        250, description="Maximum number of new tokens per sample; most short stories are shorter."
-    )
-    seed: int = Field(1, description="Random seed of the samples.")
+    seed: int = setting(1, "Random seed of the samples.")
 
-    license: str | None = Field(
-        None, description="License in the model card; null: mit for the generated stories."
+    license: str | None = setting(
+        None, "License in the model card; null: mit for the generated stories."
     )
-    language: str = Field("en", description="Language of the documents, for the model card.")
+    language: str = setting("en", "Language of the documents, for the model card.")
 
-    judge_url: str | None = Field(
+    judge_url: str | None = setting(
         None,
-        description="Address of an OpenAI-compatible API whose model grades the samples; null: "
-        "none. Its key is read from SLM_JUDGE_API_KEY.",
+        "Address of an OpenAI-compatible API whose model grades the samples; null: none. Its key "
+        "is read from SLM_JUDGE_API_KEY.",
     )
-    judge_model: str = Field("", description="Name of the grading model.")
-    judge_seconds: PositiveFloat = Field(60.0, description="Seconds to wait for one answer.")
+    judge_model: str = setting("", "Name of the grading model.")
+    judge_seconds: PositiveFloat = setting(60.0, "Seconds to wait for one answer.")
 
     @model_validator(mode="after")
     def _judge_is_named(self) -> Self:
@@ -315,35 +304,33 @@ class RegistryConfig(Section):
     Versions of one name compete: only models of the same kind of text should share it.
     """
 
-    model: str | None = Field(
+    model: str | None = setting(
         None,
+        "Name of the registered model; null: the name of the data.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-        description="Name of the registered model; null: the name of the data.",
     )
-    tracking_uri: str | None = Field(
+    tracking_uri: str | None = setting(
         None,
-        description="Address of the MLflow server or store; null: MLFLOW_TRACKING_URI, else SQLite "
-        "under data/mlflow/.",
+        "Address of the MLflow server or store; null: MLFLOW_TRACKING_URI, else SQLite under "
+        "data/mlflow/.",
     )
 
-    gate_documents: PositiveInt = Field(
-        1000, description="Held-out documents on which challenger and champion are compared."
+    gate_documents: PositiveInt = setting(
+        1000, "Held-out documents on which challenger and champion are compared."
     )
-    margin: float = Field(
+    margin: float = setting(
         0.0,
-        description="Bits per byte by which the challenger may be worse, at 95 % confidence; 0: it "
-        "must be better.",
+        "Bits per byte by which the challenger may be worse, at 95 % confidence; 0: it must be "
+        "better.",
     )
-    max_bpb: PositiveFloat = Field(
-        4.0, description="Maximum bits per byte of a first champion, which has no other to beat."
+    max_bpb: PositiveFloat = setting(
+        4.0, "Maximum bits per byte of a first champion, which has no other to beat."
     )
-    max_degenerate: Fraction = Field(
-        0.1, description="Maximum share of samples that are empty, invalid or repetitive."
+    max_degenerate: Fraction = setting(
+        0.1, "Maximum share of samples that are empty, invalid or repetitive."
     )
-    max_memorised: Fraction = Field(
-        0.25,
-        description="Maximum share of samples that copy more of the training data than human text "
-        "does.",
+    max_memorised: Fraction = setting(
+        0.25, "Maximum share of samples that copy more of the training data than human text does."
     )
 
     @model_validator(mode="after")
@@ -363,37 +350,33 @@ class RetrainConfig(Section):
     of every flow run reports the figures.
     """
 
-    min_new_fraction: Fraction = Field(
-        0.01, description="Fraction of new documents below which nothing is trained."
+    min_new_fraction: Fraction = setting(
+        0.01, "Fraction of new documents below which nothing is trained."
     )
-    max_gone_fraction: Fraction = Field(
+    max_gone_fraction: Fraction = setting(
         0.1,
-        description="Fraction of the champion's documents that may be gone; beyond it, training "
-        "starts from the seed.",
+        "Fraction of the champion's documents that may be gone; beyond it, training starts from "
+        "the seed.",
     )
-    drift_threshold: PositiveFloat = Field(
+    drift_threshold: PositiveFloat = setting(
         0.03,
-        description="Drift in bits, beyond that of held-out documents, from which training starts "
-        "from the seed.",
+        "Drift in bits, beyond that of held-out documents, from which training starts from the "
+        "seed.",
     )
-    bpb_rise: PositiveFloat = Field(
+    bpb_rise: PositiveFloat = setting(
         0.3,
-        description="Bits per byte by which new documents may cost the champion more than held-out "
-        "ones; beyond it, training starts from the seed.",
+        "Bits per byte by which new documents may cost the champion more than held-out ones; "
+        "beyond it, training starts from the seed.",
     )
-    sample_documents: PositiveInt = Field(
-        500, description="New documents that are measured, and as many held-out ones."
+    sample_documents: PositiveInt = setting(
+        500, "New documents that are measured, and as many held-out ones."
     )
-    continue_fraction: Fraction = Field(
-        0.3, description="Fraction of the recipe's training limit when the champion is continued."
+    continue_fraction: Fraction = setting(
+        0.3, "Fraction of the recipe's training limit when the champion is continued."
     )
-    approval: bool = Field(
-        False, description="Whether a person must approve before the champion changes."
-    )
-    approval_hours: PositiveFloat = Field(
-        72.0,
-        le=24 * 365,
-        description="Hours after which an unanswered run fails, and nothing changes.",
+    approval: bool = setting(False, "Whether a person must approve before the champion changes.")
+    approval_hours: PositiveFloat = setting(
+        72.0, "Hours after which an unanswered run fails, and nothing changes.", le=24 * 365
     )
 
 

@@ -55,7 +55,9 @@ def load_recipe(
         )
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        changes = _merge(changes, _nested(key.split("."), value))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        changes = _merge(changes, value)
     if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
         kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
@@ -111,12 +113,6 @@ def _is_text(kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return all(part is NoneType or _is_text(part) for part in get_args(kind))
     return kind is str
-
-
-def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    return dict(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

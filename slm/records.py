@@ -12,23 +12,22 @@ from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm.progress import Progress as Progress
-from slm.progress import silent as silent
 
-
-class FileEntry(BaseModel):
-    """Size and hash of one file of a record's folder."""
+class Frozen(BaseModel):
+    """Values that do not change, without room for an unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Frozen):
+    """Size and hash of one file of a record's folder."""
 
     bytes: int
     sha256: str
 
 
-class Record(BaseModel):
+class Record(Frozen):
     """What a finished stage leaves in `record.json`, and hands to the next stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
@@ -41,10 +40,8 @@ class Record(BaseModel):
         return self.path.name
 
 
-class SourceSplit(BaseModel):
+class SourceSplit(Frozen):
     """One split of a source: its parquet files in order, with a single column `text`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: list[str]
     documents: int
@@ -65,25 +62,18 @@ class Source(Record):
         return sum(split.documents for split in self.splits.values())
 
 
-class ShardCount(BaseModel):
+class ShardCount(Frozen):
     """What one shard file holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    documents: int
-    tokens: int
-    bytes: int
-
-
-class ShardSplit(BaseModel):
-    """One split of the shards: its files in order and what they hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: list[str]
     documents: int
     tokens: int  # end-of-text tokens included
     bytes: int  # UTF-8 bytes of the documents
+
+
+class ShardSplit(ShardCount):
+    """What one split of the shards holds, and its files in order."""
+
+    files: list[str]
     counts: dict[str, ShardCount] = Field(default_factory=dict)  # the same of each file
 
 
@@ -134,10 +124,6 @@ class Checkpoint(Record):
     @property
     def weights_sha256(self) -> str:
         return self.files["model.safetensors"].sha256
-
-    @property
-    def optimizer_sha256(self) -> str:
-        return self.files["optimizer.safetensors"].sha256
 
 
 class Run(Record):
@@ -209,10 +195,8 @@ class Version(Record):
 # ---- training ---------------------------------------------------------------------------------
 
 
-class Plan(BaseModel):
+class Plan(Frozen):
     """What is fixed before the first step of a run, written to `plan.json`; it never changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_steps: int
     rows: int  # per step, over all processes

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Run, Shards, Source
 from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
@@ -42,20 +42,16 @@ class Rules:
     grace: float
 
 
-class Item(BaseModel):
+class Item(Frozen):
     """Something that is deleted or stays, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
     bytes: int
     reason: str
 
 
-class Retention(BaseModel):
+class Retention(Frozen):
     """What `collect` would delete, and what stays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: Rules = Field(exclude=True, repr=False)
     going: tuple[Item, ...]
@@ -214,7 +210,8 @@ class _Survey:
         evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
         if path.name in {record.best, record.last, *(e.checkpoint for e in evaluations if e)}:
             return "the best, the last or an evaluated one"
-        if not all(_is_whole(run.path / CHECKPOINTS / n) for n in (record.best, record.last)):
+        needed = (run.path / CHECKPOINTS / name for name in (record.best, record.last))
+        if not all(_record(folder, Checkpoint, verify=True) for folder in needed):
             return "it may be all that is left of its run"
         return None
 
@@ -315,18 +312,11 @@ def _folders(parent: Path) -> list[Path]:
     )
 
 
-def _record(folder: Path, kind: type[storage.R]) -> storage.R | None:
+def _record(folder: Path, kind: type[storage.R], *, verify: bool = False) -> storage.R | None:
     """None where there is none, or it cannot be read. Raises NewerFormat."""
     with suppress(CorruptionError):
-        return storage.read_record(folder, kind, verify=False)
+        return storage.read_record(folder, kind, verify=verify)
     return None
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is there with all its bytes."""
-    with suppress(CorruptionError):
-        return storage.read_record(folder, Checkpoint) is not None
-    return False
 
 
 def _changed(path: Path) -> float:

@@ -19,11 +19,11 @@ are now.
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Self, cast
 
 from pydantic import ValidationError
 
@@ -36,19 +36,17 @@ from slm.records import (
     JournalEntry,
     Parent,
     Plan,
-    Record,
     Report,
     Run,
     Shards,
     Source,
 )
+from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
-
-R = TypeVar("R", bound=Record)
 
 
 class DataRoot:
@@ -81,12 +79,8 @@ class DataRoot:
     def _result(self, kind: str, record: type[R], key: str | None) -> R | None:
         if not key:
             return None
-        for folder in sorted((self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")):
-            with suppress(CorruptionError):
-                result = storage.read_record(folder, record, verify=False)
-                if result and result.key == key:
-                    return result
-        return None
+        folders = (self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")
+        return _record_of_key(sorted(folders), record, key)
 
     def results(self, kind: str, recipe: str) -> list[Path]:
         """The folders of a recipe's results, `<recipe>-<12 hex digits>`, complete or not.
@@ -127,10 +121,6 @@ class DataRoot:
         """MLflow's own store and what we keep next to it."""
         return self.path / "mlflow"
 
-    @property
-    def cache(self) -> Path:
-        return self.path / "cache"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -142,12 +132,7 @@ class Settings:
     parent_key: str | None  # of the model that the weights start from; None: from the seed
 
 
-def _settings_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """It named the shards' folder too, which their key finds."""
-    fields.pop("shards", None)
-    return {**fields, "parent_key": fields.pop("parent", None)}
-
-
+@dataclass(frozen=True)
 class RunFolder:
     """A run and what belongs to it.
 
@@ -155,22 +140,12 @@ class RunFolder:
     >>> run.evaluation.val_bpb, run.best.step, run.config.train.learning_rate
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @classmethod
     def of(cls, run: Run) -> Self:
         """The folder of a run's record."""
         return cls(run.path)
-
-    def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RunFolder) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
 
     @property
     def name(self) -> str:
@@ -188,19 +163,15 @@ class RunFolder:
         """What `config.json` holds. Raises CorruptionError where it cannot be read."""
         path = self.path / CONFIG
         try:
-            fields = storage.read_versioned(path, {1: _settings_of_format_1})
+            number, fields = storage.read_versioned(path)
             config = PipelineConfig.model_validate(fields["config"])
-            return Settings(fields["key"], config, fields["shards_key"], fields["parent_key"])
+            parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
+            return Settings(fields["key"], config, fields["shards_key"], parent_key)
         except (OSError, KeyError, TypeError, ValidationError) as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, settings: Settings) -> None:
-        fields = {
-            "key": settings.key,
-            "config": settings.config.model_dump(mode="json"),
-            "shards_key": settings.shards_key,
-            "parent_key": settings.parent_key,
-        }
+        fields = {**vars(settings), "config": settings.config.model_dump(mode="json")}
         storage.write_versioned(self.path / CONFIG, fields)
 
     @property
@@ -217,7 +188,7 @@ class RunFolder:
         """None where none is made yet. Raises CorruptionError."""
         path = self.path / PLAN
         try:
-            return Plan.model_validate(storage.read_versioned(path, {}))
+            return Plan.model_validate(storage.read_versioned(path)[1])
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -348,12 +319,18 @@ class RunFolder:
 
     def find_evaluation(self, key: str) -> Evaluation | None:
         """The evaluation of a key; None where it is not here."""
-        for folder in (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}"):
-            with suppress(CorruptionError):
-                evaluation = storage.read_record(folder, Evaluation, verify=False)
-                if evaluation and evaluation.key == key:
-                    return evaluation
-        return None
+        folders = (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}")
+        return _record_of_key(folders, Evaluation, key)
+
+
+def _record_of_key(folders: Iterable[Path], kind: type[R], key: str) -> R | None:
+    """The first record of a key in these folders; its files are not verified."""
+    for folder in folders:
+        with suppress(CorruptionError):
+            record = storage.read_record(folder, kind, verify=False)
+            if record and record.key == key:
+                return record
+    return None
 
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -57,6 +57,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """The sha256 of a value's `canonical_json`."""
+    return sha256_bytes(canonical_json(value))
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes; within `hashing_once`, read once."""
     return _digest(path, _known_digests.get())
@@ -95,7 +100,7 @@ def _digest(path: Path, known: Digests | None) -> str:
 
 def content_hash(record: Record) -> str:
     """One hash over the files of a record: what the next stage's key takes as its input."""
-    return sha256_bytes(canonical_json({name: e.sha256 for name, e in record.files.items()}))
+    return sha256_json({name: e.sha256 for name, e in record.files.items()})
 
 
 # ---- fault points -----------------------------------------------------------------------------
@@ -228,7 +233,7 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 def write_record(folder: Path, record: Record) -> None:
     """Writes `record.json`, with its own hash in it: this makes the folder complete."""
     fields = {"format": FORMAT, **record.model_dump(mode="json")}
-    write_json(folder / RECORD, {**fields, "sha256": sha256_bytes(canonical_json(fields))})
+    write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
 
 def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None:
@@ -237,7 +242,7 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     Raises CorruptionError if the record cannot be read or a file does not match it.
     """
     try:
-        fields = _read_fields(folder / RECORD)
+        _, fields = read_versioned(folder / RECORD, sealed=True)
         record = kind.model_validate({**fields, "path": folder})
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -248,57 +253,34 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
     return record
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
-    """What a `record.json` holds. Raises CorruptionError where that is not what was written."""
-    try:
-        fields = dict(json.loads(path.read_bytes()))
-        if fields.pop("sha256", None) != sha256_bytes(canonical_json(fields)):
-            raise ValueError("its own sha256 does not match")  # in every format it is made so
-        read_format(path, fields)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CorruptionError(f"{path} cannot be read: {error}") from error
-    fields.pop("format", None)
-    return fields
-
-
-def read_format(path: Path, fields: Mapping[str, Any]) -> int:
-    """The format number of a file with these fields. Raises NewerFormat for one above `FORMAT`."""
-    number = fields.get("format", 1)
-    if not isinstance(number, int) or number < 1:
-        raise CorruptionError(f"{path} cannot be read: its format is {number!r}")
-    if number > FORMAT:
-        raise NewerFormat(
-            f"{path} is of format {number}, and this slm reads formats up to {FORMAT}: use the slm "
-            "that wrote it, or point SLM_DATA at another folder; nothing was changed"
-        )
-    return number
-
-
 def write_versioned(path: Path, fields: Mapping[str, Any]) -> None:
     """`write_json` for a file that carries the format number."""
     write_json(path, {"format": FORMAT, **fields})
 
 
-def read_versioned(
-    path: Path, migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
-) -> dict[str, Any]:
-    """The fields of a file of `write_versioned`, in the present format.
+def read_versioned(path: Path, *, sealed: bool = False) -> tuple[int, dict[str, Any]]:
+    """The format number of a file, and its fields.
 
-    Args:
-        migrations: format number → what turns the fields of that format into those of the next.
+    `sealed`: it holds its own sha256, which in every format is made in the same way.
 
-    Raises FileNotFoundError, CorruptionError where it cannot be read, NewerFormat.
+    Raises FileNotFoundError, CorruptionError where it cannot be read or is not what was written,
+    NewerFormat.
     """
     try:
         fields = dict(json.loads(path.read_bytes()))
+        if sealed and fields.pop("sha256", None) != sha256_json(fields):
+            raise ValueError("its own sha256 does not match")
+        number = fields.pop("format", 1)
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"its format is {number!r}")
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
-    number = read_format(path, fields)
-    fields.pop("format", None)
-    for older in range(number, FORMAT):
-        if older in migrations:
-            fields = migrations[older](fields)
-    return fields
+    if number > FORMAT:
+        raise NewerFormat(
+            f"{path} is of format {number}, and this slm reads formats up to {FORMAT}: use the slm "
+            "that wrote it, or point SLM_DATA at another folder; nothing was changed"
+        )
+    return number, fields
 
 
 def unmark_complete(folder: Path) -> None:
@@ -312,9 +294,8 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
 
     Returns their number. Raises CorruptionError naming what is not as recorded.
     """
-    entries = Record.model_validate(
-        {key: _read_fields(folder / RECORD).get(key) for key in ("key", "files")}
-    ).files
+    _, fields = read_versioned(folder / RECORD, sealed=True)
+    entries = Record.model_validate({key: fields.get(key) for key in ("key", "files")}).files
     chosen = {name: entries[name] for name in entries if names is None or name in names}
     wrong = [f"{folder / name}: not in the record" for name in set(names or ()) - set(chosen)]
     if wrong := wrong + mismatches(folder, chosen):

@@ -100,7 +100,7 @@ def bits(run: RunFolder) -> Bits:
         tuple((e["step"], e["train_loss"].hex()) for e in events if e["event"] == "step"),
         tuple((e["step"], e["val_loss"].hex()) for e in events if e["event"] == "evaluate"),
         last.weights_sha256,
-        last.optimizer_sha256,
+        last.files["optimizer.safetensors"].sha256,
     )
 
 

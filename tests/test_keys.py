@@ -80,10 +80,12 @@ def made_keys(config: PipelineConfig) -> dict[str, str]:
     return {
         "download": download_key(config, inputs, **commit),
         "encode": encode_key(config, source, None),
-        "train": make("train", TRAIN_VERSION, keys.train_fields(config), "5" * 64),
+        "train": make("train", TRAIN_VERSION, keys.stage_fields("train", config), "5" * 64),
         "config_sha256": keys.config_sha256(config),
-        "evaluate": make("evaluate", EVALUATE_VERSION, keys.evaluate_fields(config), scored),
-        "report": make("report", REPORT_VERSION, keys.report_fields(config), reported),
+        "evaluate": make(
+            "evaluate", EVALUATE_VERSION, keys.stage_fields("evaluate", config), scored
+        ),
+        "report": make("report", REPORT_VERSION, keys.stage_fields("report", config), reported),
     }
 
 
@@ -96,10 +98,7 @@ def test_every_setting_is_in_a_key_or_in_none_on_purpose() -> None:
     """A setting that is added belongs into `keys.ADDED`, or into `keys.UNHASHED`."""
     listed = [
         *dict.fromkeys(name for names in keys.DOWNLOAD_SETTINGS.values() for name in names),
-        *keys.ENCODE_SETTINGS,
-        *keys.TRAIN_SETTINGS,
-        *keys.EVALUATE_SETTINGS,
-        *keys.REPORT_SETTINGS,
+        *(name for names in keys.SETTINGS.values() for name in names),
         *keys.UNHASHED,
         *keys.ADDED,
     ]

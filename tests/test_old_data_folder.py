@@ -186,7 +186,7 @@ def test_a_newer_format_is_one_message_and_nothing_is_touched(root: DataRoot, na
     fields = json.loads(path.read_bytes())
     fields |= {"format": storage.FORMAT + 1, "new": [1]}
     if fields.pop("sha256", None):
-        fields["sha256"] = storage.sha256_bytes(storage.canonical_json(fields))
+        fields["sha256"] = storage.sha256_json(fields)
     path.write_text(json.dumps(fields))
     before = tree(root.path)
     record = storage.read_record(run.path, Run, verify=False) if name != "record.json" else None

@@ -242,7 +242,7 @@ def test_a_record_of_a_newer_slm_ends_it_and_nothing_is_deleted(root: Path, file
     path = run.path / file
     fields = {**json.loads(path.read_bytes()), "format": storage.FORMAT + 1}
     if fields.pop("sha256", None):
-        fields["sha256"] = storage.sha256_bytes(storage.canonical_json(fields))
+        fields["sha256"] = storage.sha256_json(fields)
     path.write_text(json.dumps(fields))
     before = {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
     with pytest.raises(NewerFormat, match=f"{file} is of format"):

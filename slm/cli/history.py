@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from slm.cli.options import (
-    AsJson,
-    RunName,
-    date,
-    display_for,
-    show,
-    show_line,
-    show_wide,
-)
+from slm.cli.options import AsJson, RunName, date, display_for, show, show_line, show_wide
 from slm.config import data_root
 from slm.errors import UserError
 from slm.registry.opening import open_run

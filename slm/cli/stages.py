@@ -5,15 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.options import (
-    AsJson,
-    RecipeName,
-    RunName,
-    Settings,
-    display_for,
-    load,
-    show,
-)
+from slm.cli.options import AsJson, RecipeName, RunName, Settings, display_for, load, show
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages

@@ -49,7 +49,7 @@ def evaluate(
     folder = run.checkpoint(config.evaluate.checkpoint)
     checkpoint = home.checkpoint(folder.name, verify=True)
     assert checkpoint is not None, f"{run.path} names a checkpoint that is not there"
-    fields = keys.evaluate_fields(config)
+    fields = keys.stage_fields("evaluate", config)
     inputs = {"weights": checkpoint.weights_sha256, "shards": shards.key}
     key = keys.stage_key("evaluate", EVALUATE_VERSION, fields, inputs)
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from slm.config import PipelineConfig
 from slm.evaluation.evaluate import DETAILS
 from slm.evaluation.intervals import paired_interval
-from slm.records import Evaluation, Run
+from slm.records import Evaluation, Frozen, Run
 from slm.run_folder import REPORT, RunFolder
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
@@ -25,10 +24,8 @@ FIGURES = (  # of a run
 MAX_ROWS = 8  # of a table of two curves
 
 
-class Interval(BaseModel):
+class Interval(Frozen):
     """The difference in bits per byte, second minus first, with its 95 % interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     difference: float
     low: float
@@ -54,10 +51,8 @@ class Interval(BaseModel):
         return f"{result[self.better]}: {self.figures}"
 
 
-class SamplePair(BaseModel):
+class SamplePair(Frozen):
     """What both wrote after a prompt, with the same settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str
     temperature: float
@@ -66,10 +61,8 @@ class SamplePair(BaseModel):
     b: str
 
 
-class Comparison(BaseModel):
+class Comparison(Frozen):
     """Two runs, A and B."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     a: str
     b: str

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Evaluation, Parent, Record, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Parent, Run, Shards, Source
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
+from slm.storage import R
 from slm.tokens.tokenizer.bpe import TOKENIZER
 from slm.training import provenance
 
@@ -29,17 +30,14 @@ State = Literal["unchanged", "changed", "gone", "not checked"]
 """`not checked`: not asked for, or it could not be reached; a note says so. It breaks no chain."""
 Notes = tuple[str, ...]
 Status = tuple[State, Notes]
-R = TypeVar("R", bound=Record)
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
 NOT_CHECKED: Status = ("not checked", ())
 
 
-class Link(BaseModel):
+class Link(Frozen):
     """One thing that the result was made from, or the result itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     value: str  # for a person
@@ -50,10 +48,8 @@ class Link(BaseModel):
     made_from: tuple[str, ...] = ()  # names of links, the one that it continues first
 
 
-class Lineage(BaseModel):
+class Lineage(Frozen):
     """The chain of a run or of a version, from the dataset on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str  # of the run or the version
     links: tuple[Link, ...]
@@ -229,7 +225,7 @@ class _Chain:
         shards = self.shards.record
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)
-        digest = storage.sha256_bytes(storage.canonical_json(clean))
+        digest = storage.sha256_json(clean)
         return _link("cleaning", f"{left_out:,} documents left out; {chosen}", digest, (state, ()))
 
     def _tokenizer(self) -> Link:
@@ -294,7 +290,7 @@ class _Chain:
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
         digest, status = self.tags.get("environment_sha256"), NOT_CHECKED
         if facts.get("torch"):
-            digest = storage.sha256_bytes(storage.canonical_json(facts))
+            digest = storage.sha256_json(facts)
             status = _status(machine_differences(facts)) if self.check else NOT_CHECKED
         return _link("environment", ", ".join(parts), digest, status)
 

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from slm.errors import CorruptionError, NewerFormat
-from slm.records import Evaluation, JournalEntry, Run
+from slm.records import Evaluation, Frozen, JournalEntry, Run
 from slm.run_folder import DataRoot, RunFolder
 
 
-class RunFacts(BaseModel):
+class RunFacts(Frozen):
     """A run folder in a line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     state: str  # finished, training, stopped, damaged, newer (of a newer slm)

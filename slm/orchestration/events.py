@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 def decided(decision: GateDecision) -> None:
     """Send what the gate decided."""
     resource = f"slm.model.{decision.model}.{decision.version}"
-    name = decision.uri
-    _emit(f"slm.version.{decision.decision}", resource, name, decision.model_dump(mode="json"))
+    payload = decision.model_dump(mode="json")
+    _emit(f"slm.version.{decision.decision}", resource, decision.uri, payload)
 
 
 def drifted(decision: Decision) -> None:

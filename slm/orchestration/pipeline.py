@@ -11,7 +11,7 @@ from slm.orchestration import events, tasks
 from slm.orchestration.artifacts import clear_earlier
 from slm.orchestration.outline import Until, run_pipeline
 from slm.recipes import load_recipe
-from slm.storage import canonical_json, sha256_bytes
+from slm.storage import sha256_json
 
 Overrides = dict[str, Any] | None
 
@@ -24,7 +24,7 @@ def run_name() -> str:
         config = load_recipe(recipe, given.get("overrides"))
     except SlmError:  # the flow itself reports it
         return f"{recipe}-invalid"
-    key = sha256_bytes(canonical_json(config.model_dump(mode="json")))[:8]
+    key = sha256_json(config.model_dump(mode="json"))[:8]
     return f"{recipe}-{key}-{flow_run.scheduled_start_time:%Y-%m-%d-%H%M}"
 
 

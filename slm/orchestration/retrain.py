@@ -91,9 +91,8 @@ def ask(config: PipelineConfig, promotion: GateDecision, decision: Decision) -> 
     3.8 takes the slot from a run that waits, and then crashes it for not having it.) A run without
     a deployment waits. Without an answer in time the run fails, and nothing moves.
     """
-    name = promotion.uri
     question = (
-        f"{slm.registry.gate.describe(promotion, f'{name} may be promoted')}\n\n"
+        f"{slm.registry.gate.describe(promotion, f'{promotion.uri} may be promoted')}\n\n"
         f"Trained because {decision.reason}. Shall this version become champion?"
     )
     wait = suspend_flow_run if deployment.id else pause_flow_run

@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING
 from slm.config import PipelineConfig, data_root
 from slm.orchestration.display import stage
 from slm.progress import Progress, silent
-from slm.records import (
-    Evaluation,
-    JournalEntry,
-    Parent,
-    Report,
-    Run,
-    Shards,
-    Source,
-    Version,
-)
+from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -145,8 +136,7 @@ def decide(progress: Progress, config: PipelineConfig, source: Source) -> "Decis
 def _outcome(decision: "GateDecision | None") -> tuple[str, str]:
     if decision is None:
         return "reused", "it is the champion already"
-    name = decision.uri
-    return decision.decision, f"{name}: {decision.reason}"
+    return decision.decision, f"{decision.uri}: {decision.reason}"
 
 
 @stage("assess", lambda decision: ("done", _outcome(decision)[1]))

@@ -20,12 +20,7 @@ from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
 from slm.records import Shards
 from slm.registry.chain import REQUIRED
-from slm.registry.versions import (
-    GateDecision,
-    ModelVersion,
-    fetch_version,
-    stored_weights_sha256,
-)
+from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
@@ -63,7 +58,8 @@ def assess(
     _check_weights(client, version, root)
     folder = fetch_version(client, version, root)
     shards = _shards(version, root)
-    limits = thresholds or _run_thresholds(version, root)
+    run = version.run(root)
+    limits = thresholds or (run.config.registry if run.exists else RegistryConfig())
     texts = _held_out(shards, limits.gate_documents)
     sizes = np.array([len(text.encode()) for text in texts])  # bytes, (N,)
 
@@ -77,11 +73,12 @@ def assess(
             fetch_version(client, other, root), device_of(folder)
         )
         other_nats = _score(other_model, other_tokenizer, texts, progress)
-        measured = _compare(nats, other_nats, sizes)
-        better = measured["high"] < limits.margin
+        difference, low, high = paired_interval(nats, other_nats, sizes)
+        measured = {"difference": difference, "low": low, "high": high}
+        measured["champion_bpb"] = _bits_per_byte(other_nats, sizes)
+        better = high < limits.margin
         reason = (
-            f"{measured['difference']:+.4f} bits per byte "
-            f"[{measured['low']:+.4f}, {measured['high']:+.4f}], margin {limits.margin:g}"
+            f"{difference:+.4f} bits per byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
         )
     else:
         better = bpb <= limits.max_bpb
@@ -100,7 +97,7 @@ def assess(
         margin=limits.margin,
         limits=gate_settings(limits),
         documents=len(texts),
-        documents_sha256=storage.sha256_bytes(storage.canonical_json(texts)),
+        documents_sha256=storage.sha256_json(texts),
         vetoes=against,
         reason=reason,
         **measured,
@@ -109,17 +106,6 @@ def assess(
 
 def _bits_per_byte(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> float:
     return float(nats.sum() / math.log(2) / sizes.sum())
-
-
-def _compare(
-    nats: npt.NDArray[np.float64],
-    champion_nats: npt.NDArray[np.float64],
-    sizes: npt.NDArray[np.int64],
-) -> dict[str, float]:
-    """The fields of the decision that compare with the champion; all arguments (N,)."""
-    difference, low, high = paired_interval(nats, champion_nats, sizes)
-    champion_bpb = _bits_per_byte(champion_nats, sizes)
-    return {"difference": difference, "low": low, "high": high, "champion_bpb": champion_bpb}
 
 
 def _check_weights(client: "MlflowClient", version: ModelVersion, root: Path) -> None:
@@ -156,11 +142,6 @@ def _shards(version: ModelVersion, root: Path) -> Shards:
         f"the shards of {version.uri} are gone from {root / 'shards'}: its held-out documents are "
         f"needed; `slm encode {version.tags.get('recipe', 'RECIPE')}`"
     )
-
-
-def _run_thresholds(version: ModelVersion, root: Path) -> RegistryConfig:
-    run = version.run(root)
-    return run.config.registry if run.exists else RegistryConfig()
 
 
 def _held_out(shards: Shards, count: int) -> list[str]:

@@ -32,10 +32,6 @@ class Ingredients:
     evaluation: Evaluation
     report: Report | None
 
-    @property
-    def environment(self) -> dict[str, Any]:
-        return self.run.environment
-
 
 @dataclass(frozen=True)
 class ChainTag:
@@ -54,12 +50,12 @@ CHAIN = (
     ChainTag("tokenizer_sha256", lambda made: made.checkpoint.tokenizer_sha256, "tokenizer", True),
     ChainTag("shards_key", lambda made: made.run.shards_key, "shards", True),
     ChainTag("config_sha256", lambda made: made.checkpoint.config_sha256, "config", True),
-    ChainTag("code_commit", lambda made: made.environment.get("commit")),
-    ChainTag("code_dirty", lambda made: made.environment.get("dirty")),
-    ChainTag("code_diff_sha256", lambda made: made.environment.get("diff_sha256")),
+    ChainTag("code_commit", lambda made: made.run.environment.get("commit")),
+    ChainTag("code_dirty", lambda made: made.run.environment.get("dirty")),
+    ChainTag("code_diff_sha256", lambda made: made.run.environment.get("diff_sha256")),
     ChainTag(
         "environment_sha256",
-        lambda made: storage.sha256_bytes(storage.canonical_json(made.environment)),
+        lambda made: storage.sha256_json(made.run.environment),
         "environment",
         True,
     ),
@@ -92,9 +88,7 @@ def chain_tags(made: Ingredients) -> dict[str, str]:
 
 
 @explained()
-def version_lineage(
-    text: str, root: Path | None = None, *, uri: str | None = None, check: bool = True
-) -> Lineage:
+def version_lineage(text: str, root: Path | None = None, *, uri: str | None = None) -> Lineage:
     """The chain of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Where the run's folder is gone, the version's tags fill in what it was.
@@ -103,10 +97,10 @@ def version_lineage(
     client = connect(uri or default_uri(root))
     version = find_version(client, text)
     weights_sha256 = version.required("weights_sha256")
-    chain = lineage(version.run(root), tags=version.tags, check=check)
+    chain = lineage(version.run(root), tags=version.tags)
     notes = tag_differences(chain, version.tags)
-    state: State = "changed" if notes else "not checked"
-    if check and not notes:
+    state: State = "changed"
+    if not notes:
         state, notes = _stored_state(client, version, root)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     link = Link(

@@ -71,9 +71,7 @@ def promote(
         UserError: there is no such version, or its held-out documents are gone.
         CorruptionError: the weights are not those that were evaluated. Nothing forces these.
     """
-    root = root or data_root()
-    client = connect(uri or default_uri(root))
-    with _registry_lock(root):
+    with _locked_registry(root, uri) as (client, root):
         version = find_version(client, version_uri)
         champion = find_alias(client, version.name, CHAMPION)
         held = _decision_held(version, champion, thresholds, force)
@@ -111,9 +109,7 @@ def carry_out(
     Raises UserError where it promotes and the champion has changed since: it was not compared with
     the new one.
     """
-    root = root or data_root()
-    client = connect(uri or default_uri(root))
-    with _registry_lock(root):
+    with _locked_registry(root, uri) as (client, root):
         version = find_version(client, decision.uri)
         champion = find_alias(client, decision.model, CHAMPION)
         number = champion.version if champion else None
@@ -137,14 +133,12 @@ def with_answer(
 
 
 @explained()
-def rollback(model: str, *, root: Path | None = None, uri: str | None = None) -> tuple[str, str]:
+def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
     """Makes the champion's predecessor champion again; returns (its version, the one replaced).
 
     Raises UserError where there is no predecessor.
     """
-    root = root or data_root()
-    client = connect(uri or default_uri(root))
-    with _registry_lock(root):
+    with _locked_registry(root) as (client, root):
         champion = find_version(client, model_uri(model, alias=CHAMPION))
         before = champion.tags.get("previous_champion")
         if before is None:
@@ -183,9 +177,14 @@ def _decision_held(
 
 
 @contextmanager
-def _registry_lock(root: Path) -> Iterator[None]:
+def _locked_registry(
+    root: Path | None, uri: str | None = None
+) -> Iterator[tuple["MlflowClient", Path]]:
+    """A client of the registry, and the data folder, while no other command changes aliases."""
+    root = root or data_root()
+    client = connect(uri or default_uri(root))
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
-        yield
+        yield client, root
 
 
 # ---- recording --------------------------------------------------------------------------------

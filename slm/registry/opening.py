@@ -35,9 +35,9 @@ def open_run(run: str | Path, root: Path | None = None) -> RunFolder:
     return folder
 
 
-def finished_run(run: str, root: Path | None = None) -> tuple[RunFolder, Run]:
+def finished_run(run: str) -> tuple[RunFolder, Run]:
     """A finished run and its verified record. Raises UserError for any other."""
-    folder = open_run(run, root)
+    folder = open_run(run)
     record = folder.verified_record
     if record is None:
         raise UserError(

@@ -85,7 +85,7 @@ def ship_code(folder: Path) -> tuple[Path, Path]:
     one process. Returns the paths of the script and of the package.
     """
     sources = needed_modules(SERVING)
-    digest = storage.sha256_bytes(storage.canonical_json(sources))
+    digest = storage.sha256_json(sources)
     package = folder / f"slm_{digest[:12]}"
     for name, source in sources.items():
         renamed = re.sub(

@@ -75,27 +75,16 @@ def register(
     note = _note(config, run, uri, key, root)
     client = connect(uri)
     if version := _registered(client, config.model_name, note, tags):
-        return _record(version, key, uri).model_copy(update={"reused": True})
+        return version.record(key, uri).model_copy(update={"reused": True})
     run_id = mirror.sync(RunFolder.of(run), tracking_uri=uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
         model = logged_model(client, run_id, checkpoint, root)
         version = _make_version(client, config.model_name, model, {**tags, "run_id": run_id})
         _make_challenger(client, version)
         version = from_mlflow(client.get_model_version(version.name, version.version))
-    result = _record(version, key, uri)
+    result = version.record(key, uri)
     storage.write_json(note, result.model_dump(mode="json"))
     return result
-
-
-def _record(version: ModelVersion, key: str, uri: str) -> Version:
-    return Version(
-        key=key,
-        model=version.name,
-        version=version.version,
-        aliases=list(version.aliases),
-        run_id=version.run_id,
-        tracking_uri=public_uri(uri),
-    )
 
 
 def _evaluated_checkpoint(run: Run, evaluation: Evaluation) -> Checkpoint:

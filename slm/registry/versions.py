@@ -2,20 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.model.saved import MODEL_FILES
-from slm.records import Parent, Version, model_uri
+from slm.records import Frozen, Parent, Version, model_uri
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import as_default, connect, default_uri, explained, tracking_uri
@@ -32,10 +32,10 @@ DECISION_TAG = "verdict"  # holds a GateDecision as JSON
 T = TypeVar("T")
 
 
-class GateDecision(BaseModel):
+class GateDecision(Frozen):
     """What the gate measured and decided. Differences are challenger minus champion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     model: str
     version: str
@@ -102,6 +102,17 @@ class ModelVersion:
         """The checkpoint that it was made from, in its run's folder; it may be gone."""
         return storage.named(self.run(root).path / CHECKPOINTS, self.required("checkpoint"))
 
+    def record(self, key: str, uri: str) -> Version:
+        """What `registered.json` remembers of it; `uri`: of the server that has it."""
+        return Version(
+            key=key,
+            model=self.name,
+            version=self.version,
+            aliases=list(self.aliases),
+            run_id=self.run_id,
+            tracking_uri=public_uri(uri),
+        )
+
     def facts(self) -> dict[str, Any]:
         """What `slm models` lists of it, as JSON values."""
         val_bpb = self.tags.get("val_bpb")
@@ -115,12 +126,12 @@ class ModelVersion:
         }
 
 
-def from_mlflow(entry: "MlflowVersion", aliases: tuple[str, ...] | None = None) -> ModelVersion:
+def from_mlflow(entry: "MlflowVersion", aliases: Iterable[str] | None = None) -> ModelVersion:
     """A version from MLflow's entry. `aliases`: None: those in the entry, which a search lacks."""
     return ModelVersion(
         name=entry.name,
         version=str(entry.version),
-        aliases=tuple(sorted(entry.aliases)) if aliases is None else aliases,
+        aliases=tuple(sorted(entry.aliases if aliases is None else aliases)),
         tags={k.removeprefix(PREFIX): v for k, v in entry.tags.items() if k.startswith(PREFIX)},
         run_id=entry.run_id or "",
         registered=entry.creation_timestamp / 1000,
@@ -183,12 +194,10 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[M
         return []
     client = connect(uri)
     entries = client.search_model_versions()
-    held: dict[tuple[str, str], list[str]] = {}  # (model, version) → its aliases
-    for name in {entry.name for entry in entries}:
-        for alias, number in sorted(client.get_registered_model(name).aliases.items()):
-            held.setdefault((name, str(number)), []).append(alias)
+    names = {entry.name for entry in entries}
+    held = {name: client.get_registered_model(name).aliases for name in names}
     versions = [
-        from_mlflow(entry, tuple(held.get((entry.name, str(entry.version)), ())))
+        from_mlflow(entry, [a for a, n in held[entry.name].items() if str(n) == str(entry.version)])
         for entry in entries
     ]
     return sorted(versions, key=lambda version: -version.registered)
@@ -196,22 +205,19 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[M
 
 @explained()
 def champion_and_challenger(
-    config: PipelineConfig, root: Path | None = None
+    config: PipelineConfig, root: Path
 ) -> tuple[ModelVersion | None, ModelVersion | None]:
     """Both, of the config's model."""
-    client = connect(tracking_uri(config, root or data_root()))
-    champion, challenger = (
-        find_alias(client, config.model_name, alias) for alias in (CHAMPION, CHALLENGER)
-    )
-    return champion, challenger
+    client, name = connect(tracking_uri(config, root)), config.model_name
+    return find_alias(client, name, CHAMPION), find_alias(client, name, CHALLENGER)
 
 
-def champion_run(config: PipelineConfig, root: Path | None = None) -> RunFolder | None:
+def champion_run(config: PipelineConfig) -> RunFolder | None:
     """The run of the champion of the config's model, for a report; None where it is not here.
 
     A registry that is down, or has no champion, costs the report nothing but this comparison.
     """
-    root = root or data_root()
+    root = data_root()
     uri = tracking_uri(config, root)
     if not _has_store(uri):
         return None
@@ -256,13 +262,13 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
 
 
 @explained()
-def version_run(text: str, root: Path | None = None, *, uri: str | None = None) -> RunFolder:
+def version_run(text: str, root: Path | None = None) -> RunFolder:
     """The run that a version was made from; it may be gone.
 
     Raises UserError where there is no such version, or slm did not register it.
     """
     root = root or data_root()
-    return find_version(connect(uri or default_uri(root)), text).run(root)
+    return find_version(connect(default_uri(root)), text).run(root)
 
 
 def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> Path:
@@ -287,14 +293,7 @@ def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> 
                 shutil.copy(downloaded / file, staging / file)
         if storage.sha256_file(staging / MODEL_FILES[0]) != weights_sha256:
             raise CorruptionError(f"the weights of {version.uri} are not those registered")
-        return Version(
-            key=weights_sha256,
-            model=version.name,
-            version=version.version,
-            aliases=[],
-            run_id=version.run_id,
-            tracking_uri=public_uri(client.tracking_uri),
-        )
+        return version.record(weights_sha256, client.tracking_uri)
 
     name = f"{version.name}-{version.version}-{weights_sha256[:12]}"
     folder = DataRoot(root).mlflow / "models" / name
@@ -330,15 +329,14 @@ def stored_weights_sha256(client: "MlflowClient", version: ModelVersion, root: P
 
 
 @explained()
-def as_parent(uri: str, config: PipelineConfig, *, root: Path | None = None) -> Parent:
+def as_parent(uri: str, config: PipelineConfig, root: Path) -> Parent:
     """A version as the model that a training continues from; its files are fetched if need be."""
-    root = root or data_root()
     client = connect(tracking_uri(config, root))
     version = find_version(client, uri)
     folder = fetch_version(client, version, root)
     files = storage.describe_files(folder, [folder / file for file in MODEL_FILES])
     return Parent(
-        key=storage.sha256_bytes(storage.canonical_json({n: e.sha256 for n, e in files.items()})),
+        key=storage.sha256_json({n: e.sha256 for n, e in files.items()}),
         path=folder,
         files=files,
         model=uri,

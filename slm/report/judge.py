@@ -132,18 +132,14 @@ def _post(request: Request, seconds: float) -> bytes:
 def _read(answer: bytes) -> tuple[dict[str, float], str]:
     """The grades of an answer and its comment, or none and the reason."""
     try:
-        return _parse(str(json.loads(answer)["choices"][0]["message"]["content"]))
+        text = str(json.loads(answer)["choices"][0]["message"]["content"])
+        match = re.search(r"\{.*\}", text, re.DOTALL)
+        if match is None:
+            raise ValueError(f"the judge gave no JSON object but {text!r}")
+        fields = json.loads(match.group())
+        grades = {name: float(fields[name]) for name in RUBRIC}
+        if not all(1 <= grade <= 10 for grade in grades.values()):
+            raise ValueError(f"the judge's grades are not between 1 and 10: {grades}")
+        return grades, " ".join(str(fields.get("comment", "")).split())
     except _UNREADABLE as error:
         return {}, f"no grade: {type(error).__name__}: {error}"
-
-
-def _parse(text: str) -> tuple[dict[str, float], str]:
-    """The grades and the comment of an answer. Raises ValueError where it has no such grades."""
-    match = re.search(r"\{.*\}", text, re.DOTALL)
-    if match is None:
-        raise ValueError(f"the judge gave no JSON object but {text!r}")
-    answer = json.loads(match.group())
-    grades = {name: float(answer[name]) for name in RUBRIC}
-    if not all(1 <= grade <= 10 for grade in grades.values()):
-        raise ValueError(f"the judge's grades are not between 1 and 10: {grades}")
-    return grades, " ".join(str(answer.get("comment", "")).split())

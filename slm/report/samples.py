@@ -132,24 +132,19 @@ def compare_with_held_out(
     ours, humans = copies[:count], [copy.length for copy in copies[count:]]
     known, characters = _known_words(shards, tokenizer)
     written = [sample.completion for sample in samples]
+    mistakes = None
+    if settings.language == grammar.LANGUAGE:
+        mistakes = grammar.ungrammatical(written), grammar.ungrammatical(human)
     checks = quality_checks(
         measure(written, known),
         Quality.mean([measure(group, known) for group in _groups(human, count)]),
         (sum(sample.ended for sample in samples) / count, sum(ended) / len(ended)),
         ([copy.length for copy in ours], humans),
-        _grammar(written, human, settings.language),
+        mistakes,
         Searched(characters, min(COPY_TOKENS, shards.splits["train"].tokens)),
     )
     passages = _longest_passages(ours, ids, tokenizer)
     return SampleQuality(ours, checks, passages, copy_threshold(humans), len(human))
-
-
-def _grammar(
-    written: Sequence[str], human: Sequence[str], language: str
-) -> tuple[float, float] | None:
-    if language != grammar.LANGUAGE:
-        return None
-    return grammar.ungrammatical(written), grammar.ungrammatical(human)
 
 
 def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:

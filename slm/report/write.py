@@ -66,7 +66,7 @@ def write_report(
     """
     home = RunFolder.of(run)
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
-    key = keys.stage_key("report", REPORT_VERSION, keys.report_fields(config), inputs)
+    key = keys.stage_key("report", REPORT_VERSION, keys.stage_fields("report", config), inputs)
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)

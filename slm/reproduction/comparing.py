@@ -7,20 +7,17 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from slm.records import JournalEntry
-from slm.storage import canonical_json, sha256_bytes
+from slm.records import Frozen, JournalEntry
+from slm.storage import sha256_json
 
 Measurement = tuple[int, str, str]  # step, name, the exact value
 COMPARED = {"step": ("train_loss", "grad_norm"), "evaluate": ("val_loss",)}  # of a journal's events
 
 
-class Compared(BaseModel):
+class Compared(Frozen):
     """Something recorded, and the same rebuilt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     recorded: str
@@ -31,10 +28,8 @@ class Compared(BaseModel):
         return self.recorded == self.rebuilt
 
 
-class Difference(BaseModel):
+class Difference(Frozen):
     """Where the two first differ, or what is missing to rebuild the run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str  # a link of the lineage, or what was compared
     step: int | None = None  # of the training; 0: before it
@@ -77,7 +72,7 @@ class Comparisons:
             step, what, _ = pair[0] or pair[1]
             before, after = (measurement and measurement[2] for measurement in pair)
             self.first = Difference(what=what, step=step, recorded=before, rebuilt=after)
-        hashes = [sha256_bytes(canonical_json(each)) for each in (old, new)]
+        hashes = [sha256_json(each) for each in (old, new)]
         self.add(f"{name}: {len(old)} losses and gradient norms", hashes[0], hashes[1])
 
 

@@ -85,7 +85,10 @@ def verify_steps(
         if origin:
             restore(session, kept[origin])
         facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})
-        result.changed = _changes(facts, environment())
+        now = environment()
+        result.changed = [
+            f"{k}: {facts[k]} → {now.get(k)}" for k in facts if facts[k] != now.get(k)
+        ]
         _retrain(session, result, losses, kept, progress)
     return result
 
@@ -125,11 +128,6 @@ def _torch_as_in(run: RunFolder) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(deterministic)
-
-
-def _changes(then: dict[str, object], now: dict[str, object]) -> list[str]:
-    """What the bits may depend on and has changed: was → is."""
-    return [f"{k}: {then[k]} → {now.get(k)}" for k in then if then[k] != now.get(k)]
 
 
 def _retrain(

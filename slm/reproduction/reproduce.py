@@ -15,7 +15,6 @@ from tempfile import mkdtemp
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from slm import keys, storage
 from slm.config import EvaluateConfig, PipelineConfig
@@ -24,7 +23,7 @@ from slm.evaluation.evaluate import DETAILS, evaluate
 from slm.history.lineage import Lineage, Link, lineage
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress, silent
-from slm.records import Parent, Record, Run, Shards, Source
+from slm.records import Frozen, Parent, Record, Run, Shards, Source
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
 from slm.run_folder import CHECKPOINTS, JOURNAL, LOCK, RunFolder
 from slm.source.download import download
@@ -44,10 +43,8 @@ REBUILT = ("source", "tokenizer", "shards", "checkpoint", "evaluation")
 MAX_VERSION = 100  # of training, that are tried to name the one that a key was made with
 
 
-class Reproduction(BaseModel):
+class Reproduction(Frozen):
     """The verdict and what it rests on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     verdict: Literal["bit-identical", "within tolerance", "diverged", "cannot"]
@@ -186,7 +183,7 @@ def _other_training(run: RunFolder, key: str, shards: Shards, chain: Lineage) ->
     inputs: Any = storage.content_hash(shards)
     if settings.parent_key:
         inputs = {"shards": inputs, "parent": settings.parent_key}
-    fields = keys.train_fields(settings.config)
+    fields = keys.stage_fields("train", settings.config)
     made_by = [
         version
         for version in range(1, MAX_VERSION)

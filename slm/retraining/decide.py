@@ -11,13 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
 from slm.progress import Progress, silent
-from slm.records import Parent, Shards, Source
+from slm.records import Frozen, Parent, Source
 from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
@@ -34,10 +32,8 @@ WORDS: dict[Action, str] = {
 }
 
 
-class Evidence(BaseModel):
+class Evidence(Frozen):
     """What the decision is made from; None for what was not measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     champion: str | None = None  # models:/NAME/VERSION
     made_already: str | None = None  # the version that was made of this very data and config
@@ -47,10 +43,8 @@ class Evidence(BaseModel):
     drift: Drift | None = None
 
 
-class Decision(BaseModel):
+class Decision(Frozen):
     """What to do about a dataset as it is now, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
     dataset: str
@@ -145,7 +139,7 @@ def training(
     if decision.action != "continue":
         return config, None
     assert decision.evidence.champion is not None
-    return continued(config), as_parent(decision.evidence.champion, config, root=root)
+    return continued(config), as_parent(decision.evidence.champion, config, root or data_root())
 
 
 def continued(config: PipelineConfig) -> PipelineConfig:
@@ -173,18 +167,21 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
             return evidence.model_copy(update={"made_already": version.uri})
     if champion is None:
         return evidence
-    settings, missing = _other_settings(config, champion, root), _missing(champion, root)
+    # Not verified by their hashes, which whoever reads them does.
+    old_source = DataRoot(root).source(champion.tags.get("source_key"))
+    old_shards = DataRoot(root).shards(champion.tags.get("shards_key"))
+    made_by = _config(champion, root)
+    parts = {"its documents": old_source, "its shards": old_shards, "its settings": made_by}
+    missing = tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
+    settings = _other_settings(config, champion, root)
     evidence = evidence.model_copy(update={"settings": settings, "missing": missing})
-    if settings or missing:
+    if settings or old_source is None or old_shards is None or made_by is None:
         return evidence
-    old_source, old_shards = _source_and_shards(champion, root)
-    assert old_source is not None
-    assert old_shards is not None
     progress("documents", 0, None)
     changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
     measured = None
     if texts:
-        model = as_parent(champion.uri, config, root=root)
+        model = as_parent(champion.uri, config, root)
         measured = drift.measure(model.path, old_shards, texts, progress)
     return evidence.model_copy(update={"changes": changes, "drift": measured})
 
@@ -195,12 +192,6 @@ def _refused(challenger: ModelVersion | None, champion: ModelVersion | None) -> 
     if decision is None or decision.champion != (champion.version if champion else None):
         return None
     return challenger
-
-
-def _source_and_shards(version: ModelVersion, root: Path) -> tuple[Source | None, Shards | None]:
-    """What a version was made of; not verified by its hash, which whoever reads it does."""
-    tags, data = version.tags, DataRoot(root)
-    return data.source(tags.get("source_key")), data.shards(tags.get("shards_key"))
 
 
 def _config(version: ModelVersion, root: Path) -> PipelineConfig | None:
@@ -247,18 +238,8 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
         return ()
     now, then = _as_made(config, version).flat(), made_by.flat()
     added = (name for name, (stage, _) in keys.ADDED.items() if stage in ("encode", "train"))
-    names = (*keys.ENCODE_SETTINGS, *keys.TRAIN_SETTINGS, *added)
+    names = (*keys.SETTINGS["encode"], *keys.SETTINGS["train"], *added)
     return tuple(sorted(name for name in names if now[name] != then[name]))
-
-
-def _missing(champion: ModelVersion, root: Path) -> tuple[str, ...]:
-    source, shards = _source_and_shards(champion, root)
-    parts = {
-        "its documents": source,
-        "its shards": shards,
-        "its settings": _config(champion, root),
-    }
-    return tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
 
 
 # ---- shown ------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
-from pydantic import BaseModel, ConfigDict
 
 from slm.errors import CorruptionError
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.model.saved import load_model
 from slm.progress import Progress, silent
-from slm.records import Shards, Source
+from slm.records import Frozen, Shards, Source
 from slm.tokens.cleaning import Hashes, Mask, document_hash
 from slm.tokens.shards.reading import documents, read_tokens
 
@@ -31,14 +30,12 @@ MAX_TOKENS = 200_000  # of each sample that is measured
 Counts = npt.NDArray[np.int64]  # of each token, (V,)
 
 
-class Changes(BaseModel):
+class Changes(Frozen):
     """Two states of a dataset, compared by the texts of their documents.
 
     A further copy of an old text is not new. A new document that begins or ends with the same words
     as a document that is gone counts as that one changed, and as neither new nor gone.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     before: int  # documents then
     now: int
@@ -56,10 +53,8 @@ class Changes(BaseModel):
         return self.gone / max(1, self.before)
 
 
-class Drift(BaseModel):
+class Drift(Frozen):
     """New documents compared with held-out ones of the data that the model was made from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     documents: int  # new ones that were measured
     tokens: int  # of each sample that its tokens were counted in
@@ -125,10 +120,7 @@ def _texts(source: Source) -> Iterator[str]:
 
 def _hashes(source: Source) -> Hashes:
     """Of every document, in order; (N,)."""
-    return _as_array(document_hash(text.encode()) for text in _texts(source))
-
-
-def _as_array(hashes: Iterable[bytes]) -> Hashes:
+    hashes = (document_hash(text.encode()) for text in _texts(source))
     return np.frombuffer(bytearray().join(hashes), "<u8")
 
 

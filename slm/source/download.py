@@ -65,7 +65,7 @@ def download(
 
 def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
     """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
-    fields = {**keys.download_fields(config), **resolved}
+    fields = {**keys.stage_fields("download", config), **resolved}
     return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
@@ -126,7 +126,7 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     origin = {name: entry.sha256 for name, entry in entries.items()}
     layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
-    revision = storage.sha256_bytes(storage.canonical_json(origin))
+    revision = storage.sha256_json(origin)
     key = download_key(config, {"files": origin, "splits": layout})
     return _convert(config, root, key, revision, lambda: splits, origin, progress)
 

@@ -86,7 +86,7 @@ def encode_key(config: PipelineConfig, source: Source, tokenizer_sha256: str | N
     # Under version 1 the split was drawn from the hash of the cleaned text. It is now drawn from
     # the raw text, which gives other bytes only where the two can differ.
     version = ENCODE_VERSION + config.data.clean.fix_text
-    return keys.stage_key("encode", version, keys.encode_fields(config), inputs)
+    return keys.stage_key("encode", version, keys.stage_fields("encode", config), inputs)
 
 
 def _write_shards(

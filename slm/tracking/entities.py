@@ -75,7 +75,7 @@ def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
         hashes = [shards.files[file].sha256 for file in held.files]
         dataset = Dataset(
             name=Path(public_uri(name)).name or config.recipe,
-            digest=storage.sha256_bytes(storage.canonical_json(hashes))[:32],
+            digest=storage.sha256_json(hashes)[:32],
             source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
             source=public_uri(json.dumps(where | {"split": split})),
             profile=json.dumps(held.model_dump(exclude={"files"})),

@@ -46,15 +46,15 @@ def prepare(file: Path) -> Path | None:
         except sqlite3.DatabaseError:
             return None
         after = _migrated(file, before)
-        backup = file.with_name(f"{file.name}.before-{mlflow_version}")
-        changed = before is not None and after != before
-        if before is not None and changed:
+        backup = None
+        if before is not None and after != before:
+            backup = file.with_name(f"{file.name}.before-{mlflow_version}")
             storage.write_file(backup, before)
             logger.warning("MLflow has changed the tables of %s; %s is as it was", file, backup)
         if after != before:
             storage.write_file(file, after)
         storage.write_file(note, mlflow_version + "\n")
-    return backup if changed else None
+    return backup
 
 
 def _is_ready(file: Path, note: Path, mlflow_version: str) -> bool:

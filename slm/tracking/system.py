@@ -22,24 +22,20 @@ INTERVAL = 10.0  # seconds; a sample takes a millisecond or two
 def watch(run: Path, stop: threading.Event) -> None:
     """Appends samples to a run folder until `stop` is set. A failure ends it, with one line."""
     try:
-        _watch(run, stop)
+        gpus = _gpus()
+        sample(run, gpus)  # psutil measures the CPU's load since its last call
+        path = run / SYSTEM
+        written = path.read_bytes() if path.exists() else b""
+        number = written.count(b"\n")
+        begin = b"" if written.endswith(b"\n") or not written else b"\n"  # after a torn line
+        while not stop.wait(INTERVAL):
+            number += 1
+            event = {"event": "system", "step": number, "time": time.time(), **sample(run, gpus)}
+            with path.open("ab") as file:
+                file.write(begin + json.dumps(event).encode() + b"\n")
+            begin = b""
     except Exception as error:
         logger.warning("the machine is no longer watched: %s", error)
-
-
-def _watch(run: Path, stop: threading.Event) -> None:
-    gpus = _gpus()
-    sample(run, gpus)  # psutil measures the CPU's load since its last call
-    path = run / SYSTEM
-    written = path.read_bytes() if path.exists() else b""
-    number = written.count(b"\n")
-    begin = b"" if written.endswith(b"\n") or not written else b"\n"  # after a torn line
-    while not stop.wait(INTERVAL):
-        number += 1
-        event = {"event": "system", "step": number, "time": time.time(), **sample(run, gpus)}
-        with path.open("ab") as file:
-            file.write(begin + json.dumps(event).encode() + b"\n")
-        begin = b""
 
 
 def sample(folder: Path, gpus: list[Any]) -> dict[str, float]:

@@ -82,7 +82,7 @@ def prepare(
     inputs: Any = content_hash(shards)
     if parent:
         inputs = {"shards": inputs, "parent": parent.key}
-    key = keys.stage_key("train", TRAIN_VERSION, keys.train_fields(config), inputs)
+    key = keys.stage_key("train", TRAIN_VERSION, keys.stage_fields("train", config), inputs)
     run = RunFolder(DataRoot(root).folder("runs", config.recipe, key))
     if not run.exists:
         make_folder(run.path / CHECKPOINTS)

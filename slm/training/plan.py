@@ -20,7 +20,7 @@ from slm.config import PipelineConfig, TrainConfig
 from slm.errors import UserError
 from slm.machine import available_cores, available_memory, has_amx_bf16, pick_device
 from slm.records import Plan, ShardSplit
-from slm.storage import canonical_json, sha256_bytes
+from slm.storage import sha256_json
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -58,7 +58,7 @@ def autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def plan_sha256(plan: Plan) -> str:
     """What every checkpoint carries, so that it is resumed by its own plan alone."""
-    return sha256_bytes(canonical_json(plan.model_dump(mode="json", exclude_defaults=True)))
+    return sha256_json(plan.model_dump(mode="json", exclude_defaults=True))
 
 
 def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:

@@ -228,8 +228,8 @@ DOWN = "http://me:secret@127.0.0.1:9"
         versions.list_versions,
         partial(versions.version_run, "models:/slm/1"),
         partial(chains.version_lineage, "models:/slm/1"),
-        partial(versions.champion_and_challenger, CONFIG),
-        partial(versions.as_parent, "models:/slm/1", CONFIG),
+        partial(versions.champion_and_challenger, CONFIG, Path()),
+        partial(versions.as_parent, "models:/slm/1", CONFIG, Path()),
     ],
 )
 def test_a_registry_that_cannot_be_asked_is_an_error_without_passwords(

@@ -239,7 +239,7 @@ def continuing(folder: Path, root: Path) -> Path:
             shards_of(whole),
             root=root,
         )
-    parent = versions.as_parent("models:/dataset/1", config, root=root)
+    parent = versions.as_parent("models:/dataset/1", config, root)
     assert parent.run == whole.name
     run = launch.prepare(config, shards, parent=parent, root=root).path
     assert run != whole.path

@@ -224,7 +224,7 @@ def test_the_layout_is_the_one_of_this_version(
         groups = [file.read_row_group(i)["text"].to_pylist() for i in range(file.num_row_groups)]
         layout[name] = [str(file.schema_arrow), file.metadata.row_group(0).column(0).compression]
         layout[name].append(groups)
-    digest = storage.sha256_bytes(storage.canonical_json(layout))
+    digest = storage.sha256_json(layout)
     assert (download_stage.DOWNLOAD_VERSION, digest) == (1, GOLDEN)
 
 

@@ -291,7 +291,7 @@ def test_only_the_key_of_fixed_text_is_of_a_new_version(tmp_path: Path) -> None:
     source = make_source(tmp_path, {"train": STORIES[:2]})
     for fix_text, version in ((False, 1), (True, 2)):
         config = make_config(clean={"fix_text": fix_text})
-        fields, inputs = keys.encode_fields(config), storage.content_hash(source)
+        fields, inputs = keys.stage_fields("encode", config), storage.content_hash(source)
         expected = keys.stage_key("encode", version, fields, inputs)
         assert encode_key(config, source, None) == expected
 
