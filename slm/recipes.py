@@ -137,9 +137,13 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
             if first["type"] == "extra_forbidden":
                 break
             parts.pop()  # inside a union or a list, pydantic's path continues below the key
-        key = ".".join(parts)
         if first["type"] == "extra_forbidden":
-            raise unknown("key", key, dotted_keys()) from error
+            given = first["input"]
+            while isinstance(given, dict) and given:  # a section that is misspelt
+                part, given = next(iter(given.items()))
+                parts.append(str(part))
+            raise unknown("setting", ".".join(parts), dotted_keys()) from error
+        key = ".".join(parts)
         if first["type"] == "value_error":  # one of our own checks, whose message is complete
             raise UserError(str(first["ctx"]["error"])) from error
         given = first["input"]  # a whole section may hold an address with a password

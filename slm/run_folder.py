@@ -56,8 +56,8 @@ class DataRoot:
         path: None: `SLM_DATA`, else `data/` next to `pipelines.yaml`.
     """
 
-    def __init__(self, path: "Path | DataRoot | None" = None) -> None:
-        self.path: Path = path.path if isinstance(path, DataRoot) else path or data_root()
+    def __init__(self, path: "str | Path | DataRoot | None" = None) -> None:
+        self.path: Path = path.path if isinstance(path, DataRoot) else Path(path or data_root())
 
     def __repr__(self) -> str:
         return f"DataRoot({str(self.path)!r})"

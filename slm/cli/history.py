@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from slm.cli.options import AsJson, RunName, date, display_for, show, show_line, show_wide
+from slm.cli.options import AsJson, RunName, console, date, display_for, show, show_line, show_wide
 from slm.config import data_root
 from slm.errors import UserError
 from slm.registry.opening import open_run
@@ -105,7 +104,7 @@ def compare(a: RunName, b: RunName, as_json: AsJson = False) -> None:
     if as_json:
         show(comparison.model_dump(mode="json"), as_json)
     else:
-        Console().print(tables.comparison(comparison))
+        console().print(tables.comparison(comparison))
 
 
 def gc(

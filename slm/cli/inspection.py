@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from slm.cli.options import AsJson, Settings, display_for, load, show, show_wide
+from slm.cli.options import AsJson, Settings, console, display_for, load, show, show_wide
 from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.recipes import explain, read_pipelines
@@ -34,7 +33,7 @@ def inspect(
     if as_json:
         print(json.dumps(report))
         return
-    Console().print(tables.shards(report) if document is None else tables.document(report))
+    console().print(tables.shards(report) if document is None else tables.document(report))
 
 
 def verify(
@@ -131,7 +130,7 @@ def check(
     if as_json:
         print(json.dumps({**cost.model_dump(), "advice": advice}))
         return
-    Console().print(tables.recipes({recipe: known[recipe]}))
+    console().print(tables.recipes({recipe: known[recipe]}))
     show_wide(tables.pairs(cost.model_dump()))
     for line in advice or ["no advice"]:
         print(line)
@@ -153,7 +152,7 @@ def recipes(
     if key or explained:
         show_wide(tables.settings(explain(key)))
     else:
-        Console().print(tables.recipes(read_pipelines()["recipes"]))
+        console().print(tables.recipes(read_pipelines()["recipes"]))
 
 
 def bench(

@@ -13,12 +13,11 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from slm import machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
-from slm.cli.options import AsJson, RecipeName, Settings, display_for, load, show
+from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
@@ -144,6 +143,8 @@ def _run_command() -> None:
     except SlmError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"{error.filename!r} is too long for the name of a file", UserError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = error.filename or data_root()
@@ -155,7 +156,7 @@ def _run_command() -> None:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    Console(stderr=True).print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
+    console(stderr=True).print(f"error: {message}", soft_wrap=True)
     sys.exit(exit_code)
 
 

@@ -43,7 +43,7 @@ def load(recipe: str, settings: list[str] | None) -> PipelineConfig:
 @contextmanager
 def display_for(as_json: bool) -> Iterator[Display]:
     """Show stages on stdout, or on stderr where stdout is for JSON."""
-    with showing_on(Console(stderr=as_json)) as display:
+    with showing_on(console(stderr=as_json)) as display:
         try:
             yield display
         except KeyboardInterrupt:
@@ -62,14 +62,18 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     show_wide(tables.pairs(shown))
 
 
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints texts as they are: `[a]` is no markup, and `90:100:` no emoji."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
 def show_wide(content: RenderableType) -> None:
     """Print as wide as the terminal; into a file or a pipe, so wide that no name is broken."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH, soft_wrap=True)
-    console.print(content)
+    console(width=None if sys.stdout.isatty() else WIDTH).print(content)
 
 
 def show_line(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    console().print(line, soft_wrap=True)
 
 
 def date(moment: float | None) -> str | None:

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
-from slm.cli.options import AsJson, date, display_for, show, show_wide
+from slm.cli.options import AsJson, console, date, display_for, show, show_wide
 from slm.records import model_uri
 
 
@@ -46,7 +45,7 @@ def promote(
     if as_json:
         show(decision.model_dump(mode="json"), as_json)
     else:
-        Console().print(Markdown(slm.registry.gate.describe(decision)))
+        console().print(Markdown(slm.registry.gate.describe(decision)))
     raise typer.Exit(0 if decision.decision == "promoted" else 1)
 
 

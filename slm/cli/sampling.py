@@ -57,7 +57,7 @@ def sample(
         on_text = None if as_json else _writer("\n" * (number > 0) + text)
         samples += generate(model, tokenizer, [text], on_text=on_text, **settings)
         if not as_json:
-            print()
+            print("" if samples[-1].completion else text)
     if as_json:
         fields = ("prompt", "completion", "tokens", "seconds")
         show({"samples": [{f: getattr(s, f) for f in fields} for s in samples]}, as_json)

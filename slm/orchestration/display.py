@@ -165,7 +165,7 @@ def showing_on(console: Console) -> Iterator[Display]:
     """Show the stages that run inside on `console`, and the library's warnings."""
 
     def write(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     warnings = _Warnings(write)
     library = logging.getLogger("slm")

@@ -142,7 +142,7 @@ def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
         champion = find_version(client, model_uri(model, alias=CHAMPION))
         before = champion.tags.get("previous_champion")
         if before is None:
-            raise UserError(f"{model} version {champion.version} followed no other champion")
+            raise UserError(f"{champion.uri} has no predecessor: it was the first champion")
         find_version(client, model_uri(model, before))
         _log(root, {"decision": ROLLED_BACK, "model": model, "from": champion.version,
                     "to": before})  # fmt: skip

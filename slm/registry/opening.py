@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from slm.model.saved import LoadedModel
 
 
-def open_run(run: str | Path, root: Path | None = None) -> RunFolder:
+def open_run(run: str | Path | Run, root: Path | None = None) -> RunFolder:
     """A run, finished or not: its settings, plan, journal, checkpoints and results.
 
     >>> slm.open_run("models:/slm@champion").evaluation.val_bpb
 
     Args:
-        run: its folder, its name under `data/runs`, or the URI of a model version made from it.
+        run: its folder, its name under `data/runs`, the URI of a model version made from it, or
+            its record, as `slm.train` returns it.
         root: the data folder; None: as of `DataRoot`.
 
     Raises UserError where there is no such run, with the nearest name.
     """
+    if isinstance(run, Run):
+        return RunFolder.of(run)
     if not str(run).startswith("models:"):
         return DataRoot(root).run(str(run))
     from slm.registry.versions import resolve
@@ -74,8 +77,13 @@ def load_model(
 
     Raises UserError where there is no such model; CorruptionError where a file is damaged.
     """
+    import torch
+
     import slm.evaluation.evaluate
     import slm.model.saved
 
     folder = model_folder(model, root)
-    return slm.model.saved.load_model(folder, device or slm.evaluation.evaluate.device_of(folder))
+    device = device or slm.evaluation.evaluate.device_of(folder)
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise UserError(f"device={device!r}: give cpu, or cuda where torch sees a GPU")
+    return slm.model.saved.load_model(folder, device)

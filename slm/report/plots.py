@@ -164,7 +164,7 @@ def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
     if references is None:
         return []
     rows = references["rows"]
-    figure, axes = _axes("", "bits per byte of the same text: fewer is better")
+    figure, axes = _axes("", "bits per byte of the same text: lower is better")
     colours = [SECOND if row["is_model"] else FIRST for row in rows]
     bars = axes.barh(range(len(rows)), [row["bpb"] for row in rows], color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=INK)

@@ -16,7 +16,7 @@ import slm.registry.register
 import slm.source.download
 import slm.training.launch
 from slm.cli import inspection, main
-from slm.cli.options import show
+from slm.cli.options import show, show_line
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.records import Record
 from slm.storage import describe_files, write_record
@@ -72,11 +72,14 @@ def called(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> list[str]:
     [
         (["run", "tini"], "unknown recipe 'tini': did you mean 'tiny'?"),
         (["train", "tiny", "--set", "train.max_step=3"], "did you mean 'train.max_steps'?"),
+        (["train", "tiny", "--set", "trian.max_steps=3"], "did you mean 'train.max_steps'?"),
         (["encode", "tiny", "--set", "data.vocab_size=many"], "data.vocab_size='many'"),
         (["encode", "tiny", "--set", "data.seed"], "is not key=value"),
         (["sample", "nowhere"], "no run 'nowhere'"),
         (["evaluate", "nowhere"], "no run 'nowhere'"),
         (["bench", "encod"], "unknown benchmark 'encod'"),
+        (["sample", "x" * 300], "is too long for the name of a file"),
+        (["verify", "9:100:"], "'9:100:'"),
         (["verify", "."], "contains no record.json"),
         (["verify", "nowhere", "--steps", "3"], "'3' is not A:B"),
         (["verify", "nowhere", "--steps", "3:5:7"], "'3:5:7' is not A:B"),
@@ -227,9 +230,11 @@ def test_results_are_shown_to_people_too(invoke: Invoke, called: list[str]) -> N
 
 
 def test_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rich would take brackets for its markup, and fail on some."""
-    show({"source": "data/[red]/[/x]"}, as_json=False)
-    assert "data/[red]/[/x]" in capsys.readouterr().out
+    """Rich would take brackets for its markup, and fail on some, and `:100:` for an emoji."""
+    for path in ("data/[red]/[/x]", "data/90:100:"):
+        show({"source": path}, as_json=False)
+        show_line(path)
+        assert capsys.readouterr().out.count(path) == 2
 
 
 def test_a_long_path_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:

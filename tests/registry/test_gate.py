@@ -148,7 +148,7 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     )  # refuses whoever is champion
     assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
     server(root).set_registered_model_alias("slm", "champion", "1")
-    with pytest.raises(UserError, match="followed no other champion"):
+    with pytest.raises(UserError, match="has no predecessor"):
         gate.rollback("slm", root=root)
 
 

@@ -1,0 +1,48 @@
+"""What a name means: runs and models by folder, name or record."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from run_folders import start_run
+from tiny_run import copy_run
+
+import slm
+from slm.errors import UserError
+from slm.registry.opening import finished_run, load_model, model_folder, open_run
+
+
+def test_a_run_is_opened_by_its_name_its_folder_and_its_record(tmp_path: Path) -> None:
+    run = open_run(copy_run(tmp_path))
+    assert run.record is not None
+    assert run == open_run(run.name, tmp_path) == open_run(run.record)
+    assert run.evaluation is not None
+    assert run.best is not None
+    assert run.evaluation.checkpoint == run.best.name
+
+
+def test_a_model_is_loaded_from_a_run_its_name_its_record_and_a_checkpoint(tmp_path: Path) -> None:
+    run = open_run(copy_run(tmp_path))
+    assert run.record is not None
+    best = run.record.checkpoint("best")
+    for model in (run, run.name, run.record, best):
+        assert model_folder(model, tmp_path) == best
+    [sample] = slm.sample(load_model(run), "Once", max_new_tokens=3, temperature=0)
+    assert (sample.prompt, sample.tokens) == ("Once", 3)
+
+
+def test_a_device_that_is_not_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = open_run(copy_run(tmp_path))
+    for device in ("cuda", "cuda:1", "tpu"):
+        with pytest.raises(UserError, match=f"device='{device}'"):
+            load_model(run, device=device)
+
+
+def test_a_run_that_is_not_finished_names_the_command_that_resumes_it(tmp_path: Path) -> None:
+    run = start_run(tmp_path)
+    assert open_run(run).record is None
+    with pytest.raises(UserError, match="`slm train tiny` with the same settings resumes it"):
+        finished_run(str(run))
