@@ -18,7 +18,7 @@ from slm.progress import Progress, silent
 from slm.records import Checkpoint, Plan
 from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
-from slm.storage import read_record, sha256_bytes
+from slm.storage import read_record, reading, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
 from slm.training.loop import train_step
 from slm.training.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
@@ -80,8 +80,9 @@ def verify_steps(
     if missing := set(range(origin + 1, stop + 1)) - set(losses):
         raise CorruptionError(f"the journal of {run.name} has no loss of step {min(missing)}")
     result = Replay(run.name, start, stop, origin, plan.level)
-    with _torch_as_in(run):
-        session = new_session(open_job(run), plan)
+    job = open_job(run)
+    with reading(run.path, job.shards.path), _torch_as_in(run):
+        session = new_session(job, plan)
         if origin:
             restore(session, kept[origin])
         facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})

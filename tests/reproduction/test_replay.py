@@ -9,14 +9,14 @@ import safetensors.torch
 import torch
 from conftest import PIPELINES
 
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError, InUse, UserError
 from slm.model.saved import MODEL
 from slm.recipes import load_recipe
 from slm.records import Checkpoint
 from slm.reproduction.replay import verify_steps
 from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
-from slm.storage import RECORD, describe_files, read_record, write_record
+from slm.storage import RECORD, describe_files, lock, lock_of, read_record, write_record
 from slm.tokens.encode import encode
 from slm.training import launch
 from slm.training.loop import train
@@ -54,6 +54,21 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def files(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_what_is_repeated_is_locked(run: Path) -> None:
+    shards = RunFolder(run).shards
+    assert shards is not None
+    locked = []
+
+    def progress(*_: object) -> None:
+        for folder in (run, shards.path):
+            with pytest.raises(InUse), lock(lock_of(folder), wait=False):
+                pass
+        locked.append(1)
+
+    assert verify_steps(RunFolder(run), progress=progress).verdict == "identical"
+    assert locked
 
 
 def test_the_last_stretch_is_identical_and_nothing_is_written(run: Path) -> None:
