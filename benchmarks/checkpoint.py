@@ -41,7 +41,7 @@ POINTS = 3  # that a step passes: its micro-step's, its own, its part of those o
 
 
 def run(rounds: int = 5) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: checkpoints saved each way, in turns; the medians count, and the worst is shown too.
@@ -87,7 +87,7 @@ def warm_session() -> Session:
 
 
 def step(session: Session) -> float:
-    """Trains one step; returns its seconds."""
+    """Train one step; return its seconds."""
     begin = time.perf_counter()
     train_step(session, session.model, *session.loader.batch(session.step))
     session.step += 1
@@ -95,7 +95,7 @@ def step(session: Session) -> float:
 
 
 def save_while_training(session: Session, folder: Path, number: int) -> dict[str, float]:
-    """Saves once as training does, with steps before, meanwhile and after."""
+    """Save once as training does, with steps before, meanwhile and after."""
     undisturbed = [step(session) for _ in range(2)]
     record = Checkpoint(
         key="bench",

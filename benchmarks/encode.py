@@ -49,7 +49,7 @@ def run(
     repeats: int = 3,
     peers: bool = True,
 ) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         megabytes: of text (10**6 UTF-8 bytes) to encode.
@@ -129,7 +129,7 @@ def _make_source(folder: Path, megabytes: int, data: Path | None) -> Source:
 
 
 def _mix(data: Path, target: Path, size: int) -> None:
-    """Writes `size` bytes of text: generated stories and documents of `data` in alternation."""
+    """Write `size` bytes of text: generated stories and documents of `data` in alternation."""
     paths = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
     texts = [t for path in paths for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
     documents = chain.from_iterable(zip(stories(1337, 0, sys.maxsize), cycle(texts), strict=False))

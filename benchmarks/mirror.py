@@ -61,7 +61,7 @@ STARTED = mirror.INTERVAL + 4.0  # seconds after which a mirror has imported mlf
 
 
 def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     `ratio` is the median over the rounds of a server's step time over that without MLflow.
     `seconds`: of a training, nearly.
@@ -110,7 +110,7 @@ def _row(
 def train(
     root: Path, seed: int, steps: int, uri: str | None
 ) -> tuple[RunFolder, tuple[float, ...]]:
-    """Trains a run; returns it and its step times in milliseconds.
+    """Train a run; return it and its step times in milliseconds.
 
     They are the median and the mean of the steps after `STARTED` seconds, and the mean of all; last
     the CPU that this process used after the start, in thousandths of a core.

@@ -34,7 +34,7 @@ SMALL = {
 
 
 def run(rounds: int = 3, train_seconds: int = 30) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: of each start; the medians count.

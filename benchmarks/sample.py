@@ -42,7 +42,7 @@ Sampler = Callable[[int, int], int]  # (prompts, new tokens per prompt) → toke
 
 
 def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: of each measurement, of which the median is reported.

@@ -51,7 +51,7 @@ Step = Callable[[], None]  # trains on one batch
 
 
 def run(rounds: int = 3, batches: int = 4) -> dict[str, Any]:
-    """Measures and returns `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: turns that each loop takes, in a new process; their median counts.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Points every library's home into the data folder and turns telemetry off.
+    """Point every library's home into the data folder and turn telemetry off.
 
     Prefect reads these when it is imported, so call this before. What the user has set stays.
     Raises UserError where there is no data folder to point at.
@@ -45,7 +45,7 @@ def prepare() -> None:
 
 
 def ask_no_proxy(host: str) -> None:
-    """Keeps requests to a server of this machine, and those of children, from any proxy."""
+    """Keep requests to a server of this machine, and those of children, from any proxy."""
     for name in ("NO_PROXY", "no_proxy"):  # either may be read, and the smaller one first
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
 

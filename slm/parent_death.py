@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def signal_when_parent_dies(number: int) -> None:
-    """Requests a signal for when the parent dies; sends it immediately where that has happened.
+    """Request a signal for when the parent dies; send it immediately where that has happened.
 
     It may come more than once: the kernel sends one for each thread that the parent had.
     `SLM_PARENT` is removed from the environment, since this process's children have another parent.

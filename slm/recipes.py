@@ -63,9 +63,7 @@ def load_recipe(
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
     merged = _merge(fields, changes)
     if "recipe" in merged:
-        raise UserError(
-            f"recipe {name}: `recipe` is no setting but the recipe's name: leave it out"
-        )
+        raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     return _checked({**merged, "recipe": name})
 
 

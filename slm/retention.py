@@ -177,7 +177,7 @@ class _Survey:
     def why_deleted(self, path: Path) -> str:
         """What is printed of something that can be deleted."""
         if storage.LEFTOVER.fullmatch(path.name):
-            return "quarantined as corrupt" if ".corrupt-" in path.name else "left unfinished"
+            return "quarantined as corrupt" if ".corrupt-" in path.name else "unfinished leftover"
         kind = path.relative_to(self.root).parts[0]
         if path.parent.name == CHECKPOINTS:
             return "neither the best nor the last of a finished run"

@@ -140,7 +140,7 @@ def reset_fault_points() -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Makes a file's bytes, or a folder's entries, survive a power cut."""
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
     fault_point("fsync")
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -156,7 +156,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Writes one file, whole or not at all, and durably. Any process may do so at any time.
+    """Write one file, whole or not at all, and durably. Any process may do so at any time.
 
     A second writer of the same file waits; what a killed writer left is overwritten.
     """
@@ -231,7 +231,7 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Writes `record.json`, with its own hash in it: this makes the folder complete."""
+    """Write `record.json`, with its own hash in it: this makes the folder complete."""
     fields = {"format": FORMAT, **record.model_dump(mode="json")}
     write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
@@ -284,13 +284,13 @@ def read_versioned(path: Path, *, sealed: bool = False) -> tuple[int, dict[str, 
 
 
 def unmark_complete(folder: Path) -> None:
-    """Removes a folder's record, durably, so that it is no longer complete; its files stay."""
+    """Remove a folder's record, durably, so that it is no longer complete; its files stay."""
     (folder / RECORD).unlink(missing_ok=True)
     fsync_path(folder)
 
 
 def check_files(folder: Path, names: Collection[str] | None = None) -> int:
-    """Hashes the files of a folder, or those of `names`, against its record, of whatever kind.
+    """Hash the files of a folder, or those of `names`, against its record, of whatever kind.
 
     Returns their number. Raises CorruptionError naming what is not as recorded.
     """
@@ -304,7 +304,7 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
 
 
 def commit(staging: Path, folder: Path, record: R) -> R:
-    """Puts a staged folder in place by the commit rule and returns its record with the hashes.
+    """Put a staged folder in place by the commit rule and return its record with the hashes.
 
     An existing folder of that name is replaced: it was not valid, or of other settings.
     """
@@ -324,7 +324,7 @@ def commit(staging: Path, folder: Path, record: R) -> R:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder so that it never looks half-valid: it is renamed first, durably."""
+    """Remove a folder so that it never looks half-valid: it is renamed first, durably."""
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     _rename(folder, doomed)
@@ -333,7 +333,7 @@ def discard(folder: Path) -> None:
 
 
 def delete_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed processes left in a folder under `name`, which may be a glob.
+    """Remove what killed processes left in a folder under `name`, which may be a glob.
 
     Only while no other process can be working on them.
     """
@@ -343,7 +343,7 @@ def delete_leftovers(folder: Path, name: str) -> None:
 
 
 def quarantine(folder: Path) -> Path:
-    """Renames a corrupt folder and returns its new path: the bytes stay for inspection.
+    """Rename a corrupt folder and return its new path: the bytes stay for inspection.
 
     Only the newest of a name is kept, so that a failing disk does not fill up.
     """
@@ -407,7 +407,7 @@ def named(parent: Path, name: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder, durably, and checks that it is writable, before any work is spent."""
+    """Create a folder, durably, and check that it is writable, before any work is spent."""
     probe = path / f".probe-{os.getpid()}-{time.monotonic_ns()}"
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -435,7 +435,7 @@ def lock_of(folder: Path) -> Path:
 
 @contextmanager
 def reading(*folders: Path) -> Iterator[None]:
-    """Keeps results from being deleted while a stage reads them, by holding their locks shared.
+    """Keep results from being deleted while a stage reads them, by holding their locks shared.
 
     In a data folder that this user cannot write to, nothing is locked.
     """
@@ -451,7 +451,7 @@ def reading(*folders: Path) -> Iterator[None]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, patience: float = 0.0) -> Iterator[None]:
-    """Holds a file's flock, which the kernel frees when the process ends, however it ends.
+    """Hold a file's flock, which the kernel frees when the process ends, however it ends.
 
     With `wait=False` a lock that another process holds raises InUse, after `patience` seconds. One
     that cannot be written, such as another user's, raises UserError.

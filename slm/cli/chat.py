@@ -58,7 +58,7 @@ class Chat:
         elif command == "set" and len(words) == 2:
             self._set(*words)
         else:
-            raise UserError(f"{line!r} is no command: /settings, /set NAME VALUE or /help")
+            raise UserError(f"unknown command {line!r}: /settings, /set NAME VALUE or /help")
 
     def write(self, prompt: str) -> None:
         """Write a text, its beginning included, and keep it, even if it is stopped."""

@@ -24,7 +24,7 @@ def inspect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what shards contain."""
+    """Show the counts of shards, or one document with its tokens."""
     from slm.cli import tables
     from slm.tokens.shards import inspecting
 
@@ -105,7 +105,8 @@ def _verify_records(folder: Path) -> dict[str, int]:
 
 def check(
     recipe: Annotated[
-        str | None, typer.Argument(help="Forecast its cost on this machine, and advise.")
+        str | None,
+        typer.Argument(help="Forecast its time and memory on this machine, with warnings."),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -118,7 +119,7 @@ def check(
     deployed = deployments.check()
     if recipe is None:
         counts = {"recipes": len(known), "deployments": len(deployed)}
-        text = "{recipes} recipes and {deployments} deployments are in order".format(**counts)
+        text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
         print(json.dumps(counts) if as_json else text)
         return
     config = load(recipe, settings)
@@ -132,7 +133,7 @@ def check(
         return
     console().print(tables.recipes({recipe: known[recipe]}))
     show_wide(tables.pairs(cost.model_dump()))
-    for line in advice or ["no advice"]:
+    for line in advice or ["no warnings"]:
         print(line)
 
 

@@ -99,9 +99,9 @@ def up(
 for title, commands in (
     ("The whole pipeline", (run, retrain, up)),
     ("One stage", (download, encode, train, evaluate, report, register, sync)),
-    ("Look and check", (sample, chat, export, inspect, verify, check, recipes, bench)),
+    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, bench)),
     ("The registry", (models, promote, rollback)),
-    ("Look back", (runs, lineage, reproduce, compare, gc)),
+    ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
 ):
     for command in commands:
         app.command(rich_help_panel=title)(command)

@@ -33,7 +33,10 @@ def promote(
         str, typer.Argument(help="models:/NAME@challenger or models:/NAME/VERSION.")
     ] = model_uri("slm", alias="challenger"),
     force: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Promote all the same; it is recorded.")
+        str | None,
+        typer.Option(
+            metavar="REASON", help="Promote whatever the gate decides; the reason is recorded."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,7 +56,7 @@ def rollback(
     model: Annotated[str, typer.Argument(help="The model's name in the registry.")] = "slm",
     as_json: AsJson = False,
 ) -> None:
-    """Make the champion's predecessor champion again."""
+    """Restore the previous champion."""
     import slm.registry.gate
 
     champion, left = slm.registry.gate.rollback(model)

@@ -38,7 +38,7 @@ def sample(
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model write. A text that outgrows the context continues from its last half."""
+    """Generate text. A text longer than the context continues from its last half."""
     from slm.model.sample import generate
 
     model, tokenizer = load_model(run)

@@ -110,7 +110,7 @@ def register(run: RunName, as_json: AsJson = False) -> None:
 
 
 def sync(run: RunName, as_json: AsJson = False) -> None:
-    """Send MLflow what it lacks of a run."""
+    """Upload to MLflow whatever it lacks of a run."""
     import slm.tracking.mirror
 
     show({"mlflow_run": slm.tracking.mirror.sync(open_run(run))}, as_json)

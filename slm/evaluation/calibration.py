@@ -42,7 +42,7 @@ class Calibration:
         self.correct = np.zeros(BINS)
 
     def add(self, confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.float32]) -> None:
-        """Adds positions: the probability of the likeliest token, and 1 where it was right."""
+        """Add positions: the probability of the likeliest token, and 1 where it was right."""
         bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
         self.positions += np.bincount(bins, minlength=BINS)
         self.confidence += np.bincount(bins, confidence, BINS)

@@ -115,7 +115,7 @@ class _NgramIndex:
         self.twins: list[Ids] = [np.empty(0, np.int64)] * len(documents)
 
     def search(self, hashes: Hashes, window: Ids, starts: Positions, stops: Positions) -> None:
-        """Counts the entries that occur in a window of training documents.
+        """Count the entries that occur in a window of training documents.
 
         Args:
             hashes: of the n-grams at each position of the window.

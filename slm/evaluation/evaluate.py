@@ -44,7 +44,7 @@ POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 def evaluate(
     config: PipelineConfig, run: Run, shards: Shards, *, progress: Progress = automatic
 ) -> Evaluation:
-    """Scores the run's checkpoint `config.evaluate.checkpoint` on the val split of its shards."""
+    """Score the run's checkpoint `config.evaluate.checkpoint` on the val split of its shards."""
     home = RunFolder.of(run)
     folder = run.checkpoint(config.evaluate.checkpoint)
     checkpoint = home.checkpoint(folder.name, verify=True)
@@ -81,7 +81,7 @@ def evaluate(
 def evaluate_file(
     folder: Path, path: Path, data: DataConfig, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Scores a checkpoint folder on the documents of any file: the totals of `slm evaluate`.
+    """Score a checkpoint folder on the documents of any file: the totals of `slm evaluate`.
 
     Raises UserError where the file is missing, empty or has no documents that can be read.
     """
@@ -125,7 +125,7 @@ class ScoredDocuments:
         self._reached = np.zeros(0, np.int64)  # documents that have that position
 
     def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
-        """Adds a document of `size` bytes by its figures, (tokens, 3) as of `predictions`."""
+        """Add a document of `size` bytes by its figures, (tokens, 3) as of `predictions`."""
         nats, confidence, correct = figures.T
         self.rows.append(DocumentScore(float(nats.sum(dtype=np.float64)), len(nats), size))
         if (more := len(nats) - len(self._nats)) > 0:
@@ -158,7 +158,7 @@ def score_documents(
     total: int | None,
     progress: Progress = silent,
 ) -> ScoredDocuments:
-    """Scores documents a chunk at a time, so memory holds no more than three numbers of each."""
+    """Score documents a chunk at a time, so memory holds no more than three numbers of each."""
     scored, remaining = ScoredDocuments(), iter(texts)
     for chunk in iter(lambda: list(islice(remaining, CHUNK_DOCUMENTS)), []):
         measured = token_measures(model, chunk, tokenizer.eot, predictions)

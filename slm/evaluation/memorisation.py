@@ -89,7 +89,7 @@ class _CopiedSpans:
         return self.spans[length]
 
     def search(self, train: HashedTokens) -> None:
-        """Records every span of the texts that occurs in a window of training tokens."""
+        """Record every span of the texts that occurs in a window of training tokens."""
         length = MIN_COPY
         starts = self.filter.candidates(train.ngrams(length))  # in train
         while len(starts):

@@ -78,7 +78,7 @@ class KneserNey:
     """
 
     def __init__(self, stream: Ints, vocab_size: int, eot: int, order: int = ORDER) -> None:
-        """Counts a stream of documents, each opened by end-of-text; one more closes the last.
+        """Count a stream of documents, each opened by end-of-text; one more closes the last.
 
         Args:
             stream: (T,) ids, of which the first and the last are `eot`.

@@ -60,7 +60,7 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Fills the empty rows of a cache with texts, padded on the right.
+        """Fill the empty rows of a cache with texts, padded on the right.
 
         Args:
             ids: (B, T). The caller sets `cache.lengths` to the lengths without padding, so that
@@ -87,7 +87,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Adds one token to each row, none of which may be full, and advances the cache.
+        """Add one token to each row, none of which may be full, and advance the cache.
 
         Args:
             ids: (B,).

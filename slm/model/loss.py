@@ -76,7 +76,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
-    """Turns logits (N, V) into the gradient by them, in place; returns the summed cross-entropy.
+    """Turn logits (N, V) into the gradient by them, in place; return the summed cross-entropy.
 
     The gradient is the softmax minus the one-hot target. `block`: logits that are taken to float32
     at a time.

@@ -168,7 +168,7 @@ class Completion:
     )
 
     def append(self, token: int, tokenizer: Tokenizer) -> None:
-        """Adds the next token; sets `ended` where the text ends by itself."""
+        """Add the next token; set `ended` where the text ends by itself."""
         if token == tokenizer.eot:
             self.ended = True
         else:
@@ -181,7 +181,7 @@ class Completion:
         self.show(final=False)
 
     def show(self, final: bool) -> None:
-        """Passes the new characters on, except those that may turn out to begin a stop string."""
+        """Pass the new characters on, except those that may turn out to begin a stop string."""
         if self.on_text is None:
             return
         until = len(self.text) - (0 if final or self.ended else _overlap(self.text, self.stop))
@@ -217,7 +217,7 @@ def _generate_batch(
     max_new_tokens: int,
     settings: SamplingSettings,
 ) -> None:
-    """Completes every row. Row i of the cache is always that of active[i]."""
+    """Complete every row. Row i of the cache is always that of active[i]."""
     active = [row for row in rows if row.tokens < max_new_tokens]
     if not active:
         return
@@ -271,7 +271,7 @@ def _tokens_of_rows(decoder: Decoder, tokenizer: Tokenizer, rows: list[Completio
 
 
 def _remove_row(i: int, rows: list[Completion], cache: KVCache, *tensors: Tensor) -> None:
-    """Removes row i; the last row takes its place, in the cache and in other tensors (B, …)."""
+    """Remove row i; the last row takes its place, in the cache and in other tensors (B, …)."""
     last = len(rows) - 1
     if i != last:
         cached = (cache.keys.transpose(0, 1), cache.values.transpose(0, 1), cache.lengths)
@@ -282,7 +282,7 @@ def _remove_row(i: int, rows: list[Completion], cache: KVCache, *tensors: Tensor
 
 
 def _prefill(decoder: Decoder, cache: KVCache, texts: list[list[int]], rows: list[int]) -> Tensor:
-    """Fills some rows of the cache with texts; the hidden states (rows, C) at their ends."""
+    """Fill some rows of the cache with texts; the hidden states (rows, C) at their ends."""
     device = cache.lengths.device
     lengths = torch.tensor([len(ids) for ids in texts], device=device)
     ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=device)  # (rows, T)

@@ -31,7 +31,7 @@ def describe_model(model: GPT) -> dict[str, Any]:
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
-    """Loads the model of a folder, such as a checkpoint's.
+    """Load the model of a folder, such as a checkpoint's.
 
     Raises CorruptionError where a file is unreadable, or is not the one that the folder's record
     names.

@@ -36,7 +36,7 @@ class Approval(RunInput):
 
 @recipe_flow
 def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
-    """Trains again where the data or the recipe give a reason to, and promotes what is better.
+    """Train again where the data or the recipe give a reason to, and promote what is better.
 
     Args:
         recipe: a name in `pipelines.yaml`; its section `retrain` holds the thresholds.

@@ -50,7 +50,7 @@ def assess(
     force: str | None,
     progress: Progress,
 ) -> GateDecision:
-    """Scores a version and the champion, collects the vetoes, decides.
+    """Score a version and the champion, collect the vetoes, decide.
 
     The champion itself, or a version without one, is held to absolute thresholds.
     """
@@ -109,7 +109,7 @@ def _bits_per_byte(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) 
 
 
 def _check_weights(client: "MlflowClient", version: ModelVersion, root: Path) -> None:
-    """Refuses weights that were exchanged, in the registry or in the run, since the evaluation."""
+    """Refuse weights that were exchanged, in the registry or in the run, since the evaluation."""
     registered = version.required("weights_sha256")
     stored = stored_weights_sha256(client, version, root)
     if stored is None:
@@ -183,7 +183,9 @@ def _vetoes(
     if champion and (veto := _other_dataset(version, champion)):
         against.append(veto)
     if len(texts) < MIN_DOCUMENTS:
-        against.append(f"{len(texts)} held-out documents are too few: at least {MIN_DOCUMENTS}")
+        against.append(
+            f"held-out documents: {len(texts)}, and the gate needs at least {MIN_DOCUMENTS}"
+        )
     human = [np.array(tokenizer.encode(text), np.int64) for text in texts]
     length = min(PROMPT_TOKENS, model.config.seq_len // 4)
     prompts = [tokenizer.decode(ids[:length].tolist()) for ids in human[:SAMPLES]]

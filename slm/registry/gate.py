@@ -104,7 +104,7 @@ def assess(
 def carry_out(
     decision: GateDecision, *, root: Path | None = None, uri: str | None = None
 ) -> GateDecision:
-    """Carries out a decision of `assess`, with a person's answer in it: see `with_answer`.
+    """Carry out a decision of `assess`, with a person's answer in it: see `with_answer`.
 
     Raises UserError where it promotes and the champion has changed since: it was not compared with
     the new one.
@@ -134,7 +134,7 @@ def with_answer(
 
 @explained()
 def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
-    """Makes the champion's predecessor champion again; returns (its version, the one replaced).
+    """Make the champion's predecessor champion again; return (its version, the one replaced).
 
     Raises UserError where there is no predecessor.
     """
@@ -193,7 +193,7 @@ def _locked_registry(
 def _carry_out(
     client: "MlflowClient", decision: GateDecision, held: GateDecision | None, root: Path
 ) -> GateDecision:
-    """Records a decision, unless the version has it, and moves the alias.
+    """Record a decision, unless the version has it, and move the alias.
 
     `reused` is set where neither had to be done: what a killed call left undone is reported as new
     by the call that completes it.
@@ -207,7 +207,7 @@ def _carry_out(
 
 
 def _record(client: "MlflowClient", decision: GateDecision, root: Path) -> None:
-    """Writes the decision into the audit log, and as a description and tags of the version.
+    """Write the decision into the audit log, and as a description and tags of the version.
 
     The tag that holds it comes last: where it is set, all the rest was written.
     """
@@ -259,7 +259,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
 
 
 def _log(root: Path, entry: dict[str, Any]) -> None:
-    """Appends to the audit log, unless its last line is the same: a call that is repeated."""
+    """Append to the audit log, unless its last line is the same: a call that is repeated."""
     path = root / "mlflow" / AUDIT
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     if lines:
@@ -272,7 +272,7 @@ def _log(root: Path, entry: dict[str, Any]) -> None:
 
 
 def _move_alias(client: "MlflowClient", model: str, version: str) -> bool:
-    """Makes a version the champion, and then takes `challenger` from it.
+    """Make a version the champion, and then take `challenger` from it.
 
     Returns whether there was anything to move.
     """

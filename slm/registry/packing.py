@@ -59,7 +59,7 @@ def logged_model(
 
 
 def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
-    """Writes an MLflow model that needs nothing but its requirements: weights, vocabulary, code."""
+    """Write an MLflow model that needs nothing but its requirements: weights, vocabulary, code."""
     from mlflow.models import Model, infer_signature
     from mlflow.pyfunc import save_model
 
@@ -79,7 +79,7 @@ def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
 
 
 def ship_code(folder: Path) -> tuple[Path, Path]:
-    """Writes `serving.py` and, as a package of another name, the modules that it needs.
+    """Write `serving.py` and, as a package of another name, the modules that it needs.
 
     The package is named by the hash of what is in it: versions with different code can be loaded in
     one process. Returns the paths of the script and of the package.

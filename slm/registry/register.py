@@ -47,7 +47,7 @@ def register(
     *,
     root: Path | None = None,
 ) -> Version:
-    """Makes the evaluated checkpoint of a run a version of `config.model_name`.
+    """Make the evaluated checkpoint of a run a version of `config.model_name`.
 
     It becomes `challenger`, unless the gate has assessed it; only the gate makes a champion. A run
     that is registered with this chain already gives its version, `reused`.
@@ -161,7 +161,7 @@ def _make_version(
 
 
 def _make_challenger(client: "MlflowClient", version: ModelVersion) -> None:
-    """Gives a version that has no alias that of the challenger, unless the gate has assessed it."""
+    """Give a version that has no alias that of the challenger, unless the gate has assessed it."""
     aliases = client.get_registered_model(version.name).aliases
     has_alias = version.version in map(str, aliases.values())
     if not has_alias and DECISION_TAG not in version.tags:
@@ -172,7 +172,7 @@ def _make_challenger(client: "MlflowClient", version: ModelVersion) -> None:
 def annotate(
     version: Version, config: PipelineConfig, tags: Mapping[str, str], *, root: Path | None = None
 ) -> None:
-    """Sets tags, given without their prefix, on a version and on the MLflow run that made it."""
+    """Set tags, given without their prefix, on a version and on the MLflow run that made it."""
     client = connect(tracking_uri(config, root or data_root()))
     for key, value in tags.items():
         client.set_model_version_tag(version.model, version.version, PREFIX + key, value)

@@ -261,7 +261,7 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
         return record.checkpoint("best")
     checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     if checkpoint is None:
-        raise UserError(f"the run {run.name!r} has no checkpoint yet: let it train on")
+        raise UserError(f"the run {run.name!r} has no checkpoint yet: `slm train` resumes it")
     return checkpoint.path
 
 
@@ -305,7 +305,7 @@ def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> 
 
 
 def download(client: "MlflowClient", version: ModelVersion, path: str, folder: Path) -> Path | None:
-    """Downloads a file or folder of a version from the registry; None where it is gone there.
+    """Download a file or folder of a version from the registry; None where it is gone there.
 
     Raises what MLflow and its transports raise where the registry cannot be reached.
     """

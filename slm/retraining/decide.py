@@ -36,7 +36,7 @@ class Evidence(Frozen):
     """What the decision is made from; None for what was not measured."""
 
     champion: str | None = None  # models:/NAME/VERSION
-    made_already: str | None = None  # the version that was made of this very data and config
+    made_already: str | None = None  # the version that was trained on the same data and config
     settings: tuple[str, ...] = ()  # that are not those of the champion
     missing: tuple[str, ...] = ()  # of what the champion was made of
     changes: Changes | None = None
@@ -72,7 +72,7 @@ def decide(
     root: Path | None = None,
     progress: Progress = silent,
 ) -> Decision:
-    """Compares the source and the config with what the champion was made of.
+    """Compare the source and the config with what the champion was made of.
 
     Where nothing has changed, no document is read. Raises CorruptionError where the champion's
     files are damaged.
@@ -95,7 +95,7 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
     """What to do, and the reason: the first line that holds."""
     changes, measured = evidence.changes, evidence.drift
     if evidence.made_already:
-        return "nothing", f"{evidence.made_already} was made of this very data and config"
+        return "nothing", f"{evidence.made_already} was trained on the same data and config"
     if evidence.champion is None:
         return "retrain", "there is no champion yet"
     if evidence.settings:

@@ -78,7 +78,7 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
     elif kind == "txt":
         arrays = _batches(path, _text_documents(path, data.separator))
     else:
-        raise UserError(f"{path} is of no known format: use {', '.join(FORMATS)}")
+        raise UserError(f"{path} is not in a supported format: {', '.join(FORMATS)}")
     return (_only_text(array, dropped) for array in arrays)
 
 

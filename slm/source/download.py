@@ -223,7 +223,7 @@ def _write_split(
     progress: Progress,
     total: int | None,
 ) -> SourceSplit:
-    """Writes `<split>_00000.parquet` … and returns their names and counts."""
+    """Write `<split>_00000.parquet` … and return their names and counts."""
     files: list[str] = []
     documents = size = room = 0
     writer: pq.ParquetWriter | None = None

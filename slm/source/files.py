@@ -35,7 +35,9 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     check_name(path, "data.path: ")
     if path.is_file():
         if format_of(path) is None:
-            raise UserError(f"data.path={data.path} is of no known format: {', '.join(FORMATS)}")
+            raise UserError(
+                f"data.path={data.path} is not in a supported format: {', '.join(FORMATS)}"
+            )
         return path.parent, {"train": [path]}
     if path.is_dir():
         base, matches = path, path.rglob("*")
@@ -51,7 +53,7 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     if not files:
         problem = "does not exist"
         if path.is_dir() or glob.has_magic(data.path):
-            problem = "leads to no file of a known format"
+            problem = "matches no file of a supported format"
         raise UserError(
             f"data.path={data.path} {problem}: give a file, a folder or a glob of "
             + ", ".join(FORMATS)
@@ -107,7 +109,7 @@ def _check_names(data: DataConfig, files: list[PurePath]) -> None:
 
 
 def _beginning(words: Iterable[str]) -> re.Pattern[str]:
-    """Matches a name that begins with one of the words, as a whole word: the longest one."""
+    """Match a name that begins with one of the words, as a whole word: the longest one."""
     ordered = sorted(words, key=len, reverse=True)
     return re.compile(rf"({'|'.join(map(re.escape, ordered))})(?![a-z])")
 

@@ -90,7 +90,7 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     for path in every:
         check_name(path, f"{at}: ")
         if format_of(PurePosixPath(path)) is None:
-            raise UserError(f"{at}: {path} is of no known format: {', '.join(FORMATS)}")
+            raise UserError(f"{at}: {path} is not in a supported format: {', '.join(FORMATS)}")
     described = _describe(data, commit, every)
     return {split: [described[path] for path in each] for split, each in paths.items()}
 
@@ -144,7 +144,7 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
 
 
 def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> Path:
-    """Downloads a file of the dataset and returns its verified local path.
+    """Download a file of the dataset and return its verified local path.
 
     The cache keeps files by their hash: what another revision or an interrupted call has left
     there is checked and used. A file with other bytes is quarantined and downloaded once more.
@@ -188,7 +188,7 @@ def digest_of(path: Path, file: HubFile) -> str:
 def _complete(
     data: DataConfig, commit: str, file: HubFile, path: Path, progress: Progress, api: Any
 ) -> bool:
-    """Downloads what is missing of a file; False if the bytes cannot be that file's."""
+    """Download what is missing of a file; False if the bytes cannot be that file's."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def keep_cache_in(root: Path) -> None:
-    """Makes the hub's libraries keep their files under `root`, unless HF_HOME is set.
+    """Make the hub's libraries keep their files under `root`, unless HF_HOME is set.
 
     Only before their first import: they read the variable once.
     """
@@ -78,7 +78,7 @@ def _refuse_user_info() -> None:
 
 
 def _set_timeouts() -> None:
-    """Adds a timeout to the library's requests that have none."""
+    """Add a timeout to the library's requests that have none."""
     import httpx2  # the transport of huggingface_hub
     from huggingface_hub import get_session, set_client_factory
 

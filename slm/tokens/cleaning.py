@@ -49,7 +49,7 @@ class Tally:
         _count(self.changed, reason, 1, [pair])
 
     def add(self, other: "Tally") -> None:
-        """Adds the counts of the documents that come next."""
+        """Add the counts of the documents that come next."""
         for total, more in ((self.dropped, other.dropped), (self.changed, other.changed)):
             for reason, entry in more.items():
                 _count(total, reason, entry["documents"], entry["examples"])
@@ -158,7 +158,7 @@ class HashSet:
         return present
 
     def add(self, hashes: Hashes) -> Mask:
-        """Adds them; True for each that was neither in the set nor earlier among them; (N,)."""
+        """Add them; True for each that was neither in the set nor earlier among them; (N,)."""
         first = np.zeros(len(hashes), bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         new = first & ~self.contains(hashes)

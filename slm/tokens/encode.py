@@ -99,7 +99,7 @@ def _write_shards(
     staging: Path,
     progress: Progress,
 ) -> Shards:
-    """Writes every file of the shards to `staging` and returns their record.
+    """Write every file of the shards to `staging` and return their record.
 
     Args:
         base: what the units are encoded with.

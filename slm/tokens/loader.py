@@ -111,7 +111,7 @@ class Loader:
         return torch.from_numpy(whole).to(self.device)
 
     def use_device(self) -> None:
-        """Makes its GPU the current one of this thread; a new thread begins with the first one."""
+        """Make its GPU the current one of this thread; a new thread begins with the first one."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 

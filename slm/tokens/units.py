@@ -170,7 +170,7 @@ def _vocab_remap(base: Path, trimmed: Path) -> VocabRemap:
 
 
 def encode_unit(unit: Unit) -> None:
-    """Cleans and encodes the documents of a unit, and writes them to its output."""
+    """Clean and encode the documents of a unit, and write them to its output."""
     tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
     dtype = token_dtype(tokenizer.n_vocab)
     parts = [np.empty(0, dtype)]
@@ -202,7 +202,7 @@ def encode_unit(unit: Unit) -> None:
 
 
 def remap_unit(unit: Unit, trimmed: Path) -> None:
-    """Rewrites the tokens of an encoded unit in the vocabulary of a trimmed tokenizer's file."""
+    """Rewrite the tokens of an encoded unit in the vocabulary of a trimmed tokenizer's file."""
     encoded = Encoded.read(unit.output)
     remap = _vocab_remap(unit.tokenizer, trimmed)
     tokens = remap(encoded.tokens).astype(token_dtype(remap.trimmed.n_vocab))

@@ -51,7 +51,7 @@ class Workers:
     def spread(
         self, work: Callable[[Job], Result], jobs: Sequence[Job]
     ) -> Generator[tuple[Job, Result]]:
-        """Does `work` for each job; yields pairs of job and result as they are done.
+        """Do `work` for each job; yield pairs of job and result as they are done.
 
         `str(job)` is its name; job, result and `work` must pickle. Raises what `work` raises, and
         SlmError naming the job that two processes died of.
@@ -122,7 +122,7 @@ _spawning = threading.Lock()
 
 @contextmanager
 def _bare_main() -> Iterator[None]:
-    """Hides the main script while a process is spawned, in one thread at a time.
+    """Hide the main script while a process is spawned, in one thread at a time.
 
     A spawned process imports its parent's main script first; our workers do not need it.
     """

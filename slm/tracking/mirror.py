@@ -39,7 +39,7 @@ PARAMS = 100  # params in one request, likewise
 
 @explained()
 def sync(run: RunFolder, *, tracking_uri: str | None = None) -> str:
-    """Brings the MLflow run of a run folder up to date and returns its id.
+    """Bring the MLflow run of a run folder up to date and return its id.
 
     Args:
         run: it may be in training, finished, or left by a killed process,
@@ -53,7 +53,7 @@ def sync(run: RunFolder, *, tracking_uri: str | None = None) -> str:
 
 @contextmanager
 def mirror(run: RunFolder, uri: str | None = None) -> Iterator[None]:
-    """Keeps the MLflow run of a run folder up to date while the block trains.
+    """Keep the MLflow run of a run folder up to date while the block trains.
 
     A daemon thread makes a pass every few seconds. What it cannot send, because the server is down
     or slow or a signal leaves no time, a later `sync` sends. Another thread watches the machine.
@@ -199,7 +199,7 @@ class RunMirror:
     # ---- metrics ----
 
     def _send_points(self, tail: Tail) -> None:
-        """Sends the points after the last step that the server has of each metric.
+        """Send the points after the last step that the server has of each metric.
 
         A step that the journal repeats, after a training was killed and resumed, is one point.
         """

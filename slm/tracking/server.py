@@ -55,7 +55,7 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns what MLflow and its transport raise into one SlmError, without passwords.
+    """Turn what MLflow and its transport raise into one SlmError, without passwords.
 
     Also a decorator.
     """
@@ -73,7 +73,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def as_default(client: "MlflowClient") -> Iterator[None]:
-    """Makes a client's server the process's own: some of MLflow's functions take no other."""
+    """Make a client's server the process's own: some of MLflow's functions take no other."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None

@@ -24,7 +24,7 @@ def file_of(uri: str) -> Path | None:
 
 
 def prepare(file: Path) -> Path | None:
-    """Makes a store that is not there, and lets the installed MLflow migrate one of another MLflow.
+    """Make a store that is not there, and let the installed MLflow migrate one of another MLflow.
 
     `<file>.version` notes the MLflow that a store is ready for. A store whose tables are changed is
     first copied to `<file>.before-<version>`, which the MLflow before it can open; returns that

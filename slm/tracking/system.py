@@ -20,7 +20,7 @@ INTERVAL = 10.0  # seconds; a sample takes a millisecond or two
 
 
 def watch(run: Path, stop: threading.Event) -> None:
-    """Appends samples to a run folder until `stop` is set. A failure ends it, with one line."""
+    """Append samples to a run folder until `stop` is set. A failure ends it, with one line."""
     try:
         gpus = _gpus()
         sample(run, gpus)  # psutil measures the CPU's load since its last call

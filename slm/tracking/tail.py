@@ -36,7 +36,7 @@ class Tail:
                     yield event, position
 
     def advance(self, position: int) -> None:
-        """Remembers that everything before `position` is sent."""
+        """Remember that everything before `position` is sent."""
         self.position = position
         if position:
             with self.path.open("rb") as file:

@@ -79,7 +79,7 @@ class CheckpointWriter:
         state: dict[str, Any],
         then: Callable[[Checkpoint], None],
     ) -> None:
-        """Copies everything now, writes it in the background, and then calls `then` there."""
+        """Copy everything now, write it in the background, and then call `then` there."""
         self.wait()
         state_dict: dict[str, Tensor] = model.state_dict()
         weights, moments = copy_to_cpu(state_dict), copy_to_cpu(optimizer)
@@ -170,12 +170,12 @@ def _valid(path: Path) -> Checkpoint | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what a killed trainer left in a run's `checkpoints/`. Only for the run's trainer."""
+    """Remove what a killed trainer left in a run's `checkpoints/`. Only for the run's trainer."""
     delete_leftovers(folder, "step_[0-9]*")
 
 
 def prune(folder: Path, keep: int, protected: set[str]) -> None:
-    """Removes all but the newest `keep` checkpoints and the protected ones."""
+    """Remove all but the newest `keep` checkpoints and the protected ones."""
     for _, path in checkpoint_folders(folder)[:-keep]:
         if path.name not in protected:
             fault_point("checkpoint.prune")

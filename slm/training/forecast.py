@@ -77,7 +77,7 @@ class Forecast(BaseModel):
 
 
 def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
-    """Probes this machine, in a child process, and multiplies.
+    """Probe this machine, in a child process, and multiply.
 
     `shards`: of the recipe; a limit in epochs needs them, and they give how much is scored. Raises
     SlmError where the probe fails.

@@ -41,7 +41,7 @@ class Journal:
         self._file = self.path.open("ab")
 
     def _cut_torn_line(self) -> None:
-        """Ends the file at the first line that a kill, or a power cut, left unwritten."""
+        """End the file at the first line that a kill, or a power cut, left unwritten."""
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
@@ -58,7 +58,7 @@ class Journal:
         self._file.close()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Appends an event, unless it was written before an interruption.
+        """Append an event, unless it was written before an interruption.
 
         A known event that now has another loss means that this machine does not give the same bits
         as the one before: that is logged once, and the new figures replace the old.
@@ -79,7 +79,7 @@ class Journal:
             self._file.flush()
 
     def _forget(self, event: str, step: int) -> None:
-        """Drops the journal's entries from an event of a step on."""
+        """Drop the journal's entries from an event of a step on."""
         kept = [
             e
             for e in self._run.journal
@@ -94,7 +94,7 @@ class Journal:
         self.write("diverged", step=step)
 
     def sync(self) -> None:
-        """Makes what was written durable: called before a checkpoint that relies on it."""
+        """Make what was written durable: called before a checkpoint that relies on it."""
         if not self._enabled:
             return
         with self._lock:

@@ -93,7 +93,7 @@ def prepare(
 
 
 def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
-    """Lets an unfinished run resume with today's values of the settings that are not in its key."""
+    """Let an unfinished run resume with today's values of the settings that are not in its key."""
     settings = run.settings
     if settings.config.train != config.train and not run.is_finished:
         renewed = settings.config.model_copy(update={"train": config.train})
@@ -101,7 +101,7 @@ def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
 
 
 def keep_parent(parent: Parent, run: RunFolder) -> None:
-    """Copies the parent's files into the run's folder."""
+    """Copy the parent's files into the run's folder."""
 
     def copy(staging: Path) -> Parent:
         for name in MODEL_FILES:
@@ -124,7 +124,7 @@ def train(
     on_event: Callable[[JournalEntry], None] = lambda event: None,
     around: Callable[[RunFolder], AbstractContextManager[Any]] = lambda run: nullcontext(),
 ) -> Run:
-    """Trains in a child process until the run is finished; resumes from its last checkpoint.
+    """Train in a child process until the run is finished; resume from its last checkpoint.
 
     Args:
         parent: the model that the weights start from; None: from the seed.
@@ -157,7 +157,7 @@ def train(
 
 
 def reopen(run: RunFolder, error: CorruptionError) -> None:
-    """Makes a damaged finished run one that training resumes, losing the least.
+    """Make a damaged finished run one that training resumes, losing the least.
 
     Damaged checkpoints are rebuilt from the newest valid one before them. Settings and journal have
     no other copy: where they are damaged the run is quarantined, to be trained from its start.
@@ -180,7 +180,7 @@ def supervise(
     progress: Progress,
     on_event: Callable[[JournalEntry], None],
 ) -> None:
-    """Runs the child to its end. Whatever interrupts this process stops the child gracefully."""
+    """Run the child to its end. Whatever interrupts this process stops the child gracefully."""
     with (run.path / LOG).open("ab") as log:
         begin = log.tell()
         processes = process_count(run, config)
@@ -304,18 +304,18 @@ def report(
     progress: Progress,
     on_event: Callable[[JournalEntry], None],
 ) -> None:
-    """Passes on what the child has written since the last call."""
+    """Pass on what the child has written since the last call."""
     for event in events:
         on_event(event)
     steps = [event for event in events if event["event"] == "step"]
     if steps:
         plan, last = run.plan, steps[-1]
-        text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tok/s"
+        text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tokens/s"
         progress(text, last["step"], plan.max_steps if plan else None)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the child to save and end; kills it after the grace period, or on a second Ctrl-C.
+    """Ask the child to save and end; kill it after the grace period, or on a second Ctrl-C.
 
     A second SIGTERM is ignored: a service manager may send it to all processes of a service, and
     Prefect's worker then sends it to a flow once more.
@@ -334,7 +334,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def ignoring_signal(number: signal.Signals) -> Iterator[None]:
-    """Ignores a signal, where this is the main thread, which alone gets any."""
+    """Ignore a signal, where this is the main thread, which alone gets any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

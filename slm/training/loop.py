@@ -59,7 +59,7 @@ STOP_SECONDS = 0.5  # between two questions of several processes whether one is 
 
 
 def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
-    """Trains the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
+    """Train the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
 
     Args:
         run: the run folder; `config.json` in it holds the config and names the shards.
@@ -260,7 +260,7 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    """Scores documents. Raises TrainingError where their loss is not finite."""
+    """Score documents. Raises TrainingError where their loss is not finite."""
     tokenizer, dtype = session.job.tokenizer, autocast_dtype(session.plan)
     scored = score(session.model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
     if not math.isfinite(scored.nats):
@@ -315,7 +315,7 @@ def fix_plan(job: Job) -> Plan:
 
 
 def probe(session: Session) -> Plan:
-    """Makes some steps on a session that is thrown away; the plan with the steps of its limit.
+    """Make some steps on a session that is thrown away; the plan with the steps of its limit.
 
     All processes count the seconds of the slowest, and so make the same number of steps.
     """
@@ -343,7 +343,7 @@ def probe(session: Session) -> Plan:
 
 @hashing_once()
 def finish(session: Session, journal: Journal, machine: dict[str, Any]) -> Run:
-    """Scores the final weights on all of val and writes the run's record."""
+    """Score the final weights on all of val and write the run's record."""
     fault_point("train.finish")
     held_out = list(documents(session.job.shards, "val"))
     final = evaluate_slice(session, held_out)

@@ -115,7 +115,7 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
-    """Gives every group its peak rate times `factor`."""
+    """Give every group its peak rate times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

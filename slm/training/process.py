@@ -28,7 +28,7 @@ PARENT_DIED = signal.SIGHUP
 
 
 def main(run: RunFolder) -> int:
-    """Trains a run in this process; returns the exit code. The last line logged is the reason."""
+    """Train a run in this process; return the exit code. The last line logged is the reason."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signals = install_signal_handlers()
     signal_when_parent_dies(PARENT_DIED)
@@ -50,7 +50,7 @@ def main(run: RunFolder) -> int:
 
 
 def log_end(code: int, reason: str) -> int:
-    """Logs why this process ends in a line that `ENDED` matches; returns the code."""
+    """Log why this process ends in a line that `ENDED` matches; return the code."""
     print(f"slm ended with {code}: {' '.join(reason.split())}", file=sys.stderr)
     return code
 

@@ -77,7 +77,7 @@ class Session:
 
 
 def open_job(run: RunFolder) -> Job:
-    """Reads a run folder. Rank 0 verifies its shards, so that no damaged token is trained on."""
+    """Read a run folder. Rank 0 verifies its shards, so that no damaged token is trained on."""
     settings, rank = run.settings, int(os.environ.get("RANK", "0"))
     shards = run.shards
     if shards is None:
@@ -170,7 +170,7 @@ def new_session(
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's state into a new session. Refuses one of another config or data."""
+    """Put a checkpoint's state into a new session. Refuses one of another config or data."""
     for part, saved, now in (
         ("config", checkpoint.config_sha256, session.job.config_sha256),
         ("shards", checkpoint.shards_key, session.job.shards.key),
@@ -202,7 +202,7 @@ def save(
     score: Score | None,
     environment: dict[str, Any],
 ) -> None:
-    """Starts to save the session's state; older checkpoints are deleted once it is durable."""
+    """Start to save the session's state; older checkpoints are deleted once it is durable."""
     if session.job.rank != 0:
         return
     name, best = checkpoint_name(session.step), checkpoint_name(session.best_step)

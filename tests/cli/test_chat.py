@@ -50,7 +50,7 @@ def test_settings_are_shown_changed_and_refused() -> None:
     )  # fmt: skip
     assert chat.settings == {**SETTINGS, "top_k": 3}
     for words in ("top_k 3 ", "temperature=none: give a number", "temperature=-1.0", "whole number",
-                  "unknown setting 'colour'", "is no command", "Ctrl-D ends"):  # fmt: skip
+                  "unknown setting 'colour'", "unknown command", "Ctrl-D ends"):  # fmt: skip
         assert words in shown
 
 

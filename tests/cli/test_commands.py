@@ -256,7 +256,7 @@ def test_recipes_and_check(invoke: Invoke) -> None:
     assert "train.max_steps = null  whole number above 0 or null" in explained
     assert "End after this many optimizer steps." in explained
     assert "data." not in explained
-    assert "1 recipes and 0 deployments are in order" in invoke("check").out
+    assert "1 recipes and 0 deployments are valid" in invoke("check").out
     assert "n_embd=32" in invoke("check", "tiny").out
 
 

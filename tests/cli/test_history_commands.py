@@ -146,7 +146,7 @@ def test_gc_asks_before_it_deletes(
     exit_code, out, _ = invoke("gc", "--dry-run")
     assert exit_code == 0
     assert "step_000009.tmp" in out
-    assert "left unfinished" in out
+    assert "unfinished leftover" in out
     monkeypatch.setattr("typer.confirm", lambda _: False)
     assert invoke("gc")[0] == 0
     assert left.is_dir()

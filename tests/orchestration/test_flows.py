@@ -332,7 +332,7 @@ def test_retrain_trains_once_and_again_when_documents_arrive(
         assert list(data_root.glob("runs/*")) == trained
         assert second["action"] == "nothing"
         assert run.state.message.startswith(
-            "nothing to do: models:/dataset/1 was made of this very"
+            "nothing to do: models:/dataset/1 was trained on the same"
         )
         assert "# Nothing to do" in shown["retrain-decision"]
 

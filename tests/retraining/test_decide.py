@@ -154,7 +154,7 @@ def test_a_dataset_grows_and_the_champion_with_it(
         patch.setattr(drift, "compare", lambda *_: pytest.fail("documents were read"))
         again = decide(config, root)
         assert (again.action, again.trains) == ("nothing", False)
-        assert "models:/dataset/1 was made of this very data" in again.reason
+        assert "models:/dataset/1 was trained on the same data" in again.reason
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
     with monkeypatch.context() as patch:  # a setting that was added to the config later

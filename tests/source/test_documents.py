@@ -178,7 +178,7 @@ def test_a_file_that_is_not_utf8_names_the_line(
         ("a.csv", "id,text\n1,b\n2\n", r"a\.csv, line 3: 1 fields, the header names 2"),
         ("a.csv", 'id,text\n1,"b\n', r"a\.csv, line 3: not CSV"),
         ("a.csv", "id;text\n1;b, c\n", r"a\.csv: .* separated by ';', not by commas"),
-        ("a.xml", "<a/>", r"a\.xml is of no known format"),
+        ("a.xml", "<a/>", r"a\.xml is not in a supported format"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_remedy(

@@ -46,7 +46,7 @@ QWEN3_NAMES = {
 
 
 def export(checkpoint: Path, target: Path) -> list[str]:
-    """Writes the model of a checkpoint folder into a new folder; returns the names of its files.
+    """Write the model of a checkpoint folder into a new folder; return the names of its files.
 
     The model card is that of the run's report, where it has one of this checkpoint.
 

@@ -75,7 +75,7 @@ def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any],
 
 
 def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], path: Path) -> None:
-    """Refuses a value that Prefect refuses, and a deployment without one of ours."""
+    """Refuse a value that Prefect refuses, and a deployment without one of ours."""
     required = REQUIRED if model is DeploymentConfig else ()
     if missing := [name for name in required if not part.get(name)]:
         raise UserError(f"{path.name}: {place}{missing[0]} is missing")
@@ -111,7 +111,7 @@ def _load_flow(root: Path, entrypoint: str) -> Flow[..., Any]:
 def _check_parameters(
     flow: Flow[..., Any], given: Mapping[str, Any], where: str, path: Path
 ) -> None:
-    """Refuses parameters that the flow does not take, and a recipe that does not load."""
+    """Refuse parameters that the flow does not take, and a recipe that does not load."""
     for name in given:
         if name not in flow.parameters.properties:
             raise UserError(f"{where}: {unknown('parameter', name, flow.parameters.properties)}")

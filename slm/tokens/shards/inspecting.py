@@ -14,7 +14,7 @@ from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 
 def verify(path: Path) -> dict[str, int]:
-    """Checks a shards folder to the last token: hashes, headers, counts, ids, bytes.
+    """Check a shards folder to the last token: hashes, headers, counts, ids, bytes.
 
     Returns `files`, `documents`, `tokens` and `bytes`. Raises CorruptionError naming each file
     that is not as recorded, UserError where there are no shards.

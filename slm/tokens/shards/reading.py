@@ -19,7 +19,7 @@ def read_shards(path: Path, *, verify: bool = True) -> Shards:
     """
     shards = storage.read_record(path, Shards, verify=verify)
     if shards is None:
-        raise UserError(f"{path} holds no shards: make them with slm encode RECIPE")
+        raise UserError(f"{path} contains no shards: `slm encode RECIPE` makes them")
     return shards
 
 

@@ -23,7 +23,7 @@ class ShardWriter:
         self.histogram = np.zeros(40, np.int64)  # documents of up to 2**i tokens
 
     def add(self, tokens: Tokens, lengths: Counts, sizes: Counts) -> None:
-        """Appends documents.
+        """Append documents.
 
         Args:
             tokens: of all of them, end-of-text before each; (T,).
@@ -62,7 +62,7 @@ class ShardWriter:
             self._last[i] += count
 
     def close(self) -> ShardSplit:
-        """Writes the headers and returns the counts of the split."""
+        """Write the headers and return the counts of the split."""
         magic, version = FORMATS[self._dtype]
         counts = {}
         for name, (documents, tokens, size) in self._counts.items():

@@ -152,7 +152,7 @@ class Tokenizer:
         return storage.sha256_bytes(self._saved)
 
     def save(self, path: Path) -> None:
-        """Writes it as text: for each token a line of its base64, a space and its rank."""
+        """Write it as text: for each token a line of its base64, a space and its rank."""
         storage.write_file(path, self._saved)
 
     @classmethod
@@ -215,7 +215,7 @@ class Tokenizer:
         }
 
     def save_hugging_face(self, path: Path) -> None:
-        """Writes `tokenizer.json`; it encodes alike with `encode_special_tokens` set."""
+        """Write `tokenizer.json`; it encodes alike with `encode_special_tokens` set."""
         storage.write_file(path, json.dumps(self.to_hugging_face(), ensure_ascii=False))
 
 

@@ -37,7 +37,7 @@ def merges(root: Path | None = None) -> list[tuple[str, str]]:
 
 
 def place(root: Path | None = None) -> None:
-    """Puts GPT-2's files into tiktoken's cache folder, unless the user's own has them."""
+    """Put GPT-2's files into tiktoken's cache folder, unless the user's own has them."""
     given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     if given and all(path.is_file() for path in _cached(Path(given)).values()):
         _check(_cached(Path(given)))

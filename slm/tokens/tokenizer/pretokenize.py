@@ -150,7 +150,7 @@ _PAIRS = [pair[0] << 8 | pair[1] for pair in (b"ll", b"ve", b"re")]
 
 
 def _join_around(positions: Positions, borders: Positions, starts: Mask) -> None:
-    """Makes one piece of each stretch between two borders that has any of the positions in it.
+    """Make one piece of each stretch between two borders that has any of the positions in it.
 
     With borders 0, 4 and 9 and a position 6, nothing begins at 5 to 8 any more.
     """
