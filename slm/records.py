@@ -12,6 +12,8 @@ from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from slm.errors import UserError
+
 
 class Frozen(BaseModel):
     """Values that do not change, without room for an unknown field."""
@@ -190,6 +192,21 @@ class Version(Record):
     def uri(self) -> str:
         """`models:/NAME/VERSION`."""
         return model_uri(self.model, self.version)
+
+
+_WHERE_FROM = {
+    "Source": "slm.download returns it",
+    "Shards": "slm.encode returns them",
+    "Run": "slm.train returns it, and slm.open_run(NAME).record reads it",
+    "Evaluation": "slm.evaluate returns it",
+}
+
+
+def check_input(value: object, record: type[Record]) -> None:
+    """Raises UserError where a stage is called with something other than the record it needs."""
+    if not isinstance(value, record):
+        name = record.__name__
+        raise UserError(f"{type(value).__name__} instead of {name}: {_WHERE_FROM[name]}")
 
 
 # ---- training ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import copy_run
 
 import slm
 
@@ -58,3 +59,23 @@ def test_the_help_shows_how_to_train_and_sample() -> None:
     )
     for call in ("slm.train(config, shards)", 'slm.load_model("models:/slm@champion")'):
         assert call in done.stdout
+
+
+def test_a_stage_that_gets_another_record_than_it_needs_says_where_that_comes_from(
+    tmp_path: Path,
+) -> None:
+    run = slm.open_run(copy_run(tmp_path))
+    config, record, source, shards = run.config, run.record, run.source, run.shards
+    assert record is not None
+    calls = {
+        "Shards instead of Source": lambda: slm.encode(config, shards, root=tmp_path),
+        "Source instead of Shards": lambda: slm.train(config, source, root=tmp_path),
+        "RunFolder instead of Run": lambda: slm.evaluate(config, run, shards),
+        "Run instead of Evaluation": lambda: slm.write_report(config, record, record, shards),
+        "NoneType instead of Run": lambda: slm.register(config, None, run.evaluation, None, shards),
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for message, call in calls.items():
+        with pytest.raises(slm.UserError, match=f"^{message}: slm"):
+            call()
+    assert sorted(tmp_path.rglob("*")) == before

@@ -27,7 +27,7 @@ from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
-from slm.records import Evaluation, Run, Shards
+from slm.records import Evaluation, Run, Shards, check_input
 from slm.run_folder import EVALUATION, RunFolder, run_of_checkpoint
 from slm.source.documents import read_documents
 from slm.storage import run_stage, write_json
@@ -45,6 +45,8 @@ def evaluate(
     config: PipelineConfig, run: Run, shards: Shards, *, progress: Progress = automatic
 ) -> Evaluation:
     """Score the run's checkpoint `config.evaluate.checkpoint` on the val split of its shards."""
+    check_input(run, Run)
+    check_input(shards, Shards)
     home = RunFolder.of(run)
     folder = run.checkpoint(config.evaluate.checkpoint)
     checkpoint = home.checkpoint(folder.name, verify=True)

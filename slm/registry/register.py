@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 from slm import keys, storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Version, model_uri
+from slm.records import (
+    Checkpoint,
+    Evaluation,
+    Parent,
+    Report,
+    Run,
+    Shards,
+    Version,
+    check_input,
+    model_uri,
+)
 from slm.registry.chain import Ingredients, chain_tags
 from slm.registry.packing import logged_model
 from slm.registry.versions import (
@@ -54,6 +64,8 @@ def register(
 
     Raises CorruptionError where the checkpoint is not the one that was evaluated.
     """
+    check_input(run, Run)
+    check_input(evaluation, Evaluation)
     root = root or data_root()
     uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)

@@ -154,10 +154,9 @@ def find_version(client: "MlflowClient", text: str) -> ModelVersion:
         raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
     if alias:
         if alias not in model.aliases:
-            held = ", ".join(sorted(model.aliases)) or "none"
             raise UserError(
-                f"model {name!r} has no alias {alias!r}; it has: {held} (`slm register` sets "
-                f"{CHALLENGER}, and promotion makes it {CHAMPION})"
+                f"model {name!r}: {unknown('alias', alias, model.aliases)} (`slm register` sets "
+                f"{CHALLENGER}, promotion makes it {CHAMPION})"
             )
         number = str(model.aliases[alias])
     entry = if_exists(client.get_model_version, name, number)

@@ -23,7 +23,7 @@ from slm.history.lineage import Lineage, lineage
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
-from slm.records import Evaluation, Report, Run, Shards, Source
+from slm.records import Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import cards, evidence, plots
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -64,6 +64,8 @@ def write_report(
         champion: finds the run of the present champion, to compare with. A report that is complete
             stays as it is when the champion changes.
     """
+    check_input(run, Run)
+    check_input(evaluation, Evaluation)
     home = RunFolder.of(run)
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
     key = keys.stage_key("report", REPORT_VERSION, keys.stage_fields("report", config), inputs)

@@ -22,7 +22,7 @@ from slm.config import DataConfig, PipelineConfig
 from slm.errors import UserError
 from slm.machine import available_cores
 from slm.progress import Progress, automatic
-from slm.records import Shards, ShardSplit, Source
+from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
 from slm.source.documents import format_of
 from slm.tokens.cleaning import EXAMPLE_CHARS, Duplicates, Mask, Tally
@@ -62,6 +62,7 @@ def encode(
     Raises UserError where no document is left for train or val, CorruptionError where the source
     cannot be read, SlmError where a worker is killed twice on the same unit.
     """
+    check_input(source, Source)
     data = DataRoot(root)
     key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
     folder = data.folder("shards", config.recipe, key)

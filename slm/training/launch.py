@@ -27,7 +27,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
-from slm.records import JournalEntry, Parent, Run, Shards
+from slm.records import JournalEntry, Parent, Run, Shards, check_input
 from slm.run_folder import (
     CHECKPOINTS,
     JOURNAL,
@@ -137,6 +137,7 @@ def train(
         Interrupted: the child was stopped and saved its state.
         InUse: another process trains this run.
     """
+    check_input(shards, Shards)
     run = prepare(config, shards, parent=parent, root=root)
     try:
         if record := run.verified_record:

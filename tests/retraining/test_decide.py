@@ -63,7 +63,7 @@ def evidence(**changes: Any) -> Evidence:
     ("changes", "action", "reason"),
     [
         ({}, "continue", "9.1% of the documents are new"),
-        ({"made_already": "models:/slm/1"}, "nothing", "made of this very data"),
+        ({"made_already": "models:/slm/1"}, "nothing", "trained on the same data"),
         ({"champion": None}, "retrain", "no champion"),
         ({"champion": None, "made_already": "models:/slm/1"}, "nothing", "models:/slm/1"),
         ({"settings": ("model.n_layer",)}, "retrain", r"model\.n_layer"),
