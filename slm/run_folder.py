@@ -275,12 +275,12 @@ class RunFolder:
     @property
     def evaluation(self) -> Evaluation | None:
         """The evaluation by the run's own settings; None where it was not evaluated."""
-        return storage.read_record(self.path / EVALUATION, Evaluation)
+        return storage.read_record(self.result_folder(EVALUATION), Evaluation)
 
     @property
     def report(self) -> Report | None:
         """The report by the run's own settings; None where none was written."""
-        return storage.read_record(self.path / REPORT, Report)
+        return storage.read_record(self.result_folder(REPORT), Report)
 
     @property
     def parent(self) -> Parent | None:
@@ -309,17 +309,17 @@ class RunFolder:
 
     # ---- results by other settings than the run's own ----
 
-    def result_folder(self, kind: str, key: str, *, own: bool) -> Path:
-        """Where an evaluation or a report belongs.
+    def result_folder(self, kind: str, key: str | None = None) -> Path:
+        """Where an evaluation or a report belongs: `kind` is EVALUATION or REPORT.
 
         One by the run's own settings, those of its `config.json`, has the plain name. Any other
-        is next to it, so that no two commands overwrite each other's result.
+        is next to it, with its key, so that no two commands overwrite each other's result.
         """
-        return self.path / (kind if own else f"{kind}-{key[:12]}")
+        return self.path / (f"{kind}-{key[:12]}" if key else kind)
 
     def find_evaluation(self, key: str) -> Evaluation | None:
         """The evaluation of a key; None where it is not here."""
-        folders = (self.path / EVALUATION, self.path / f"{EVALUATION}-{key[:12]}")
+        folders = (self.result_folder(EVALUATION), self.result_folder(EVALUATION, key))
         return _record_of_key(folders, Evaluation, key)
 
 

@@ -13,6 +13,7 @@ from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.recipes import explain, read_pipelines
 from slm.registry.opening import open_run
+from slm.run_folder import CHECKPOINTS
 
 
 def inspect(
@@ -50,7 +51,7 @@ def verify(
     from slm.tokens.shards import inspecting
 
     path = Path(folder) if Path(folder).is_dir() else data_root() / "shards" / folder
-    if steps is not None or not path.is_dir() or (path / "checkpoints").is_dir():
+    if steps is not None or not path.is_dir() or (path / CHECKPOINTS).is_dir():
         _verify_run(folder, steps, as_json)
     elif any(path.glob("train_*.bin")):
         show(inspecting.verify(path), as_json)

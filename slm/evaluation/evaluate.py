@@ -77,7 +77,9 @@ def evaluate(
 
     own = config.evaluate == home.config.evaluate
     with storage.reading(shards.path):
-        return run_stage(home.result_folder(EVALUATION, key, own=own), Evaluation, key, build)
+        return run_stage(
+            home.result_folder(EVALUATION, None if own else key), Evaluation, key, build
+        )
 
 
 def evaluate_file(

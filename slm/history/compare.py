@@ -189,7 +189,7 @@ def _samples(a: RunFolder, b: RunFolder) -> list[SamplePair]:
 def written_samples(run: RunFolder) -> dict[tuple[str, float, int], str]:
     """The samples of a run's report: (prompt, temperature, top-k) → completion."""
     try:
-        rows = json.loads((run.path / REPORT / "samples.json").read_bytes())
+        rows = json.loads((run.result_folder(REPORT) / "samples.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return {(r["prompt"], r["temperature"], r["top_k"]): r["completion"] for r in rows}

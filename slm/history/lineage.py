@@ -147,7 +147,9 @@ class _Chain:
     def _find_evaluation(self, key: str) -> _Checked[Evaluation]:
         """The evaluation of a key; the run's own where there is no key."""
         named = self.run.find_evaluation(key)
-        checked = self._read(named.path if named else self.run.path / EVALUATION, Evaluation)
+        checked = self._read(
+            named.path if named else self.run.result_folder(EVALUATION), Evaluation
+        )
         if key and checked.record and checked.record.key != key:
             return _Checked(None, ("gone", (f"the evaluation {key[:12]} is gone",)))
         return checked

@@ -83,7 +83,7 @@ def write_report(
 
     own = config.report == home.config.report and evaluation.path.name == EVALUATION
     with reading(*([shards.path] if shards else [])):
-        return run_stage(home.result_folder(REPORT, key, own=own), Report, key, build)
+        return run_stage(home.result_folder(REPORT, None if own else key), Report, key, build)
 
 
 # ---- facts ------------------------------------------------------------------------------------
