@@ -57,14 +57,14 @@ def test_what_a_version_was_made_of_stays(root: Path) -> None:
 def test_a_survey_deletes_nothing_and_collect_what_it_listed(root: Path) -> None:
     kept, older = finished(root, "aa"), finished(root, "bb")
     before = sorted(root.rglob("*"))
-    found = look(root, kept.name)
+    surveyed = look(root, kept.name)
     assert sorted(root.rglob("*")) == before
-    assert names(found.going) == {older.name}
-    assert collect(found) == found.bytes
+    assert names(surveyed.going) == {older.name}
+    assert collect(surveyed) == surveyed.bytes
     assert kept.path.is_dir()
     assert not older.path.exists()
     assert storage.read_record(kept.path, Run) is not None
-    assert collect(found) == 0  # again
+    assert collect(surveyed) == 0  # again
 
 
 def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
@@ -86,37 +86,37 @@ def test_an_unfinished_run_keeps_all_that_it_can_resume_from(root: Path) -> None
     add_checkpoint(path, 20)
     (path / "checkpoints" / "step_000030.tmp").mkdir()
     (path / "checkpoints" / "step_000025.corrupt-123").mkdir()
-    found = look(root)
-    assert names(found.going) == {"step_000030.tmp", "step_000025.corrupt-123"}
-    assert {"tiny-555555555555", "tiny-666666666666", path.name} <= names(found.staying)
+    surveyed = look(root)
+    assert names(surveyed.going) == {"step_000030.tmp", "step_000025.corrupt-123"}
+    assert {"tiny-555555555555", "tiny-666666666666", path.name} <= names(surveyed.staying)
 
 
 def test_a_run_in_training_is_not_touched(root: Path) -> None:
     path = start_run(root)
     (path / "checkpoints" / "step_000030.tmp").mkdir()
     with storage.lock(path / "lock"):
-        found = look(root)
-        assert found.going == ()
-        assert {i.reason for i in found.staying if i.path == path} == {"in training"}
+        surveyed = look(root)
+        assert surveyed.going == ()
+        assert {i.reason for i in surveyed.staying if i.path == path} == {"in training"}
 
 
 def test_a_run_that_came_into_use_after_the_survey_stays(root: Path) -> None:
     path = start_run(root)
-    found = look(root)
-    assert path.name in names(found.going)
+    surveyed = look(root)
+    assert path.name in names(surveyed.going)
     with storage.lock(path / "lock"):
-        collect(found)
+        collect(surveyed)
         assert path.is_dir()
     (path / "registered.json").write_text("{}")
-    collect(found)
+    collect(surveyed)
     assert path.is_dir()
 
 
 def test_of_a_finished_run_the_best_and_the_last_checkpoint_stay(root: Path) -> None:
     run = finished(root, "aa")
     add_checkpoint(run.path, 30)
-    found = look(root, run.name)
-    assert names(found.going) == {"step_000030"}
+    surveyed = look(root, run.name)
+    assert names(surveyed.going) == {"step_000030"}
     weights = run.checkpoint("best") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert look(root, run.name).going == ()  # a damaged run may need the others
@@ -143,8 +143,12 @@ def test_leftovers_are_deleted_unless_a_process_works_on_them(root: Path) -> Non
         storage.lock(shards / ".tiny-777777777777.lock"),
         storage.lock(left[-1] / "lock"),
     ):
-        found = look(root, run.name)
-    assert {i.path for i in found.staying if i.reason == "in use"} == {left[0], left[1], left[-1]}
+        surveyed = look(root, run.name)
+    assert {i.path for i in surveyed.staying if i.reason == "in use"} == {
+        left[0],
+        left[1],
+        left[-1],
+    }
     collect(look(root, run.name))
     assert not any(path.exists() for path in left)
     assert sorted(path.name for path in shards.iterdir() if path.is_dir()) == ["tiny-666666666666"]
@@ -154,8 +158,8 @@ def test_what_cannot_be_read_stays(root: Path) -> None:
     run = finished(root, "aa")
     for record in ("shards/tiny-666666666666", f"runs/{run.name}"):
         (root / record / "record.json").write_text("{torn")
-    found = look(root)
-    assert {run.name, "tiny-666666666666"} <= names(found.staying)
+    surveyed = look(root)
+    assert {run.name, "tiny-666666666666"} <= names(surveyed.staying)
 
 
 def test_shards_that_a_kept_run_shares_stay(root: Path) -> None:
@@ -173,8 +177,8 @@ def test_shards_that_a_kept_run_shares_stay(root: Path) -> None:
 
 
 def test_an_empty_data_folder_has_nothing(root: Path) -> None:
-    found = look(root)
-    assert (found.going, found.staying) == ((), ())
+    surveyed = look(root)
+    assert (surveyed.going, surveyed.staying) == ((), ())
 
 
 # ---- at the same time -------------------------------------------------------------------------
@@ -190,35 +194,35 @@ def data(root: Path) -> tuple[Path, Path]:
 def test_what_a_stage_reads_stays_with_a_line_that_says_so(
     root: Path, data: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = look(root)
-    assert {item.path for item in found.going} == set(data)
+    surveyed = look(root)
+    assert {item.path for item in surveyed.going} == set(data)
     with storage.reading(*data):
         assert {(i.path, i.reason) for i in look(root).staying} == {(p, "in use") for p in data}
-        assert collect(found) == 0
+        assert collect(surveyed) == 0
     assert all(path.is_dir() for path in data)
     assert [line for line in caplog.messages if line.endswith("stays: in use")] == [
         f"{path} stays: in use" for path in reversed(data)
     ]
-    assert collect(found) == found.bytes > 0
+    assert collect(surveyed) == surveyed.bytes > 0
     assert not any(path.exists() for path in data)
 
 
 def test_a_source_that_is_being_encoded_stays(root: Path, data: tuple[Path, Path]) -> None:
     """The survey was made before; `slm encode` reads the source as `collect` comes to it."""
-    found = look(root)
+    surveyed = look(root)
     source, shards = data
     shutil.rmtree(shards)
     with storage.reading(source), storage.lock(storage.lock_of(shards)):
-        collect(found)
+        collect(surveyed)
     assert storage.read_record(source, Source) is not None
 
 
 def test_shards_that_a_run_started_on_after_the_survey_stay(
     root: Path, data: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = look(root)
+    surveyed = look(root)
     add_checkpoint(start_run(root), 10)
-    assert collect(found) == 0
+    assert collect(surveyed) == 0
     assert all(path.is_dir() for path in data)
     assert f"{data[1]} stays: a kept run needs it" in caplog.messages
 

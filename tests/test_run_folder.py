@@ -32,8 +32,8 @@ def test_a_result_is_found_by_its_key_alone(tmp_path: Path) -> None:
             key=key, source_key="s", tokenizer_sha256="t", vocab_size=9, eot=8, splits={}
         )
         storage.write_record(folder, shards)
-    found = [root.shards(key) for key in keys]
-    assert [record and record.path.name[:3] for record in found] == ["one", "two"]
+    records = [root.shards(key) for key in keys]
+    assert [record and record.path.name[:3] for record in records] == ["one", "two"]
     (root.folder("shards", "one", keys[0]) / storage.RECORD).write_text("{}")
     assert root.shards(keys[0]) is None
     assert root.shards("none") is root.shards("") is root.shards(None) is None

@@ -157,7 +157,7 @@ def test_other_settings_make_an_evaluation_next_to_the_runs_own(tmp_path: Path) 
     fewer = config.model_copy(update={"evaluate": EvaluateConfig(documents=3)})
     other = evaluate(fewer, record, shards)
     assert (other.documents, other.path) == (3, run.path / f"evaluation-{other.key[:12]}")
-    for settings in (config, fewer):  # in turn, neither is made again
+    for settings in (config, fewer):  # in turn, neither is rebuilt
         assert evaluate(settings, record, shards).reused
     assert run.evaluation == own
 

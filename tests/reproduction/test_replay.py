@@ -128,8 +128,8 @@ def test_another_start_gives_other_losses(run: Path) -> None:
 def _sign(folder: Path) -> None:
     record = read_record(folder, Checkpoint, verify=False)
     assert record is not None
-    found = describe_files(folder, [p for p in folder.iterdir() if p.name != RECORD])
-    write_record(folder, record.model_copy(update={"files": found}))
+    files = describe_files(folder, [p for p in folder.iterdir() if p.name != RECORD])
+    write_record(folder, record.model_copy(update={"files": files}))
 
 
 def test_a_damaged_checkpoint_is_not_started_from(run: Path) -> None:

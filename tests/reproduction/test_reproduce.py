@@ -40,18 +40,20 @@ def rebuilt_folders(run: Path) -> list[Path]:
 
 def test_the_same_again_is_bit_identical(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    found = reproduce(RunFolder(run))
-    assert found.verdict == "bit-identical"
-    assert found.level == "C"
-    assert found.first_difference is None
-    names = {row.name for row in found.compared}
+    reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "bit-identical"
+    assert reproduction.level == "C"
+    assert reproduction.first_difference is None
+    names = {row.name for row in reproduction.compared}
     assert names >= {
         "source/train_00000.parquet", "source key", "shards/train_00000.bin", "tokenizer",
         "run key", "val_bpb", "checkpoints/step_000004/model.safetensors",
         "checkpoints/step_000004/optimizer.safetensors", "evaluation/evaluation.json",
     }  # fmt: skip
-    assert all(row.same for row in found.compared)
-    assert found.sentence == f"bit-identical in all of {len(found.compared)} comparisons"
+    assert all(row.same for row in reproduction.compared)
+    assert (
+        reproduction.sentence == f"bit-identical in all of {len(reproduction.compared)} comparisons"
+    )
     assert rebuilt_folders(run) == []
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -60,22 +62,22 @@ def test_what_is_gone_but_can_be_rebuilt_is_rebuilt_and_kept_on_demand(run: Path
     root = run.parents[1]
     for folder in (root / "sources", root / "shards", run / "evaluation", run / "checkpoints"):
         shutil.rmtree(folder)
-    found = reproduce(RunFolder(run), keep=True)
-    assert found.verdict == "bit-identical"
-    names = {row.name for row in found.compared}
+    reproduction = reproduce(RunFolder(run), keep=True)
+    assert reproduction.verdict == "bit-identical"
+    names = {row.name for row in reproduction.compared}
     assert "checkpoints/step_000004/model.safetensors" in names  # the run's record has its hash
     assert "source/train_00000.parquet" not in names  # no hash of it is left
     assert "evaluation/evaluation.json" not in names
-    assert [str(path) for path in rebuilt_folders(run)] == [found.folder]
-    assert list(Path(str(found.folder)).glob("runs/*/record.json"))
+    assert [str(path) for path in rebuilt_folders(run)] == [reproduction.folder]
+    assert list(Path(str(reproduction.folder)).glob("runs/*/record.json"))
 
 
-def assert_cannot(found: Reproduction, what: str, why: str) -> None:
-    assert found.verdict == "cannot"
-    assert found.first_difference is not None
-    assert found.first_difference.what == what
-    assert found.compared == ()
-    assert why in found.sentence
+def assert_cannot(reproduction: Reproduction, what: str, why: str) -> None:
+    assert reproduction.verdict == "cannot"
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == what
+    assert reproduction.compared == ()
+    assert why in reproduction.sentence
 
 
 def test_a_changed_byte_of_the_source_is_named(run: Path) -> None:
@@ -101,11 +103,11 @@ def test_a_changed_value_of_the_config_is_named(run: Path) -> None:
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["train"]["learning_rate"] *= 2
     (run / "config.json").write_text(json.dumps(described))
-    found = reproduce(RunFolder(run))
-    assert found.missing
-    assert "config.json is not what was trained by" in found.sentence
-    assert found.first_difference is not None
-    assert found.first_difference.what in ("cleaning", "config")
+    reproduction = reproduce(RunFolder(run))
+    assert reproduction.missing
+    assert "config.json is not what was trained by" in reproduction.sentence
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what in ("cleaning", "config")
 
 
 OTHER_COMMIT = {**CLEAN, "commit": "e" * 40}
@@ -116,9 +118,9 @@ def test_code_at_another_commit_is_a_note_while_its_stages_are_the_same(
     run: Path, now: dict[str, Any]
 ) -> None:
     with code(now):
-        found = reproduce(RunFolder(run))
-    assert found.verdict == "bit-identical"
-    assert any("the code now" in note or "the code is now" in note for note in found.notes)
+        reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "bit-identical"
+    assert any("the code now" in note or "the code is now" in note for note in reproduction.notes)
 
 
 @pytest.mark.parametrize("shards_are_gone", [False, True])
@@ -131,9 +133,9 @@ def test_another_version_of_training_cannot_and_the_commit_is_named(
     if shards_are_gone:
         shutil.rmtree(run.parents[1] / "shards")
     with code(OTHER_COMMIT):
-        found = reproduce(RunFolder(run))
-    assert found.verdict == "cannot"
-    assert found.missing == (
+        reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "cannot"
+    assert reproduction.missing == (
         f"{run.name} was made by version {version} of training, here is {version + 1}: "
         f"git checkout {CLEAN['commit']}",
     )
@@ -144,11 +146,11 @@ def test_another_version_of_encoding_cannot_and_the_commit_is_named(
 ) -> None:
     monkeypatch.setattr("slm.tokens.encode.ENCODE_VERSION", 99)
     with code(OTHER_COMMIT):
-        found = reproduce(RunFolder(run))
-    assert found.verdict == "cannot"
-    assert found.first_difference is not None
-    assert found.first_difference.what == "shards"
-    assert f"git checkout {CLEAN['commit']}" in found.sentence
+        reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "cannot"
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == "shards"
+    assert f"git checkout {CLEAN['commit']}" in reproduction.sentence
 
 
 def test_code_that_was_dirty_cannot(run: Path) -> None:
@@ -164,11 +166,11 @@ def test_a_registry_that_cannot_be_reached_is_no_obstacle(run: Path) -> None:
     chain = lineage(RunFolder(run))
     note = "the registry could not be reached"
     version = Link(name="version", value="models:/m/1", state="not checked", notes=(note,))
-    found = reproduce(
+    reproduction = reproduce(
         RunFolder(run), chain=chain.model_copy(update={"links": (*chain.links, version)})
     )
-    assert found.verdict == "bit-identical"
-    assert note in found.notes
+    assert reproduction.verdict == "bit-identical"
+    assert note in reproduction.notes
 
 
 def test_a_data_folder_of_format_1_is_reproduced(tmp_path: Path) -> None:
@@ -179,11 +181,11 @@ def test_a_data_folder_of_format_1_is_reproduced(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "data" / "runs" / "quickstart-d2f41224215b")
     recorded = run.record
     assert recorded is not None
-    found = reproduce(run)
-    there = recorded.environment["cpu_capability"]
-    if torch.backends.cpu.get_cpu_capability() == there:
-        assert found.verdict == "bit-identical", found.sentence
-    assert found.verdict != "cannot", found.sentence
+    reproduction = reproduce(run)
+    made_on = recorded.environment["cpu_capability"]
+    if torch.backends.cpu.get_cpu_capability() == made_on:
+        assert reproduction.verdict == "bit-identical", reproduction.sentence
+    assert reproduction.verdict != "cannot", reproduction.sentence
 
 
 def test_an_unfinished_run_is_bad_input(run: Path) -> None:
@@ -228,12 +230,12 @@ def test_data_that_differs_ends_it_before_training(
         for link in chain.links
     )
     monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained on other data"))
-    found = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": links}))
-    assert found.verdict == "diverged"
-    assert found.first_difference is not None
-    assert found.first_difference.what == "shards/train_00000.bin"
-    assert found.first_difference.step == 0
-    assert "step" not in found.sentence
+    reproduction = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": links}))
+    assert reproduction.verdict == "diverged"
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == "shards/train_00000.bin"
+    assert reproduction.first_difference.step == 0
+    assert "step" not in reproduction.sentence
 
 
 def test_a_training_that_fails_is_no_verdict_on_the_bits(
@@ -243,11 +245,11 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
         raise launch.TrainingError("out of memory")
 
     monkeypatch.setattr(launch, "supervise", fail)
-    found = reproduce(RunFolder(run))
-    assert found.verdict == "cannot"
-    assert found.missing == ("out of memory",)
-    assert found.first_difference is not None
-    assert found.first_difference.what == "training"
+    reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "cannot"
+    assert reproduction.missing == ("out of memory",)
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == "training"
     assert rebuilt_folders(run) == []
 
 
@@ -265,13 +267,13 @@ def test_a_revision_of_the_hub_is_downloaded_by_its_commit(
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}
     (run / "config.json").write_text(json.dumps(described))
-    found = reproduce(RunFolder(run), chain=chain)
-    assert_cannot(found, "source", "no such commit on the hub")
+    reproduction = reproduce(RunFolder(run), chain=chain)
+    assert_cannot(reproduction, "source", "no such commit on the hub")
     assert asked == [chain["dataset"].digest]
 
     links = [link.model_copy(update={"digest": None}) for link in chain.links]
-    found = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": tuple(links)}))
-    assert_cannot(found, "dataset", "not known any more")
+    reproduction = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": tuple(links)}))
+    assert_cannot(reproduction, "dataset", "not known any more")
     assert len(asked) == 1
 
 
@@ -280,5 +282,5 @@ def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPa
     plan = json.loads((run / "plan.json").read_bytes())
     chain = lineage(RunFolder(run))
     (run / "plan.json").write_text(json.dumps({**plan, "device": "cuda", "world_size": 8}))
-    found = reproduce(RunFolder(run), chain=chain)
-    assert_cannot(found, "environment", "1 GPUs here, 8 needed")
+    reproduction = reproduce(RunFolder(run), chain=chain)
+    assert_cannot(reproduction, "environment", "1 GPUs here, 8 needed")
