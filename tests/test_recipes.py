@@ -52,8 +52,8 @@ def test_text_is_taken_literally_and_all_else_as_yaml(
         ("train.epochs=.inf", "train.epochs=inf"),
         ("registry.margin=.nan", "registry.margin=nan"),
         ("retrain.approval_hours=8761", "retrain.approval_hours=8761"),
-        ("recipe=other", "`recipe` is no setting"),
-        ("recipe.x=1", "`recipe` is no setting"),
+        ("recipe=other", "not a setting: remove it"),
+        ("recipe.x=1", "not a setting: remove it"),
         ("train.max_steps=[1", "not valid YAML"),
     ],
 )
