@@ -8,8 +8,6 @@ thread in float32. Paths in it begin with `/slm-data`.
 import hashlib
 import json
 import sqlite3
-import subprocess
-import sys
 import tarfile
 from contextlib import closing
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from slm import storage
+from slm.cli.main import app
 from slm.config import PipelineConfig
 from slm.errors import NewerFormat
 from slm.evaluation.evaluate import evaluate
@@ -75,10 +75,8 @@ def _move(data: Path) -> None:
 
 
 def command(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "slm.cli.main", *arguments, "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
