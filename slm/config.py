@@ -80,9 +80,17 @@ class DataConfig(Section):
     path: str = setting("", "Dataset id on the hub; a file, a folder or a glob of files.")
     config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
-    train_split: str = setting("train", "Name of the dataset's training split.")
+    train_split: str | None = setting(
+        "train",
+        "Name of the dataset's training split, taken exactly; the default also stands for what has "
+        "a name like it, or no split's name. null: everything that is not val_split.",
+        min_length=1,
+    )
     val_split: str | None = setting(
-        "validation", "Name of its validation split, used where the dataset has it."
+        "validation",
+        "Name of its validation split, taken exactly; the default also stands for names like it "
+        "(valid, val, dev), where the dataset has any. null: none.",
+        min_length=1,
     )
     text_column: str = setting("text", "Column that contains the text.")
     template: str | None = setting(

@@ -58,6 +58,8 @@ class Source(Record):
     splits: dict[str, SourceSplit]  # "train", and "val" where the dataset has its own
     origin: dict[str, str] = Field(default_factory=dict)  # each input file → its sha256
     dropped: dict[str, int] = Field(default_factory=dict)  # rows left out: reason → count
+    inputs: dict[str, str] = Field(default_factory=dict)  # split → the files it was read from
+    notes: list[str] | None = None  # files left out or missing, a line per kind; None: unknown
 
     @property
     def documents(self) -> int:

@@ -349,8 +349,9 @@ class _Chain:
 def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> Status:
     """Local files now, compared with those that were read."""
     try:
-        base, splits = find_files(data)
-        files = [path for paths in splits.values() for path in paths]
+        base, layout = find_files(data)
+        files = {path for paths in layout.files.values() for path in paths}
+        files |= {base / name for name in recorded if (base / name).is_file()}
         current = {name: e.sha256 for name, e in storage.describe_files(base, files).items()}
     except (UserError, OSError) as error:
         return "gone", (str(error),)

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from slm.progress import Progress, automatic, notebook
-from slm.records import Record, Version
+from slm.records import Record, Source, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
 
@@ -37,6 +37,20 @@ def outcome_of_record(record: Record) -> tuple[str, str]:
         aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
         return word, f"{record.uri}{aliases}"
     return word, shorten(record.path)
+
+
+def details(result: object) -> list[str]:
+    """The lines below a stage's own: which documents of a source are train, and which val."""
+    if not isinstance(result, Source) or not result.origin:
+        return []
+    lines = []
+    for split, part in result.splits.items():
+        of = f" of {result.inputs[split]}" if split in result.inputs else ""
+        noun = "document" if part.documents == 1 else "documents"
+        lines.append(f"{split:<7} {part.documents:,} {noun}{of}")
+    if "val" not in result.splits:
+        lines.append(f"{'val':<7} no split of its own: documents of train are held out")
+    return lines
 
 
 class Display:
@@ -71,6 +85,8 @@ class Display:
             self.reused.append(name)
         word, text = outcome(result)
         self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
+        for line in details(result):
+            self.write(f"{'':<9} {line}")
         return result
 
     @contextmanager

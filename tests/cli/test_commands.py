@@ -64,6 +64,26 @@ def called(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> list[str]:
     return stages.install(monkeypatch, data_root)
 
 
+# ---- what is train, what is val, what is left out ------------------------------------------------
+
+
+def test_the_splits_of_files_and_what_is_left_out_are_lines_also_when_reused(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    for name, count in {"wiki.train": 9, "wiki.dev": 3, "wiki.test": 1}.items():
+        lines = (json.dumps({"text": f"{name} {number}"}) for number in range(count))
+        (tmp_path / f"in-{name}.jsonl").write_text("\n".join(lines))
+    settings = ["--set", "data.source=files", "--set", f"data.path={tmp_path}/in-*"]
+    for command, outcome in (("download", "done"), ("download", "reused"), ("encode", "reused")):
+        result = invoke(command, "tiny", *settings, "--set", "data.documents=null")
+        warning, stage, train, val, *_ = result.out.splitlines()
+        assert warning.startswith(f"warning: {tmp_path}/in-*: 1 file left out: named like test")
+        assert warning.endswith("in-wiki.test.jsonl")
+        assert stage.split()[:2] == ["download", outcome]
+        assert train.strip() == "train   9 documents of 1 file: in-wiki.train.jsonl"
+        assert val.strip() == "val     3 documents of 1 file: in-wiki.dev.jsonl"
+
+
 # ---- bad input: one message, exit 2, no traceback -----------------------------------------------
 
 

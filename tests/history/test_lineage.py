@@ -1,5 +1,6 @@
 """Lineage: the whole chain, every link checked against what is there now."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import Lineage, Link, lineage
-from slm.records import Evaluation
+from slm.records import Evaluation, Source
 from slm.registry import chain as chains
 from slm.registry import register as registering
 from slm.registry import versions
@@ -125,6 +126,28 @@ def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
         assert lineage(RunFolder(run))["dataset"].state == "gone"
     finally:
         path.write_bytes(before)
+
+
+def test_input_files_that_another_rule_would_leave_out_are_compared_all_the_same(
+    run: Path, tmp_path: Path
+) -> None:
+    folder, settings = RunFolder(run), RunFolder(run).settings
+    path = tmp_path / "in" / "documents.jsonl"
+    path.parent.mkdir()
+    shutil.copy(settings.config.data.path, path)
+    shutil.copy(path, path.with_name("test.jsonl"))
+    data = settings.config.data.model_copy(update={"path": str(path.parent)})
+    config = settings.config.model_copy(update={"data": data})
+    folder.write_settings(dataclasses.replace(settings, config=config))
+    source = next(run.parents[1].glob("sources/*/record.json")).parent
+    record = storage.read_record(source, Source)
+    assert record is not None
+    digest = record.origin["documents.jsonl"]
+    origin = {"documents.jsonl": digest, "test.jsonl": digest}
+    storage.write_record(source, record.model_copy(update={"origin": origin}))
+    assert lineage(folder)["dataset"].state == "unchanged"
+    path.with_name("test.jsonl").unlink()
+    assert "test.jsonl: missing" in lineage(folder)["dataset"].notes[0]
 
 
 def test_code_and_machine_are_compared_with_those_of_now(

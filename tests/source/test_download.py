@@ -24,6 +24,7 @@ from slm.source.download import download
 from slm.source.stories import stories
 
 GOLDEN = "7db07411ecfcef9de12012f72223e7ac8843311348d335a7c52f5bfeccc6d4d3"
+KEY_OF_USUAL_NAMES = "cb1b63ebf05ab8dec729fb1dbfad6753fb24a173d92ca69ce81d58401d545b3b"
 TEXTS = [f"Story {i}: " + "a fox ran home. " * (i % 7) for i in range(300)]
 Config = Callable[..., PipelineConfig]
 
@@ -129,6 +130,56 @@ def test_the_datasets_own_splits_are_kept(tmp_path: Path, root: Path, files_conf
     assert texts_of(record, "val") == TEXTS[200:]
     assert set(record.origin) == {"train.parquet", "validation.parquet"}
     assert record.origin["train.parquet"] == storage.sha256_file(tmp_path / "in/train.parquet")
+
+
+def test_what_is_left_out_is_in_the_log_and_the_record_also_when_reused(
+    tmp_path: Path, root: Path, files_config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("wiki.train", "wiki.valid", "wiki.test"):
+        write_jsonl(tmp_path / f"in/{name}.jsonl", TEXTS)
+    (tmp_path / "in/more.jsonl.xz").write_text("x")
+    for reused in (False, True):
+        caplog.clear()
+        record = download(files_config(tmp_path / "in"), root=root)
+        assert record.reused == reused
+        assert record.inputs["val"] == "1 file: wiki.valid.jsonl"
+        assert record.notes == [line.partition(": ")[2] for line in caplog.messages]
+        assert [line.partition(":")[0] for line in record.notes or ()] == ["1 file left out"] * 2
+        assert {entry.levelname for entry in caplog.records} == {"WARNING"}
+    (tmp_path / "in/more.jsonl.xz").unlink()
+    record = download(files_config(tmp_path / "in"), root=root)
+    assert record.reused
+    assert len(record.notes or ()) == 1
+
+
+def test_another_choice_of_val_is_another_key(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    for name in ("blog", "dev", "test"):
+        write_jsonl(tmp_path / f"in/{name}/a.jsonl", [f"{name} {number}" for number in range(9)])
+    choices: list[dict[str, str | None]] = [
+        {}, {"val_split": "dev"}, {"train_split": "blog"}, {"val_split": None}
+    ]  # fmt: skip
+    records = [download(files_config(tmp_path / "in", **fields), root=root) for fields in choices]
+    assert len({record.key for record in records}) == len(choices)
+    assert [record.documents for record in records] == [27, 27, 18, 27]
+    before = download(files_config(tmp_path / "in"), root=root)
+    (tmp_path / "in/train").mkdir()
+    write_jsonl(tmp_path / "in/train/a.jsonl", ["train"])
+    after = download(files_config(tmp_path / "in"), root=root)
+    assert texts_of(after, "val") == texts_of(records[1], "val")
+    assert after.key != before.key
+
+
+def test_the_key_of_files_with_the_usual_names_is_the_one_of_before(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    for name in ("train-0.jsonl", "validation/a.jsonl", "test.jsonl"):
+        write_jsonl(tmp_path / "in" / name, [name])
+    config = files_config(tmp_path / "in")
+    record = download(config, root=root)
+    assert download_stage.is_made_with(record, config)
+    assert record.key == KEY_OF_USUAL_NAMES
 
 
 def test_the_content_decides_the_key_and_the_path_does_not(
