@@ -28,6 +28,7 @@ Config = Callable[..., PipelineConfig]
         ("data.template={title}: {body}", "{title}: {body}"),
         ('data.template="{title}": {body}', '"{title}": {body}'),
         ("data.val_split=null", None),
+        ("data.train_split=null", None),
         ("train.max_steps=100", 100),
         ("train.threads=auto", "auto"),
         ("train.threads=2", 2),

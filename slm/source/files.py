@@ -114,6 +114,7 @@ class _Listing:
             ("special", "file", "left out: no regular file"),
             ("dangling", "link", "left out: what they point to does not exist"),
             ("linked", "linked folder", "not followed (a glob such as */*.txt goes through links)"),
+            ("folder", "folder", "not searched (the glob has no **)"),
             ("denied", "folder", "left out: cannot be read"),
         ):
             if names := kinds.get(kind):
@@ -143,6 +144,8 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
             for each in base.glob(pattern):
                 if not each.is_dir():
                     listing.add(each)
+                elif "**" not in pattern and not each.name.startswith("."):
+                    listing.unread["folder"].append(each.relative_to(base))
         except ValueError as error:  # before Python 3.13, of ** next to other letters
             raise UserError(
                 f"data.path={data.path} is not a glob: {error}; write for example {base}/**/*.txt"

@@ -132,6 +132,14 @@ def test_each_kind_of_file_left_out_is_a_line_with_its_count(tmp_path: Path) -> 
     assert "more/in/train.txt" in files_of(f"{folder}/**/more/*/*.txt")["train"]
 
 
+def test_a_folder_that_a_glob_matches_but_does_not_search_is_a_line(tmp_path: Path) -> None:
+    for name in ("wiki.txt", "wiki-more/a.txt", "other/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert notes_of(tmp_path / "w*") == ["1 folder not searched (the glob has no **): wiki-more"]
+    assert notes_of(tmp_path / "*.txt") == notes_of(tmp_path / "**/*.txt") == []
+
+
 def test_missing_shards_of_what_is_read_are_a_line(tmp_path: Path) -> None:
     for name in ("train-00000-of-00003.txt", "train-00002-of-00003.txt", "test-00001-of-00009.txt"):
         (tmp_path / name).write_text("x")
