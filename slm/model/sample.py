@@ -70,7 +70,12 @@ class SamplingSettings:
         )  # fmt: skip
         checks = (
             ("temperature", t, _is_real(t) and 0 <= t < float("inf"), "a number, 0 or above"),
-            ("top_k", k, k is None or (_is_whole(k) and k >= 1), "a whole number of 1 or above"),
+            (
+                "top_k",
+                k,
+                k is None or (_is_whole(k) and k >= 1),
+                "a whole number, 1 or above, or none",
+            ),
             ("top_p", p, p is None or (_is_real(p) and 0 < p <= 1), "a number above 0, at most 1"),
             ("min_p", m, m is None or (_is_real(m) and 0 <= m <= 1), "a number between 0 and 1"),
             (

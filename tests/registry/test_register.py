@@ -309,7 +309,7 @@ def test_a_version_writes_what_slm_sample_writes(root: Path) -> None:
     )
     assert set(served.metadata.get_params_schema().to_dict()[0]) >= {"name", "default"}
     names = [param.name for param in served.metadata.get_params_schema().params]
-    assert names == ["temperature", "top_k", "max_new_tokens", "seed"]
+    assert names == list(packing.PARAMS)
 
 
 def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
