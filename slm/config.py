@@ -8,13 +8,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from slm.errors import UserError
 
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
+MAX_SEED = 2**63 - 1
+SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
     r"(\.(parquet|jsonl?|ndjson|csv|tsv|txt|text|md|gz|zst))+$", re.IGNORECASE
 )
@@ -23,6 +33,16 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
+
+
+def _check_seed(seed: int, info: ValidationInfo) -> int:
+    """Refuse what is no seed, except in the config of a run that exists already."""
+    if not 0 <= seed <= MAX_SEED and not (info.context or {}).get("stored"):
+        raise PydanticCustomError("seed", SEED_RULE)
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(_check_seed)]
 
 
 def setting(default: T, text: str, **limits: Any) -> T:
@@ -104,7 +124,7 @@ class DataConfig(Section):
     documents: PositiveInt | None = setting(
         None, "Maximum number of training documents; of stories, how many to generate."
     )
-    seed: int = setting(1337, "Random seed of the generated stories.")
+    seed: Seed = setting(1337, "Random seed of the generated stories.")
 
     clean: CleanConfig = Field(CleanConfig(), description=CleanConfig.__doc__)
     val_fraction: Fraction = setting(
@@ -218,7 +238,7 @@ class TrainConfig(Section):
     cooldown: Fraction = setting(0.2, "Decay of wsd, as a fraction of the steps.")
     final_lr: Fraction = setting(0.1, "Learning rate at the end, as a fraction of the peak.")
 
-    seed: int = setting(1337, "Random seed of weights, order and dropout.")
+    seed: Seed = setting(1337, "Random seed of weights, order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Device to train on; auto: CUDA where there is one."
     )
@@ -277,7 +297,7 @@ class ReportConfig(Section):
     max_new_tokens: PositiveInt = setting(
         250, "Maximum number of new tokens per sample; most short stories are shorter."
     )
-    seed: int = setting(1, "Random seed of the samples.")
+    seed: Seed = setting(1, "Random seed of the samples.")
 
     license: str | None = setting(
         None, "License in the model card; null: mit for the generated stories."

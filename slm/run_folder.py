@@ -164,7 +164,7 @@ class RunFolder:
         path = self.path / CONFIG
         try:
             number, fields = storage.read_versioned(path)
-            config = PipelineConfig.model_validate(fields["config"])
+            config = PipelineConfig.model_validate(fields["config"], context={"stored": True})
             parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
             return Settings(fields["key"], config, fields["shards_key"], parent_key)
         except (OSError, KeyError, TypeError, ValidationError) as error:

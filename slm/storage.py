@@ -306,7 +306,8 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
 def commit(staging: Path, folder: Path, record: R) -> R:
     """Put a staged folder in place by the commit rule and return its record with the hashes.
 
-    An existing folder of that name is replaced: it was not valid, or of other settings.
+    An existing folder of that name is replaced: it was not valid, or of other settings. All files
+    get the permissions of the record.
     """
     inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
     for path in inside:
@@ -316,6 +317,10 @@ def commit(staging: Path, folder: Path, record: R) -> R:
         update={"path": folder, "files": describe_files(staging, paths), "reused": False}
     )
     write_record(staging, complete)
+    mode = (staging / RECORD).stat().st_mode
+    for path in paths:  # safetensors closes its files to all other users
+        if path.stat().st_mode != mode:
+            path.chmod(mode)
     if folder.exists():
         discard(folder)
     _rename(staging, folder)

@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from slm.config import ReportConfig
+from slm.config import MAX_SEED, ReportConfig
 from slm.evaluation import grammar
 from slm.evaluation.memorisation import Copy, copy_threshold, longest_copies
 from slm.evaluation.text_quality import Quality, measure, words
@@ -59,7 +59,7 @@ def write_samples(
     for number, (temperature, top_k) in enumerate(cells):
         progress("sampling", number, len(cells))
         first = settings.seed + number * len(settings.prompts)
-        seeds = range(first, first + len(settings.prompts))
+        seeds = [(first + i) & MAX_SEED for i in range(len(settings.prompts))]
         written = generate(
             decoder,
             tokenizer,

@@ -18,6 +18,7 @@ import slm.tokens.encode
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import InUse
+from slm.model.export.hugging_face import USAGE
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -426,7 +427,7 @@ def test_samples_are_assessed(
     source = iter(texts[:8])
 
     def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
-        return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
+        return [Sample(prompt, next(source), 150, 0.0, ended=False, seed=1) for prompt in prompts]
 
     monkeypatch.setattr("slm.report.samples.generate", generate)
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
@@ -519,7 +520,7 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
     (bits, _) = card.data.eval_results
     assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
     assert "0.900 bits per byte" in card.text
-    assert "from_pretrained" in card.text
+    assert f"\n\n{USAGE}\n## Limits\n" in card.text
 
 
 def test_no_page_names_the_folders_of_the_data(tmp_path: Path) -> None:
