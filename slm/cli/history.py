@@ -58,11 +58,12 @@ def reproduce(
     keep: Annotated[bool, typer.Option("--keep", help="Keep what was rebuilt.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild a model from its chain alone, and compare every hash.
+    """Rebuild a model from its chain alone, and compare every hash and every recorded figure.
 
     Exits 0 for bit-identical, 3 within tolerance, 1 diverged, 4 cannot be reproduced.
     """
     import slm.reproduction.reproduce
+    from slm.cli import tables
 
     with display_for(as_json) as display:
         chain, run = _chain_and_run(model)
@@ -74,6 +75,8 @@ def reproduce(
         show(reproduction.model_dump(mode="json"), as_json)
     else:
         show_line(reproduction.sentence)
+        if differing := [row for row in reproduction.compared if not row.same]:
+            show_wide(tables.differences(differing))
         compared = f"{len(reproduction.compared)} hashes and figures"
         shown = {"level": reproduction.level, "compared": compared, "kept in": reproduction.folder}
         show(shown, as_json)

@@ -53,6 +53,7 @@ class Lineage(Frozen):
 
     name: str  # of the run or the version
     links: tuple[Link, ...]
+    tags: dict[str, str] = Field(default_factory=dict)  # of the version, without their prefix
 
     def __getitem__(self, name: str) -> Link:
         return next(link for link in self.links if link.name == name)

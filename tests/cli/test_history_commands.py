@@ -13,11 +13,13 @@ import pytest
 from run_folders import empty_store
 from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
+from slm import storage
 from slm.cli import main
 from slm.cli.tables import size
 from slm.evaluation.evaluate import evaluate
 from slm.registry import register as registering
 from slm.run_folder import RunFolder
+from slm.tracking.server import connect, default_uri
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -108,6 +110,31 @@ def test_the_exit_code_of_reproduce_is_its_verdict(invoke: Invoke, run: Path) ->
     exit_code, out, err = invoke("reproduce", "tiny-nowhere")
     assert exit_code == 2
     assert "unknown run" in err
+
+
+def test_a_false_figure_is_shown_next_to_the_rebuilt_one(invoke: Invoke, run: Path) -> None:
+    evaluation = RunFolder(run).evaluation
+    assert evaluation is not None
+    storage.write_record(evaluation.path, evaluation.model_copy(update={"val_bpb": 0.01}))
+    exit_code, out, _ = invoke("reproduce", run.name)
+    assert exit_code == 1
+    assert "diverged at evaluation.val_bpb: recorded 0.01" in out
+    assert f"evaluation.val_bpb  0.01      {evaluation.val_bpb}" in out
+    exit_code, out, err = invoke("evaluate", run.name)
+    assert exit_code == 1
+    assert err.count("contradicts its own scores") == 1
+
+
+def test_a_false_tag_of_a_version_is_named(invoke: Invoke, run: Path) -> None:
+    register(run)
+    connect(default_uri(run.parents[1])).set_model_version_tag("slm", "1", "slm.val_bpb", "0.01")
+    exit_code, out, _ = invoke("reproduce", "models:/slm/1", "--json")
+    result = last_json(out)
+    assert exit_code == 1
+    assert [r["name"] for r in result["compared"] if r["recorded"] != r["rebuilt"]] == [
+        "tag.val_bpb"
+    ]
+    assert result["first_difference"]["what"] == "tag.val_bpb"
 
 
 def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
