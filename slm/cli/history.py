@@ -32,12 +32,17 @@ def runs(as_json: AsJson = False) -> None:
     if as_json:
         show({"runs": [run.model_dump() for run in facts]}, as_json)
         return
-    names = ("name", "state", "started", "step", "val_bpb", "seconds")
+    names = ("name", "state", "started", "step", "val_bpb", "val_bpb in training", "seconds")
     rows = [
-        (f.run, f.state, date(f.started), f.step, f.val_bpb, f.seconds and round(f.seconds))
+        (
+            f.run, f.state, date(f.started), f.step, f.val_bpb, f.slice_val_bpb,
+            f.seconds and round(f.seconds),
+        )
         for f in facts
-    ]
+    ]  # fmt: skip
     show_wide(tables.listing(names, rows) if rows else "no runs yet: `slm run` makes one")
+    if rows:
+        show_line("val_bpb: of the evaluation; in training: the last one, on a fixed slice of val")
 
 
 def lineage(model: ModelName, as_json: AsJson = False) -> None:
@@ -146,6 +151,8 @@ def _show_survey(survey: "Retention", root: Path) -> None:
 
     for title, items in (("is kept", survey.staying), ("can be deleted", survey.going)):
         rows = [(str(i.path.relative_to(root)), tables.size(i.bytes), i.reason) for i in items]
-        show_wide(tables.listing(("name", "size", title), rows) if rows else f"nothing {title}")
+        show_line(f"{title}:" if rows else f"nothing {title}")
+        if rows:
+            show_wide(tables.listing(("name", "size", "reason"), rows))
         show_line("")
     show_line(f"{tables.size(survey.bytes)} can be deleted")

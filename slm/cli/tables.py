@@ -28,7 +28,16 @@ MAX_SAMPLES = 3  # pairs that are shown
 MAX_DIFFERENCES = 20  # rows of a table of what differs from the rebuilt run
 MAX_VALUE = 40  # characters of one of their values
 # Columns that are never broken over lines.
-WHOLE = ("name", "state", "aliases", "decision", "val_bpb", "step", "seconds")
+WHOLE = (
+    "name",
+    "state",
+    "aliases",
+    "decision",
+    "val_bpb",
+    "val_bpb in training",
+    "step",
+    "seconds",
+)
 
 
 # ---- values -----------------------------------------------------------------------------------
@@ -184,7 +193,7 @@ def comparison(compared: "Comparison") -> RenderableType:
         [(name, *map(str, values)) for name, values in compared.config.items()],
     )
     figures = listing(
-        ("figure", "A", "B"),
+        ("metric", "A", "B"),
         [(name, *map(_figure, values)) for name, values in compared.figures.items()],
     )
     curves = listing(

@@ -147,6 +147,38 @@ def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
     assert "no difference is shown" in shown
 
 
+def test_a_data_folder_that_is_a_file_is_refused(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / "file"))
+    exit_code, _, err = invoke("runs")
+    assert exit_code == 2
+    assert f"the data folder {tmp_path / 'file'} is a file: point SLM_DATA at a folder" in err
+
+
+def test_verify_takes_the_names_of_sources_and_of_unfinished_runs(
+    invoke: Invoke, run: Path
+) -> None:
+    source = next((run.parents[1] / "sources").glob("tiny-*"))
+    assert last_json(invoke("verify", source.name, "--json")[1]) == {"files": 1, "records": 1}
+    (run / "record.json").unlink()
+    left = run / "checkpoints" / "step_000002.corrupt-1"
+    shutil.copytree(run / "checkpoints" / "step_000004", left)
+    (left / "model.safetensors").write_bytes(b"damaged")
+    result = last_json(invoke("verify", run.name, "--json")[1])
+    assert (result["verdict"], result["stop"]) == ("identical", 4)
+    exit_code, _, err = invoke("verify", run.name, "--steps", "3:9")
+    assert exit_code == 2
+    assert f"--steps 3:9: {run.name} has the steps 1 to 4 so far" in err
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "metrics.jsonl").unlink()
+    exit_code, _, err = invoke("verify", run.name)
+    assert exit_code == 2
+    assert "has trained no step yet" in err
+
+
 def test_a_command_hashes_each_file_once(
     invoke: Invoke, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
