@@ -465,4 +465,6 @@ def data_root() -> Path:
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
     if "?" in str(path):  # the address of a SQLite file ends there
         raise UserError(f"the data folder {path} has a '?' in its path: point SLM_DATA elsewhere")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the data folder {path} is a file: point SLM_DATA at a folder")
     return path

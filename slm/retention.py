@@ -137,6 +137,7 @@ class _Survey:
 
     def candidates(self) -> Iterator[Path]:
         """All that is decided about, in the order in which it can be deleted."""
+        yield from _leftovers(self.root / "mlflow" / "models")
         for kind in (REPRODUCED, "runs", "shards", "sources"):
             yield from _leftovers(self.root / kind)
             for folder in _folders(self.root / kind):
@@ -172,7 +173,9 @@ class _Survey:
             need = _data_need(path, Shards, self._needed_shards)
         elif path.parent.name == "sources":
             need = _data_need(path, Source, self._needed_sources)
-        return need or ("new" if _changed(path) > self.since else None)
+        is_new = _changed(path) > self.since
+        minutes = round(self.rules.grace / 60)
+        return need or (f"changed within the last {minutes} minutes" if is_new else None)
 
     def why_deleted(self, path: Path) -> str:
         """What is printed of something that can be deleted."""

@@ -32,12 +32,17 @@ def runs(as_json: AsJson = False) -> None:
     if as_json:
         show({"runs": [run.model_dump() for run in facts]}, as_json)
         return
-    names = ("name", "state", "started", "step", "val_bpb", "seconds")
+    names = ("name", "state", "started", "step", "val_bpb", "val_bpb in training", "seconds")
     rows = [
-        (f.run, f.state, date(f.started), f.step, f.val_bpb, f.seconds and round(f.seconds))
+        (
+            f.run, f.state, date(f.started), f.step, f.val_bpb, f.slice_val_bpb,
+            f.seconds and round(f.seconds),
+        )
         for f in facts
-    ]
+    ]  # fmt: skip
     show_wide(tables.listing(names, rows) if rows else "no runs yet: `slm run` makes one")
+    if rows:
+        show_line("val_bpb: of the evaluation; in training: the last one, on a fixed slice of val")
 
 
 def lineage(model: ModelName, as_json: AsJson = False) -> None:
@@ -58,11 +63,12 @@ def reproduce(
     keep: Annotated[bool, typer.Option("--keep", help="Keep what was rebuilt.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild a model from its chain alone, and compare every hash.
+    """Rebuild a model from its chain alone, and compare every hash and every recorded figure.
 
     Exits 0 for bit-identical, 3 within tolerance, 1 diverged, 4 cannot be reproduced.
     """
     import slm.reproduction.reproduce
+    from slm.cli import tables
 
     with display_for(as_json) as display:
         chain, run = _chain_and_run(model)
@@ -74,6 +80,8 @@ def reproduce(
         show(reproduction.model_dump(mode="json"), as_json)
     else:
         show_line(reproduction.sentence)
+        if differing := [row for row in reproduction.compared if not row.same]:
+            show_wide(tables.differences(differing))
         compared = f"{len(reproduction.compared)} hashes and figures"
         shown = {"level": reproduction.level, "compared": compared, "kept in": reproduction.folder}
         show(shown, as_json)
@@ -143,6 +151,8 @@ def _show_survey(survey: "Retention", root: Path) -> None:
 
     for title, items in (("is kept", survey.staying), ("can be deleted", survey.going)):
         rows = [(str(i.path.relative_to(root)), tables.size(i.bytes), i.reason) for i in items]
-        show_wide(tables.listing(("name", "size", title), rows) if rows else f"nothing {title}")
+        show_line(f"{title}:" if rows else f"nothing {title}")
+        if rows:
+            show_wide(tables.listing(("name", "size", "reason"), rows))
         show_line("")
     show_line(f"{tables.size(survey.bytes)} can be deleted")

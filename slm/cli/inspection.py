@@ -39,7 +39,7 @@ def inspect(
 
 def verify(
     folder: Annotated[
-        str, typer.Argument(help="Shards, a run, or any other folder of data/ (a name will do).")
+        str, typer.Argument(help="A run, shards or a source, by name; or any folder of data/.")
     ],
     steps: Annotated[
         str | None,
@@ -50,7 +50,8 @@ def verify(
     """Hash every file again; of a run, also replay a range of steps and compare the bits."""
     from slm.tokens.shards import inspecting
 
-    path = Path(folder) if Path(folder).is_dir() else data_root() / "shards" / folder
+    data = (data_root() / kind / folder for kind in ("shards", "sources"))
+    path = next((p for p in (Path(folder), *data) if p.is_dir()), Path(folder))
     if steps is not None or not path.is_dir() or (path / CHECKPOINTS).is_dir():
         _verify_run(folder, steps, as_json)
     elif any(path.glob("train_*.bin")):
@@ -67,7 +68,8 @@ def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
 
     start, stop = step_range(steps)
     folder = open_run(run)
-    hashed = _verify_records(folder.path)
+    has_records = folder.is_finished or folder.checkpoints
+    hashed = _verify_records(folder.path) if has_records else {"files": 0, "records": 0}
     with display_for(as_json) as display, display.progress("replay") as progress:
         replay = verify_steps(folder, start, stop, progress)
     show({**hashed, **asdict(replay), "verdict": replay.verdict}, as_json)
@@ -88,9 +90,13 @@ def step_range(steps: str | None) -> tuple[int | None, int | None]:
 
 def _verify_records(folder: Path) -> dict[str, int]:
     """Compare every file below a folder with its record."""
-    from slm.storage import RECORD, check_files
+    from slm.storage import LEFTOVER, RECORD, check_files
 
-    records = sorted(folder.rglob(RECORD))
+    records = [
+        path
+        for path in sorted(folder.rglob(RECORD))
+        if not any(map(LEFTOVER.fullmatch, path.relative_to(folder).parts))
+    ]
     if not records:
         raise UserError(f"{folder} contains no {RECORD}: give a folder of data/, such as a run's")
     files, wrong = 0, []

@@ -16,6 +16,7 @@ from slm.recipes import Setting
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
+    from slm.reproduction.comparing import Compared
 
 STYLES = {
     "unchanged": "green",
@@ -24,8 +25,19 @@ STYLES = {
     "not checked": "dim",
 }
 MAX_SAMPLES = 3  # pairs that are shown
+MAX_DIFFERENCES = 20  # rows of a table of what differs from the rebuilt run
+MAX_VALUE = 40  # characters of one of their values
 # Columns that are never broken over lines.
-WHOLE = ("name", "state", "aliases", "decision", "val_bpb", "step", "seconds")
+WHOLE = (
+    "name",
+    "state",
+    "aliases",
+    "decision",
+    "val_bpb",
+    "val_bpb in training",
+    "step",
+    "seconds",
+)
 
 
 # ---- values -----------------------------------------------------------------------------------
@@ -162,6 +174,18 @@ def _link(link: "Link") -> Text:
     return text
 
 
+def differences(rows: "Sequence[Compared]") -> RenderableType:
+    """What was recorded and what was rebuilt, where they differ; hashes by their beginnings."""
+    shown = [
+        (row.name, *(value if len(value) <= MAX_VALUE else f"{value[:12]}…" for value in pair))
+        for row in rows[:MAX_DIFFERENCES]
+        for pair in [(row.recorded, row.rebuilt)]
+    ]
+    table = listing(("differs", "recorded", "rebuilt"), shown)
+    more = len(rows) - len(shown)
+    return Group(table, f"and {more:,} more: --json lists all of them") if more else table
+
+
 def comparison(compared: "Comparison") -> RenderableType:
     """Two runs side by side."""
     by_setting = listing(
@@ -169,7 +193,7 @@ def comparison(compared: "Comparison") -> RenderableType:
         [(name, *map(str, values)) for name, values in compared.config.items()],
     )
     figures = listing(
-        ("figure", "A", "B"),
+        ("metric", "A", "B"),
         [(name, *map(_figure, values)) for name, values in compared.figures.items()],
     )
     curves = listing(

@@ -10,7 +10,7 @@ compares models with different vocabularies.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,11 @@ class Score:
     @property
     def val_bpb(self) -> float:
         return bits_per_byte(self.nats, self.bytes)
+
+    def figures(self) -> dict[str, Any]:
+        """documents, tokens, bytes, val_loss in nats per token, val_bpb in bits per UTF-8 byte."""
+        fields = ("documents", "tokens", "bytes", "val_loss", "val_bpb")
+        return {name: getattr(self, name) for name in fields}
 
 
 def bits_per_byte(nats: float, size: int) -> float:

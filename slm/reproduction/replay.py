@@ -68,14 +68,18 @@ def verify_steps(
     """
     plan = _plan(run)
     losses = {e["step"]: e.get("train_loss") for e in run.journal if e["event"] == "step"}
+    if not losses:
+        raise UserError(f"{run.name} has trained no step yet: there is nothing to repeat")
     kept = _checkpoints(run)
-    stop = stop if stop is not None else max(kept, default=max(losses, default=0))
+    stop = stop if stop is not None else max(kept, default=max(losses))
     before = [step for step in kept if step < (stop if start is None else start)]
     origin = max(before, default=0)
     start = start if start is not None else origin + 1
-    if not 1 <= start <= stop <= max(losses, default=0):
+    if not 1 <= start <= stop <= max(losses):
+        so_far = "" if run.is_finished else " so far"
         raise UserError(
-            f"--steps {start}:{stop}: {run.name} has the steps 1 to {max(losses, default=0)}"
+            f"--steps {start}:{stop}: {run.name} has the steps 1 to {max(losses)}{so_far}; give "
+            "A:B with A not above B"
         )
     if missing := set(range(origin + 1, stop + 1)) - set(losses):
         raise CorruptionError(f"the journal of {run.name} has no loss of step {min(missing)}")

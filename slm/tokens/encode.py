@@ -71,7 +71,11 @@ def encode(
     def build(staging: Path) -> Shards:
         work.mkdir(exist_ok=True)
         base = gpt2(data.path)
-        return _write_shards(key, config.data, source, base, tokenizer, work, staging, progress)
+        try:
+            return _write_shards(key, config.data, source, base, tokenizer, work, staging, progress)
+        except UserError:  # which the same call would raise again
+            shutil.rmtree(work, ignore_errors=True)
+            raise
 
     with storage.reading(source.path):
         shards = storage.run_stage(folder, Shards, key, build)

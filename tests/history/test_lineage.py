@@ -182,6 +182,19 @@ def evaluate_first_documents(run: Path) -> Evaluation:
     return other
 
 
+def test_a_run_before_its_first_checkpoint_lacks_nothing(run: Path) -> None:
+    """What its first checkpoint will record is not known yet; none of it is gone."""
+    (run / "record.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    shutil.rmtree(run / "evaluation")
+    chain = lineage(RunFolder(run))
+    assert chain.broken == []
+    for name in ("checkpoint", "code", "environment"):
+        assert (chain[name].value, chain[name].state) == ("none yet", "not checked")
+        assert chain[name].notes == ("its training has saved no checkpoint yet",)
+
+
 def test_the_chain_ends_in_the_evaluation_that_is_asked_for(run: Path) -> None:
     own = RunFolder(run).evaluation
     assert own is not None

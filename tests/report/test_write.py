@@ -16,7 +16,7 @@ from tiny_run import copy_run
 import slm.source.download
 import slm.tokens.encode
 from slm import storage
-from slm.config import PipelineConfig
+from slm.config import DataConfig, PipelineConfig, TrainConfig
 from slm.errors import InUse
 from slm.model.export.hugging_face import USAGE
 from slm.model.gpt import GPT
@@ -495,17 +495,46 @@ def test_it_is_compared_with_the_champion_and_the_previous_run(
 
 def test_the_previous_run_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
     def add(name: str, journal: str) -> Path:
-        folder = storage.make_folder(tmp_path / "runs" / name)
-        (folder / "record.json").write_text("{}")
-        (folder / "metrics.jsonl").write_text(journal)
-        return folder
+        return add_run(tmp_path, name, journal)
 
-    start = '{"event": "start", "time": %d}\n'
-    older = add(f"tinystories-{'a' * 12}", start % 10)
-    add(f"tinystories-sample-{'b' * 12}", start % 20)
+    older = add(f"tinystories-{'a' * 12}", START % 10)
+    add(f"tinystories-sample-{'b' * 12}", START % 20)
     add(f"tinystories-{'c' * 12}", "damaged\n")
-    run = Run.model_construct(path=add(f"tinystories-{'d' * 12}", start % 30))
+    (add(f"tinystories-{'e' * 12}", START % 20) / "config.json").write_text("damaged")
+    run = Run.model_construct(path=add(f"tinystories-{'d' * 12}", START % 30))
     assert previous_run(run, "tinystories") == RunFolder(older)
+
+
+START = '{"event": "start", "time": %d}\n'
+
+
+def add_run(root: Path, name: str, journal: str, **data: object) -> Path:
+    """A finished run's folder, as far as it is looked at to find the previous run."""
+    folder = storage.make_folder(root / "runs" / name)
+    (folder / "record.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text(journal)
+    settings = DataConfig(**({"source": "hub", "path": "a/b", "revision": "main"} | data))  # type: ignore[arg-type]
+    config = PipelineConfig(recipe="tinystories", data=settings, train=TrainConfig(max_steps=1))
+    RunFolder(folder).write_settings(Settings("k", config, "s", None))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "is_same"),
+    [
+        ({}, True),
+        ({"revision": "v2", "vocab_size": 999}, True),  # the dataset has grown
+        ({"path": "a/c"}, False),
+        ({"source": "files", "path": "notes.txt"}, False),
+        ({"text_column": "title"}, False),
+    ],
+)
+def test_the_previous_run_is_on_the_same_dataset(
+    tmp_path: Path, data: dict[str, object], is_same: bool
+) -> None:
+    first = add_run(tmp_path, f"tinystories-{'a' * 12}", START % 10, **data)
+    run = Run.model_construct(path=add_run(tmp_path, f"tinystories-{'d' * 12}", START % 30))
+    assert previous_run(run, "tinystories") == (RunFolder(first) if is_same else None)
 
 
 # ---- the model card ---------------------------------------------------------------------------

@@ -536,6 +536,13 @@ def _source_of(tmp_path: Path) -> Source:
     return kept or make_source(tmp_path, {"train": STORIES[:120], "val": STORIES[115:125]})
 
 
+def test_a_refused_encoding_leaves_nothing(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": STORIES})
+    with pytest.raises(UserError, match="no documents are left"):
+        encode(make_config(clean={"min_chars": 10**6}), source, root=tmp_path)
+    assert [path for path in (tmp_path / "shards").iterdir() if path.suffix != ".lock"] == []
+
+
 def test_an_interrupted_encoding_resumes_at_its_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
