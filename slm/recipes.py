@@ -6,6 +6,7 @@ one before any work starts.
 """
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
-import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -174,7 +174,8 @@ def invalid(key: str, value: Any, words: str) -> UserError:
 def _check_moments(train: TrainConfig) -> None:
     """Raises UserError for a decay rate so near to 1 that float32, which it is used in, is 1."""
     for name in ("beta1", "beta2"):
-        if np.float32(getattr(train, name)) == 1:
+        (rounded,) = struct.unpack("f", struct.pack("f", getattr(train, name)))
+        if rounded == 1:
             raise UserError(
                 f"train.{name}={getattr(train, name)!r} is 1 in float32: its moment would never "
                 "change; give a smaller one, such as 0.9999"

@@ -8,6 +8,7 @@ import typer
 from slm.cli.options import AsJson, RunName, console, date, display_for, show, show_line, show_wide
 from slm.config import data_root
 from slm.errors import UserError
+from slm.figures import size
 from slm.registry.opening import open_run
 from slm.run_folder import RunFolder
 
@@ -142,7 +143,7 @@ def _show_survey(survey: "Retention", root: Path) -> None:
     from slm.cli import tables
 
     for title, items in (("is kept", survey.staying), ("can be deleted", survey.going)):
-        rows = [(str(i.path.relative_to(root)), tables.size(i.bytes), i.reason) for i in items]
+        rows = [(str(i.path.relative_to(root)), size(i.bytes), i.reason) for i in items]
         show_wide(tables.listing(("name", "size", title), rows) if rows else f"nothing {title}")
         show_line("")
-    show_line(f"{tables.size(survey.bytes)} can be deleted")
+    show_line(f"{size(survey.bytes)} can be deleted")

@@ -179,6 +179,16 @@ def fitting_tokens(
 
     It has a whole GPU, or its share of the machine. Of all of it, not of what is free: the same
     machine decides the same each time.
+    """
+    if device == "cpu":
+        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
+    else:
+        memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
+    return min(limit, memory // 2 // activation_bytes(config, device, precision))
+
+
+def activation_bytes(config: PipelineConfig, device: str, precision: Precision) -> int:
+    """Bytes per token that a pass keeps for its gradients.
 
     Without recomputation a block keeps 34 bytes per token and channel in half precision, and 5 per
     token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
@@ -187,13 +197,10 @@ def fitting_tokens(
     model = config.model
     size = 34 * model.n_embd
     if device == "cpu":
-        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
         size += 5 * model.n_head * model.seq_len
-    else:
-        memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
     if precision == "fp32":
         size *= 2
-    return min(limit, memory // 2 // (size * model.n_layer))
+    return size * model.n_layer
 
 
 def memory_bytes(device: str) -> int:
