@@ -212,7 +212,8 @@ class TrainConfig(Section):
         16_384, "Tokens per optimizer step: the global batch, over all devices."
     )
     micro_batch_size: PositiveInt | Literal["auto"] = setting(
-        "auto", "Rows per device per forward pass; auto: chosen before step 1."
+        "auto",
+        "Rows per device per forward pass, the last one padded; auto: chosen before step 1.",
     )
 
     optimizer: Literal["adamw", "muon"] = setting(

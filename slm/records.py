@@ -219,17 +219,13 @@ class Plan(Frozen):
 
     max_steps: int
     rows: int  # per step, over all processes
-    micro_batch_size: int  # rows per device and pass
+    micro_batch_size: int  # rows per device and pass; a last pass that is short is padded
     world_size: int
     device: Literal["cpu", "cuda"]
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
     compile: bool
     probe: dict[str, float] = {}
-
-    @property
-    def grad_accum_steps(self) -> int:
-        return self.rows // self.world_size // self.micro_batch_size
 
     @property
     def level(self) -> str:

@@ -82,7 +82,102 @@ def test_a_recipe_without_train_shows_no_password(tmp_path: Path) -> None:
     path.write_text("recipes: {x: {registry: {tracking_uri: 'http://me:secret@host'}}}")
     with pytest.raises(UserError) as refused:
         load_recipe("x", path=path)
-    assert str(refused.value) == "train: Field required"
+    assert str(refused.value) == "recipe x: it has no section `train`"
+
+
+# ---- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e3", "1000", "1_000", "1.0e3", "1.0e+3", "1000.0", "10.00e2"])
+def test_a_whole_number_may_be_written_in_any_way(
+    text: str, tiny_config: Config, tmp_path: Path
+) -> None:
+    for key in ("train.max_steps", "train.max_tokens", "train.tokens_per_step", "data.documents"):
+        overrides = {**parse_overrides([f"{key}={text}"]), "model.seq_len": 8}
+        value = tiny_config(**overrides).flat()[key]
+        assert (value, type(value)) == (1000, int)
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(
+        f"recipes: {{x: {{train: {{max_steps: {text}}}, report: {{top_ks: [{text}, 2]}}}}}}"
+    )
+    config = load_recipe("x", path=path)
+    assert (config.train.max_steps, config.report.top_ks) == (1000, (1000, 2))
+
+
+def test_numbers_written_in_another_way_are_the_same_config(tiny_config: Config) -> None:
+    plain, other = (
+        tiny_config(**parse_overrides([f"train.max_tokens={text}", f"train.threads={threads}"]))
+        for text, threads in (("10000", "2"), ("1e4", "2.0"))
+    )
+    assert plain == other
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.max_steps=1.5", "=1.5 is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=15e-1", "='15e-1' is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=true", "=True is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=1e999999999", "='1e999999999' is not valid; it takes: whole number"),
+        ("train.max_steps=.nan", "=nan is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=0", "=0 is not valid; it takes: whole number above 0 or null"),
+        ("train.threads=2.5", "=2.5 is not valid; it takes: whole number above 0 or auto"),
+        ("train.threads=many", "='many' is not valid; it takes: whole number above 0 or auto"),
+        ("train.learning_rate=fast", "='fast' is not valid; it takes: number above 0"),
+        ("train.learning_rate=true", "=True is not valid; it takes: number above 0"),
+        ("train.compile=perhaps", "='perhaps' is not valid; it takes: true or false or auto"),
+        ("model.dropout=2", "=2 is not valid; it takes: number from 0 to 0.9"),
+        ("report.top_ks=[1.5]", "=1.5 is not valid; it takes: list of whole number above 0"),
+        ("report.prompts=Once", "='Once' is not valid; it takes: list of text"),
+        ("data=5", "=5 is not valid; it takes: mapping of settings"),
+        ("registry.model=a/b", "='a/b' is not valid; it takes: text that matches ^"),
+    ],
+)
+def test_what_a_setting_does_not_take_is_one_message_with_what_it_takes(
+    assignment: str, message: str, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError) as refused:
+        tiny_config(**parse_overrides([assignment]))
+    assert str(refused.value).startswith(assignment.partition("=")[0] + message)
+
+
+# ---- what is refused of new configs alone -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.beta1": 0.99999999}, "train.beta1=0.99999999 is 1 in float32"),
+        ({"train.beta2": 0.99999999}, "train.beta2=0.99999999 is 1 in float32"),
+        (
+            {"train.schedule": "wsd", "train.warmup": 0.5, "train.cooldown": 0.6},
+            "train.warmup=0.5 and train.cooldown=0.6 overlap",
+        ),
+    ],
+)
+def test_what_could_never_work_is_refused_and_old_runs_of_it_stay_readable(
+    overrides: dict[str, object], words: str, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny_config(**overrides)
+    stored = tiny_config().model_dump(mode="json")
+    for key, value in overrides.items():
+        stored["train"][key.partition(".")[2]] = value
+    assert PipelineConfig.model_validate(stored).flat().items() >= overrides.items()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train.schedule": "wsd", "train.warmup": 0.1, "train.cooldown": 0.9},
+        {"train.schedule": "cosine", "train.warmup": 0.5, "train.cooldown": 0.6},
+        {"train.beta2": 0.9999999},
+    ],
+)
+def test_what_is_at_the_limit_is_not_refused(
+    overrides: dict[str, object], tiny_config: Config
+) -> None:
+    assert tiny_config(**overrides).flat().items() >= overrides.items()
 
 
 def test_every_key_can_be_named() -> None:

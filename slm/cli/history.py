@@ -8,6 +8,7 @@ import typer
 from slm.cli.options import AsJson, RunName, console, date, display_for, show, show_line, show_wide
 from slm.config import data_root
 from slm.errors import UserError
+from slm.figures import size
 from slm.registry.opening import open_run
 from slm.run_folder import RunFolder
 
@@ -150,9 +151,9 @@ def _show_survey(survey: "Retention", root: Path) -> None:
     from slm.cli import tables
 
     for title, items in (("is kept", survey.staying), ("can be deleted", survey.going)):
-        rows = [(str(i.path.relative_to(root)), tables.size(i.bytes), i.reason) for i in items]
+        rows = [(str(i.path.relative_to(root)), size(i.bytes), i.reason) for i in items]
         show_line(f"{title}:" if rows else f"nothing {title}")
         if rows:
             show_wide(tables.listing(("name", "size", "reason"), rows))
         show_line("")
-    show_line(f"{tables.size(survey.bytes)} can be deleted")
+    show_line(f"{size(survey.bytes)} can be deleted")

@@ -11,9 +11,11 @@ import typer
 from slm.cli.options import AsJson, Settings, console, display_for, load, show, show_wide
 from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
+from slm.machine import available_memory
 from slm.recipes import explain, read_pipelines
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
+from slm.storage import make_folder
 
 
 def inspect(
@@ -119,27 +121,32 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
-    from slm.cli import tables
-    from slm.orchestration.stack import deployments
-
-    known = read_pipelines()["recipes"]
-    deployed = deployments.check()
     if recipe is None:
+        from slm.orchestration.stack import deployments
+
+        make_folder(data_root())  # Prefect's home is in it
+        known, deployed = read_pipelines()["recipes"], deployments.check()
         counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
         print(json.dumps(counts) if as_json else text)
         return
     config = load(recipe, settings)
-    from slm.training import forecast
+    from slm.cli import tables
+    from slm.training import forecast, preflight
 
-    shards = forecast.known_shards(config)
+    warnings = preflight.check_before_download(config)
+    shards = preflight.known_shards(config)
+    forecast.check_limit(config, shards)
+    if not as_json:
+        show_wide(tables.stated(config))
+        show_wide(tables.needs(preflight.measure(config)))
+        print("timing some steps on this machine …", flush=True)
     cost = forecast.forecast(config, shards)
-    advice = forecast.advice(config, cost, shards)
+    advice = [*warnings, *forecast.advice(config, cost, shards)]
     if as_json:
         print(json.dumps({**cost.model_dump(), "advice": advice}))
         return
-    console().print(tables.recipes({recipe: known[recipe]}))
-    show_wide(tables.pairs(cost.model_dump()))
+    show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:
         print(line)
 

@@ -21,7 +21,7 @@ from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, 
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
-from slm.config import DEFAULT_RECIPE, data_root
+from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
@@ -44,7 +44,7 @@ def run(
     recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
-    load(recipe, settings)  # bad input is reported before any server starts
+    check_before_server(load(recipe, settings))
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
 
@@ -67,11 +67,19 @@ def retrain(
             "retrain.approval=True asks on a Prefect page, and a temporary server has none: "
             "`slm up`, and set PREFECT_API_URL; or --set retrain.approval=false"
         )
+    check_before_server(config)
     with display_for(as_json):
         from slm.orchestration.local import run_flow
 
         results = run_flow("retrain", recipe, parse_overrides(settings or []))
     show(results, as_json)
+
+
+def check_before_server(config: PipelineConfig) -> None:
+    """Report bad input before any server starts. The flow checks again, and logs warnings."""
+    from slm.training.preflight import check_before_download
+
+    check_before_download(config)
 
 
 def up(

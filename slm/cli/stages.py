@@ -50,6 +50,7 @@ def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False
     """Train a recipe's model, or resume a training that was interrupted."""
     config = load(recipe, settings)
     with display_for(as_json):
+        stages.preflight(config)
         run = stages.train(config, stages.encode(config, stages.download(config)))
     result = {
         "run": str(run.path),

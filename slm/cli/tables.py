@@ -11,12 +11,16 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from slm.config import PipelineConfig
+from slm.figures import count, duration, size
 from slm.recipes import Setting
 
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
     from slm.reproduction.comparing import Compared
+    from slm.training.forecast import Forecast
+    from slm.training.preflight import Needs
 
 STYLES = {
     "unchanged": "green",
@@ -54,16 +58,6 @@ def cell(value: Any) -> Text:
     return Text(f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
 
 
-def size(count: int) -> str:
-    """Bytes for a person."""
-    if count < 1000:
-        return f"{count} B"
-    value, power = float(count), 0
-    while value >= 1000 and power < 4:
-        value, power = value / 1000, power + 1
-    return f"{value:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
-
-
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -98,6 +92,43 @@ def recipes(by_name: Mapping[str, Any]) -> Table:
         texts = ["  ".join(f"{k}={v}" for k, v in section.items()) for section in sections]
         rows.append((name, *texts))
     return listing(("recipe", "data", "model", "training"), rows)
+
+
+def stated(config: PipelineConfig) -> Table:
+    """The settings in force that a recipe and `--set` state; all others have their defaults."""
+    lines = {"recipe": config.recipe}
+    given = config.model_dump(mode="json", exclude_unset=True)
+    for name, section in given.items():
+        if isinstance(section, dict):
+            lines[name] = "  ".join(f"{key}={value}" for key, value in section.items())
+    return pairs(lines)
+
+
+def needs(measured: "Needs") -> Table:
+    """What a model is, by its shape alone."""
+    lines = {
+        "parameters": f"{count(measured.parameters)} ({measured.parameters:,})",
+        "compute": f"{count(measured.flops_per_token, 'FLOP')} per token",
+        "state": f"{size(measured.state)} of weights, gradients and optimizer",
+        "checkpoint": size(measured.checkpoint),
+    }
+    return pairs(lines)
+
+
+def forecast(cost: "Forecast", memory: int) -> Table:
+    """What a training is estimated to take; `memory`: bytes of this machine."""
+    lines = {
+        "steps": f"{cost.max_steps:,}",
+        "tokens": f"{count(cost.tokens)} ({cost.tokens:,})",
+        "compute": count(cost.flops, "FLOP"),
+        "speed": f"{cost.tok_per_sec:,.0f} tokens/s",
+        "time": f"about {duration(cost.seconds)}",
+        "memory": f"{size(cost.memory_bytes)} per process; this machine has {size(memory)}",
+        "processes": f"{cost.processes}",
+    }
+    if cost.compile_seconds:
+        lines["time"] += f", of which compiling takes {duration(cost.compile_seconds)}"
+    return pairs(lines)
 
 
 def settings(explained: Iterable[Setting]) -> RenderableType:

@@ -19,9 +19,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 
+from slm.figures import duration
 from slm.history.lineage import lineage
 from slm.records import Evaluation, Report, Run, Version
-from slm.report.cards import duration
 from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
 

@@ -64,6 +64,8 @@ def run_pipeline(
         raise unknown("stage", until, get_args(Until))
     count = get_args(Until).index(until) + 1
     with showing(current()) as display:
+        if count > get_args(Until).index("train"):
+            stages.preflight(config)
         made = summary(config, islice(outline(steps, config), count))
         return {**made, "seconds": display.seconds, "reused": display.reused}
 

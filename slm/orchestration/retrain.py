@@ -14,7 +14,7 @@ import slm.registry.gate
 import slm.registry.register
 import slm.retraining.decide
 from slm.config import DEFAULT_RECIPE, PipelineConfig
-from slm.orchestration import events, tasks
+from slm.orchestration import events, stages, tasks
 from slm.orchestration.display import current, showing
 from slm.orchestration.outline import summary
 from slm.orchestration.pipeline import Overrides, recipe_flow
@@ -44,6 +44,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
     """
     config = load_recipe(recipe, overrides)
     with showing(current()) as display:
+        stages.preflight(config)
         source = tasks.download(config)
         decision = tasks.decide(config, source)
         publish_decision(decision)

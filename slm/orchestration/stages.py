@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
 
+def preflight(config: PipelineConfig) -> None:
+    """Refuse what cannot be trained on this machine, before any stage; log what is unlikely."""
+    from slm.training.preflight import check_before_download
+
+    for warning in check_before_download(config):
+        logger.warning(warning)
+
+
 @stage("download")
 def download(progress: Progress, config: PipelineConfig) -> Source:
     """A dataset of the hub, local files or the generated corpus → parquet files."""
@@ -62,6 +70,12 @@ def train(
     """
     import slm.tracking.mirror
     import slm.training.launch
+    from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+    from slm.training.preflight import check_prompts
+
+    check_prompts(
+        config.report, config.model.seq_len, lambda: Tokenizer.load(shards.path / TOKENIZER)
+    )
 
     @contextmanager
     def around(run: RunFolder) -> Iterator[None]:

@@ -186,9 +186,10 @@ def train_step(
         torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
     ):
         with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-            hidden = forward(micro_x)  # (B, T, C)
+            hidden = forward_padded(forward, micro_x, plan.micro_batch_size)  # (B, T, C)
         hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
-        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / plan.grad_accum_steps
+        share = len(x) / len(micro_x)  # the loss is divided once, by the rows of the step
+        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / share
         session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         fault_point("train.micro_step")
@@ -207,6 +208,16 @@ def train_step(
     session.scaler.update()
     model.zero_grad(set_to_none=True)
     return mean_loss, grad_norm
+
+
+def forward_padded(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """The hidden states of some rows; as many as `rows` go forward, so that all passes are alike.
+
+    The rows of padding, of token 0, get no gradient.
+    """
+    if len(x) == rows:
+        return forward(x)
+    return forward(torch.nn.functional.pad(x, (0, 0, 0, rows - len(x))))[: len(x)]
 
 
 def check_finite(session: Session, loss: float, grad_norm: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import stages
 
+import slm.orchestration.local
 import slm.registry.register
 import slm.source.download
 import slm.training.launch
@@ -278,6 +279,50 @@ def test_recipes_and_check(invoke: Invoke) -> None:
     assert "data." not in explained
     assert "1 recipes and 0 deployments are valid" in invoke("check").out
     assert "n_embd=32" in invoke("check", "tiny").out
+
+
+def test_check_shows_the_settings_in_force_and_figures_for_people(invoke: Invoke) -> None:
+    result = invoke(
+        "check", "tiny", "--set", "model.n_layer=3", "--set", "train.max_tokens=1e6", "--set",
+        "data.clean.min_chars=7",
+    )  # fmt: skip
+    assert result.code == 0
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in result.out.splitlines()}
+    assert "n_layer=3" in shown["model"]
+    assert "n_layer=1" not in result.out
+    assert "max_tokens=1000000" in shown["train"]
+    assert "max_steps" not in result.out
+    assert "clean={'min_chars': 7}" in shown["data"]
+    assert shown["parameters"] == "56.6 k (56,640)"
+    assert shown["tokens"] == "1.0 M (1,000,064)"
+    assert shown["steps"] == "7,813"
+    assert shown["time"].startswith("about ")
+
+
+@pytest.mark.parametrize("command", ["run", "train", "check", "retrain"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.threads=100000", "train.threads=100000: this machine has"),
+        ("model.n_layer=10000000", "does not fit: its training holds at least weights"),
+        (f"report.prompts=['{'It was a day. ' * 20}']", "shorten it"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(
+    command: str,
+    setting: str,
+    message: str,
+    invoke: Invoke,
+    called: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slm.orchestration.local, "start_server", pytest.fail)
+    result = invoke(command, "tiny", "--set", setting)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not result.out
+    assert not called
 
 
 def test_check_refuses_a_misspelt_key(invoke: Invoke, project: Path) -> None:

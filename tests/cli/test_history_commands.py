@@ -15,8 +15,8 @@ from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
 from slm import storage
 from slm.cli import main
-from slm.cli.tables import size
 from slm.evaluation.evaluate import evaluate
+from slm.figures import size
 from slm.registry import register as registering
 from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
