@@ -1,6 +1,5 @@
 """The commands that look at data, hashes, recipes, settings and benchmarks."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from slm.errors import CorruptionError, UserError, unknown
 from slm.recipes import explain, read_pipelines
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
+from slm.storage import to_json
 
 
 def inspect(
@@ -32,7 +32,7 @@ def inspect(
     path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
     report = inspecting.inspect(path, document)
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
         return
     console().print(tables.shards(report) if document is None else tables.document(report))
 
@@ -121,7 +121,7 @@ def check(
     if recipe is None:
         counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
-        print(json.dumps(counts) if as_json else text)
+        print(to_json(counts) if as_json else text)
         return
     config = load(recipe, settings)
     from slm.training import forecast
@@ -130,7 +130,7 @@ def check(
     cost = forecast.forecast(config, shards)
     advice = forecast.advice(config, cost, shards)
     if as_json:
-        print(json.dumps({**cost.model_dump(), "advice": advice}))
+        print(to_json({**cost.model_dump(), "advice": advice}))
         return
     console().print(tables.recipes({recipe: known[recipe]}))
     show_wide(tables.pairs(cost.model_dump()))
