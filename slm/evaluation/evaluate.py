@@ -81,7 +81,9 @@ def evaluate(
             details=details,
         )
 
-    own = config.evaluate == home.config.evaluate
+    recorded = home.record or run
+    is_runs_own = recorded.checkpoint(config.evaluate.checkpoint).name == folder.name
+    own = config.evaluate == home.config.evaluate and is_runs_own
     with storage.reading(shards.path):
         return run_stage(
             home.result_folder(EVALUATION, None if own else key), Evaluation, key, build

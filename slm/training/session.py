@@ -172,13 +172,13 @@ def new_session(
 def restore(session: Session, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a new session. Refuses one of another config or data."""
     for part, saved, now in (
-        ("config", checkpoint.config_sha256, session.job.config_sha256),
-        ("shards", checkpoint.shards_key, session.job.shards.key),
-        ("tokenizer", checkpoint.tokenizer_sha256, session.job.tokenizer.sha256),
+        ("config", checkpoint.config_sha256, keys.config_hashes(session.job.config)),
+        ("shards", checkpoint.shards_key, [session.job.shards.key]),
+        ("tokenizer", checkpoint.tokenizer_sha256, [session.job.tokenizer.sha256]),
     ):
-        if saved != now:
+        if saved not in now:
             raise UserError(
-                f"{checkpoint.path} has another {part} ({saved[:12]}…, now {now[:12]}…): "
+                f"{checkpoint.path} has another {part} ({saved[:12]}…, now {now[0][:12]}…): "
                 f"restore {session.job.run.path / CONFIG}, or start a new run by its recipe"
             )
     if checkpoint.plan_sha256 not in ("", plan_sha256(session.plan)):
