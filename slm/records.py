@@ -3,7 +3,7 @@
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
 Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
-Checkpoint, Evaluation, Report → one folder each inside the run's
+Checkpoint, Selection, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
 
@@ -151,6 +151,16 @@ class Run(Record):
     def checkpoint(self, which: str) -> Path:
         """The folder of the `best` or the `last` checkpoint."""
         return self.path / "checkpoints" / (self.best if which == "best" else self.last)
+
+
+class Selection(Record):
+    """The best checkpoint of a finished run by another cadence than the run's own."""
+
+    run: str
+    best: str  # name of the checkpoint with the lowest val_bpb
+    evaluate_every: int
+    evaluate_documents: int
+    val_bpb: dict[str, float]  # of each step, by its number
 
 
 class Evaluation(Record):

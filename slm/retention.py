@@ -20,10 +20,10 @@ from pydantic import Field
 
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
-from slm.records import Checkpoint, Evaluation, Frozen, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source
 from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
-from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
+from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,9 @@ class _Survey:
         if record is None:
             return "its run can resume"
         evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
-        if path.name in {record.best, record.last, *(e.checkpoint for e in evaluations if e)}:
+        selections = (_record(f, Selection) for f in run.path.glob(f"{SELECTION}-*"))
+        used = {e.checkpoint for e in evaluations if e} | {s.best for s in selections if s}
+        if path.name in {record.best, record.last, *used}:
             return "the best, the last or an evaluated one"
         needed = (run.path / CHECKPOINTS / name for name in (record.best, record.last))
         if not all(_record(folder, Checkpoint, verify=True) for folder in needed):

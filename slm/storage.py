@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from slm.errors import CorruptionError, InUse, NewerFormat, UserError
+from pydantic import ValidationError
+
+from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
 from slm.records import FileEntry, Record
 
 logger = logging.getLogger(__name__)
@@ -187,9 +190,23 @@ def _sole_writer(path: Path) -> Iterator[BinaryIO]:
                 return
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinities, for which JSON has no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """`json.dumps` of a value's `finite` form: JSON that every reader accepts."""
+    return json.dumps(finite(value), allow_nan=False, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_file` for a JSON value, readable by people, with a newline at its end."""
-    write_file(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_file(path, to_json(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
@@ -232,7 +249,13 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write `record.json`, with its own hash in it: this makes the folder complete."""
-    fields = {"format": FORMAT, **record.model_dump(mode="json")}
+    fields = finite(record.model_dump(mode="json"))
+    try:
+        type(record).model_validate(fields)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise SlmError(f"{folder} is not complete: {names} of its record is not finite") from error
+    fields = {"format": FORMAT, **fields}
     write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
 

@@ -1,6 +1,5 @@
 """The commands that look at data, hashes, recipes, settings and benchmarks."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from slm.machine import available_memory
 from slm.recipes import explain, read_pipelines
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
-from slm.storage import make_folder
+from slm.storage import make_folder, to_json
 
 
 def inspect(
@@ -34,7 +33,7 @@ def inspect(
     path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
     report = inspecting.inspect(path, document)
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
         return
     console().print(tables.shards(report) if document is None else tables.document(report))
 
@@ -128,7 +127,7 @@ def check(
         known, deployed = read_pipelines()["recipes"], deployments.check()
         counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
-        print(json.dumps(counts) if as_json else text)
+        print(to_json(counts) if as_json else text)
         return
     config = load(recipe, settings)
     from slm.cli import tables
@@ -144,7 +143,7 @@ def check(
     cost = forecast.forecast(config, shards)
     advice = [*warnings, *forecast.advice(config, cost, shards)]
     if as_json:
-        print(json.dumps({**cost.model_dump(), "advice": advice}))
+        print(to_json({**cost.model_dump(), "advice": advice}))
         return
     show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:

@@ -18,12 +18,18 @@ import numpy.typing as npt
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError, SlmError, UserError
 from slm.evaluation.baselines import compare_baselines
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
 from slm.evaluation.intervals import RESAMPLES, paired_interval
-from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte, token_measures
+from slm.evaluation.scoring import (
+    MAX_LOSS,
+    DocumentScore,
+    Score,
+    bits_per_byte,
+    token_measures,
+)
 from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
@@ -75,7 +81,9 @@ def evaluate(
             details=details,
         )
 
-    own = config.evaluate == home.config.evaluate
+    recorded = home.record or run
+    is_runs_own = recorded.checkpoint(config.evaluate.checkpoint).name == folder.name
+    own = config.evaluate == home.config.evaluate and is_runs_own
     with storage.reading(shards.path):
         result = run_stage(
             home.result_folder(EVALUATION, None if own else key), Evaluation, key, build
@@ -163,8 +171,18 @@ class ScoredDocuments:
         self._reached = np.zeros(0, np.int64)  # documents that have that position
 
     def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
-        """Add a document of `size` bytes by its figures, (tokens, 3) as of `predictions`."""
+        """Add a document of `size` bytes by its figures, (tokens, 3) as of `predictions`.
+
+        Raises SlmError where the model has diverged: a figure is not finite, or the loss is beyond
+        `MAX_LOSS`.
+        """
         nats, confidence, correct = figures.T
+        if not np.isfinite(figures).all() or nats.mean(dtype=np.float64) > MAX_LOSS:
+            raise SlmError(
+                f"the model gives held-out document {len(self.rows) + 1} a loss of "
+                f"{nats.mean(dtype=np.float64):.4g} nats per token, since its training diverged: "
+                "train again with a lower train.learning_rate"
+            )
         self.rows.append(DocumentScore(float(nats.sum(dtype=np.float64)), len(nats), size))
         if (more := len(nats) - len(self._nats)) > 0:
             self._nats = np.pad(self._nats, (0, more))

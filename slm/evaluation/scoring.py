@@ -24,6 +24,7 @@ from slm.tokens.tokenizer.bpe import Ids
 Measure = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), targets (N,) → (N, K) figures
 BATCH_TOKENS = 8192  # positions scored at a time; (BATCH_TOKENS × V) logits are made in chunks
 LOGIT_CHUNK = 1024
+MAX_LOSS = 745.0  # nats per token beyond which a model has diverged: e⁻⁷⁴⁵ is float64's least
 
 
 class DocumentScore(NamedTuple):

@@ -279,7 +279,8 @@ class _Chain:
             status: Status = ("not checked", ("no checkpoint records what it was",))
             return _link("config", value, current, status)
         files = {CONFIG: trained.files[CONFIG]} if trained and CONFIG in trained.files else {}
-        is_other = current != digest or storage.mismatches(self.run.path, files)
+        hashes = keys.config_hashes(self.settings.config)
+        is_other = digest not in hashes or storage.mismatches(self.run.path, files)
         notes = [f"{path} is not what was trained by"] if is_other else []
         return _link("config", value, digest, _status(notes))
 

@@ -267,7 +267,7 @@ def _log(root: Path, entry: dict[str, Any]) -> None:
         last.pop("time")
         if last == entry:
             return
-    lines.append(json.dumps({"time": time.time(), **entry}, ensure_ascii=False))
+    lines.append(storage.to_json({"time": time.time(), **entry}, ensure_ascii=False))
     storage.write_file(path, "\n".join(lines) + "\n")
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from slm import keys, storage
+from slm import storage
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import DETAILS, EVALUATE_VERSION, evaluate, evaluate_key
@@ -34,6 +34,7 @@ from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training import launch
+from slm.training.identity import run_inputs, run_keys
 from slm.training.loop import TRAIN_VERSION
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
@@ -190,14 +191,11 @@ def _is_no_obstacle(link: Link) -> bool:
 def _other_training(run: RunFolder, key: str, shards: Shards, chain: Lineage) -> str | None:
     """Why this code trains other bits than the run's; None where the key shows that it does not."""
     settings = run.settings
-    inputs: Any = storage.content_hash(shards)
-    if settings.parent_key:
-        inputs = {"shards": inputs, "parent": settings.parent_key}
-    fields = keys.stage_fields("train", settings.config)
+    inputs = run_inputs(shards, settings.parent_key)
     made_by = [
         version
         for version in range(1, MAX_VERSION)
-        if keys.stage_key("train", version, fields, inputs) == key
+        if key in run_keys(settings.config, inputs, version)
     ]
     if made_by == [TRAIN_VERSION]:
         return None
@@ -293,7 +291,7 @@ class _Rebuild:
         """
         if reason := _other_training(self.run, self.record.key, shards, self.chain):
             raise UserError(reason)
-        run = launch.prepare(config, shards, parent=parent, root=self.fresh)
+        run = launch.prepare(config, shards, parent=parent, root=self.fresh, key=self.record.key)
         plan = self.run.plan
         assert plan is not None, "a finished run has one"
         run.write_plan(plan)
