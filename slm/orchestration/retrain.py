@@ -14,7 +14,7 @@ import slm.registry.gate
 import slm.registry.register
 import slm.retraining.decide
 from slm.config import DEFAULT_RECIPE, PipelineConfig
-from slm.orchestration import events, tasks
+from slm.orchestration import events, stages, tasks
 from slm.orchestration.display import current, showing
 from slm.orchestration.outline import summary
 from slm.orchestration.pipeline import Overrides, recipe_flow
@@ -43,6 +43,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         overrides: dotted keys, such as `{"retrain.approval": true}`.
     """
     config = load_recipe(recipe, overrides)
+    stages.check_tracking(config)
     with showing(current()) as display:
         source = tasks.download(config)
         decision = tasks.decide(config, source)

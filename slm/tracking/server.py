@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -112,7 +112,7 @@ def _why_unreachable(text: str) -> str:
     if "too many" in text and "error responses" in text:
         return "fails at every request; its log has the reason"
     if "NameResolutionError" in text:
-        return "cannot be reached: there is no host of that name"
+        return "cannot be reached (there is no host of that name)"
     if re.search(r"(?i)timed? ?out", text):
         return "does not answer in time"
     system = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
@@ -177,6 +177,20 @@ def check_experiment(config: PipelineConfig, root: Path) -> None:
         return
     if experiment is not None:
         _check_active(client, experiment)
+
+
+def training_page(config: PipelineConfig, root: Path) -> str | None:
+    """The address of the page with all training runs of the config's model.
+
+    None for a store, which has no page, and for a server that cannot be reached.
+    """
+    uri = tracking_uri(config, root)
+    if not uri.startswith("http"):
+        return None
+    with suppress(SlmError), explained():
+        if experiment := connect(uri).get_experiment_by_name(config.model_name):
+            return pages.training_runs(entities.public_uri(uri), experiment.experiment_id)
+    return None
 
 
 def _check_active(client: "MlflowClient", experiment: "Experiment") -> None:
