@@ -26,6 +26,7 @@ from slm.tracking.server import (
     explained,
     recorded_uri,
     sentence,
+    store_uri,
     tracking_uri,
 )
 from slm.tracking.tail import Tail
@@ -171,7 +172,9 @@ class RunMirror:
             "slm.run": self.path.name,
             "slm.folder": storage.sha256_bytes(os.fsencode(self.path))[:32],
         }
-        same_tags = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        # In its data folder's own store a run is known by its name, wherever both were moved.
+        known = ["slm.run"] if self.uri == store_uri(self.root) else list(tags)
+        same_tags = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in known)
         runs = self.client.search_runs([experiment], filter_string=same_tags, max_results=1)
         run = (
             runs[0]
