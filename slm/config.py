@@ -355,6 +355,11 @@ class RegistryConfig(Section):
     max_bpb: PositiveFloat = setting(
         4.0, "Maximum bits per byte of a first champion, which has no other to beat."
     )
+    beat_baselines: bool = setting(
+        True,
+        "Whether a first champion must predict its held-out text better than token counts and xz "
+        "do.",
+    )
     max_degenerate: Fraction = setting(
         0.1, "Maximum share of samples that are empty, invalid or repetitive."
     )

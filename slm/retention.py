@@ -40,6 +40,7 @@ class Rules:
     registered: frozenset[str]
     keep_runs: int
     grace: float
+    deleted: frozenset[Path] = frozenset()
 
 
 class Item(Frozen):
@@ -69,6 +70,7 @@ def survey(
     *,
     keep_runs: int = KEPT_RUNS,
     grace: float = GRACE,
+    deleted: Collection[Path] = (),
 ) -> Retention:
     """Decide what can be deleted from a data folder. Deletes nothing.
 
@@ -77,10 +79,11 @@ def survey(
             `registered*.json` are kept as well.
         keep_runs: how many finished runs without a version stay, the newest ones.
         grace: seconds for which what is new stays.
+        deleted: notes `registered*.json` of versions that the registry no longer has.
 
     Raises NewerFormat where a newer slm wrote a record: what that needs is not known here.
     """
-    rules = Rules(root, frozenset(registered), keep_runs, grace)
+    rules = Rules(root, frozenset(registered), keep_runs, grace, frozenset(deleted))
     look = _Survey(rules)
     going: list[Item] = []
     staying: list[Item] = []
@@ -194,7 +197,7 @@ class _Survey:
     def _run_need(self, run: RunFolder) -> str | None:
         with suppress(CorruptionError):
             _ = run.settings  # raises NewerFormat
-        if run.name in self.rules.registered or registered_notes(run.path):
+        if run.name in self.rules.registered or self._notes(run.path):
             return "a version was made from it"
         if run.is_finished:
             if _record(run.path, Run) is None:
@@ -220,6 +223,10 @@ class _Survey:
             return "it may be all that is left of its run"
         return None
 
+    def _notes(self, run: Path) -> set[Path]:
+        """The notes of the versions that were made from a run and still exist."""
+        return set(registered_notes(run)) - self.rules.deleted
+
     # ---- what kept runs need ----
 
     @cached_property
@@ -229,7 +236,7 @@ class _Survey:
             folder
             for folder in _folders(self.root / "runs")
             if folder.name not in self.rules.registered
-            and not registered_notes(folder)
+            and not self._notes(folder)
             and _record(folder, Run)
         ]
         return sorted(spare, key=_changed, reverse=True)[: self.rules.keep_runs]

@@ -128,6 +128,7 @@ def gc(
 ) -> None:
     """Delete what no version and no recent run needs, and what interruptions left."""
     from slm import retention
+    from slm.registry.register import deleted_notes
     from slm.registry.versions import list_versions
 
     if keep_runs < 0:
@@ -136,7 +137,7 @@ def gc(
         raise UserError("--json cannot ask: add --dry-run or --yes")
     root = data_root()
     registered = {version.tags.get("run", "") for version in list_versions(root)}
-    survey = retention.survey(root, registered, keep_runs=keep_runs)
+    survey = retention.survey(root, registered, keep_runs=keep_runs, deleted=deleted_notes(root))
     if not as_json:
         _show_survey(survey, root)
     confirmed = bool(survey.going) and not dry_run and (yes or typer.confirm("Delete these?"))

@@ -44,13 +44,20 @@ def run(
     recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
-    check_before_server(load(recipe, settings))
+    config = load(recipe, settings)
+    check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
+        from slm.report.summary import headline
+        from slm.tracking.server import training_page
 
         results = run_flow("pipeline", recipe, parse_overrides(settings or []))
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits per byte")
         display.write(f"report    {shorten(Path(results['report']))}")
+        if sentence := headline(Path(results["report"]).parent):
+            display.write(f"          {sentence}")
+        if page := training_page(config, data_root()):
+            display.write(f"mlflow    {page}")
         name = Path(results["run"]).name
         display.write(f'try       slm sample {name} --prompt "Once upon a time"')
     if as_json:

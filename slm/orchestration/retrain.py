@@ -43,6 +43,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         overrides: dotted keys, such as `{"retrain.approval": true}`.
     """
     config = load_recipe(recipe, overrides)
+    stages.check_tracking(config)
     with showing(current()) as display:
         stages.preflight(config)
         source = tasks.download(config)

@@ -51,6 +51,13 @@ def encode(
     return slm.tokens.encode.encode(config, source, tokenizer=tokenizer, progress=progress)
 
 
+def check_tracking(config: PipelineConfig) -> None:
+    """Raises UserError where the model's experiment was deleted, before any work is spent."""
+    import slm.tracking.server
+
+    slm.tracking.server.check_experiment(config, data_root())
+
+
 @stage("train")
 def train(
     progress: Progress,
