@@ -34,37 +34,44 @@ def gpu_slot() -> Iterator[None]:
 
     A server without the limit lets all train.
     """
-    with ExitStack() as held:
-        reported, due = "", 0.0
-        while not _enter(held):
-            message = describe_wait()
-            if message != reported or time.monotonic() > due:
-                current().write(message)
-                reported, due = message, time.monotonic() + REPORT_SECONDS
-            time.sleep(RETRY_SECONDS)
+    held = ExitStack()
+    reported, due = "", 0.0
+    while not _enter(held):
+        message = describe_wait()
+        if message != reported or time.monotonic() > due:
+            current().write(message)
+            reported, due = message, time.monotonic() + REPORT_SECONDS
+        time.sleep(RETRY_SECONDS)
+    try:
         yield
+    finally:
+        try:
+            held.close()
+        except Exception as error:  # what was trained is not lost for it
+            logger.warning("the slot of %s becomes free when its lease expires: %s", GPU, error)
 
 
 def _enter(held: ExitStack) -> bool:
     """Take a slot if one is free now. Prefect's own waiting would be silent."""
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        limit = client.read_global_concurrency_limit_by_name(GPU)
-        if limit.active and limit.active_slots >= limit.limit:
-            return False
     try:
+        with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+            limit = client.read_global_concurrency_limit_by_name(GPU)
+            if limit.active and limit.active_slots >= limit.limit:
+                return False
         held.enter_context(concurrency(GPU, max_retries=0, lease_duration=LEASE_SECONDS))
-    except ConcurrencySlotAcquisitionError as error:
-        if _is_taken(error):  # by a faster one
-            return False
-        raise
+    except (httpx.TransportError, ConcurrencySlotAcquisitionError) as error:
+        if not _may_pass(error):
+            raise
+        return False
     return True
 
 
-def _is_taken(error: ConcurrencySlotAcquisitionError) -> bool:
-    cause = error.__cause__
-    if not isinstance(cause, httpx.HTTPStatusError):
-        return False
-    return cause.response.status_code == httpx.codes.LOCKED
+def _may_pass(error: Exception) -> bool:
+    """Whether another run was faster, or the server is being restarted."""
+    cause = error.__cause__ if isinstance(error, ConcurrencySlotAcquisitionError) else error
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code == httpx.codes.LOCKED
+    return isinstance(cause, httpx.TransportError)
 
 
 def describe_wait() -> str:
@@ -74,9 +81,9 @@ def describe_wait() -> str:
             limit = client.read_global_concurrency_limit_by_name(GPU)
         holders = ", ".join(gpu_holders()) or "a run that has died"
         use = f", {limit.active_slots} of {limit.limit} in use, held by {holders}"
-    except Exception as error:  # the wait itself does not depend on it
+    except Exception as error:  # the wait does not depend on it
         logger.debug("who holds %s is not known: %s", GPU, error)
-        use = ""
+        use = ", on a server that does not answer now"
     return (
         f"waiting for the limit {GPU!r}{use}. A run that died frees its slot within "
         f"{LEASE_SECONDS + 30:.0f} s; `slm prefect gcl update {GPU} --active-slots 0` frees all, "

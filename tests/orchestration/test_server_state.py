@@ -150,46 +150,54 @@ def test_the_automation_of_older_versions_is_removed(
 # ---- a deployment's slot ----------------------------------------------------------------------
 
 
-@contextmanager
-def taken_slot(client: SyncPrefectClient, name: str) -> Iterator[tuple[UUID, FlowRun]]:
+def taken_slot(client: SyncPrefectClient, name: str) -> tuple[UUID, FlowRun]:
     """A deployment that lets one run at a time, and a run that has its slot."""
     deployment = client.create_deployment(
         client.create_flow(pipeline), name, concurrency_limit=1, work_pool_name=POOL
     )
     first = client.create_flow_run_from_deployment(deployment)
     client.set_flow_run_state(first.id, Pending())
-    yield deployment, client.read_flow_run(first.id)
-    client.delete_deployment(deployment)
+    return deployment, client.read_flow_run(first.id)
 
 
 def test_a_pending_run_that_died_blocks_its_deployment_no_longer(
     client: SyncPrefectClient,
 ) -> None:
-    with taken_slot(client, "blocked") as (deployment, first):
-        second = client.create_flow_run_from_deployment(deployment)
-        client.set_flow_run_state(second.id, Pending())
-        assert client.read_flow_run(second.id).state_name == "AwaitingConcurrencySlot"
-        assert first.id in reaped(client)
-        client.set_flow_run_state(second.id, Pending())
-        assert client.read_flow_run(second.id).state_name == "Pending"
+    deployment, first = taken_slot(client, "blocked")
+    second = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(second.id, Pending())
+    assert client.read_flow_run(second.id).state_name == "AwaitingConcurrencySlot"
+    assert first.id in reaped(client)
+    client.set_flow_run_state(second.id, Pending())
+    assert client.read_flow_run(second.id).state_name == "Pending"
+    client.delete_deployment(deployment)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_slot_outlives_its_server() -> None:
     """What a flow run does every few minutes is not refused after a restart of its server."""
+    with own_server() as client:
+        deployment, run = taken_slot(client, "outlives")
+    assert run.state
+    lease = run.state.state_details.deployment_concurrency_lease_id
+    assert lease
+    with own_server() as client:
+        client.renew_concurrency_lease(lease, 300)  # 410 Gone, where it was in memory
+        client.delete_deployment(deployment)
+
+
+@contextmanager
+def own_server() -> Iterator[SyncPrefectClient]:
+    """A server of a test's own, which is killed at the end."""
     process, api = start_server()
-    wait_until_healthy(api)
-    with SyncPrefectClient(api) as client, taken_slot(client, "outlives") as (_, run):
-        assert run.state
-        lease = run.state.state_details.deployment_concurrency_lease_id
-        assert lease
+    assert process.stdin
+    with process.stdin:
+        wait_until_healthy(api)
+        with SyncPrefectClient(api) as client:
+            yield client
         process.kill()
         process.wait()
-        process, again = start_server()
-        wait_until_healthy(again)
-        with SyncPrefectClient(again) as restarted:
-            restarted.renew_concurrency_lease(lease, 300)  # 410 Gone, where it was in memory
 
 
 # ---- the limit `gpu` --------------------------------------------------------------------------

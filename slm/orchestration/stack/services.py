@@ -137,11 +137,11 @@ def up(
             for service in servers:
                 service.wait_until_healthy()
             worker.start()  # last: a run that waits for it needs all of them
+            note_stack(environment)
             write(f"Prefect   {prefect}")
             write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
             write(f"logs      {worker.log.parent}")
             write("up        Ctrl-C stops it; running flows save, and can be retried")
-            note_stack(environment)
             reaper.watch(environment["PREFECT_API_URL"], write)
             keep_running([*servers, worker], write)
         finally:
