@@ -25,7 +25,7 @@ from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
-from slm.storage import hashing_once
+from slm.storage import hashing_once, make_folder
 
 app = typer.Typer(
     name="slm",
@@ -102,11 +102,20 @@ def up(
     ] = None,
 ) -> None:
     """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
+    make_folder(data_root())  # before prefect is imported, which warns where its home cannot be
     from slm.orchestration.stack import services
 
     services.up(
         prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres, write=typer.echo
     )
+
+
+def prefect(arguments: typer.Context) -> None:
+    """Run Prefect's own command on the servers of `slm up`: `slm prefect deployment run NAME`."""
+    from slm.orchestration.addresses import prefect_environment
+
+    environment = prefect_environment()
+    os.execve(sys.executable, [sys.executable, "-m", "prefect", *arguments.args], environment)
 
 
 # ---- the list of commands ---------------------------------------------------------------------
@@ -120,6 +129,14 @@ for title, commands in (
 ):
     for command in commands:
         app.command(rich_help_panel=title)(command)
+app.command(
+    rich_help_panel="The whole pipeline",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(prefect)
 
 
 # ---- entry ------------------------------------------------------------------------------------
