@@ -130,7 +130,7 @@ class DataConfig(Section):
     val_fraction: Fraction = setting(
         0.01,
         "Fraction of the documents held out, chosen by document hash, where the dataset has no "
-        "validation split.",
+        "validation split; of a small dataset at least ten documents or a tenth.",
     )
     vocab_size: int = setting(
         GPT2_VOCAB_SIZE,

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from slm import machine
+from slm import __version__, machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
@@ -35,6 +35,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"slm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What may come before a command."""
 
 
 # ---- the whole pipeline -----------------------------------------------------------------------

@@ -118,6 +118,11 @@ def test_bad_input_is_one_message(invoke: Invoke, arguments: list[str], message:
     assert not result.out
 
 
+def test_the_version_is_that_of_the_package(invoke: Invoke) -> None:
+    result = invoke("--version")
+    assert (result.code, result.out) == (0, f"slm {slm.__version__}\n")
+
+
 def test_a_missing_argument_exits_2(invoke: Invoke) -> None:
     assert invoke("encode").code == 2
     assert invoke("no-such-command").code == 2
