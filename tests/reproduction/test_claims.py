@@ -70,7 +70,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     with code(CLEAN):
         run = RunFolder(copy_run(root))
         record, shards, own, config = run.record, run.shards, run.evaluation, run.config
-        assert record and shards and own  # noqa: PT018
+        assert record is not None
+        assert shards is not None
+        assert own is not None
         short = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
         fewer = config.evaluate.model_copy(update={"documents": 3})
         evaluate(config.model_copy(update={"evaluate": fewer}), record, shards)
@@ -223,6 +225,21 @@ def test_a_line_more_or_less_is_named(pair: Pair) -> None:
             assert any(
                 f"journal.{entry['event']}." in name for name in pair.differing(journal=twice)
             )
+
+
+def test_a_share_of_the_peak_is_in_proportion_to_the_speed_of_its_process(pair: Pair) -> None:
+    """The process that resumed may have had another GPU."""
+    share, journal = 1e-9, []
+    for entry in pair.recorded.journal:
+        share *= 2 if entry["event"] == "resume" else 1
+        line: Any = {name: value for name, value in entry.items() if name != "gflops"}
+        if "tok_per_sec" in entry:
+            line["mfu"] = share * entry["tok_per_sec"]
+        journal.append(line)
+    assert pair.differing(journal=tuple(journal)) == []
+    place = next(i for i, entry in enumerate(journal) if entry.get("mfu"))
+    journal[place]["mfu"] *= 1.01
+    assert pair.differing(journal=tuple(journal)) == ["journal.step.mfu of step 1"]
 
 
 def test_a_plan_is_held_to_the_config_and_to_the_checkpoints(pair: Pair) -> None:
