@@ -296,7 +296,7 @@ class _Chain:
         facts = self._facts()
         commit = facts.get("commit")
         if not self._has_saved:
-            return _link("code", NONE_YET, None, NO_CHECKPOINT)
+            return _link("code", "not recorded yet", None, NO_CHECKPOINT)
         value = f"commit {commit[:12]}" if commit else "not under version control"
         value += ", with changes in no commit" if facts.get("dirty") else ""
         status = code_status(facts) if self.check else NOT_CHECKED
@@ -305,7 +305,7 @@ class _Chain:
     def _environment(self) -> Link:
         facts = self._facts()
         if not self._has_saved:
-            return _link("environment", NONE_YET, None, NO_CHECKPOINT)
+            return _link("environment", "not recorded yet", None, NO_CHECKPOINT)
         parts = [f"{name} {facts[name]}" for name in ("python", "torch") if facts.get(name)]
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
         digest, status = self.tags.get("environment_sha256"), NOT_CHECKED

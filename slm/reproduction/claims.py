@@ -26,7 +26,7 @@ from slm.records import (
 )
 from slm.registry.chain import Ingredients, chain_tags
 from slm.reproduction import pages
-from slm.reproduction.comparing import MISSING, Comparisons, exact, segments
+from slm.reproduction.comparing import FOLLOWS_WEIGHTS, MISSING, Comparisons, exact, segments
 from slm.run_folder import CHECKPOINTS, EVALUATION, REPORT, RunFolder
 from slm.storage import LEFTOVER, read_record, sha256_json
 from slm.training.checkpoint import checkpoint_name
@@ -309,7 +309,7 @@ def _compare_tags(compared: Comparisons, recorded: Claims, rebuilt: Claims) -> N
     )  # fmt: skip
     for name, value in made.items():
         if name not in TAGS_NOT_REPEATED:
-            follows = name in ("weights_sha256", "evaluation_key", "evaluation_sha256")
+            follows = name in FOLLOWS_WEIGHTS
             compared.add(f"tag.{name}", recorded.tags.get(name), value, follows=follows)
 
 

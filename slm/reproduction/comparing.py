@@ -53,7 +53,10 @@ INTERRUPTIONS = {
     "diverged": "of an interruption",
 }
 # What depends on every bit of the weights and has no distance that means anything.
-FOLLOWS_WEIGHTS = {"grad_norm", "best", "weights_sha256", "evaluation_sha256", "details"}
+FOLLOWS_WEIGHTS = {
+    "grad_norm", "best", "checkpoint", "weights_sha256", "evaluation_key", "evaluation_sha256",
+    "details",
+}  # fmt: skip
 LOSSES = {"train_loss", "val_loss", "val_bpb"}
 
 

@@ -1,7 +1,8 @@
 """Reproduce: rebuild a run from its lineage alone, and measure how alike the two are.
 
 Source, shards and weights are built in a fresh folder from the run's config and plan; results of
-the first time are read only to compare with. Where the lineage lacks something, or something in it
+the first time are read only to compare with, every figure and not only every hash: a record that
+was changed carries a new hash of itself. Where the lineage lacks something, or something in it
 is not what was recorded, nothing is built and the verdict is `cannot`. The code may be at another
 commit as long as its stages are of the same versions, which the keys show.
 """
@@ -79,7 +80,9 @@ class Reproduction(Frozen):
             return f"within tolerance{by}; other bits from {first.place}"
         weights = [row for row in self.compared if row.name.endswith(MODEL)]
         are_same = weights and all(row.same for row in weights)
-        note = "; the weights are bit-identical, what was recorded is not" if are_same else ""
+        note = (
+            "; the weights are bit-identical, so the recorded figure is wrong" if are_same else ""
+        )
         return f"diverged at {first.place}{by}{note}"
 
 

@@ -190,8 +190,13 @@ def test_a_run_before_its_first_checkpoint_lacks_nothing(run: Path) -> None:
     shutil.rmtree(run / "evaluation")
     chain = lineage(RunFolder(run))
     assert chain.broken == []
-    for name in ("checkpoint", "code", "environment"):
-        assert (chain[name].value, chain[name].state) == ("none yet", "not checked")
+    values = {
+        "checkpoint": "none yet",
+        "code": "not recorded yet",
+        "environment": "not recorded yet",
+    }
+    for name, value in values.items():
+        assert (chain[name].value, chain[name].state) == (value, "not checked")
         assert chain[name].notes == ("its training has saved no checkpoint yet",)
 
 

@@ -16,8 +16,9 @@ import pytest
 from tiny_run import CLEAN, code, copy_run
 
 from slm import storage
+from slm.errors import Interrupted
 from slm.evaluation.evaluate import evaluate
-from slm.records import Evaluation, JournalEntry, Record
+from slm.records import Evaluation, JournalEntry, Record, Run
 from slm.registry.chain import Ingredients, chain_tags
 from slm.report.write import write_report
 from slm.reproduction.claims import (
@@ -31,6 +32,10 @@ from slm.reproduction.comparing import CLOCK, NOT_REPEATED, Comparisons
 from slm.reproduction.pages import page_figures
 from slm.reproduction.reproduce import Reproduction, reproduce
 from slm.run_folder import RunFolder
+from slm.source.download import download
+from slm.tokens.encode import encode
+from slm.training import launch
+from slm.training.loop import train
 
 UNREPEATED = {name for fields in NOT_REPEATED.values() for name in fields}
 OF_THE_CLOCK = {"tok_per_sec", "seconds", "gflops"}
@@ -65,7 +70,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     with code(CLEAN):
         run = RunFolder(copy_run(root))
         record, shards, own, config = run.record, run.shards, run.evaluation, run.config
-        assert record and shards and own  # noqa: PT018
+        assert record is not None
+        assert shards is not None
+        assert own is not None
         short = config.report.model_copy(update={"prompts": ("Once",), "max_new_tokens": 5})
         fewer = config.evaluate.model_copy(update={"documents": 3})
         evaluate(config.model_copy(update={"evaluate": fewer}), record, shards)
@@ -220,6 +227,21 @@ def test_a_line_more_or_less_is_named(pair: Pair) -> None:
             )
 
 
+def test_a_share_of_the_peak_is_in_proportion_to_the_speed_of_its_process(pair: Pair) -> None:
+    """The process that resumed may have had another GPU."""
+    share, journal = 1e-9, []
+    for entry in pair.recorded.journal:
+        share *= 2 if entry["event"] == "resume" else 1
+        line: Any = {name: value for name, value in entry.items() if name != "gflops"}
+        if "tok_per_sec" in entry:
+            line["mfu"] = share * entry["tok_per_sec"]
+        journal.append(line)
+    assert pair.differing(journal=tuple(journal)) == []
+    place = next(i for i, entry in enumerate(journal) if entry.get("mfu"))
+    journal[place]["mfu"] *= 1.01
+    assert pair.differing(journal=tuple(journal)) == ["journal.step.mfu of step 1"]
+
+
 def test_a_plan_is_held_to_the_config_and_to_the_checkpoints(pair: Pair) -> None:
     plan = pair.recorded.plan
     assert plan is not None
@@ -287,25 +309,20 @@ def forge(run: Path, folder: str, kind: type[Record], **fields: Any) -> None:
     storage.write_record(run / folder, record.model_copy(update=fields))
 
 
-def test_a_false_figure_of_the_evaluation_is_named(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    forge(run, "evaluation", Evaluation, val_bpb=0.01)
-    reproduction = reproduce(RunFolder(run))
-    assert reproduction.verdict == "diverged"
-    assert reproduction.first_difference is not None
-    assert reproduction.first_difference.what == "evaluation.val_bpb"
-    assert "diverged at evaluation.val_bpb: recorded 0.01, rebuilt 4." in reproduction.sentence
-    assert "the weights are bit-identical" in reproduction.sentence
-
-
-def test_fewer_documents_than_the_evaluation_claims_are_named(tmp_path: Path) -> None:
+def test_false_figures_of_the_evaluation_are_named(tmp_path: Path) -> None:
+    """The documents are counted anew, not as many as the record claims."""
     run = copy_run(tmp_path)
     evaluation = RunFolder(run).evaluation
     assert evaluation is not None
-    forge(run, "evaluation", Evaluation, documents=evaluation.documents - 1)
+    forge(run, "evaluation", Evaluation, val_bpb=0.01, documents=evaluation.documents - 1)
     reproduction = reproduce(RunFolder(run))
-    assert names_of(reproduction) == ["evaluation.documents"]
     assert reproduction.verdict == "diverged"
+    assert names_of(reproduction) == ["evaluation.documents", "evaluation.val_bpb"]
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == "evaluation.documents"
+    counts = f"recorded {evaluation.documents - 1}, rebuilt {evaluation.documents}"
+    assert f"diverged at evaluation.documents: {counts}" in reproduction.sentence
+    assert "the weights are bit-identical, so the recorded figure is wrong" in reproduction.sentence
 
 
 def names_of(reproduction: Reproduction) -> list[str]:
@@ -334,6 +351,57 @@ def test_a_checkpoint_that_the_run_does_not_list_so_cannot(tmp_path: Path) -> No
     reproduction = reproduce(RunFolder(run))
     assert reproduction.verdict == "cannot"
     assert "step_000004/record.json: " in reproduction.sentence
+
+
+def test_a_false_size_in_the_record_of_a_run_cannot(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    record = RunFolder(run).record
+    assert record is not None
+    journal = record.files["metrics.jsonl"]
+    larger = journal.model_copy(update={"bytes": journal.bytes + 1})
+    forge(run, ".", Run, files={**record.files, "metrics.jsonl": larger})
+    reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "cannot"
+    assert "metrics.jsonl: " in reproduction.sentence
+
+
+def test_a_false_column_of_the_journal_is_named_with_its_step(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    record = RunFolder(run).record
+    assert record is not None
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (entry,) = (e for e in lines if e["event"] == "step" and e["step"] == 2)
+    entry["lr"] *= 2
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = storage.describe_files(run, [run / "metrics.jsonl"])
+    forge(run, ".", Run, files={**record.files, **entries})
+    reproduction = reproduce(RunFolder(run))
+    assert reproduction.verdict == "diverged"
+    assert reproduction.first_difference is not None
+    assert (reproduction.first_difference.what, reproduction.first_difference.step) == ("lr", 2)
+    assert reproduction.sentence.startswith(f"diverged at lr of step 2: recorded {entry['lr']}")
+
+
+def test_a_run_that_was_interrupted_is_bit_identical(
+    tmp_path: Path,
+) -> None:
+    """It has a line more for each interruption, and a checkpoint that no other run saves."""
+    config = RunFolder(copy_run(tmp_path / "first")).config
+    shards = encode(config, download(config, root=tmp_path), root=tmp_path)
+    run = launch.prepare(config, shards, root=tmp_path)
+    steps = iter((False, False, True))
+    with pytest.raises(Interrupted):
+        train(run, should_stop=lambda: next(steps))
+    assert (run.path / "checkpoints" / "step_000003").is_dir()
+    record = train(run)
+    assert record is not None
+    evaluate(config, record, shards)
+    assert {"resume", "checkpoint"} <= {entry["event"] for entry in run.journal}
+    reproduction = reproduce(run)
+    assert reproduction.verdict == "bit-identical", reproduction.sentence
+    assert {"journal.resume.step 3", "journal.checkpoint.name of step 3"} <= {
+        row.name for row in reproduction.compared
+    }
 
 
 def test_a_damaged_spare_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
