@@ -100,10 +100,11 @@ def chat(
 ) -> None:
     """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends."""
     from slm.cli.chat import Chat
+    from slm.model.sample import generate
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
     model, tokenizer = load_model(run)
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k or None,
         "top_p": top_p,
@@ -112,6 +113,7 @@ def chat(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
+    generate(model, tokenizer, [], **settings)  # refuses what means nothing
     Chat(model, tokenizer, settings, sys.stdout).run(input)
 
 

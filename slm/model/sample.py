@@ -144,6 +144,8 @@ def generate(
     ):
         ids = _encode(prompt, tokenizer, model.config.seq_len)
         rows.append(Completion(number, prompt, ids, row_seed, stops, on_text))
+    if not rows:
+        return []
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     with torch.inference_mode():
         for first in range(0, len(rows), MAX_ROWS):

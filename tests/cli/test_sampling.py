@@ -67,3 +67,9 @@ def test_what_is_no_seed_is_refused(sample: Sample, seed: str) -> None:
 def test_several_greedy_texts_are_refused(sample: Sample) -> None:
     with pytest.raises(UserError, match="-n 2 with temperature 0"):
         sample("--greedy", "-n", "2")
+
+
+def test_a_chat_refuses_its_settings_before_it_begins(run: str) -> None:
+    for wrong, message in (("--seed=-1", "seed=-1"), ("--top-p=2", "top_p=2.0")):
+        with pytest.raises(UserError, match=message):
+            CliRunner().invoke(app, ["chat", run, wrong], catch_exceptions=False)
