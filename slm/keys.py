@@ -60,7 +60,7 @@ UNHASHED = (
 
 # Settings added after the lists above were first used: the key that they belong to, and the value
 # with which they are left out of it.
-ADDED: dict[str, tuple[str, Any]] = {}
+ADDED: dict[str, tuple[str, Any]] = {"data.format": ("download", None)}
 
 
 def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any = None) -> str:

@@ -6,6 +6,7 @@ one before any work starts.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from pydantic import ValidationError
 
 from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, project_root
 from slm.errors import UserError, unknown
+
+_ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
+_SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
+_ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
 
 def read_pipelines(path: Path | None = None) -> dict[str, Any]:
@@ -70,8 +75,9 @@ def load_recipe(
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 
-    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes,
-    as in `data.separator="\\n\\n"`; `null` unsets a setting that is optional.
+    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes;
+    `null` unsets a setting that is optional. In `data.separator` and `data.template` a `\\n` is a
+    line break, also without the quotes, which a shell removes: `data.separator=\\n\\n`.
     """
     kinds = {key: kind for key, kind, _ in _settings()}
     overrides: dict[str, Any] = {}
@@ -81,7 +87,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
         try:
-            overrides[key] = _text(text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            overrides[key] = (
+                _text(key, text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            )
         except yaml.YAMLError as error:
             raise UserError(
                 f"--set {assignment!r}: the value is not valid YAML: {error}"
@@ -93,7 +101,7 @@ def _value(text: str) -> Any:
     return yaml.safe_load(text) if text else ""
 
 
-def _text(text: str, kind: Any) -> str | None:
+def _text(key: str, text: str, kind: Any) -> str | None:
     """The value of a text setting, which YAML would often parse as something else."""
     if text == "null" and NoneType in get_args(kind):
         return None
@@ -101,7 +109,14 @@ def _text(text: str, kind: Any) -> str | None:
         with suppress(yaml.YAMLError):
             if isinstance(quoted := yaml.safe_load(text), str):
                 return quoted
-    return text
+    return _ESCAPE.sub(_unescaped, text) if key in _ESCAPED else text
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """The character that a backslash and what follows it stand for."""
+    if digits := escape[2] or escape[3]:
+        return chr(int(digits, 16))
+    return _SHORT_ESCAPES[escape[1]]
 
 
 def _is_text(kind: Any) -> bool:

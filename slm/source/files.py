@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from slm.config import DataConfig
 from slm.errors import UserError, unknown
-from slm.source.documents import FORMATS, check_name, format_of
+from slm.source.documents import FORMATS, check_name, format_of, unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,8 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
     if path.is_file():
-        if format_of(path) is None:
-            raise UserError(
-                f"data.path={data.path} is not in a supported format: {', '.join(FORMATS)}"
-            )
+        if format_of(path, data.format) is None:
+            raise unsupported(f"data.path={data.path}")
         return path.parent, {"train": [path]}
     if path.is_dir():
         base, matches = path, path.rglob("*")
@@ -45,7 +43,9 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
         base = next(p for p in path.parents if not glob.has_magic(str(p)))
         matches = base.glob(path.relative_to(base).as_posix())
     try:
-        files = sorted(p for p in matches if p.is_file() and _is_data(p.relative_to(base)))
+        files = sorted(
+            p for p in matches if p.is_file() and _is_data(p.relative_to(base), data.format)
+        )
     except ValueError as error:  # before Python 3.13, of ** next to other letters
         raise UserError(
             f"data.path={data.path} is not a glob: {error}; write for example {base}/**/*.txt"
@@ -60,7 +60,7 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
         )
     for file in files:
         check_name(file.relative_to(base), f"data.path={data.path}: ")
-    formats = Counter(str(format_of(file)) for file in files)
+    formats = Counter(str(format_of(file, data.format)) for file in files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         raise UserError(
@@ -70,9 +70,10 @@ def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
     return base, _by_split(data, base, files)
 
 
-def _is_data(relative: PurePath) -> bool:
+def _is_data(relative: PurePath, chosen: str | None) -> bool:
     hidden = any(part.startswith((".", "_")) for part in relative.parts)
-    return not hidden and format_of(relative) is not None and not _NO_DATA.fullmatch(relative.name)
+    known = format_of(relative, chosen) is not None
+    return not hidden and known and not _NO_DATA.fullmatch(relative.name)
 
 
 def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list[Path]]:

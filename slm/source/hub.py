@@ -24,7 +24,8 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import FORMATS, Template, check_name, format_of
+from slm.source.documents import check_name, format_of, unsupported
+from slm.source.formats.template import Template
 from slm.source.hub_client import token, with_retries
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     every = [path for each in paths.values() for path in each]
     for path in every:
         check_name(path, f"{at}: ")
-        if format_of(PurePosixPath(path)) is None:
-            raise UserError(f"{at}: {path} is not in a supported format: {', '.join(FORMATS)}")
+        if format_of(PurePosixPath(path), data.format) is None:
+            raise unsupported(f"{at}: {path}")
     described = _describe(data, commit, every)
     return {split: [described[path] for path in each] for split, each in paths.items()}
 

@@ -231,7 +231,7 @@ def _check_not_empty(
     data: DataConfig, source: Source, splits: dict[str, ShardSplit], tally: Tally
 ) -> None:
     """Raises UserError with the remedy where a split has no documents."""
-    formats = {format_of(PurePath(name)) for name in source.origin}
+    formats = {format_of(PurePath(name), data.format) for name in source.origin}
     for split, written in splits.items():
         if written.documents:
             continue
@@ -239,10 +239,10 @@ def _check_not_empty(
         remedy = "loosen data.clean or give more documents"
         if split == "val" and "val" not in source.splits:
             remedy = f"raise data.val_fraction={data.val_fraction} or give more documents"
-        if data.separator is None and formats == {"txt"}:
+        if data.separator is None and formats == {"text"}:
             remedy = (
                 "a text file is one document unless it is split, at empty lines for example: "
-                """--set 'data.separator="\\n\\n"'"""
+                r"--set 'data.separator=\n\n'"
             )
         raise UserError(
             f"no documents are left in the {split} split of {source.dataset} "
