@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -26,7 +27,7 @@ LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
 MAX_SEED = 2**63 - 1
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
-    r"(\.(parquet|jsonl?|ndjson|csv|tsv|txt|text|md|gz|zst))+$", re.IGNORECASE
+    r"(\.(parquet|arrow|jsonl?|ndjson|csv|tsv|txt|text|md|rst|log|gz|zst))+$", re.IGNORECASE
 )
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -112,13 +113,19 @@ class DataConfig(Section):
         "(valid, val, dev), where the dataset has any. null: none.",
         min_length=1,
     )
-    text_column: str = setting("text", "Column that contains the text.")
+    text_column: str = setting(
+        "text", "Column that contains the text, or a path into one, such as messages[].content."
+    )
     template: str | None = setting(
         None, "Join several columns into the text, such as {title}\\n\\n{body}."
     )
+    format: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None = setting(
+        None, "Format of every file, whatever its name; null: by its name."
+    )
     separator: str | None = setting(
         None,
-        "Split a text file into documents at this text; null: one document per file.",
+        "Split a text file into documents at this text, such as \\n\\n; null: one document per "
+        "file.",
         min_length=1,
     )
     documents: PositiveInt | None = setting(
@@ -142,6 +149,11 @@ class DataConfig(Section):
         100_000_000, "Tokens per shard file.", gt=0, lt=2**31
     )
     workers: int = setting(0, "Encoding processes; 0: one per core. The shards are the same.", ge=0)
+
+    @field_validator("separator")
+    @classmethod
+    def _as_newlines_are_read(cls, separator: str | None) -> str | None:
+        return separator and separator.replace("\r\n", "\n").replace("\r", "\n")
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:

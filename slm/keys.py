@@ -61,7 +61,7 @@ UNHASHED = (
 
 # Settings added after the lists above were first used: the key that they belong to, and the value
 # with which they are left out of it.
-ADDED: dict[str, tuple[str, Any]] = {}
+ADDED: dict[str, tuple[str, Any]] = {"data.format": ("download", None)}
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes

@@ -6,6 +6,7 @@ one before any work starts.
 """
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,6 +23,9 @@ from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, TrainCon
 from slm.errors import UserError, unknown
 
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
+_ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
+_SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
+_ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
 
 def read_pipelines(path: Path | None = None) -> dict[str, Any]:
@@ -74,8 +78,9 @@ def load_recipe(
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 
-    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes,
-    as in `data.separator="\\n\\n"`; `null` unsets a setting that is optional.
+    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes;
+    `null` unsets a setting that is optional. In `data.separator` and `data.template` a `\\n` is a
+    line break, also without the quotes, which a shell removes: `data.separator=\\n\\n`.
     """
     kinds = {key: kind for key, kind, _ in _settings()}
     overrides: dict[str, Any] = {}
@@ -85,7 +90,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
         try:
-            overrides[key] = _text(text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            overrides[key] = (
+                _text(key, text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            )
         except yaml.YAMLError as error:
             raise UserError(
                 f"--set {assignment!r}: the value is not valid YAML: {error}"
@@ -97,7 +104,7 @@ def _value(text: str) -> Any:
     return yaml.safe_load(text) if text else ""
 
 
-def _text(text: str, kind: Any) -> str | None:
+def _text(key: str, text: str, kind: Any) -> str | None:
     """The value of a text setting, which YAML would often parse as something else."""
     if text == "null" and NoneType in get_args(kind):
         return None
@@ -105,7 +112,14 @@ def _text(text: str, kind: Any) -> str | None:
         with suppress(yaml.YAMLError):
             if isinstance(quoted := yaml.safe_load(text), str):
                 return quoted
-    return text
+    return _ESCAPE.sub(_unescaped, text) if key in _ESCAPED else text
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """The character that a backslash and what follows it stand for."""
+    if digits := escape[2] or escape[3]:
+        return chr(int(digits, 16))
+    return _SHORT_ESCAPES[escape[1]]
 
 
 def _is_text(kind: Any) -> bool:

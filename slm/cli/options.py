@@ -25,8 +25,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all; text may "
-        'be quoted: data.separator="\\n\\n".',
+        help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all. Put single "
+        r"quotes around what has backslashes or blanks: 'data.separator=\n\n'.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]

@@ -25,7 +25,7 @@ from slm.progress import Progress, automatic
 from slm.records import Source, SourceSplit
 from slm.run_folder import DataRoot
 from slm.source import hub
-from slm.source.documents import read_documents
+from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
 from slm.source.splits import Layout, explicit
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_VERSION = 1
 """Goes up whenever the same input gives other parquet bytes."""
 
+_PIECES_VERSION = 2  # of how a text is split: part of the key only where `data.separator` is set
 ROW_GROUP_BYTES = 2 << 20  # of text: the piece that one encoding worker takes
 FILE_BYTES = 256 << 20
 _SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
@@ -66,7 +67,9 @@ def download(
 
 def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
     """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
-    fields = {**keys.stage_fields("download", config), **resolved}
+    fields: dict[str, Any] = {**keys.stage_fields("download", config), **resolved}
+    if config.data.source != "stories" and config.data.separator is not None:
+        fields["pieces"] = _PIECES_VERSION
     return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
@@ -121,6 +124,7 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
     data = config.data
     base, layout = find_files(data)
     splits = layout.files
+    check_contents([path for paths in splits.values() for path in paths], data)
     names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
     try:
         entries = storage.describe_files(base, names)
@@ -236,7 +240,7 @@ def _convert(
         written = {}
         layout = find()
         for split, paths in layout.files.items():
-            documents = _documents(paths, data, split, dropped)
+            documents = _documents(check_separator(paths, data), data, split, dropped)
             written[split] = _write_split(staging, split, documents, progress, None)
         counts = {reason: count for reason, count in sorted(dropped.items()) if count}
         for reason, count in counts.items():
@@ -325,8 +329,8 @@ def row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
             if stop > len(array):
                 size += int(ends[-1]) - before
                 break
-            yield pa.concat_arrays(pending)
-            pending, size = [], 0
+            group, pending, size = pa.concat_arrays(pending), [], 0
+            yield group
             start, before = stop, int(ends[stop - 1])
     if pending:
         yield pa.concat_arrays(pending)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from slm.config import DataConfig
 from slm.errors import UserError
-from slm.source.documents import FORMATS, check_name, format_of
+from slm.source.documents import FORMATS, check_name, format_of, unsupported
 from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
 _NO_DATA = re.compile(
@@ -34,10 +34,8 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
     if path.is_file():
-        if format_of(path) is None:
-            raise UserError(
-                f"data.path={data.path} is not in a supported format: {', '.join(FORMATS)}"
-            )
+        if format_of(path, data.format) is None:
+            raise unsupported(f"data.path={data.path}")
         return path.parent, Layout({"train": [path]}, {"train": f"1 file: {examples([path.name])}"})
     base, listing = _listing(data, path)
     notes = listing.notes()
@@ -51,7 +49,7 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
         )
     for file in listing.files:
         check_name(file, f"data.path={data.path}: ")
-    formats = Counter(str(format_of(file)) for file in listing.files)
+    formats = Counter(str(format_of(file, data.format)) for file in listing.files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         raise UserError(
@@ -79,6 +77,7 @@ class _Listing:
     """What is in a folder, by paths relative to it: files of documents, and what is not read."""
 
     base: Path
+    format: str | None  # data.format
     files: list[PurePath] = field(default_factory=list)
     unread: dict[str, list[PurePath]] = field(default_factory=lambda: defaultdict(list))
 
@@ -87,7 +86,7 @@ class _Listing:
         name = path.relative_to(self.base)
         if any(part.startswith(".") for part in name.parts) or _NO_DATA.fullmatch(name.name):
             return
-        readable = format_of(name) is not None
+        readable = format_of(name, self.format) is not None
         if not path.is_file():
             if path.is_symlink():
                 self.unread["linked" if path.is_dir() else "dangling"].append(name)
@@ -133,12 +132,12 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
     """The folder that a folder or glob searches, and what matches in it, sorted."""
     if path.is_dir():
         base = path
-        listing = _Listing(base)
+        listing = _Listing(base, data.format)
         for each in _walk(listing):
             listing.add(each)
     else:
         base = next(p for p in path.parents if not glob.has_magic(str(p)))
-        listing = _Listing(base)
+        listing = _Listing(base, data.format)
         pattern = path.relative_to(base).as_posix()
         try:
             for each in base.glob(pattern):

@@ -24,7 +24,8 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import FORMATS, Template, check_name, format_of
+from slm.source.documents import check_name, format_of, unsupported
+from slm.source.formats.template import Template
 from slm.source.hub_client import token, with_retries
 from slm.source.splits import (
     Layout,
@@ -100,8 +101,8 @@ def find_files(data: DataConfig, commit: str) -> HubLayout:
     every = [path for each in paths.values() for path in each]
     for path in every:
         check_name(path, f"{at}: ")
-        if format_of(PurePosixPath(path)) is None:
-            raise UserError(f"{at}: {path} is not in a supported format: {', '.join(FORMATS)}")
+        if format_of(PurePosixPath(path), data.format) is None:
+            raise unsupported(f"{at}: {path}")
     described = _describe(data, commit, every)
     inputs = {
         split: f"{counted(len(paths[split]))}: split {', '.join(each)}"

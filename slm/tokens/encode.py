@@ -322,12 +322,12 @@ _DROPS = {
 
 def _hint(data: DataConfig, source: Source) -> str:
     """How text files become more documents, where each is a single one."""
-    formats = {format_of(PurePath(name)) for name in source.origin}
-    if data.separator is not None or formats != {"txt"}:
+    formats = {format_of(PurePath(name), data.format) for name in source.origin}
+    if data.separator is not None or formats != {"text"}:
         return ""
     return (
         "; a text file is one document unless it is split, at empty lines for example: "
-        """--set 'data.separator="\\n\\n"'"""
+        r"--set 'data.separator=\n\n'"
     )
 
 

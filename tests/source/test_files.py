@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_read_is_a_line(
         (["a.txt"], "**.jsonl", r"is not a glob|no file of a supported"),
         (["a.md"], "", "no file of a supported"),
         (["a.md"], "a.md", "not in a supported format"),
-        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),
+        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 text"),
         (["validation.txt"], "", "no file for the split 'train', only validation.txt"),
     ],
 )
