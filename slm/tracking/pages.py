@@ -37,9 +37,3 @@ def training_runs(server: str, experiment_id: str) -> str:
     """The address at which a browser shows the training runs of an experiment."""
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
-
-
-def training_run(server: str, experiment_id: str, run_id: str) -> str:
-    """The address of one MLflow run."""
-    page = f"experiments/{experiment_id}/runs/{run_id}"
-    return f"{server.rstrip('/')}/#/{page}?workflowType=machine_learning"

@@ -46,7 +46,7 @@ def follow(file: Path) -> Path | None:
         try:
             with closing(sqlite3.connect(file, timeout=20)) as store:
                 olds = {_noted(note)} if note.exists() else _folders(store)
-                backup = _move(store, file, sorted(olds - {str(folder)}), folder)
+                backup = _move(store, file, sorted(olds - {str(folder), ""}), folder)
         except sqlite3.DatabaseError:  # no store: MLflow reports what is wrong with it
             return None
         storage.write_file(note, f"{folder}\n")
