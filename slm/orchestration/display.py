@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from slm.progress import Progress, automatic, notebook
-from slm.records import Record, Source, Version
+from slm.records import Record, Shards, Source, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
 
@@ -40,17 +40,25 @@ def outcome_of_record(record: Record) -> tuple[str, str]:
 
 
 def details(result: object) -> list[str]:
-    """The lines below a stage's own: which documents of a source are train, and which val."""
-    if not isinstance(result, Source) or not result.origin:
+    """The lines below a stage's own: how much of a dataset or of shards is train, and is val."""
+    if isinstance(result, Shards):
+        return [
+            f"{split:<7} {_documents(part.documents)}, {part.tokens:,} tokens"
+            for split, part in result.splits.items()
+        ]
+    if not isinstance(result, Source) or not result.origin:  # generated: there was no choice
         return []
     lines = []
     for split, part in result.splits.items():
         of = f" of {result.inputs[split]}" if split in result.inputs else ""
-        noun = "document" if part.documents == 1 else "documents"
-        lines.append(f"{split:<7} {part.documents:,} {noun}{of}")
+        lines.append(f"{split:<7} {_documents(part.documents)}{of}")
     if "val" not in result.splits:
         lines.append(f"{'val':<7} no split of its own: documents of train are held out")
     return lines
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"
 
 
 class Display:

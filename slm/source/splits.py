@@ -29,7 +29,7 @@ _SPLIT_OF_WORD = {word: split for split, words in _WORDS.items() for word in wor
 _FILLERS = {"data", "of", "part", "set", "shard", "split"}  # next to a split's word: no title
 _SURE_FOLDERS = {"validation", "valid", "val"}  # even where no name is like train, unlike dev/
 _SHARD = re.compile(r"(?<!\d)(\d+)-of-(\d+)(?!\d)")
-_COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
+_COMPRESSIONS = {"gz", "zst", "xz", "bz2"}
 MAX_EXAMPLES = 3
 MAX_CANDIDATES = 10  # names that a message lists
 
@@ -158,11 +158,15 @@ class _Names:
     """The names of files and of the folders that they are in, each read once."""
 
     def __init__(self, files: Iterable[PurePath]) -> None:
-        self._titles = {place: _title(place[1]) for file in files for place in _places(file)}
+        self._titles: dict[Place, tuple[str, ...]] = {}
         self._neighbours: dict[tuple[PurePath, tuple[str, ...]], set[str | None]] = {}
-        for (folder, name), title in self._titles.items():
-            self._neighbours.setdefault((folder, title), set()).add(split_of(name))
-        self.any_train = any(split_of(name) == "train" for _, name in self._titles)
+        for file in files:
+            for folder, name in _places(file):
+                if (folder, name) in self._titles:
+                    break  # and so are the folders around it
+                self._titles[folder, name] = title = _title(name)
+                self._neighbours.setdefault((folder, title), set()).add(split_of(name))
+        self.any_train = any("train" in splits for splits in self._neighbours.values())
 
     def label(self, file: PurePath) -> tuple[str | None, bool]:
         """The split of a file by its name or its folders', and whether that is no mere title.
@@ -215,10 +219,11 @@ def _stem(name: str) -> str:
     """
     if shard := _SHARD.search(name):
         return name[: shard.start()]
-    path = PurePath(name)
-    if path.suffix.lower() in _COMPRESSIONS:
-        path = path.with_suffix("")
-    return path.name if split_of(path.suffix) else path.stem
+    stem, _, suffix = name.rpartition(".")
+    if suffix.lower() in _COMPRESSIONS:
+        name = stem
+        stem, _, suffix = name.rpartition(".")
+    return name if split_of(suffix) else stem or name
 
 
 def _title(name: str) -> tuple[str, ...]:

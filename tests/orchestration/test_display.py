@@ -11,7 +11,7 @@ from rich.console import Console
 from slm.orchestration import display
 from slm.orchestration.display import Display, current, showing, showing_on, stage
 from slm.progress import Progress
-from slm.records import Source, SourceSplit
+from slm.records import Record, Shards, ShardSplit, Source, SourceSplit
 
 DONE = Source(key="k", dataset="stories", revision="1", splits={})
 
@@ -27,12 +27,30 @@ def test_a_stage_is_a_line_and_is_remembered() -> None:
     assert shown.reused == ["encode"]
 
 
+def lines_below(record: Record) -> list[str]:
+    """The lines that follow the line of the stage."""
+    shown: list[str] = []
+    Display(shown.append).stage("download", lambda progress: record)
+    return shown[1:]
+
+
+def test_the_documents_and_tokens_of_shards_are_lines() -> None:
+    splits = {
+        "train": ShardSplit(files=[], documents=2000, tokens=30_000, bytes=0),
+        "val": ShardSplit(files=[], documents=1, tokens=9, bytes=0),
+    }
+    shards = Shards(
+        key="k", source_key="s", tokenizer_sha256="t", vocab_size=257, eot=256, splits=splits
+    )
+    assert lines_below(shards) == [
+        "          train   2,000 documents, 30,000 tokens",
+        "          val     1 document, 9 tokens",
+    ]
+
+
 def test_the_documents_of_each_split_are_lines_also_of_a_reused_source() -> None:
     def lines(**fields: Any) -> list[str]:
-        shown: list[str] = []
-        record = DONE.model_copy(update=fields)
-        Display(shown.append).stage("download", lambda progress: record)
-        return shown[1:]
+        return lines_below(DONE.model_copy(update=fields))
 
     train = SourceSplit(files=[], documents=6000, bytes=0)
     val = SourceSplit(files=[], documents=1, bytes=0)
