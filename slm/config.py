@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from slm.errors import UserError
+from slm.errors import UserError, check_utf8
 
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
@@ -446,6 +446,7 @@ def data_root() -> Path:
     """The folder of everything produced: `SLM_DATA`, else `data/` next to `pipelines.yaml`."""
     given = os.environ.get("SLM_DATA")
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
+    check_utf8(str(path), "the data folder", "point SLM_DATA elsewhere")
     if "?" in str(path):  # the address of a SQLite file ends there
         raise UserError(f"the data folder {path} has a '?' in its path: point SLM_DATA elsewhere")
     return path

@@ -1,5 +1,6 @@
 """The commands that let a model write: once, in turns with a person, or in another program."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -87,6 +88,8 @@ def chat(
     """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends."""
     from slm.cli.chat import Chat
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte is refused with its line
+        sys.stdin.reconfigure(errors="surrogateescape")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
     model, tokenizer = load_model(run)
     settings = {
