@@ -199,7 +199,7 @@ def test_a_separator_that_occurs_nowhere_is_an_error(
     message = rf"data\.separator='\\n\\n' occurs nowhere in {len(texts)} text file"
     with pytest.raises(UserError, match=message):
         download(files_config(path, separator="\n\n"), root=root)
-    assert not list(root.glob("sources/*"))
+    assert not list(root.glob("sources/[!.]*"))
     (tmp_path / "9.txt").write_text("four\r\n\r\n  five\n")
     record = download(files_config(path, separator="\n\n"), root=root)
     assert texts_of(record) == [*texts, "four", "  five"]

@@ -342,7 +342,7 @@ def test_one_text_file_names_the_separator(tmp_path: Path) -> None:
 
 
 def test_texts_that_repeat_are_read_a_few_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Tokenizer
 ) -> None:
     """The file holds one copy, so its footer records a fraction of their bytes."""
     text = "a fox ran home. " * 8000
@@ -350,7 +350,8 @@ def test_texts_that_repeat_are_read_a_few_at_a_time(
     lines = [json.dumps({"text": text}) + "\n"] * 60
     (tmp_path / "in.jsonl").write_text("".join(lines))
     source = download(config, root=tmp_path)
-    gpt2().save(tmp_path / "tokenizer")
+    base.save(tmp_path / "tokenizer")
+    monkeypatch.setattr(units, "UNIT_BYTES", 4 << 20)
     [unit] = units.plan_units(source, tmp_path / "tokenizer", config.data.clean, tmp_path)
     assert unit.text_bytes < len(text) * 60 / 5
     batches = []
