@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from slm.errors import UserError
+from slm.errors import UserError, check_utf8
 
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
@@ -481,6 +481,7 @@ def data_root() -> Path:
     """The folder of everything produced: `SLM_DATA`, else `data/` next to `pipelines.yaml`."""
     given = os.environ.get("SLM_DATA")
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
+    check_utf8(str(path), "the data folder", "point SLM_DATA elsewhere")
     if "?" in str(path):  # the address of a SQLite file ends there
         raise UserError(f"the data folder {path} has a '?' in its path: point SLM_DATA elsewhere")
     if path.exists() and not path.is_dir():

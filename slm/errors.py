@@ -85,4 +85,4 @@ def unknown(what: str, value: str, valid: Iterable[str]) -> UserError:
     names = sorted(valid)
     near = get_close_matches(value, [n for n in names if len(n) <= MAX_EXCERPT], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid: {listing(names)}"
-    return UserError(f"unknown {what} {excerpt(value)!r}: {hint}")
+    return UserError(f"unknown {what} {excerpt(repr(value))}: {hint}")

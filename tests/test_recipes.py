@@ -1,10 +1,13 @@
 """Recipes and settings: what `--set` means, and that bad input is refused in one message."""
 
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from slm.cli.options import Settings
 from slm.config import PipelineConfig, Section
 from slm.errors import UserError
 from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides
@@ -23,6 +26,11 @@ Config = Callable[..., PipelineConfig]
         ("data.separator=---", "---"),
         ("data.separator=#", "#"),
         (r'data.separator="\n\n"', "\n\n"),
+        (r"data.separator=\n\n", "\n\n"),
+        (r"data.separator=\t|\\n|\x1e|\u00e9|\d", "\t|\\n|\x1e|é|\\d"),
+        (r"data.separator='\n'", r"\n"),
+        (r"data.template={title}\n\n{body}", "{title}\n\n{body}"),
+        (r"data.path=a\n.txt", r"a\n.txt"),
         ("data.separator=null", None),
         ("data.text_column=null", "null"),
         ("data.template={title}: {body}", "{title}: {body}"),
@@ -42,6 +50,21 @@ def test_text_is_taken_literally_and_all_else_as_yaml(
     overrides = parse_overrides([assignment])
     assert overrides == {assignment.partition("=")[0]: value}
     assert tiny_config(**{"data.path": "x", **overrides})
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_the_example_of_the_help_works_in_a_shell(shell: str) -> None:
+    (example,) = re.findall(r"'data\.separator=[^']*'", Settings.__metadata__[0].help)
+    for quoted in (example, example.replace("'", '"'), f'data.separator="{example[16:-1]}"'):
+        command = f"printf %s {quoted}"
+        assignment = subprocess.check_output([shell, "-c", command], text=True)
+        assert parse_overrides([assignment]) == {"data.separator": "\n\n"}
+
+
+def test_line_breaks_of_a_separator_are_those_that_are_read(tiny_config: Config) -> None:
+    config = tiny_config(**parse_overrides([r"data.separator=\r\n--\r"]))
+    assert config.data.separator == "\n--\n"
+    assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
-from slm.errors import Interrupted, SlmError, UserError
+from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
 from slm.storage import hashing_once, make_folder
@@ -187,6 +187,8 @@ def main() -> None:
 
 def _run_command() -> None:
     try:
+        for argument in sys.argv[1:]:
+            check_utf8(argument, "the argument", "write it in UTF-8, or rename the file")
         machine.prepare()
         with hashing_once():
             app()

@@ -1,5 +1,6 @@
 """The commands that let a model write: once, in turns with a person, or in another program."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -102,6 +103,8 @@ def chat(
     from slm.cli.chat import Chat
     from slm.model.sample import generate
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte is refused with its line
+        sys.stdin.reconfigure(errors="surrogateescape")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
     model, tokenizer = load_model(run)
     settings: dict[str, Any] = {

@@ -240,14 +240,30 @@ def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
     return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
 
 
+def _by_bytes(texts: list[str]) -> Iterator[list[str]]:
+    """The same texts, cut after each one with which a batch reaches `BATCH_BYTES`."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _read_texts(unit: Unit) -> Iterator[list[str]]:
-    """The texts of a unit, about `BATCH_BYTES` at a time."""
+    """The texts of a unit, about `BATCH_BYTES` at a time.
+
+    A row group is read whole: a few megabytes of text, or one large document, however often it
+    repeats a text, of which the file then holds one copy and its footer one size.
+    """
     try:
         with pq.ParquetFile(unit.source) as file:
-            rows = sum(file.metadata.row_group(i).num_rows for i in unit.row_groups)
-            batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
-            groups = list(unit.row_groups)
-            for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
-                yield batch.column(0).to_pylist()
+            for group in unit.row_groups:
+                texts = file.read_row_group(group, [COLUMN], use_threads=False).column(0)
+                yield from _by_bytes(texts.to_pylist())
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error

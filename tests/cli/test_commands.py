@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -370,3 +371,28 @@ def test_promote_and_rollback_without_a_model_are_one_message_each(
         assert result.code == 2
         assert "slm" in result.err
         assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sample", "RUN", "--prompt"), ("inspect",), ("check",), ("run", "tiny", "--set")],
+)
+def test_an_argument_that_is_not_utf8_is_refused(
+    invoke: Invoke, arguments: tuple[str, ...]
+) -> None:
+    result = invoke(*arguments, os.fsdecode(b"caf\xe9"))
+    assert result.code == UserError.exit_code
+    assert result.err == (
+        "error: the argument caf\\xe9 is not UTF-8 (\\x… are its stray bytes): write it in UTF-8, "
+        "or rename the file\n"
+    )
+
+
+def test_a_data_folder_that_is_not_utf8_is_refused(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / os.fsdecode(b"caf\xe9")))
+    result = invoke("download", "tiny")
+    assert result.code == UserError.exit_code
+    assert r"caf\xe9 is not UTF-8" in result.err
+    assert not list(tmp_path.glob("caf*"))

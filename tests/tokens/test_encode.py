@@ -492,6 +492,32 @@ def test_one_text_file_names_the_separator(
     assert sum(each.documents for each in record.splits.values()) == len(STORIES)
 
 
+def test_texts_that_repeat_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Tokenizer
+) -> None:
+    """The file holds one copy, so its footer records a fraction of their bytes."""
+    text = "a fox ran home. " * 8000
+    config = make_config(source="files", path=str(tmp_path / "in.jsonl"), documents=None)
+    lines = [json.dumps({"text": text}) + "\n"] * 60
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    source = download(config, root=tmp_path)
+    base.save(tmp_path / "tokenizer")
+    monkeypatch.setattr(units, "UNIT_BYTES", 4 << 20)
+    [unit] = units.plan_units(source, tmp_path / "tokenizer", config.data.clean, tmp_path)
+    assert unit.text_bytes < len(text) * 60 / 5
+    batches = []
+    encode_utf8 = Tokenizer.encode_utf8
+
+    def watched(self: Tokenizer, documents: list[bytes]) -> Any:
+        batches.append(sum(map(len, documents)))
+        return encode_utf8(self, documents)
+
+    monkeypatch.setattr(Tokenizer, "encode_utf8", watched)
+    units.encode_unit(unit)
+    assert sum(batches) == 60 * len(text)
+    assert max(batches) <= units.BATCH_BYTES + len(text)
+
+
 def test_a_damaged_parquet_page_names_file_and_row_groups(tmp_path: Path) -> None:
     source = make_source(tmp_path, {"train": STORIES})
     path = source.path / source.splits["train"].files[0]
