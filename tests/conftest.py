@@ -21,26 +21,13 @@ os.environ.update(
 for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "HF_HOME", "SLM_FAULT"):
     os.environ.pop(name, None)
 
+from tiny_pipelines import PIPELINES  # noqa: E402
+
 from slm.config import PipelineConfig  # noqa: E402
 from slm.machine import prepare  # noqa: E402
 from slm.recipes import load_recipe  # noqa: E402
 
 prepare()
-
-PIPELINES = """
-name: tiny
-recipes:
-  tiny:
-    data: {source: stories, documents: 80, vocab_size: 512, val_fraction: 0.1}
-    model: {architecture: qwen3, n_layer: 1, n_head: 2, n_embd: 32, seq_len: 32}
-    train: {max_steps: 4, tokens_per_step: 128, evaluate_every: 2, checkpoint_every: 2}
-    report:
-      prompts: ["Once upon a time"]
-      temperatures: [0.8]
-      top_ks: [10]
-      max_new_tokens: 8
-deployments: []
-"""
 
 
 def pytest_unconfigure() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import PIPELINES
+from tiny_pipelines import PIPELINES
 
 from slm.errors import CorruptionError, InUse, UserError
 from slm.model.saved import MODEL

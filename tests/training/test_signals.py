@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PIPELINES
 from faults import Bits, bits
+from tiny_pipelines import PIPELINES
 
 from slm.run_folder import RunFolder
 from slm.training.checkpoint import latest_checkpoint
