@@ -172,6 +172,11 @@ def _room(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 # ---- instruction sets ---------------------------------------------------------------------------
 
 
+def with_isa(isa: str, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """An environment, by default this process's own, that holds oneDNN to an instruction set."""
+    return {**(os.environ if environment is None else environment), "ONEDNN_MAX_CPU_ISA": isa}
+
+
 def isas(both: bool) -> list[str]:
     """The values of ONEDNN_MAX_CPU_ISA to measure: this machine's own, and without AMX if asked."""
     own = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")
@@ -180,14 +185,20 @@ def isas(both: bool) -> list[str]:
 
 
 def in_child(
-    script: str, arguments: list[str], isa: str, environment: dict[str, str] | None = None
+    script: str,
+    arguments: list[str],
+    environment: dict[str, str] | None = None,
+    timeout: float | None = None,
 ) -> Any:
-    """Run a benchmark's part in a process of its own; its last line is JSON."""
-    base = {**os.environ} if environment is None else environment
+    """Run a benchmark's part in a process of its own; its last line is JSON.
+
+    `environment`: None is this process's own.
+    """
     done = subprocess.run(
         [sys.executable, script, *arguments],
-        env={**base, "ONEDNN_MAX_CPU_ISA": isa},
+        env=environment,
         stdout=subprocess.PIPE,
+        timeout=timeout,
         check=True,
         text=True,
     )

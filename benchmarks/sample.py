@@ -55,7 +55,7 @@ def run(
     for isa in limits.isas(both):
         arguments = ["--part", "--rounds", str(rounds), "--new-tokens", str(new_tokens)]
         arguments += [] if peers else ["--alone"]
-        measured = limits.in_child(__file__, arguments, isa)
+        measured = limits.in_child(__file__, arguments, limits.with_isa(isa))
         limit[isa] = measured["limit"]
         suffix = f" [{isa}]" if both else ""
         rows += [{**each, "name": each["name"] + suffix} for each in measured["rows"]]
@@ -101,7 +101,7 @@ def _prompts(count: int) -> str:
 # ---- the three samplers ------------------------------------------------------------------------
 
 
-class _FixedPrompts(Tokenizer):
+class FixedPrompts(Tokenizer):
     """Every prompt is PROMPT; no text is read, so the tokens' bytes need not be GPT-2's."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ def _model() -> GPT:
 
 
 def _ours() -> Sampler:
-    decoder, tokenizer = Decoder(_model()), _FixedPrompts()
+    decoder, tokenizer = Decoder(_model()), FixedPrompts()
 
     def sample(batch: int, new_tokens: int) -> int:
         samples = generate(

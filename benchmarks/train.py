@@ -143,7 +143,9 @@ def _measure(name: str, batches: int, isa: str) -> dict[str, float]:
     loop = LOOPS[name]
     environment = child_environment(loop.config) if loop.ours else None
     arguments = ["--loop", name, "--batches", str(batches)]
-    measured: dict[str, float] = limits.in_child(__file__, arguments, isa, environment)
+    measured: dict[str, float] = limits.in_child(
+        __file__, arguments, limits.with_isa(isa, environment)
+    )
     return measured
 
 
