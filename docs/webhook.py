@@ -1,6 +1,7 @@
 """An example of an automation: each promotion and each refusal is posted to a web address.
 
-    PREFECT_API_URL=http://127.0.0.1:4200/api python docs/webhook.py https://example.org/hook
+    PREFECT_HOME=data/prefect PREFECT_API_URL=http://127.0.0.1:4200/api \\
+        python docs/webhook.py https://example.org/hook
 
 It may be run again, with another address too. slm/orchestration/events.py lists the events.
 """

@@ -8,21 +8,42 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from slm.errors import UserError
+from slm.errors import UserError, check_utf8
 
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
+MAX_SEED = 2**63 - 1
+SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
-    r"(\.(parquet|jsonl?|ndjson|csv|tsv|txt|text|md|gz|zst))+$", re.IGNORECASE
+    r"(\.(parquet|arrow|jsonl?|ndjson|csv|tsv|txt|text|md|rst|log|gz|zst))+$", re.IGNORECASE
 )
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
+
+
+def _check_seed(seed: int, info: ValidationInfo) -> int:
+    """Refuse what is no seed, except in the config of a run that exists already."""
+    if not 0 <= seed <= MAX_SEED and not (info.context or {}).get("stored"):
+        raise PydanticCustomError("seed", SEED_RULE)
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(_check_seed)]
 
 
 def setting(default: T, text: str, **limits: Any) -> T:
@@ -80,29 +101,43 @@ class DataConfig(Section):
     path: str = setting("", "Dataset id on the hub; a file, a folder or a glob of files.")
     config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
-    train_split: str = setting("train", "Name of the dataset's training split.")
-    val_split: str | None = setting(
-        "validation", "Name of its validation split, used where the dataset has it."
+    train_split: str | None = setting(
+        "train",
+        "Name of the dataset's training split, taken exactly; the default also stands for what has "
+        "a name like it, or no split's name. null: everything that is not val_split.",
+        min_length=1,
     )
-    text_column: str = setting("text", "Column that contains the text.")
+    val_split: str | None = setting(
+        "validation",
+        "Name of its validation split, taken exactly; the default also stands for names like it "
+        "(valid, val, dev), where the dataset has any. null: none.",
+        min_length=1,
+    )
+    text_column: str = setting(
+        "text", "Column that contains the text, or a path into one, such as messages[].content."
+    )
     template: str | None = setting(
         None, "Join several columns into the text, such as {title}\\n\\n{body}."
     )
+    format: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None = setting(
+        None, "Format of every file, whatever its name; null: by its name."
+    )
     separator: str | None = setting(
         None,
-        "Split a text file into documents at this text; null: one document per file.",
+        "Split a text file into documents at this text, such as \\n\\n; null: one document per "
+        "file.",
         min_length=1,
     )
     documents: PositiveInt | None = setting(
         None, "Maximum number of training documents; of stories, how many to generate."
     )
-    seed: int = setting(1337, "Random seed of the generated stories.")
+    seed: Seed = setting(1337, "Random seed of the generated stories.")
 
     clean: CleanConfig = Field(CleanConfig(), description=CleanConfig.__doc__)
     val_fraction: Fraction = setting(
         0.01,
         "Fraction of the documents held out, chosen by document hash, where the dataset has no "
-        "validation split.",
+        "validation split; of a small dataset at least ten documents or a tenth.",
     )
     vocab_size: int = setting(
         GPT2_VOCAB_SIZE,
@@ -114,6 +149,11 @@ class DataConfig(Section):
         100_000_000, "Tokens per shard file.", gt=0, lt=2**31
     )
     workers: int = setting(0, "Encoding processes; 0: one per core. The shards are the same.", ge=0)
+
+    @field_validator("separator")
+    @classmethod
+    def _as_newlines_are_read(cls, separator: str | None) -> str | None:
+        return separator and separator.replace("\r\n", "\n").replace("\r", "\n")
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
@@ -184,7 +224,8 @@ class TrainConfig(Section):
         16_384, "Tokens per optimizer step: the global batch, over all devices."
     )
     micro_batch_size: PositiveInt | Literal["auto"] = setting(
-        "auto", "Rows per device per forward pass; auto: chosen before step 1."
+        "auto",
+        "Rows per device per forward pass, the last one padded; auto: chosen before step 1.",
     )
 
     optimizer: Literal["adamw", "muon"] = setting(
@@ -210,7 +251,7 @@ class TrainConfig(Section):
     cooldown: Fraction = setting(0.2, "Decay of wsd, as a fraction of the steps.")
     final_lr: Fraction = setting(0.1, "Learning rate at the end, as a fraction of the peak.")
 
-    seed: int = setting(1337, "Random seed of weights, order and dropout.")
+    seed: Seed = setting(1337, "Random seed of weights, order and dropout.")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Device to train on; auto: CUDA where there is one."
     )
@@ -269,7 +310,7 @@ class ReportConfig(Section):
     max_new_tokens: PositiveInt = setting(
         250, "Maximum number of new tokens per sample; most short stories are shorter."
     )
-    seed: int = setting(1, "Random seed of the samples.")
+    seed: Seed = setting(1, "Random seed of the samples.")
 
     license: str | None = setting(
         None, "License in the model card; null: mit for the generated stories."
@@ -325,6 +366,11 @@ class RegistryConfig(Section):
     )
     max_bpb: PositiveFloat = setting(
         4.0, "Maximum bits per byte of a first champion, which has no other to beat."
+    )
+    beat_baselines: bool = setting(
+        True,
+        "Whether a first champion must predict its held-out text better than token counts and xz "
+        "do.",
     )
     max_degenerate: Fraction = setting(
         0.1, "Maximum share of samples that are empty, invalid or repetitive."
@@ -435,6 +481,9 @@ def data_root() -> Path:
     """The folder of everything produced: `SLM_DATA`, else `data/` next to `pipelines.yaml`."""
     given = os.environ.get("SLM_DATA")
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
+    check_utf8(str(path), "the data folder", "point SLM_DATA elsewhere")
     if "?" in str(path):  # the address of a SQLite file ends there
         raise UserError(f"the data folder {path} has a '?' in its path: point SLM_DATA elsewhere")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the data folder {path} is a file: point SLM_DATA at a folder")
     return path

@@ -38,8 +38,8 @@ SETTINGS = {
         "train.weight_decay", "train.grad_clip", "train.schedule", "train.warmup",
         "train.cooldown", "train.final_lr", "train.seed", "train.device", "train.precision",
         "train.compile", "train.threads", "train.processes", "train.deterministic",
-        "train.evaluate_every", "train.evaluate_documents", "train.checkpoint_every",
     ),
+    "select": ("train.evaluate_every", "train.evaluate_documents"),
     "evaluate": ("evaluate.documents", "evaluate.checkpoint"),
     "report": (
         "report.prompts", "report.temperatures", "report.top_ks", "report.max_new_tokens",
@@ -50,9 +50,10 @@ SETTINGS = {
 
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
-    "recipe", "data.workers", "train.keep_checkpoints",
+    "recipe", "data.workers", "train.checkpoint_every", "train.keep_checkpoints",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
-    "registry.max_bpb", "registry.max_degenerate", "registry.max_memorised",
+    "registry.max_bpb", "registry.beat_baselines", "registry.max_degenerate",
+    "registry.max_memorised",
     "retrain.min_new_fraction", "retrain.max_gone_fraction", "retrain.drift_threshold",
     "retrain.bpb_rise", "retrain.sample_documents", "retrain.continue_fraction",
     "retrain.approval", "retrain.approval_hours",
@@ -60,7 +61,20 @@ UNHASHED = (
 
 # Settings added after the lists above were first used: the key that they belong to, and the value
 # with which they are left out of it.
-ADDED: dict[str, tuple[str, Any]] = {}
+ADDED: dict[str, tuple[str, Any]] = {"data.format": ("download", None)}
+
+# Settings that the key of `train` once had, though no weight depends on them. So that no key
+# changes, it is made with a fixed value of each: the default of that time, or that of the recipes
+# which were shipped with others.
+FORMER: dict[str, Any] = {
+    "train.evaluate_every": 100, "train.evaluate_documents": 64, "train.checkpoint_every": 100,
+}  # fmt: skip
+_LARGE = {"train.evaluate_every": 250, "train.evaluate_documents": 512}
+FORMER_OF_RECIPES: dict[str, dict[str, Any]] = {
+    "tinystories": {**_LARGE, "train.checkpoint_every": 250},
+    "tinystories-gpt2": {"train.evaluate_documents": 512},
+    "gpt2-124m": {**_LARGE, "train.checkpoint_every": 1000},
+}
 
 
 def stage_key(stage: str, version: int, fields: Mapping[str, Any], inputs: Any = None) -> str:
@@ -85,16 +99,36 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     names = DOWNLOAD_SETTINGS[config.data.source] if stage == "download" else SETTINGS[stage]
     flat = config.flat()
     later = [key for key, (owner, old) in ADDED.items() if owner == stage and flat[key] != old]
+    values = {name: flat[name] for name in (*names, *later)}
+    if stage == "train":
+        return _nested(values | FORMER | FORMER_OF_RECIPES.get(config.recipe, {}))
+    return dict(*_nested(values).values())
+
+
+def train_fields(config: PipelineConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of `train` as they are now, and as they were while those of `FORMER` counted."""
+    fields, flat = stage_fields("train", config), config.flat()
+    former = {name.removeprefix("train."): flat[name] for name in FORMER}
+    return fields, {**fields, "train": {**fields["train"], **former}}
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their dotted keys → nested as in the config."""
     sections: dict[str, Any] = {}
-    for name in (*names, *later):
+    for name, value in values.items():
         *path, key = name.split(".")
         place = sections
         for section in path:
             place = place.setdefault(section, {})
-        place[key] = flat[name]
-    return sections if stage == "train" else dict(*sections.values())
+        place[key] = value
+    return sections
 
 
 def config_sha256(config: PipelineConfig) -> str:
     """The hash of what a model is trained by, which its checkpoints carry."""
     return sha256_json(stage_fields("train", config))
+
+
+def config_hashes(config: PipelineConfig) -> list[str]:
+    """`config_sha256`, and what it was of this config while the settings of `FORMER` counted."""
+    return [sha256_json(fields) for fields in train_fields(config)]

@@ -6,18 +6,26 @@ one before any work starts.
 """
 
 import json
+import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, project_root
+from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, TrainConfig, project_root
 from slm.errors import UserError, unknown
+
+MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
+_ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
+_SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
+_ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
 
 def read_pipelines(path: Path | None = None) -> dict[str, Any]:
@@ -70,8 +78,9 @@ def load_recipe(
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 
-    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes,
-    as in `data.separator="\\n\\n"`; `null` unsets a setting that is optional.
+    Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes;
+    `null` unsets a setting that is optional. In `data.separator` and `data.template` a `\\n` is a
+    line break, also without the quotes, which a shell removes: `data.separator=\\n\\n`.
     """
     kinds = {key: kind for key, kind, _ in _settings()}
     overrides: dict[str, Any] = {}
@@ -81,7 +90,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {assignment!r} is not key=value, such as train.max_steps=100")
         try:
-            overrides[key] = _text(text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            overrides[key] = (
+                _text(key, text, kinds[key]) if _is_text(kinds.get(key)) else _value(text)
+            )
         except yaml.YAMLError as error:
             raise UserError(
                 f"--set {assignment!r}: the value is not valid YAML: {error}"
@@ -93,7 +104,7 @@ def _value(text: str) -> Any:
     return yaml.safe_load(text) if text else ""
 
 
-def _text(text: str, kind: Any) -> str | None:
+def _text(key: str, text: str, kind: Any) -> str | None:
     """The value of a text setting, which YAML would often parse as something else."""
     if text == "null" and NoneType in get_args(kind):
         return None
@@ -101,7 +112,14 @@ def _text(text: str, kind: Any) -> str | None:
         with suppress(yaml.YAMLError):
             if isinstance(quoted := yaml.safe_load(text), str):
                 return quoted
-    return text
+    return _ESCAPE.sub(_unescaped, text) if key in _ESCAPED else text
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """The character that a backslash and what follows it stand for."""
+    if digits := escape[2] or escape[3]:
+        return chr(int(digits, 16))
+    return _SHORT_ESCAPES[escape[1]]
 
 
 def _is_text(kind: Any) -> bool:
@@ -126,27 +144,108 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(fields: dict[str, Any]) -> PipelineConfig:
+    """The config of these fields. What only a new config must not hold is refused here.
+
+    Configs that older runs were made with stay readable: they are not checked again.
+    """
+    kinds = {key: (kind, setting.kind) for key, kind, setting in _settings()}
     try:
-        return PipelineConfig.model_validate(fields)
+        config = PipelineConfig.model_validate(_numbers(fields, kinds))
     except ValidationError as error:
-        first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
-        while len(parts) > 2 and ".".join(parts) not in dotted_keys():
-            if first["type"] == "extra_forbidden":
-                break
-            parts.pop()  # inside a union or a list, pydantic's path continues below the key
-        if first["type"] == "extra_forbidden":
-            given = first["input"]
-            while isinstance(given, dict) and given:  # a section that is misspelt
-                part, given = next(iter(given.items()))
-                parts.append(str(part))
-            raise unknown("setting", ".".join(parts), dotted_keys()) from error
-        key = ".".join(parts)
-        if first["type"] == "value_error":  # one of our own checks, whose message is complete
-            raise UserError(str(first["ctx"]["error"])) from error
-        given = first["input"]  # a whole section may hold an address with a password
-        shown = "" if isinstance(given, dict | list) else f"={given!r}"
-        raise UserError(f"{key}{shown}: {first['msg']}") from error
+        raise _refusal(error, kinds) from error
+    _check_moments(config.train)
+    _check_schedule(config.train)
+    return config
+
+
+def _refusal(error: ValidationError, kinds: "Kinds") -> UserError:
+    """One message for the first thing that is wrong: key, value, and what the setting takes."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        given = first["input"]
+        while isinstance(given, dict) and given:  # a section that is misspelt
+            part, given = next(iter(given.items()))
+            parts.append(str(part))
+        return unknown("setting", ".".join(parts), dotted_keys())
+    while len(parts) > 2 and ".".join(parts) not in kinds:
+        parts.pop()  # inside a union or a list, pydantic's path continues below the key
+    key = ".".join(parts)
+    if first["type"] == "value_error":  # one of our own checks, whose message is complete
+        return UserError(str(first["ctx"]["error"]))
+    if first["type"] == "missing":
+        return UserError(f"recipe {first['input'].get('recipe')}: it has no section `{key}`")
+    return invalid(key, first["input"], kinds[key][1] if key in kinds else "mapping of settings")
+
+
+def invalid(key: str, value: Any, words: str) -> UserError:
+    """The error for a value that a setting does not take; `words`: what it takes."""
+    # A whole section may hold an address with a password.
+    shown = "" if isinstance(value, dict | list) else f"={value!r}"
+    return UserError(f"{key}{shown} is not valid; it takes: {words}")
+
+
+def _check_moments(train: TrainConfig) -> None:
+    """Raises UserError for a decay rate so near to 1 that float32, which it is used in, is 1."""
+    for name in ("beta1", "beta2"):
+        (rounded,) = struct.unpack("f", struct.pack("f", getattr(train, name)))
+        if rounded == 1:
+            raise UserError(
+                f"train.{name}={getattr(train, name)!r} is 1 in float32: its moment would never "
+                "change; give a smaller one, such as 0.9999"
+            )
+
+
+def _check_schedule(train: TrainConfig) -> None:
+    """Raises UserError where the decay of wsd would begin within the warmup."""
+    if train.schedule == "wsd" and Decimal(str(train.warmup)) + Decimal(str(train.cooldown)) > 1:
+        raise UserError(
+            f"train.warmup={train.warmup} and train.cooldown={train.cooldown} overlap: of wsd they "
+            "are fractions of the same steps; together at most 1"
+        )
+
+
+# ---- whole numbers ----------------------------------------------------------------------------
+
+Kinds: TypeAlias = Mapping[str, tuple[Any, str]]  # dotted key → type, and the same in words
+
+
+def _numbers(fields: Any, kinds: Kinds, key: str = "") -> Any:
+    """The fields, with the numbers of settings that take whole ones as such: 1e4 → 10000.
+
+    YAML reads 1e4 as text and 1.0e+4 as a float. Raises UserError for 1.5 and for true.
+    """
+    if isinstance(fields, dict):
+        prefix = f"{key}." if key else ""
+        return {k: _numbers(v, kinds, f"{prefix}{k}") for k, v in fields.items()}
+    kind, words = kinds.get(key, (None, ""))
+    if not _takes(int, kind) or _takes(float, kind):
+        if isinstance(fields, bool) and _takes(float, kind):
+            raise invalid(key, fields, words)
+        return fields
+    if isinstance(fields, list | tuple):
+        return [_whole(value, key, kind, words) for value in fields]
+    return _whole(fields, key, kind, words)
+
+
+def _whole(value: Any, key: str, kind: Any, words: str) -> Any:
+    """A whole number in any notation as an integer; what is no number as it is."""
+    if isinstance(value, bool) and not _takes(bool, kind):
+        raise invalid(key, value, words)
+    if isinstance(value, bool) or not isinstance(value, str | float):
+        return value
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return value
+    if number.is_finite() and number.adjusted() < MAX_DIGITS and number == number.to_integral():
+        return int(number)
+    raise invalid(key, value, words)
+
+
+def _takes(kind: type, annotation: Any) -> bool:
+    """Whether an annotation allows values of a type, in a union or a list too."""
+    return annotation is kind or any(_takes(kind, part) for part in get_args(annotation))
 
 
 # ---- the settings themselves ------------------------------------------------------------------
@@ -208,6 +307,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         return f"list of {_kind(schema['items'])}"
     names = {"integer": "whole number", "string": "text", "boolean": "true or false"}
+    if pattern := schema.get("pattern"):
+        return f"text that matches {pattern}"
+    if schema.get("minLength"):
+        return "text that is not empty"
     limits = (
         ("exclusiveMinimum", "above"),
         ("minimum", "from"),

@@ -3,7 +3,7 @@
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
 Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
-Checkpoint, Evaluation, Report → one folder each inside the run's
+Checkpoint, Selection, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
 
@@ -58,6 +58,8 @@ class Source(Record):
     splits: dict[str, SourceSplit]  # "train", and "val" where the dataset has its own
     origin: dict[str, str] = Field(default_factory=dict)  # each input file → its sha256
     dropped: dict[str, int] = Field(default_factory=dict)  # rows left out: reason → count
+    inputs: dict[str, str] = Field(default_factory=dict)  # split → the files it was read from
+    notes: list[str] | None = None  # files left out or missing, a line per kind; None: unknown
 
     @property
     def documents(self) -> int:
@@ -151,6 +153,16 @@ class Run(Record):
         return self.path / "checkpoints" / (self.best if which == "best" else self.last)
 
 
+class Selection(Record):
+    """The best checkpoint of a finished run by another cadence than the run's own."""
+
+    run: str
+    best: str  # name of the checkpoint with the lowest val_bpb
+    evaluate_every: int
+    evaluate_documents: int
+    val_bpb: dict[str, float]  # of each step, by its number
+
+
 class Evaluation(Record):
     """A checkpoint scored on every held-out document once, in order."""
 
@@ -217,17 +229,13 @@ class Plan(Frozen):
 
     max_steps: int
     rows: int  # per step, over all processes
-    micro_batch_size: int  # rows per device and pass
+    micro_batch_size: int  # rows per device and pass; a last pass that is short is padded
     world_size: int
     device: Literal["cpu", "cuda"]
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
     compile: bool
     probe: dict[str, float] = {}
-
-    @property
-    def grad_accum_steps(self) -> int:
-        return self.rows // self.world_size // self.micro_batch_size
 
     @property
     def level(self) -> str:

@@ -20,10 +20,10 @@ from pydantic import Field
 
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
-from slm.records import Checkpoint, Evaluation, Frozen, Run, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source
 from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
-from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
+from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Rules:
     registered: frozenset[str]
     keep_runs: int
     grace: float
+    deleted: frozenset[Path] = frozenset()
 
 
 class Item(Frozen):
@@ -69,6 +70,7 @@ def survey(
     *,
     keep_runs: int = KEPT_RUNS,
     grace: float = GRACE,
+    deleted: Collection[Path] = (),
 ) -> Retention:
     """Decide what can be deleted from a data folder. Deletes nothing.
 
@@ -77,10 +79,11 @@ def survey(
             `registered*.json` are kept as well.
         keep_runs: how many finished runs without a version stay, the newest ones.
         grace: seconds for which what is new stays.
+        deleted: notes `registered*.json` of versions that the registry no longer has.
 
     Raises NewerFormat where a newer slm wrote a record: what that needs is not known here.
     """
-    rules = Rules(root, frozenset(registered), keep_runs, grace)
+    rules = Rules(root, frozenset(registered), keep_runs, grace, frozenset(deleted))
     look = _Survey(rules)
     going: list[Item] = []
     staying: list[Item] = []
@@ -137,6 +140,7 @@ class _Survey:
 
     def candidates(self) -> Iterator[Path]:
         """All that is decided about, in the order in which it can be deleted."""
+        yield from _leftovers(self.root / "mlflow" / "models")
         for kind in (REPRODUCED, "runs", "shards", "sources"):
             yield from _leftovers(self.root / kind)
             for folder in _folders(self.root / kind):
@@ -172,7 +176,9 @@ class _Survey:
             need = _data_need(path, Shards, self._needed_shards)
         elif path.parent.name == "sources":
             need = _data_need(path, Source, self._needed_sources)
-        return need or ("new" if _changed(path) > self.since else None)
+        is_new = _changed(path) > self.since
+        minutes = round(self.rules.grace / 60)
+        return need or (f"changed within the last {minutes} minutes" if is_new else None)
 
     def why_deleted(self, path: Path) -> str:
         """What is printed of something that can be deleted."""
@@ -191,7 +197,7 @@ class _Survey:
     def _run_need(self, run: RunFolder) -> str | None:
         with suppress(CorruptionError):
             _ = run.settings  # raises NewerFormat
-        if run.name in self.rules.registered or registered_notes(run.path):
+        if run.name in self.rules.registered or self._notes(run.path):
             return "a version was made from it"
         if run.is_finished:
             if _record(run.path, Run) is None:
@@ -208,12 +214,18 @@ class _Survey:
         if record is None:
             return "its run can resume"
         evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
-        if path.name in {record.best, record.last, *(e.checkpoint for e in evaluations if e)}:
+        selections = (_record(f, Selection) for f in run.path.glob(f"{SELECTION}-*"))
+        used = {e.checkpoint for e in evaluations if e} | {s.best for s in selections if s}
+        if path.name in {record.best, record.last, *used}:
             return "the best, the last or an evaluated one"
         needed = (run.path / CHECKPOINTS / name for name in (record.best, record.last))
         if not all(_record(folder, Checkpoint, verify=True) for folder in needed):
             return "it may be all that is left of its run"
         return None
+
+    def _notes(self, run: Path) -> set[Path]:
+        """The notes of the versions that were made from a run and still exist."""
+        return set(registered_notes(run)) - self.rules.deleted
 
     # ---- what kept runs need ----
 
@@ -224,7 +236,7 @@ class _Survey:
             folder
             for folder in _folders(self.root / "runs")
             if folder.name not in self.rules.registered
-            and not registered_notes(folder)
+            and not self._notes(folder)
             and _record(folder, Run)
         ]
         return sorted(spare, key=_changed, reverse=True)[: self.rules.keep_runs]

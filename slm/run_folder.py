@@ -11,6 +11,7 @@
         parent/                   the model it continued from   RunFolder.parent
         record.json               its results, once finished    RunFolder.record
         evaluation/, report/      of the best checkpoint        RunFolder.evaluation, .report
+        selection-<key>/          the best by another cadence   training.selection
 
 Nothing here opens weights, and nothing is kept in memory: every access reads the files as they
 are now.
@@ -45,6 +46,7 @@ from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
+SELECTION = "selection"
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
 
@@ -164,7 +166,7 @@ class RunFolder:
         path = self.path / CONFIG
         try:
             number, fields = storage.read_versioned(path)
-            config = PipelineConfig.model_validate(fields["config"])
+            config = PipelineConfig.model_validate(fields["config"], context={"stored": True})
             parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
             return Settings(fields["key"], config, fields["shards_key"], parent_key)
         except (OSError, KeyError, TypeError, ValidationError) as error:
@@ -310,7 +312,7 @@ class RunFolder:
     # ---- results by other settings than the run's own ----
 
     def result_folder(self, kind: str, key: str | None = None) -> Path:
-        """Where an evaluation or a report belongs: `kind` is EVALUATION or REPORT.
+        """Where a result belongs: `kind` is EVALUATION, REPORT or SELECTION.
 
         One by the run's own settings, those of its `config.json`, has the plain name. Any other
         is next to it, with its key, so that no two commands overwrite each other's result.

@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -27,13 +28,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from slm.errors import CorruptionError, InUse, NewerFormat, UserError
+from pydantic import ValidationError
+
+from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
 from slm.records import FileEntry, Record
 
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
-FORMAT = 2
+FORMAT = 3
 """The format number of `config.json`, `plan.json` and `record.json`; none in a file means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
@@ -187,9 +190,23 @@ def _sole_writer(path: Path) -> Iterator[BinaryIO]:
                 return
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinities, for which JSON has no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """`json.dumps` of a value's `finite` form: JSON that every reader accepts."""
+    return json.dumps(finite(value), allow_nan=False, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_file` for a JSON value, readable by people, with a newline at its end."""
-    write_file(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_file(path, to_json(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
@@ -232,7 +249,13 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write `record.json`, with its own hash in it: this makes the folder complete."""
-    fields = {"format": FORMAT, **record.model_dump(mode="json")}
+    fields = finite(record.model_dump(mode="json"))
+    try:
+        type(record).model_validate(fields)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise SlmError(f"{folder} is not complete: {names} of its record is not finite") from error
+    fields = {"format": FORMAT, **fields}
     write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
 
@@ -306,7 +329,8 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
 def commit(staging: Path, folder: Path, record: R) -> R:
     """Put a staged folder in place by the commit rule and return its record with the hashes.
 
-    An existing folder of that name is replaced: it was not valid, or of other settings.
+    An existing folder of that name is replaced: it was not valid, or of other settings. All files
+    get the permissions of the record.
     """
     inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
     for path in inside:
@@ -316,6 +340,10 @@ def commit(staging: Path, folder: Path, record: R) -> R:
         update={"path": folder, "files": describe_files(staging, paths), "reused": False}
     )
     write_record(staging, complete)
+    mode = (staging / RECORD).stat().st_mode
+    for path in paths:  # safetensors closes its files to all other users
+        if path.stat().st_mode != mode:
+            path.chmod(mode)
     if folder.exists():
         discard(folder)
     _rename(staging, folder)

@@ -129,6 +129,10 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
         ("data.workers", 3, set()),
         ("data.clean.min_chars", 5, {"encode"}),
         ("train.learning_rate", 0.5, {"train", "config_sha256"}),
+        ("train.checkpoint_every", 7, set()),
+        ("train.keep_checkpoints", 7, set()),
+        ("train.evaluate_every", 7, {"select"}),
+        ("train.evaluate_documents", 7, {"select"}),
         ("evaluate.documents", 3, {"evaluate"}),
         ("report.seed", 3, {"report"}),
         ("registry.margin", 0.5, set()),
@@ -137,5 +141,40 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
 def test_a_setting_changes_the_key_of_its_stage_alone(
     setting: str, value: object, stages: set[str]
 ) -> None:
-    before, after = (made_keys(load_recipe("quickstart", s)) for s in ({}, {setting: value}))
+    def all_keys(settings: dict[str, object]) -> dict[str, str]:
+        config = load_recipe("quickstart", settings)
+        select = keys.stage_key("select", 1, keys.stage_fields("select", config))
+        return {**made_keys(config), "select": select}
+
+    before, after = all_keys({}), all_keys({setting: value})
     assert {stage for stage in before if before[stage] != after[stage]} == stages
+
+
+CADENCE = {
+    "train.evaluate_every": 7, "train.evaluate_documents": 8, "train.checkpoint_every": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_changes_no_weight_is_in_no_key_of_a_shipped_recipe(name: str) -> None:
+    """Whatever value the recipe was shipped with: its key is made with that for good."""
+    given_later = {"data.path": "."} if name == "tinystories-sample" else {}
+    other = load_recipe(name, {**given_later, **CADENCE})
+    assert made_keys(other) == GOLDEN[name]
+
+
+def test_the_fields_of_a_time_when_the_cadence_was_in_the_key() -> None:
+    config = load_recipe("tinystories", CADENCE)
+    now, former = keys.train_fields(config)
+    assert now == keys.stage_fields("train", config)
+    differing = {name for name in now["train"] if now["train"][name] != former["train"][name]}
+    assert {f"train.{name}" for name in differing} == keys.FORMER.keys()
+    assert {name: former["train"][name.removeprefix("train.")] for name in CADENCE} == CADENCE
+    assert now["model"] == former["model"]
+    shipped = keys.train_fields(load_recipe("tinystories"))
+    assert shipped[0] == shipped[1]
+    assert (
+        keys.config_hashes(config)[0]
+        == keys.config_sha256(config)
+        == GOLDEN["tinystories"]["config_sha256"]
+    )

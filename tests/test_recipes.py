@@ -1,10 +1,13 @@
 """Recipes and settings: what `--set` means, and that bad input is refused in one message."""
 
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from slm.cli.options import Settings
 from slm.config import PipelineConfig, Section
 from slm.errors import UserError
 from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides
@@ -23,11 +26,17 @@ Config = Callable[..., PipelineConfig]
         ("data.separator=---", "---"),
         ("data.separator=#", "#"),
         (r'data.separator="\n\n"', "\n\n"),
+        (r"data.separator=\n\n", "\n\n"),
+        (r"data.separator=\t|\\n|\x1e|\u00e9|\d", "\t|\\n|\x1e|é|\\d"),
+        (r"data.separator='\n'", r"\n"),
+        (r"data.template={title}\n\n{body}", "{title}\n\n{body}"),
+        (r"data.path=a\n.txt", r"a\n.txt"),
         ("data.separator=null", None),
         ("data.text_column=null", "null"),
         ("data.template={title}: {body}", "{title}: {body}"),
         ('data.template="{title}": {body}', '"{title}": {body}'),
         ("data.val_split=null", None),
+        ("data.train_split=null", None),
         ("train.max_steps=100", 100),
         ("train.threads=auto", "auto"),
         ("train.threads=2", 2),
@@ -43,6 +52,21 @@ def test_text_is_taken_literally_and_all_else_as_yaml(
     assert tiny_config(**{"data.path": "x", **overrides})
 
 
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_the_example_of_the_help_works_in_a_shell(shell: str) -> None:
+    (example,) = re.findall(r"'data\.separator=[^']*'", Settings.__metadata__[0].help)
+    for quoted in (example, example.replace("'", '"'), f'data.separator="{example[16:-1]}"'):
+        command = f"printf %s {quoted}"
+        assignment = subprocess.check_output([shell, "-c", command], text=True)
+        assert parse_overrides([assignment]) == {"data.separator": "\n\n"}
+
+
+def test_line_breaks_of_a_separator_are_those_that_are_read(tiny_config: Config) -> None:
+    config = tiny_config(**parse_overrides([r"data.separator=\r\n--\r"]))
+    assert config.data.separator == "\n--\n"
+    assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
@@ -52,6 +76,9 @@ def test_text_is_taken_literally_and_all_else_as_yaml(
         ("train.epochs=.inf", "train.epochs=inf"),
         ("registry.margin=.nan", "registry.margin=nan"),
         ("retrain.approval_hours=8761", "retrain.approval_hours=8761"),
+        ("data.seed=-1", "data.seed=-1: a seed is a whole number from 0 to 2**63 - 1"),
+        ("train.seed=-1", "train.seed=-1: a seed is"),
+        ("report.seed=9223372036854775808", "report.seed=9223372036854775808: a seed is"),
         ("recipe=other", "not a setting: remove it"),
         ("recipe.x=1", "not a setting: remove it"),
         ("train.max_steps=[1", "not valid YAML"),
@@ -78,7 +105,102 @@ def test_a_recipe_without_train_shows_no_password(tmp_path: Path) -> None:
     path.write_text("recipes: {x: {registry: {tracking_uri: 'http://me:secret@host'}}}")
     with pytest.raises(UserError) as refused:
         load_recipe("x", path=path)
-    assert str(refused.value) == "train: Field required"
+    assert str(refused.value) == "recipe x: it has no section `train`"
+
+
+# ---- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e3", "1000", "1_000", "1.0e3", "1.0e+3", "1000.0", "10.00e2"])
+def test_a_whole_number_may_be_written_in_any_way(
+    text: str, tiny_config: Config, tmp_path: Path
+) -> None:
+    for key in ("train.max_steps", "train.max_tokens", "train.tokens_per_step", "data.documents"):
+        overrides = {**parse_overrides([f"{key}={text}"]), "model.seq_len": 8}
+        value = tiny_config(**overrides).flat()[key]
+        assert (value, type(value)) == (1000, int)
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(
+        f"recipes: {{x: {{train: {{max_steps: {text}}}, report: {{top_ks: [{text}, 2]}}}}}}"
+    )
+    config = load_recipe("x", path=path)
+    assert (config.train.max_steps, config.report.top_ks) == (1000, (1000, 2))
+
+
+def test_numbers_written_in_another_way_are_the_same_config(tiny_config: Config) -> None:
+    plain, other = (
+        tiny_config(**parse_overrides([f"train.max_tokens={text}", f"train.threads={threads}"]))
+        for text, threads in (("10000", "2"), ("1e4", "2.0"))
+    )
+    assert plain == other
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.max_steps=1.5", "=1.5 is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=15e-1", "='15e-1' is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=true", "=True is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=1e999999999", "='1e999999999' is not valid; it takes: whole number"),
+        ("train.max_steps=.nan", "=nan is not valid; it takes: whole number above 0 or null"),
+        ("train.max_steps=0", "=0 is not valid; it takes: whole number above 0 or null"),
+        ("train.threads=2.5", "=2.5 is not valid; it takes: whole number above 0 or auto"),
+        ("train.threads=many", "='many' is not valid; it takes: whole number above 0 or auto"),
+        ("train.learning_rate=fast", "='fast' is not valid; it takes: number above 0"),
+        ("train.learning_rate=true", "=True is not valid; it takes: number above 0"),
+        ("train.compile=perhaps", "='perhaps' is not valid; it takes: true or false or auto"),
+        ("model.dropout=2", "=2 is not valid; it takes: number from 0 to 0.9"),
+        ("report.top_ks=[1.5]", "=1.5 is not valid; it takes: list of whole number above 0"),
+        ("report.prompts=Once", "='Once' is not valid; it takes: list of text"),
+        ("data=5", "=5 is not valid; it takes: mapping of settings"),
+        ("registry.model=a/b", "='a/b' is not valid; it takes: text that matches ^"),
+    ],
+)
+def test_what_a_setting_does_not_take_is_one_message_with_what_it_takes(
+    assignment: str, message: str, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError) as refused:
+        tiny_config(**parse_overrides([assignment]))
+    assert str(refused.value).startswith(assignment.partition("=")[0] + message)
+
+
+# ---- what is refused of new configs alone -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.beta1": 0.99999999}, "train.beta1=0.99999999 is 1 in float32"),
+        ({"train.beta2": 0.99999999}, "train.beta2=0.99999999 is 1 in float32"),
+        (
+            {"train.schedule": "wsd", "train.warmup": 0.5, "train.cooldown": 0.6},
+            "train.warmup=0.5 and train.cooldown=0.6 overlap",
+        ),
+    ],
+)
+def test_what_could_never_work_is_refused_and_old_runs_of_it_stay_readable(
+    overrides: dict[str, object], words: str, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny_config(**overrides)
+    stored = tiny_config().model_dump(mode="json")
+    for key, value in overrides.items():
+        stored["train"][key.partition(".")[2]] = value
+    assert PipelineConfig.model_validate(stored).flat().items() >= overrides.items()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train.schedule": "wsd", "train.warmup": 0.1, "train.cooldown": 0.9},
+        {"train.schedule": "cosine", "train.warmup": 0.5, "train.cooldown": 0.6},
+        {"train.beta2": 0.9999999},
+    ],
+)
+def test_what_is_at_the_limit_is_not_refused(
+    overrides: dict[str, object], tiny_config: Config
+) -> None:
+    assert tiny_config(**overrides).flat().items() >= overrides.items()
 
 
 def test_every_key_can_be_named() -> None:

@@ -76,7 +76,18 @@ def test_the_newest_runs_stay_and_what_is_new(root: Path) -> None:
     assert names(look(root, keep_runs=2).going) == {runs[2].name}
     (runs[2].path / "metrics.jsonl").touch()
     assert names(look(root, keep_runs=2).going) == {runs[1].name}  # the last is the newest now
-    assert {i.reason for i in look(root, grace=3600).staying if i.path == runs[2].path} == {"new"}
+    reasons = {i.reason for i in look(root, grace=3600).staying if i.path == runs[2].path}
+    assert reasons == {"changed within the last 60 minutes"}
+
+
+def test_failed_starts_are_not_among_the_newest_runs(root: Path) -> None:
+    """However many there are, and however new."""
+    runs = [finished(root, key) for key in ("aa", "bb")]
+    for run in runs:
+        for path in (run.path, *run.path.iterdir()):
+            os.utime(path, (1e9, 1e9))
+    stubs = [start_run(root, key=key * 32) for key in ("c1", "c2", "c3", "c4", "c5")]
+    assert names(look(root, keep_runs=2).going) == {stub.name for stub in stubs}
 
 
 def test_an_unfinished_run_keeps_all_that_it_can_resume_from(root: Path) -> None:
@@ -131,12 +142,16 @@ def test_leftovers_are_deleted_unless_a_process_works_on_them(root: Path) -> Non
         shards / ".tiny-888888888888.old",
         root / "sources" / "tiny-777777777777.corrupt-1234",
         run.path / "report.tmp",
+        root / "mlflow" / "models" / "tiny-1-555555555555.tmp",
         root / "reproduced" / "tiny-abcd",
     ]
     for folder in left:
         folder.mkdir(parents=True)
+        (folder / "bytes").write_bytes(bytes(1000))
     (run.path / "mlflow.json.tmp").write_text("{")
-    listed = [item.path for item in look(root, run.name).going]
+    surveyed = look(root, run.name)
+    assert surveyed.bytes == 1000 * len(left) + 1
+    listed = [item.path for item in surveyed.going]
     assert sorted(listed) == sorted([*left, run.path / "mlflow.json.tmp"])  # each of them once
     assert {item.path for item in look(root, run.name, grace=60).going} == set(left[:-1])
     with (

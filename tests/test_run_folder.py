@@ -1,5 +1,6 @@
 """Where everything is, and what a run's folder says of itself."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def test_runs_are_found_by_folder_or_name_below_the_data_folder(tmp_path: Path) 
             root.run(name)
     with pytest.raises(UserError, match="there are none"):
         DataRoot(tmp_path / "empty").run("x")
+
+
+def test_a_run_with_a_seed_that_is_refused_today_is_read(tmp_path: Path) -> None:
+    path = start_run(tmp_path)
+    text = (path / "config.json").read_text()
+    older = re.sub(r'"seed": ?1337', '"seed": -1', text)
+    assert older != text
+    (path / "config.json").write_text(older)
+    assert RunFolder(path).config.train.seed == -1

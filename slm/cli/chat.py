@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from slm.errors import UserError, unknown
+from slm.errors import UserError, check_utf8, unknown
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
@@ -46,7 +46,8 @@ class Chat:
                 self.stream.write(f"{error}\n")
 
     def answer(self, line: str) -> None:
-        """Carry out a line. Raises UserError for a command that does not exist."""
+        """Carry out a line. Raises UserError for a command that does not exist, or no UTF-8."""
+        check_utf8(line, "the line", "write it in UTF-8")
         if not line.startswith("/"):
             self.write(line or self._end())
             return

@@ -8,6 +8,7 @@ import typer
 from slm.cli.options import AsJson, RunName, console, date, display_for, show, show_line, show_wide
 from slm.config import data_root
 from slm.errors import UserError
+from slm.figures import size
 from slm.registry.opening import open_run
 from slm.run_folder import RunFolder
 
@@ -32,12 +33,17 @@ def runs(as_json: AsJson = False) -> None:
     if as_json:
         show({"runs": [run.model_dump() for run in facts]}, as_json)
         return
-    names = ("name", "state", "started", "step", "val_bpb", "seconds")
+    names = ("name", "state", "started", "step", "val_bpb", "val_bpb in training", "seconds")
     rows = [
-        (f.run, f.state, date(f.started), f.step, f.val_bpb, f.seconds and round(f.seconds))
+        (
+            f.run, f.state, date(f.started), f.step, f.val_bpb, f.slice_val_bpb,
+            f.seconds and round(f.seconds),
+        )
         for f in facts
-    ]
+    ]  # fmt: skip
     show_wide(tables.listing(names, rows) if rows else "no runs yet: `slm run` makes one")
+    if rows:
+        show_line("val_bpb: of the evaluation; in training: the last one, on a fixed slice of val")
 
 
 def lineage(model: ModelName, as_json: AsJson = False) -> None:
@@ -58,11 +64,12 @@ def reproduce(
     keep: Annotated[bool, typer.Option("--keep", help="Keep what was rebuilt.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild a model from its chain alone, and compare every hash.
+    """Rebuild a model from its chain alone, and compare every hash and every recorded figure.
 
     Exits 0 for bit-identical, 3 within tolerance, 1 diverged, 4 cannot be reproduced.
     """
     import slm.reproduction.reproduce
+    from slm.cli import tables
 
     with display_for(as_json) as display:
         chain, run = _chain_and_run(model)
@@ -74,6 +81,8 @@ def reproduce(
         show(reproduction.model_dump(mode="json"), as_json)
     else:
         show_line(reproduction.sentence)
+        if differing := [row for row in reproduction.compared if not row.same]:
+            show_wide(tables.differences(differing))
         compared = f"{len(reproduction.compared)} hashes and figures"
         shown = {"level": reproduction.level, "compared": compared, "kept in": reproduction.folder}
         show(shown, as_json)
@@ -119,6 +128,7 @@ def gc(
 ) -> None:
     """Delete what no version and no recent run needs, and what interruptions left."""
     from slm import retention
+    from slm.registry.register import deleted_notes
     from slm.registry.versions import list_versions
 
     if keep_runs < 0:
@@ -127,7 +137,7 @@ def gc(
         raise UserError("--json cannot ask: add --dry-run or --yes")
     root = data_root()
     registered = {version.tags.get("run", "") for version in list_versions(root)}
-    survey = retention.survey(root, registered, keep_runs=keep_runs)
+    survey = retention.survey(root, registered, keep_runs=keep_runs, deleted=deleted_notes(root))
     if not as_json:
         _show_survey(survey, root)
     confirmed = bool(survey.going) and not dry_run and (yes or typer.confirm("Delete these?"))
@@ -142,7 +152,9 @@ def _show_survey(survey: "Retention", root: Path) -> None:
     from slm.cli import tables
 
     for title, items in (("is kept", survey.staying), ("can be deleted", survey.going)):
-        rows = [(str(i.path.relative_to(root)), tables.size(i.bytes), i.reason) for i in items]
-        show_wide(tables.listing(("name", "size", title), rows) if rows else f"nothing {title}")
+        rows = [(str(i.path.relative_to(root)), size(i.bytes), i.reason) for i in items]
+        show_line(f"{title}:" if rows else f"nothing {title}")
+        if rows:
+            show_wide(tables.listing(("name", "size", "reason"), rows))
         show_line("")
-    show_line(f"{tables.size(survey.bytes)} can be deleted")
+    show_line(f"{size(survey.bytes)} can be deleted")

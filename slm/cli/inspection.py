@@ -1,6 +1,5 @@
 """The commands that look at data, hashes, recipes, settings and benchmarks."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,11 @@ import typer
 from slm.cli.options import AsJson, Settings, console, display_for, load, show, show_wide
 from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
+from slm.machine import available_memory
 from slm.recipes import explain, read_pipelines
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
+from slm.storage import make_folder, to_json
 
 
 def inspect(
@@ -32,14 +33,14 @@ def inspect(
     path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
     report = inspecting.inspect(path, document)
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
         return
     console().print(tables.shards(report) if document is None else tables.document(report))
 
 
 def verify(
     folder: Annotated[
-        str, typer.Argument(help="Shards, a run, or any other folder of data/ (a name will do).")
+        str, typer.Argument(help="A run, shards or a source, by name; or any folder of data/.")
     ],
     steps: Annotated[
         str | None,
@@ -50,7 +51,8 @@ def verify(
     """Hash every file again; of a run, also replay a range of steps and compare the bits."""
     from slm.tokens.shards import inspecting
 
-    path = Path(folder) if Path(folder).is_dir() else data_root() / "shards" / folder
+    data = (data_root() / kind / folder for kind in ("shards", "sources"))
+    path = next((p for p in (Path(folder), *data) if p.is_dir()), Path(folder))
     if steps is not None or not path.is_dir() or (path / CHECKPOINTS).is_dir():
         _verify_run(folder, steps, as_json)
     elif any(path.glob("train_*.bin")):
@@ -67,7 +69,8 @@ def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
 
     start, stop = step_range(steps)
     folder = open_run(run)
-    hashed = _verify_records(folder.path)
+    has_records = folder.is_finished or folder.checkpoints
+    hashed = _verify_records(folder.path) if has_records else {"files": 0, "records": 0}
     with display_for(as_json) as display, display.progress("replay") as progress:
         replay = verify_steps(folder, start, stop, progress)
     show({**hashed, **asdict(replay), "verdict": replay.verdict}, as_json)
@@ -88,9 +91,13 @@ def step_range(steps: str | None) -> tuple[int | None, int | None]:
 
 def _verify_records(folder: Path) -> dict[str, int]:
     """Compare every file below a folder with its record."""
-    from slm.storage import RECORD, check_files
+    from slm.storage import LEFTOVER, RECORD, check_files
 
-    records = sorted(folder.rglob(RECORD))
+    records = [
+        path
+        for path in sorted(folder.rglob(RECORD))
+        if not any(map(LEFTOVER.fullmatch, path.relative_to(folder).parts))
+    ]
     if not records:
         raise UserError(f"{folder} contains no {RECORD}: give a folder of data/, such as a run's")
     files, wrong = 0, []
@@ -113,27 +120,32 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
-    from slm.cli import tables
-    from slm.orchestration.stack import deployments
-
-    known = read_pipelines()["recipes"]
-    deployed = deployments.check()
     if recipe is None:
+        from slm.orchestration.stack import deployments
+
+        make_folder(data_root())  # Prefect's home is in it
+        known, deployed = read_pipelines()["recipes"], deployments.check()
         counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
-        print(json.dumps(counts) if as_json else text)
+        print(to_json(counts) if as_json else text)
         return
     config = load(recipe, settings)
-    from slm.training import forecast
+    from slm.cli import tables
+    from slm.training import forecast, preflight
 
-    shards = forecast.known_shards(config)
+    warnings = preflight.check_before_download(config)
+    shards = preflight.known_shards(config)
+    forecast.check_limit(config, shards)
+    if not as_json:
+        show_wide(tables.stated(config))
+        show_wide(tables.needs(preflight.measure(config)))
+        print("timing some steps on this machine …", flush=True)
     cost = forecast.forecast(config, shards)
-    advice = forecast.advice(config, cost, shards)
+    advice = [*warnings, *forecast.advice(config, cost, shards)]
     if as_json:
-        print(json.dumps({**cost.model_dump(), "advice": advice}))
+        print(to_json({**cost.model_dump(), "advice": advice}))
         return
-    console().print(tables.recipes({recipe: known[recipe]}))
-    show_wide(tables.pairs(cost.model_dump()))
+    show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:
         print(line)
 

@@ -14,18 +14,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from slm import machine
+from slm import __version__, machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
-from slm.config import DEFAULT_RECIPE, data_root
-from slm.errors import Interrupted, SlmError, UserError
+from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
+from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
-from slm.storage import hashing_once
+from slm.storage import hashing_once, make_folder
 
 app = typer.Typer(
     name="slm",
@@ -37,6 +37,24 @@ app = typer.Typer(
 )
 
 
+def show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"slm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What may come before a command."""
+
+
 # ---- the whole pipeline -----------------------------------------------------------------------
 
 
@@ -44,13 +62,20 @@ def run(
     recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
-    load(recipe, settings)  # bad input is reported before any server starts
+    config = load(recipe, settings)
+    check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
+        from slm.report.summary import headline
+        from slm.tracking.server import training_page
 
         results = run_flow("pipeline", recipe, parse_overrides(settings or []))
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits per byte")
         display.write(f"report    {shorten(Path(results['report']))}")
+        if sentence := headline(Path(results["report"]).parent):
+            display.write(f"          {sentence}")
+        if page := training_page(config, data_root()):
+            display.write(f"mlflow    {page}")
         name = Path(results["run"]).name
         display.write(f'try       slm sample {name} --prompt "Once upon a time"')
     if as_json:
@@ -67,11 +92,19 @@ def retrain(
             "retrain.approval=True asks on a Prefect page, and a temporary server has none: "
             "`slm up`, and set PREFECT_API_URL; or --set retrain.approval=false"
         )
+    check_before_server(config)
     with display_for(as_json):
         from slm.orchestration.local import run_flow
 
         results = run_flow("retrain", recipe, parse_overrides(settings or []))
     show(results, as_json)
+
+
+def check_before_server(config: PipelineConfig) -> None:
+    """Report bad input before any server starts. The flow checks again, and logs warnings."""
+    from slm.training.preflight import check_before_download
+
+    check_before_download(config)
 
 
 def up(
@@ -87,11 +120,20 @@ def up(
     ] = None,
 ) -> None:
     """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
+    make_folder(data_root())  # before prefect is imported, which warns where its home cannot be
     from slm.orchestration.stack import services
 
     services.up(
         prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres, write=typer.echo
     )
+
+
+def prefect(arguments: typer.Context) -> None:
+    """Run Prefect's own command on the servers of `slm up`: `slm prefect deployment run NAME`."""
+    from slm.orchestration.addresses import prefect_environment
+
+    environment = prefect_environment()
+    os.execve(sys.executable, [sys.executable, "-m", "prefect", *arguments.args], environment)
 
 
 # ---- the list of commands ---------------------------------------------------------------------
@@ -105,6 +147,14 @@ for title, commands in (
 ):
     for command in commands:
         app.command(rich_help_panel=title)(command)
+app.command(
+    rich_help_panel="The whole pipeline",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(prefect)
 
 
 # ---- entry ------------------------------------------------------------------------------------
@@ -137,6 +187,8 @@ def main() -> None:
 
 def _run_command() -> None:
     try:
+        for argument in sys.argv[1:]:
+            check_utf8(argument, "the argument", "write it in UTF-8, or rename the file")
         machine.prepare()
         with hashing_once():
             app()

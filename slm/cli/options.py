@@ -1,6 +1,5 @@
 """What the commands share: their arguments, and how results are shown."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from rich.console import Console, RenderableType
 from slm.config import PipelineConfig
 from slm.orchestration.display import Display, showing_on
 from slm.recipes import load_recipe, parse_overrides
+from slm.storage import to_json
 
 WIDTH = 240  # characters of a line that is not for a terminal
 
@@ -25,8 +25,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all; text may "
-        'be quoted: data.separator="\\n\\n".',
+        help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all. Put single "
+        r"quotes around what has backslashes or blanks: 'data.separator=\n\n'.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
@@ -54,7 +54,7 @@ def display_for(as_json: bool) -> Iterator[Display]:
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Print a result: one line of JSON, or one line per value, mappings left out."""
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(to_json(result, ensure_ascii=False))
         return
     from slm.cli import tables
 

@@ -1,5 +1,6 @@
 """The commands that let a model write: once, in turns with a person, or in another program."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.options import AsJson, RunName, show
+from slm.errors import UserError
 from slm.registry.opening import load_model, model_folder
 
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
@@ -25,6 +27,10 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(help="Beginning of the text; may be repeated.")
     ] = None,
+    copies: Annotated[
+        int,
+        typer.Option("-n", "--samples", min=1, help="Texts per prompt, each with its own seed."),
+    ] = 1,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 1.0,
@@ -39,28 +45,37 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Generate text. A text longer than the context continues from its last half."""
-    from slm.model.sample import generate
+    from slm.model.decode import Decoder
+    from slm.model.sample import generate, row_seeds
 
+    prompts = [text for text in prompt or ["Once upon a time"] for _ in range(copies)]
+    seeds = row_seeds(seed, len(prompts))
+    temperature = 0.0 if greedy else temperature
+    if copies > 1 and temperature == 0:
+        raise UserError(
+            f"-n {copies} with temperature 0: greedy texts of one prompt are all the same, so give "
+            "a temperature above 0"
+        )
     model, tokenizer = load_model(run)
+    decoder = Decoder(model)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
-        "temperature": 0.0 if greedy else temperature,
+        "temperature": temperature,
         "top_k": top_k or None,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": stop or (),
-        "seed": seed,
     }
-    samples = []
-    for number, text in enumerate(prompt or ["Once upon a time"]):
-        on_text = None if as_json else _writer("\n" * (number > 0) + text)
-        samples += generate(model, tokenizer, [text], on_text=on_text, **settings)
-        if not as_json:
-            print("" if samples[-1].completion else text)
     if as_json:
-        fields = ("prompt", "completion", "tokens", "seconds")
+        fields = ("prompt", "completion", "tokens", "seconds", "seed")
+        samples = generate(decoder, tokenizer, prompts, seed=seeds, **settings)
         show({"samples": [{f: getattr(s, f) for f in fields} for s in samples]}, as_json)
+        return
+    for number, (text, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
+        write = _writer("\n" * (number > 0) + text)
+        generate(decoder, tokenizer, [text], seed=row_seed, on_text=write, **settings)
+        write(0, "\n")
 
 
 def _writer(prompt: str) -> Callable[[int, str], None]:
@@ -86,10 +101,13 @@ def chat(
 ) -> None:
     """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends."""
     from slm.cli.chat import Chat
+    from slm.model.sample import generate
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte is refused with its line
+        sys.stdin.reconfigure(errors="surrogateescape")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
     model, tokenizer = load_model(run)
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k or None,
         "top_p": top_p,
@@ -98,6 +116,7 @@ def chat(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
+    generate(model, tokenizer, [], **settings)  # refuses what means nothing
     Chat(model, tokenizer, settings, sys.stdout).run(input)
 
 

@@ -49,7 +49,9 @@ def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fals
 def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
     """Train a recipe's model, or resume a training that was interrupted."""
     config = load(recipe, settings)
+    stages.check_tracking(config)
     with display_for(as_json):
+        stages.preflight(config)
         run = stages.train(config, stages.encode(config, stages.download(config)))
     result = {
         "run": str(run.path),
@@ -96,8 +98,12 @@ def evaluate(
 
 def report(run: RunName, as_json: AsJson = False) -> None:
     """Write a run's report, one self-contained HTML file."""
-    with display_for(as_json):
+    from slm.report.summary import headline
+
+    with display_for(as_json) as display:
         *_, written = _reported(run)
+        if sentence := headline(written.path):
+            display.write(sentence)
     show({"report": str(written.path / written.html)}, as_json)
 
 

@@ -11,11 +11,16 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from slm.config import PipelineConfig
+from slm.figures import count, duration, size
 from slm.recipes import Setting
 
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
+    from slm.reproduction.comparing import Compared
+    from slm.training.forecast import Forecast
+    from slm.training.preflight import Needs
 
 STYLES = {
     "unchanged": "green",
@@ -24,8 +29,19 @@ STYLES = {
     "not checked": "dim",
 }
 MAX_SAMPLES = 3  # pairs that are shown
+MAX_DIFFERENCES = 20  # rows of a table of what differs from the rebuilt run
+MAX_VALUE = 40  # characters of one of their values
 # Columns that are never broken over lines.
-WHOLE = ("name", "state", "aliases", "decision", "val_bpb", "step", "seconds")
+WHOLE = (
+    "name",
+    "state",
+    "aliases",
+    "decision",
+    "val_bpb",
+    "val_bpb in training",
+    "step",
+    "seconds",
+)
 
 
 # ---- values -----------------------------------------------------------------------------------
@@ -40,16 +56,6 @@ def cell(value: Any) -> Text:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Text(str(value))
     return Text(f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
-
-
-def size(count: int) -> str:
-    """Bytes for a person."""
-    if count < 1000:
-        return f"{count} B"
-    value, power = float(count), 0
-    while value >= 1000 and power < 4:
-        value, power = value / 1000, power + 1
-    return f"{value:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def pairs(values: Mapping[str, Any]) -> Table:
@@ -86,6 +92,43 @@ def recipes(by_name: Mapping[str, Any]) -> Table:
         texts = ["  ".join(f"{k}={v}" for k, v in section.items()) for section in sections]
         rows.append((name, *texts))
     return listing(("recipe", "data", "model", "training"), rows)
+
+
+def stated(config: PipelineConfig) -> Table:
+    """The settings in force that a recipe and `--set` state; all others have their defaults."""
+    lines = {"recipe": config.recipe}
+    given = config.model_dump(mode="json", exclude_unset=True)
+    for name, section in given.items():
+        if isinstance(section, dict):
+            lines[name] = "  ".join(f"{key}={value}" for key, value in section.items())
+    return pairs(lines)
+
+
+def needs(measured: "Needs") -> Table:
+    """What a model is, by its shape alone."""
+    lines = {
+        "parameters": f"{count(measured.parameters)} ({measured.parameters:,})",
+        "compute": f"{count(measured.flops_per_token, 'FLOP')} per token",
+        "state": f"{size(measured.state)} of weights, gradients and optimizer",
+        "checkpoint": size(measured.checkpoint),
+    }
+    return pairs(lines)
+
+
+def forecast(cost: "Forecast", memory: int) -> Table:
+    """What a training is estimated to take; `memory`: bytes of this machine."""
+    lines = {
+        "steps": f"{cost.max_steps:,}",
+        "tokens": f"{count(cost.tokens)} ({cost.tokens:,})",
+        "compute": count(cost.flops, "FLOP"),
+        "speed": f"{cost.tok_per_sec:,.0f} tokens/s",
+        "time": f"about {duration(cost.seconds)}",
+        "memory": f"{size(cost.memory_bytes)} per process; this machine has {size(memory)}",
+        "processes": f"{cost.processes}",
+    }
+    if cost.compile_seconds:
+        lines["time"] += f", of which compiling takes {duration(cost.compile_seconds)}"
+    return pairs(lines)
 
 
 def settings(explained: Iterable[Setting]) -> RenderableType:
@@ -162,6 +205,18 @@ def _link(link: "Link") -> Text:
     return text
 
 
+def differences(rows: "Sequence[Compared]") -> RenderableType:
+    """What was recorded and what was rebuilt, where they differ; hashes by their beginnings."""
+    shown = [
+        (row.name, *(value if len(value) <= MAX_VALUE else f"{value[:12]}…" for value in pair))
+        for row in rows[:MAX_DIFFERENCES]
+        for pair in [(row.recorded, row.rebuilt)]
+    ]
+    table = listing(("differs", "recorded", "rebuilt"), shown)
+    more = len(rows) - len(shown)
+    return Group(table, f"and {more:,} more: --json lists all of them") if more else table
+
+
 def comparison(compared: "Comparison") -> RenderableType:
     """Two runs side by side."""
     by_setting = listing(
@@ -169,7 +224,7 @@ def comparison(compared: "Comparison") -> RenderableType:
         [(name, *map(str, values)) for name, values in compared.config.items()],
     )
     figures = listing(
-        ("figure", "A", "B"),
+        ("metric", "A", "B"),
         [(name, *map(_figure, values)) for name, values in compared.figures.items()],
     )
     curves = listing(

@@ -61,18 +61,42 @@ def compare_baselines(
     }
 
 
+def naive_baselines(
+    shards: Shards, tokenizer: Tokenizer, held_out: Sequence[Ids]
+) -> tuple[int, list[Baseline]]:
+    """What a model that has learned anything predicts better than: token counts, and xz.
+
+    Args:
+        held_out: the token ids of documents, without end-of-text.
+
+    Returns the number of documents, from the first on, that were used; and the two baselines.
+    """
+    held_out = first_documents(held_out, HELD_OUT_BYTES, tokenizer.count_bytes)
+    size = sum(map(tokenizer.count_bytes, held_out))
+    unigram = _unigram(shards, _train_stream(shards), _stream(shards, held_out), size)
+    text = b"\n".join(map(tokenizer.decode_bytes, held_out))
+    return len(held_out), [unigram, _xz(text, size)]
+
+
 def _counting(shards: Shards, held_out: Sequence[Ids], size: int) -> list[Baseline]:
     """The unigram and the 5-gram model; both score the closing end-of-text, as the model does."""
-    train = _train_stream(shards)
-    stream = np.concatenate([part for ids in held_out for part in ([shards.eot], ids)])
-    stream = np.append(stream, shards.eot).astype(np.int64)
-    knows = f"counts of {len(train) - 1:,} of its tokens"
+    train, stream = _train_stream(shards), _stream(shards, held_out)
+    unigram = _unigram(shards, train, stream, size)
     smoothed = KneserNey(train, shards.vocab_size, shards.eot).nats(stream)
-    unigram = unigram_nats(train, stream, shards.vocab_size)
-    return [
-        Baseline("unigram", bits_per_byte(float(unigram.sum()), size), knows),
-        Baseline(f"{ORDER}-gram", bits_per_byte(float(smoothed.sum()), size), knows),
-    ]
+    bpb = bits_per_byte(float(smoothed.sum()), size)
+    return [unigram, Baseline(f"{ORDER}-gram", bpb, unigram.knows)]
+
+
+def _unigram(shards: Shards, train: Ints, stream: Ints, size: int) -> Baseline:
+    nats = unigram_nats(train, stream, shards.vocab_size)
+    knows = f"counts of {len(train) - 1:,} of its tokens"
+    return Baseline("unigram", bits_per_byte(float(nats.sum()), size), knows)
+
+
+def _stream(shards: Shards, held_out: Sequence[Ids]) -> Ints:
+    """Documents as one sequence, with end-of-text before each and after the last."""
+    stream = np.concatenate([part for ids in held_out for part in ([shards.eot], ids)])
+    return np.append(stream, shards.eot).astype(np.int64)
 
 
 def _train_stream(shards: Shards) -> Ints:
@@ -101,8 +125,12 @@ def _compressors(
     wide = zstandard.ZstdCompressionParameters.from_level(19, window_log=24)  # reaches all of it
     primed = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=wide)
     packed = (
-        (XZ, lzma.compress(text, preset=9), "nothing"),
         ("zstd -19", zstandard.ZstdCompressor(level=19).compress(text), "nothing"),
         ("zstd -19, primed", primed.compress(text), f"{len(primer):,} bytes of its text"),
     )
-    return [Baseline(name, 8 * len(data) / max(1, size), knows) for name, data, knows in packed]
+    zstd = [Baseline(name, 8 * len(data) / max(1, size), knows) for name, data, knows in packed]
+    return [_xz(text, size), *zstd]
+
+
+def _xz(text: bytes, size: int) -> Baseline:
+    return Baseline(XZ, 8 * len(lzma.compress(text, preset=9)) / max(1, size), "nothing")

@@ -4,6 +4,7 @@ Every document is scored once, whole and in order, in float32, so the figures ar
 the training was set up: see slm/evaluation/scoring.py for what is counted.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,18 @@ import numpy.typing as npt
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError, SlmError, UserError
 from slm.evaluation.baselines import compare_baselines
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
 from slm.evaluation.intervals import RESAMPLES, paired_interval
-from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte, token_measures
+from slm.evaluation.scoring import (
+    MAX_LOSS,
+    DocumentScore,
+    Score,
+    bits_per_byte,
+    token_measures,
+)
 from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
@@ -36,6 +43,7 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 EVALUATE_VERSION = 3
 DETAILS = "evaluation.json"
+SAME_SUM = 1e-9  # relative, of sums of the same scores
 CHUNK_DOCUMENTS = 256  # scored between two progress reports
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -51,9 +59,7 @@ def evaluate(
     folder = run.checkpoint(config.evaluate.checkpoint)
     checkpoint = home.checkpoint(folder.name, verify=True)
     assert checkpoint is not None, f"{run.path} names a checkpoint that is not there"
-    fields = keys.stage_fields("evaluate", config)
-    inputs = {"weights": checkpoint.weights_sha256, "shards": shards.key}
-    key = keys.stage_key("evaluate", EVALUATE_VERSION, fields, inputs)
+    key = evaluate_key(config, checkpoint.weights_sha256, shards.key)
 
     def build(staging: Path) -> Evaluation:
         verified = read_shards(shards.path)
@@ -75,10 +81,46 @@ def evaluate(
             details=details,
         )
 
-    own = config.evaluate == home.config.evaluate
+    recorded = home.record or run
+    is_runs_own = recorded.checkpoint(config.evaluate.checkpoint).name == folder.name
+    own = config.evaluate == home.config.evaluate and is_runs_own
     with storage.reading(shards.path):
-        return run_stage(
+        result = run_stage(
             home.result_folder(EVALUATION, None if own else key), Evaluation, key, build
+        )
+    if result.reused:
+        check_figures(result)
+    return result
+
+
+def evaluate_key(
+    config: PipelineConfig, weights_sha256: str, shards_key: str, version: int = EVALUATE_VERSION
+) -> str:
+    """The key of the evaluation of these weights on the val split of these shards."""
+    inputs = {"weights": weights_sha256, "shards": shards_key}
+    return keys.stage_key("evaluate", version, keys.stage_fields("evaluate", config), inputs)
+
+
+def check_figures(evaluation: Evaluation) -> None:
+    """Raises CorruptionError where a record contradicts the scores of its documents.
+
+    Its files are as recorded then, and so is its own hash: someone wrote it anew.
+    """
+    details = json.loads((evaluation.path / DETAILS).read_bytes())
+    rows = [DocumentScore(*row) for row in details.pop("documents")]
+    wrong = [
+        f"{name} is {recorded}, its {len(rows)} documents give {total}"
+        for name, total in Score.total(rows).figures().items()
+        if not math.isclose(total, recorded := getattr(evaluation, name), rel_tol=SAME_SUM)
+        and not (math.isnan(total) and math.isnan(recorded))
+    ]
+    if storage.canonical_json(details) != storage.canonical_json(evaluation.details):
+        wrong.append(f"details are not those of {DETAILS}")
+    if wrong:
+        folder = evaluation.path
+        raise CorruptionError(
+            f"{folder / storage.RECORD} contradicts its own scores: {'; '.join(wrong)}. It is not "
+            f"what slm wrote: delete {folder} and `slm evaluate {evaluation.run}` again"
         )
 
 
@@ -129,8 +171,18 @@ class ScoredDocuments:
         self._reached = np.zeros(0, np.int64)  # documents that have that position
 
     def add(self, figures: npt.NDArray[np.float32], size: int) -> None:
-        """Add a document of `size` bytes by its figures, (tokens, 3) as of `predictions`."""
+        """Add a document of `size` bytes by its figures, (tokens, 3) as of `predictions`.
+
+        Raises SlmError where the model has diverged: a figure is not finite, or the loss is beyond
+        `MAX_LOSS`.
+        """
         nats, confidence, correct = figures.T
+        if not np.isfinite(figures).all() or nats.mean(dtype=np.float64) > MAX_LOSS:
+            raise SlmError(
+                f"the model gives held-out document {len(self.rows) + 1} a loss of "
+                f"{nats.mean(dtype=np.float64):.4g} nats per token, since its training diverged: "
+                "train again with a lower train.learning_rate"
+            )
         self.rows.append(DocumentScore(float(nats.sum(dtype=np.float64)), len(nats), size))
         if (more := len(nats) - len(self._nats)) > 0:
             self._nats = np.pad(self._nats, (0, more))
@@ -150,9 +202,7 @@ class ScoredDocuments:
 
     def totals(self) -> dict[str, Any]:
         """documents, tokens, bytes, val_loss in nats per token, val_bpb in bits per UTF-8 byte."""
-        total = Score.total(self.rows)
-        fields = ("documents", "tokens", "bytes", "val_loss", "val_bpb")
-        return {name: getattr(total, name) for name in fields}
+        return Score.total(self.rows).figures()
 
 
 def score_documents(

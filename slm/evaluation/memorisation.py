@@ -3,13 +3,14 @@
 The training tokens are read once, a window at a time, so memory does not grow with them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from slm.evaluation.rolling_hash import HashedTokens, Hashes, HashFilter, token_values
-from slm.tokens.tokenizer.bpe import Ids
+from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 HUMAN_QUANTILE = 0.95  # of held-out texts; the rest may be duplicates of training documents
 MIN_COPY = 8  # tokens: shorter spans recur in any text
@@ -43,26 +44,54 @@ def memorised_share(copies: Sequence[int], human: Sequence[int]) -> float:
     return sum(length > threshold for length in copies) / (len(copies) or 1)
 
 
-def longest_copies(texts: Sequence[Ids], train: Iterable[Ids], vocab_size: int) -> list[Copy]:
+def longest_copies(
+    texts: Sequence[Ids], train: Iterable[Ids], vocab_size: int, *, blank: Collection[int] = ()
+) -> list[Copy]:
     """For each text, its longest span that occurs in the training tokens.
+
+    A run of MIN_COPY blanks or more is in no span: it is layout, and nobody's text.
 
     Args:
         texts: token ids, an array per text, without end-of-text.
         train: token ids, an array per shard; no copied span crosses an end-of-text.
         vocab_size: above every id.
+        blank: ids of tokens that are only white space, as of `blank_ids`.
 
     >>> text, train = np.array([9, *range(10), 9]), np.array([5, *range(10), 5])
     >>> longest_copies([text, train[:7]], [train], vocab_size=10)  # 0 … 9; the other is too short
     [Copy(start=1, length=10), Copy(start=0, length=0)]
     """
-    values = token_values(vocab_size)
-    hashed = [HashedTokens(values[text]) for text in texts]
+    values = token_values(vocab_size + 1)  # the last is of no training token
+    shown = [np.where(_in_blank_run(text, blank), vocab_size, text) for text in texts]
+    hashed = [HashedTokens(values[text]) for text in shown]
     overlap = max((len(text) for text in texts), default=0)
     copied = _CopiedSpans(hashed)
     for shard in train:
         for start in range(0, len(shard), WINDOW):
             copied.search(HashedTokens(values[shard[start : start + WINDOW + overlap]]))
     return [copied.longest(text) for text in hashed]
+
+
+def blank_ids(tokenizer: Tokenizer, texts: Sequence[Ids]) -> set[int]:
+    """The tokens of some texts that are only white space."""
+    used = {int(token) for text in texts for token in np.unique(text)}
+    return {token for token in used if tokenizer.decode_bytes([token]).isspace()}
+
+
+def _in_blank_run(text: Ids, blank: Collection[int]) -> npt.NDArray[np.bool_]:
+    """Whether each token of a text, (T,), is in a run of MIN_COPY blanks or more.
+
+    With MIN_COPY = 2 and the tokens "a", " ", " ", "b", " ", "c":
+
+        blank    0 1 1 0 1 0
+        edges    1 3 | 4 5      the runs [1, 3) and [4, 5), of which the first is long enough
+    """
+    is_blank = np.isin(text, list(blank))
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], is_blank, [False]))))
+    inside = np.zeros(len(text), bool)
+    for start, stop in edges.reshape(-1, 2):
+        inside[start:stop] = stop - start >= MIN_COPY
+    return inside
 
 
 class _CopiedSpans:

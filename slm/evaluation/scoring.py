@@ -10,7 +10,7 @@ compares models with different vocabularies.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from slm.tokens.tokenizer.bpe import Ids
 Measure = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), targets (N,) → (N, K) figures
 BATCH_TOKENS = 8192  # positions scored at a time; (BATCH_TOKENS × V) logits are made in chunks
 LOGIT_CHUNK = 1024
+MAX_LOSS = 745.0  # nats per token beyond which a model has diverged: e⁻⁷⁴⁵ is float64's least
 
 
 class DocumentScore(NamedTuple):
@@ -60,6 +61,11 @@ class Score:
     @property
     def val_bpb(self) -> float:
         return bits_per_byte(self.nats, self.bytes)
+
+    def figures(self) -> dict[str, Any]:
+        """documents, tokens, bytes, val_loss in nats per token, val_bpb in bits per UTF-8 byte."""
+        fields = ("documents", "tokens", "bytes", "val_loss", "val_bpb")
+        return {name: getattr(self, name) for name in fields}
 
 
 def bits_per_byte(nats: float, size: int) -> float:

@@ -17,6 +17,7 @@ NGRAM = 4  # words, of the repetition within a text
 LIKENESS_NGRAM = 3  # words, of the likeness between texts
 MAX_CYCLE = 20  # words or signs in a phrase that is repeated over and over
 MAX_REPEATED = 0.5  # a text with a larger share of repeated n-grams is degenerate
+MAX_BLANK = 0.7  # a text with a larger share of white space is degenerate; indented code has half
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _UNIT = re.compile(r"\w+|[^\w\s]")
@@ -76,7 +77,7 @@ def loops(text: str) -> bool:
 
 
 def degenerate(text: str, ids: Ids) -> str | None:
-    """Why a text is broken: "empty", "invalid" or "repetitive"; None where it is not.
+    """Why a text is broken: "empty", "invalid", "blank" or "repetitive"; None where it is not.
 
     `ids`: its tokens.
     """
@@ -84,6 +85,8 @@ def degenerate(text: str, ids: Ids) -> str | None:
         return "empty"
     if "\ufffd" in text or "\0" in text:
         return "invalid"
+    if sum(map(str.isspace, text)) > MAX_BLANK * len(text):
+        return "blank"
     if repetition(ids.tolist()) > MAX_REPEATED:
         return "repetitive"
     return None

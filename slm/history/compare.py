@@ -84,12 +84,13 @@ def compare(a: RunFolder, b: RunFolder) -> Comparison:
     evaluations = (a.evaluation, b.evaluation)
     curves = (_curve(a), _curve(b))
     interval, reason = _interval((a, b), evaluations)
+    scored = evaluations if all(evaluations) else runs  # of both the same: one measure
     return Comparison(
         a=a.name,
         b=b.name,
         config=config_differences(a.config, b.config),
         figures={
-            name: (_figure(name, runs[0], evaluations[0]), _figure(name, runs[1], evaluations[1]))
+            name: (_figure(name, runs[0], scored[0]), _figure(name, runs[1], scored[1]))
             for name in FIGURES
         },
         curves=curves,
@@ -109,9 +110,9 @@ def config_differences(a: PipelineConfig, b: PipelineConfig) -> dict[str, tuple[
     return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
-def _figure(name: str, run: Run | None, evaluation: Evaluation | None) -> float | None:
-    """A figure of a run; held-out losses are those of its evaluation, where it has one."""
-    record = evaluation if evaluation and name in ("val_loss", "val_bpb") else run
+def _figure(name: str, run: Run | None, scored: Evaluation | Run | None) -> float | None:
+    """A figure of a run; held-out losses are those of `scored`."""
+    record = scored if name in ("val_loss", "val_bpb") else run
     return getattr(record, name) if record else None
 
 

@@ -32,8 +32,10 @@ Notes = tuple[str, ...]
 Status = tuple[State, Notes]
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
+NONE_YET = "none yet"
 MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
 NOT_CHECKED: Status = ("not checked", ())
+NO_CHECKPOINT: Status = ("not checked", ("its training has saved no checkpoint yet",))
 
 
 class Link(Frozen):
@@ -53,6 +55,7 @@ class Lineage(Frozen):
 
     name: str  # of the run or the version
     links: tuple[Link, ...]
+    tags: dict[str, str] = Field(default_factory=dict)  # of the version, without their prefix
 
     def __getitem__(self, name: str) -> Link:
         return next(link for link in self.links if link.name == name)
@@ -163,7 +166,17 @@ class _Chain:
         if self.trained.record:
             return self.trained.record.best
         folders = (path for _, path in reversed(self.run.checkpoints))
-        return next((p.name for p in folders if (p / storage.RECORD).is_file()), "none")
+        return next((p.name for p in folders if (p / storage.RECORD).is_file()), NONE_YET)
+
+    @property
+    def _has_saved(self) -> bool:
+        """Whether there ever was a checkpoint; none is missing of a training before its first."""
+        return (
+            self.trained.record is not None
+            or self.trained.status[0] != "gone"
+            or self.settings is None
+            or self._checkpoint_name() != NONE_YET
+        )
 
     def _folder(self, kind: str, key: str | None) -> Path:
         """Where the result of a key is, under whichever recipe's name."""
@@ -266,7 +279,8 @@ class _Chain:
             status: Status = ("not checked", ("no checkpoint records what it was",))
             return _link("config", value, current, status)
         files = {CONFIG: trained.files[CONFIG]} if trained and CONFIG in trained.files else {}
-        is_other = current != digest or storage.mismatches(self.run.path, files)
+        hashes = keys.config_hashes(self.settings.config)
+        is_other = digest not in hashes or storage.mismatches(self.run.path, files)
         notes = [f"{path} is not what was trained by"] if is_other else []
         return _link("config", value, digest, _status(notes))
 
@@ -281,6 +295,8 @@ class _Chain:
     def _code(self) -> Link:
         facts = self._facts()
         commit = facts.get("commit")
+        if not self._has_saved:
+            return _link("code", "not recorded yet", None, NO_CHECKPOINT)
         value = f"commit {commit[:12]}" if commit else "not under version control"
         value += ", with changes in no commit" if facts.get("dirty") else ""
         status = code_status(facts) if self.check else NOT_CHECKED
@@ -288,6 +304,8 @@ class _Chain:
 
     def _environment(self) -> Link:
         facts = self._facts()
+        if not self._has_saved:
+            return _link("environment", "not recorded yet", None, NO_CHECKPOINT)
         parts = [f"{name} {facts[name]}" for name in ("python", "torch") if facts.get(name)]
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
         digest, status = self.tags.get("environment_sha256"), NOT_CHECKED
@@ -324,6 +342,8 @@ class _Chain:
 
     def _checkpoint(self) -> Link:
         record = self.checkpoint.record
+        if not self._has_saved:
+            return _link("checkpoint", NONE_YET, None, NO_CHECKPOINT, "run")
         digest = record.weights_sha256 if record else self.tags.get("weights_sha256")
         name = record.name if record else self._checkpoint_name()
         return self.checkpoint.link("checkpoint", name, digest, "run")
@@ -349,8 +369,9 @@ class _Chain:
 def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> Status:
     """Local files now, compared with those that were read."""
     try:
-        base, splits = find_files(data)
-        files = [path for paths in splits.values() for path in paths]
+        base, layout = find_files(data)
+        files = {path for paths in layout.files.values() for path in paths}
+        files |= {base / name for name in recorded if (base / name).is_file()}
         current = {name: e.sha256 for name, e in storage.describe_files(base, files).items()}
     except (UserError, OSError) as error:
         return "gone", (str(error),)

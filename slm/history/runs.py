@@ -14,7 +14,8 @@ class RunFacts(Frozen):
     state: str  # finished, training, stopped, damaged, newer (of a newer slm)
     started: float | None  # unix seconds
     step: int
-    val_bpb: float | None  # of the evaluation, else the last on the fixed slice
+    val_bpb: float | None  # of the evaluation
+    slice_val_bpb: float | None  # the last one in training, on the fixed slice of val
     seconds: float | None  # spent in steps
 
 
@@ -43,6 +44,7 @@ def _facts(run: RunFolder) -> RunFacts:
         state=state,
         started=entries[0]["time"] if entries else None,
         step=max((entry.get("step") or 0 for entry in entries), default=0),
-        val_bpb=evaluation.val_bpb if evaluation else scores[-1] if scores else None,
+        val_bpb=evaluation.val_bpb if evaluation else None,
+        slice_val_bpb=scores[-1] if scores else None,
         seconds=record.seconds if record else None,
     )

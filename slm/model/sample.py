@@ -2,7 +2,8 @@
 
 A row's text depends on its prompt, its seed and the settings, and on nothing else: not on the other
 rows, nor on how many they are. Each row draws one uniform number per token from a generator of its
-own; rows that have ended leave the batch.
+own; rows that have ended leave the batch. One seed for several rows gives each row a seed of its
+own, made from it and the row's number, so that one prompt twice is two texts.
 
 Beyond the context: when a row has filled it, its last half is kept and read anew, and the row
 continues from there. A prompt that does not fit by itself is refused.
@@ -10,18 +11,23 @@ continues from there. A prompt that does not fit by itself is refused.
 
 import codecs
 import random
+import reprlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from inspect import signature
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from slm.errors import UserError
+from slm.config import MAX_SEED, SEED_RULE
+from slm.errors import UserError, unknown
 from slm.model.decode import Decoder, KVCache
 from slm.model.gpt import GPT
 from slm.model.saved import LoadedModel
+from slm.tokens.loader import derive_seed
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns
@@ -38,11 +44,12 @@ class Sample:
     tokens: int  # generated, end-of-text not counted
     seconds: float  # from the call until this text was done
     ended: bool  # by end-of-text or a stop string, not by the limit
+    seed: int  # of this row: the same prompt with it, alone, is the same text
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a token is sampled. Raises UserError for values out of range.
+    """How a token is sampled. Raises UserError for values of another type or out of range.
 
     `temperature` divides the logits, 0 is greedy. `top_k` keeps the k likeliest tokens, then
     `top_p` the likeliest that together reach that probability (Holtzman et al. 2019,
@@ -58,27 +65,48 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        t, k, p, m, r = (
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty,
+        )  # fmt: skip
         checks = (
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or above"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("temperature", t, _is_real(t) and 0 <= t < float("inf"), "a number, 0 or above"),
+            (
+                "top_k",
+                k,
+                k is None or (_is_whole(k) and k >= 1),
+                "a whole number, 1 or above, or none",
+            ),
+            ("top_p", p, p is None or (_is_real(p) and 0 < p <= 1), "a number above 0, at most 1"),
+            ("min_p", m, m is None or (_is_real(m) and 0 <= m <= 1), "a number between 0 and 1"),
             (
                 "repetition_penalty",
-                self.repetition_penalty,
-                0 < self.repetition_penalty < float("inf"),
-                "above 0 (1: none)",
+                r,
+                _is_real(r) and 0 < r < float("inf"),
+                "a number above 0 (1: no penalty)",
             ),
         )
-        for name, value, valid, remedy in checks:
-            if not valid:
-                raise UserError(f"{name}={value}: it must be {remedy}")
+        for name, value, valid, rule in checks:
+            _require(valid, name, value, f"it must be {rule}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _require(valid: bool, name: str, value: object, rule: str) -> None:
+    """Raise UserError where a value is not valid, with the value shortened."""
+    if not valid:
+        raise UserError(f"{name}={reprlib.repr(value)}: {rule}")
 
 
 def generate(
     model: GPT | Decoder,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: str | Iterable[str],
     *,
     max_new_tokens: int = 200,
     temperature: float = 1.0,
@@ -94,29 +122,30 @@ def generate(
 
     Args:
         model: a `Decoder`, made from a model once, saves making one at every call.
-        prompts: texts that the model continues, as if each opened a document.
+        prompts: texts that the model continues, as if each opened a document; or one text.
         temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingSettings`.
-        seed: of every row, or one per row. The same seed gives the same text.
+        seed: as of `row_seeds`. The same seed gives the same texts.
         stop: strings that end a text; neither they nor what follows is part of it.
         on_text: receives each text as it grows, in whole characters.
 
     Raises:
-        UserError: a setting is out of range, or a prompt does not fit the context.
+        UserError: a setting is of another type or out of range, or a prompt does not fit the
+            context.
     """
     settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens={max_new_tokens}: it must be 0 or above")
-    if "" in stop:
-        raise UserError("stop='': an empty string would end every text; leave it out")
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompts):
-        raise UserError(
-            f"{len(seeds)} seeds for {len(prompts)} prompts: give one, or one per prompt"
-        )
+    valid = _is_whole(max_new_tokens) and max_new_tokens >= 0
+    _require(valid, "max_new_tokens", max_new_tokens, "it must be a whole number of 0 or above")
+    stops = _texts("stop", stop)
+    _require("" not in stops, "stop", "", "an empty string would end every text; leave it out")
+    texts = _texts("prompts", [prompts] if isinstance(prompts, str) else prompts)
     rows = []
-    for number, (prompt, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
+    for number, (prompt, row_seed) in enumerate(
+        zip(texts, row_seeds(seed, len(texts)), strict=True)
+    ):
         ids = _encode(prompt, tokenizer, model.config.seq_len)
-        rows.append(Completion(number, prompt, ids, random.Random(row_seed), tuple(stop), on_text))
+        rows.append(Completion(number, prompt, ids, row_seed, stops, on_text))
+    if not rows:
+        return []
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     with torch.inference_mode():
         for first in range(0, len(rows), MAX_ROWS):
@@ -125,16 +154,55 @@ def generate(
     return [row.sample() for row in rows]
 
 
-def sample(model: LoadedModel, prompts: str | Sequence[str], **settings: Any) -> list[Sample]:
+def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+    """The seeds of so many rows. Raises UserError for what is no seed, or not as many.
+
+    Of one seed, row 0 has that seed itself, and every other row one that is made from it and the
+    row's number. Several are those of the rows.
+    """
+    if isinstance(seed, str) or not isinstance(seed, Iterable):
+        _check_seed(seed)
+        return [int(seed) if row == 0 else derive_seed(seed, "row", row) for row in range(rows)]
+    seeds = list(seed)
+    for given in seeds:
+        _check_seed(given)
+    if len(seeds) != rows:
+        raise UserError(f"{len(seeds)} seeds for {rows} prompts: give one, or one per prompt")
+    return list(map(int, seeds))
+
+
+def _check_seed(value: object) -> None:
+    _require(_is_whole(value) and 0 <= value <= MAX_SEED, "seed", value, SEED_RULE)
+
+
+def _texts(name: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """Several texts. Raises UserError for one alone, whose characters are not meant."""
+    listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping)
+    _require(listed, name, texts, "give a list of texts")
+    given = tuple(texts)
+    for text in given:
+        _require(isinstance(text, str), name, text, "it is no text")
+    return given
+
+
+def sample(model: LoadedModel, prompts: str | Iterable[str], **settings: Any) -> list[Sample]:
     """Texts that a loaded model writes: one per prompt, in their order.
 
     Args:
         model: what `slm.load_model` returns.
         prompts: one text, or several.
         settings: those of `generate`, such as `temperature`, `top_k`, `max_new_tokens`, `seed`.
+
+    Raises UserError for what is no loaded model, for settings that do not exist, and as `generate`.
     """
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    return generate(model.model, model.tokenizer, texts, **settings)
+    if not isinstance(model, LoadedModel):
+        remedy = "give what slm.load_model(RUN) returns"
+        raise UserError(f"slm.sample takes a loaded model, not {reprlib.repr(model)}: {remedy}")
+    names = [name for name, p in signature(generate).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    for name in settings:
+        if name not in names:
+            raise unknown("setting", name, names)
+    return generate(model.model, model.tokenizer, prompts, **settings)
 
 
 def _encode(prompt: str, tokenizer: Tokenizer, seq_len: int) -> list[int]:
@@ -154,7 +222,7 @@ class Completion:
     number: int
     prompt: str
     ids: list[int]  # prompt and completion
-    rng: random.Random
+    seed: int
     stop: tuple[str, ...] = ()
     on_text: OnText | None = None
     tokens: int = 0
@@ -166,6 +234,9 @@ class Completion:
     characters: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
 
     def append(self, token: int, tokenizer: Tokenizer) -> None:
         """Add the next token; set `ended` where the text ends by itself."""
@@ -194,7 +265,7 @@ class Completion:
         self.seconds = time.perf_counter() - self.started
 
     def sample(self) -> Sample:
-        return Sample(self.prompt, self.text, self.tokens, self.seconds, self.ended)
+        return Sample(self.prompt, self.text, self.tokens, self.seconds, self.ended, self.seed)
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:

@@ -1,15 +1,17 @@
 """A model on disk: weights as safetensors, its shape as JSON, its vocabulary."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from slm.config import ModelConfig
-from slm.errors import CorruptionError
+from slm.errors import CorruptionError, UserError
 from slm.model.gpt import GPT
 from slm.storage import RECORD, check_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
@@ -34,7 +36,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     """Load the model of a folder, such as a checkpoint's.
 
     Raises CorruptionError where a file is unreadable, or is not the one that the folder's record
-    names.
+    names; UserError where the weights are not finite.
     """
     if (folder / RECORD).is_file():
         check_files(folder, MODEL_FILES)
@@ -48,6 +50,27 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a model's folder, by their names."""
+    """The weights of a model's folder, by their names. Raises UserError where one is not finite."""
     weights: dict[str, Tensor] = safetensors.torch.load_file(folder / MODEL)
+    check_finite(weights, folder)
     return weights
+
+
+def check_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises UserError where a tensor of a folder has a NaN or an infinity."""
+    if name := first_not_finite(tensors):
+        raise UserError(
+            f"{folder}: {name} is not finite, since its training diverged. Train again with a "
+            "lower train.learning_rate, or use an earlier checkpoint"
+        )
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity in it; None where there is none."""
+    # The smallest and the largest value take one pass and no copy; a NaN is both of them.
+    finite = {
+        name: torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    }  # all are enqueued before a GPU is waited for
+    return next((name for name, flag in finite.items() if not flag), None)

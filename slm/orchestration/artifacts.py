@@ -19,11 +19,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 
+from slm.figures import duration
 from slm.history.lineage import lineage
 from slm.records import Evaluation, Report, Run, Version
-from slm.report.cards import duration
 from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
+from slm.tracking.entities import public_uri
+from slm.tracking.server import connect
 
 logger = logging.getLogger(__name__)
 
@@ -98,19 +100,20 @@ def publish_metrics(run: Run, evaluation: Evaluation) -> None:
 
 
 def publish_report(report: Report) -> None:
-    """Leave the report and the samples in it as artifacts, and a link to its HTML file."""
+    """Leave the report and the samples in it as artifacts.
+
+    The page is opened by a browser that may be on another machine: the file is named as text, and
+    `publish_version` links to MLflow's copy.
+    """
     create_markdown_artifact(
         (report.path / report.markdown).read_text("utf-8"),
         key="report",
-        description=f"How good {report.run} is, compared with other models",
+        description=f"How good {report.run} is, compared with other models. With plots, on the "
+        f"machine that made it: {report.path / report.html}",
     )
     samples = json.loads((report.path / "samples.json").read_bytes())
     create_markdown_artifact(
         _samples(samples), key="samples", description=f"{len(samples)} samples"
-    )
-    html = report.path / report.html
-    create_link_artifact(
-        html.as_uri(), "the report", key="report-html", description=f"With plots: {html}"
     )
 
 
@@ -127,24 +130,28 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def publish_version(run: Run, version: Version) -> None:
-    """Leave the lineage of a version, and links to it and to its run in MLflow."""
+    """Leave the lineage of a version, and links to it, its run and its report in MLflow."""
     name = f"{version.model} version {version.version}"
-    rows = ["| link | what | digest | made from |", "|---|---|---|---|"]
+    links = []
     for link in lineage(RunFolder.of(run), check=False).links:
-        digest = f"`{link.digest[:12]}`" if link.digest else ""
-        cells = (link.name, escape_markdown(link.value), digest, ", ".join(link.made_from))
-        rows.append(f"| {' | '.join(cells)} |")
-    table = "\n".join(rows)
+        digest = f" `{link.digest[:12]}`" if link.digest else ""
+        parents = f", made from {', '.join(link.made_from)}" if link.made_from else ""
+        links.append(f"- **{link.name}**: {escape_markdown(link.value)}{digest}{parents}")
+    listed = "\n".join(links)  # no table: the page cuts wide ones off
     create_markdown_artifact(
-        f"# What {name} was made of\n\n{table}\n\n`slm lineage {run.name}` checks every link.",
+        f"# What {name} was made of\n\n{listed}\n\n`slm lineage {run.name}` checks every link.",
         key="lineage",
         description=f"What {name} was made of, with the hash of each link",
     )
-    if version.tracking_uri.startswith("http"):
-        server = version.tracking_uri.rstrip("/")
-        for key, title, page in (
-            ("mlflow-version", name, f"models/{version.model}/versions/{version.version}"),
-            ("mlflow-run", run.name, f"runs/{version.run_id}"),
-        ):
-            text = f"{title} in MLflow"
-            create_link_artifact(f"{server}/#/{page}", text, key=key, description=text)
+    if not version.tracking_uri.startswith("http"):
+        return
+    server = public_uri(version.tracking_uri.rstrip("/"))
+    experiment = connect(version.tracking_uri).get_run(version.run_id).info.experiment_id
+    page = f"experiments/{experiment}/runs/{version.run_id}"
+    for key, title, place in (
+        ("mlflow-version", name, f"models/{version.model}/versions/{version.version}"),
+        ("mlflow-run", run.name, page),
+        ("report-html", "the report with its plots", f"{page}/artifacts/report/index.html"),
+    ):
+        text = f"{title} in MLflow"
+        create_link_artifact(f"{server}/#/{place}", text, key=key, description=text)

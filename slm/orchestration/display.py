@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from slm.progress import Progress, automatic, notebook
-from slm.records import Record, Version
+from slm.records import Record, Shards, Source, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
 
@@ -37,6 +37,28 @@ def outcome_of_record(record: Record) -> tuple[str, str]:
         aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
         return word, f"{record.uri}{aliases}"
     return word, shorten(record.path)
+
+
+def details(result: object) -> list[str]:
+    """The lines below a stage's own: how much of a dataset or of shards is train, and is val."""
+    if isinstance(result, Shards):
+        return [
+            f"{split:<7} {_documents(part.documents)}, {part.tokens:,} tokens"
+            for split, part in result.splits.items()
+        ]
+    if not isinstance(result, Source) or not result.origin:  # generated: there was no choice
+        return []
+    lines = []
+    for split, part in result.splits.items():
+        of = f" of {result.inputs[split]}" if split in result.inputs else ""
+        lines.append(f"{split:<7} {_documents(part.documents)}{of}")
+    if "val" not in result.splits:
+        lines.append(f"{'val':<7} no split of its own: documents of train are held out")
+    return lines
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"
 
 
 class Display:
@@ -71,6 +93,8 @@ class Display:
             self.reused.append(name)
         word, text = outcome(result)
         self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
+        for line in details(result):
+            self.write(f"{'':<9} {line}")
         return result
 
     @contextmanager

@@ -4,7 +4,6 @@ import atexit
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from importlib import import_module
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 from slm.config import data_root
 from slm.errors import SlmError
 from slm.machine import ask_no_proxy
+from slm.orchestration.addresses import check_prefect, check_registry
 from slm.orchestration.display import current
+from slm.recipes import load_recipe
 from slm.storage import make_folder
 
 START_SECONDS = 60.0
@@ -25,8 +26,12 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     make_folder(data_root())
+    check_registry(load_recipe(recipe, overrides))
     api = os.environ.get("PREFECT_API_URL")
-    if not api:
+    server = None
+    if api:
+        check_prefect(api)
+    else:
         current().write("prefect   starting a temporary server")
         server, api = start_server()  # it starts while we import
         assert server.stdin is not None
@@ -34,7 +39,8 @@ def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any
         os.environ["PREFECT_API_URL"] = api
         ask_no_proxy("127.0.0.1")
     flow = getattr(import_module(f"slm.orchestration.{name}"), name)
-    wait_until_healthy(api)
+    if server:
+        wait_until_healthy(api)
     results: dict[str, Any] = flow(recipe, overrides, return_state=True).result()
     return results
 
@@ -68,13 +74,11 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
 
 
 def wait_until_healthy(api: str) -> None:
-    """Wait until a server answers; the temporary one holds the request until it can."""
+    """Wait until a temporary server answers: it holds the request until it can."""
     try:
         urllib.request.urlopen(f"{api}/health", timeout=START_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # it answers; what it asks for, such as a password, is for Prefect to report
     except OSError as error:  # refused, reset, or too late; what urllib raises is one as well
         raise SlmError(
-            f"the Prefect server at {api} does not answer ({error}): start it, or unset "
-            f"PREFECT_API_URL; a temporary one has its log in {data_root() / 'prefect'}/server.log"
+            f"the temporary Prefect server does not answer ({error}); "
+            f"{data_root() / 'prefect'}/server.log has the reason"
         ) from error

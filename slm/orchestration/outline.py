@@ -63,7 +63,11 @@ def run_pipeline(
     if until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
     count = get_args(Until).index(until) + 1
+    if count > get_args(Until).index("train"):
+        stages.check_tracking(config)
     with showing(current()) as display:
+        if count > get_args(Until).index("train"):
+            stages.preflight(config)
         made = summary(config, islice(outline(steps, config), count))
         return {**made, "seconds": display.seconds, "reused": display.reused}
 

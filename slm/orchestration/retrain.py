@@ -14,10 +14,11 @@ import slm.registry.gate
 import slm.registry.register
 import slm.retraining.decide
 from slm.config import DEFAULT_RECIPE, PipelineConfig
-from slm.orchestration import events, tasks
+from slm.orchestration import events, stages, tasks
+from slm.orchestration.addresses import check_registry
 from slm.orchestration.display import current, showing
 from slm.orchestration.outline import summary
-from slm.orchestration.pipeline import Overrides, recipe_flow
+from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides, recipe_flow
 from slm.recipes import load_recipe
 from slm.records import Version
 from slm.registry.versions import GateDecision
@@ -43,7 +44,10 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         overrides: dotted keys, such as `{"retrain.approval": true}`.
     """
     config = load_recipe(recipe, overrides)
+    check_registry(config, patience=PATIENCE_SECONDS)
+    stages.check_tracking(config)
     with showing(current()) as display:
+        stages.preflight(config)
         source = tasks.download(config)
         decision = tasks.decide(config, source)
         publish_decision(decision)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from slm.config import PipelineConfig, data_root
-from slm.orchestration.display import stage
+from slm.orchestration.display import outcome_of_record, stage
 from slm.progress import Progress, silent
 from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
 
+def preflight(config: PipelineConfig) -> None:
+    """Refuse what cannot be trained on this machine, before any stage; log what is unlikely."""
+    from slm.training.preflight import check_before_download
+
+    for warning in check_before_download(config):
+        logger.warning(warning)
+
+
 @stage("download")
 def download(progress: Progress, config: PipelineConfig) -> Source:
     """A dataset of the hub, local files or the generated corpus → parquet files."""
@@ -31,7 +39,13 @@ def download(progress: Progress, config: PipelineConfig) -> Source:
     return slm.source.download.download(config, progress=progress)
 
 
-@stage("encode")
+def _shards_outcome(shards: Shards) -> tuple[str, str]:
+    word, place = outcome_of_record(shards)
+    counts = (f"{name} {split.documents:,}" for name, split in shards.splits.items())
+    return word, f"{place}   documents: {', '.join(counts)}"
+
+
+@stage("encode", _shards_outcome)
 def encode(
     progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
 ) -> Shards:
@@ -41,6 +55,13 @@ def encode(
 
     tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
     return slm.tokens.encode.encode(config, source, tokenizer=tokenizer, progress=progress)
+
+
+def check_tracking(config: PipelineConfig) -> None:
+    """Raises UserError where the model's experiment was deleted, before any work is spent."""
+    import slm.tracking.server
+
+    slm.tracking.server.check_experiment(config, data_root())
 
 
 @stage("train")
@@ -62,6 +83,12 @@ def train(
     """
     import slm.tracking.mirror
     import slm.training.launch
+    from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+    from slm.training.preflight import check_prompts
+
+    check_prompts(
+        config.report, config.model.seq_len, lambda: Tokenizer.load(shards.path / TOKENIZER)
+    )
 
     @contextmanager
     def around(run: RunFolder) -> Iterator[None]:

@@ -11,18 +11,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 
 import slm.training.launch
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
+from slm.orchestration.gpu_limit import gpu_slot
 from slm.records import Evaluation, Parent, Report, Run, Shards, Source, Version
 from slm.registry.versions import GateDecision
 
-GPU = "gpu"  # the global concurrency limit of the server that a training on a GPU holds
-LEASE_SECONDS = 60.0  # that a training which died keeps it
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -62,10 +60,10 @@ def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) 
 
 
 def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
-    """The server's limit held, where training takes a GPU. A server without it lets all train."""
+    """The server's limit held, where training takes a GPU."""
     if config.train.device == "cpu" or not slm.training.launch.gpu_count():
         return nullcontext()
-    return concurrency(GPU, lease_duration=LEASE_SECONDS)
+    return gpu_slot()
 
 
 @stage_task

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
+from slm.evaluation.baselines import naive_baselines
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.evaluation.intervals import paired_interval
-from slm.evaluation.memorisation import longest_copies, memorised_share
+from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
 from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
@@ -23,7 +24,7 @@ from slm.registry.chain import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
-from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Ids, Tokenizer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +53,8 @@ def assess(
 ) -> GateDecision:
     """Score a version and the champion, collect the vetoes, decide.
 
-    The champion itself, or a version without one, is held to absolute thresholds.
+    The champion itself, or a version without one, is held to absolute thresholds, and to what
+    counting tokens and a compressor achieve on the same documents.
     """
     other = None if champion is None or champion.version == version.version else champion
     _check_weights(client, version, root)
@@ -68,6 +70,7 @@ def assess(
     against = _vetoes(version, other, model, tokenizer, texts, shards, limits)
     bpb = _bits_per_byte(nats, sizes)
     measured: dict[str, float] = {}
+    baselines: dict[str, float] = {}
     if other:
         other_model, other_tokenizer = load_model(
             fetch_version(client, other, root), device_of(folder)
@@ -83,6 +86,12 @@ def assess(
     else:
         better = bpb <= limits.max_bpb
         reason = f"{bpb:.4f} bits per byte, no champion, threshold {limits.max_bpb:g}"
+        if limits.beat_baselines:
+            count, naive = naive_baselines(shards, tokenizer, _encoded(tokenizer, texts))
+            ours = _bits_per_byte(nats[:count], sizes[:count])
+            baselines = {baseline.name: baseline.bpb for baseline in naive}
+            better = better and ours < min(baselines.values())
+            reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
     if not math.isfinite(bpb):
         against.append("its loss is not a number")
     if against:
@@ -100,6 +109,7 @@ def assess(
         documents_sha256=storage.sha256_json(texts),
         vetoes=against,
         reason=reason,
+        baselines=baselines,
         **measured,
     )
 
@@ -162,9 +172,13 @@ def _score(
     model: "GPT", tokenizer: Tokenizer, texts: Sequence[str], progress: Progress
 ) -> npt.NDArray[np.float64]:
     """Nats spent on each text, (N,)."""
-    encoded = (np.array(tokenizer.encode(text), np.int64) for text in texts)
+    encoded = _encoded(tokenizer, texts)
     rows = score_documents(model, tokenizer, encoded, len(texts), progress).rows
     return np.array([nats for nats, _, _ in rows])
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    return [np.array(tokenizer.encode(text), np.int64) for text in texts]
 
 
 def _vetoes(
@@ -186,7 +200,7 @@ def _vetoes(
         against.append(
             f"held-out documents: {len(texts)}, and the gate needs at least {MIN_DOCUMENTS}"
         )
-    human = [np.array(tokenizer.encode(text), np.int64) for text in texts]
+    human = _encoded(tokenizer, texts)
     length = min(PROMPT_TOKENS, model.config.seq_len // 4)
     prompts = [tokenizer.decode(ids[:length].tolist()) for ids in human[:SAMPLES]]
     written = generate(
@@ -198,7 +212,7 @@ def _vetoes(
         top_k=50,
         seed=range(len(prompts)),
     )
-    samples = [np.array(tokenizer.encode(s.completion), np.int64) for s in written]
+    samples = _encoded(tokenizer, [s.completion for s in written])
     broken = [degenerate(s.completion, i) for s, i in zip(written, samples, strict=True)]
     if (share := sum(b is not None for b in broken) / len(broken)) > limits.max_degenerate:
         kinds = ", ".join(sorted({b for b in broken if b}))
@@ -208,7 +222,8 @@ def _vetoes(
     # Compared as token ids of the challenger's shards, whose tokenizer is the challenger's own.
     train = (read_tokens(shards.path / name) for name in shards.splits["train"].files)
     ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
-    copies = longest_copies(samples + ends, train, tokenizer.n_vocab)
+    blank = blank_ids(tokenizer, samples + ends)
+    copies = longest_copies(samples + ends, train, tokenizer.n_vocab, blank=blank)
     lengths = [copy.length for copy in copies]
     share = memorised_share(lengths[: len(samples)], lengths[len(samples) :])
     if share > limits.max_memorised:

@@ -111,7 +111,7 @@ def version_lineage(text: str, root: Path | None = None, *, uri: str | None = No
         notes=notes,
         made_from=("evaluation",),
     )
-    return Lineage(name=version.uri, links=(*chain.links, link))
+    return Lineage(name=version.uri, links=(*chain.links, link), tags=dict(version.tags))
 
 
 def tag_differences(chain: Lineage, tags: Mapping[str, str]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from slm.registry.versions import (
     ModelVersion,
     find_alias,
     find_version,
+    if_exists,
 )
 from slm.tracking.server import connect, default_uri, explained
 
@@ -143,7 +144,11 @@ def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
         before = champion.tags.get("previous_champion")
         if before is None:
             raise UserError(f"{champion.uri} has no predecessor: it was the first champion")
-        find_version(client, model_uri(model, before))
+        if if_exists(client.get_model_version, model, before) is None:
+            raise UserError(
+                f"the champion before {champion.uri} was version {before}, which was deleted; "
+                f"`slm promote models:/{model}/VERSION` makes another one the champion"
+            )
         _log(root, {"decision": ROLLED_BACK, "model": model, "from": champion.version,
                     "to": before})  # fmt: skip
         client.set_model_version_tag(model, champion.version, f"{PREFIX}decision", ROLLED_BACK)
@@ -231,6 +236,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
     `title`: replaces the decision's word, where it is not carried out yet.
     """
     rows = [("this version", f"{decision.val_bpb:.4f}")]
+    rows += [(name, f"{value:.4f}") for name, value in decision.baselines.items()]
     how = ""
     if decision.champion_bpb is not None:
         rows += [
@@ -267,7 +273,7 @@ def _log(root: Path, entry: dict[str, Any]) -> None:
         last.pop("time")
         if last == entry:
             return
-    lines.append(json.dumps({"time": time.time(), **entry}, ensure_ascii=False))
+    lines.append(storage.to_json({"time": time.time(), **entry}, ensure_ascii=False))
     storage.write_file(path, "\n".join(lines) + "\n")
 
 

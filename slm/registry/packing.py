@@ -9,7 +9,7 @@ import re
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.errors import CorruptionError
@@ -19,8 +19,19 @@ from slm.records import Checkpoint
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
 
-PARAMS = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 200, "seed": 1}
+PARAMS: dict[str, Any] = {  # what a served model takes, and the defaults of `slm sample`
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "stop": [],
+    "max_new_tokens": 200,
+    "seed": 1,
+}
+EXAMPLE = {"temperature": 0.8, "max_new_tokens": 40, "seed": 1}
 HOME = Path(__file__).parents[1]  # the package `slm`
 SERVING = Path(__file__).with_name("serving.py")
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "tiktoken", "torch")
@@ -60,7 +71,7 @@ def logged_model(
 
 def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
     """Write an MLflow model that needs nothing but its requirements: weights, vocabulary, code."""
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
     names = ("model", "config", "tokenizer")
@@ -71,11 +82,27 @@ def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
             python_model=str(script),
             code_paths=[str(package)],
             artifacts={n: str(checkpoint / f) for n, f in zip(names, MODEL_FILES, strict=True)},
-            input_example=(["Once upon a time"], PARAMS),
-            signature=infer_signature(["Once upon a time"], ["there was"], params=PARAMS),
+            input_example=(["Once upon a time"], EXAMPLE),
+            signature=model_signature(),
             pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
             mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
         )
+
+
+def model_signature() -> "ModelSignature":
+    """The params of a served model. It has no schema of inputs: `serving.py` checks them itself.
+
+    With one, MLflow would make the text "None" of a null and drop columns before the model sees it.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    types = {int: "long", float: "double", list: "string"}
+    params = [
+        ParamSpec(name, types[type(value)], value, shape=(-1,) if value == [] else None)
+        for name, value in PARAMS.items()
+    ]
+    return ModelSignature(outputs=Schema([ColSpec("string")]), params=ParamSchema(params))
 
 
 def ship_code(folder: Path) -> tuple[Path, Path]:

@@ -4,14 +4,14 @@ Every call to the registry can be repeated: what is there already is found by it
 so a call after a killed one completes it. Aliases move last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm import keys, storage
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError
+from slm.errors import CorruptionError, SlmError
 from slm.records import (
     Checkpoint,
     Evaluation,
@@ -31,12 +31,23 @@ from slm.registry.versions import (
     PREFIX,
     ModelVersion,
     from_mlflow,
+    has_store,
     if_exists,
+    is_whole,
 )
-from slm.run_folder import CHECKPOINTS, PARENT, RunFolder
+from slm.run_folder import CHECKPOINTS, PARENT, DataRoot, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri
-from slm.tracking.server import as_default, connect, explained, tracking_uri
+from slm.tracking.server import (
+    as_default,
+    connect,
+    default_uri,
+    explained,
+    recorded_uri,
+    store_uri,
+    tracking_uri,
+)
+from slm.tracking.store import file_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,12 +92,12 @@ def register(
             report=report,
         )
     )
-    fields = {"model": config.model_name, "tracking_uri": public_uri(uri)}
+    fields = {"model": config.model_name, "tracking_uri": recorded_uri(uri, root)}
     prefixed = {PREFIX + name: value for name, value in tags.items()}
     key = keys.stage_key("register", REGISTER_VERSION, fields, prefixed)
     note = _note(config, run, uri, key, root)
     client = connect(uri)
-    if version := _registered(client, config.model_name, note, tags):
+    if version := _registered(client, config.model_name, run.path, tags):
         return version.record(key, uri).model_copy(update={"reused": True})
     run_id = mirror.sync(RunFolder.of(run), tracking_uri=uri)
     with storage.lock(storage.make_folder(root / "mlflow") / "registry.lock"):
@@ -95,7 +106,8 @@ def register(
         _make_challenger(client, version)
         version = from_mlflow(client.get_model_version(version.name, version.version))
     result = version.record(key, uri)
-    storage.write_json(note, result.model_dump(mode="json"))
+    noted = result.model_copy(update={"tracking_uri": recorded_uri(uri, root)})
+    storage.write_json(note, noted.model_dump(mode="json"))
     return result
 
 
@@ -129,17 +141,61 @@ def _note(config: PipelineConfig, run: Run, uri: str, key: str, root: Path) -> P
     return run.path / ("registered.json" if is_own else f"registered-{key[:12]}.json")
 
 
+def _read_note(note: Path) -> Version | None:
+    with suppress(FileNotFoundError, ValueError):
+        return Version.model_validate_json(note.read_bytes())
+    return None
+
+
 def _registered(
-    client: "MlflowClient", name: str, note: Path, tags: Mapping[str, str]
+    client: "MlflowClient", name: str, run: Path, tags: Mapping[str, str]
 ) -> ModelVersion | None:
-    """The version that a note names, where the registry has it with this very chain."""
-    try:
-        noted = Version.model_validate_json(note.read_bytes())
-    except (FileNotFoundError, ValueError):
+    """The version that a note names, where the registry has it, whole and with this very chain."""
+    for noted in filter(None, map(_read_note, registered_notes(run))):
+        entry = if_exists(client.get_model_version, name, noted.version)
+        version = from_mlflow(entry) if entry and noted.model == name else None
+        if version and tags.items() <= version.tags.items() and is_whole(client, version):
+            return version
+    return None
+
+
+def deleted_notes(root: Path) -> frozenset[Path]:
+    """The notes, in all runs of a data folder, of versions that their registry no longer has.
+
+    A registry that cannot be asked counts as having them.
+    """
+    held: dict[str, Collection[tuple[str, str]] | None] = {}
+    deleted = set()
+    for run in DataRoot(root).runs():
+        for note in registered_notes(run.path):
+            noted = _read_note(note)
+            if noted is None:
+                continue
+            uri = _server_of(noted, root)
+            if uri not in held:
+                held[uri] = _versions_at(uri)
+            versions = held[uri]
+            if versions is not None and (noted.model, noted.version) not in versions:
+                deleted.add(note)
+    return frozenset(deleted)
+
+
+def _server_of(noted: Version, root: Path) -> str:
+    """The address of the server that a note names, which has no password in it."""
+    file = file_of(noted.tracking_uri)
+    if file is not None and not (file.is_absolute() and file.exists()):
+        return store_uri(root)  # a store that moved with its data folder
+    configured = default_uri(root)
+    return configured if public_uri(configured) == noted.tracking_uri else noted.tracking_uri
+
+
+def _versions_at(uri: str) -> Collection[tuple[str, str]] | None:
+    """Model and number of every version that a registry has; None where it cannot be asked."""
+    if not has_store(uri):
         return None
-    entry = if_exists(client.get_model_version, name, noted.version)
-    version = from_mlflow(entry) if entry else None
-    return version if version and tags.items() <= version.tags.items() else None
+    with suppress(SlmError, OSError), explained():
+        return {(v.name, str(v.version)) for v in connect(uri).search_model_versions()}
+    return None
 
 
 # ---- versions and aliases ---------------------------------------------------------------------
@@ -155,7 +211,8 @@ def _make_version(
     with suppress(MlflowException):  # it exists
         client.create_registered_model(name)
     for version in map(from_mlflow, client.search_model_versions(f"name = '{name}'")):
-        if all(version.tags.get(tag) == tags[tag] for tag in ("weights_sha256", "run_key")):
+        same = all(version.tags.get(tag) == tags[tag] for tag in ("weights_sha256", "run_key"))
+        if same and is_whole(client, version):
             for tag, value in tags.items():
                 if version.tags.get(tag) != value:
                     client.set_model_version_tag(name, version.version, PREFIX + tag, value)
@@ -186,6 +243,9 @@ def annotate(
 ) -> None:
     """Set tags, given without their prefix, on a version and on the MLflow run that made it."""
     client = connect(tracking_uri(config, root or data_root()))
+    run = if_exists(client.get_run, version.run_id)
+    is_active = run is not None and run.info.lifecycle_stage == "active"  # else MLflow refuses
     for key, value in tags.items():
         client.set_model_version_tag(version.model, version.version, PREFIX + key, value)
-        client.set_tag(version.run_id, PREFIX + key, value)
+        if is_active:
+            client.set_tag(version.run_id, PREFIX + key, value)

@@ -18,7 +18,14 @@ from slm.model.saved import MODEL_FILES
 from slm.records import Frozen, Parent, Version, model_uri
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
-from slm.tracking.server import as_default, connect, default_uri, explained, tracking_uri
+from slm.tracking.server import (
+    as_default,
+    connect,
+    default_uri,
+    explained,
+    recorded_uri,
+    tracking_uri,
+)
 from slm.tracking.store import file_of
 from slm.training.checkpoint import latest_checkpoint
 
@@ -47,6 +54,7 @@ class GateDecision(Frozen):
     difference: float | None = None  # bits per byte
     low: float | None = None  # the 95 % interval of the difference
     high: float | None = None
+    baselines: dict[str, float] = Field(default_factory=dict)  # of a first champion: their bpb
     margin: float
     limits: dict[str, float] = Field(default_factory=dict)  # the gate's settings, by their names
     documents: int
@@ -80,9 +88,13 @@ class ModelVersion:
 
     @property
     def gate_decision(self) -> GateDecision | None:
-        """None where the gate has not assessed it, or left what this slm cannot read."""
+        """None where the gate has not assessed it, or left what this slm cannot read.
+
+        A model that was renamed since keeps the decisions on its versions.
+        """
         with suppress(ValidationError):
-            return GateDecision.model_validate_json(self.tags.get(DECISION_TAG, ""))
+            decision = GateDecision.model_validate_json(self.tags.get(DECISION_TAG, ""))
+            return decision.model_copy(update={"model": self.name, "version": self.version})
         return None
 
     def required(self, tag: str) -> str:
@@ -160,6 +172,11 @@ def find_version(client: "MlflowClient", text: str) -> ModelVersion:
             )
         number = str(model.aliases[alias])
     entry = if_exists(client.get_model_version, name, number)
+    if entry is None and alias:
+        raise UserError(
+            f"model {name!r}: the alias {alias!r} is of version {number}, which was deleted; "
+            f"`slm promote models:/{name}/VERSION` makes another version the {CHAMPION}"
+        )
     if entry is None:
         numbers = [str(v.version) for v in client.search_model_versions(f"name = '{name}'")]
         raise unknown(f"version of model {name!r}", number, numbers)
@@ -167,11 +184,27 @@ def find_version(client: "MlflowClient", text: str) -> ModelVersion:
 
 
 def find_alias(client: "MlflowClient", name: str, alias: str) -> ModelVersion | None:
-    """The champion or challenger of a model; None where there is none."""
+    """The champion or challenger of a model; None where there is none, or it was deleted."""
     model = if_exists(client.get_registered_model, name)
     if model is None or alias not in model.aliases:
         return None
-    return from_mlflow(client.get_model_version(name, model.aliases[alias]))
+    entry = if_exists(client.get_model_version, name, model.aliases[alias])
+    return from_mlflow(entry) if entry else None
+
+
+def is_whole(client: "MlflowClient", version: ModelVersion) -> bool:
+    """Whether the MLflow run and the weights of a version are still in the registry.
+
+    Either can be deleted without the version, which then can be neither traced nor served. Files
+    that cannot be listed from here, in a bucket, count as being there.
+    """
+    run = if_exists(client.get_run, version.run_id)
+    if run is None or run.info.lifecycle_stage != "active":
+        return False
+    try:
+        return has_file(client, version, f"artifacts/{MODEL_FILES[0]}")
+    except Exception:  # of whichever transport
+        return True
 
 
 def if_exists(get: Callable[..., T], *names: str) -> T | None:
@@ -193,12 +226,13 @@ def list_versions(root: Path | None = None, *, uri: str | None = None) -> list[M
     Raises SlmError where the registry cannot be reached.
     """
     uri = uri or default_uri(root or data_root())
-    if not _has_store(uri):
+    if not has_store(uri):
         return []
     client = connect(uri)
     entries = client.search_model_versions()
     names = {entry.name for entry in entries}
-    held = {name: client.get_registered_model(name).aliases for name in names}
+    models = {name: if_exists(client.get_registered_model, name) for name in names}
+    held = {name: model.aliases if model else {} for name, model in models.items()}
     versions = [
         from_mlflow(entry, [a for a, n in held[entry.name].items() if str(n) == str(entry.version)])
         for entry in entries
@@ -222,7 +256,7 @@ def champion_run(config: PipelineConfig) -> RunFolder | None:
     """
     root = data_root()
     uri = tracking_uri(config, root)
-    if not _has_store(uri):
+    if not has_store(uri):
         return None
     with suppress(SlmError, OSError), explained():
         champion = find_alias(connect(uri), config.model_name, CHAMPION)
@@ -231,7 +265,7 @@ def champion_run(config: PipelineConfig) -> RunFolder | None:
     return None
 
 
-def _has_store(uri: str) -> bool:
+def has_store(uri: str) -> bool:
     """Whether there is anything to ask; a server is taken to be there."""
     file = file_of(uri)
     return file is None or file.exists()
@@ -296,7 +330,7 @@ def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> 
                 shutil.copy(downloaded / file, staging / file)
         if storage.sha256_file(staging / MODEL_FILES[0]) != weights_sha256:
             raise CorruptionError(f"the weights of {version.uri} are not those registered")
-        return version.record(weights_sha256, client.tracking_uri)
+        return version.record(weights_sha256, recorded_uri(client.tracking_uri, root))
 
     name = f"{version.name}-{version.version}-{weights_sha256[:12]}"
     folder = DataRoot(root).mlflow / "models" / name
@@ -308,20 +342,27 @@ def download(client: "MlflowClient", version: ModelVersion, path: str, folder: P
 
     Raises what MLflow and its transports raise where the registry cannot be reached.
     """
-    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.artifacts import download_artifacts
+
+    if not has_file(client, version, path):
+        return None
+    with as_default(client):
+        return Path(download_artifacts(f"{version.uri}/{path}", dst_path=str(folder)))
+
+
+def has_file(client: "MlflowClient", version: ModelVersion, path: str) -> bool:
+    """Whether the registry has a file or folder of a version. Raises as `download` does."""
+    from mlflow.artifacts import list_artifacts
     from mlflow.exceptions import MlflowException
 
     parent, _, name = f"{version.uri}/{path}".rpartition("/")
     with as_default(client):
         try:
-            names = [Path(info.path).name for info in list_artifacts(parent)]
+            return name in (Path(info.path).name for info in list_artifacts(parent))
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return None
-        if name not in names:
-            return None
-        return Path(download_artifacts(f"{parent}/{name}", dst_path=str(folder)))
+            return False
 
 
 def stored_weights_sha256(client: "MlflowClient", version: ModelVersion, root: Path) -> str | None:

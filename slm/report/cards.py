@@ -11,6 +11,7 @@ import yaml
 
 from slm.config import LIMITS, PipelineConfig, Section
 from slm.errors import SlmError
+from slm.figures import duration
 from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
@@ -221,12 +222,3 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """The two largest of hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from slm import keys
 from slm.errors import CorruptionError, SlmError
 from slm.history.compare import Comparison, compare, written_samples
 from slm.records import Run
@@ -12,6 +13,7 @@ from slm.report.summary import Finding
 from slm.run_folder import RunFolder
 
 MAX_SAMPLES = 2  # pairs that are shown
+GROWS = {"documents", "revision"}  # settings that change as one dataset grows
 FIGURES = {
     "val_bpb": "bits per byte, held-out",
     "val_loss": "nats per token, held-out",
@@ -56,13 +58,26 @@ def find_other_runs(
 
 
 def previous_run(run: Run, recipe: str) -> RunFolder | None:
-    """The newest of the recipe's finished runs that started before this one."""
+    """The newest of the recipe's finished runs on the same dataset that started before this one."""
     ours = RunFolder.of(run)
-    now = started(ours)
+    now, data = started(ours), dataset(ours)
     others = map(RunFolder, ours.root.results("runs", recipe))
-    times = {other: started(other) for other in others if other.is_finished and other != ours}
+    finished = [other for other in others if other.is_finished and other != ours]
+    times = {other: started(other) for other in finished if dataset(other) == data is not None}
     earlier = [other for other, time in times.items() if time < now]
     return max(earlier, key=lambda other: times[other], default=None)
+
+
+def dataset(run: RunFolder) -> dict[str, Any] | None:
+    """What a run's config names as its dataset, whatever its size and revision.
+
+    None where it cannot be read.
+    """
+    try:
+        fields = keys.stage_fields("download", run.config)
+    except SlmError:
+        return None
+    return {name: value for name, value in fields.items() if name not in GROWS}
 
 
 def started(run: RunFolder) -> float:

@@ -10,9 +10,9 @@ from itertools import islice
 
 import numpy as np
 
-from slm.config import ReportConfig
+from slm.config import MAX_SEED, ReportConfig
 from slm.evaluation import grammar
-from slm.evaluation.memorisation import Copy, copy_threshold, longest_copies
+from slm.evaluation.memorisation import Copy, blank_ids, copy_threshold, longest_copies
 from slm.evaluation.text_quality import Quality, measure, words
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
@@ -59,7 +59,7 @@ def write_samples(
     for number, (temperature, top_k) in enumerate(cells):
         progress("sampling", number, len(cells))
         first = settings.seed + number * len(settings.prompts)
-        seeds = range(first, first + len(settings.prompts))
+        seeds = [(first + i) & MAX_SEED for i in range(len(settings.prompts))]
         written = generate(
             decoder,
             tokenizer,
@@ -128,7 +128,9 @@ def compare_with_held_out(
     human = [tokenizer.decode(text[prompts[i % count] :]) for i, text in enumerate(cut)]
     limit = settings.max_new_tokens
     ended = [len(text) <= prompts[i % count] + limit for i, text in enumerate(held_out)]
-    copies = longest_copies([*ids, *cut], _train_tokens(shards, progress), tokenizer.n_vocab)
+    blank = blank_ids(tokenizer, [*ids, *cut])
+    train = _train_tokens(shards, progress)
+    copies = longest_copies([*ids, *cut], train, tokenizer.n_vocab, blank=blank)
     ours, humans = copies[:count], [copy.length for copy in copies[count:]]
     known, characters = _known_words(shards, tokenizer)
     written = [sample.completion for sample in samples]

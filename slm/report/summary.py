@@ -4,8 +4,10 @@ A rule compares the samples with held-out documents of the same length, so it ho
 for any other text. What is far off is `bad`, what is noticeable is `warn`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -256,3 +258,14 @@ def _sentence(findings: Sequence[Finding], val_bpb: float, sampled: bool) -> str
 
 def _enumerate(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def headline(report: Path) -> str:
+    """The sentence at the head of a report, from its folder; empty where there is none.
+
+    It is the first bold line of its Markdown, in which signs are escaped.
+    """
+    lines = (report / "report.md").read_text("utf-8").splitlines()
+    bold = (re.fullmatch(r"\*\*(.+)\*\*", line) for line in lines)
+    sentence = next((match[1] for match in bold if match), "")
+    return re.sub(r"\\(?=[^\w\s])", "", sentence)

@@ -20,6 +20,7 @@ from slm.config import PipelineConfig
 from slm.evaluation.memorisation import Copy
 from slm.evaluation.scoring import token_losses
 from slm.history.lineage import Lineage, lineage
+from slm.model.export.hugging_face import USAGE
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
@@ -150,6 +151,7 @@ def gather(
         "cleaning": evidence.cleaning(source, shards),
         "other_runs": others,
         "judge": ask_judge(samples, config.report, progress),
+        "usage": USAGE,
         "front_matter": cards.front_matter(config, evaluation, source),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),

@@ -1,19 +1,63 @@
-"""Two trainings compared bit for bit: what they measured, and the tensors that they saved."""
+"""Two results compared bit for bit: records, journals and tensors.
 
+Of a record and of a journal everything is compared, except what is listed here as not repeated. So
+a field that is added later is compared until someone gives a reason why it cannot be.
+"""
+
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from slm.records import Frozen, JournalEntry
+from slm.records import Checkpoint, Frozen, JournalEntry, Record, Run
 from slm.storage import sha256_json
 
-Measurement = tuple[int, str, str]  # step, name, the exact value
-COMPARED = {"step": ("train_loss", "grad_norm"), "evaluate": ("val_loss",)}  # of a journal's events
+MISSING = "missing"
+MAX_ROWS = 20  # of the values of a field that are all the same; more are one row
+MAX_SHOWN = 40  # characters of a value in a sentence
+RELATIVE_TOLERANCE = 1e-2  # of a figure that another machine may round otherwise
+LOSS_TOLERANCE = 1e-2  # nats per token or bits per byte
+
+# Of which field of a record another build has another value, and what it is checked by instead.
+NOT_REPEATED: dict[type[BaseModel], dict[str, str]] = {
+    Record: {
+        "key": "compared by the caller, who knows the stage's version",
+        "files": "compared file by file",
+    },
+    Run: {
+        "tok_per_sec": "of the clock: compared with the journal",
+        "seconds": "of the clock: compared with the journal",
+        "environment": "of the machine: a link of the lineage",
+    },
+    Checkpoint: {
+        "environment": "of the machine: a link of the lineage",
+        "parent_sha256": "other where training was resumed",
+    },
+}
+# The same of a journal's columns, in any event, and of its events.
+CLOCK = {
+    "time": "of the clock",
+    "tok_per_sec": "of the clock: the run's record is compared with it",
+    "gflops": "of the clock: compared with tok_per_sec",
+    "mfu": "of the clock: compared with tok_per_sec",
+    "memory_bytes": "of the machine",
+}
+INTERRUPTIONS = {
+    "resume": "of an interruption: checked by itself",
+    "diverged": "of an interruption",
+}
+# What depends on every bit of the weights and has no distance that means anything.
+FOLLOWS_WEIGHTS = {
+    "grad_norm", "best", "checkpoint", "weights_sha256", "evaluation_key", "evaluation_sha256",
+    "details",
+}  # fmt: skip
+LOSSES = {"train_loss", "val_loss", "val_bpb"}
 
 
 class Compared(Frozen):
@@ -22,6 +66,8 @@ class Compared(Frozen):
     name: str
     recorded: str
     rebuilt: str
+    near: bool = Field(default=False, exclude=True)  # a difference that rounding may make
+    follows: bool = Field(default=False, exclude=True)  # any difference of the weights changes it
 
     @property
     def same(self) -> bool:
@@ -37,6 +83,16 @@ class Difference(Frozen):
     recorded: str | None = None
     rebuilt: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is, in words; with the values where they are short enough to be read."""
+        if self.tensor:
+            return f"step {self.step}, first in {self.tensor}"
+        place = f"{self.what} of step {self.step}" if self.step else self.what
+        values = (self.recorded or MISSING, self.rebuilt or MISSING)
+        is_short = max(map(len, values)) <= MAX_SHOWN and values != (MISSING, MISSING)
+        return f"{place}: recorded {values[0]}, rebuilt {values[1]}" if is_short else place
+
 
 class Comparisons:
     """What was compared so far, and where the two first differ."""
@@ -45,52 +101,190 @@ class Comparisons:
         self.rows: list[Compared] = []
         self.first: Difference | None = None
 
-    def add(self, name: str, recorded: str | None, rebuilt: str | None, step: int = 0) -> bool:
+    @property
+    def differing(self) -> list[Compared]:
+        return [row for row in self.rows if not row.same]
+
+    def add(
+        self,
+        name: str,
+        recorded: str | None,
+        rebuilt: str | None,
+        step: int = 0,
+        *,
+        follows: bool = False,
+    ) -> bool:
         """Compare two values; return whether they are the same.
 
         What was never recorded is not compared.
         """
         if recorded is None:
             return True
-        row = Compared(name=name, recorded=recorded, rebuilt=rebuilt or "missing")
+        values = (recorded, MISSING if rebuilt is None else rebuilt)
+        near = is_near(name, *values)
+        return self._add(Compared(**_row(name, *values), near=near, follows=follows), name, step)
+
+    def _add(self, row: Compared, what: str, step: int) -> bool:
         self.rows.append(row)
         if not row.same and self.first is None:
-            self.first = Difference(what=name, step=step, recorded=recorded, rebuilt=row.rebuilt)
+            self.first = Difference(
+                what=what, step=step, recorded=row.recorded, rebuilt=row.rebuilt
+            )
         return row.same
 
-    def add_journals(
-        self, name: str, recorded: Iterable[JournalEntry], rebuilt: Iterable[JournalEntry]
-    ) -> None:
-        """Compare all measurements; where they differ, `first` is the first step that does.
+    def add_record(self, name: str, recorded: BaseModel, rebuilt: BaseModel, step: int = 0) -> None:
+        """Compare the fields of a record that was stored, except those that are not repeated.
 
-        [(1, "train_loss", a), (2, "train_loss", b)] and [(1, "train_loss", a)] differ at step 2,
-        where the second has none.
+        A field with more than `MAX_ROWS` values that are all the same is one row.
         """
-        old, new = list(measurements(recorded)), list(measurements(rebuilt))
-        pair = next((pair for pair in zip_longest(old, new) if pair[0] != pair[1]), None)
-        if pair and self.first is None:
-            step, what, _ = pair[0] or pair[1]
-            before, after = (measurement and measurement[2] for measurement in pair)
-            self.first = Difference(what=what, step=step, recorded=before, rebuilt=after)
-        hashes = [sha256_json(each) for each in (old, new)]
-        self.add(f"{name}: {len(old)} losses and gradient norms", hashes[0], hashes[1])
+        for field in _stored_fields(recorded):
+            path = f"{name}.{field}"
+            pairs = list(_pairs(path, getattr(recorded, field), getattr(rebuilt, field, MISSING)))
+            if len(pairs) > MAX_ROWS and all(old == new for _, old, new in pairs):
+                digest = sha256_json([old for _, old, _ in pairs])
+                pairs = [(f"{path}, {len(pairs)} values", digest, digest)]
+            for leaf, old, new in pairs:
+                self.add(leaf, old, new, step, follows=field in FOLLOWS_WEIGHTS)
+
+    def add_journals(
+        self, recorded: Iterable[JournalEntry], rebuilt: Iterable[JournalEntry]
+    ) -> None:
+        """Compare every column of every event; where some differ, `first` is the earliest step."""
+        old, new = columns(recorded), columns(rebuilt)
+        rows = [_column_row(name, old[name], new.get(name, [])) for name in old]
+        rows += [_column_row(name, [], new[name]) for name in _lost_events(old, new)]
+        for row, step in sorted(rows, key=lambda each: each[1]):  # the same ones are of step 0
+            self._add(row, row.name.rpartition(".")[2].partition(" ")[0], step)
 
 
-# ---- figures and tensors ----------------------------------------------------------------------
+# ---- values -----------------------------------------------------------------------------------
 
 
-def exact(value: float | None) -> str:
-    """All bits of a figure as text; "none" where it is not finite, which is null in journals."""
-    return "none" if value is None or not math.isfinite(value) else float(value).hex()
+def exact(value: object) -> str:
+    """All bits of a value as text; "none" for a figure that is not finite, null in journals."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def measurements(journal: Iterable[JournalEntry]) -> Iterator[Measurement]:
-    """Everything in a journal that a training of the same bits repeats."""
+def is_near(name: str, a: str, b: str) -> bool:
+    """Whether two figures differ no more than machines that round otherwise may make them.
+
+    A count is never near another one.
+    """
+    if a.isdigit() or b.isdigit():
+        return a == b
+    try:
+        x, y = float(a), float(b)
+    except ValueError:
+        return a == b
+    is_loss = name.rpartition(".")[2].partition(" ")[0] in LOSSES
+    return math.isclose(
+        x, y, rel_tol=RELATIVE_TOLERANCE, abs_tol=LOSS_TOLERANCE if is_loss else 0.0
+    )
+
+
+def _row(name: str, recorded: str, rebuilt: str) -> dict[str, str]:
+    return {"name": name, "recorded": recorded, "rebuilt": rebuilt}
+
+
+def _stored_fields(record: BaseModel) -> list[str]:
+    """The fields that the stored record has, in order, without those that are not repeated."""
+    kind = type(record)
+    exempt = {name for base in kind.__mro__ for name in NOT_REPEATED.get(base, ())}
+    return [
+        name
+        for name, field in kind.model_fields.items()
+        if name in record.model_fields_set and not field.exclude and name not in exempt
+    ]
+
+
+def _pairs(name: str, recorded: Any, rebuilt: Any) -> Iterator[tuple[str, str, str]]:
+    """Each value in two trees with its path; what only one of them has is `missing` in the other.
+
+    >>> list(_pairs("a", {"x": 1, "y": [2.5]}, {"x": 1, "y": [], "z": None}))
+    [("a.x", "1", "1"), ("a.y.0", "2.5", "missing"), ("a.z", "missing", "none")]
+    """
+    if isinstance(recorded, BaseModel):
+        for field in _stored_fields(recorded):
+            other = getattr(rebuilt, field) if isinstance(rebuilt, BaseModel) else MISSING
+            yield from _pairs(f"{name}.{field}", getattr(recorded, field), other)
+        return
+    a, b = _children(recorded), _children(rebuilt)
+    if a or b:
+        for key in dict.fromkeys((*a, *b)):
+            yield from _pairs(f"{name}.{key}", a.get(key, MISSING), b.get(key, MISSING))
+    else:
+        yield name, exact(recorded), exact(rebuilt)
+
+
+def _children(value: Any) -> Mapping[str, Any]:
+    """The parts of a value by their names; none of what is no container."""
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in _stored_fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): part for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(place): part for place, part in enumerate(value)}
+    return {}
+
+
+# ---- journals ---------------------------------------------------------------------------------
+
+Column = list[tuple[int, str]]  # (step, the exact value), in the journal's order
+
+
+def columns(journal: Iterable[JournalEntry]) -> dict[str, Column]:
+    """All that a training of the same bits repeats: `event.column` → its values."""
+    result: dict[str, Column] = {}
     for entry in journal:
-        figures: Mapping[str, Any] = entry
-        for name in COMPARED.get(entry["event"], ()):
-            if name in figures:
-                yield entry["step"], name, exact(figures[name])
+        event, step = entry["event"], entry.get("step") or 0
+        if event in INTERRUPTIONS:
+            continue
+        for name, value in entry.items():
+            if name != "event" and name not in CLOCK:
+                result.setdefault(f"{event}.{name}", []).append((step, exact(value)))
+    return result
+
+
+def _lost_events(old: Mapping[str, Column], new: Mapping[str, Column]) -> list[str]:
+    """A column of each event of which the old journal has no line at all."""
+    events = {name.partition(".")[0] for name in old}
+    firsts = {name.partition(".")[0]: name for name in reversed(list(new))}
+    return [name for event, name in firsts.items() if event not in events]
+
+
+def _column_row(name: str, old: Column, new: Column) -> tuple[Compared, int]:
+    """A column's row and the step of its first difference; 0 where there is none.
+
+    [(1, "5.5"), (2, "5.4")] and [(1, "5.5")] differ at step 2, where the second has none.
+    """
+    differing = [pair for pair in zip_longest(old, new) if pair[0] != pair[1]]
+    if not differing:
+        digest = sha256_json(old)
+        return Compared(**_row(f"journal.{name}, {len(old)} values", digest, digest)), 0
+    first, second = differing[0]
+    step = (first or second)[0]
+    values = [pair[1] if pair else MISSING for pair in (first, second)]
+    return Compared(
+        **_row(f"journal.{name} of step {step}", *values),
+        near=all(a and b and a[0] == b[0] and is_near(name, a[1], b[1]) for a, b in differing),
+        follows=name.rpartition(".")[2] in FOLLOWS_WEIGHTS,
+    ), step
+
+
+def segments(journal: Iterable[JournalEntry]) -> list[list[JournalEntry]]:
+    """The lines of steps that one process wrote, each process's apart."""
+    processes = 0
+    steps: list[tuple[int, JournalEntry]] = []
+    for entry in journal:
+        processes += entry["event"] == "resume"
+        if entry["event"] == "step":
+            steps.append((processes, entry))
+    return [[e for _, e in part] for _, part in groupby(steps, key=lambda each: each[0])]
+
+
+# ---- tensors ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ It takes the very steps of training, from the checkpoint before the stretch or f
 keeps everything in memory: the run is only read.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import safetensors.torch
@@ -22,7 +20,7 @@ from slm.storage import read_record, reading, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
 from slm.training.loop import train_step
 from slm.training.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
-from slm.training.process import set_up_torch
+from slm.training.process import torch_as_in
 from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
 
@@ -68,20 +66,24 @@ def verify_steps(
     """
     plan = _plan(run)
     losses = {e["step"]: e.get("train_loss") for e in run.journal if e["event"] == "step"}
+    if not losses:
+        raise UserError(f"{run.name} has trained no step yet: there is nothing to repeat")
     kept = _checkpoints(run)
-    stop = stop if stop is not None else max(kept, default=max(losses, default=0))
+    stop = stop if stop is not None else max(kept, default=max(losses))
     before = [step for step in kept if step < (stop if start is None else start)]
     origin = max(before, default=0)
     start = start if start is not None else origin + 1
-    if not 1 <= start <= stop <= max(losses, default=0):
+    if not 1 <= start <= stop <= max(losses):
+        so_far = "" if run.is_finished else " so far"
         raise UserError(
-            f"--steps {start}:{stop}: {run.name} has the steps 1 to {max(losses, default=0)}"
+            f"--steps {start}:{stop}: {run.name} has the steps 1 to {max(losses)}{so_far}; give "
+            "A:B with A not above B"
         )
     if missing := set(range(origin + 1, stop + 1)) - set(losses):
         raise CorruptionError(f"the journal of {run.name} has no loss of step {min(missing)}")
     result = Replay(run.name, start, stop, origin, plan.level)
     job = open_job(run)
-    with reading(run.path, job.shards.path), _torch_as_in(run):
+    with reading(run.path, job.shards.path), torch_as_in(run):
         session = new_session(job, plan)
         if origin:
             restore(session, kept[origin])
@@ -114,21 +116,6 @@ def _checkpoints(run: RunFolder) -> dict[int, Checkpoint]:
             if record := read_record(path, Checkpoint):
                 valid[record.step] = record
     return valid
-
-
-@contextmanager
-def _torch_as_in(run: RunFolder) -> Iterator[None]:
-    """Set threads and kernels as the run has them."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    set_up_torch(run)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 def _retrain(

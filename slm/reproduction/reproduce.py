@@ -1,7 +1,8 @@
 """Reproduce: rebuild a run from its lineage alone, and measure how alike the two are.
 
 Source, shards and weights are built in a fresh folder from the run's config and plan; results of
-the first time are read only to compare with. Where the lineage lacks something, or something in it
+the first time are read only to compare with, every figure and not only every hash: a record that
+was changed carries a new hash of itself. Where the lineage lacks something, or something in it
 is not what was recorded, nothing is built and the verdict is `cannot`. The code may be at another
 commit as long as its stages are of the same versions, which the keys show.
 """
@@ -9,29 +10,32 @@ commit as long as its stages are of the same versions, which the keys show.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
-from slm import keys, storage
+from slm import storage
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
-from slm.evaluation.evaluate import DETAILS, evaluate
+from slm.evaluation.evaluate import DETAILS, EVALUATE_VERSION, evaluate, evaluate_key
 from slm.history.lineage import Lineage, Link, lineage
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress, silent
-from slm.records import Frozen, Parent, Record, Run, Shards, Source
+from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
+from slm.reproduction.claims import Claims, compare_data, compare_results, compare_training
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
-from slm.run_folder import CHECKPOINTS, JOURNAL, LOCK, RunFolder
+from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
 from slm.source.download import download
 from slm.source.hub_client import keep_cache_in
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training import launch
+from slm.training.identity import run_inputs, run_keys
 from slm.training.loop import TRAIN_VERSION
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
@@ -66,17 +70,20 @@ class Reproduction(Frozen):
             return f"bit-identical in all of {len(self.compared)} comparisons"
         first = self.first_difference
         assert first is not None
-        at = f"step {first.step}" if first.step else first.what
-        tensor = f", first in {first.tensor}" if first.tensor else ""
         sizes = []
         if self.weights_difference is not None:
             sizes.append(f"weights by at most {self.weights_difference:.2g}")
-        if self.val_bpb_difference is not None:
+        if self.val_bpb_difference:
             sizes.append(f"val_bpb by {self.val_bpb_difference:+.2g}")
         by = f" ({' and '.join(sizes)})" if sizes else ""
         if self.verdict == "within tolerance":
-            return f"within tolerance{by}; other bits from {at}{tensor}"
-        return f"diverged at {at}{tensor}{by}"
+            return f"within tolerance{by}; other bits from {first.place}"
+        weights = [row for row in self.compared if row.name.endswith(MODEL)]
+        are_same = weights and all(row.same for row in weights)
+        note = (
+            "; the weights are bit-identical, so the recorded figure is wrong" if are_same else ""
+        )
+        return f"diverged at {first.place}{by}{note}"
 
 
 def reproduce(
@@ -160,6 +167,13 @@ def _obstacle(
     if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
         gpus = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
         return (gpus,), Difference(what="environment")
+    saved = {
+        name: entry
+        for name, entry in record.files.items()
+        if name.startswith(f"{CHECKPOINTS}/") and (run.path / name).is_file()
+    }
+    if wrong := storage.mismatches(run.path, saved):
+        return tuple(wrong), Difference(what="checkpoint")
     shards = run.shards
     if shards and (reason := _other_training(run, record.key, shards, chain)):
         return (reason,), Difference(what="code", recorded=chain["code"].digest)
@@ -180,14 +194,11 @@ def _is_no_obstacle(link: Link) -> bool:
 def _other_training(run: RunFolder, key: str, shards: Shards, chain: Lineage) -> str | None:
     """Why this code trains other bits than the run's; None where the key shows that it does not."""
     settings = run.settings
-    inputs: Any = storage.content_hash(shards)
-    if settings.parent_key:
-        inputs = {"shards": inputs, "parent": settings.parent_key}
-    fields = keys.stage_fields("train", settings.config)
+    inputs = run_inputs(shards, settings.parent_key)
     made_by = [
         version
         for version in range(1, MAX_VERSION)
-        if keys.stage_key("train", version, fields, inputs) == key
+        if key in run_keys(settings.config, inputs, version)
     ]
     if made_by == [TRAIN_VERSION]:
         return None
@@ -236,6 +247,7 @@ class _Rebuild:
     def all(self) -> None:
         """Rebuild stage after stage; other data ends it, since no training could be compared."""
         config = self.run.config
+        recorded = Claims.of(self.run, self.chain.tags)
         root = self.run.root.path  # its caches are used: what they hold is verified by its hash
         gpt2_files.place(root)
         keep_cache_in(root)
@@ -250,15 +262,22 @@ class _Rebuild:
         self.compared.add("tokenizer", self.chain["tokenizer"].digest, shards.tokenizer_sha256)
         if self.compared.first:
             return
+        compare_data(self.compared, recorded, Claims(source=source, shards=shards))
         self.stage = "training"
         again = self._train(config, shards, parent)
         self.compared.add("run key", self.record.key, again.key)
-        self.compared.add_journals(JOURNAL, self.run.journal, RunFolder.of(again).journal)
-        self._compare_checkpoints(again)
-        self.compared.add("val_bpb", self.record.val_bpb.hex(), again.val_bpb.hex())
+        rebuilt = Claims.of(RunFolder.of(again))
+        compare_training(self.compared, recorded, rebuilt)
+        self._compare_weights(again)
         self.val_bpb_difference = again.val_bpb - self.record.val_bpb
         self.stage = "evaluation"
-        self._evaluate(config, again, shards)
+        evaluations = {
+            name: self._evaluate(config, name, evaluation, again, shards)
+            for name, evaluation in recorded.evaluations.items()
+        }
+        if not evaluations and (recorded.tags or recorded.pages):  # which copy one that is gone
+            evaluations = {EVALUATION: evaluate(config, again, shards, progress=self.progress)}
+        compare_results(self.compared, recorded, replace(rebuilt, evaluations=evaluations))
 
     def _download(self, config: PipelineConfig) -> Source:
         if config.data.source == "hub":
@@ -275,7 +294,7 @@ class _Rebuild:
         """
         if reason := _other_training(self.run, self.record.key, shards, self.chain):
             raise UserError(reason)
-        run = launch.prepare(config, shards, parent=parent, root=self.fresh)
+        run = launch.prepare(config, shards, parent=parent, root=self.fresh, key=self.record.key)
         plan = self.run.plan
         assert plan is not None, "a finished run has one"
         run.write_plan(plan)
@@ -284,17 +303,23 @@ class _Rebuild:
         assert rebuilt is not None, f"{run.path} ended without a record"
         return rebuilt
 
-    def _evaluate(self, config: PipelineConfig, rebuilt: Run, shards: Shards) -> None:
-        recorded = self.run.evaluation
-        if recorded is None:
-            return
-        which = "best" if recorded.checkpoint == self.record.best else "last"
-        fields = {"documents": recorded.documents, "checkpoint": which}
-        same = config.model_copy(update={"evaluate": EvaluateConfig.model_validate(fields)})
-        after = evaluate(same, rebuilt, shards, progress=self.progress)
-        name = f"evaluation/{DETAILS}"
-        self.compared.add(name, recorded.files[DETAILS].sha256, after.files[DETAILS].sha256)
+    def _evaluate(
+        self, config: PipelineConfig, name: str, recorded: Evaluation, rebuilt: Run, shards: Shards
+    ) -> Evaluation:
+        """Score the rebuilt checkpoint by the settings that a recorded evaluation was made with."""
+        known = self.record.best, self.record.last
+        settings, version = evaluation_settings(config, recorded, shards.key, known)
+        after = evaluate(
+            config.model_copy(update={"evaluate": settings}), rebuilt, shards,
+            progress=self.progress,
+        )  # fmt: skip
+        if version in (None, EVALUATE_VERSION):
+            self.compared.add(f"{name} key", recorded.key, after.key, follows=True)
+        file, entry = f"{name}/{DETAILS}", recorded.files.get(DETAILS)
+        digest = after.files[DETAILS].sha256
+        self.compared.add(file, entry.sha256 if entry else None, digest, follows=True)
         self.val_bpb_difference = after.val_bpb - recorded.val_bpb
+        return after
 
     # ---- comparing ----
 
@@ -310,36 +335,60 @@ class _Rebuild:
                 f"{_advice(self.chain)}"
             )
 
-    def _compare_checkpoints(self, again: Run) -> None:
-        for file, entry in sorted(self.record.files.items()):
-            path = Path(file)
-            if path.parts[0] != CHECKPOINTS or path.name == storage.RECORD:
-                continue  # a checkpoint's record also holds the time and the machine
-            step = int(path.parent.name.rpartition("_")[2])
-            other = again.files.get(file)
-            same = self.compared.add(file, entry.sha256, other.sha256 if other else None, step)
-            if not same and path.name == MODEL and other and (self.run.path / file).is_file():
-                self._compare_weights(step, self.run.path / path.parent, again.path / path.parent)
-
-    def _compare_weights(self, step: int, recorded: Path, rebuilt: Path) -> None:
+    def _compare_weights(self, again: Run) -> None:
         """The first tensor that differs, and the largest difference of any weight."""
-        before, after = (load_model(folder)[0].state_dict() for folder in (recorded, rebuilt))
-        for each in tensor_differences(step, before, after):
-            if self.compared.first and self.compared.first.tensor is None:
-                self.compared.first = self.compared.first.model_copy(update={"tensor": each.name})
-            largest = math.inf if each.largest is None else each.largest
-            self.weights_difference = max(self.weights_difference or 0.0, largest)
+        for row in self.compared.differing:
+            file = Path(row.name)
+            folders = (self.run.path / file.parent, again.path / file.parent)
+            if file.name != MODEL or not all((folder / MODEL).is_file() for folder in folders):
+                continue
+            step = int(file.parent.name.rpartition("_")[2])
+            before, after = (load_model(folder)[0].state_dict() for folder in folders)
+            for each in tensor_differences(step, before, after):
+                first = self.compared.first
+                if first and first.step and first.tensor is None:
+                    self.compared.first = first.model_copy(update={"tensor": each.name})
+                largest = math.inf if each.largest is None else each.largest
+                self.weights_difference = max(self.weights_difference or 0.0, largest)
 
     def verdict(self) -> Literal["bit-identical", "within tolerance", "diverged"]:
-        if self.compared.first is None:
+        differing = self.compared.differing
+        if not differing:
             return "bit-identical"
-        bpb = self.val_bpb_difference
-        if bpb is not None and abs(bpb) <= BPB_TOLERANCE and self._weights_are_near():
-            return "within tolerance"
-        return "diverged"
+        weights = [row for row in self.compared.rows if row.name.endswith(MODEL)]
+        have_moved = any(not row.same for row in weights)
+        bpb, far = self.val_bpb_difference, self.weights_difference
+        if bpb is None or abs(bpb) > BPB_TOLERANCE:
+            return "diverged"
+        if have_moved and (far is None or far > WEIGHTS_TOLERANCE):
+            return "diverged"
+        # With the same weights nothing that follows from them has a reason to differ.
+        excused = (row.near or (row.follows and have_moved) for row in differing)
+        return "within tolerance" if all(excused) else "diverged"
 
-    def _weights_are_near(self) -> bool:
-        """Whether the weights are as recorded, or were compared and differ little."""
-        if all(row.same for row in self.compared.rows if row.name.endswith(MODEL)):
-            return True
-        return self.weights_difference is not None and self.weights_difference <= WEIGHTS_TOLERANCE
+
+def evaluation_settings(
+    config: PipelineConfig, evaluation: Evaluation, shards_key: str, checkpoints: tuple[str, str]
+) -> tuple[EvaluateConfig, int | None]:
+    """The settings that an evaluation was made with, and the version of the stage.
+
+    Its key is what shows them: its figures are what is to be compared.
+
+    Args:
+        checkpoints: the names of the best and the last one.
+
+    Where the key is of no settings, those are the run's own, and the version None.
+    """
+    which = "best" if evaluation.checkpoint == checkpoints[0] else "last"
+    candidates = [config.evaluate]
+    for checkpoint in dict.fromkeys((which, "best", "last")):
+        for documents in (None, evaluation.documents):
+            fields = {"documents": documents, "checkpoint": checkpoint}
+            with suppress(ValidationError):  # a count that none can have
+                candidates.append(EvaluateConfig.model_validate(fields))
+    for version in range(EVALUATE_VERSION, 0, -1):
+        for settings in candidates:
+            by = config.model_copy(update={"evaluate": settings})
+            if evaluation.key == evaluate_key(by, evaluation.weights_sha256, shards_key, version):
+                return settings, version
+    return config.evaluate, None

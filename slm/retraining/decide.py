@@ -37,6 +37,7 @@ class Evidence(Frozen):
 
     champion: str | None = None  # models:/NAME/VERSION
     made_already: str | None = None  # the version that was trained on the same data and config
+    cadence: tuple[str, ...] = ()  # settings by which its best checkpoint was chosen otherwise
     settings: tuple[str, ...] = ()  # that are not those of the champion
     missing: tuple[str, ...] = ()  # of what the champion was made of
     changes: Changes | None = None
@@ -95,7 +96,11 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
     """What to do, and the reason: the first line that holds."""
     changes, measured = evidence.changes, evidence.drift
     if evidence.made_already:
-        return "nothing", f"{evidence.made_already} was trained on the same data and config"
+        reason = f"{evidence.made_already} was trained on the same data and config"
+        if evidence.cadence:
+            names = " and ".join(evidence.cadence)
+            reason += f", its best checkpoint chosen by another {names}: `slm run` chooses again"
+        return "nothing", reason
     if evidence.champion is None:
         return "retrain", "there is no champion yet"
     if evidence.settings:
@@ -164,7 +169,8 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
     evidence = Evidence(champion=champion.uri if champion else None)
     for version in filter(None, (champion, _refused(challenger, champion))):
         if _was_made_of(version, config, source, root):
-            return evidence.model_copy(update={"made_already": version.uri})
+            cadence = _differences("select", config, version, root)
+            return evidence.model_copy(update={"made_already": version.uri, "cadence": cadence})
     if champion is None:
         return evidence
     # Not verified by their hashes, which whoever reads them does.
@@ -212,10 +218,9 @@ def _was_made_of(version: ModelVersion, config: PipelineConfig, source: Source, 
     if _config(version, root) is not None:
         return not _other_settings(config, version, root)
     tokenizer_sha256 = tags.get("tokenizer_sha256") if _is_continued(version) else None
-    return (tags.get("shards_key"), tags.get("config_sha256")) == (
-        encode_key(config, source, tokenizer_sha256),
-        keys.config_sha256(_as_made(config, version)),
-    )
+    return tags.get("shards_key") == encode_key(config, source, tokenizer_sha256) and tags.get(
+        "config_sha256"
+    ) in keys.config_hashes(_as_made(config, version))
 
 
 def _is_continued(version: ModelVersion) -> bool:
@@ -233,13 +238,20 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
 
     Empty where its settings are gone from here.
     """
+    stages = (_differences(stage, config, version, root) for stage in ("encode", "train"))
+    return tuple(sorted(name for names in stages for name in names))
+
+
+def _differences(
+    stage: str, config: PipelineConfig, version: ModelVersion, root: Path
+) -> tuple[str, ...]:
+    """The dotted keys of a stage that a version's settings have otherwise than this config."""
     made_by = _config(version, root)
     if made_by is None:
         return ()
     now, then = _as_made(config, version).flat(), made_by.flat()
-    added = (name for name, (stage, _) in keys.ADDED.items() if stage in ("encode", "train"))
-    names = (*keys.SETTINGS["encode"], *keys.SETTINGS["train"], *added)
-    return tuple(sorted(name for name in names if now[name] != then[name]))
+    added = (name for name, (owner, _) in keys.ADDED.items() if owner == stage)
+    return tuple(name for name in (*keys.SETTINGS[stage], *added) if now[name] != then[name])
 
 
 # ---- shown ------------------------------------------------------------------------------------

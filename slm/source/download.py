@@ -8,7 +8,7 @@ function of the documents alone, not of how the input was cut into files.
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
-from slm.errors import UserError
+from slm.errors import CorruptionError, SlmError, UserError
 from slm.progress import Progress, automatic
 from slm.records import Source, SourceSplit
 from slm.run_folder import DataRoot
 from slm.source import hub
-from slm.source.documents import read_documents
+from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
+from slm.source.splits import Layout, explicit
 from slm.source.stories import STORIES_VERSION, stories
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_VERSION = 1
 """Goes up whenever the same input gives other parquet bytes."""
 
+_PIECES_VERSION = 2  # of how a text is split: part of the key only where `data.separator` is set
 ROW_GROUP_BYTES = 2 << 20  # of text: the piece that one encoding worker takes
 FILE_BYTES = 256 << 20
 _SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
@@ -65,7 +67,9 @@ def download(
 
 def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
     """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
-    fields = {**keys.stage_fields("download", config), **resolved}
+    fields: dict[str, Any] = {**keys.stage_fields("download", config), **resolved}
+    if config.data.source != "stories" and config.data.separator is not None:
+        fields["pieces"] = _PIECES_VERSION
     return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
 
 
@@ -77,11 +81,11 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     """
     data = config.data
     if data.source == "hub":
-        return source.key == download_key(config, None, revision=source.revision)
+        return source.key in _hub_keys(config, source.revision)
     if data.source == "files":
-        base, splits = find_files(data)
-        layout = {name: [p.relative_to(base).as_posix() for p in s] for name, s in splits.items()}
-        return source.key == download_key(config, {"files": source.origin, "splits": layout})
+        base, layout = find_files(data)
+        names = {s: [p.relative_to(base).as_posix() for p in f] for s, f in layout.files.items()}
+        return source.key == download_key(config, {"files": source.origin, "splits": names})
     return source.key == download_key(config, {"stories": STORIES_VERSION})
 
 
@@ -118,17 +122,23 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
 
 def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
     data = config.data
-    base, splits = find_files(data)
+    base, layout = find_files(data)
+    splits = layout.files
+    check_contents([path for paths in splits.values() for path in paths], data)
     names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
     try:
         entries = storage.describe_files(base, names)
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     origin = {name: entry.sha256 for name, entry in entries.items()}
-    layout = {split: [names[path] for path in paths] for split, paths in splits.items()}
+    ordered = {split: [names[path] for path in paths] for split, paths in splits.items()}
     revision = storage.sha256_json(origin)
-    key = download_key(config, {"files": origin, "splits": layout})
-    return _convert(config, root, key, revision, lambda: splits, origin, progress)
+    key = download_key(config, {"files": origin, "splits": ordered})
+    for note in layout.notes:
+        logger.warning("%s: %s", data.path, note)
+    source = _convert(config, root, key, revision, lambda: layout, origin, progress)
+    # Of a reused source too, these are of the files as they are now.
+    return source.model_copy(update={"inputs": layout.inputs, "notes": layout.notes})
 
 
 # ---- the hub ----------------------------------------------------------------------------------
@@ -138,20 +148,71 @@ def _from_hub(config: PipelineConfig, root: DataRoot, progress: Progress) -> Sou
     data = config.data
     keep_cache_in(root.path)
     commit = hub.resolve_commit(data)
-    key = download_key(config, None, revision=commit)
+    key, known = _hub_key(config, root, commit)
     origin: dict[str, str] = {}
 
-    def fetched(files: list[hub.HubFile]) -> Iterator[Path]:
+    def fetched(files: Iterable[hub.HubFile]) -> Iterator[Path]:
         for file in files:
             storage.fault_point("download.file")
             path = hub.fetch(data, commit, file, progress)
             origin[file.path] = file.sha256 or storage.sha256_file(path)
             yield path
 
-    def find() -> dict[str, Iterator[Path]]:
-        return {split: fetched(files) for split, files in hub.find_files(data, commit).items()}
+    def find() -> Layout[Path]:
+        layout = known or hub.find_files(data, commit)
+        files = {split: fetched(files) for split, files in layout.files.items()}
+        return Layout(files, layout.inputs, layout.notes)
 
-    return _convert(config, root, key, commit, find, origin, progress)
+    source = _convert(config, root, key, commit, find, origin, progress)
+    for note in source.notes or ():
+        logger.warning("%s: %s", data.path, note)
+    return source
+
+
+def _hub_keys(config: PipelineConfig, commit: str) -> tuple[str, str]:
+    """The key of a dataset whose val, if any, is the split of that name; and of any other."""
+    return (
+        download_key(config, None, revision=commit),
+        download_key(config, {"val": "a split named like it"}, revision=commit),
+    )
+
+
+def _hub_key(
+    config: PipelineConfig, root: DataRoot, commit: str
+) -> tuple[str, hub.HubLayout | None]:
+    """The key of the dataset at a commit, and its layout where the hub had to be asked for it.
+
+    The hub is not asked where a source is here already, unless it was made by an earlier version,
+    which took a split of exactly that name as val and no other.
+    """
+    exact, alike = _hub_keys(config, commit)
+    if _known(config, root, alike):
+        return alike, None
+    data, record = config.data, _known(config, root, exact)
+    if record:
+        taken = "val" in record.splits and data.train_split != data.val_split
+        if record.notes is not None or taken or explicit(data, "val_split"):
+            return exact, None
+    try:
+        layout = hub.find_files(data, commit)
+    except UserError:
+        raise
+    except SlmError as error:
+        if record is None:
+            raise
+        logger.warning("%s; whether it has a val split of its own is not known", error)
+        return exact, None
+    return (alike if layout.val_alike else exact), layout
+
+
+def _known(config: PipelineConfig, root: DataRoot, key: str) -> Source | None:
+    """The record of a source, whose files are not checked; None where it is missing or damaged."""
+    try:
+        folder = root.folder("sources", config.recipe, key)
+        record = storage.read_record(folder, Source, verify=False)
+    except CorruptionError:
+        return None
+    return record if record and record.key == key else None
 
 
 # ---- writing ----------------------------------------------------------------------------------
@@ -162,7 +223,7 @@ def _convert(
     root: DataRoot,
     key: str,
     revision: str,
-    find: Callable[[], Mapping[str, Iterable[Path]]],
+    find: Callable[[], Layout[Path]],
     origin: dict[str, str],
     progress: Progress,
 ) -> Source:
@@ -177,8 +238,9 @@ def _convert(
     def build(staging: Path) -> Source:
         dropped: Counter[str] = Counter()
         written = {}
-        for split, paths in find().items():
-            documents = _documents(paths, data, split, dropped)
+        layout = find()
+        for split, paths in layout.files.items():
+            documents = _documents(check_separator(paths, data), data, split, dropped)
             written[split] = _write_split(staging, split, documents, progress, None)
         counts = {reason: count for reason, count in sorted(dropped.items()) if count}
         for reason, count in counts.items():
@@ -197,6 +259,8 @@ def _convert(
             splits=written,
             origin=origin,
             dropped=counts,
+            inputs=layout.inputs,
+            notes=layout.notes,
         )
 
     return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
@@ -265,8 +329,8 @@ def row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
             if stop > len(array):
                 size += int(ends[-1]) - before
                 break
-            yield pa.concat_arrays(pending)
-            pending, size = [], 0
+            group, pending, size = pa.concat_arrays(pending), [], 0
+            yield group
             start, before = stop, int(ends[stop - 1])
     if pending:
         yield pa.concat_arrays(pending)

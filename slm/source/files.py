@@ -1,130 +1,169 @@
-"""Local files of documents: those that `data.path` names, and the split of each."""
+"""Local files of documents: those that `data.path` names, the split of each, and what is unread."""
 
 import glob
-import logging
+import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from slm.config import DataConfig
-from slm.errors import UserError, unknown
-from slm.source.documents import FORMATS, check_name, format_of
+from slm.errors import UserError
+from slm.source.documents import FORMATS, check_name, format_of, unsupported
+from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
-logger = logging.getLogger(__name__)
-
-_LABELS = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 _NO_DATA = re.compile(
     r"(readme|license|notice)\.[a-z]+|(dataset_infos?|state)\.json", re.IGNORECASE
 )
+_NO_LINE = re.compile(  # neighbours of data that nobody misses
+    r"(readme|licen[cs]e|notice|copying|authors|citation|changelog|contributing)(\..+)?",
+    re.IGNORECASE,
+)
+MAX_SUFFIXES = 8  # that a line lists
 
 
-def find_files(data: DataConfig) -> tuple[Path, dict[str, list[Path]]]:
+def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     """The files that `data.path` names: their common folder, and the files of each split in order.
 
     The path is a file, a folder (searched to its depths) or a glob. In a folder or glob, files
-    and subfolders named like a split (`train.parquet`, `validation/…`, `test-00000-of-00002.csv`)
-    belong to it; test files are left out; all others are `train`. Raises UserError where there
-    are none, none for a split that the config names explicitly, or one whose name is not UTF-8.
+    and subfolders named like a split belong to it, as of `splits.assign`; all others are `train`.
+    What is not read comes as notes. Raises UserError where there are no files, none for a split
+    that the config names explicitly, or one whose name is not UTF-8.
     """
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
     if path.is_file():
-        if format_of(path) is None:
-            raise UserError(
-                f"data.path={data.path} is not in a supported format: {', '.join(FORMATS)}"
-            )
-        return path.parent, {"train": [path]}
-    if path.is_dir():
-        base, matches = path, path.rglob("*")
-    else:
-        base = next(p for p in path.parents if not glob.has_magic(str(p)))
-        matches = base.glob(path.relative_to(base).as_posix())
-    try:
-        files = sorted(p for p in matches if p.is_file() and _is_data(p.relative_to(base)))
-    except ValueError as error:  # before Python 3.13, of ** next to other letters
-        raise UserError(
-            f"data.path={data.path} is not a glob: {error}; write for example {base}/**/*.txt"
-        ) from error
-    if not files:
+        if format_of(path, data.format) is None:
+            raise unsupported(f"data.path={data.path}")
+        return path.parent, Layout({"train": [path]}, {"train": f"1 file: {examples([path.name])}"})
+    base, listing = _listing(data, path)
+    notes = listing.notes()
+    if not listing.files:
         problem = "does not exist"
         if path.is_dir() or glob.has_magic(data.path):
             problem = "matches no file of a supported format"
         raise UserError(
             f"data.path={data.path} {problem}: give a file, a folder or a glob of "
-            + ", ".join(FORMATS)
+            + "; ".join([", ".join(FORMATS), *notes])
         )
-    for file in files:
-        check_name(file.relative_to(base), f"data.path={data.path}: ")
-    formats = Counter(str(format_of(file)) for file in files)
+    for file in listing.files:
+        check_name(file, f"data.path={data.path}: ")
+    formats = Counter(str(format_of(file, data.format)) for file in listing.files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         raise UserError(
             f"data.path={data.path} holds files of several formats ({counts}): choose one with a "
-            f"glob, such as {base}/**/*{files[0].suffix}"
+            f"glob, such as {base}/**/*{listing.files[0].suffix}"
         )
-    return base, _by_split(data, base, files)
-
-
-def _is_data(relative: PurePath) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in relative.parts)
-    return not hidden and format_of(relative) is not None and not _NO_DATA.fullmatch(relative.name)
-
-
-def _by_split(data: DataConfig, base: Path, files: list[Path]) -> dict[str, list[Path]]:
-    _check_names(data, [file.relative_to(base) for file in files])
-    splits: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
-    for file in files:
-        splits[_label(data, file.relative_to(base))].append(file)
+    splits, decided = assign(data, listing.files)
     if not splits["train"]:
         raise UserError(
-            f"data.path={data.path} has no file for the split {data.train_split!r}, only "
-            + ", ".join(str(file.relative_to(base)) for file in files[:5])
-            + ": name one of them as data.path, or set data.train_split"
+            f"data.path={data.path} has no file for the split {data.train_split or 'train'!r}, "
+            f"only {examples(listing.files)}: name one of them as data.path, set data.train_split "
+            "to the name of one, or data.val_split=null where these names are of no splits"
         )
-    used = {"train"} | ({"val"} if data.val_split and splits["val"] else set())
-    for label in ("val", "test"):
-        if splits[label] and label not in used:
-            logger.info("%d %s file(s) in %s are left out", len(splits[label]), label, data.path)
-    return {label: paths for label, paths in splits.items() if label in used}
+    used = {split: files for split, files in splits.items() if files}
+    notes += decided + missing_shards(str(file) for files in used.values() for file in files)
+    return base, Layout(
+        {split: [base / file for file in files] for split, files in used.items()},
+        {split: f"{counted(len(f))}: {examples(f)}" for split, f in used.items()},
+        notes,
+    )
 
 
-def _check_names(data: DataConfig, files: list[PurePath]) -> None:
-    """Raises UserError for a split that the config names explicitly and no file or folder has."""
-    parts = {part.lower() for file in files for part in file.parts}
-    for field in ("train_split", "val_split"):
-        name = getattr(data, field)
-        if name in (None, DataConfig.model_fields[field].default):
-            continue
-        if not any(map(_beginning([name.lower()]).match, parts)):
-            words = {match[0] for part in parts if (match := re.match(r"[^\W\d_]+", part))}
-            raise UserError(
-                f"data.path={data.path}: no file or folder is named like data.{field}={name}: "
-                f"{unknown('split', name, words)}"
+@dataclass
+class _Listing:
+    """What is in a folder, by paths relative to it: files of documents, and what is not read."""
+
+    base: Path
+    format: str | None  # data.format
+    files: list[PurePath] = field(default_factory=list)
+    unread: dict[str, list[PurePath]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, path: Path) -> None:
+        """Put a file, or a link of whatever kind, where it belongs."""
+        name = path.relative_to(self.base)
+        if any(part.startswith(".") for part in name.parts) or _NO_DATA.fullmatch(name.name):
+            return
+        readable = format_of(name, self.format) is not None
+        if not path.is_file():
+            if path.is_symlink():
+                self.unread["linked" if path.is_dir() else "dangling"].append(name)
+            elif readable and not path.is_dir():
+                self.unread["special"].append(name)
+        elif any(part.startswith("_") for part in name.parts):
+            self.unread["hidden"] += [name] * readable
+        elif readable:
+            self.files.append(name)
+        elif not _NO_LINE.fullmatch(name.name):
+            self.unread["unsupported"].append(name)
+
+    def notes(self) -> list[str]:
+        """A line for each kind of thing that is not read."""
+        kinds = {kind: sorted(names) for kind, names in self.unread.items() if names}
+        lines = []
+        if names := kinds.get("unsupported"):
+            lines.append(
+                f"{counted(len(names))} left out: not in a supported format, {_suffixes(names)}: "
+                f"{examples(names)} (convert or unpack what is to be read)"
             )
+        for kind, noun, text in (
+            ("hidden", "file", "left out: a name that begins with _"),
+            ("special", "file", "left out: no regular file"),
+            ("dangling", "link", "left out: what they point to does not exist"),
+            ("linked", "linked folder", "not followed (a glob such as */*.txt goes through links)"),
+            ("folder", "folder", "not searched (the glob has no **)"),
+            ("denied", "folder", "left out: cannot be read"),
+        ):
+            if names := kinds.get(kind):
+                lines.append(f"{counted(len(names), noun)} {text}: {examples(names)}")
+        return lines
 
 
-def _beginning(words: Iterable[str]) -> re.Pattern[str]:
-    """Match a name that begins with one of the words, as a whole word: the longest one."""
-    ordered = sorted(words, key=len, reverse=True)
-    return re.compile(rf"({'|'.join(map(re.escape, ordered))})(?![a-z])")
+def _suffixes(names: Iterable[PurePath]) -> str:
+    """`12 .png, 1 .xz, 1 without a suffix`, the most frequent first."""
+    counts = Counter(ascii(name.suffix.lower())[1:-1] or "without a suffix" for name in names)
+    shown = [f"{number:,} {suffix}" for suffix, number in counts.most_common(MAX_SUFFIXES)]
+    return ", ".join([*shown, "…"] if len(counts) > MAX_SUFFIXES else shown)
 
 
-def _label(data: DataConfig, relative: PurePath) -> str:
-    """`train`, `val` or `test`, by the file's name or else by the nearest folder named so.
+def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
+    """The folder that a folder or glob searches, and what matches in it, sorted."""
+    if path.is_dir():
+        base = path
+        listing = _Listing(base, data.format)
+        for each in _walk(listing):
+            listing.add(each)
+    else:
+        base = next(p for p in path.parents if not glob.has_magic(str(p)))
+        listing = _Listing(base, data.format)
+        pattern = path.relative_to(base).as_posix()
+        try:
+            for each in base.glob(pattern):
+                if not each.is_dir():
+                    listing.add(each)
+                elif "**" not in pattern and not each.name.startswith("."):
+                    listing.unread["folder"].append(each.relative_to(base))
+        except ValueError as error:  # before Python 3.13, of ** next to other letters
+            raise UserError(
+                f"data.path={data.path} is not a glob: {error}; write for example {base}/**/*.txt"
+            ) from error
+        if "**" in pattern:  # it goes through no links, whatever follows
+            for each in _walk(listing):
+                if each.is_symlink() and each.is_dir():
+                    listing.add(each)
+    listing.files.sort()
+    return base, listing
 
-    `data/validation/train.txt` is `train`, `data/validation/0.txt` is `val`, `0.txt` is `train`.
-    """
-    labels = {word: label for label, words in _LABELS.items() for word in words}
-    if data.val_split:
-        labels[data.val_split.lower()] = "val"
-    labels[data.train_split.lower()] = "train"
-    pattern = _beginning(labels)
-    for part in reversed(relative.parts):
-        if match := pattern.match(part.lower()):
-            return labels[match[1]]
-    return "train"
+
+def _walk(listing: _Listing) -> Iterator[Path]:
+    """All files below the folder, and the links to folders, which are not followed."""
+
+    def denied(error: OSError) -> None:
+        listing.unread["denied"].append(Path(error.filename).relative_to(listing.base))
+
+    for folder, subfolders, names in os.walk(listing.base, onerror=denied):
+        links = [name for name in subfolders if Path(folder, name).is_symlink()]
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and n not in links]
+        yield from (Path(folder, name) for name in (*names, *links))

@@ -24,8 +24,18 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import FORMATS, Template, check_name, format_of
+from slm.source.documents import check_name, format_of, unsupported
+from slm.source.formats.template import Template
 from slm.source.hub_client import token, with_retries
+from slm.source.splits import (
+    Layout,
+    check_settings,
+    counted,
+    explicit,
+    misnamed,
+    missing_shards,
+    split_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,24 +74,26 @@ def resolve_commit(data: DataConfig) -> str:
     return str(info.sha)
 
 
-def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
+@dataclass(frozen=True)
+class HubLayout(Layout[HubFile]):
+    """The files of each split of a dataset on the hub."""
+
+    val_alike: bool = False  # val is not the split of exactly that name, but `valid` or `dev`
+
+
+def find_files(data: DataConfig, commit: str) -> HubLayout:
     """The files of `train`, and of `val` where the dataset has that split, in order.
 
-    Raises UserError where the configuration, the split or a column does not exist.
+    Raises UserError where the configuration, a split that is named or a column does not exist.
     """
+    check_settings(data)
     builder = with_retries(data, lambda api: _builder(data, commit))
     at, prefix = f"data.path={data.path}", f"hf://datasets/{data.path}@{commit}/"
     names = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-    if data.train_split not in names:
-        raise UserError(f"{at}: {unknown('split', data.train_split, names)}")
-    chosen = {"train": names[data.train_split]}
-    if data.val_split is not None and data.val_split in names:
-        chosen["val"] = names[data.val_split]
+    splits = _choose(data, list(names))
+    chosen = {split: [f for name in each for f in names[name]] for split, each in splits.items()}
     if builder.info.features:  # else the columns are checked in the first file
         Template(data).check(at, builder.info.features)
-    left_out = sorted(set(names) - {data.train_split, data.val_split})
-    if left_out:
-        logger.info("%s: the split(s) %s are left out", data.path, ", ".join(left_out))
     outside = [name for files in chosen.values() for name in files if not name.startswith(prefix)]
     if outside:
         raise UserError(f"{at} points outside its repository: {outside[0]}")
@@ -89,10 +101,64 @@ def find_files(data: DataConfig, commit: str) -> dict[str, list[HubFile]]:
     every = [path for each in paths.values() for path in each]
     for path in every:
         check_name(path, f"{at}: ")
-        if format_of(PurePosixPath(path)) is None:
-            raise UserError(f"{at}: {path} is not in a supported format: {', '.join(FORMATS)}")
+        if format_of(PurePosixPath(path), data.format) is None:
+            raise unsupported(f"{at}: {path}")
     described = _describe(data, commit, every)
-    return {split: [described[path] for path in each] for split, each in paths.items()}
+    inputs = {
+        split: f"{counted(len(paths[split]))}: split {', '.join(each)}"
+        for split, each in splits.items()
+    }
+    used = {name for each in splits.values() for name in each}
+    left_out = {name: len(files) for name, files in sorted(names.items()) if name not in used}
+    notes = missing_shards(every)
+    if not any(split_of(name) in ("val", "test") for name in splits["train"]):
+        notes += misnamed([PurePosixPath(path) for path in paths["train"]])
+    if left_out:
+        listed = ", ".join(f"{name} ({counted(number)})" for name, number in left_out.items())
+        notes.insert(0, f"{counted(len(left_out), 'split')} left out: {listed}")
+    return HubLayout(
+        {split: [described[path] for path in each] for split, each in paths.items()},
+        inputs,
+        notes,
+        val_alike=splits.get("val", []) != [name for name in names if name == data.val_split],
+    )
+
+
+def _choose(data: DataConfig, names: list[str]) -> dict[str, list[str]]:
+    """The dataset's splits that are train, and those that are val.
+
+    A split that the config names is taken exactly. Where the dataset lacks the default `validation`
+    (`train`), those with a word for it are taken (the only one with a word for it).
+
+    Raises UserError where a split that the config names does not exist.
+    """
+    if data.train_split is None:
+        train = [name for name in names if name != data.val_split]
+    elif data.train_split in names:
+        train = [data.train_split]
+    else:
+        train = [name for name in names if split_of(name) == "train"]
+        if explicit(data, "train_split") or len(train) != 1:
+            raise _unknown_split(data, "train_split", names)
+    if data.val_split is None:
+        val = []
+    elif data.val_split in names:
+        val = [data.val_split]
+    elif explicit(data, "val_split"):
+        raise _unknown_split(data, "val_split", names)
+    else:
+        val = [name for name in names if split_of(name) == "val"]
+    if data.train_split is None:
+        train = [name for name in train if name not in val]
+    val = [name for name in val if name not in train]
+    return {split: each for split, each in (("train", train), ("val", val)) if each}
+
+
+def _unknown_split(data: DataConfig, setting: str, names: list[str]) -> UserError:
+    name = getattr(data, setting)
+    return UserError(
+        f"data.path={data.path}, data.{setting}={name}: {unknown('split', name, names)}"
+    )
 
 
 def _builder(data: DataConfig, commit: str) -> Any:

@@ -8,8 +8,9 @@ units' order, duplicates are dropped, and the rest is appended to the shards of 
 vocabulary takes a second pass: the first counts the tokens of train, the second rewrites the units.
 """
 
+import logging
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePath
@@ -25,13 +26,28 @@ from slm.progress import Progress, automatic
 from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
 from slm.source.documents import format_of
-from slm.tokens.cleaning import EXAMPLE_CHARS, Duplicates, Mask, Tally
+from slm.tokens import holdout
+from slm.tokens.cleaning import (
+    ALSO_IN_VAL,
+    DUPLICATE,
+    EXAMPLE_CHARS,
+    NEAR_DUPLICATE,
+    TOO_LONG,
+    TOO_SHORT,
+    Duplicates,
+    Hashes,
+    Mask,
+    Tally,
+)
+from slm.tokens.holdout import Draw
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import Encoded, Unit, encode_unit, is_done, plan_units, remap_unit
 from slm.tokens.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 ENCODE_VERSION = 1
 """Goes up whenever the same source and config give other shard bytes."""
@@ -71,11 +87,17 @@ def encode(
     def build(staging: Path) -> Shards:
         work.mkdir(exist_ok=True)
         base = gpt2(data.path)
-        return _write_shards(key, config.data, source, base, tokenizer, work, staging, progress)
+        try:
+            return _write_shards(key, config.data, source, base, tokenizer, work, staging, progress)
+        except UserError:  # which the same call would raise again
+            shutil.rmtree(work, ignore_errors=True)
+            raise
 
     with storage.reading(source.path):
         shards = storage.run_stage(folder, Shards, key, build)
     shutil.rmtree(work, ignore_errors=True)
+    if held_out := shards.cleaning.get("held_out"):
+        logger.warning("%s%s", holdout.describe(held_out), _hint(config.data, source))
     return shards
 
 
@@ -87,7 +109,10 @@ def encode_key(config: PipelineConfig, source: Source, tokenizer_sha256: str | N
     # Under version 1 the split was drawn from the hash of the cleaned text. It is now drawn from
     # the raw text, which gives other bytes only where the two can differ.
     version = ENCODE_VERSION + config.data.clean.fix_text
-    return keys.stage_key("encode", version, keys.stage_fields("encode", config), inputs)
+    fields = keys.stage_fields("encode", config)
+    if rule := holdout.small_set_rule(config.data, source):  # added later: only these have it
+        fields["held_out"] = rule
+    return keys.stage_key("encode", version, fields, inputs)
 
 
 def _write_shards(
@@ -108,12 +133,16 @@ def _write_shards(
         work: the folder of the units.
     """
     base.save(work / TOKENIZER)
-    units = plan_units(source, work / TOKENIZER, data.clean, work)
-    selection = Selection(data, "val" in source.splits, base)
+    rule = holdout.small_set_rule(data, source)
+    units = plan_units(source, work / TOKENIZER, data.clean, work, splits_ends=rule == "ends")
+    selection = Selection(data, source, base)
     tokenizer = base
     with Workers(_worker_count(data, units)) as workers:
         outputs = {unit: unit.output for unit in units}
-        encoded = _in_order(workers, "encode", encode_unit, outputs, progress)
+        encoded: Iterator[Encoded] = _in_order(workers, "encode", encode_unit, outputs, progress)
+        if selection.is_small:
+            selection.hold_out_minimum(each.draws for each in encoded)
+            encoded = map(Encoded.read, outputs.values())
         chosen: Iterator[tuple[Encoded, Choice]] = (
             (each, selection.choose(unit.split, each))
             for unit, each in zip(units, encoded, strict=True)
@@ -136,6 +165,15 @@ def _write_shards(
     splits = {split: writer.close() for split, writer in writers.items()}
     tally = selection.tally
     _check_not_empty(data, source, splits, tally)
+    cleaning: dict[str, Any] = {"dropped": tally.dropped, "changed": tally.changed}
+    if rule or selection.has_minimum:
+        cleaning["held_out"] = {
+            "rule": rule or "lowest hashes",
+            "val_fraction": data.val_fraction,
+            "documents": splits["val"].documents,
+            "tokens": splits["val"].tokens,
+            "of": source.documents,
+        }
     tokenizer.save(staging / TOKENIZER)
     tokenizer.save_hugging_face(staging / "tokenizer.json")
     return Shards(
@@ -146,7 +184,7 @@ def _write_shards(
         eot=tokenizer.eot,
         splits=splits,
         dropped={reason: entry["documents"] for reason, entry in tally.dropped.items()},
-        cleaning={"dropped": tally.dropped, "changed": tally.changed},
+        cleaning=cleaning,
         length_histogram=_histogram([writer.histogram for writer in writers.values()]),
     )
 
@@ -197,25 +235,35 @@ def _count_tokens(
 class Selection:
     """Decides of each document, in order, which split it goes to, if any."""
 
-    def __init__(self, data: DataConfig, own_val: bool, tokenizer: Tokenizer) -> None:
-        self._val_fraction = None if own_val else data.val_fraction
+    def __init__(self, data: DataConfig, source: Source, tokenizer: Tokenizer) -> None:
+        self._draw = None if "val" in source.splits else Draw(data.val_fraction)
+        self._rule = holdout.small_set_rule(data, source)
+        expected = holdout.expected(data, source)
+        self.is_small = expected is not None and expected < holdout.CERTAIN_DRAWS
+        self.has_minimum = False
         self._tokenizer = tokenizer
         self._duplicates = Duplicates(data.clean)
         self.tally = Tally()
+
+    def hold_out_minimum(self, draws: Iterable[Hashes]) -> None:
+        """Let a small set hold out its minimum. `draws`: of all documents, by unit."""
+        assert self._draw is not None
+        before, self._draw = self._draw, self._draw.at_least(np.concatenate([*draws]), self._rule)
+        self.has_minimum = self._draw != before
 
     def choose(self, split: str, encoded: Encoded) -> Choice:
         """A mask over the documents of the source's split for each split of the shards.
 
         A document's raw text draws its split, so it never changes sides: not when the dataset
-        grows, and not when other settings clean it. With `val_fraction` 0.25, hashes of 0.1, 0.6
-        and 0.2 (times 2**64) go to val, train and val; if the last is dropped as a duplicate, the
-        masks are train [F, T, F] and val [T, F, F].
+        grows, and not when other settings clean it; but where a small set holds out its minimum,
+        and grows. If of three documents that are drawn to val, train and val the last is dropped
+        as a duplicate, the masks are train [F, T, F] and val [T, F, F].
         """
         self.tally.add(encoded.tally)
-        if self._val_fraction is None:
+        if self._draw is None:
             val = np.full(len(encoded.hashes), split == "val")
         else:
-            val = encoded.raw_hashes / 2.0**64 < self._val_fraction  # (N,)
+            val = self._draw.val(encoded.draws)  # (N,)
         reasons = self._duplicates.reasons(encoded.hashes, encoded.signatures, val)
         starts = np.cumsum(encoded.lengths) - encoded.lengths  # (N,), of end-of-text
         for i, reason in enumerate(reasons):
@@ -231,23 +279,56 @@ def _check_not_empty(
     data: DataConfig, source: Source, splits: dict[str, ShardSplit], tally: Tally
 ) -> None:
     """Raises UserError with the remedy where a split has no documents."""
-    formats = {format_of(PurePath(name)) for name in source.origin}
     for split, written in splits.items():
-        if written.documents:
-            continue
-        dropped = ", ".join(f"{n['documents']} {reason}" for reason, n in tally.dropped.items())
-        remedy = "loosen data.clean or give more documents"
-        if split == "val" and "val" not in source.splits:
-            remedy = f"raise data.val_fraction={data.val_fraction} or give more documents"
-        if data.separator is None and formats == {"txt"}:
-            remedy = (
-                "a text file is one document unless it is split, at empty lines for example: "
-                """--set 'data.separator="\\n\\n"'"""
+        if not written.documents:
+            dropped = ", ".join(f"{n['documents']} {reason}" for reason, n in tally.dropped.items())
+            raise UserError(
+                f"no documents are left in the {split} split of {source.dataset} "
+                f"({source.documents} read; dropped: {dropped or 'none'}): "
+                f"{_remedy(data, source, split, splits, tally)}"
             )
-        raise UserError(
-            f"no documents are left in the {split} split of {source.dataset} "
-            f"({source.documents} read; dropped: {dropped or 'none'}): {remedy}"
-        )
+
+
+def _remedy(
+    data: DataConfig, source: Source, split: str, splits: dict[str, ShardSplit], tally: Tally
+) -> str:
+    """What to do about a split without documents: the setting that is to blame comes first."""
+    own_val = "val" in source.splits
+    if split == "val" and not own_val and not data.val_fraction:
+        return f"raise data.val_fraction={data.val_fraction}"
+    if split == "train" and not own_val and data.val_fraction == 1:
+        return f"lower data.val_fraction={data.val_fraction}"
+    values = data.clean.flat()
+    blamed = [f"data.clean.{n}={values[n]}" for why, n in _DROPS.items() if why in tally.dropped]
+    if blamed:
+        remedy = f"loosen {' and '.join(blamed)}, or give more documents"
+    elif split == "train" and ALSO_IN_VAL in tally.dropped:
+        remedy = "its documents are in val as well; give others"
+    elif split == "train" and splits["val"].documents and not own_val:
+        remedy = f"lower data.val_fraction={data.val_fraction}, or give more documents"
+    else:
+        remedy = f"give more documents{_hint(data, source)}"
+    return remedy + ("; --set data.val_split=null leaves it out" * (own_val and split == "val"))
+
+
+# The settings of data.clean that drop documents for a reason.
+_DROPS = {
+    TOO_SHORT: "min_chars",
+    TOO_LONG: "max_chars",
+    DUPLICATE: "exact_duplicates",
+    NEAR_DUPLICATE: "near_duplicates",
+}
+
+
+def _hint(data: DataConfig, source: Source) -> str:
+    """How text files become more documents, where each is a single one."""
+    formats = {format_of(PurePath(name), data.format) for name in source.origin}
+    if data.separator is not None or formats != {"text"}:
+        return ""
+    return (
+        "; a text file is one document unless it is split, at empty lines for example: "
+        r"--set 'data.separator=\n\n'"
+    )
 
 
 def _histogram(parts: list[Counts]) -> dict[str, int]:

@@ -32,6 +32,7 @@ from slm.tokens.cleaning import (
     document_hash,
 )
 from slm.tokens.cleaning import signature as sign
+from slm.tokens.holdout import TRAIN_DRAW, VAL_DRAW, split_end
 from slm.tokens.shards.layout import Counts, Tokens, token_dtype
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tokens.tokenizer.trimming import VocabRemap
@@ -52,6 +53,7 @@ class Unit:
     tokenizer: Path
     settings: CleanConfig
     output: Path
+    splits_ends: bool = False  # whether the end of each document is a document of val
 
     @property
     def remapped(self) -> Path:
@@ -70,7 +72,7 @@ class Encoded:
     lengths: Counts  # tokens of each, end-of-text included
     sizes: Counts  # UTF-8 bytes of each
     hashes: Hashes  # of the cleaned texts, which duplicates are compared by
-    raw_hashes: Hashes  # of the texts as they came, which the split is drawn from
+    draws: Hashes  # of the texts as they came, or draws: the split is chosen by them
     signatures: Signatures
     tally: Tally
 
@@ -110,10 +112,17 @@ class Encoded:
         return cls(**arrays, tally=Tally(**json.loads(metadata["tally"])))
 
 
-_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "raw_hashes", "signatures")
+_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "draws", "signatures")
 
 
-def plan_units(source: Source, tokenizer: Path, settings: CleanConfig, folder: Path) -> list[Unit]:
+def plan_units(
+    source: Source,
+    tokenizer: Path,
+    settings: CleanConfig,
+    folder: Path,
+    *,
+    splits_ends: bool = False,
+) -> list[Unit]:
     """The units of a source in order; they depend on the source alone.
 
     Those of val come first, so that its documents are dropped from train.
@@ -124,11 +133,17 @@ def plan_units(source: Source, tokenizer: Path, settings: CleanConfig, folder: P
             metadata = pq.read_metadata(source.path / name)
             sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
             for row_groups in _ranges(sizes):
-                output = folder / f"{len(units):06d}_{split}.unit"
-                size = sum(sizes[i] for i in row_groups)
-                units.append(
-                    Unit(source.path / name, row_groups, split, size, tokenizer, settings, output)
+                unit = Unit(
+                    source=source.path / name,
+                    row_groups=row_groups,
+                    split=split,
+                    text_bytes=sum(sizes[i] for i in row_groups),
+                    tokenizer=tokenizer,
+                    settings=settings,
+                    output=folder / f"{len(units):06d}_{split}.unit",
+                    splits_ends=splits_ends,
                 )
+                units.append(unit)
     return units
 
 
@@ -174,18 +189,19 @@ def encode_unit(unit: Unit) -> None:
     tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
     dtype = token_dtype(tokenizer.n_vocab)
     parts = [np.empty(0, dtype)]
-    sizes, hashes, raw_hashes = list[int](), list[bytes](), list[bytes]()
+    sizes, hashes, draws = list[int](), list[bytes](), list[bytes]()
     signatures = list[Signatures]()
     for texts in _read_texts(unit):
         cleaned = ((raw, clean(raw, unit.settings, tally)) for raw in texts)
-        kept = [(raw, text) for raw, text in cleaned if text is not None]
+        kept = [
+            part for raw, text in cleaned if text is not None for part in _parts(unit, raw, text)
+        ]
         if unit.settings.near_duplicates is not None:
             signatures += [sign(text) for _, text in kept]
         documents = [text.encode() for _, text in kept]
         sizes += map(len, documents)
         hashes += map(document_hash, documents)
-        if unit.settings.fix_text:
-            raw_hashes += [document_hash(raw.encode()) for raw, _ in kept]
+        draws += [draw for draw, _ in kept]
         parts.append(tokenizer.encode_utf8(documents).astype(dtype))
     tokens = np.concatenate(parts)
     width = PERMUTATIONS if signatures else 0
@@ -194,11 +210,19 @@ def encode_unit(unit: Unit) -> None:
         lengths=_lengths(tokens, tokenizer.eot),
         sizes=np.array(sizes, np.int64),
         hashes=np.frombuffer(b"".join(hashes), "<u8"),
-        raw_hashes=np.frombuffer(b"".join(raw_hashes or hashes), "<u8"),
+        draws=np.frombuffer(b"".join(draws) or b"".join(hashes), "<u8"),
         signatures=np.array(signatures, np.uint32).reshape(len(sizes), width),
         tally=tally,
     ).write(unit.output)
     storage.fault_point("encode.unit")
+
+
+def _parts(unit: Unit, raw: str, text: str) -> list[tuple[bytes, str]]:
+    """The documents that a cleaned one becomes, each with its draw, empty if that is its hash."""
+    if unit.splits_ends:
+        both = zip((TRAIN_DRAW, VAL_DRAW), split_end(text), strict=True)
+        return [(draw, part) for draw, part in both if part]
+    return [(document_hash(raw.encode()) if unit.settings.fix_text else b"", text)]
 
 
 def remap_unit(unit: Unit, trimmed: Path) -> None:
@@ -216,14 +240,30 @@ def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
     return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
 
 
+def _by_bytes(texts: list[str]) -> Iterator[list[str]]:
+    """The same texts, cut after each one with which a batch reaches `BATCH_BYTES`."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _read_texts(unit: Unit) -> Iterator[list[str]]:
-    """The texts of a unit, about `BATCH_BYTES` at a time."""
+    """The texts of a unit, about `BATCH_BYTES` at a time.
+
+    A row group is read whole: a few megabytes of text, or one large document, however often it
+    repeats a text, of which the file then holds one copy and its footer one size.
+    """
     try:
         with pq.ParquetFile(unit.source) as file:
-            rows = sum(file.metadata.row_group(i).num_rows for i in unit.row_groups)
-            batch_rows = max(1, BATCH_BYTES * rows // max(1, unit.text_bytes))
-            groups = list(unit.row_groups)
-            for batch in file.iter_batches(batch_rows, groups, [COLUMN], use_threads=False):
-                yield batch.column(0).to_pylist()
+            for group in unit.row_groups:
+                texts = file.read_row_group(group, [COLUMN], use_threads=False).column(0)
+                yield from _by_bytes(texts.to_pylist())
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error

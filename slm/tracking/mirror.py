@@ -20,7 +20,15 @@ from slm.errors import UserError
 from slm.records import Evaluation, Run
 from slm.run_folder import CONFIG, JOURNAL, RunFolder
 from slm.tracking import entities, system
-from slm.tracking.server import connect, experiment_id, explained, first_line, tracking_uri
+from slm.tracking.server import (
+    connect,
+    experiment_id,
+    explained,
+    recorded_uri,
+    sentence,
+    store_uri,
+    tracking_uri,
+)
 from slm.tracking.tail import Tail
 
 if TYPE_CHECKING:
@@ -89,8 +97,8 @@ def _follow(
             return  # a training does not wait for a server that was down a moment ago
         if interrupted.is_set() and run_mirror is None:
             return  # the first pass takes seconds
-        if not run.exists:
-            continue
+        if not _has_points(run):
+            continue  # a failed start is no run
         try:
             run_mirror = run_mirror or RunMirror(run, uri)
             run_mirror.send(in_training=not stopping)
@@ -100,10 +108,16 @@ def _follow(
             interval = min(2 * interval, MAX_INTERVAL)
             if failures == 1:
                 logger.warning(
-                    "MLflow cannot be reached (%s); training continues, `slm sync %s` catches up",
-                    first_line(error),
+                    "MLflow: %s; training continues, `slm sync %s` catches up",
+                    sentence(error),
                     run.name,
                 )
+
+
+def _has_points(run: RunFolder) -> bool:
+    """Whether the run has trained a step, so that there is something to show of it."""
+    events = (event for event, _ in Tail(run.path / JOURNAL).events())
+    return run.exists and any(event.get("event") in ("step", "evaluate") for event in events)
 
 
 class RunMirror:
@@ -145,7 +159,7 @@ class RunMirror:
 
         note = self.path / "mlflow.json"
         noted = json.loads(note.read_bytes()) if note.exists() else {}
-        if noted.get("tracking_uri") == entities.public_uri(self.uri):
+        if "run_id" in noted:  # of whichever server, and wherever the data folder was then
             try:
                 run = self.client.get_run(noted["run_id"])
                 if run.info.lifecycle_stage == "active":
@@ -158,7 +172,9 @@ class RunMirror:
             "slm.run": self.path.name,
             "slm.folder": storage.sha256_bytes(os.fsencode(self.path))[:32],
         }
-        same_tags = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        # In its data folder's own store a run is known by its name, wherever both were moved.
+        known = ["slm.run"] if self.uri == store_uri(self.root) else list(tags)
+        same_tags = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in known)
         runs = self.client.search_runs([experiment], filter_string=same_tags, max_results=1)
         run = (
             runs[0]
@@ -175,10 +191,10 @@ class RunMirror:
                 run_name=self.path.name,
             )
         )
-        storage.write_json(
-            note, {"tracking_uri": entities.public_uri(self.uri), "run_id": run.info.run_id}
-        )
+        address = recorded_uri(self.uri, self.root)
+        storage.write_json(note, {"tracking_uri": address, "run_id": run.info.run_id})
         self.marks = {}
+        self.journal, self.machine = Tail(self.journal.path), Tail(self.machine.path)  # from 0 on
         return run
 
     def _send_settings(self, run: "MlflowRun") -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from slm import storage
+from slm.tracking import relocation
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,16 @@ def file_of(uri: str) -> Path | None:
 
 
 def prepare(file: Path) -> Path | None:
+    """Make a store that is not there, or repair one that another MLflow or another folder left.
+
+    Returns the copy of what `migrate` has changed; see there and `relocation.follow`.
+    """
+    backup = migrate(file)
+    relocation.follow(file)
+    return backup
+
+
+def migrate(file: Path) -> Path | None:
     """Make a store that is not there, and let the installed MLflow migrate one of another MLflow.
 
     `<file>.version` notes the MLflow that a store is ready for. A store whose tables are changed is

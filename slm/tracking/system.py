@@ -4,7 +4,6 @@ The figures have the names of MLflow's own system metrics. They are written whet
 can be reached; the mirror sends them when it can.
 """
 
-import json
 import logging
 import threading
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from slm.storage import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def watch(run: Path, stop: threading.Event) -> None:
             number += 1
             event = {"event": "system", "step": number, "time": time.time(), **sample(run, gpus)}
             with path.open("ab") as file:
-                file.write(begin + json.dumps(event).encode() + b"\n")
+                file.write(begin + to_json(event).encode() + b"\n")
             begin = b""
     except Exception as error:
         logger.warning("the machine is no longer watched: %s", error)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from slm.errors import CorruptionError
 from slm.model.gpt import GPT
-from slm.model.saved import CONFIG, MODEL, describe_model, load_weights
+from slm.model.saved import CONFIG, MODEL, check_finite, describe_model, load_weights
 from slm.records import Checkpoint
 from slm.run_folder import checkpoint_folders
 from slm.storage import (
@@ -94,8 +94,9 @@ class CheckpointWriter:
                 safetensors.torch.save_file(weights, staging / MODEL)
                 fault_point("checkpoint.optimizer")
                 safetensors.torch.save_file(moments, staging / OPTIMIZER)
-                (staging / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-                (staging / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+                for name, content in ((CONFIG, config), (STATE, state)):
+                    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+                    (staging / name).write_text(text)
                 self.tokenizer.save(staging / TOKENIZER)
                 saved = commit(staging, folder, record)
             except BaseException as error:
@@ -122,12 +123,13 @@ def copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_training_state(
     folder: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimizer state and the rest of a checkpoint folder, to resume from."""
-    return (
-        load_weights(folder),
-        safetensors.torch.load_file(folder / OPTIMIZER),
-        json.loads((folder / STATE).read_bytes()),
-    )
+    """Weights, optimizer state and the rest of a checkpoint folder, to resume from.
+
+    Raises UserError where a tensor is not finite.
+    """
+    moments = safetensors.torch.load_file(folder / OPTIMIZER)
+    check_finite(moments, folder)
+    return load_weights(folder), moments, json.loads((folder / STATE).read_bytes())
 
 
 def latest_checkpoint(folder: Path, *, before: float = math.inf) -> Checkpoint | None:

@@ -6,13 +6,14 @@ their values and better ones.
 """
 
 import math
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -20,20 +21,26 @@ from torch import Tensor
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.scoring import token_losses
+from slm.figures import size
 from slm.machine import pick_device
-from slm.records import Shards, ShardSplit, Source
-from slm.run_folder import DataRoot
-from slm.source.download import is_made_with
-from slm.storage import read_record
-from slm.tokens.encode import encode_key
+from slm.records import Plan, Shards, ShardSplit
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors
-from slm.training.plan import autocast_dtype, make_plan, memory_bytes, thread_count
+from slm.training.plan import (
+    activation_bytes,
+    autocast_dtype,
+    make_plan,
+    memory_bytes,
+    thread_count,
+)
+from slm.training.preflight import measure
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 
 PROBE_STEPS = 4
+PROBE_SECONDS = 10.0  # after which no further step is timed
+PROBE_FLOPS = 1e12  # of a pass on a CPU, unless one row has more
 SCORED_TOKENS = 4096  # to see what the held-out loss takes
 
 # Peak rates known to train widths up to MAX_WIDTH; beyond it the highest falls as the width grows
@@ -82,11 +89,8 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     `shards`: of the recipe; a limit in epochs needs them, and they give how much is scored. Raises
     SlmError where the probe fails.
     """
-    if shards is None and config.train.epochs is not None:
-        raise UserError(
-            f"{config.recipe} is limited by train.epochs, and its dataset is not encoded yet: "
-            f"`slm encode {config.recipe}` first"
-        )
+    check_limit(config, shards)
+    check_free_memory(config)
     splits = shards.splits if shards else {}
     processes = planned_processes(config)
     request = ProbeRequest(config=config, splits=splits, processes=processes)
@@ -98,10 +102,36 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
         text=True,
         check=False,
     )
+    if done.returncode == -signal.SIGKILL:
+        raise SlmError(
+            f"the probe of {config.recipe} was killed, as the system does when memory runs out: "
+            "its training would be as well"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it left no message"])[-1]
         raise SlmError(f"the probe of {config.recipe} failed: {last}")
     return Forecast.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def check_limit(config: PipelineConfig, shards: Shards | None) -> None:
+    """Raises UserError where the number of steps is not known without shards."""
+    if shards is None and config.train.epochs is not None:
+        raise UserError(
+            f"{config.recipe} is limited by train.epochs, and its dataset is not encoded yet: "
+            f"`slm encode {config.recipe}` first"
+        )
+
+
+def check_free_memory(config: PipelineConfig) -> None:
+    """Raises SlmError where the probe would take memory that others use now."""
+    free, needs = psutil.virtual_memory().available, measure(config)
+    on_cpu = pick_device(config.train.device).type == "cpu"
+    least = needs.checkpoint + on_cpu * needs.state
+    if least > free:
+        raise SlmError(
+            f"{config.recipe} is not timed: that takes at least {size(least)} of memory, and "
+            f"{size(free)} are free now"
+        )
 
 
 def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int = 1) -> Forecast:
@@ -112,23 +142,20 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     """
     unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     plan = make_plan(config, splits.get("train", unknown), processes)
-    share = plan.model_copy(update={"rows": plan.rows // processes, "world_size": 1})
-    session = synthetic_session(config, share, config.data.vocab_size)
+    rows = plan.rows // processes
+    session = synthetic_session(*probed(config, plan, rows), config.data.vocab_size)
     forward = torch.compile(session.model) if plan.compile else session.model
     session.model.train()
     x, y = session.loader.batch(0)
-    times = []
-    for _ in range(PROBE_STEPS + 1):
-        begin = time.perf_counter()
-        train_step(session, forward, x, y)
-        times.append(time.perf_counter() - begin)
-    step_seconds = statistics.median(times[1:])
-    compile_seconds = max(0.0, times[0] - step_seconds) if plan.compile else 0.0
+    first, step_seconds = time_steps(session, forward, x, y, rows)
+    compile_seconds = max(0.0, first - step_seconds) if plan.compile else 0.0
     score_seconds = seconds_to_score(session)
     if plan.device == "cuda":
         peak = memory_bytes("cuda")
     else:
         peak = memory_with_a_save(session, forward, x, y)
+        unprobed = (plan.micro_batch_size - session.plan.micro_batch_size) * config.model.seq_len
+        peak += unprobed * activation_bytes(config, plan.device, plan.precision)
     seconds = max(0.0, (config.train.max_seconds or 0) - compile_seconds)
     max_steps = plan.max_steps or max(1, int(seconds / step_seconds))
     tokens = max_steps * config.train.tokens_per_step
@@ -144,6 +171,57 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
         processes=processes,
         compile_seconds=compile_seconds,
     )
+
+
+def probed(config: PipelineConfig, plan: Plan, rows: int) -> tuple[PipelineConfig, Plan]:
+    """The config and the plan of the steps that are timed: at most two passes each.
+
+    On a CPU a pass is so small that a large model takes seconds for it, not minutes.
+
+    `rows`: of a whole step of one process.
+    """
+    pass_rows, seq_len = plan.micro_batch_size, config.model.seq_len
+    if plan.device == "cpu":
+        pass_rows = min(
+            pass_rows, max(1, int(PROBE_FLOPS / (measure(config).flops_per_token * seq_len)))
+        )
+    small = plan.model_copy(
+        update={"rows": min(rows, 2 * pass_rows), "micro_batch_size": pass_rows, "world_size": 1}
+    )
+    train = config.train.model_copy(update={"tokens_per_step": small.rows * seq_len})
+    return config.model_copy(update={"train": train}), small
+
+
+def time_steps(
+    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rows: int
+) -> tuple[float, float]:
+    """Seconds of the first step, and of a usual one of `rows` rows.
+
+    Steps of one and of two passes are timed in turn, and a step takes a fixed time for the
+    optimizers and the same for each row. With 2 s for one pass of 4 rows and 3 s for two, 32 rows
+    take 2 + (32 - 4) · 0.25 = 9 s.
+    """
+
+    def step(count: int) -> float:
+        begin = time.perf_counter()
+        train_step(session, forward, x[:count], y[:count])
+        return time.perf_counter() - begin
+
+    begin = time.monotonic()
+    first = step(len(x))
+    one = min(session.plan.micro_batch_size, len(x))
+    if len(x) == rows:
+        times = [step(rows)]
+        while len(times) < PROBE_STEPS and time.monotonic() < begin + PROBE_SECONDS:
+            times.append(step(rows))
+        return first, statistics.median(times)
+    single, double = [step(one)], [step(len(x))]
+    while len(single) < PROBE_STEPS and time.monotonic() < begin + PROBE_SECONDS:
+        single.append(step(one))
+        double.append(step(len(x)))
+    seconds = statistics.median(single)
+    of_a_row = max(0.0, statistics.median(double) - seconds) / (len(x) - one)
+    return first, seconds + (rows - one) * of_a_row
 
 
 def memory_with_a_save(
@@ -178,16 +256,6 @@ def seconds_to_score(session: Session) -> float:
     begin = time.perf_counter()
     token_losses(session.model, held_out, 0, autocast=autocast_dtype(session.plan))
     return (time.perf_counter() - begin) / max(1, ids.size)
-
-
-def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
-    """The newest finished shards that these settings made; None where there are none."""
-    data = DataRoot(root)
-    folders = data.results("sources", config.recipe)
-    sources = [read_record(folder, Source, verify=False) for folder in folders]
-    keys = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
-    known = [shards for shards in map(data.shards, keys) if shards]
-    return max(known, key=lambda record: record.path.stat().st_mtime, default=None)
 
 
 # ---- advice -----------------------------------------------------------------------------------

@@ -5,9 +5,7 @@ Their lines stay, with their times: the same step gives the same loss, bit for b
 checks that it does. So no step is missing or doubled, however often a run was killed.
 """
 
-import json
 import logging
-import math
 import os
 import threading
 import time
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from slm.run_folder import JOURNAL, RunFolder, parse_entry
-from slm.storage import fsync_path, write_file
+from slm.storage import fsync_path, to_json, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +101,4 @@ class Journal:
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    """An entry as a line of JSON, which has no number for what is not finite: null."""
-    fields = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in entry.items()
-    }
-    return json.dumps(fields, allow_nan=False).encode() + b"\n"
+    return to_json(entry).encode() + b"\n"

@@ -22,7 +22,6 @@ from typing import Any
 
 import psutil
 
-from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.model.saved import MODEL_FILES
@@ -41,7 +40,6 @@ from slm.run_folder import (
     parse_entry,
 )
 from slm.storage import (
-    content_hash,
     hashing_once,
     lock,
     make_folder,
@@ -50,9 +48,10 @@ from slm.storage import (
     run_stage,
     unmark_complete,
 )
-from slm.training.loop import TRAIN_VERSION
+from slm.training.identity import cadence, find_run, has_former_key, run_inputs, run_keys
 from slm.training.plan import thread_count
 from slm.training.process import ENDED
+from slm.training.selection import select, unfinished_message
 
 logger = logging.getLogger(__name__)
 
@@ -74,30 +73,48 @@ def prepare(
     *,
     parent: Parent | None = None,
     root: Path | None = None,
+    key: str | None = None,
 ) -> RunFolder:
     """The run folder of a config on some shards, made where there is none yet.
 
-    `parent`: the model that the weights start from; the run keeps a copy. None: from the seed.
+    Args:
+        parent: the model that the weights start from; the run keeps a copy. None: from the seed.
+        key: of a run that is rebuilt; None: the config's.
     """
-    inputs: Any = content_hash(shards)
-    if parent:
-        inputs = {"shards": inputs, "parent": parent.key}
-    key = keys.stage_key("train", TRAIN_VERSION, keys.stage_fields("train", config), inputs)
-    run = RunFolder(DataRoot(root).folder("runs", config.recipe, key))
+    parent_key = parent.key if parent else None
+    if key:
+        run = RunFolder(DataRoot(root).folder("runs", config.recipe, key))
+    else:
+        run = find_run(config, shards, parent_key, DataRoot(root))
     if not run.exists:
+        key = key or run_keys(config, run_inputs(shards, parent_key))[0]
         make_folder(run.path / CHECKPOINTS)
         if parent:
             keep_parent(parent, run)
-        run.write_settings(Settings(key, config, shards.key, parent.key if parent else None))
+        run.write_settings(Settings(key, config, shards.key, parent_key))
     return run
 
 
 def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
-    """Let an unfinished run resume with today's values of the settings that are not in its key."""
-    settings = run.settings
-    if settings.config.train != config.train and not run.is_finished:
-        renewed = settings.config.model_copy(update={"train": config.train})
-        run.write_settings(replace(settings, config=renewed))
+    """Let an unfinished run resume with today's values of the settings that are not in its key.
+
+    Raises UserError where its best checkpoint so far was chosen by another cadence.
+    """
+    settings, shards = run.settings, run.shards
+    if settings.config.train == config.train or run.is_finished:
+        return
+    former = shards is not None and has_former_key(
+        settings, run_inputs(shards, settings.parent_key)
+    )
+    scored = any(entry["event"] == "evaluate" for entry in run.journal)
+    if (former or scored) and cadence(settings.config) != cadence(config):
+        raise UserError(unfinished_message(run, config))
+    train = config.train
+    if former:  # its hashes have it
+        own = settings.config.train.checkpoint_every
+        train = train.model_copy(update={"checkpoint_every": own})
+    renewed = settings.config.model_copy(update={"train": train})
+    run.write_settings(replace(settings, config=renewed))
 
 
 def keep_parent(parent: Parent, run: RunFolder) -> None:
@@ -133,20 +150,23 @@ def train(
             run.
 
     Raises:
+        UserError: the best checkpoint cannot be chosen by the config's cadence.
         TrainingError: the child failed; the message gives the reason.
         Interrupted: the child was stopped and saved its state.
         InUse: another process trains this run.
     """
     check_input(shards, Shards)
     run = prepare(config, shards, parent=parent, root=root)
+    record = None
     try:
-        if record := run.verified_record:
-            return record.model_copy(update={"reused": True})
+        record = run.verified_record
     except CorruptionError as error:
         with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
             reopen(run, error)
         if not run.exists:  # it was quarantined
-            prepare(config, shards, parent=parent, root=root)
+            run = prepare(config, shards, parent=parent, root=root)
+    if record:
+        return select(run, record, config, progress).model_copy(update={"reused": True})
     with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
         # another trainer is reported here, not after the child's seconds of start
         renew_settings(run, config)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from slm.errors import Interrupted, TrainingError, UserError
-from slm.evaluation.scoring import Score, score
+from slm.evaluation.scoring import MAX_LOSS, Score, score
 from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
@@ -54,7 +54,12 @@ from slm.training.session import (
 logger = logging.getLogger(__name__)
 
 TRAIN_VERSION = 4  # goes up whenever the same config and shards give other weights
-MAX_SKIPPED_STEPS = 50  # in a row: by then the scaler's factor has fallen from 2¹⁶ to 2⁻³⁴
+MAX_SKIPPED_STEPS = 50  # in a row, in fp16
+MIN_SCALE = 2.0**-14
+"""The least factor of the loss in fp16, which starts at 2¹⁶ and is halved by every overflow.
+
+Below 1 it makes gradients smaller; the gradients that overflow even here exceed 2³⁰.
+"""
 STOP_SECONDS = 0.5  # between two questions of several processes whether one is to stop
 
 
@@ -70,7 +75,8 @@ def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) ->
     there is none.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite; the last checkpoint is kept.
+        TrainingError: training diverged: a loss, gradient, weight or moment that is not finite, or
+            a loss beyond `MAX_LOSS`; the last checkpoint is kept.
         Interrupted: stopped, state saved.
         InUse: another process trains this run.
     """
@@ -115,6 +121,8 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
 
             # ---- the journal
             done = session.step == plan.max_steps
+            if done:
+                check_some_step(session)
             journal.write("step", **step_metrics(session, loss, grad_norm, factor, seconds))
 
             # ---- held-out loss on the fixed slice
@@ -186,9 +194,10 @@ def train_step(
         torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
     ):
         with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-            hidden = forward(micro_x)  # (B, T, C)
+            hidden = forward_padded(forward, micro_x, plan.micro_batch_size)  # (B, T, C)
         hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
-        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / plan.grad_accum_steps
+        share = len(x) / len(micro_x)  # the loss is divided once, by the rows of the step
+        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / share
         session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         fault_point("train.micro_step")
@@ -200,7 +209,7 @@ def train_step(
     # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
     # launch: whether they may step at all depends on it, for all of them together.
     mean_loss, grad_norm = torch.stack((total, norm)).tolist()
-    check_finite(session, mean_loss, grad_norm)
+    check_step(session, mean_loss, grad_norm)
     if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
         for optimizer in session.optimizers:
             session.scaler.step(optimizer)
@@ -209,24 +218,66 @@ def train_step(
     return mean_loss, grad_norm
 
 
-def check_finite(session: Session, loss: float, grad_norm: float) -> None:
+def forward_padded(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """The hidden states of some rows; as many as `rows` go forward, so that all passes are alike.
+
+    The rows of padding, of token 0, get no gradient.
+    """
+    if len(x) == rows:
+        return forward(x)
+    return forward(torch.nn.functional.pad(x, (0, 0, 0, rows - len(x))))[: len(x)]
+
+
+def check_step(session: Session, loss: float, grad_norm: float) -> None:
     """Raises TrainingError before an optimizer changes the weights.
 
-    In fp16 a gradient may overflow: that step is skipped, and the scaler's factor halved. Only
-    `MAX_SKIPPED_STEPS` of them in a row are an error.
+    In fp16 a gradient may overflow: that step is skipped, and the scaler's factor halved until it
+    fits. It is an error after `MAX_SKIPPED_STEPS` of them in a row, or below `MIN_SCALE`.
     """
     session.skipped = 0 if math.isfinite(grad_norm) else session.skipped + 1
-    may_skip = session.scaler.is_enabled() and session.skipped < MAX_SKIPPED_STEPS
-    if math.isfinite(loss) and (math.isfinite(grad_norm) or may_skip):
+    if loss <= MAX_LOSS and (math.isfinite(grad_norm) or may_skip(session)):
         return
-    starts = session.loader.window_starts(session.step)
-    skipped = f" for {session.skipped} steps" if session.skipped > 1 else ""
+    starts = [str(start) for start in session.loader.window_starts(session.step)]
+    rows = f"{', '.join(starts[:8])}{' …' if len(starts) > 8 else ''}"
     raise TrainingError(
-        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}{skipped}; "
-        f"no step was made and nothing saved. The weights of step {session.step} were the last "
-        f"good ones. Its rows start at tokens {', '.join(map(str, starts[:8]))}"
-        f"{' …' if len(starts) > 8 else ''} of train. Lower train.learning_rate, or check the data"
+        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}"
+        f"{skipped_steps(session)}; no step was made and nothing saved: the weights are those of "
+        f"step {session.step}, and the checkpoints up to it are kept; {remedy(session)}. The rows "
+        f"of the step start at tokens {rows} of train"
     )
+
+
+def may_skip(session: Session) -> bool:
+    """Whether a smaller factor of the loss may still bring gradients that overflow into fp16."""
+    scaler = session.scaler
+    return (
+        scaler.is_enabled()
+        and session.skipped < MAX_SKIPPED_STEPS
+        and scaler.get_scale() >= MIN_SCALE
+    )
+
+
+def check_some_step(session: Session) -> None:
+    """Raises TrainingError where fp16 skipped every step of a training that ends before a bound."""
+    if not any(optimizer.state for optimizer in session.optimizers):
+        raise TrainingError(
+            f"step {session.step}, the last: none of the {session.step} steps was made"
+            f"{skipped_steps(session)}; the weights are those of the start; {remedy(session)}"
+        )
+
+
+def skipped_steps(session: Session) -> str:
+    """Part of a message: how many steps in a row fp16 has not made, if any."""
+    if not (session.skipped and session.scaler.is_enabled()):
+        return ""
+    scale = session.scaler.get_scale()
+    return f" (steps skipped in a row in fp16: {session.skipped}; loss scale {scale:.2g})"
+
+
+def remedy(session: Session) -> str:
+    """The end of a message about a training that diverged."""
+    other = "set train.precision to bf16 or fp32, or " if session.scaler.is_enabled() else ""
+    return f"{other}lower train.learning_rate, which is another run, or check the data"
 
 
 def step_metrics(
@@ -260,13 +311,13 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    """Score documents. Raises TrainingError where their loss is not finite."""
+    """Score documents. Raises TrainingError where the loss is not finite or beyond `MAX_LOSS`."""
     tokenizer, dtype = session.job.tokenizer, autocast_dtype(session.plan)
     scored = score(session.model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
-    if not math.isfinite(scored.nats):
+    if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
         raise TrainingError(
-            f"step {session.step}: val_loss is {scored.val_loss}; the last checkpoint is kept. "
-            "Lower train.learning_rate, or check the data"
+            f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
+            f"kept; {remedy(session)}"
         )
     return scored
 

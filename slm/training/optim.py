@@ -23,7 +23,8 @@ def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> floa
 
     Linear warmup over `warmup · max_steps` steps, then `cosine` (down to `final_lr`), `linear`
     (likewise) or `wsd` (constant, then linear over the last `cooldown · max_steps` steps;
-    warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395). It never rises after the warmup.
+    warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395). It never rises after the warmup. Recipes
+    refuse a cooldown that would begin within the warmup: the rate would jump down to it.
     """
     warmup = math.ceil(config.warmup * max_steps)
     if step < warmup:

@@ -155,20 +155,21 @@ def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precisio
 def pick_micro_batch(
     config: PipelineConfig, rows: int, device: str, precision: Precision, world_size: int = 1
 ) -> int:
-    """Rows per pass: the largest divisor of a process's share of the rows whose activations fit.
+    """Rows per pass of a process: as configured; `auto`: those whose activations fit.
+
+    The largest divisor of its rows where that is at least half of what fits; else passes of nearly
+    equal size, of which the last is padded. Of 256 rows with room for 100 a pass has 64. 257 rows
+    are a prime number: three passes of 86 hold 258, one of padding.
 
     `rows`: per step, over all processes.
     """
     own, size = rows // world_size, config.train.micro_batch_size
     if size != "auto":
-        if own % size:
-            raise UserError(
-                f"train.micro_batch_size={size} does not divide the {own} rows per step that each "
-                "device has (train.tokens_per_step / model.seq_len / processes)"
-            )
-        return size
+        return min(size, own)
     fitting = fitting_tokens(config, device, precision, world_size) // config.model.seq_len
-    return max(d for d in range(1, min(own, max(1, fitting)) + 1) if own % d == 0)
+    limit = min(own, max(1, fitting))
+    divisor = max(d for d in range(1, limit + 1) if own % d == 0)
+    return divisor if 2 * divisor >= limit else math.ceil(own / math.ceil(own / limit))
 
 
 def fitting_tokens(
@@ -178,6 +179,16 @@ def fitting_tokens(
 
     It has a whole GPU, or its share of the machine. Of all of it, not of what is free: the same
     machine decides the same each time.
+    """
+    if device == "cpu":
+        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
+    else:
+        memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
+    return min(limit, memory // 2 // activation_bytes(config, device, precision))
+
+
+def activation_bytes(config: PipelineConfig, device: str, precision: Precision) -> int:
+    """Bytes per token that a pass keeps for its gradients.
 
     Without recomputation a block keeps 34 bytes per token and channel in half precision, and 5 per
     token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
@@ -186,13 +197,10 @@ def fitting_tokens(
     model = config.model
     size = 34 * model.n_embd
     if device == "cpu":
-        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
         size += 5 * model.n_head * model.seq_len
-    else:
-        memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
     if precision == "fp32":
         size *= 2
-    return min(limit, memory // 2 // (size * model.n_layer))
+    return size * model.n_layer
 
 
 def memory_bytes(device: str) -> int:

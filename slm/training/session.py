@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from slm import keys
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError, TrainingError, UserError
 from slm.evaluation.scoring import Score
 from slm.machine import pick_device
 from slm.model.gpt import GPT
-from slm.model.saved import CONFIG, load_weights
+from slm.model.saved import CONFIG, first_not_finite, load_weights
 from slm.records import Checkpoint, Parent, Plan, Shards
 from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
 from slm.storage import lock
@@ -172,13 +172,13 @@ def new_session(
 def restore(session: Session, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a new session. Refuses one of another config or data."""
     for part, saved, now in (
-        ("config", checkpoint.config_sha256, session.job.config_sha256),
-        ("shards", checkpoint.shards_key, session.job.shards.key),
-        ("tokenizer", checkpoint.tokenizer_sha256, session.job.tokenizer.sha256),
+        ("config", checkpoint.config_sha256, keys.config_hashes(session.job.config)),
+        ("shards", checkpoint.shards_key, [session.job.shards.key]),
+        ("tokenizer", checkpoint.tokenizer_sha256, [session.job.tokenizer.sha256]),
     ):
-        if saved != now:
+        if saved not in now:
             raise UserError(
-                f"{checkpoint.path} has another {part} ({saved[:12]}…, now {now[:12]}…): "
+                f"{checkpoint.path} has another {part} ({saved[:12]}…, now {now[0][:12]}…): "
                 f"restore {session.job.run.path / CONFIG}, or start a new run by its recipe"
             )
     if checkpoint.plan_sha256 not in ("", plan_sha256(session.plan)):
@@ -202,7 +202,17 @@ def save(
     score: Score | None,
     environment: dict[str, Any],
 ) -> None:
-    """Start to save the session's state; older checkpoints are deleted once it is durable."""
+    """Start to save the session's state; older checkpoints are deleted once it is durable.
+
+    Raises TrainingError, in all processes, where a tensor of it is not finite.
+    """
+    moments = optimizer_tensors(session.model, session.optimizers)
+    if tensor := first_not_finite({**session.model.state_dict(), **moments}):
+        raise TrainingError(
+            f"step {session.step}: {tensor} is not finite after it, so nothing is saved; the "
+            "checkpoints before it are kept; lower train.learning_rate, which is another run, or "
+            "check the data"
+        )
     if session.job.rank != 0:
         return
     name, best = checkpoint_name(session.step), checkpoint_name(session.best_step)
@@ -231,10 +241,4 @@ def save(
         journal.write("checkpoint", step=record.step, name=name)
         prune(writer.folder, keep, {best})
 
-    writer.save(
-        record,
-        session.model,
-        optimizer_tensors(session.model, session.optimizers),
-        state,
-        then=saved,
-    )
+    writer.save(record, session.model, moments, state, then=saved)

@@ -46,9 +46,10 @@ def test_it_continues_a_line_and_its_own_text() -> None:
 def test_settings_are_shown_changed_and_refused() -> None:
     chat, shown = conversation(
         "/set top-k 3", "/set temperature none", "/set temperature -1", "/set seed 1.5",
-        "/set colour 3", "/set top_p [", "/dance", "/settings", "/help",
+        "/set colour 3", "/set top_p [", "caf\udce9", "/dance", "/settings", "/help",
     )  # fmt: skip
     assert chat.settings == {**SETTINGS, "top_k": 3}
+    assert r"the line caf\xe9 is not UTF-8" in shown
     for words in ("top_k 3 ", "temperature=none: give a number", "temperature=-1.0", "whole number",
                   "unknown setting 'colour'", "unknown command", "Ctrl-D ends"):  # fmt: skip
         assert words in shown

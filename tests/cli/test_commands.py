@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import stages
 
+import slm.orchestration.local
 import slm.registry.register
 import slm.source.download
 import slm.training.launch
@@ -64,6 +66,26 @@ def called(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> list[str]:
     return stages.install(monkeypatch, data_root)
 
 
+# ---- what is train, what is val, what is left out ------------------------------------------------
+
+
+def test_the_splits_of_files_and_what_is_left_out_are_lines_also_when_reused(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    for name, count in {"wiki.train": 9, "wiki.dev": 3, "wiki.test": 1}.items():
+        lines = (json.dumps({"text": f"{name} {number}"}) for number in range(count))
+        (tmp_path / f"in-{name}.jsonl").write_text("\n".join(lines))
+    settings = ["--set", "data.source=files", "--set", f"data.path={tmp_path}/in-*"]
+    for command, outcome in (("download", "done"), ("download", "reused"), ("encode", "reused")):
+        result = invoke(command, "tiny", *settings, "--set", "data.documents=null")
+        warning, stage, train, val, *_ = result.out.splitlines()
+        assert warning.startswith(f"warning: {tmp_path}/in-*: 1 file left out: named like test")
+        assert warning.endswith("in-wiki.test.jsonl")
+        assert stage.split()[:2] == ["download", outcome]
+        assert train.strip() == "train   9 documents of 1 file: in-wiki.train.jsonl"
+        assert val.strip() == "val     3 documents of 1 file: in-wiki.dev.jsonl"
+
+
 # ---- bad input: one message, exit 2, no traceback -----------------------------------------------
 
 
@@ -95,6 +117,11 @@ def test_bad_input_is_one_message(invoke: Invoke, arguments: list[str], message:
     assert result.err.startswith("error: ")
     assert len(result.err.splitlines()) == 1
     assert not result.out
+
+
+def test_the_version_is_that_of_the_package(invoke: Invoke) -> None:
+    result = invoke("--version")
+    assert (result.code, result.out) == (0, f"slm {slm.__version__}\n")
 
 
 def test_a_missing_argument_exits_2(invoke: Invoke) -> None:
@@ -260,6 +287,50 @@ def test_recipes_and_check(invoke: Invoke) -> None:
     assert "n_embd=32" in invoke("check", "tiny").out
 
 
+def test_check_shows_the_settings_in_force_and_figures_for_people(invoke: Invoke) -> None:
+    result = invoke(
+        "check", "tiny", "--set", "model.n_layer=3", "--set", "train.max_tokens=1e6", "--set",
+        "data.clean.min_chars=7",
+    )  # fmt: skip
+    assert result.code == 0
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in result.out.splitlines()}
+    assert "n_layer=3" in shown["model"]
+    assert "n_layer=1" not in result.out
+    assert "max_tokens=1000000" in shown["train"]
+    assert "max_steps" not in result.out
+    assert "clean={'min_chars': 7}" in shown["data"]
+    assert shown["parameters"] == "56.6 k (56,640)"
+    assert shown["tokens"] == "1.0 M (1,000,064)"
+    assert shown["steps"] == "7,813"
+    assert shown["time"].startswith("about ")
+
+
+@pytest.mark.parametrize("command", ["run", "train", "check", "retrain"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.threads=100000", "train.threads=100000: this machine has"),
+        ("model.n_layer=10000000", "does not fit: its training holds at least weights"),
+        (f"report.prompts=['{'It was a day. ' * 20}']", "shorten it"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(
+    command: str,
+    setting: str,
+    message: str,
+    invoke: Invoke,
+    called: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slm.orchestration.local, "start_server", pytest.fail)
+    result = invoke(command, "tiny", "--set", setting)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not result.out
+    assert not called
+
+
 def test_check_refuses_a_misspelt_key(invoke: Invoke, project: Path) -> None:
     file = project / "pipelines.yaml"
     file.write_text(file.read_text().replace("deployments:", "deploymnts:"))
@@ -300,3 +371,28 @@ def test_promote_and_rollback_without_a_model_are_one_message_each(
         assert result.code == 2
         assert "slm" in result.err
         assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sample", "RUN", "--prompt"), ("inspect",), ("check",), ("run", "tiny", "--set")],
+)
+def test_an_argument_that_is_not_utf8_is_refused(
+    invoke: Invoke, arguments: tuple[str, ...]
+) -> None:
+    result = invoke(*arguments, os.fsdecode(b"caf\xe9"))
+    assert result.code == UserError.exit_code
+    assert result.err == (
+        "error: the argument caf\\xe9 is not UTF-8 (\\x… are its stray bytes): write it in UTF-8, "
+        "or rename the file\n"
+    )
+
+
+def test_a_data_folder_that_is_not_utf8_is_refused(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / os.fsdecode(b"caf\xe9")))
+    result = invoke("download", "tiny")
+    assert result.code == UserError.exit_code
+    assert r"caf\xe9 is not UTF-8" in result.err
+    assert not list(tmp_path.glob("caf*"))

@@ -13,11 +13,13 @@ import pytest
 from run_folders import empty_store
 from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
+from slm import storage
 from slm.cli import main
-from slm.cli.tables import size
 from slm.evaluation.evaluate import evaluate
+from slm.figures import size
 from slm.registry import register as registering
 from slm.run_folder import RunFolder
+from slm.tracking.server import connect, default_uri
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -110,6 +112,31 @@ def test_the_exit_code_of_reproduce_is_its_verdict(invoke: Invoke, run: Path) ->
     assert "unknown run" in err
 
 
+def test_a_false_figure_is_shown_next_to_the_rebuilt_one(invoke: Invoke, run: Path) -> None:
+    evaluation = RunFolder(run).evaluation
+    assert evaluation is not None
+    storage.write_record(evaluation.path, evaluation.model_copy(update={"val_bpb": 0.01}))
+    exit_code, out, _ = invoke("reproduce", run.name)
+    assert exit_code == 1
+    assert "diverged at evaluation.val_bpb: recorded 0.01" in out
+    assert f"evaluation.val_bpb  0.01      {evaluation.val_bpb}" in out
+    exit_code, out, err = invoke("evaluate", run.name)
+    assert exit_code == 1
+    assert err.count("contradicts its own scores") == 1
+
+
+def test_a_false_tag_of_a_version_is_named(invoke: Invoke, run: Path) -> None:
+    register(run)
+    connect(default_uri(run.parents[1])).set_model_version_tag("slm", "1", "slm.val_bpb", "0.01")
+    exit_code, out, _ = invoke("reproduce", "models:/slm/1", "--json")
+    result = last_json(out)
+    assert exit_code == 1
+    assert [r["name"] for r in result["compared"] if r["recorded"] != r["rebuilt"]] == [
+        "tag.val_bpb"
+    ]
+    assert result["first_difference"]["what"] == "tag.val_bpb"
+
+
 def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
     assert [r["run"] for r in last_json(invoke("runs", "--json")[1])["runs"]] == [run.name]
     assert f"{run.name}  finished" in invoke("runs")[1]
@@ -118,6 +145,38 @@ def test_runs_and_compare(invoke: Invoke, run: Path) -> None:
     shown = invoke("compare", run.name, run.name)[1]
     assert "the same settings" in shown
     assert "no difference is shown" in shown
+
+
+def test_a_data_folder_that_is_a_file_is_refused(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLM_DATA", str(tmp_path / "file"))
+    exit_code, _, err = invoke("runs")
+    assert exit_code == 2
+    assert f"the data folder {tmp_path / 'file'} is a file: point SLM_DATA at a folder" in err
+
+
+def test_verify_takes_the_names_of_sources_and_of_unfinished_runs(
+    invoke: Invoke, run: Path
+) -> None:
+    source = next((run.parents[1] / "sources").glob("tiny-*"))
+    assert last_json(invoke("verify", source.name, "--json")[1]) == {"files": 1, "records": 1}
+    (run / "record.json").unlink()
+    left = run / "checkpoints" / "step_000002.corrupt-1"
+    shutil.copytree(run / "checkpoints" / "step_000004", left)
+    (left / "model.safetensors").write_bytes(b"damaged")
+    result = last_json(invoke("verify", run.name, "--json")[1])
+    assert (result["verdict"], result["stop"]) == ("identical", 4)
+    exit_code, _, err = invoke("verify", run.name, "--steps", "3:9")
+    assert exit_code == 2
+    assert f"--steps 3:9: {run.name} has the steps 1 to 4 so far" in err
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "metrics.jsonl").unlink()
+    exit_code, _, err = invoke("verify", run.name)
+    assert exit_code == 2
+    assert "has trained no step yet" in err
 
 
 def test_a_command_hashes_each_file_once(

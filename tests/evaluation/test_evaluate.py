@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from slm.evaluation.scoring import DocumentScore, token_losses
 from slm.model.saved import load_model
 from slm.records import Evaluation
 from slm.run_folder import RunFolder, Settings
-from slm.storage import lock, lock_of, read_record
+from slm.storage import lock, lock_of, read_record, write_record
 from slm.tokens.shards.reading import documents
 
 
@@ -160,6 +161,37 @@ def test_other_settings_make_an_evaluation_next_to_the_runs_own(tmp_path: Path) 
     for settings in (config, fewer):  # in turn, neither is rebuilt
         assert evaluate(settings, record, shards).reused
     assert run.evaluation == own
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"val_bpb": 0.01}, r"val_bpb is 0\.01, its \d+ documents give 4\.\d+"),
+        ({"val_loss": 0.5}, r"val_loss is 0\.5"),
+        ({"documents": 1}, r"documents is 1"),
+        ({"tokens": 7}, r"tokens is 7"),
+        ({"bytes": 9}, r"bytes is 9"),
+        (
+            {"details": {"calibration": {"error": 0.0}}},
+            r"details are not those of evaluation\.json",
+        ),
+    ],
+)
+def test_figures_that_contradict_the_scores_are_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """The record was written anew, with its own hash renewed."""
+    run = RunFolder(copy_run(tmp_path))
+    record, shards, evaluation = run.record, run.shards, run.evaluation
+    assert record is not None
+    assert shards is not None
+    assert evaluation is not None
+    write_record(evaluation.path, evaluation.model_copy(update=fields))
+    with pytest.raises(CorruptionError, match=message) as refused:
+        evaluate(run.config, record, shards)
+    assert f"delete {evaluation.path} and `slm evaluate {run.name}` again" in str(refused.value)
+    shutil.rmtree(evaluation.path)
+    assert evaluate(run.config, record, shards).val_bpb == evaluation.val_bpb
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

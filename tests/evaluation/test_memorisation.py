@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.evaluation import memorisation
-from slm.evaluation.memorisation import MIN_COPY, Copy, longest_copies, memorised_share
+from slm.evaluation.memorisation import (
+    MIN_COPY,
+    Copy,
+    blank_ids,
+    longest_copies,
+    memorised_share,
+)
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 VOCAB_SIZE = 50
 
@@ -45,6 +52,26 @@ def test_no_copied_span_crosses_an_end_of_text() -> None:
     assert copy == Copy(0, 30)
     edges = [np.concatenate((a[-6:], b[:6])) for a, b in pairwise(documents)]
     assert all(copy.length == 0 for copy in longest_copies(edges, [train], VOCAB_SIZE))
+
+
+def test_runs_of_blanks_are_nobodys_text() -> None:
+    blanks, words = np.zeros(100, np.int64), np.arange(1, 13)
+    train = np.concatenate((blanks, words, blanks))
+    texts = [blanks, np.concatenate((blanks, words, blanks)), words]
+    assert longest_copies(texts, [train], VOCAB_SIZE, blank={0}) == [
+        Copy(0, 0),
+        Copy(100, 12),
+        Copy(0, 12),
+    ]
+    few = np.concatenate((words[:5], blanks[: MIN_COPY - 1], words[:5]))  # a few are layout
+    (copy,) = longest_copies([few], [few], VOCAB_SIZE, blank={0})
+    assert copy == Copy(0, len(few))
+
+
+def test_blanks_are_the_tokens_of_white_space_alone() -> None:
+    tokenizer = Tokenizer([bytes([byte]) for byte in range(256)] + [b" \n", b" a"])
+    text = np.array([ord("a"), ord(" "), 256, 257, ord("\t")])
+    assert blank_ids(tokenizer, [text, text[:1]]) == {ord(" "), ord("\t"), 256}
 
 
 def test_a_model_that_copies_stands_out_from_human_text() -> None:

@@ -39,6 +39,8 @@ def test_stories_and_emphasis_are_no_loops(text: str) -> None:
         (" \n ", "empty"),
         ("a \ufffd b", "invalid"),
         ("a dog and " * 10, "repetitive"),
+        ("Once\n" + " \n\n  " * 20 + "there", "blank"),
+        ("\n".join(f"        value_{i} = {i}" for i in range(9)), None),  # indented code
     ],
 )
 def test_degenerate_texts_are_named(text: str, why: str | None) -> None:

@@ -173,6 +173,25 @@ def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
     assert list_runs(a) == []
 
 
+def test_the_measures_of_a_run_are_not_mixed(pair: tuple[Path, Path]) -> None:
+    """On all held-out documents by the evaluation, and on the slice that training scores."""
+    a, b = pair
+    shutil.rmtree(b / "evaluation")
+    facts = {f.run: f for f in list_runs(a.parents[1])}
+    slices = {
+        run: [e["val_bpb"] for e in RunFolder(run).journal if e["event"] == "evaluate"][-1]
+        for run in pair
+    }
+    evaluation = RunFolder(a).evaluation
+    assert evaluation is not None
+    assert facts[a.name].val_bpb == evaluation.val_bpb
+    assert facts[b.name].val_bpb is None
+    assert {run: facts[run.name].slice_val_bpb for run in pair} == slices
+    records = [RunFolder(run).record for run in pair]
+    bpb = compare(RunFolder(a), RunFolder(b)).figures["val_bpb"]
+    assert bpb == tuple(record and record.val_bpb for record in records)  # both of the last weights
+
+
 def test_a_broken_journal_leaves_other_runs_and_what_was_quarantined_is_no_run(
     pair: tuple[Path, Path],
 ) -> None:

@@ -1,5 +1,6 @@
 """Lineage: the whole chain, every link checked against what is there now."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import Lineage, Link, lineage
-from slm.records import Evaluation
+from slm.records import Evaluation, Source
 from slm.registry import chain as chains
 from slm.registry import register as registering
 from slm.registry import versions
@@ -127,6 +128,28 @@ def test_input_files_that_changed_moved_or_joined(run: Path) -> None:
         path.write_bytes(before)
 
 
+def test_input_files_that_another_rule_would_leave_out_are_compared_all_the_same(
+    run: Path, tmp_path: Path
+) -> None:
+    folder, settings = RunFolder(run), RunFolder(run).settings
+    path = tmp_path / "in" / "documents.jsonl"
+    path.parent.mkdir()
+    shutil.copy(settings.config.data.path, path)
+    shutil.copy(path, path.with_name("test.jsonl"))
+    data = settings.config.data.model_copy(update={"path": str(path.parent)})
+    config = settings.config.model_copy(update={"data": data})
+    folder.write_settings(dataclasses.replace(settings, config=config))
+    source = next(run.parents[1].glob("sources/*/record.json")).parent
+    record = storage.read_record(source, Source)
+    assert record is not None
+    digest = record.origin["documents.jsonl"]
+    origin = {"documents.jsonl": digest, "test.jsonl": digest}
+    storage.write_record(source, record.model_copy(update={"origin": origin}))
+    assert lineage(folder)["dataset"].state == "unchanged"
+    path.with_name("test.jsonl").unlink()
+    assert "test.jsonl: missing" in lineage(folder)["dataset"].notes[0]
+
+
 def test_code_and_machine_are_compared_with_those_of_now(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +180,24 @@ def evaluate_first_documents(run: Path) -> Evaluation:
     other = evaluate(config.model_copy(update={"evaluate": fewer}), record, shards_of(record))
     assert other.path == run / f"evaluation-{other.key[:12]}"
     return other
+
+
+def test_a_run_before_its_first_checkpoint_lacks_nothing(run: Path) -> None:
+    """What its first checkpoint will record is not known yet; none of it is gone."""
+    (run / "record.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    shutil.rmtree(run / "evaluation")
+    chain = lineage(RunFolder(run))
+    assert chain.broken == []
+    values = {
+        "checkpoint": "none yet",
+        "code": "not recorded yet",
+        "environment": "not recorded yet",
+    }
+    for name, value in values.items():
+        assert (chain[name].value, chain[name].state) == (value, "not checked")
+        assert chain[name].notes == ("its training has saved no checkpoint yet",)
 
 
 def test_the_chain_ends_in_the_evaluation_that_is_asked_for(run: Path) -> None:

@@ -1,16 +1,22 @@
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import BYTES, SEQ_LEN, tiny_model
 
+import slm
 import slm.model.decode
 from slm.errors import UserError
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
-from slm.model.sample import SamplingSettings, generate, sample_tokens
+from slm.model.sample import SamplingSettings, generate, row_seeds, sample_tokens
+from slm.model.saved import LoadedModel
 
 PROMPTS = ["A little girl", "", "x", "went to the woods"]
 
@@ -87,6 +93,35 @@ def test_screening_the_output_layer_changes_no_text(
         given = {"max_new_tokens": 60, "seed": seed, **settings}
         expected = generate(whole, BYTES, [prompt], **given)[0].completion  # type: ignore[arg-type]
         assert generate(screened, BYTES, [prompt], **given)[0].completion == expected  # type: ignore[arg-type]
+
+
+def test_one_seed_gives_every_row_a_text_of_its_own(model: GPT) -> None:
+    """The first row has the seed itself, so that its text is that of the prompt alone."""
+    same = generate(model, BYTES, ["x"] * 5, max_new_tokens=30, seed=9)
+    assert len({s.completion for s in same}) == 5
+    (alone,) = generate(model, BYTES, ["x"], max_new_tokens=30, seed=9)
+    assert (alone.completion, alone.seed) == (same[0].completion, 9)
+    (third,) = generate(model, BYTES, ["x"], max_new_tokens=30, seed=same[2].seed)
+    assert third.completion == same[2].completion
+
+
+def test_a_row_keeps_its_seed_whatever_follows_it() -> None:
+    assert row_seeds(5, 3) == row_seeds(5, 9)[:3]
+    assert row_seeds(5, 3) == [5, 8046330058975633055, 4611597087732477038]
+    assert row_seeds(range(2, 4), 2) == [2, 3]
+    assert len({*row_seeds(0, 50), *row_seeds(1, 50)}) == 100
+    assert all(0 <= seed < 2**63 for seed in row_seeds(2**63 - 1, 50))
+
+
+def test_one_text_is_one_prompt(model: GPT) -> None:
+    (sample,) = generate(model, BYTES, "Once", max_new_tokens=5)
+    assert sample == replace(
+        generate(model, BYTES, ["Once"], max_new_tokens=5)[0], seconds=sample.seconds
+    )
+    loaded = LoadedModel(model, BYTES)
+    assert [s.prompt for s in slm.sample(loaded, "Once", max_new_tokens=1)] == ["Once"]
+    prompts = (text for text in ("a", "b"))
+    assert [s.prompt for s in slm.sample(loaded, prompts, max_new_tokens=1)] == ["a", "b"]
 
 
 def test_neither_the_global_generator_nor_the_mode_is_touched(model: GPT) -> None:
@@ -240,16 +275,68 @@ def test_the_repetition_penalty_weakens_the_tokens_of_the_row() -> None:
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", "hot"),
+        ("temperature", None),
+        ("temperature", True),
         ("top_k", 0),
+        ("top_k", 2.5),
+        ("top_k", "many"),
         ("top_p", 0.0),
         ("top_p", 1.5),
+        ("top_p", [0.5]),
         ("min_p", -1.0),
+        ("min_p", "small"),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", None),
         ("max_new_tokens", -1),
+        ("max_new_tokens", 2.0),
+        ("max_new_tokens", "10"),
+        ("max_new_tokens", True),
         ("stop", [""]),
+        ("stop", "The end"),
+        ("stop", [1]),
+        ("stop", None),
         ("seed", [1, 2]),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 1.0),
+        ("seed", "1"),
+        ("seed", None),
+        ("seed", True),
+        ("seed", [-1]),
+        ("prompts", None),
+        ("prompts", 7),
+        ("prompts", ["a", None]),
+        ("prompts", b"a"),
+        ("prompts", {"a": 1}),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, value: object) -> None:
-    with pytest.raises(UserError):
-        generate(tiny_model("gpt2"), BYTES, ["a"], **{name: value})  # type: ignore[arg-type]
+def test_settings_of_another_type_or_out_of_range_are_refused(name: str, value: object) -> None:
+    given = {"prompts": ["a"], name: value}
+    with pytest.raises(UserError, match=name) as refusal:
+        generate(tiny_model("gpt2"), BYTES, **given)  # type: ignore[arg-type]
+    assert len(str(refusal.value)) < 150
+
+
+def test_a_refused_value_is_shown_in_short() -> None:
+    with pytest.raises(UserError) as refusal:
+        generate(tiny_model("gpt2"), BYTES, ["a"], stop="x" * 10_000)
+    assert len(str(refusal.value)) < 100
+
+
+def test_settings_may_be_numpy_numbers(model: GPT) -> None:
+    given = {"temperature": np.float32(0.5), "top_k": np.int64(5), "max_new_tokens": np.int32(3)}
+    (sample,) = generate(model, BYTES, ["a"], seed=np.int64(3), **given)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(sample)))["seed"] == 3
+
+
+@pytest.mark.parametrize("model", ["RUN", Path("RUN"), None])
+def test_a_name_is_no_loaded_model(model: object) -> None:
+    with pytest.raises(UserError, match=r"slm\.load_model"):
+        slm.sample(model, "Once")  # type: ignore[arg-type]
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest() -> None:
+    loaded = LoadedModel(tiny_model("gpt2"), BYTES)
+    with pytest.raises(UserError, match="did you mean 'max_new_tokens'"):
+        slm.sample(loaded, "Once", max_tokens=3)

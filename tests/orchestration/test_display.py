@@ -3,6 +3,7 @@
 import inspect
 import io
 import logging
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from slm.orchestration import display
 from slm.orchestration.display import Display, current, showing, showing_on, stage
 from slm.progress import Progress
-from slm.records import Source
+from slm.records import Record, Shards, ShardSplit, Source, SourceSplit
 
 DONE = Source(key="k", dataset="stories", revision="1", splits={})
 
@@ -24,6 +25,46 @@ def test_a_stage_is_a_line_and_is_remembered() -> None:
     assert lines[1].split()[:2] == ["encode", "reused"]
     assert list(shown.seconds) == ["download", "encode"]
     assert shown.reused == ["encode"]
+
+
+def lines_below(record: Record) -> list[str]:
+    """The lines that follow the line of the stage."""
+    shown: list[str] = []
+    Display(shown.append).stage("download", lambda progress: record)
+    return shown[1:]
+
+
+def test_the_documents_and_tokens_of_shards_are_lines() -> None:
+    splits = {
+        "train": ShardSplit(files=[], documents=2000, tokens=30_000, bytes=0),
+        "val": ShardSplit(files=[], documents=1, tokens=9, bytes=0),
+    }
+    shards = Shards(
+        key="k", source_key="s", tokenizer_sha256="t", vocab_size=257, eot=256, splits=splits
+    )
+    assert lines_below(shards) == [
+        "          train   2,000 documents, 30,000 tokens",
+        "          val     1 document, 9 tokens",
+    ]
+
+
+def test_the_documents_of_each_split_are_lines_also_of_a_reused_source() -> None:
+    def lines(**fields: Any) -> list[str]:
+        return lines_below(DONE.model_copy(update=fields))
+
+    train = SourceSplit(files=[], documents=6000, bytes=0)
+    val = SourceSplit(files=[], documents=1, bytes=0)
+    read = {"origin": {"a.txt": "0", "b.txt": "0"}, "reused": True}
+    inputs = {"train": "1 file: a.txt", "val": "1 file: b.txt"}
+    assert lines(splits={"train": train, "val": val}, inputs=inputs, **read) == [
+        "          train   6,000 documents of 1 file: a.txt",
+        "          val     1 document of 1 file: b.txt",
+    ]
+    assert lines(splits={"train": train}, **read) == [
+        "          train   6,000 documents",
+        "          val     no split of its own: documents of train are held out",
+    ]
+    assert lines(splits={"train": train}) == []  # generated: there was nothing to choose
 
 
 def test_a_failed_stage_leaves_no_line() -> None:

@@ -50,6 +50,18 @@ def test_a_recipe_by_its_name(
     assert called == CALLS[:2]
 
 
+def test_what_cannot_be_trained_is_refused_before_the_download(
+    tiny_config: Config, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    config = tiny_config(**{"train.threads": 100_000})
+    with pytest.raises(UserError, match=r"train\.threads=100000"):
+        run_pipeline(config)
+    assert not called
+    run_pipeline(config, "encode")  # which another machine may do
+    assert called == CALLS[:2]
+
+
 def test_a_stage_that_does_not_exist(tiny_config: Config) -> None:
     with pytest.raises(UserError, match="did you mean 'encode'"):
         run_pipeline(tiny_config(), "encod")  # type: ignore[arg-type]

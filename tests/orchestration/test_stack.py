@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,6 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.states import Pending, Scheduled
 from servers import postgres, postgres_programs
 
 from slm.errors import SlmError, UserError
@@ -32,6 +35,12 @@ from slm.tokens.encode import encode
 from slm.training import launch
 
 T = TypeVar("T")
+# Flow runs renew the lease on their deployment's slot after three quarters of 300 s; here, sooner.
+SOONER = """
+import threading
+wait = threading.Event.wait
+threading.Event.wait = lambda self, timeout=None: wait(self, 2.0 if timeout == 225.0 else timeout)
+"""
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "data.documents": 200,
@@ -50,6 +59,7 @@ TINY = {
     "report.top_ks": [10],
     "report.max_new_tokens": 8,
     "registry.max_bpb": 100.0,  # any model may be champion
+    "registry.beat_baselines": False,
     "registry.max_degenerate": 1.0,
     "registry.max_memorised": 1.0,
 }
@@ -86,11 +96,14 @@ class Stack:
         self.data = folder / "data"
         self.prefect_port, self.mlflow_port = free_ports(2)
         self.api = f"http://127.0.0.1:{self.prefect_port}/api"
+        (folder / "sooner").mkdir()
+        (folder / "sooner" / "sitecustomize.py").write_text(SOONER)
+        paths = [str(folder / "sooner"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.environment = {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "SLM_DATA": str(self.data),
             "PREFECT_HOME": str(self.data / "prefect"),
-            "PREFECT_API_URL": self.api,
         }
         self.start()
 
@@ -105,7 +118,7 @@ class Stack:
                 stdout=output,
                 stderr=output,
             )
-        wait_for(lambda: self.printed("Ctrl-C stops it") or self.process.poll() is not None)
+        wait_for(lambda: self.printed("Ctrl-C stops it") or self.process.poll() is not None, 300)
         assert self.process.poll() is None, self.output.read_text()
 
     def printed(self, text: str) -> bool:
@@ -116,9 +129,9 @@ class Stack:
         self.process.wait(120)
 
     def prefect(self, *arguments: str) -> str:
-        """What a `prefect` command prints."""
+        """What a `slm prefect` command prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            [sys.executable, "-m", "slm.cli.main", "prefect", "--no-prompt", *arguments],
             cwd=self.project,
             env=self.environment,
             capture_output=True,
@@ -190,7 +203,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_deployment_makes_a_champion(stack: Stack) -> None:
     flow_run = stack.run("pipeline/quickstart", SHORT, "--watch")
     assert stack.ended(flow_run) == StateType.COMPLETED
@@ -204,13 +217,26 @@ def test_a_deployment_makes_a_champion(stack: Stack) -> None:
 
     with SyncPrefectClient(stack.api) as client:
         artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run}
-    expected = {"report", "samples", "metrics", "lineage", "mlflow-version", "mlflow-run"}
+    expected = {
+        "report",
+        "samples",
+        "metrics",
+        "lineage",
+        "mlflow-version",
+        "mlflow-run",
+        "report-html",
+    }
     assert expected <= set(artifacts)
     assert version.run_id in str(artifacts["mlflow-run"].data)
+    report = urllib.parse.quote("report/index.html", safe="")
+    copy = f"{server.tracking_uri}/get-artifact?run_id={version.run_id}&path={report}"
+    with urllib.request.urlopen(copy) as answer:  # what the link's page shows
+        assert answer.read().startswith(b"<!doctype html>")
+    assert f"{version.run_id}/artifacts/report/index.html" in str(artifacts["report-html"].data)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_deployment_up_to_a_stage(stack: Stack) -> None:
     offline = TINY | {"data.source": "stories", "data.path": "", "data.revision": None}
     flow_run = stack.run("pipeline/tinystories-encode", offline, "--watch")
@@ -219,7 +245,7 @@ def test_a_deployment_up_to_a_stage(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_schedule_fires(stack: Stack) -> None:
     with SyncPrefectClient(stack.api) as client:
         deployment = client.read_deployment_by_name("pipeline/quickstart")
@@ -238,7 +264,7 @@ def test_a_schedule_fires(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_approval_is_asked_for_and_obeyed(stack: Stack) -> None:
     offline = SHORT | {"data.source": "stories", "data.path": "", "data.revision": None}
     asking = {"registry.model": "asked", "retrain.approval": True}  # a model without a champion
@@ -255,7 +281,7 @@ def test_an_approval_is_asked_for_and_obeyed(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
 def test_on_postgres(tmp_path: Path) -> None:
     with postgres() as address:
@@ -308,7 +334,7 @@ def kill_stack(stack: Stack, flow_run: UUID) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("happens", "state"),
     [
@@ -331,7 +357,7 @@ def test_what_happens_is_known_and_a_retry_gives_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("grace", [0.0, 1.0, 5.0])
 @pytest.mark.parametrize(
     ("asks", "state"), [(end_worker, StateType.CRASHED), (cancel, StateType.CANCELLED)]
@@ -397,6 +423,48 @@ def assert_known_and_retried(
         assert resumed == [last]
     [record] = stack.data.glob(f"runs/*/{RECORD}")
     assert json.loads(record.read_text())["weights_sha256"] == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_goes_on_for_long_after_its_server_was_restarted(stack: Stack) -> None:
+    """It renews the lease on its deployment's slot, which the new server must know."""
+    shutil.rmtree(stack.data / "runs", ignore_errors=True)
+    flow_run = stack.run("pipeline/quickstart", TINY | {"train.max_seconds": 90})
+    wait_for(lambda: list(stack.data.glob("runs/*/metrics.jsonl")), 300)
+    kill_server(stack, flow_run)
+    wait_for(lambda: stack.printed("restart   the Prefect server"))
+    wait_for(lambda: services.answers(f"{stack.api}/health"))
+    restarted = time.time()
+
+    def renewed() -> bool:
+        leases = (stack.data / "prefect" / "concurrency_leases").glob("*-*.json")
+        return any(lease.stat().st_mtime > restarted + 1 for lease in leases)
+
+    wait_for(renewed)
+    assert wait_for(lambda: stack.ended(flow_run), 400) == StateType.COMPLETED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_stack_that_is_killed_leaves_blocks_nothing(stack: Stack) -> None:
+    """A run that is Pending, and the limit `gpu`."""
+    with SyncPrefectClient(stack.api) as client:
+        deployment = client.read_deployment_by_name("pipeline/quickstart")
+        later = datetime.now(UTC) + timedelta(hours=1)  # not for the worker
+        made = client.create_flow_run_from_deployment(
+            deployment.id, state=Scheduled(scheduled_time=later)
+        )
+        client.set_flow_run_state(made.id, Pending())
+        client.increment_concurrency_slots_with_lease(["gpu"], 1, "concurrency", 60)
+    kill_stack(stack, made.id)
+    began = time.monotonic()
+    waiting = stack.run("pipeline/quickstart", SHORT)
+    assert wait_for(lambda: stack.ended(made.id)) == StateType.CRASHED
+    print(f"\npending run, and limit of a killed stack: {time.monotonic() - began:.0f} s")
+    assert wait_for(lambda: stack.ended(waiting), 300) == StateType.COMPLETED
+    with SyncPrefectClient(stack.api) as client:
+        wait_for(lambda: client.read_global_concurrency_limit_by_name("gpu").active_slots == 0)
 
 
 # ---- what cannot start ------------------------------------------------------------------------

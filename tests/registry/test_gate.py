@@ -26,6 +26,7 @@ from tiny_run import flip_byte, shards_of
 from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
+from slm.evaluation.baselines import Baseline
 from slm.evaluation.intervals import paired_interval
 from slm.orchestration import events, stages, tasks
 from slm.records import Evaluation, Run
@@ -37,7 +38,9 @@ from slm.tracking.server import connect, default_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
+LENIENT = RegistryConfig(
+    gate_documents=25, max_bpb=100, beat_baselines=False, max_degenerate=1, max_memorised=1
+)
 STRICT = LENIENT.model_copy(update={"max_degenerate": 0.1})
 
 
@@ -193,6 +196,34 @@ def test_a_flow_gates_by_the_settings_that_it_was_given(
         ):
             assert decision is not None
             assert decision.decision == expected
+
+
+def test_a_first_champion_predicts_better_than_counts_and_a_compressor(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untrained weights need 8 bits per byte, which no threshold of 100 refuses."""
+    add_version(root, "aa", trained=0)
+    strict = LENIENT.model_copy(update={"beat_baselines": True})
+    decision = gate.promote("models:/slm/1", root=root, thresholds=strict)
+    assert decision.decision == "refused"
+    assert decision.baselines.keys() == {"unigram", "xz -9"}
+    assert 4 < decision.baselines["unigram"] < 5  # of the bytes of English
+    assert 2 < decision.baselines["xz -9"] < 3
+    for name, value in decision.baselines.items():
+        assert f"{name} {value:.4f}" in decision.reason
+        assert f"| {name} | {value:.4f} |" in gate.describe(decision)
+    assert aliases(root) == {"challenger": "1"}
+    weak = [Baseline(name, 9.0, "") for name in decision.baselines]
+    monkeypatch.setattr(assessment, "naive_baselines", lambda _, __, texts: (len(texts), weak))
+    weak[1] = Baseline("xz -9", 8.0, "")  # it has to beat both
+    assert gate.assess("models:/slm/1", root=root, thresholds=lenient(0.1)).decision == "refused"
+    weak[1] = Baseline("xz -9", 9.0, "")
+    assert gate.assess("models:/slm/1", root=root, thresholds=lenient(0.1)).decision == "promoted"
+
+
+def lenient(margin: float) -> RegistryConfig:
+    """Other settings than those of an earlier decision, so that the version is assessed anew."""
+    return LENIENT.model_copy(update={"beat_baselines": True, "margin": margin})
 
 
 def test_a_decision_is_reported_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_journal(path, step_events(1, 60))
     run = finish_run(path, trained=30)
     register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=root)
-    lenient = RegistryConfig(max_bpb=100, max_degenerate=1, max_memorised=1)
+    lenient = RegistryConfig(max_bpb=100, beat_baselines=False, max_degenerate=1, max_memorised=1)
     gate.promote("models:/slm/1", root=root, thresholds=lenient)
     return run.checkpoint("best")
 
@@ -128,5 +128,14 @@ def test_a_version_is_served(
         shown = re.search(r"-d '(\{\"inputs\".*?)'", README.read_text("utf-8"))
         assert shown is not None
         assert ask(shown[1])[0]
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            ask(json.dumps({**body, "params": {"top_k": "many"}}))
+        for wrong, message in (
+            ({**body, "params": {"top_k": "many"}}, "top_k"),
+            ({**body, "params": {"max_tokens": 3}}, "did you mean 'max_new_tokens'"),
+            ({**body, "inputs": [None]}, "prompt 1 is null"),
+            ({"messages": [{"role": "user", "content": "a"}]}, "messages are for a chat model"),
+        ):
+            with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+                ask(json.dumps(wrong))
+            answer = json.loads(refused.value.read())
+            assert message in answer["message"]
+            assert "stack_trace" not in answer

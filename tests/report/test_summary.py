@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,11 +9,13 @@ from slm.report.summary import (
     Check,
     Finding,
     Searched,
+    headline,
     percent,
     quality_checks,
     summarise,
     training_findings,
 )
+from slm.report.write import escape_markdown
 
 HUMAN = Quality(loops=0.0, repeated=0.02, distinct=0.7, unknown=0.01, likeness=0.05, names=0.6)
 REFERENCES = {
@@ -161,3 +164,12 @@ def test_a_note_is_shown_and_changes_no_level() -> None:
     assert summary.level == "good"
     assert summary.findings[0] is note
     assert summary.sentence.startswith("A sound model")
+
+
+def test_the_headline_is_read_from_the_report(tmp_path: Path) -> None:
+    sentence = "A model with reservations: it loops & (xz -9) repeats, at 1.234 bits per byte."
+    text = f"# quickstart\\_run, step 20\n\n**{escape_markdown(sentence)}**\n\n- **other**\n"
+    (tmp_path / "report.md").write_text(text)
+    assert headline(tmp_path) == sentence
+    (tmp_path / "report.md").write_text("# a report\n")
+    assert headline(tmp_path) == ""

@@ -16,8 +16,9 @@ from tiny_run import copy_run
 import slm.source.download
 import slm.tokens.encode
 from slm import storage
-from slm.config import PipelineConfig
+from slm.config import DataConfig, PipelineConfig, TrainConfig
 from slm.errors import InUse
+from slm.model.export.hugging_face import USAGE
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -426,7 +427,7 @@ def test_samples_are_assessed(
     source = iter(texts[:8])
 
     def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **_: object) -> list[Sample]:
-        return [Sample(prompt, next(source), 150, 0.0, ended=False) for prompt in prompts]
+        return [Sample(prompt, next(source), 150, 0.0, ended=False, seed=1) for prompt in prompts]
 
     monkeypatch.setattr("slm.report.samples.generate", generate)
     settings = {"prompts": ("",), "temperatures": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)}
@@ -494,17 +495,46 @@ def test_it_is_compared_with_the_champion_and_the_previous_run(
 
 def test_the_previous_run_is_of_the_same_recipe_and_readable(tmp_path: Path) -> None:
     def add(name: str, journal: str) -> Path:
-        folder = storage.make_folder(tmp_path / "runs" / name)
-        (folder / "record.json").write_text("{}")
-        (folder / "metrics.jsonl").write_text(journal)
-        return folder
+        return add_run(tmp_path, name, journal)
 
-    start = '{"event": "start", "time": %d}\n'
-    older = add(f"tinystories-{'a' * 12}", start % 10)
-    add(f"tinystories-sample-{'b' * 12}", start % 20)
+    older = add(f"tinystories-{'a' * 12}", START % 10)
+    add(f"tinystories-sample-{'b' * 12}", START % 20)
     add(f"tinystories-{'c' * 12}", "damaged\n")
-    run = Run.model_construct(path=add(f"tinystories-{'d' * 12}", start % 30))
+    (add(f"tinystories-{'e' * 12}", START % 20) / "config.json").write_text("damaged")
+    run = Run.model_construct(path=add(f"tinystories-{'d' * 12}", START % 30))
     assert previous_run(run, "tinystories") == RunFolder(older)
+
+
+START = '{"event": "start", "time": %d}\n'
+
+
+def add_run(root: Path, name: str, journal: str, **data: object) -> Path:
+    """A finished run's folder, as far as it is looked at to find the previous run."""
+    folder = storage.make_folder(root / "runs" / name)
+    (folder / "record.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text(journal)
+    settings = DataConfig(**({"source": "hub", "path": "a/b", "revision": "main"} | data))  # type: ignore[arg-type]
+    config = PipelineConfig(recipe="tinystories", data=settings, train=TrainConfig(max_steps=1))
+    RunFolder(folder).write_settings(Settings("k", config, "s", None))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "is_same"),
+    [
+        ({}, True),
+        ({"revision": "v2", "vocab_size": 999}, True),  # the dataset has grown
+        ({"path": "a/c"}, False),
+        ({"source": "files", "path": "notes.txt"}, False),
+        ({"text_column": "title"}, False),
+    ],
+)
+def test_the_previous_run_is_on_the_same_dataset(
+    tmp_path: Path, data: dict[str, object], is_same: bool
+) -> None:
+    first = add_run(tmp_path, f"tinystories-{'a' * 12}", START % 10, **data)
+    run = Run.model_construct(path=add_run(tmp_path, f"tinystories-{'d' * 12}", START % 30))
+    assert previous_run(run, "tinystories") == (RunFolder(first) if is_same else None)
 
 
 # ---- the model card ---------------------------------------------------------------------------
@@ -519,7 +549,7 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
     (bits, _) = card.data.eval_results
     assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
     assert "0.900 bits per byte" in card.text
-    assert "from_pretrained" in card.text
+    assert f"\n\n{USAGE}\n## Limits\n" in card.text
 
 
 def test_no_page_names_the_folders_of_the_data(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reproduce: the right verdict for what is the same, near, different, or gone."""
 
+import itertools
 import json
 import shutil
 import tarfile
@@ -19,7 +20,7 @@ from slm.history.lineage import Link, lineage
 from slm.reproduction.reproduce import Reproduction, reproduce
 from slm.run_folder import RunFolder
 from slm.training import launch
-from slm.training.optim import learning_rate_factor
+from slm.training.optim import set_learning_rate
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_the_same_again_is_bit_identical(run: Path) -> None:
     names = {row.name for row in reproduction.compared}
     assert names >= {
         "source/train_00000.parquet", "source key", "shards/train_00000.bin", "tokenizer",
-        "run key", "val_bpb", "checkpoints/step_000004/model.safetensors",
+        "run key", "run.val_bpb", "checkpoints/step_000004/model.safetensors",
         "checkpoints/step_000004/optimizer.safetensors", "evaluation/evaluation.json",
     }  # fmt: skip
     assert all(row.same for row in reproduction.compared)
@@ -195,12 +196,17 @@ def test_an_unfinished_run_is_bad_input(run: Path) -> None:
 
 
 def other_rate(change: float) -> Any:
-    """A learning rate that differs at the third step."""
-    return lambda step, *rest: learning_rate_factor(step, *rest) * (change if step == 2 else 1)
+    """Sets a learning rate that differs at the third step, as the journal does not show."""
+    steps = itertools.count(1)
+
+    def set_rate(optimizers: Any, factor: float) -> None:
+        set_learning_rate(optimizers, factor * (change if next(steps) == 3 else 1))
+
+    return set_rate
 
 
 def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(1.001))
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(1.001))
     near = reproduce(RunFolder(run))
     assert near.verdict == "within tolerance"
     assert 0 < (near.weights_difference or 0) < 1e-2
@@ -210,7 +216,7 @@ def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert near.first_difference.tensor == "embed.weight"
     assert "step 4" in near.sentence
 
-    monkeypatch.setattr(slm.training.loop, "learning_rate_factor", other_rate(300.0))
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(300.0))
     far = reproduce(RunFolder(run))
     assert far.verdict == "diverged"
     assert far.first_difference is not None

@@ -38,7 +38,9 @@ from slm.training.loop import train
 LIMITS = RetrainConfig(
     min_new_fraction=0.05, max_gone_fraction=0.2, drift_threshold=0.1, bpb_rise=0.5
 )
-LENIENT = RegistryConfig(gate_documents=25, max_bpb=100, max_degenerate=1, max_memorised=1)
+LENIENT = RegistryConfig(
+    gate_documents=25, max_bpb=100, beat_baselines=False, max_degenerate=1, max_memorised=1
+)
 
 
 # ---- the table --------------------------------------------------------------------------------
@@ -64,6 +66,11 @@ def evidence(**changes: Any) -> Evidence:
     [
         ({}, "continue", "9.1% of the documents are new"),
         ({"made_already": "models:/slm/1"}, "nothing", "trained on the same data"),
+        (
+            {"made_already": "models:/slm/1", "cadence": ("train.evaluate_every",)},
+            "nothing",
+            r"chosen by another train\.evaluate_every: `slm run` chooses again",
+        ),
         ({"champion": None}, "retrain", "no champion"),
         ({"champion": None, "made_already": "models:/slm/1"}, "nothing", "models:/slm/1"),
         ({"settings": ("model.n_layer",)}, "retrain", r"model\.n_layer"),
@@ -155,6 +162,11 @@ def test_a_dataset_grows_and_the_champion_with_it(
         again = decide(config, root)
         assert (again.action, again.trains) == ("nothing", False)
         assert "models:/dataset/1 was trained on the same data" in again.reason
+        for saved in ({"checkpoint_every": 7}, {"keep_checkpoints": 7}):
+            same = decide(settings(folder, max_steps=20, **saved), root)
+            assert (same.action, same.reason) == (again.action, again.reason)
+        scored = decide(settings(folder, max_steps=20, evaluate_every=7), root)
+        assert (scored.action, scored.evidence.cadence) == ("nothing", ("train.evaluate_every",))
         changed = decide(settings(folder, max_steps=20, learning_rate=1e-3), root)
     assert (changed.action, changed.evidence.settings) == ("retrain", ("train.learning_rate",))
     with monkeypatch.context() as patch:  # a setting that was added to the config later

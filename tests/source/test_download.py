@@ -20,10 +20,11 @@ from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.records import Source
 from slm.source import download as download_stage
-from slm.source.download import download
+from slm.source.download import download, download_key
 from slm.source.stories import stories
 
 GOLDEN = "7db07411ecfcef9de12012f72223e7ac8843311348d335a7c52f5bfeccc6d4d3"
+KEY_OF_USUAL_NAMES = "cb1b63ebf05ab8dec729fb1dbfad6753fb24a173d92ca69ce81d58401d545b3b"
 TEXTS = [f"Story {i}: " + "a fox ran home. " * (i % 7) for i in range(300)]
 Config = Callable[..., PipelineConfig]
 
@@ -131,6 +132,56 @@ def test_the_datasets_own_splits_are_kept(tmp_path: Path, root: Path, files_conf
     assert record.origin["train.parquet"] == storage.sha256_file(tmp_path / "in/train.parquet")
 
 
+def test_what_is_left_out_is_in_the_log_and_the_record_also_when_reused(
+    tmp_path: Path, root: Path, files_config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("wiki.train", "wiki.valid", "wiki.test"):
+        write_jsonl(tmp_path / f"in/{name}.jsonl", TEXTS)
+    (tmp_path / "in/more.jsonl.xz").write_text("x")
+    for reused in (False, True):
+        caplog.clear()
+        record = download(files_config(tmp_path / "in"), root=root)
+        assert record.reused == reused
+        assert record.inputs["val"] == "1 file: wiki.valid.jsonl"
+        assert record.notes == [line.partition(": ")[2] for line in caplog.messages]
+        assert [line.partition(":")[0] for line in record.notes or ()] == ["1 file left out"] * 2
+        assert {entry.levelname for entry in caplog.records} == {"WARNING"}
+    (tmp_path / "in/more.jsonl.xz").unlink()
+    record = download(files_config(tmp_path / "in"), root=root)
+    assert record.reused
+    assert len(record.notes or ()) == 1
+
+
+def test_another_choice_of_val_is_another_key(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    for name in ("blog", "dev", "test"):
+        write_jsonl(tmp_path / f"in/{name}/a.jsonl", [f"{name} {number}" for number in range(9)])
+    choices: list[dict[str, str | None]] = [
+        {}, {"val_split": "dev"}, {"train_split": "blog"}, {"val_split": None}
+    ]  # fmt: skip
+    records = [download(files_config(tmp_path / "in", **fields), root=root) for fields in choices]
+    assert len({record.key for record in records}) == len(choices)
+    assert [record.documents for record in records] == [27, 27, 18, 27]
+    before = download(files_config(tmp_path / "in"), root=root)
+    (tmp_path / "in/train").mkdir()
+    write_jsonl(tmp_path / "in/train/a.jsonl", ["train"])
+    after = download(files_config(tmp_path / "in"), root=root)
+    assert texts_of(after, "val") == texts_of(records[1], "val")
+    assert after.key != before.key
+
+
+def test_the_key_of_files_with_the_usual_names_is_the_one_of_before(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    for name in ("train-0.jsonl", "validation/a.jsonl", "test.jsonl"):
+        write_jsonl(tmp_path / "in" / name, [name])
+    config = files_config(tmp_path / "in")
+    record = download(config, root=root)
+    assert download_stage.is_made_with(record, config)
+    assert record.key == KEY_OF_USUAL_NAMES
+
+
 def test_the_content_decides_the_key_and_the_path_does_not(
     tmp_path: Path, root: Path, files_config: Config
 ) -> None:
@@ -187,6 +238,61 @@ def test_a_name_that_is_not_utf8_leaves_nothing(
     with pytest.raises(UserError, match=r"data\.path=.*caf\\xe9\.jsonl is not UTF-8.*rename"):
         download(files_config(tmp_path / "in"), root=root)
     assert not root.exists()
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one", "two", "three"]])
+def test_a_separator_that_occurs_nowhere_is_an_error(
+    tmp_path: Path, root: Path, files_config: Config, texts: list[str]
+) -> None:
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    path = tmp_path / "*.txt"
+    message = rf"data\.separator='\\n\\n' occurs nowhere in {len(texts)} text file"
+    with pytest.raises(UserError, match=message):
+        download(files_config(path, separator="\n\n"), root=root)
+    assert not list(root.glob("sources/[!.]*"))
+    (tmp_path / "9.txt").write_text("four\r\n\r\n  five\n")
+    record = download(files_config(path, separator="\n\n"), root=root)
+    assert texts_of(record) == [*texts, "four", "  five"]
+
+
+def test_files_that_are_something_else_are_counted_before_anything_is_made(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", TEXTS)
+    for name in ("b", "c"):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 0\n"
+        (tmp_path / f"in/{name}.jsonl").write_text(pointer)
+    with pytest.raises(UserError, match=r"2 of 3 files are git-lfs pointers \(b.jsonl, c.jsonl\)"):
+        download(files_config(tmp_path / "in"), root=root)
+    assert not root.exists()
+
+
+def test_a_format_that_is_chosen_takes_every_file(
+    tmp_path: Path, root: Path, files_config: Config
+) -> None:
+    for name in ("a.md", "b.py", "c"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    with pytest.raises(UserError, match="no file of a supported format"):
+        download(files_config(tmp_path / "in"), root=root)
+    record = download(files_config(tmp_path / "in", format="text"), root=root)
+    assert texts_of(record) == ["a.md", "b.py", "c"]
+
+
+def test_the_settings_of_the_format_change_the_key_only_where_they_are_set(
+    tiny_config: Config,
+) -> None:
+    def key(**fields: Any) -> str:
+        given = {f"data.{name}": value for name, value in fields.items()}
+        return download_key(tiny_config(**{"data.source": "files", "data.path": "x", **given}), {})
+
+    whole, pieces = key(), key(separator="|")
+    # As both were before the first line of a piece kept its indentation.
+    assert whole == "3a27b70b07bc9fc627dba9f22597902a594d1ed53c8061d6e75db9ff09f55b10"
+    assert pieces != "fd976ef0f6aa15993d45fe507a8742a2660a8afbe8e99ccda72a0966ec4b12d3"
+    assert len({whole, pieces, key(format="text"), key(format="csv"), key(separator="\n")}) == 5
+    assert key(separator="\r\n") == key(separator="\n")
 
 
 # ---- row groups and files ---------------------------------------------------------------------

@@ -10,6 +10,16 @@ from slm.errors import UserError
 from slm.source.files import find_files
 
 
+def files_of(path: Path | str, **fields: Any) -> dict[str, list[str]]:
+    """The files of each split, relative to their folder."""
+    base, layout = find_files(data_of(path, **fields))
+    return {s: [str(p.relative_to(base)) for p in paths] for s, paths in layout.files.items()}
+
+
+def notes_of(path: Path | str, **fields: Any) -> list[str]:
+    return find_files(data_of(path, **fields))[1].notes
+
+
 def data_of(path: Path | str, **fields: Any) -> DataConfig:
     return DataConfig(source="files", path=str(path), **fields)
 
@@ -52,18 +62,15 @@ def test_files_and_folders_named_like_a_split_are_one(
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text("x")
     for path in (base, f"{base}/**/*.txt"):
-        common, files = find_files(data_of(path))
-        relative = {s: [str(p.relative_to(common)) for p in paths] for s, paths in files.items()}
-        assert relative == splits
+        assert files_of(path) == splits
 
 
 def test_splits_may_have_other_names(tmp_path: Path) -> None:
     for name in ("big.txt", "holdout.txt", "validation.txt"):
         (tmp_path / name).write_text("x")
-    _, files = find_files(data_of(tmp_path, train_split="big", val_split="holdout"))
-    assert [path.name for path in files["val"]] == ["holdout.txt", "validation.txt"]
-    _, files = find_files(data_of(tmp_path, val_split=None))
-    assert list(files) == ["train"]
+    named = files_of(tmp_path, train_split="big", val_split="holdout")
+    assert named == {"train": ["big.txt"], "val": ["holdout.txt"]}
+    assert list(files_of(tmp_path, val_split=None)) == ["train"]
 
 
 @pytest.mark.parametrize(
@@ -85,15 +92,84 @@ def test_a_split_that_no_file_is_named_like_is_refused(
 
 def test_a_single_file_is_train_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("x")
-    assert find_files(data_of(tmp_path / "test.txt"))[1].keys() == {"train"}
+    assert files_of(tmp_path / "test.txt") == {"train": ["test.txt"]}
 
 
-def test_left_out_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("train.txt", "test.txt"):
+# ---- what is not read -------------------------------------------------------------------------
+
+
+def test_each_kind_of_file_left_out_is_a_line_with_its_count(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in (
+        "train.txt", "test.txt", "x.bin.xz", "b.xz", "c.png", "odd", "_draft.txt", "_old/a.txt",
+        "_SUCCESS", "README.md", "LICENSE", ".gitattributes", ".git/x.txt", "dataset_infos.json",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    (folder / "loop").symlink_to("loop")
+    (folder / "more").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.txt")
+    lines = notes_of(folder)
+    counts = [line.partition(":")[0] for line in lines]
+    assert counts == [
+        "4 files left out",
+        "2 files left out",
+        "1 file left out",
+        "2 links left out",
+        "1 linked folder not followed (a glob such as */*.txt goes through links)",
+        "1 file left out",
+    ]
+    assert "2 .xz, 1 .png, 1 without a suffix" in lines[0]
+    assert "_draft.txt, _old/a.txt" in lines[1]
+    assert "pipe.txt" in lines[2]
+    assert "gone.txt, loop" in lines[3]
+    assert "more" in lines[4]
+    assert "test.txt" in lines[5]
+    assert files_of(folder) == {"train": ["train.txt"]}
+    globbed = [line.partition(":")[0] for line in notes_of(f"{folder}/**/*.txt")]
+    assert globbed == [*counts[1:3], "1 link left out", *counts[4:]]
+    assert "more/in/train.txt" in files_of(f"{folder}/**/more/*/*.txt")["train"]
+
+
+def test_a_folder_that_a_glob_matches_but_does_not_search_is_a_line(tmp_path: Path) -> None:
+    for name in ("wiki.txt", "wiki-more/a.txt", "other/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    with caplog.at_level("INFO", logger="slm"):
+    assert notes_of(tmp_path / "w*") == ["1 folder not searched (the glob has no **): wiki-more"]
+    assert notes_of(tmp_path / "*.txt") == notes_of(tmp_path / "**/*.txt") == []
+
+
+def test_missing_shards_of_what_is_read_are_a_line(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00003.txt", "train-00002-of-00003.txt", "test-00001-of-00009.txt"):
+        (tmp_path / name).write_text("x")
+    lines = notes_of(tmp_path)
+    assert len(lines) == 2
+    assert "1 of 3 shards are missing: train-00001-of-00003.txt" in lines
+
+
+def test_what_is_not_read_is_named_where_nothing_else_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_text("x")
+    with pytest.raises(
+        UserError, match=r"no file of a supported .*1 file left out: .*a\.jsonl\.xz"
+    ):
         find_files(data_of(tmp_path))
-    assert "1 test file" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def denied(path: Any) -> Any:  # root may read everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert notes_of(tmp_path) == ["1 folder left out: cannot be read: closed"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +181,7 @@ def test_left_out_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
         (["a.txt"], "**.jsonl", r"is not a glob|no file of a supported"),
         (["a.md"], "", "no file of a supported"),
         (["a.md"], "a.md", "not in a supported format"),
-        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 txt"),
+        (["a.txt", "b.jsonl"], "", "several formats .*1 jsonl, 1 text"),
         (["validation.txt"], "", "no file for the split 'train', only validation.txt"),
     ],
 )
@@ -138,7 +214,7 @@ def test_a_name_that_is_not_utf8_is_refused_before_any_work(
     stray(tmp_path, name)
     (tmp_path / "é.txt").write_text("x")
     if path == "*.txt" and b"/" in name:
-        assert find_files(data_of(tmp_path / path))[1]["train"] == [tmp_path / "é.txt"]
+        assert files_of(tmp_path / path) == {"train": ["é.txt"]}
         return
     with pytest.raises(UserError, match=re.escape(f"the name {shown} is not UTF-8")) as caught:
         find_files(data_of(tmp_path / path))
@@ -154,4 +230,7 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_a_stray_name_that_is_no_data_does_not_matter(tmp_path: Path) -> None:
     stray(tmp_path, b"caf\xe9.pdf")
     (tmp_path / "a.txt").write_text("x")
-    assert find_files(data_of(tmp_path))[1]["train"] == [tmp_path / "a.txt"]
+    assert files_of(tmp_path) == {"train": ["a.txt"]}
+    (line,) = notes_of(tmp_path)
+    assert r"caf\udce9.pdf" in line
+    line.encode()

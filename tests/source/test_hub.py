@@ -22,7 +22,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Source
 from slm.source import hub_client
-from slm.source.download import download
+from slm.source.download import download, download_key, is_made_with
 
 TOKEN = "hf_TopSecretToken"
 FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
@@ -203,6 +203,117 @@ def test_configurations_of_the_readme(hub: Hub, get: Get) -> None:
     with pytest.raises(UserError, match=r"unknown column 'txt': did you mean 'text'"):
         get(config_name="short", text_column="txt")
     assert not hub.lines("short/a.parquet")
+
+
+def splits_of(*names: str) -> dict[str, bytes]:
+    """A dataset whose README names its splits, each of one file with the split's name as text."""
+    listed = ", ".join(f'{{split: {name}, path: "{name}/*"}}' for name in names)
+    readme = f"---\nconfigs:\n- config_name: default\n  data_files: [{listed}]\n---\n"
+    files = {f"{name}/0.parquet": parquet([name]) for name in names}
+    return {"README.md": readme.encode(), **files}
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val"),
+    [
+        (["train", "valid", "test"], "train", ["valid"]),
+        (["train", "dev"], "train", ["dev"]),
+        (["train", "val", "extra"], "train", ["val"]),
+        (["train", "dev_clean", "dev_other"], "train", ["dev_clean", "dev_other"]),
+        (["train", "validation", "valid"], "train", ["validation"]),
+        (["training", "valid"], "training", ["valid"]),
+        (["train", "test"], "train", []),
+    ],
+)
+def test_a_split_with_a_word_for_val_is_val(
+    hub: Hub,
+    get: Get,
+    caplog: pytest.LogCaptureFixture,
+    names: list[str],
+    train: str,
+    val: list[str],
+) -> None:
+    hub.add("org/tales", splits_of(*names))
+    for reused in (False, True):
+        caplog.clear()
+        record = get(revision=hub.repositories["org/tales"].branches["main"])
+        assert record.reused == reused
+        assert texts_of(record) == [train]
+        assert (texts_of(record, "val") if "val" in record.splits else []) == val
+        left_out = [name for name in names if name not in (train, *val)]
+        listed = ", ".join(f"{name} (1 file)" for name in left_out)
+        noun = "split" if len(left_out) == 1 else "splits"
+        lines = [f"org/tales: {len(left_out)} {noun} left out: {listed}"] if left_out else []
+        assert caplog.messages == lines
+        hub.requests.clear()
+    assert record.inputs["train"] == f"1 file: split {train}"
+
+
+def test_a_reused_dataset_with_another_name_for_val_needs_no_network(hub: Hub, get: Get) -> None:
+    commit = hub.add("org/tales", splits_of("train", "valid"))
+    first = get(revision=commit)
+    hub.requests.clear()
+    assert get(revision=commit) == first.model_copy(update={"reused": True})
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("names", [("train", "valid"), ("train", "test")])
+def test_a_source_of_an_earlier_version_is_reused_unless_it_left_val_out(
+    hub: Hub,
+    get: Get,
+    tiny_config: Callable[..., PipelineConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    names: tuple[str, ...],
+) -> None:
+    commit = hub.add("org/tales", splits_of(*names))
+    other = get(revision=commit, val_split=None, root=tmp_path / "other")
+    fields = {"source": "hub", "path": "org/tales", "documents": None, "revision": commit}
+    config = tiny_config(**{f"data.{name}": value for name, value in fields.items()})
+    key = download_key(config, None, revision=commit)
+    old = shutil.copytree(other.path, tmp_path / "data" / "sources" / f"tiny-{key[:12]}")
+    storage.write_record(
+        old, other.model_copy(update={"key": key, "inputs": {}, "notes": None, "path": old})
+    )
+
+    hub.faults = [Fault("/api/", "status", times=100)]
+    offline = get(revision=commit)
+    assert (offline.key, offline.reused) == (key, True)
+    assert "whether it has a val split of its own is not known" in caplog.text
+    hub.faults = []
+    record = get(revision=commit)
+    assert record.reused == ("valid" not in names)
+    assert (record.key == key) == ("valid" not in names)
+    assert ("val" in record.splits) == ("valid" in names)
+    assert is_made_with(record, config)
+
+
+def test_splits_that_the_config_names_are_taken_exactly(hub: Hub, get: Get) -> None:
+    hub.add("org/tales", splits_of("train_sft", "test_sft", "train_gen", "dev"))
+    record = get(train_split="train_sft", val_split="test_sft")
+    assert (texts_of(record), texts_of(record, "val")) == (["train_sft"], ["test_sft"])
+    record = get(train_split=None)
+    assert texts_of(record) == ["train_sft", "test_sft", "train_gen"]
+    assert texts_of(record, "val") == ["dev"]
+    record = get(train_split="dev")
+    assert (texts_of(record), list(record.splits)) == (["dev"], ["train"])
+    with pytest.raises(UserError, match=r"val_split=dve: unknown split 'dve': did you mean 'dev'"):
+        get(train_split="train_sft", val_split="dve")
+    with pytest.raises(UserError, match=r"train_split=train: unknown split 'train'"):
+        get()
+
+
+def test_files_of_train_that_have_a_word_for_val_and_missing_shards_are_a_line(
+    hub: Hub, get: Get, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["all/en-train-0-of-3.parquet", "all/en-train-1-of-3.parquet", "all/en-valid.parquet"]
+    readme = b'---\nconfigs:\n- config_name: default\n  data_files: "all/*"\n---\n'
+    hub.add("org/tales", {"README.md": readme, **{name: parquet([name]) for name in names}})
+    assert texts_of(get()) == names
+    assert caplog.messages == [
+        "org/tales: 1 of 3 shards are missing: all/en-train-2-of-3.parquet",
+        "org/tales: 1 file of train named like val or test: all/en-valid.parquet",
+    ]
 
 
 def test_a_column_that_is_missing_in_the_file_alone(get: Get) -> None:

@@ -25,7 +25,9 @@ from slm.source.download import download
 from slm.source.stories import stories
 from slm.tokens import encode as encode_stage
 from slm.tokens import units
+from slm.tokens.cleaning import document_hash
 from slm.tokens.encode import encode, encode_key
+from slm.tokens.holdout import split_end
 from slm.tokens.shards.inspecting import inspect, verify
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.shards.writing import ShardWriter
@@ -288,7 +290,7 @@ def test_a_document_and_its_repaired_copy_are_not_in_both_splits(
 
 
 def test_only_the_key_of_fixed_text_is_of_a_new_version(tmp_path: Path) -> None:
-    source = make_source(tmp_path, {"train": STORIES[:2]})
+    source = make_source(tmp_path, {"train": STORIES[:80]})
     for fix_text, version in ((False, 1), (True, 2)):
         config = make_config(clean={"fix_text": fix_text})
         fields, inputs = keys.stage_fields("encode", config), storage.content_hash(source)
@@ -317,28 +319,203 @@ def test_the_source_is_locked_while_it_is_encoded(tmp_path: Path) -> None:
 
 def test_a_dataset_with_nothing_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     source = make_source(tmp_path, {"train": ["ab", ""], "val": STORIES[:2]})
-    with pytest.raises(UserError, match=r"train split of test.*1 too short, 1 empty.*loosen"):
+    with pytest.raises(UserError, match=r"train split of test.*1 too short, 1 empty.*loosen data"):
         encode(make_config(clean={"min_chars": 3}), source, root=tmp_path)
 
 
-def test_an_empty_val_split_names_the_remedy(tmp_path: Path) -> None:
-    source = make_source(tmp_path, {"train": STORIES[:20]})
-    with pytest.raises(UserError, match=r"val split.*raise data\.val_fraction=0\.0"):
-        encode(make_config(val_fraction=0.0), source, root=tmp_path)
+@pytest.mark.parametrize(
+    ("texts", "data", "words"),
+    [
+        (STORIES[:20], {"val_fraction": 0.0}, r"val split.*: raise data\.val_fraction=0\.0$"),
+        (STORIES[:20], {"val_fraction": 1.0}, r"train split.*: lower data\.val_fraction=1\.0$"),
+        (
+            ["ab"] * 50,
+            {"clean": {"min_chars": 3}},
+            r"train split.*: loosen data\.clean\.min_chars=3, or give more documents$",
+        ),
+        (
+            [STORIES[0]] * 50,
+            {"clean": {"exact_duplicates": "everywhere"}},
+            r"val split.*: loosen data\.clean\.exact_duplicates=everywhere, or give more",
+        ),
+        (["", " "], {}, r"train split.*: give more documents$"),
+        (["x"], {}, r"val split.*: give more documents$"),
+    ],
+)
+def test_an_empty_split_names_the_setting_that_is_to_blame(
+    texts: list[str], data: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    source = make_source(tmp_path, {"train": texts})
+    with pytest.raises(UserError, match=words):
+        encode(make_config(**data), source, root=tmp_path)
     assert not list((tmp_path / "shards").glob("test-*"))
 
 
-def test_one_text_file_names_the_separator(tmp_path: Path) -> None:
+# ---- small sets -------------------------------------------------------------------------------
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(12, 1), (60, 6), (100, 10), (190, 10)])
+def test_a_small_set_holds_out_the_documents_of_the_lowest_hashes(
+    count: int, held_out: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(val_fraction=0.01)
+    record = encode(config, make_source(tmp_path, {"train": STORIES[:count]}), root=tmp_path)
+    by_hash = sorted(
+        STORIES[:count],
+        key=lambda text: int.from_bytes(document_hash(text.encode()), "little"),
+    )
+    assert set(texts_of(record, "val")) == set(by_hash[:held_out])
+    assert set(texts_of(record, "train")) == set(by_hash[held_out:])
+    (line,) = lines_of(caplog)
+    assert line.startswith(f"val: {held_out} of {count} documents (")
+    assert "data.val_fraction=0.01" in line
+    assert record.cleaning["held_out"]["documents"] == held_out
+
+
+def test_copies_in_a_small_set_count_once(tmp_path: Path) -> None:
+    texts = [STORIES[0]] * 40 + STORIES[1:3]
+    source = make_source(tmp_path, {"train": texts})
+    record = encode(make_config(val_fraction=0.01), source, root=tmp_path)
+    train, val = set(texts_of(record, "train")), set(texts_of(record, "val"))
+    assert len(val) == 1
+    assert train | val == set(texts)
+    assert not train & val
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("vocab_size", [600, 50_257])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_of_a_few_documents_the_ends_are_held_out(
+    count: int,
+    vocab_size: int,
+    unit_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
+    texts = [" ".join(STORIES[20 * i : 20 * i + 20]) for i in range(count)]
+    source = make_source(tmp_path, {"train": texts}, rows=1)
+    config = make_config(val_fraction=0.01, vocab_size=vocab_size)
+    record = encode(config, source, root=tmp_path)
+    train, val = texts_of(record, "train"), texts_of(record, "val")
+    assert [head + end for head, end in zip(train, val, strict=True)] == texts
+    for text, end in zip(texts, val, strict=True):
+        assert 0.1 <= len(end) / len(text) <= 0.2
+    (line,) = lines_of(caplog)
+    tokens = record.splits["val"].tokens
+    assert f"({tokens:,} tokens): there are fewer than 10 documents ({count})" in line
+    assert record.cleaning["held_out"] | {"tokens": 0} == {
+        "rule": "ends", "val_fraction": 0.01, "documents": count, "tokens": 0, "of": count,
+    }  # fmt: skip
+
+
+def test_a_reused_small_set_reports_what_it_holds_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, source = make_config(), make_source(tmp_path, {"train": STORIES[:1]})
+    first = encode(config, source, root=tmp_path)
+    second = encode(config, source, root=tmp_path)
+    assert (first.reused, second.reused) == (False, True)
+    assert len(lines_of(caplog)) == 2
+    assert len(set(lines_of(caplog))) == 1
+
+
+def test_only_small_sets_have_another_key(tmp_path: Path) -> None:
+    """Where draws by hash suffice, shards keep key and bytes: 80 documents × 0.1 are a tenth."""
+    for count, data, is_small in (
+        (80, {}, False),
+        (80, {"val_fraction": 0.09}, True),
+        (3, {"val_fraction": 0.34}, False),
+        (3, {"val_fraction": 0.33}, True),
+        (3, {"val_fraction": 0.0}, False),
+        (3, {"clean": {"min_chars": 9}}, True),
+    ):
+        config = make_config(**data)
+        source = make_source(tmp_path / f"{count} {data}", {"train": STORIES[:count]})
+        fields, inputs = keys.stage_fields("encode", config), storage.content_hash(source)
+        before = keys.stage_key("encode", 1, fields, inputs)
+        assert (encode_key(config, source, None) != before) == is_small
+    own = make_source(tmp_path / "own", {"train": STORIES[:3], "val": STORIES[3:5]})
+    fields, inputs = keys.stage_fields("encode", config), storage.content_hash(own)
+    assert encode_key(config, own, None) == keys.stage_key("encode", 1, fields, inputs)
+
+
+def test_a_draw_that_would_hold_out_nothing_holds_out_the_minimum(tmp_path: Path) -> None:
+    """Such sets were refused before, so their key stays: no other bytes ever had it."""
+    fraction, count = 0.1, 20
+    texts = [
+        text
+        for text in STORIES
+        if int.from_bytes(document_hash(text.encode()), "little") >= fraction * 2**64
+    ][:count]
+    config, source = make_config(), make_source(tmp_path, {"train": texts})
+    record = encode(config, source, root=tmp_path)
+    assert [record.splits[split].documents for split in ("train", "val")] == [18, 2]
+    assert record.cleaning["held_out"]["rule"] == "lowest hashes"
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("a" * 70 + "\n\n" + "b" * 10 + "\n\n" + "c c " * 4, "c c " * 4),
+        ("a" * 82 + "\n" + "b b " * 4, "b b " * 4),
+        ("a" * 82 + ". " + "b b " * 4, " " + "b b " * 4),
+        ("a" * 83 + " " + "b" * 16, " " + "b" * 16),
+        ("日" * 100, "日" * 10),
+        ("x", ""),
+        (" " * 99 + "x", ""),
+        ("x" + " " * 99, ""),
+    ],
+)
+def test_the_end_of_a_document_begins_at_its_largest_border(text: str, end: str) -> None:
+    assert split_end(text) == (text.removesuffix(end), end)
+
+
+def test_one_text_file_names_the_separator(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "book.txt").write_text("\n\n".join("".join(s.split("\n")) for s in STORIES))
     config = make_config(source="files", path=str(tmp_path / "book.txt"), documents=None)
-    with pytest.raises(UserError, match=r"1 read.*: a text file is one document") as caught:
-        encode(config, download(config, root=tmp_path), root=tmp_path)
-    _, example = shlex.split(str(caught.value).partition(": a text")[2].partition(": ")[2])
+    encode(config, download(config, root=tmp_path), root=tmp_path)
+    line = lines_of(caplog)[-1]
+    assert "; a text file is one document unless it is split" in line
+    _, example = shlex.split(line.partition("; a text")[2].partition(": ")[2])
     (separator,) = parse_overrides([example]).values()
     data = config.data.model_copy(update={"separator": separator})
     split = config.model_copy(update={"data": data})
     record = encode(split, download(split, root=tmp_path), root=tmp_path)
     assert sum(each.documents for each in record.splits.values()) == len(STORIES)
+
+
+def test_texts_that_repeat_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Tokenizer
+) -> None:
+    """The file holds one copy, so its footer records a fraction of their bytes."""
+    text = "a fox ran home. " * 8000
+    config = make_config(source="files", path=str(tmp_path / "in.jsonl"), documents=None)
+    lines = [json.dumps({"text": text}) + "\n"] * 60
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    source = download(config, root=tmp_path)
+    base.save(tmp_path / "tokenizer")
+    monkeypatch.setattr(units, "UNIT_BYTES", 4 << 20)
+    [unit] = units.plan_units(source, tmp_path / "tokenizer", config.data.clean, tmp_path)
+    assert unit.text_bytes < len(text) * 60 / 5
+    batches = []
+    encode_utf8 = Tokenizer.encode_utf8
+
+    def watched(self: Tokenizer, documents: list[bytes]) -> Any:
+        batches.append(sum(map(len, documents)))
+        return encode_utf8(self, documents)
+
+    monkeypatch.setattr(Tokenizer, "encode_utf8", watched)
+    units.encode_unit(unit)
+    assert sum(batches) == 60 * len(text)
+    assert max(batches) <= units.BATCH_BYTES + len(text)
 
 
 def test_a_damaged_parquet_page_names_file_and_row_groups(tmp_path: Path) -> None:
@@ -534,6 +711,13 @@ def _source_of(tmp_path: Path) -> Source:
     """The same source at every call."""
     kept = storage.read_record(tmp_path / "source", Source)
     return kept or make_source(tmp_path, {"train": STORIES[:120], "val": STORIES[115:125]})
+
+
+def test_a_refused_encoding_leaves_nothing(tmp_path: Path) -> None:
+    source = make_source(tmp_path, {"train": STORIES})
+    with pytest.raises(UserError, match="no documents are left"):
+        encode(make_config(clean={"min_chars": 10**6}), source, root=tmp_path)
+    assert [path for path in (tmp_path / "shards").iterdir() if path.suffix != ".lock"] == []
 
 
 def test_an_interrupted_encoding_resumes_at_its_unit(

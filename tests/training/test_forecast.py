@@ -9,18 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from slm.config import PipelineConfig
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 from slm.model.gpt import GPT
 from slm.records import Shards, ShardSplit
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import forecast as module
 from slm.training import plan as plan_module
-from slm.training.forecast import Forecast, advice, forecast, known_shards, probe, scored_tokens
+from slm.training.forecast import Forecast, advice, forecast, probe, scored_tokens
+from slm.training.preflight import known_shards, measure
 from slm.training.session import Session
 
 Config = Callable[..., PipelineConfig]
@@ -136,6 +138,65 @@ def test_the_probe_has_the_threads_and_kernels_of_a_training(
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
     assert settings == [(3, "high")]
+
+
+def test_a_large_step_is_timed_by_few_passes(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for a row and two for the optimizer: 4,096 rows take 4,098 s."""
+    monkeypatch.setattr(plan_module, "CPU_MICRO_TOKENS", 4 * 32)
+    clock = [0.0]
+
+    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        assert len(x) <= 8
+        clock[0] += 2 + len(x)
+
+    monkeypatch.setattr(module, "train_step", step)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    cost = probe(tiny_config(**{"train.tokens_per_step": 32 * 4096, "train.device": "cpu"}), {})
+    assert cost.tok_per_sec == pytest.approx(32 * 4096 / 4098)
+    assert cost.tokens == 4 * 32 * 4096
+
+
+def test_a_large_model_is_timed_by_short_passes_and_its_memory_counted_in_whole_ones(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**{"train.tokens_per_step": 32 * 64, "train.device": "cpu"})
+    rows: list[int] = []
+
+    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        rows.append(len(x))
+
+    monkeypatch.setattr(module, "train_step", step)
+    monkeypatch.setattr(module, "memory_with_a_save", lambda *_: 0)
+    assert probe(config, {}).memory_bytes == 0
+    assert set(rows) == {64}
+    rows.clear()
+    monkeypatch.setattr(module, "PROBE_FLOPS", 2 * 32 * measure(config).flops_per_token)
+    precision = plan_module.pick_precision("auto", "cpu")
+    of_a_token = plan_module.activation_bytes(config, "cpu", precision)
+    assert probe(config, {}).memory_bytes == (64 - 2) * 32 * of_a_token
+    assert set(rows) == {2, 4}
+
+
+def test_a_probe_that_was_killed_is_reported_as_such(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", "")
+    )
+    with pytest.raises(SlmError, match="killed, as the system does when memory runs out"):
+        forecast(tiny_config(), None)
+
+
+def test_nothing_is_timed_in_memory_that_others_use(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(subprocess, "run", pytest.fail)
+    with pytest.raises(SlmError, match=r"tiny is not timed.*1\.0 kB are free"):
+        forecast(tiny_config(), None)
 
 
 def test_epochs_become_steps(tiny_config: Config) -> None:

@@ -323,7 +323,7 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
         return real(*arguments) * poison
 
     monkeypatch.setattr(loop, "cross_entropy", broken)
-    with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*step 6 were the last"):
+    with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*those of step 6"):
         train(run)
     saved = latest_checkpoint(run.path / "checkpoints")
     assert saved is not None

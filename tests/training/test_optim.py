@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,6 +45,19 @@ def test_the_rate_rises_only_while_warming_up(config: TrainConfig) -> None:
     assert all(0 < rate <= 1 or config.final_lr == 0 for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 1))
+def test_wsd_never_jumps_where_recipes_allow_it(steps: int, warmup: float, part: float) -> None:
+    """Rounding both fractions up may make them overlap by one step of the decay, never by more."""
+    cooldown = (1 - warmup) * part
+    config = TrainConfig(
+        max_steps=steps, schedule="wsd", warmup=warmup, cooldown=cooldown, final_lr=0
+    )
+    rates = [learning_rate_factor(step, steps, config) for step in range(steps)]
+    after = [1.0, *rates[math.ceil(warmup * steps) :]]
+    drops = [before - rate for before, rate in pairwise(after)]
+    assert max(drops, default=0.0) <= 2 / max(1, round(cooldown * steps)) + 1e-9
 
 
 def test_the_rate_at_its_corners() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from slm.config import PipelineConfig
-from slm.errors import UserError
+from slm.model.gpt import GPT
 from slm.records import ShardSplit
 from slm.training import plan as module
+from slm.training.loop import train_step
 from slm.training.plan import (
     CPU_MICRO_TOKENS,
     fitting_tokens,
@@ -17,6 +18,7 @@ from slm.training.plan import (
     pick_micro_batch,
     pick_precision,
 )
+from slm.training.session import synthetic_session
 
 Config = Callable[..., PipelineConfig]
 
@@ -72,10 +74,58 @@ def test_a_plan_gives_each_process_its_share_of_the_memory(
     assert rows == [2, 1]
 
 
-def test_rows_that_do_not_divide_are_refused(tiny_config: Config) -> None:
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (256, 128),
+        (192, 96),  # the largest divisor, since it is at least half of what fits
+        (128, 128),
+        (100, 100),
+        (257, 86),  # prime: 86 + 86 + 85
+        (131, 66),
+        (2 * 257, 103),  # its largest divisor is 2
+        (127, 127),
+        (1, 1),
+    ],
+)
+def test_a_pass_is_never_small_for_the_divisors_of_its_rows(
+    rows: int, size: int, tiny_config: Config
+) -> None:
+    """4,096 tokens fit: 128 rows of 32."""
+    config = tiny_config(**{"train.tokens_per_step": 32 * rows})
+    assert pick_micro_batch(config, rows, "cpu", "bf16") == size
+
+
+def test_a_step_of_padded_passes_is_the_step_of_all_its_rows(tiny_config: Config) -> None:
+    """Seven rows in passes of three: two whole, one of a single row and two of padding."""
+    config = tiny_config(**{"train.tokens_per_step": 7 * 32, "train.device": "cpu"})
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"precision": "fp32"})}
+    )
+    data = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    plan = make_plan(config, data, world_size=1)
+    ended = []
+    for size in (7, 3):
+        session = synthetic_session(config, plan.model_copy(update={"micro_batch_size": size}), 512)
+        shapes: list[torch.Size] = []
+
+        def forward(
+            ids: torch.Tensor, model: GPT = session.model, shapes: list[torch.Size] = shapes
+        ) -> torch.Tensor:
+            shapes.append(ids.shape)
+            hidden: torch.Tensor = model(ids)
+            return hidden
+
+        loss, norm = train_step(session, forward, *session.loader.batch(0))
+        assert set(shapes) == {torch.Size([size, 32])}
+        ended.append((loss, norm))
+    assert ended[1] == pytest.approx(ended[0], rel=1e-5)
+
+
+def test_a_configured_pass_need_not_divide_the_rows(tiny_config: Config) -> None:
     config = tiny_config(**{"train.micro_batch_size": 3})
-    with pytest.raises(UserError, match=r"train\.micro_batch_size=3"):
-        pick_micro_batch(config, 16, "cpu", "bf16")
+    assert pick_micro_batch(config, 16, "cpu", "bf16") == 3
+    assert pick_micro_batch(config, 2, "cpu", "bf16") == 2
 
 
 @pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "fp32")])

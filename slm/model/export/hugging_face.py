@@ -2,10 +2,12 @@
 
 `transformers` loads it as `GPT2LMHeadModel` or `Qwen3ForCausalLM`, with the same logits; so do
 the programs that read its format: vLLM, llama.cpp's converter, Ollama. It holds no pickle.
+
+In training every document began with end-of-text. The tokenizer puts it before every text, as
+`slm sample` does, and pads with it on the left.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,28 @@ QWEN3_NAMES = {
     "blocks.": "model.layers.",
 }
 
+USAGE = """\
+## Use
+
+`slm export RUN FOLDER` writes the model for `transformers`. In training every document began with
+end-of-text; the exported tokenizer puts it before every prompt. A text may be as long as the
+context, prompt included.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+limit = tokenizer.model_max_length
+text = model.generate(**prompt, max_length=limit, do_sample=True, temperature=0.8, top_k=50)
+print(tokenizer.decode(text[0], skip_special_tokens=True))
+```
+
+For lm-evaluation-harness, add `add_bos_token=True` to `--model_args`.
+"""
+"""A section of the model card; it depends on what is exported, not on the run."""
+
 
 def export(checkpoint: Path, target: Path) -> list[str]:
     """Write the model of a checkpoint folder into a new folder; return the names of its files.
@@ -63,14 +87,14 @@ def export(checkpoint: Path, target: Path) -> list[str]:
         )
         for name, content in (
             ("config.json", hugging_face_config(model, tokenizer)),
-            ("generation_config.json", _ends(tokenizer)),
-            ("tokenizer.json", tokenizer.to_hugging_face()),
+            ("generation_config.json", _generation_config(model, tokenizer)),
+            ("tokenizer.json", _tokenizer(tokenizer)),
             ("tokenizer_config.json", _tokenizer_config(model)),
         ):
             (staging / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
         key = storage.sha256_file(checkpoint / MODEL)
         if card := _card(checkpoint, key):
-            shutil.copy(card, staging / "README.md")
+            (staging / "README.md").write_bytes(with_usage(card.read_bytes()))
         return sorted(storage.commit(staging, target, Record(key=key)).files)
 
 
@@ -98,6 +122,13 @@ def _card(checkpoint: Path, weights_sha256: str) -> Path | None:
         if report and evaluation and evaluation.weights_sha256 == weights_sha256:
             return report.path / report.card
     return None
+
+
+def with_usage(card: bytes) -> bytes:
+    """A model card with the present `USAGE`: that of an older report may be for another export."""
+    before, use, after = card.rpartition(b"\n## Use\n")
+    limits, rest = after.partition(b"\n## Limits\n")[1:]
+    return before + b"\n" + USAGE.encode() + limits + rest if use and limits else card
 
 
 def hugging_face_weights(model: GPT) -> dict[str, Tensor]:
@@ -136,6 +167,7 @@ def hugging_face_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             "n_positions": c.seq_len,
+            "n_ctx": c.seq_len,  # the same by its older name, which llama.cpp's converter reads
             "n_embd": c.n_embd,
             "n_layer": c.n_layer,
             "n_head": c.n_head,
@@ -169,11 +201,39 @@ def _ends(tokenizer: Tokenizer) -> dict[str, int]:
     return {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
 
 
+def _generation_config(model: GPT, tokenizer: Tokenizer) -> dict[str, int]:
+    """The content of `generation_config.json`.
+
+    The pad token is not in `config.json`: Qwen3 would not train the embedding of end-of-text. GPT-2
+    has no position beyond its context, where a `pipeline` without a limit would fail.
+    """
+    limit = {"max_length": model.config.seq_len} if model.positions is not None else {}
+    return {**_ends(tokenizer), "pad_token_id": tokenizer.eot, **limit}
+
+
+def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of `tokenizer.json`, which puts end-of-text before each text."""
+    begin = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
+    single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
+    second = [begin, {"Sequence": {"id": "B", "type_id": 0}}]
+    special = {"id": END_OF_TEXT, "ids": [tokenizer.eot], "tokens": [END_OF_TEXT]}
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single + second,
+        "special_tokens": {END_OF_TEXT: special},
+    }
+    return {**tokenizer.to_hugging_face(), "post_processor": template}
+
+
 def _tokenizer_config(model: GPT) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "padding_side": "left",
+        "add_bos_token": True,  # for readers that do not look into tokenizer.json
         "model_max_length": model.config.seq_len,
         "clean_up_tokenization_spaces": False,
     }

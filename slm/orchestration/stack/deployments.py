@@ -5,7 +5,7 @@ without one. Here the keys are those of Prefect's own models of its deploy file,
 refused; recipes, overrides and parameters are checked as a flow run would.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefect.cli.deploy._models import (
     WorkPoolConfig,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.schedules import CronSchedule, construct_schedule
 from prefect.exceptions import MissingFlowError, ParameterTypeError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel, ValidationError
@@ -54,9 +55,11 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
         if name in deployments:
             raise UserError(f"{path.name}: deployment {name!r} is defined twice")
         deployments[name] = DeploymentConfig.model_validate(fields)
-        for schedule in ({}, *(fields.get("schedules") or [])):
+        schedules = fields.get("schedules") or []
+        for schedule in ({}, *schedules):
             given = {**(fields.get("parameters") or {}), **(schedule.get("parameters") or {})}
             _check_parameters(flow, given, f"{path.name}, deployment {name}", path)
+        _check_schedules(schedules, f"{path.name}, deployment {name}")
     return deployments
 
 
@@ -94,6 +97,32 @@ def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     data = (recipe or {}).get("data") or {}
     if data.get("source", "stories") != "stories" and not data.get("path"):
         yield "data.path", "."
+
+
+def schedule_of(fields: Mapping[str, Any]) -> Any:
+    """A schedule of the file as Prefect's. Raises ValueError."""
+    names = ("cron", "interval", "rrule", "anchor_date", "timezone")
+    schedule = construct_schedule(
+        **{name: fields[name] for name in names if fields.get(name) is not None}
+    )
+    if isinstance(schedule, CronSchedule) and fields.get("day_or") is not None:
+        schedule.day_or = fields["day_or"]
+    return schedule
+
+
+def _check_schedules(schedules: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuse schedules that are none, and two of one slug."""
+    slugs = [fields["slug"] for fields in schedules if fields.get("slug")]
+    for slug in slugs:
+        if slugs.count(slug) > 1:
+            raise UserError(f"{where}: two schedules have the slug {slug!r}: rename one")
+    for fields in schedules:
+        try:
+            schedule_of(fields)
+        except (ValueError, TypeError) as error:
+            reason = str(error).splitlines()
+            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else reason[0]
+            raise UserError(f"{where}: schedule {dict(fields)}: {detail}") from error
 
 
 def _load_flow(root: Path, entrypoint: str) -> Flow[..., Any]:

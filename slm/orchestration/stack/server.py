@@ -36,10 +36,24 @@ def main() -> None:
         print(listener.getsockname()[1], flush=True)  # connections wait until we are ready
         from prefect.server.api.server import create_app  # seconds
 
+        free_expired_leases()
         app = create_app(ephemeral=True, final=True)
         server = Server(uvicorn.Config(app, log_level="error"))
         threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
         server.run(sockets=[listener])
+
+
+def free_expired_leases() -> None:
+    """Let a temporary server, too, free the slots of runs that have died.
+
+    Its database is that of `slm up`: a slot that stays taken blocks runs on either.
+    """
+    from prefect.server.services.perpetual_services import get_perpetual_services
+    from prefect.server.services.repossessor import monitor_expired_leases
+
+    for service in get_perpetual_services():
+        if service.function is monitor_expired_leases:
+            service.run_in_ephemeral = True
 
 
 def _stop_with_parent(server: uvicorn.Server) -> None:

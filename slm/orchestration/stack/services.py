@@ -1,8 +1,9 @@
 """The local stack: a Prefect server, an MLflow server and a worker, all on this machine alone.
 
 `up` starts them, waits until each answers, prepares the server for `pipelines.yaml` and keeps them
-running: one that ends is started again. Ctrl-C stops the worker first, so that running flows save
-and end Crashed, and `prefect flow-run retry` resumes them.
+running: one that ends is started again, and flow runs whose process is gone are marked Crashed.
+Ctrl-C stops the worker first, so that running flows save and end Crashed; `slm prefect flow-run
+retry` resumes them.
 """
 
 import os
@@ -24,7 +25,8 @@ import slm.tracking.server
 from slm.config import data_root, project_root
 from slm.errors import InUse, SlmError, UserError
 from slm.machine import ask_no_proxy
-from slm.orchestration.stack import deployments
+from slm.orchestration.addresses import check_mlflow, note_stack, stack_lock
+from slm.orchestration.stack import deployments, reaper
 from slm.orchestration.stack.server import only_one_starting
 from slm.storage import lock, make_folder
 from slm.tracking.entities import public_uri
@@ -104,7 +106,8 @@ def up(
         write: takes a line for the user.
 
     Raises:
-        UserError: a port is in use, a stack runs on this data folder, `pipelines.yaml` is wrong.
+        UserError: a port is in use, a stack runs on this data folder, `pipelines.yaml` is wrong,
+            the server of MLFLOW_TRACKING_URI does not answer.
         SlmError: a program did not start, or ends again and again.
     """
     deployments.check()
@@ -113,6 +116,7 @@ def up(
     mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not mlflow.startswith("http"):  # an address of a store is not a server
         mlflow = ""
+    check_mlflow(mlflow)
     with only_stack():
         refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
         if not mlflow:
@@ -127,14 +131,18 @@ def up(
                 for service in servers:
                     service.start()
                 servers[0].wait_until_healthy()
-            prepare(environment)
-            worker.start()
+            own_leases = not postgres and "PREFECT_API_DATABASE_CONNECTION_URL" not in environment
+            for line in prepare(environment, own_leases=own_leases):
+                write(line)
             for service in servers:
                 service.wait_until_healthy()
+            worker.start()  # last: a run that waits for it needs all of them
+            note_stack(environment)
             write(f"Prefect   {prefect}")
             write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
             write(f"logs      {worker.log.parent}")
             write("up        Ctrl-C stops it; running flows save, and can be retried")
+            reaper.watch(environment["PREFECT_API_URL"], write)
             keep_running([*servers, worker], write)
         finally:
             write("stopping  running flows save first")
@@ -176,22 +184,17 @@ def mlflow_server(port: int, environment: dict[str, str]) -> Service:
     return Service("the MLflow server", command, environment, health=health)
 
 
-def prepare(environment: dict[str, str]) -> None:
-    """Make the work pool, the limit and the automation, and deploy all of `pipelines.yaml`."""
+def prepare(environment: dict[str, str], *, own_leases: bool) -> list[str]:
+    """Make the work pool and the limit, and deploy `pipelines.yaml`; returns lines for the user.
+
+    `own_leases`: as of `set_up`.
+    """
+    from slm.orchestration.stack.deploy import deploy  # heavy
     from slm.orchestration.stack.setup import set_up
 
-    set_up(environment["PREFECT_API_URL"])
-    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(
-        [*deploy, "--prefect-file", "pipelines.yaml"],
-        cwd=project_root(),
-        env=environment,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-    )
-    if done.returncode:
-        raise SlmError(f"prefect deploy failed: {(done.stdout + done.stderr).strip()}")
+    api = environment["PREFECT_API_URL"]
+    lines = set_up(api, own_leases=own_leases)
+    return lines + deploy(api, environment, project_root() / "pipelines.yaml")
 
 
 def keep_running(services: list[Service], write: Callable[[str], None]) -> None:
@@ -212,7 +215,7 @@ def only_stack() -> Iterator[None]:
     """Refuse a second stack on this data folder."""
     with ExitStack() as held:
         try:
-            held.enter_context(lock(make_folder(data_root() / "logs") / "up.lock", wait=False))
+            held.enter_context(lock(stack_lock(), wait=False))
         except InUse:
             message = f"a stack is up on {data_root()} already: stop that one with Ctrl-C first"
             raise UserError(message) from None

@@ -1,35 +1,63 @@
-"""What a Prefect server needs for `pipelines.yaml`: a work pool, a limit, an automation."""
+"""What a Prefect server needs for `pipelines.yaml`: a work pool, and the limit `gpu`."""
 
+import asyncio
 import shlex
 import sys
 from contextlib import suppress
-from datetime import timedelta
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
 from prefect.workers.process import ProcessWorker
 
+from slm.orchestration.gpu_limit import GPU
 from slm.orchestration.stack.worker import POOL
-from slm.orchestration.tasks import GPU
 
-SILENCE = timedelta(seconds=90)  # three missed heartbeats, which come every 30 s (slm.machine)
+AUTOMATION = "slm: flow runs that fell silent"  # of older versions: `reaper.py` does its work
+MAX_LEASES = 10_000
 
 
-def set_up(api: str) -> None:
-    """Make what is missing. A limit that was changed on the server stays as it is."""
+def set_up(api: str, *, own_leases: bool = True) -> list[str]:
+    """Make what is missing; returns lines for the user. A limit that was changed stays so.
+
+    Args:
+        own_leases: whether all leases of the server are on this disk, so that slots without one
+            are known to be nobody's.
+    """
+    lines = []
     with SyncPrefectClient(api) as client:
         client.create_work_pool(work_pool(), overwrite=True)
         with suppress(ObjectAlreadyExists):
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
-        existing = client.find_automation(ZOMBIES.name)
-        if existing is None:
-            client.create_automation(ZOMBIES)
-        elif existing.trigger != ZOMBIES.trigger:  # made by an older version
-            client.update_automation(existing.id, ZOMBIES)
+        if automation := client.find_automation(AUTOMATION):
+            client.delete_automation(automation.id)
+        limit = client.read_global_concurrency_limit_by_name(GPU)
+        if own_leases and limit.active_slots > (held := asyncio.run(slots_held(limit.id))):
+            freed = GlobalConcurrencyLimitUpdate(active_slots=held)
+            client.update_global_concurrency_limit(GPU, freed)
+            lines.append(f"freed     the limit {GPU!r}, which runs that have died still held")
+    return lines
+
+
+async def slots_held(limit: UUID) -> int:
+    """The slots of a limit that leases on this disk hold."""
+    storage = ConcurrencyLeaseStorage()
+    ids = [
+        *await storage.read_active_lease_ids(limit=MAX_LEASES),
+        *await storage.read_expired_lease_ids(limit=MAX_LEASES),  # whose slots the server frees
+    ]
+    leases = [await storage.read_lease(id) for id in ids]
+    return sum(
+        lease.metadata.slots
+        for lease in leases
+        if lease and lease.metadata and limit in lease.resource_ids
+    )
 
 
 def work_pool() -> WorkPoolCreate:
@@ -39,31 +67,3 @@ def work_pool() -> WorkPoolCreate:
         [sys.executable, "-m", "slm.orchestration.stack.engine"]
     )
     return WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-
-
-ZOMBIES = AutomationCore(
-    name="slm: flow runs that fell silent",  # as on servers that exist
-    description="Marks a flow run as crashed when its process is gone and sends no heartbeat.",
-    trigger=EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={
-            "prefect.flow-run.heartbeat",
-            "prefect.flow-run.Completed",
-            "prefect.flow-run.Failed",
-            "prefect.flow-run.Cancelled",
-            "prefect.flow-run.Crashed",
-            "prefect.flow-run.Suspended",  # it waits for a person, and has no process
-        },
-        match={"prefect.resource.id": ["prefect.flow-run.*"]},
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=SILENCE,
-    ),
-    actions=[
-        ChangeFlowRunState(
-            state=StateType.CRASHED,
-            message="No heartbeat: its process is gone. A retry resumes from its last checkpoint.",
-        )
-    ],
-)

@@ -1,0 +1,78 @@
+"""Which run a config asks for: the one that has the weights which it would train.
+
+A run's key has everything that its weights depend on. How often is saved is no part of it, nor how
+often is scored and on how many documents, its cadence, which only chooses the best of the
+checkpoints (`slm.training.selection`).
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from slm import keys
+from slm.config import PipelineConfig
+from slm.errors import CorruptionError, NewerFormat
+from slm.records import Shards
+from slm.run_folder import DataRoot, RunFolder, Settings
+from slm.storage import content_hash
+from slm.training.loop import TRAIN_VERSION
+
+
+def run_inputs(shards: Shards, parent_key: str | None) -> Any:
+    """The inputs of a run's key: the content of its shards, and the key of its parent if any."""
+    inputs = content_hash(shards)
+    return {"shards": inputs, "parent": parent_key} if parent_key else inputs
+
+
+def run_keys(config: PipelineConfig, inputs: Any, version: int = TRAIN_VERSION) -> tuple[str, str]:
+    """The key of the run of a config, and the one that it had while `keys.FORMER` counted."""
+    now, former = (
+        keys.stage_key("train", version, fields, inputs) for fields in keys.train_fields(config)
+    )
+    return now, former
+
+
+def has_former_key(settings: Settings, inputs: Any) -> bool:
+    """Whether a run has the key of a time when settings of `keys.FORMER` were in it."""
+    return settings.key != run_keys(settings.config, inputs)[0]
+
+
+def find_run(
+    config: PipelineConfig, shards: Shards, parent_key: str | None, root: DataRoot
+) -> RunFolder:
+    """The folder of the run that a config asks for; it may not be made yet.
+
+    Of several runs with these weights, made while the cadence was in the key, it is the one with
+    the config's cadence, or else a finished one. Raises NewerFormat.
+    """
+    inputs = run_inputs(shards, parent_key)
+    names = (root.folder("runs", config.recipe, key) for key in run_keys(config, inputs))
+    new, *other = (RunFolder(path) for path in dict.fromkeys(names))
+    runs = [run for run in (new, *other) if run.exists]
+    if chosen := next((run for run in runs if _has_cadence(run, config)), None):
+        return chosen
+    runs += [run for run in _former_runs(config, inputs, root) if run not in runs]
+    return max(runs, key=lambda run: (_has_cadence(run, config), run.is_finished), default=new)
+
+
+def _has_cadence(run: RunFolder, config: PipelineConfig) -> bool:
+    with suppress(CorruptionError):
+        return cadence(run.config) == cadence(config)
+    return False
+
+
+def cadence(config: PipelineConfig) -> dict[str, int]:
+    """The settings that choose a run's best checkpoint."""
+    return keys.stage_fields("select", config)
+
+
+def _former_runs(config: PipelineConfig, inputs: Any, root: DataRoot) -> Iterator[RunFolder]:
+    """The runs of a recipe that have the weights of a config and a key of former settings."""
+    fields = keys.stage_fields("train", config)
+    for folder in root.results("runs", config.recipe):
+        with suppress(CorruptionError, NewerFormat):
+            settings = RunFolder(folder).settings
+            if keys.stage_fields("train", settings.config) != fields:
+                continue
+            if settings.key == run_keys(settings.config, inputs)[1]:
+                yield RunFolder(folder)

@@ -1,0 +1,255 @@
+"""What can be known of a training before anything is downloaded, and the refusals that follow.
+
+Every command and flow that trains calls `check_before_download` first, so that hours of download
+and encoding never end in a message that was due before them.
+"""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from slm import keys
+from slm.config import PipelineConfig, ReportConfig
+from slm.errors import SlmError, UserError
+from slm.figures import size
+from slm.machine import available_cores, available_memory, pick_device
+from slm.model.gpt import GPT
+from slm.records import Frozen, Shards, ShardSplit, Source
+from slm.run_folder import DataRoot, RunFolder
+from slm.source.download import is_made_with
+from slm.storage import read_record
+from slm.tokens.encode import encode_key
+from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
+from slm.training.launch import MIN_TOKENS_PER_DEVICE, gpu_count, planned_processes
+from slm.training.plan import make_plan
+
+MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
+
+_UNKNOWN = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+
+
+class Needs(Frozen):
+    """What a model is and what its training holds at least, from the config alone.
+
+    Activations, and what libraries take, are not counted: a training never needs less than this.
+    """
+
+    parameters: int
+    flops_per_token: float  # forward and backward
+    weights: int  # bytes, as are the others
+    gradients: int
+    optimizer: int
+    batches: int  # tokens of two steps: one is prepared while the other is trained on
+
+    @property
+    def checkpoint(self) -> int:
+        """The bytes of a checkpoint; while it is written they are in memory a second time."""
+        return self.weights + self.optimizer
+
+    @property
+    def state(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def check_before_download(config: PipelineConfig, root: Path | None = None) -> list[str]:
+    """Refuse what cannot be trained and reported on this machine; return warnings, a line each.
+
+    A training that is finished already is not checked against the machine. Raises UserError.
+    """
+    check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
+    try:
+        return check_machine(config, root)
+    except UserError:
+        if is_trained(config, root):
+            return []
+        raise
+
+
+def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], Tokenizer]) -> None:
+    """Raises UserError for a prompt of the report that does not fit the context.
+
+    Args:
+        tokenizer: called where a prompt may be too long: no text has more tokens than bytes.
+            GPT-2's is near enough before the model's own is known, whose tokens are shorter.
+    """
+    for prompt in report.prompts:
+        if len(prompt.encode("utf-8", "replace")) < seq_len:
+            continue
+        count = len(tokenizer().encode(prompt))
+        if count >= seq_len:
+            raise UserError(
+                f"the prompt {prompt[:40]!r}… of report.prompts has {count} tokens, and "
+                f"model.seq_len={seq_len} has room for {seq_len - 1}: shorten "
+                "it (--set 'report.prompts=[\"…\"]'), or raise model.seq_len"
+            )
+
+
+# ---- the machine ------------------------------------------------------------------------------
+
+
+def check_machine(config: PipelineConfig, root: Path | None = None) -> list[str]:
+    """Refuse device, precision, processes, threads, memory or disk that this machine has not."""
+    device = pick_device(config.train.device).type
+    processes = planned_processes(config)
+    if device == "cuda" and processes > gpu_count():
+        raise UserError(
+            f"train.processes={processes}: one trains on each GPU, and this machine has "
+            f"{gpu_count()}: use auto"
+        )
+    make_plan(config, _UNKNOWN, processes)  # it refuses rows and precision
+    _check_threads(config, processes)
+    needs = measure(config)
+    _check_memory(config, needs, device, processes)
+    return [
+        *_idle_gpus(config, device, processes),
+        *_check_disk(config, needs, DataRoot(root).path),
+    ]
+
+
+def measure(config: PipelineConfig) -> Needs:
+    """A model's size, from its shape: nothing is allocated.
+
+    All of it grows linearly with the layers, so models of one and two of them, without memory,
+    give that of any number.
+    """
+    model, train = config.model, config.train
+    try:
+        with torch.device("meta"):
+            one, two = (
+                GPT(model.model_copy(update={"n_layer": count}), config.data.vocab_size)
+                for count in (1, 2)
+            )
+    except (RuntimeError, TypeError, OverflowError) as error:  # more bytes than 64 bits can count
+        raise UserError(
+            f"model.n_embd={model.n_embd}, model.n_inner={model.n_inner}, "
+            f"model.seq_len={model.seq_len}: no memory could hold such a matrix"
+        ) from error
+
+    def of_all_layers(figure: Callable[[GPT], float]) -> float:
+        return figure(one) + (model.n_layer - 1) * (figure(two) - figure(one))
+
+    def matrices(gpt: GPT) -> int:
+        return sum(p.numel() for p in gpt.blocks.parameters() if p.dim() == 2)
+
+    parameters = round(of_all_layers(GPT.parameter_count))
+    # AdamW keeps two moments of each parameter, Muon one of each matrix inside the blocks.
+    moments = 2 * parameters
+    if train.optimizer == "muon":
+        moments -= round(of_all_layers(matrices))
+    return Needs(
+        parameters=parameters,
+        flops_per_token=of_all_layers(GPT.flops_per_token),
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=4 * moments,
+        batches=2 * 8 * train.tokens_per_step,
+    )
+
+
+def _check_threads(config: PipelineConfig, processes: int) -> None:
+    threads, cores = config.train.threads, available_cores()
+    if threads != "auto" and threads * processes > MAX_THREADS_PER_CORE * cores:
+        of_each = f" for each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"train.threads={threads}{of_each}: this machine has {cores} cores, and more than "
+            f"{MAX_THREADS_PER_CORE} threads on each cannot work: use auto"
+        )
+
+
+def _check_memory(config: PipelineConfig, needs: Needs, device: str, processes: int) -> None:
+    """Raises UserError where what a training holds at least is more than there is."""
+    memory = available_memory()
+    copies = processes if device == "cpu" else 0
+    if device == "cuda" and needs.state > (gpu := torch.cuda.mem_get_info()[1]):
+        raise _too_large(config, needs, 1, 0, f"its GPU has {size(gpu)}")
+    if needs.batches > memory:
+        raise UserError(
+            f"train.tokens_per_step={config.train.tokens_per_step}: the tokens of two steps take "
+            f"{size(needs.batches)}, and this machine has {size(memory)}: lower it"
+        )
+    if copies * needs.state + needs.checkpoint + needs.batches > memory:
+        here = f"this machine has {size(memory)}"
+        raise _too_large(config, needs, copies, needs.checkpoint, here)
+
+
+def _too_large(
+    config: PipelineConfig, needs: Needs, copies: int, saved: int, available: str
+) -> UserError:
+    """The error for `copies` of the state, and `saved` bytes more, where less is available."""
+    model = config.model
+    parts = []
+    if copies:
+        each = f"in each of {copies} processes " if copies > 1 else ""
+        parts.append(
+            f"{each}weights {size(needs.weights)}, gradients {size(needs.gradients)}, "
+            f"optimizer {size(needs.optimizer)}"
+        )
+    if saved:
+        parts.append(f"{size(saved)} while a checkpoint is written")
+    return UserError(
+        f"a model of {needs.parameters:,} parameters does not fit: its training holds at least "
+        f"{', and '.join(parts)}; {available}. Lower model.n_layer={model.n_layer}, "
+        f"model.n_embd={model.n_embd} or data.vocab_size={config.data.vocab_size}"
+    )
+
+
+def _check_disk(config: PipelineConfig, needs: Needs, data: Path) -> list[str]:
+    """Raises UserError where not one checkpoint fits; warns where not all that are kept do."""
+    folder = next(path for path in (data, *data.parents) if path.exists())
+    free, train = shutil.disk_usage(folder).free, config.train
+    remedy = f"free some space in {folder}, or point SLM_DATA elsewhere"
+    if needs.checkpoint > free:
+        raise UserError(
+            f"a checkpoint takes {size(needs.checkpoint)}, and {size(free)} are free: {remedy}"
+        )
+    saves = math.ceil(train.max_steps / train.checkpoint_every) if train.max_steps else math.inf
+    kept = min(train.keep_checkpoints + 1, saves)  # one more while it is written
+    if kept * needs.checkpoint > free:
+        return [
+            f"train.keep_checkpoints={train.keep_checkpoints}: {kept} checkpoints take "
+            f"{size(kept * needs.checkpoint)}, and {size(free)} are free: {remedy}"
+        ]
+    return []
+
+
+def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]:
+    """A warning where the rows of a step do not divide among the GPUs that would pay."""
+    train, seq_len = config.train, config.model.seq_len
+    paying = min(gpu_count(), train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
+    if device == "cpu" or train.processes != "auto" or processes >= paying:
+        return []
+    near = max(1, round(train.tokens_per_step / (paying * seq_len))) * paying * seq_len
+    return [
+        f"train.tokens_per_step={train.tokens_per_step} is {train.tokens_per_step // seq_len} rows "
+        f"of model.seq_len={seq_len}, which do not divide among {paying} GPUs: {processes} of them "
+        f"will train; {near} would use all"
+    ]
+
+
+def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
+    """Whether a finished run of these settings is here, as far as names and records tell."""
+    data = DataRoot(root)
+    try:
+        shards = known_shards(config, root)
+        runs = [RunFolder(path) for path in data.results("runs", config.recipe)]
+        return shards is not None and any(
+            run.is_finished
+            and run.settings.shards_key == shards.key
+            and keys.config_sha256(run.config) == keys.config_sha256(config)
+            for run in runs
+        )
+    except (SlmError, OSError):  # the stages report it
+        return False
+
+
+def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
+    """The newest finished shards that these settings made; None where there are none."""
+    data = DataRoot(root)
+    folders = data.results("sources", config.recipe)
+    sources = [read_record(folder, Source, verify=False) for folder in folders]
+    keys = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
+    known = [shards for shards in map(data.shards, keys) if shards]
+    return max(known, key=lambda record: record.path.stat().st_mtime, default=None)
