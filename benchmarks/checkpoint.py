@@ -14,7 +14,6 @@ disk, by the code that trains, while training continues.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,11 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import limits
 import torch
 from train import CONFIG, new_session
 
 from slm.config import data_root
-from slm.machine import available_cores
 from slm.model.saved import MODEL
 from slm.records import Checkpoint
 from slm.storage import fault_point, fsync_path, make_folder, sha256_file
@@ -61,22 +60,27 @@ def run(rounds: int = 5) -> dict[str, Any]:
     point = fault_point_seconds()
     every = CONFIG.train.checkpoint_every
     rows = [
-        _row("slm", "blocked", medians["blocked"], medians["peer"] / medians["blocked"]),
-        _row("slm, the slowest", "blocked", max(times["blocked"])),
-        _row("torch.save", "blocked", medians["peer"]),
-        _row("slm", "durable", medians["durable"]),
-        _row("slm, the slowest", "durable", max(times["durable"])),
-        _row("training", "step", medians["step"]),
-        _row(f"hashing, of {every} steps", "share", hashing, hashing / every / medians["step"]),
-        _row("fault point, unset", "pass", point),
-        _row("fault points, of a step", "share", POINTS * point, POINTS * point / medians["step"]),
+        in_seconds("slm", "blocked", medians["blocked"], medians["peer"] / medians["blocked"]),
+        in_seconds("slm, the slowest", "blocked", max(times["blocked"])),
+        in_seconds("torch.save", "blocked", medians["peer"]),
+        in_seconds("slm", "durable", medians["durable"]),
+        in_seconds("slm, the slowest", "durable", max(times["durable"])),
+        in_seconds("training", "step", medians["step"]),
+        in_seconds(
+            f"hashing, of {every} steps", "share", hashing, hashing / every / medians["step"]
+        ),
+        in_seconds("fault point, unset", "pass", point),
+        in_seconds(
+            "fault points, of a step", "share", POINTS * point, POINTS * point / medians["step"]
+        ),
     ]
-    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
-    return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
+    return {"machine": limits.machine(), "rows": rows}
 
 
-def _row(name: str, metric: str, seconds: float, ratio: float | None = None) -> dict[str, Any]:
-    return {"name": name, "metric": metric, "value": seconds, "unit": "s", "ratio": ratio}
+def in_seconds(
+    name: str, metric: str, seconds: float, ratio: float | None = None
+) -> dict[str, Any]:
+    return limits.row(name, metric, seconds, "s", ratio)
 
 
 def warm_session() -> Session:
@@ -161,9 +165,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for row in result["rows"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:12.6f}"
-        print(f"{row['name']:28} {row['metric']:8} {row['value']:14.9f} {row['unit']} {ratio}")
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ Last, the loader reads these shards, compared with the training loop of `quickst
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +22,7 @@ from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
+import limits
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -82,36 +81,19 @@ def run(
     speeds = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
     one = speeds.get("tiktoken, 1 thread")
     rows = [
-        {
-            "name": name,
-            "metric": "throughput",
-            "value": round(speed, 1),
-            "unit": "MB/s",
-            "ratio": round(speed / one, 2) if one else None,
-        }
+        limits.row(name, "throughput", speed, "MB/s", speed / one if one else None)
         for name, speed in speeds.items()
     ]
-    rows.append(
-        {
-            "name": "slm, all processes",
-            "metric": "peak memory",
-            "value": round(max(memory)),
-            "unit": "MB",
-            "ratio": None,
-        }
-    )
+    rows.append(limits.row("slm, all processes", "peak memory", max(memory), "MB"))
     for name, speed in (("loader", loading), ("training loop, quickstart", training)):
-        ratio = round(speed / training, 1)
-        rows.append(
-            {
-                "name": name,
-                "metric": "throughput",
-                "value": round(speed),
-                "unit": "tokens/s",
-                "ratio": ratio,
-            }
-        )
-    return {"machine": _machine(), "megabytes": round(size / 1e6), "rows": rows}
+        rows.append(limits.row(name, "throughput", speed, "tokens/s", speed / training))
+    limit = limits.measure()
+    return {
+        "machine": limits.machine(),
+        "limit": limit._asdict(),
+        "megabytes": round(size / 1e6),
+        "rows": rows + limit.as_rows(),
+    }
 
 
 # ---- the documents ----------------------------------------------------------------------------
@@ -300,22 +282,6 @@ def _measured(work: Callable[[], float]) -> tuple[float, float]:
         watcher.join()
 
 
-def _machine() -> dict[str, Any]:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": available_cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -337,10 +303,7 @@ def main() -> None:
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    sys.stdout.write(f"{result['machine']}, {result['megabytes']} MB of text\n")
-    for row in result["rows"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:8.2f} x"
-        sys.stdout.write(f"{row['name']:32}{row['value']:12,} {row['unit']:9}{ratio}\n")
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
+import limits
 
 import slm.source.download
 import slm.training.launch
 from slm.config import PipelineConfig
-from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.run_folder import RunFolder
 from slm.tokens.encode import encode
@@ -46,16 +45,9 @@ def run() -> dict[str, Any]:
             config = load_recipe(name, {**STORIES, **overrides})
             real, expected = compare(config, Path(temporary))
             for metric, unit in (("seconds", "s"), ("memory_bytes", "bytes")):
-                rows.append(
-                    {
-                        "name": name,
-                        "metric": metric,
-                        "value": real[metric],
-                        "unit": unit,
-                        "ratio": real[metric] / expected[metric],
-                    }
-                )
-    return {"machine": f"{available_cores()} threads, torch {torch.__version__}", "rows": rows}
+                ratio = real[metric] / expected[metric]
+                rows.append(limits.row(name, metric, real[metric], unit, ratio))
+    return {"machine": limits.machine(), "rows": rows}
 
 
 def compare(config: PipelineConfig, root: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -79,11 +71,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for row in result["rows"]:
-        print(
-            f"{row['name']:24} {row['metric']:14} {row['value']:16,.1f} {row['unit']:6} "
-            f"{row['ratio']:6.2f} of the forecast"
-        )
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import argparse
 import http.client
 import json
 import logging
-import platform
 import random
 import socket
 import statistics
@@ -39,9 +38,8 @@ from tempfile import TemporaryDirectory
 from threading import Thread, Timer
 from typing import Any
 
-import torch
+import limits
 
-from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.run_folder import RunFolder
 from slm.source.download import download
@@ -95,16 +93,11 @@ def run(rounds: int = 3, seconds: float = 25.0) -> dict[str, Any]:
         for name in uris:
             values = [times[i] for times in measured[name]]
             ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
-            rows.append(_row(name, metric, statistics.median(values), unit, ratio))
-    rows += [_row(name, "lost or doubled", points, "points") for name, points in wrong.items()]
-    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
-    return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
-
-
-def _row(
-    name: str, metric: str, value: float, unit: str, ratio: float | None = None
-) -> dict[str, Any]:
-    return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
+            rows.append(limits.row(name, metric, statistics.median(values), unit, ratio))
+    rows += [
+        limits.row(name, "lost or doubled", points, "points") for name, points in wrong.items()
+    ]
+    return {"machine": limits.machine(), "rows": rows}
 
 
 def train(
@@ -228,9 +221,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for row in result["rows"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:8.4f}"
-        print(f"{row['name']:12} {row['metric']:16} {row['value']:10.3f} {row['unit']:7} {ratio}")
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ calls, timed where they are made, so what is left of the flow's wall-clock is Pr
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import limits
 
 from slm.config import project_root
 
@@ -51,7 +52,7 @@ def run(rounds: int = 3, train_seconds: int = 30) -> dict[str, Any]:
         warm = deployed(environment, rounds)
     extra = flow - stages
     return {
-        "machine": {"cpu": platform.processor(), "cores": len(os.sched_getaffinity(0))},
+        "machine": limits.machine(),
         "rows": [
             _row("slm run", "to the first stage", statistics.median(cold), "s", 20.0),
             _row("slm up", "to the first stage", statistics.median(warm), "s", 6.0),
@@ -62,8 +63,7 @@ def run(rounds: int = 3, train_seconds: int = 30) -> dict[str, Any]:
 
 
 def _row(name: str, metric: str, value: float, unit: str, allowed: float) -> dict[str, Any]:
-    row = {"name": name, "metric": metric, "value": round(value, 2), "unit": unit}
-    return {**row, "ratio": round(value / allowed, 3)}
+    return limits.row(name, metric, value, unit, value / allowed)
 
 
 def embedded(environment: dict[str, str], overrides: dict[str, Any]) -> tuple[float, float, float]:
@@ -133,9 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json:
         print(json.dumps(result))
         return
-    for row in result["rows"]:
-        figure = f"{row['value']:8.2f} {row['unit']:<2}  {row['ratio']:.2f} of what is allowed"
-        print(f"{row['name']:<8} {row['metric']:<30} {figure}")
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import limits
 import torch
+from limits import row
 from torch import Tensor, nn
 from train import LOOPS, ROWS, SHAPE
 
@@ -47,6 +49,7 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
 SCORED = 64  # held-out documents per point of a curve: the recipe's evaluate_documents
+BPB = "bits per byte"
 REPORT_EVERY = 30.0  # seconds of a peer's training between two points
 WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-steps, run elsewhere
 
@@ -54,7 +57,10 @@ Curve = list[tuple[float, float]]  # (seconds, bits per byte)
 
 
 def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) -> dict[str, Any]:
-    """`{"machine": …, "rows": [{name, metric, value, unit, ratio}], "curves": {name: curve}}`."""
+    """`{"machine": …, "limit": …, "rows": [{name, metric, value, unit, ratio}], "curves": …}`.
+
+    `curves`: name → [(seconds, bits per byte)].
+    """
     curves: dict[str, Curve] = {}
     rows = []
     with TemporaryDirectory() as temporary:
@@ -67,13 +73,15 @@ def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) 
                 curves[f"slm, {seconds:.0f} s, seed {seed}"] = curve
                 finals.append(final)
             name = f"slm after {seconds:.0f} s, median of {len(seeds)} seeds"
-            rows.append(row(name, "val_bpb", statistics.median(finals), "bits/byte"))
+            rows.append(row(name, "val_bpb", statistics.median(finals), BPB))
         shards = whole_vocabulary(data, root)
         for name in PEERS if peer_seconds else ():
             print(name, file=sys.stderr)
             peer = measure_peer(name, shards.path, peer_seconds)
             curves[name] = peer["curve"]
-            rows.append(row(f"{name} after {peer_seconds:.0f} s", "val_bpb", peer["curve"][-1][1]))
+            rows.append(
+                row(f"{name} after {peer_seconds:.0f} s", "val_bpb", peer["curve"][-1][1], BPB)
+            )
             if name == "notebook":
                 whole = WHOLE_NOTEBOOK["tokens"] / peer["tok_per_sec"]
                 ours = first_below(curves, WHOLE_NOTEBOOK["val_bpb"])
@@ -81,14 +89,10 @@ def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) 
                 if ours is not None:
                     name = f"slm passes its {WHOLE_NOTEBOOK['val_bpb']} bits per byte"
                     rows.append(row(name, "seconds", ours, "s", whole / ours))
-    machine = f"{available_cores()} threads, torch {torch.__version__}"
-    return {"machine": machine, "rows": rows, "curves": curves}
-
-
-def row(
-    name: str, metric: str, value: float, unit: str = "bits/byte", ratio: float | None = None
-) -> dict[str, Any]:
-    return {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
+    limit = limits.measure()
+    rows += limit.as_rows()
+    result = {"machine": limits.machine(), "limit": limit._asdict(), "rows": rows}
+    return {**result, "curves": curves}
 
 
 # ---- ours -------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     tokens = [read_tokens(folder / file) for file in shards.splits["train"].files]
     loader = Loader(tokens, seq_len=SHAPE.seq_len, rows=ROWS, seed=0)
     batches: Iterator[tuple[Tensor, Tensor]] = loader.batches(0)
-    step, model = LOOPS[name][0](lambda: next(batches))
+    step, model = LOOPS[name].make(lambda: next(batches))
     held_out = [d for d, _ in zip(documents(shards, "val"), range(SCORED), strict=False)]
     tokenizer = Tokenizer.load(folder / "tokenizer.tiktoken")
     curve: Curve = []
@@ -241,9 +245,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for measured in result["rows"]:
-        ratio = f"{measured['ratio']:8.1f} ×" if measured["ratio"] else ""
-        print(f"{measured['name']:48} {measured['value']:10,.3f} {measured['unit']:10} {ratio}")
+    limits.show(result)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ prompts of 71 tokens and 40 new ones have the mean context of the others' 200.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
+import limits
 import torch
 import torch.nn.functional as F
+from limits import row
 from train import NotebookModel
 
 from slm.config import ModelConfig
-from slm.machine import available_cores
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
@@ -41,22 +38,38 @@ NOTEBOOK_PROMPT, NOTEBOOK_TOKENS = 71, 40
 Sampler = Callable[[int, int], int]  # (prompts, new tokens per prompt) → tokens generated
 
 
-def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str, Any]:
-    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+def run(
+    rounds: int = 5, new_tokens: int = 200, peers: bool = True, both: bool = False
+) -> dict[str, Any]:
+    """`{"machine": …, "limit": {isa: …}, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: of each measurement, of which the median is reported.
         new_tokens: per prompt.
         peers: whether to run the other two as well.
+        both: whether to measure each kind of CPU that this one can show.
 
     `ratio` is our speed over the row's, which may be the bound.
     """
+    rows, limit = [], {}
+    for isa in limits.isas(both):
+        arguments = ["--part", "--rounds", str(rounds), "--new-tokens", str(new_tokens)]
+        arguments += [] if peers else ["--alone"]
+        measured = limits.in_child(__file__, arguments, limits.with_isa(isa))
+        limit[isa] = measured["limit"]
+        suffix = f" [{isa}]" if both else ""
+        rows += [{**each, "name": each["name"] + suffix} for each in measured["rows"]]
+    return {"machine": limits.machine(), "limit": limit, "rows": rows}
+
+
+def measure(rounds: int, new_tokens: int, peers: bool) -> dict[str, Any]:
+    """The rows and limits of this process's instruction set."""
     makers = {name: MAKERS[name] for name in (MAKERS if peers else ["slm"])}
     samplers = {name: make() for name, make in makers.items()}
     seconds: dict[tuple[str, int], list[float]] = {}
     bandwidths = []
     for round_ in range(rounds + 1):  # the first is for warming up
-        bandwidths.append(_bandwidth())
+        bandwidths.append(limits.bandwidth())
         for batch in BATCHES:
             for name, sampler in samplers.items():
                 started = time.perf_counter()
@@ -66,33 +79,19 @@ def run(rounds: int = 5, new_tokens: int = 200, peers: bool = True) -> dict[str,
                     seconds.setdefault((name, batch), []).append(per_token)
     speeds = {sampler: 1 / statistics.median(times) for sampler, times in seconds.items()}
     rows = [
-        _row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", speeds["slm", batch] / speed)
+        row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", speeds["slm", batch] / speed)
         for (name, batch), speed in speeds.items()
     ]
-    bandwidth = statistics.median(bandwidths)
-    bound = bandwidth / _weight_bytes()
-    rows.append(_row("reading memory", "bandwidth", bandwidth / 1e9, "GB/s", None))
-    rows.append(
-        _row(
-            "all weights read once per token", "bound", bound, "tokens/s", speeds["slm", 1] / bound
-        )
-    )
+    limit = limits.measure()._replace(bandwidth=statistics.median(bandwidths))
+    bound = limit.bandwidth / _weight_bytes()
+    ratio = speeds["slm", 1] / bound
+    rows.append(row("all weights read once per token", "bound", bound, "tokens/s", ratio))
+    rows += limit.as_rows()
     for name in makers:
         with get_context("spawn").Pool(1) as pool:
             peak = pool.apply(_peak_memory, (name, max(BATCHES), new_tokens))
-        rows.append(_row(f"{name}, {_prompts(max(BATCHES))}", "peak memory", peak, "MB", None))
-    return {"machine": _machine(), "rows": rows}
-
-
-def _row(name: str, metric: str, value: float, unit: str, ratio: float | None) -> dict[str, Any]:
-    rounded = round(value, 1)
-    return {
-        "name": name,
-        "metric": metric,
-        "value": rounded,
-        "unit": unit,
-        "ratio": None if ratio is None else round(ratio, 2),
-    }
+        rows.append(row(f"{name}, {_prompts(max(BATCHES))}", "peak memory", peak, "MB"))
+    return {"limit": limit._asdict(), "rows": rows}
 
 
 def _prompts(count: int) -> str:
@@ -102,7 +101,7 @@ def _prompts(count: int) -> str:
 # ---- the three samplers ------------------------------------------------------------------------
 
 
-class _FixedPrompts(Tokenizer):
+class FixedPrompts(Tokenizer):
     """Every prompt is PROMPT; no text is read, so the tokens' bytes need not be GPT-2's."""
 
     def __init__(self) -> None:
@@ -121,7 +120,7 @@ def _model() -> GPT:
 
 
 def _ours() -> Sampler:
-    decoder, tokenizer = Decoder(_model()), _FixedPrompts()
+    decoder, tokenizer = Decoder(_model()), FixedPrompts()
 
     def sample(batch: int, new_tokens: int) -> int:
         samples = generate(
@@ -202,17 +201,6 @@ def _weight_bytes() -> int:
     return sum(p.numel() * p.element_size() for p in _model().parameters())
 
 
-def _bandwidth() -> float:
-    """Bytes/s at which all threads read memory that no cache holds: the best of three."""
-    data = torch.ones(1 << 26)  # 256 MB
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - started)
-    return data.numel() * data.element_size() / min(times)
-
-
 def _peak_memory(name: str, batch: int, new_tokens: int) -> float:
     """Peak MB of a new process for one sampler, libraries included."""
     MAKERS[name]()(batch, new_tokens)
@@ -220,39 +208,24 @@ def _peak_memory(name: str, batch: int, new_tokens: int) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
-def _machine() -> dict[str, Any]:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": available_cores(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "load": os.getloadavg()[0],
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=200)
+    parser.add_argument("--alone", action="store_true", help="measure slm alone")
+    parser.add_argument("--isa", action="store_true", help="each kind of CPU this one can show")
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    result = run(options.rounds)
-    if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+    if options.part:
+        measured = measure(options.rounds, options.new_tokens, not options.alone)
+        print(json.dumps(measured))
         return
-    sys.stdout.write(f"{result['machine']}\n")
-    for row in result["rows"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}"
-        sys.stdout.write(
-            f"{row['name']:36}{row['metric']:13}{row['value']:9} {row['unit']:9}{ratio}\n"
-        )
+    result = run(options.rounds, options.new_tokens, not options.alone, options.isa)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        limits.show(result)
 
 
 if __name__ == "__main__":

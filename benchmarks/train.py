@@ -1,35 +1,42 @@
-"""Training speed: ours next to Hugging Face's GPT-2 and the notebook's loop, in one run.
+"""Training speed: a step of ours next to Hugging Face's GPT-2 and the notebook's loop, in one run.
 
-One shape for all: GPT-2, 6 layers, 6 heads, width 384, context 128, 50,257 tokens: 29,995,392
-parameters; random tokens, one batch size. Each loop runs in a process of its own, they take turns,
-and medians count.
+Three shapes of ours: the recipes `quickstart` and `tinystories-sample`, and GPT-2 with 6 layers,
+6 heads, width 384, context 128 and 50,257 tokens (29,995,392 parameters), which the peers have too.
+Random tokens, one batch size per shape. Each loop runs in a process of its own, they take turns,
+and medians are reported.
 
 - `slm`: our train_step, in the environment that `slm.training.launch` gives it.
 - `transformers`: GPT2LMHeadModel in a plain loop with AdamW and clipping; float32 and bf16
   autocast as people run it, and bf16 in our environment.
 - `notebook`: the Colab notebook's loop, written anew from its description with its defects:
   float32, all logits together, an optimizer step every 16 micro-steps, a schedule step at each.
+
+The share of the limit is the FLOPs of a step over its seconds and the best large product that the
+same process measures. For ours they are those in `STEP_FLOPS`, so that an algorithm with fewer
+FLOPs is a gain; for peers, those that they make. The bound is the step's own products alone, each
+in its shape at its fastest. `--isa` measures each kind of CPU that this one can show.
 """
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import limits
 import torch
 import torch.nn.functional as F
+from limits import row
 from torch import Tensor, nn
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.machine import available_cores
+from slm.recipes import load_recipe
 from slm.records import Plan
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
@@ -45,53 +52,109 @@ CONFIG = PipelineConfig(
     train=TrainConfig(max_steps=1, tokens_per_step=ROWS * SHAPE.seq_len, learning_rate=1e-3),
 )
 ACCUMULATION = 16  # the notebook's micro-steps per optimizer step
+STEP_FLOPS = {  # of a step's products, as this file counted them when the figures were fixed
+    "slm": 742.5e9,
+    "slm quickstart": 37.8e9,
+    "slm tinystories-sample": 76.7e9,
+}
 
-Batch = Callable[[], tuple[Tensor, Tensor]]  # makes inputs and targets, (ROWS, T) each
+Batch = Callable[[], tuple[Tensor, Tensor]]  # makes inputs and targets, (rows, T) each
 Step = Callable[[], None]  # trains on one batch
 
 
-def run(rounds: int = 3, batches: int = 4) -> dict[str, Any]:
-    """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
+@dataclass(frozen=True)
+class Loop:
+    """What is measured: a loop, the shape of its batches, and where it runs."""
+
+    make: Callable[[Batch], tuple[Step, nn.Module]]
+    ours: bool  # whether it runs in the environment that our launcher makes
+    config: PipelineConfig = CONFIG
+    vocab_size: int = VOCAB_SIZE
+
+    @property
+    def tokens(self) -> int:
+        return self.config.train.tokens_per_step
+
+    def random_batch(self) -> tuple[Tensor, Tensor]:
+        length = self.config.model.seq_len
+        ids = torch.randint(0, self.vocab_size, (self.tokens // length, length + 1))
+        return ids[:, :-1], ids[:, 1:].contiguous()
+
+
+def run(
+    rounds: int = 3, batches: int = 4, both: bool = False, names: list[str] | None = None
+) -> dict[str, Any]:
+    """`{"machine": …, "limit": {isa: …}, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         rounds: turns that each loop takes, in a new process; their median counts.
         batches: timed in each turn, after one to warm up.
+        both: whether to measure each kind of CPU that this one can show.
+        names: the loops; None: all.
 
     `ratio` is our tokens/s over the row's, and for memory the row's over ours.
     """
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in LOOPS}
+    isas = limits.isas(both)
+    turns: dict[tuple[str, str], list[dict[str, float]]] = {}
     for round_ in range(rounds):
-        for name in LOOPS:
-            print(f"round {round_ + 1}: {name}", file=sys.stderr)
-            turns[name].append(_measure(name, batches))
+        for isa in isas:
+            for name in names or LOOPS:
+                print(f"round {round_ + 1}: {name}, {isa}", file=sys.stderr)
+                turns.setdefault((isa, name), []).append(_measure(name, batches, isa))
+    rows, limit = [], {}
+    for isa in isas:
+        of_isa = {name: medians(values) for (each, name), values in turns.items() if each == isa}
+        suffix = f" [{isa}]" if both else ""
+        rows += [{**each, "name": each["name"] + suffix} for each in isa_rows(of_isa)]
+        best = {k: max(m[k] for m in of_isa.values()) for k in ("float32", "bf16", "bandwidth")}
+        limit[isa] = best
+        rows += [
+            {**each, "name": each["name"] + suffix} for each in limits.Limits(**best).as_rows()
+        ]
+    return {"machine": limits.machine(), "limit": limit, "rows": rows}
+
+
+def medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+
+
+def isa_rows(measured: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """The rows of one instruction set."""
     rows = []
-    for metric, unit in (("tok_per_sec", "tokens/s"), ("peak_bytes", "bytes")):
-        medians = {name: statistics.median(r[metric] for r in rs) for name, rs in turns.items()}
-        ours = medians["slm"]
-        for name, value in medians.items():
-            ratio = ours / value if metric == "tok_per_sec" else value / ours
+    ours = measured.get("slm")
+    for name, figures in measured.items():
+        peer = ours if LOOPS[name].config is CONFIG else None
+        speed, peak = figures["tok_per_sec"], figures["peak_bytes"]
+        rows += [
+            row(name, "speed", speed, "tokens/s", peer and peer["tok_per_sec"] / speed),
+            row(name, "share of the best product", 100 * figures["share"], "%"),
+            row(name, "products of a step", figures["flops"] / 1e9, "GFLOP"),
+            row(name, "peak memory", peak, "bytes", peer and peak / peer["peak_bytes"]),
+        ]
+        if "bound" in figures:
             rows.append(
-                {"name": name, "metric": metric, "value": value, "unit": unit, "ratio": ratio}
+                row(name, "share that its products alone allow", 100 * figures["bound"], "%")
             )
-    machine = f"{platform.processor() or platform.machine()}, {available_cores()} threads"
-    return {"machine": f"{machine}, torch {torch.__version__}", "rows": rows}
+    return rows
 
 
-def _measure(name: str, batches: int) -> dict[str, float]:
+def _measure(name: str, batches: int, isa: str) -> dict[str, float]:
     """One turn of a loop in a process of its own."""
-    _, ours = LOOPS[name]
-    environment = child_environment(CONFIG) if ours else {**os.environ}
-    command = [sys.executable, __file__, "--loop", name, "--batches", str(batches)]
-    done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    loop = LOOPS[name]
+    environment = child_environment(loop.config) if loop.ours else None
+    arguments = ["--loop", name, "--batches", str(batches)]
+    measured: dict[str, float] = limits.in_child(
+        __file__, arguments, limits.with_isa(isa, environment)
+    )
     return measured
 
 
 def time_loop(name: str, batches: int) -> dict[str, float]:
-    """Tokens/s (by the median batch) and peak memory of one loop, in this process."""
+    """Tokens/s (by the median batch), shares and peak memory of one loop, in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(available_cores())
-    step, _ = LOOPS[name][0](random_batch)
+    loop = LOOPS[name]
+    step, _ = loop.make(loop.random_batch)
     step()
     times = []
     for _ in range(batches):
@@ -99,44 +162,62 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
         step()
         times.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "tok_per_sec": ROWS * SHAPE.seq_len / statistics.median(times),
+    seconds = statistics.median(times)
+    limit = limits.measure()
+    with limits.Products() as products:
+        step()
+    flops = STEP_FLOPS.get(name, products.flops)
+    figures = {
+        "tok_per_sec": loop.tokens / seconds,
+        "share": flops / seconds / limit.product,
+        "flops": float(products.flops),
         "peak_bytes": float(peak),
+        "float32": limit.float32,
+        "bf16": limit.bf16,
+        "bandwidth": limit.bandwidth,
     }
-
-
-def random_batch() -> tuple[Tensor, Tensor]:
-    ids = torch.randint(0, VOCAB_SIZE, (ROWS, SHAPE.seq_len + 1))
-    return ids[:, :-1], ids[:, 1:].contiguous()
+    if loop.ours and name in STEP_FLOPS:
+        figures["bound"] = flops / products.bound_seconds() / limit.product
+    return figures
 
 
 # ---- the loops --------------------------------------------------------------------------------
 
 
-def new_session() -> Session:
-    """Our training at this shape, before its first step."""
+def new_session(config: PipelineConfig = CONFIG, vocab_size: int = VOCAB_SIZE) -> Session:
+    """Our training at a shape, before its first step."""
+    rows = config.train.tokens_per_step // config.model.seq_len
     plan = Plan(
         max_steps=1,
-        rows=ROWS,
-        micro_batch_size=ROWS,
+        rows=rows,
+        micro_batch_size=rows,
         world_size=1,
         device="cpu",
         precision=pick_precision("auto", "cpu"),
         threads=available_cores(),
         compile=False,
     )
-    session = synthetic_session(CONFIG, plan, VOCAB_SIZE)
+    session = synthetic_session(config, plan, vocab_size)
     session.model.train()
     return session
 
 
-def ours(batch: Batch) -> tuple[Step, nn.Module]:
-    session = new_session()
+def ours(
+    batch: Batch, config: PipelineConfig = CONFIG, vocab_size: int = VOCAB_SIZE
+) -> tuple[Step, nn.Module]:
+    session = new_session(config, vocab_size)
 
     def step() -> None:
         train_step(session, session.model, *batch())
 
     return step, session.model
+
+
+def recipe_loop(name: str) -> Loop:
+    """A step of a recipe, at its vocabulary's largest size."""
+    config = load_recipe(name, {"data.path": "unused"} if name == "tinystories-sample" else {})
+    size = config.data.vocab_size
+    return Loop(partial(ours, config=config, vocab_size=size), True, config, size)
 
 
 def transformers_loop(batch: Batch, *, bf16: bool) -> tuple[Step, nn.Module]:
@@ -226,13 +307,14 @@ def notebook_loop(batch: Batch) -> tuple[Step, nn.Module]:
     return step, model
 
 
-# name → (what makes its step, whether it runs in our environment)
-LOOPS: dict[str, tuple[Callable[[Batch], tuple[Step, nn.Module]], bool]] = {
-    "slm": (ours, True),
-    "transformers float32": (partial(transformers_loop, bf16=False), False),
-    "transformers bf16": (partial(transformers_loop, bf16=True), False),
-    "transformers bf16, our environment": (partial(transformers_loop, bf16=True), True),
-    "notebook": (notebook_loop, False),
+LOOPS: dict[str, Loop] = {
+    "slm": Loop(ours, True),
+    "transformers float32": Loop(partial(transformers_loop, bf16=False), False),
+    "transformers bf16": Loop(partial(transformers_loop, bf16=True), False),
+    "transformers bf16, our environment": Loop(partial(transformers_loop, bf16=True), True),
+    "notebook": Loop(notebook_loop, False),
+    "slm quickstart": recipe_loop("quickstart"),
+    "slm tinystories-sample": recipe_loop("tinystories-sample"),
 }
 
 
@@ -240,18 +322,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--isa", action="store_true", help="each kind of CPU this one can show")
+    parser.add_argument("--only", nargs="+", choices=LOOPS, help="these loops alone")
     parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.loop:
         print(json.dumps(time_loop(arguments.loop, arguments.batches)))
         return
-    result = run(arguments.rounds, arguments.batches)
+    result = run(arguments.rounds, arguments.batches, arguments.isa, arguments.only)
     if arguments.json:
         print(json.dumps(result))
         return
-    for row in result["rows"]:
-        print(f"{row['name']:36} {row['value']:16,.0f} {row['unit']:9} {row['ratio']:6.2f}")
+    limits.show(result)
 
 
 if __name__ == "__main__":
