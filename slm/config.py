@@ -25,6 +25,7 @@ GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
 MAX_SEED = 2**63 - 1
+SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
     r"(\.(parquet|arrow|jsonl?|ndjson|csv|tsv|txt|text|md|rst|log|gz|zst))+$", re.IGNORECASE
@@ -39,7 +40,7 @@ T = TypeVar("T")
 def _check_seed(seed: int, info: ValidationInfo) -> int:
     """Refuse what is no seed, except in the config of a run that exists already."""
     if not 0 <= seed <= MAX_SEED and not (info.context or {}).get("stored"):
-        raise PydanticCustomError("seed", SEED_RULE)
+        raise PydanticCustomError(SEED_ERROR, SEED_RULE)
     return seed
 
 

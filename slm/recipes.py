@@ -19,7 +19,15 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from slm.config import DEFAULT_RECIPE, LIMITS, PipelineConfig, Section, TrainConfig, project_root
+from slm.config import (
+    DEFAULT_RECIPE,
+    LIMITS,
+    SEED_ERROR,
+    PipelineConfig,
+    Section,
+    TrainConfig,
+    project_root,
+)
 from slm.errors import UserError, unknown
 
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
@@ -173,6 +181,8 @@ def _refusal(error: ValidationError, kinds: "Kinds") -> UserError:
     key = ".".join(parts)
     if first["type"] == "value_error":  # one of our own checks, whose message is complete
         return UserError(str(first["ctx"]["error"]))
+    if first["type"] == SEED_ERROR:
+        return UserError(f"{key}={first['input']!r}: {first['msg']}")
     if first["type"] == "missing":
         return UserError(f"recipe {first['input'].get('recipe')}: it has no section `{key}`")
     return invalid(key, first["input"], kinds[key][1] if key in kinds else "mapping of settings")

@@ -41,7 +41,7 @@ def lines(page: Path) -> Iterator[list[str]]:
 
 SHOWN = [words for page in PAGES for words in lines(page)]
 OF_SLM = [words[1:] for words in SHOWN if words[0] in ("slm", ".venv/bin/slm")]
-DEPLOYED = [words[3] for words in SHOWN if words[:3] == ["prefect", "deployment", "run"]]
+DEPLOYED = [words[3] for words in OF_SLM if words[:3] == ["prefect", "deployment", "run"]]
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from slm.config import PipelineConfig, data_root
-from slm.orchestration.display import outcome_of_record, stage
+from slm.orchestration.display import stage
 from slm.progress import Progress, silent
 from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
@@ -39,13 +39,7 @@ def download(progress: Progress, config: PipelineConfig) -> Source:
     return slm.source.download.download(config, progress=progress)
 
 
-def _shards_outcome(shards: Shards) -> tuple[str, str]:
-    word, place = outcome_of_record(shards)
-    counts = (f"{name} {split.documents:,}" for name, split in shards.splits.items())
-    return word, f"{place}   documents: {', '.join(counts)}"
-
-
-@stage("encode", _shards_outcome)
+@stage("encode")
 def encode(
     progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
 ) -> Shards:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
 from slm.records import (
@@ -212,10 +213,16 @@ def _compare_checkpoints(compared: Comparisons, recorded: Claims, rebuilt: Claim
         for file, entry in checkpoint.files.items():
             if listed := own.get(f"{CHECKPOINTS}/{name}/{file}"):
                 compared.add(f"{name}/{file} in its own record", str(entry), str(listed))
-        if name in rebuilt.checkpoints:
-            compared.add_record(
-                f"{CHECKPOINTS}/{name}", checkpoint, rebuilt.checkpoints[name], checkpoint.step
-            )
+        if new_record := rebuilt.checkpoints.get(name):
+            config_sha256 = _config_sha256(recorded, checkpoint.config_sha256)
+            expected = new_record.model_copy(update={"config_sha256": config_sha256})
+            compared.add_record(f"{CHECKPOINTS}/{name}", checkpoint, expected, checkpoint.step)
+
+
+def _config_sha256(recorded: Claims, claimed: str | None) -> str | None:
+    """What a claim of the config's hash must be: of those that the config has had, the same one."""
+    hashes = keys.config_hashes(recorded.config) if recorded.config else [None]
+    return claimed if claimed in hashes else hashes[0]
 
 
 # ---- what no other run repeats ----------------------------------------------------------------
@@ -307,6 +314,7 @@ def _compare_tags(compared: Comparisons, recorded: Claims, rebuilt: Claims) -> N
             run=rebuilt.run, checkpoint=checkpoint, evaluation=evaluation, report=None,
         )
     )  # fmt: skip
+    made["config_sha256"] = _config_sha256(recorded, recorded.tags.get("config_sha256")) or ""
     for name, value in made.items():
         if name not in TAGS_NOT_REPEATED:
             follows = name in FOLLOWS_WEIGHTS

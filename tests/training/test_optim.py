@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.hooks import RemovableHandle
 
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
-from slm.errors import TrainingError, UserError
+from slm.errors import UserError
 from slm.model.gpt import GPT
 from slm.records import ShardSplit
-from slm.training.loop import MAX_SKIPPED_STEPS, train_step
+from slm.training.loop import train_step
 from slm.training.optim import (
     MUON_MOMENTUM,
     Muon,
@@ -172,22 +172,17 @@ def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
     assert not any(torch.equal(p, before[name]) for name, p in weights(session).items())
 
 
-def test_gradients_that_overflow_forever_are_not_skipped_forever(
+def test_only_skipped_steps_in_a_row_count(
     overflowing: tuple[Session, RemovableHandle],
 ) -> None:
-    """Only skipped steps in a row count."""
     session, overflow = overflowing
     x, y = session.loader.batch(0)
-    for _ in range(MAX_SKIPPED_STEPS - 1):
+    for _ in range(3):
         train_step(session, session.model, x, y)
+    assert session.skipped == 3
     overflow.remove()
     train_step(session, session.model, x, y)
-    matrix = session.model.blocks[0].mlp.down_proj.weight
-    matrix.register_hook(lambda grad: torch.full_like(grad, math.inf))
-    for _ in range(MAX_SKIPPED_STEPS - 1):
-        train_step(session, session.model, x, y)
-    with pytest.raises(TrainingError, match=f"norm inf for {MAX_SKIPPED_STEPS} steps"):
-        train_step(session, session.model, x, y)
+    assert session.skipped == 0
 
 
 @pytest.mark.parametrize("name", ["beta1", "beta2"])
