@@ -140,3 +140,16 @@ def test_the_same_settings_ask_for_it_again(run: RunFolder) -> None:
     assert shards is not None
     again = launch.train(run.config, shards, root=run.root.path)
     assert (again.reused, again.step) == (True, run.max_steps)
+
+
+def test_a_damaged_decision_costs_the_run_as_a_damaged_plan_does(run: RunFolder) -> None:
+    """No other file holds it: the run is quarantined, and trained and decided anew."""
+    shards = run.shards
+    assert shards is not None
+    config = run.config
+    tiny_run.flip_byte(run.path / DECISION, place=40)
+    again = launch.train(config, shards, root=run.root.path)
+    assert not again.reused
+    assert again.step == decision_of(run).max_steps
+    (quarantined,) = run.path.parent.glob("*.corrupt-*")
+    assert (quarantined / DECISION).is_file()
