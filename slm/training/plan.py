@@ -87,6 +87,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
     pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
     return Plan(
         max_steps=max_steps,
+        cooldown_by_clock=config.train.schedule == "wsd" and config.train.max_seconds is not None,
         rows=rows,
         micro_batch_size=pick_micro_batch(config, rows, device, precision, world_size),
         world_size=world_size,
@@ -94,7 +95,6 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         precision=precision,
         threads=torch.get_num_threads(),
         compile=pays if config.train.compile == "auto" else config.train.compile,
-        cooldown_by_clock=config.train.schedule == "wsd" and config.train.max_seconds is not None,
     )
 
 

@@ -44,6 +44,8 @@ from slm.training.optim import (
 )
 from slm.training.plan import decision_sha256, plan_sha256
 
+NONE_YET = "none yet"  # a broadcast is of some bytes
+
 
 @dataclass(frozen=True)
 class Job:
@@ -148,8 +150,8 @@ def open_session(job: Job, plan: Plan) -> Session:
 
 def share_decision(decision: Decision | None) -> Decision | None:
     """The decision of rank 0, in all processes."""
-    text = broadcast_from_rank0(decision.model_dump_json() if decision else "")
-    return Decision.model_validate_json(text) if text else None
+    text = broadcast_from_rank0(decision.model_dump_json() if decision else NONE_YET)
+    return None if text == NONE_YET else Decision.model_validate_json(text)
 
 
 def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
