@@ -215,7 +215,8 @@ class TrainConfig(Section):
     max_seconds: PositiveFloat | None = setting(
         None,
         "End after about this many seconds: a probe turns them into a number of steps before the "
-        "first step.",
+        "first step; where schedule is wsd, the clock decides during training when the cooldown "
+        "begins and how long it is.",
     )
     epochs: PositiveFloat | None = setting(
         None, "End after this many passes over the training tokens."

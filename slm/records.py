@@ -119,6 +119,7 @@ class Checkpoint(Record):
     shards_key: str
     tokenizer_sha256: str
     plan_sha256: str = ""  # empty in checkpoints from before it was recorded
+    decision_sha256: str = ""  # of the end by the clock; empty up to the first step of the cooldown
     parent_sha256: str | None  # weights_sha256 of the checkpoint that training resumed from
     train_loss: float
     val_loss: float | None = None  # on the fixed slice of val, where it was scored at this step
@@ -227,7 +228,7 @@ def check_input(value: object, record: type[Record]) -> None:
 class Plan(Frozen):
     """What is fixed before the first step of a run, written to `plan.json`; it never changes."""
 
-    max_steps: int
+    max_steps: int  # where the clock decides the cooldown, the probe's estimate
     rows: int  # per step, over all processes
     micro_batch_size: int  # rows per device and pass; a last pass that is short is padded
     world_size: int
@@ -236,6 +237,13 @@ class Plan(Frozen):
     threads: int
     compile: bool
     probe: dict[str, float] = {}
+    cooldown_by_clock: bool = False  # whether a Decision ends the training; not `max_steps`
+
+    def end(self, decision: "Decision | None") -> int | None:
+        """The last step of the training; None while the clock has not decided it."""
+        if not self.cooldown_by_clock:
+            return self.max_steps
+        return decision.max_steps if decision else None
 
     @property
     def level(self) -> str:
@@ -245,10 +253,19 @@ class Plan(Frozen):
         return "C" if self.device == "cpu" else "D"
 
 
+class Decision(Frozen):
+    """The cooldown that the clock chose, once, written to `decision.json`; it never changes."""
+
+    cooldown_start: int  # steps before the cooldown
+    max_steps: int  # with the cooldown
+    seconds: float  # of the training, up to the cooldown
+    step_seconds: float  # recent, when it was decided
+
+
 class JournalEntry(TypedDict, total=False):
     """A line of a run's journal: what happened, when, and at which step, with its figures."""
 
-    event: Required[str]  # start, resume, step, evaluate, checkpoint, diverged, end
+    event: Required[str]  # start, resume, step, evaluate, checkpoint, decision, diverged, end
     time: Required[float]  # unix seconds
     step: int
     train_loss: float  # nats per token, of a step
@@ -264,3 +281,4 @@ class JournalEntry(TypedDict, total=False):
     name: str  # of a checkpoint
     max_steps: int
     parameters: int
+    seconds: float  # of the training so far, in steps and evaluations, where the clock ends it

@@ -6,6 +6,7 @@
       runs/<recipe>-<key>/        one training each             DataRoot.run(name)
         config.json               what was asked for            RunFolder.config
         plan.json                 what was fixed before step 1  RunFolder.plan
+        decision.json             the end that the clock chose  RunFolder.decision
         metrics.jsonl             one line per step             RunFolder.journal
         checkpoints/step_000500/  weights, optimizer state      RunFolder.checkpoint(name)
         parent/                   the model it continued from   RunFolder.parent
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -33,7 +34,9 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.records import (
     Checkpoint,
+    Decision,
     Evaluation,
+    Frozen,
     JournalEntry,
     Parent,
     Plan,
@@ -46,7 +49,8 @@ from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
-SELECTION = "selection"
+SELECTION, DECISION = "selection", "decision.json"
+F = TypeVar("F", bound=Frozen)
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
 
@@ -188,16 +192,36 @@ class RunFolder:
     @property
     def plan(self) -> Plan | None:
         """None where none is made yet. Raises CorruptionError."""
-        path = self.path / PLAN
+        return self._fixed(PLAN, Plan)
+
+    def write_plan(self, plan: Plan) -> None:
+        storage.write_versioned(self.path / PLAN, plan.model_dump(mode="json"))
+
+    @property
+    def decision(self) -> Decision | None:
+        """The cooldown that the clock chose; None before that, and where no clock does.
+
+        Raises CorruptionError.
+        """
+        return self._fixed(DECISION, Decision)
+
+    def write_decision(self, decision: Decision) -> None:
+        storage.write_versioned(self.path / DECISION, decision.model_dump(mode="json"))
+
+    def _fixed(self, name: str, kind: type[F]) -> F | None:
+        path = self.path / name
         try:
-            return Plan.model_validate(storage.read_versioned(path)[1])
+            return kind.model_validate(storage.read_versioned(path)[1])
         except FileNotFoundError:
             return None
         except ValidationError as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
-    def write_plan(self, plan: Plan) -> None:
-        storage.write_versioned(self.path / PLAN, plan.model_dump(mode="json"))
+    @property
+    def max_steps(self) -> int | None:
+        """The last step of its training; None while that is not known."""
+        plan = self.plan
+        return plan.end(self.decision) if plan else None
 
     @property
     def journal(self) -> Iterator[JournalEntry]:
@@ -227,10 +251,11 @@ class RunFolder:
         return (self.path / storage.RECORD).is_file()
 
     def check_format(self) -> None:
-        """Raises NewerFormat where settings or plan are of a newer slm, CorruptionError where they
-        are damaged. To be called before files are compared with hashes: newer is not damaged.
+        """Raises NewerFormat where settings, plan or decision are of a newer slm, CorruptionError
+        where they are damaged. To be called before files are compared with hashes: newer is not
+        damaged.
         """
-        _ = self.settings, self.plan
+        _ = self.settings, self.plan, self.decision
 
     # ---- records ----
 

@@ -36,8 +36,8 @@ from slm.records import FileEntry, Record
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
-FORMAT = 3
-"""The format number of `config.json`, `plan.json` and `record.json`; none in a file means 1.
+FORMAT = 4
+"""The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
 memory; a newer one is refused, and never touched.

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -29,7 +30,7 @@ import torch
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError
-from slm.records import Shards
+from slm.records import Decision, Shards
 from slm.run_folder import CHECKPOINTS, LOG, RunFolder
 from slm.training import launch
 from slm.training.checkpoint import latest_checkpoint
@@ -90,6 +91,7 @@ class Bits:
     scores: tuple[tuple[int, str], ...]  # the same of val_loss
     weights: str  # sha256
     optimizer: str
+    decision: Decision | None  # of the clock, where that chooses the end
 
 
 def bits(run: RunFolder) -> Bits:
@@ -101,6 +103,7 @@ def bits(run: RunFolder) -> Bits:
         tuple((e["step"], e["val_loss"].hex()) for e in events if e["event"] == "evaluate"),
         last.weights_sha256,
         last.files["optimizer.safetensors"].sha256,
+        run.decision,
     )
 
 
@@ -112,6 +115,7 @@ class Lab:
     shards: Shards
     folder: Path
     made: int = 0
+    clock: Callable[[], Callable[[], float]] = lambda: time.perf_counter  # of each process
 
     def root(self) -> Path:
         """A new data folder with the same shards."""
@@ -128,12 +132,13 @@ class Lab:
         return launch.prepare(self.config, self.shards, root=root)
 
     def train(self, run: RunFolder, fault: str = "") -> int:
-        return wait(fork(lambda: train(run), fault=fault, log=run.path / LOG))
+        work = partial(train, run, clock=self.clock())
+        return wait(fork(work, fault=fault, log=run.path / LOG))
 
     def uninterrupted(self) -> Bits:
         """The bits of a training in this process, so that forks have what torch loads late."""
         run = self.prepare(self.root())
-        train(run)
+        train(run, clock=self.clock())
         return bits(run)
 
 

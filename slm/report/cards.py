@@ -3,6 +3,7 @@ the model card.
 """
 
 import json
+import math
 import shlex
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from slm.figures import duration
 from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
-from slm.run_folder import PARENT
+from slm.run_folder import PARENT, RunFolder
 
 Pairs = list[tuple[str, str]]  # name, value
 
@@ -143,6 +144,7 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
     ours = config.flat()
     if config.train.max_seconds is not None:
         ours |= {"train.max_seconds": None, "train.max_steps": run.step}
+        ours |= _decided_settings(config, RunFolder.of(run))
     theirs = recipe.flat() if (recipe := _recipe(config)) else {}
     limits = {f"train.{name}" for name in LIMITS}
     return [
@@ -152,6 +154,23 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
         and theirs.get(key) != value
         and not (key in limits and value is None)
     ]
+
+
+def _decided_settings(config: PipelineConfig, run: RunFolder) -> dict[str, float]:
+    """Warmup and cooldown as fractions that give the steps of a run whose end the clock chose.
+
+    A warmup of 17 of 100 steps is 0.165, since it is rounded up. One that the cooldown cut short
+    ends where that begins.
+    """
+    plan, decision = run.plan, run.decision
+    if plan is None or decision is None:
+        return {}
+    start, last = decision.cooldown_start, decision.max_steps
+    warmup = min(start, math.ceil(config.train.warmup * plan.max_steps))
+    return {
+        "train.warmup": max(0.0, warmup - 0.5) / last,
+        "train.cooldown": (last - start) / last,
+    }
 
 
 def _recipe(config: PipelineConfig) -> PipelineConfig | None:

@@ -17,6 +17,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError
 from slm.records import (
     Checkpoint,
+    Decision,
     Evaluation,
     FileEntry,
     JournalEntry,
@@ -31,7 +32,7 @@ from slm.reproduction.comparing import FOLLOWS_WEIGHTS, MISSING, Comparisons, ex
 from slm.run_folder import CHECKPOINTS, EVALUATION, REPORT, RunFolder
 from slm.storage import LEFTOVER, read_record, sha256_json
 from slm.training.checkpoint import checkpoint_name
-from slm.training.plan import plan_sha256, planned_steps
+from slm.training.plan import decision_sha256, plan_sha256, planned_steps
 
 # Tags of a version that tell of the code, the machine and the report, which are not rebuilt.
 TAGS_NOT_REPEATED = {
@@ -52,6 +53,7 @@ class Claims:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # by their folders' names
     config: PipelineConfig | None = None
     plan: Plan | None = None
+    decision: Decision | None = None
     tags: Mapping[str, str] = field(default_factory=dict)  # of the version, without their prefix
     pages: Mapping[str, str] = field(default_factory=dict)  # of the report: file → text
 
@@ -78,6 +80,7 @@ class Claims:
             evaluations=evaluations,
             config=run.config,
             plan=run.plan,
+            decision=run.decision,
             tags=tags or {},
             pages=pages.read_pages(run.path / REPORT),
         )
@@ -269,9 +272,9 @@ def _near(name: str, recorded: float, expected: float) -> tuple[str, str, str]:
 
 
 def _plan(recorded: Claims, rebuilt: Claims) -> Iterator[tuple[str, str, str]]:
-    """What the config alone decides of a plan, and the hash that the checkpoints carry of it.
+    """What the config alone decides of a plan, and the hashes of plan and decision in checkpoints.
 
-    All else in a plan is what the machine chose: the run was rebuilt by it.
+    All else in them is what the machine chose: the run was rebuilt by it.
     """
     plan, config, shards = recorded.plan, recorded.config, rebuilt.shards
     if plan is None or config is None:
@@ -282,6 +285,9 @@ def _plan(recorded: Claims, rebuilt: Claims) -> Iterator[tuple[str, str, str]]:
     for name, checkpoint in recorded.checkpoints.items():
         if checkpoint.plan_sha256:
             yield f"plan of {name}", plan_sha256(plan), checkpoint.plan_sha256
+        digest = decision_sha256(recorded.decision, checkpoint.step)
+        if digest or checkpoint.decision_sha256:
+            yield f"decision of {name}", digest, checkpoint.decision_sha256
 
 
 # ---- copies -----------------------------------------------------------------------------------

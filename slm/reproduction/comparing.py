@@ -43,6 +43,7 @@ NOT_REPEATED: dict[type[BaseModel], dict[str, str]] = {
 # The same of a journal's columns, in any event, and of its events.
 CLOCK = {
     "time": "of the clock",
+    "seconds": "of the clock",
     "tok_per_sec": "of the clock: the run's record is compared with it",
     "gflops": "of the clock: compared with tok_per_sec",
     "mfu": "of the clock: compared with tok_per_sec",

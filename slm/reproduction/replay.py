@@ -19,7 +19,7 @@ from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, reading, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
 from slm.training.loop import train_step
-from slm.training.optim import learning_rate_factor, optimizer_tensors, set_learning_rate
+from slm.training.optim import optimizer_tensors, set_learning_rate
 from slm.training.process import torch_as_in
 from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
@@ -85,6 +85,7 @@ def verify_steps(
     job = open_job(run)
     with reading(run.path, job.shards.path), torch_as_in(run):
         session = new_session(job, plan)
+        session.decision = run.decision
         if origin:
             restore(session, kept[origin])
         facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})
@@ -126,13 +127,11 @@ def _retrain(
     progress: Progress,
 ) -> None:
     """Train the steps; end at the first checkpoint that differs, whose tensor is then named."""
-    plan, config = session.plan, session.job.config.train
-    forward = torch.compile(session.model) if plan.compile else session.model
+    forward = torch.compile(session.model) if session.plan.compile else session.model
     session.model.train()
     since = f"from step {result.origin}" if result.origin else "from the seed"
     for x, y in session.loader.batches(session.step):
-        factor = learning_rate_factor(session.step, plan.max_steps, config)
-        set_learning_rate(session.optimizers, factor)
+        set_learning_rate(session.optimizers, session.learning_rate_factor)
         loss, _ = train_step(session, forward, x, y)
         session.step += 1
         result.steps += 1

@@ -288,7 +288,7 @@ class _Rebuild:
         return source
 
     def _train(self, config: PipelineConfig, shards: Shards, parent: Parent | None) -> Run:
-        """Train by the recorded plan, so that nothing is probed or chosen anew.
+        """Train by the recorded plan and decision, so that nothing is probed or chosen anew.
 
         The model that the run continued from is the run's own copy.
         """
@@ -298,6 +298,8 @@ class _Rebuild:
         plan = self.run.plan
         assert plan is not None, "a finished run has one"
         run.write_plan(plan)
+        if decision := self.run.decision:
+            run.write_decision(decision)
         launch.supervise(run, config, self.progress, lambda event: None)
         rebuilt = run.verified_record
         assert rebuilt is not None, f"{run.path} ended without a record"

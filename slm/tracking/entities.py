@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.records import Checkpoint, Evaluation, Plan, Run
+from slm.records import Checkpoint, Decision, Evaluation, Plan, Run
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def metrics(event: Mapping[str, Any]) -> list["Metric"]:
     ]
 
 
-def params(config: PipelineConfig, plan: Plan | None) -> dict[str, str]:
-    """The settings and the plan as MLflow params; JSON where the value is no text."""
+def params(
+    config: PipelineConfig, plan: Plan | None, decision: Decision | None = None
+) -> dict[str, str]:
+    """Settings, plan and decision as MLflow params; JSON where the value is no text."""
     # The name that a version gets is shown where the config leaves it to the data.
     values = {**config.flat(), "registry.model": config.model_name}
     if plan:
@@ -49,6 +51,9 @@ def params(config: PipelineConfig, plan: Plan | None) -> dict[str, str]:
         probe = fields.pop("probe")
         values |= {f"plan.{name}": value for name, value in fields.items()}
         values |= {f"plan.probe.{name}": value for name, value in probe.items()}
+    if decision:
+        fields = decision.model_dump(mode="json")
+        values |= {f"decision.{name}": value for name, value in fields.items()}
     return {name: _text(value) for name, value in values.items()}
 
 

@@ -200,7 +200,8 @@ class RunMirror:
     def _send_settings(self, run: "MlflowRun") -> None:
         from mlflow.entities import Param
 
-        params = entities.params(self.config, self.folder.plan)  # planned when the training starts
+        # Planned when the training starts, and decided during it where the clock ends it.
+        params = entities.params(self.config, self.folder.plan, self.folder.decision)
         missing = [
             Param(key, entities.public_uri(value)[:6000])
             for key, value in params.items()

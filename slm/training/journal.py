@@ -12,8 +12,9 @@ import time
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from slm.records import JournalEntry
 from slm.run_folder import JOURNAL, RunFolder, parse_entry
 from slm.storage import fsync_path, to_json, write_file
 
@@ -55,8 +56,8 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def write(self, event: str, **fields: Any) -> None:
-        """Append an event, unless it was written before an interruption.
+    def write(self, event: str, **fields: Any) -> JournalEntry:
+        """Append an event, unless it was written before an interruption; return the journal's.
 
         A known event that now has another loss means that this machine does not give the same bits
         as the one before: that is logged once, and the new figures replace the old.
@@ -67,14 +68,16 @@ class Journal:
                 checked = _CHECKED.get(event)
                 before = dict(known).get(checked or "")
                 if checked is None or before == fields[checked]:
-                    return
+                    return known
                 logger.warning(
                     "step %s, repeated, has %s %r, it was %r: another machine, thread count or "
                     "torch?", fields["step"], checked, fields[checked], before,
                 )  # fmt: skip
                 self._forget(event, fields["step"])
-            self._file.write(_line({"event": event, "time": time.time(), **fields}))
+            entry = {"event": event, "time": time.time(), **fields}
+            self._file.write(_line(entry))
             self._file.flush()
+        return cast(JournalEntry, entry)
 
     def _forget(self, event: str, step: int) -> None:
         """Drop the journal's entries from an event of a step on."""

@@ -332,7 +332,8 @@ def report(
     if steps:
         plan, last = run.plan, steps[-1]
         text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tokens/s"
-        progress(text, last["step"], plan.max_steps if plan else None)
+        estimate = plan.max_steps if plan and plan.max_steps >= last["step"] else None
+        progress(text, last["step"], run.max_steps or estimate)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,8 @@
 
 Everything that a step does is a function of the config, the shards and the step's number; all
 randomness is drawn from (seed, step). So a run that was killed anywhere resumes from its newest
-checkpoint with the bits of one that never was.
+checkpoint with the bits of one that never was. Where the clock decides the cooldown, what it has
+decided is an input too.
 """
 
 import logging
@@ -24,7 +25,7 @@ from slm.evaluation.scoring import MAX_LOSS, Score, score
 from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
-from slm.run_folder import CHECKPOINTS, JOURNAL, PARENT, PLAN, RunFolder
+from slm.run_folder import CHECKPOINTS, DECISION, JOURNAL, PARENT, PLAN, RunFolder
 from slm.storage import (
     describe_files,
     fault_point,
@@ -36,9 +37,10 @@ from slm.storage import (
 from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, checkpoint_name, latest_checkpoint
+from slm.training.clock import decide_cooldown, note, start_countdown
 from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
 from slm.training.journal import Journal
-from slm.training.optim import learning_rate_factor, set_learning_rate
+from slm.training.optim import set_learning_rate
 from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_within
 from slm.training.provenance import environment
 from slm.training.session import (
@@ -63,13 +65,19 @@ Below 1 it makes gradients smaller; the gradients that overflow even here exceed
 STOP_SECONDS = 0.5  # between two questions of several processes whether one is to stop
 
 
-def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) -> Run | None:
+def train(
+    run: RunFolder,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run | None:
     """Train the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
 
     Args:
         run: the run folder; `config.json` in it holds the config and names the shards.
         should_stop: called after every step and while the final weights are scored; True saves a
             checkpoint and raises Interrupted.
+        clock: seconds, for a limit in seconds.
 
     Returns the run's record. Of several processes rank 0 alone returns it, or raises the reason why
     there is none.
@@ -85,17 +93,19 @@ def train(run: RunFolder, *, should_stop: Callable[[], bool] = lambda: False) ->
             return record
         job = open_job(run)
         with reading(job.shards.path):
-            return train_locked(job, should_stop)
+            return train_locked(job, should_stop, clock)
 
 
-def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
+def train_locked(
+    job: Job, should_stop: Callable[[], bool], clock: Callable[[], float]
+) -> Run | None:
     """`train`, while no other process trains the run."""
     config = job.config
     with (
         Journal(job.run, enabled=job.rank == 0) as journal,
         CheckpointWriter(job.run.path / CHECKPOINTS, job.tokenizer) as writer,
     ):
-        session = open_session(job, fix_plan(job))
+        session = open_session(job, fix_plan(job, clock))
         model, plan = session.model, session.plan
         machine = environment()
         journal.write(
@@ -108,11 +118,17 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
         forward = torch.compile(model) if plan.compile else model
         model.train()
         batches = session.loader.batches(session.step)
+        countdown = start_countdown(session, clock)
         next_question = 0  # the step after which the processes next agree on whether to stop
-        while session.step < plan.max_steps:
+        asking = True
+        while not session.is_done:
+            # ---- the cooldown, where the clock decides it
+            if countdown:
+                decide_cooldown(session, countdown, journal, asking)
+
             # ---- one optimizer step
             begin = time.perf_counter()
-            factor = learning_rate_factor(session.step, plan.max_steps, config.train)
+            factor = session.learning_rate_factor
             set_learning_rate(session.optimizers, factor)
             loss, grad_norm = train_step(session, forward, *next(batches))
             session.step += 1
@@ -120,26 +136,27 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
             fault_point("train.step")
 
             # ---- the journal
-            done = session.step == plan.max_steps
+            done = session.is_done
             if done:
                 check_some_step(session)
-            journal.write("step", **step_metrics(session, loss, grad_norm, factor, seconds))
+            metrics = step_metrics(session, loss, grad_norm, factor, seconds)
+            note(journal, countdown, "step", metrics)
 
             # ---- held-out loss on the fixed slice
             scored: Score | None = None
             if done or session.step % config.train.evaluate_every == 0:
                 fault_point("train.evaluate")
                 scored = evaluate_slice(session, held_out)
-                journal.write(
-                    "evaluate", step=session.step, val_loss=scored.val_loss, val_bpb=scored.val_bpb
-                )
+                losses = {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb}
+                note(journal, countdown, "evaluate", {"step": session.step, **losses})
             improved = scored is not None and scored.val_bpb < session.best_bpb
             if scored is not None and improved:
                 session.best_step, session.best_bpb = session.step, scored.val_bpb
 
             # ---- stop
             stopping = False
-            if session.step >= next_question and not done:
+            asking = session.step >= next_question and not done
+            if asking:
                 stopping = bool(all_reduce_max(should_stop()))
                 next_question = session.step + steps_between_questions(plan, seconds)
 
@@ -153,7 +170,7 @@ def train_locked(job: Job, should_stop: Callable[[], bool]) -> Run | None:
         writer.wait()
         if job.rank > 0:  # rank 0 alone saves, scores the final weights, and reports the end
             return None
-        if session.step < plan.max_steps:
+        if not session.is_done:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
         with interruptible(session, should_stop):
             return finish(session, journal, machine)
@@ -342,7 +359,7 @@ def interruptible(session: Session, should_stop: Callable[[], bool]) -> Iterator
 # ---- planning and finishing ---------------------------------------------------------------
 
 
-def fix_plan(job: Job) -> Plan:
+def fix_plan(job: Job, clock: Callable[[], float]) -> Plan:
     """The run's plan: the one on disk, or one made now, with a probe if the limit is in seconds.
 
     Rank 0 decides for all processes: the others' clocks and GPUs may differ from its own.
@@ -359,13 +376,13 @@ def fix_plan(job: Job) -> Plan:
             f"with {job.world_size}: the same bits are promised for the same number only"
         )
     if plan.max_steps == 0:
-        plan = probe(new_session(job, plan))
+        plan = probe(new_session(job, plan), clock)
     if job.rank == 0 and job.run.plan is None:
         job.run.write_plan(plan)
     return plan
 
 
-def probe(session: Session) -> Plan:
+def probe(session: Session, clock: Callable[[], float]) -> Plan:
     """Make some steps on a session that is thrown away; the plan with the steps of its limit.
 
     All processes count the seconds of the slowest, and so make the same number of steps.
@@ -378,9 +395,9 @@ def probe(session: Session) -> Plan:
     session.model.train()
 
     def timed(work: Callable[[], object]) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         work()
-        return all_reduce_max(time.perf_counter() - begin)
+        return all_reduce_max(clock() - begin)
 
     assert config.max_seconds is not None, "the other limits are known without a probe"
     max_steps, measured = steps_within(
@@ -438,4 +455,5 @@ def kept_files(session: Session, last: Checkpoint) -> list[Path]:
     if session.job.parent:
         folders.add(run / PARENT)
     inside = [path for folder in folders for path in folder.iterdir()]
-    return [run / CONFIG, run / PLAN, run / JOURNAL, *inside]
+    decision = [run / DECISION] if session.decision else []
+    return [run / CONFIG, run / PLAN, *decision, run / JOURNAL, *inside]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from slm.config import TrainConfig
 from slm.model.gpt import GPT
+from slm.records import Decision, Plan
 
 MUON_MOMENTUM = 0.95
 
@@ -39,6 +40,22 @@ def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> floa
         cooldown = max(1, round(config.cooldown * max_steps))
         shape = min(1.0, (max_steps - step) / cooldown)
     return config.final_lr + (1 - config.final_lr) * shape
+
+
+def planned_factor(step: int, plan: Plan, decision: Decision | None, config: TrainConfig) -> float:
+    """`learning_rate_factor` by a plan, whose cooldown the clock may decide.
+
+    Then it is constant after the warmup, which is of the steps that the plan estimates, until the
+    decision. A cooldown that begins within the warmup takes over where the two meet.
+    """
+    if not plan.cooldown_by_clock:
+        return learning_rate_factor(step, plan.max_steps, config)
+    shape, warmup = 1.0, math.ceil(config.warmup * plan.max_steps)
+    if decision:
+        cooldown = decision.max_steps - decision.cooldown_start
+        shape = min(1.0, (decision.max_steps - step) / cooldown)
+    factor = config.final_lr + (1 - config.final_lr) * shape
+    return min(factor, (step + 1) / warmup) if step < warmup else factor
 
 
 class Muon(Optimizer):

@@ -2,7 +2,8 @@
 
 The config may leave things to the machine: the batch that fits, the precision that is fast, how
 many steps fit into some seconds. They are decided once, here; from then on training, resuming and
-reproducing are functions of the step, never of the clock or of how busy the machine is.
+reproducing are functions of the step, never of the clock or of how busy the machine is. Only the
+cooldown of `wsd` under a limit in seconds is decided later, once too (`slm.training.clock`).
 """
 
 import math
@@ -19,7 +20,7 @@ import torch
 from slm.config import PipelineConfig, TrainConfig
 from slm.errors import UserError
 from slm.machine import available_cores, available_memory, has_amx_bf16, pick_device
-from slm.records import Plan, ShardSplit
+from slm.records import Decision, Plan, ShardSplit
 from slm.storage import sha256_json
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -61,6 +62,13 @@ def plan_sha256(plan: Plan) -> str:
     return sha256_json(plan.model_dump(mode="json", exclude_defaults=True))
 
 
+def decision_sha256(decision: Decision | None, step: int) -> str:
+    """What a checkpoint of a step carries of the decision: nothing up to the cooldown."""
+    if decision is None or step <= decision.cooldown_start:
+        return ""
+    return sha256_json(decision.model_dump(mode="json"))
+
+
 def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:
     """All that is known before a probe; a limit in seconds leaves `max_steps` at 0.
 
@@ -79,6 +87,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
     pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
     return Plan(
         max_steps=max_steps,
+        cooldown_by_clock=config.train.schedule == "wsd" and config.train.max_seconds is not None,
         rows=rows,
         micro_batch_size=pick_micro_batch(config, rows, device, precision, world_size),
         world_size=world_size,

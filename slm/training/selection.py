@@ -37,9 +37,9 @@ class Cadence:
     documents: int
 
     @classmethod
-    def of(cls, config: PipelineConfig, plan: Plan, shards: Shards) -> Self:
-        """Every `evaluate_every` steps and at the end; on no more documents than there are."""
-        every, last = config.train.evaluate_every, plan.max_steps
+    def of(cls, config: PipelineConfig, last: int, shards: Shards) -> Self:
+        """Every `evaluate_every` steps and at the last; on no more documents than there are."""
+        every = config.train.evaluate_every
         documents = min(config.train.evaluate_documents, shards.splits["val"].documents)
         return cls((*range(every, last, every), last), documents)
 
@@ -61,7 +61,7 @@ def select(run: RunFolder, record: Run, config: PipelineConfig, progress: Progre
             f"{_chosen_by(run, run.config)}, and its shards are gone, without which it cannot be "
             f"chosen by {_settings(config)}: `slm encode {config.recipe}` makes them"
         )
-    own, other = (Cadence.of(each, plan, shards) for each in (run.config, config))
+    own, other = (Cadence.of(each, record.step, shards) for each in (run.config, config))
     if own == other:
         return record
     key = keys.stage_key("select", SELECT_VERSION, fields, {"weights": record.weights_sha256})

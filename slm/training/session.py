@@ -20,8 +20,8 @@ from slm.evaluation.scoring import Score
 from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, first_not_finite, load_weights
-from slm.records import Checkpoint, Parent, Plan, Shards
-from slm.run_folder import CHECKPOINTS, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
+from slm.records import Checkpoint, Decision, Parent, Plan, Shards
+from slm.run_folder import CHECKPOINTS, DECISION, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
 from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
 from slm.tokens.shards.reading import read_shards, read_tokens
@@ -34,10 +34,17 @@ from slm.training.checkpoint import (
     load_training_state,
     prune,
 )
-from slm.training.distributed import wait_for_rank0
+from slm.training.distributed import broadcast_from_rank0, wait_for_rank0
 from slm.training.journal import Journal
-from slm.training.optim import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from slm.training.plan import plan_sha256
+from slm.training.optim import (
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    planned_factor,
+)
+from slm.training.plan import decision_sha256, plan_sha256
+
+NONE_YET = "none yet"  # a broadcast is of some bytes
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,22 @@ class Session:
     best_step: int = 0
     best_bpb: float = math.inf
     skipped: int = 0  # steps in a row that were not made, since fp16 gradients overflowed
+    decision: Decision | None = None  # of the clock, where that decides the cooldown
+
+    @property
+    def max_steps(self) -> int | None:
+        """The last step; None while the clock has not decided it."""
+        return self.plan.end(self.decision)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step is made."""
+        return self.max_steps is not None and self.step >= self.max_steps
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """The fraction of the peak rate at the next step."""
+        return planned_factor(self.step, self.plan, self.decision, self.job.config.train)
 
 
 def open_job(run: RunFolder) -> Job:
@@ -110,6 +133,7 @@ def only_trainer(run: RunFolder) -> AbstractContextManager[None]:
 def open_session(job: Job, plan: Plan) -> Session:
     """A run's state: from its newest valid checkpoint, or new from the seed."""
     session = new_session(job, plan)
+    session.decision = share_decision(job.run.decision if job.rank == 0 else None)
     folder = job.run.path / CHECKPOINTS
     if job.rank == 0:
         clear_leftovers(folder)
@@ -122,6 +146,12 @@ def open_session(job: Job, plan: Plan) -> Session:
     if checkpoint:
         restore(session, checkpoint)
     return session
+
+
+def share_decision(decision: Decision | None) -> Decision | None:
+    """The decision of rank 0, in all processes."""
+    text = broadcast_from_rank0(decision.model_dump_json() if decision else NONE_YET)
+    return None if text == NONE_YET else Decision.model_validate_json(text)
 
 
 def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
@@ -185,6 +215,11 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
         raise CorruptionError(
             f"{session.job.run.path / PLAN} is not the plan that {checkpoint.name} was made by"
         )
+    if checkpoint.decision_sha256 != decision_sha256(session.decision, checkpoint.step):
+        raise CorruptionError(
+            f"{session.job.run.path / DECISION} is not the decision that {checkpoint.name} was "
+            "made by"
+        )
     weights, moments, state = load_training_state(checkpoint.path)
     session.model.load_state_dict(weights)
     load_optimizer_tensors(session.model, session.optimizers, moments)
@@ -224,6 +259,7 @@ def save(
         shards_key=session.job.shards.key,
         tokenizer_sha256=session.job.tokenizer.sha256,
         plan_sha256=plan_sha256(session.plan),
+        decision_sha256=decision_sha256(session.decision, session.step),
         parent_sha256=session.resumed_from,
         train_loss=loss,
         val_loss=score.val_loss if score else None,

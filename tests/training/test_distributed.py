@@ -1,6 +1,7 @@
 """Several processes that train one run: rank 0 decides, verifies, saves and reports the end."""
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import slm.training.clock
 import slm.training.loop
 import slm.training.plan
 from slm.config import PipelineConfig
@@ -117,6 +119,62 @@ def test_rank_0_fixes_the_plan_of_both(
     assert plan.micro_batch_size == 2
     assert plan.probe["step_seconds"] > 0.05
     assert len([e for e in run.journal if e["event"] == "step"]) == plan.max_steps
+
+
+def test_rank_0_decides_the_cooldown_of_both(
+    pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
+) -> None:
+    """By its own clock, also after a stop: that of the other one stands still."""
+    timed = changed(config, max_steps=None, max_seconds=6.0, schedule="wsd", cooldown=0.4)
+    run = launch.prepare(timed, shards, root=tmp_path)
+
+    def trainer(should_stop: Callable[[], bool]) -> Work:
+        def work(rank: int) -> None:
+            ticks = itertools.count()
+            slm.training.loop.steps_between_questions = lambda *_: 1
+            train(run, should_stop=should_stop, clock=lambda: next(ticks) * (1 - rank) / 4)
+
+        return work
+
+    codes = pair(trainer(lambda: run.decision is not None))
+    assert codes == [Interrupted.exit_code, 0], (tmp_path / "log0").read_text()
+    decision = run.decision
+    assert decision is not None
+    assert pair(trainer(lambda: False)) == [0, 0], (tmp_path / "log0").read_text()
+    assert run.decision == decision
+    steps = [entry["step"] for entry in run.journal if entry["event"] == "step"]
+    assert steps == list(range(1, decision.max_steps + 1))
+    assert decision.max_steps > decision.cooldown_start > 1
+
+
+def test_a_decision_that_rank_1_never_heard_of_is_followed_by_both(
+    pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
+) -> None:
+    """Rank 0 dies when it is written, before the other has it."""
+    timed = changed(config, max_steps=None, max_seconds=6.0, schedule="wsd", cooldown=0.4)
+    run = launch.prepare(timed, shards, root=tmp_path)
+    share_decision = slm.training.clock.share_decision
+
+    def work(rank: int) -> None:
+        ticks = itertools.count()
+        slm.training.loop.steps_between_questions = lambda *_: 1
+        train(run, clock=lambda: next(ticks) / 4)
+
+    def dies(rank: int) -> None:
+        slm.training.clock.share_decision = lambda decision: (
+            os._exit(9) if decision else share_decision(decision)
+        )
+        work(rank)
+
+    assert pair(lambda rank: (work if rank else dies)(rank)) == [9, faults.RAISED]
+    decision = run.decision
+    assert decision is not None
+    assert pair(work) == [0, 0], (tmp_path / "log0").read_text()
+    assert run.decision == decision
+    record = run.verified_record
+    assert record is not None
+    assert record.step == decision.max_steps
+    assert [e["step"] for e in run.journal if e["event"] == "decision"] == [decision.cooldown_start]
 
 
 def test_rank_1_neither_waits_for_the_last_save_nor_reads_it(

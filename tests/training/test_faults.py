@@ -84,7 +84,7 @@ def lab(data: Path, tiny_config: Config) -> Iterator[Lab]:
     torch.set_num_threads(1)
     shards = encode(config, download(config, root=data), root=data)
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Lab(config, shards, Path(folder))
+        yield Lab(config, shards, Path(folder), clock=ticking)
 
 
 @pytest.fixture
@@ -113,6 +113,18 @@ def expected(lab: Lab) -> Bits:
 def longer(lab: Lab, **settings: object) -> Lab:
     trained = lab.config.train.model_copy(update=settings)
     return replace(lab, config=lab.config.model_copy(update={"train": trained}))
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that moves on by a quarter of a second whenever it is read."""
+    ticks = itertools.count()
+    return lambda: next(ticks) / 4
+
+
+@pytest.fixture
+def timed(lab: Lab) -> Lab:
+    """A training of about eight steps whose cooldown the clock decides."""
+    return longer(lab, max_steps=None, max_seconds=4.0, schedule="wsd", cooldown=0.4)
 
 
 # ---- fault points -----------------------------------------------------------------------------
@@ -145,6 +157,31 @@ def test_killed_at_a_fault_point_it_gives_the_same_bits(
         shutil.rmtree(run.path)
     figure("kill points of training, all the same bits", exercised)
     assert exercised > 120 // stride
+
+
+@pytest.mark.parametrize("stride", [47, short_and_long(1)])
+@pytest.mark.timeout(500)
+def test_killed_around_the_decision_of_the_clock_it_gives_the_bits_of_that_decision(
+    timed: Lab, stride: int, figure: Figure
+) -> None:
+    """With a clock that all processes read alike, so that each decides the same."""
+    expected = timed.uninterrupted()
+    assert expected.decision is not None
+    exercised = Counter[str]()
+    for fault in (f"*:{at}:kill" for at in points(stride)):
+        run = timed.prepare(timed.root())
+        code = timed.train(run, fault)
+        if code == 0:
+            break
+        assert code == KILLED
+        exercised["after" if run.decision else "before"] += 1
+        assert timed.train(run) == 0, (run.path / LOG).read_text()
+        assert bits(run) == expected, fault
+        assert not leftovers(run.path)
+        shutil.rmtree(run.path)
+    figure("kill points before and after the clock's decision, all its bits", dict(exercised))
+    assert exercised["before"] > 50 // stride
+    assert exercised["after"] > 30 // stride
 
 
 @pytest.mark.parametrize(("kind", "stride"), [("enospc", 79), short_and_long("eio", 1)])
@@ -272,18 +309,30 @@ def test_after_a_signal_training_resumes_to_the_same_bits(lab: Lab) -> None:
 # ---- power cuts -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stride", [97, short_and_long(1)])
+BY_CLOCK = {"max_steps": None, "max_seconds": 2.8, "schedule": "wsd", "cooldown": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("stride", "limit"),
+    [
+        (97, {"max_steps": 5}),
+        (89, BY_CLOCK),
+        short_and_long(1, {"max_steps": 5}),
+        short_and_long(1, BY_CLOCK),
+    ],
+)
 @pytest.mark.timeout(500)
 @pytest.mark.usefixtures("in_forks")
 def test_after_a_power_cut_at_any_moment_training_resumes(
-    lab: Lab, stride: int, figure: Figure
+    lab: Lab, stride: int, limit: dict[str, object], figure: Figure
 ) -> None:
-    lab = longer(lab, max_steps=5, checkpoint_every=2, keep_checkpoints=1, evaluate_every=100)
+    lab = longer(lab, checkpoint_every=2, keep_checkpoints=1, evaluate_every=100, **limit)
     expected = lab.uninterrupted()
+    assert len(expected.losses) == 5
     root = lab.root()
     disk = Disk(root)
     with disk.watching():
-        train(lab.prepare(root))
+        train(lab.prepare(root), clock=lab.clock())
     cuts = list(faults.power_cuts(disk))
     ended = [cut for cut in cuts if any(re.fullmatch(r"runs/[^/]+/record.json", n) for n in cut[2])]
     cuts = cuts if stride == 1 else [*cuts[::stride], *ended]
