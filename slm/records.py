@@ -235,6 +235,7 @@ class Plan(Frozen):
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
     compile: bool
+    muon_precision: Literal["bf16", "fp32"] = "bf16"  # of Muon's products
     probe: dict[str, float] = {}
 
     @property

@@ -86,6 +86,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         precision=precision,
         threads=torch.get_num_threads(),
         compile=pays if config.train.compile == "auto" else config.train.compile,
+        muon_precision=pick_muon_precision(config.train, device),
     )
 
 
@@ -150,6 +151,15 @@ def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precisio
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return "bf16" if has_amx_bf16() else "fp32"
+
+
+def pick_muon_precision(config: TrainConfig, device: str) -> Literal["bf16", "fp32"]:
+    """The precision of Muon's products: float32 on CPUs without AMX, where bf16 is emulated.
+
+    It does not depend on `train.precision`, and follows from what the machine is, as that does.
+    """
+    slow = config.optimizer == "muon" and device == "cpu" and not has_amx_bf16()
+    return "fp32" if slow else "bf16"
 
 
 def pick_micro_batch(

@@ -163,7 +163,7 @@ def new_session(
         world_size=job.world_size,
         device=device,
     )
-    optimizers = build_optimizers(model, config.train)
+    optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
     return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)
