@@ -236,6 +236,7 @@ class Plan(Frozen):
     threads: int
     compile: bool
     muon_precision: Literal["bf16", "fp32"] = "bf16"  # of Muon's products
+    parts: Literal["plain", "fused"] = "plain"  # of the model's blocks (slm/model/fused.py)
     probe: dict[str, float] = {}
 
     @property

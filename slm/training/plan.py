@@ -77,6 +77,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         )
     max_steps = planned_steps(config, data)
     pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
+    compiles = pays if config.train.compile == "auto" else config.train.compile
     return Plan(
         max_steps=max_steps,
         rows=rows,
@@ -85,8 +86,9 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         device=device,
         precision=precision,
         threads=torch.get_num_threads(),
-        compile=pays if config.train.compile == "auto" else config.train.compile,
+        compile=compiles,
         muon_precision=pick_muon_precision(config.train, device),
+        parts=pick_parts(config, device, compiles),
     )
 
 
@@ -160,6 +162,12 @@ def pick_muon_precision(config: TrainConfig, device: str) -> Literal["bf16", "fp
     """
     slow = config.optimizer == "muon" and device == "cpu" and not has_amx_bf16()
     return "fp32" if slow else "bf16"
+
+
+def pick_parts(config: PipelineConfig, device: str, compiles: bool) -> Literal["plain", "fused"]:
+    """`fused` for qwen3 on any CPU: what a compiler would do otherwise. GPT-2 has no such parts."""
+    fused = device == "cpu" and not compiles and config.model.architecture == "qwen3"
+    return "fused" if fused else "plain"
 
 
 def pick_micro_batch(

@@ -152,6 +152,8 @@ def new_session(
     model = GPT(config.model, job.shards.vocab_size).to(device)
     if job.parent:
         model.load_state_dict(load_weights(job.parent.path))
+    if plan.parts == "fused":
+        model.use_fused_parts()
     if tokens is None:
         tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
     loader = Loader(

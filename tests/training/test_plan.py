@@ -17,6 +17,7 @@ from slm.training.plan import (
     make_plan,
     peak_flops,
     pick_micro_batch,
+    pick_parts,
     pick_precision,
     plan_sha256,
 )
@@ -161,16 +162,35 @@ def test_muons_precision_follows_from_what_the_cpu_is(
         assert make_plan(config, split, world_size=1).muon_precision == precision
 
 
-def test_a_plan_of_before_muons_precision_keeps_its_hash() -> None:
-    """Its checkpoints carry the hash, so it resumes in bf16, as it was started."""
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, "fused"),
+        ({"train.compile": True}, "plain"),
+        ({"model.architecture": "gpt2"}, "plain"),
+    ],
+)
+def test_parts_are_fused_where_there_are_such_and_no_compiler(
+    settings: dict[str, object], parts: str, tiny_config: Config
+) -> None:
+    """On any CPU; a GPU's kernels are others."""
+    split = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    config = tiny_config(**{"train.device": "cpu", **settings})
+    assert make_plan(config, split, world_size=1).parts == parts
+    assert pick_parts(config, "cuda", compiles=False) == "plain"
+
+
+def test_a_plan_of_before_these_choices_keeps_its_hash() -> None:
+    """Its checkpoints carry the hash, so it resumes as it was started."""
     old = {
         "max_steps": 10, "rows": 8, "micro_batch_size": 8, "world_size": 1, "device": "cpu",
         "precision": "fp32", "threads": 2, "compile": False,
     }  # fmt: skip
     plan = Plan.model_validate(old)
-    assert plan.muon_precision == "bf16"
+    assert (plan.muon_precision, plan.parts) == ("bf16", "plain")
     assert plan_sha256(plan) == sha256_json(old)
-    assert plan_sha256(plan.model_copy(update={"muon_precision": "fp32"})) != sha256_json(old)
+    for choice in ({"muon_precision": "fp32"}, {"parts": "fused"}):
+        assert plan_sha256(plan.model_copy(update=choice)) != sha256_json(old)
 
 
 @pytest.mark.parametrize(
