@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.machine import available_cores
 from slm.recipes import load_recipe
-from slm.records import Plan
+from slm.records import ShardSplit
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
-from slm.training.plan import pick_precision
+from slm.training.plan import make_plan
 from slm.training.session import Session, synthetic_session
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
@@ -187,16 +187,10 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
 def new_session(config: PipelineConfig = CONFIG, vocab_size: int = VOCAB_SIZE) -> Session:
     """Our training at a shape, before its first step."""
     rows = config.train.tokens_per_step // config.model.seq_len
-    plan = Plan(
-        max_steps=1,
-        rows=rows,
-        micro_batch_size=rows,
-        world_size=1,
-        device="cpu",
-        precision=pick_precision("auto", "cpu"),
-        threads=available_cores(),
-        compile=False,
-    )
+    train = config.train.model_copy(update={"device": "cpu", "micro_batch_size": rows})
+    config = config.model_copy(update={"train": train})
+    split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    plan = make_plan(config, split, world_size=1)
     session = synthetic_session(config, plan, vocab_size)
     session.model.train()
     return session

@@ -236,6 +236,8 @@ class Plan(Frozen):
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
     compile: bool
+    muon_precision: Literal["bf16", "fp32"] = "bf16"  # of Muon's products
+    parts: Literal["plain", "fused"] = "plain"  # of the model's blocks (slm/model/fused.py)
     probe: dict[str, float] = {}
     cooldown_by_clock: bool = False  # whether a Decision ends the training; not `max_steps`
 

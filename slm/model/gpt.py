@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.config import ModelConfig
+from slm.model import fused
 
 MAX_PLAIN_CONTEXT = 512  # tokens, up to which a CPU attends by plain products
 NORM_EPS = {"gpt2": 1e-5, "qwen3": 1e-6}
@@ -23,16 +24,22 @@ NORM_EPS = {"gpt2": 1e-5, "qwen3": 1e-6}
 class RMSNorm(nn.Module):
     """Zhang and Sennrich 2019 (arXiv:1910.07467), in the precision of its input."""
 
+    fused = False
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused and self.training:
+            return fused.rms_norm(x, self.weight, NORM_EPS["qwen3"])
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPS["qwen3"])
 
 
 class Attention(nn.Module):
     """Causal self-attention; grouped queries, rotary positions and QK-norm where qwen3 has them."""
+
+    fused = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,16 +58,38 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, C = x.shape
-        heads = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (part.view(B, T, -1, self.head_dim) for part in heads)  # (B, T, H or fewer, D)
+        fuses = self.fused and self.training and rotation is not None
+        q, k, v = self.fused_heads(x, rotation) if fuses else self.heads(x, rotation)
+        y = attend(q, k, v, self.dropout if self.training else 0.0, scaled=fuses)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+        return out
+
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H or fewer, T, D) each."""
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.view(*x.shape[:2], -1, self.head_dim) for part in projected)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
-        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, C))
-        return out
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def fused_heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, with the queries scaled; `rotation` is that of `fused.rotation_tables`."""
+        assert rotation is not None
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        return fused.project_heads(
+            x,
+            (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight),
+            (self.q_norm.weight, self.k_norm.weight),
+            rotation,
+            NORM_EPS["qwen3"],
+        )
 
 
 def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -71,19 +100,28 @@ def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     return torch.split(y, [layer.out_features for layer in layers], dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaled: bool = False) -> Tensor:
     """Causal attention: (B, H, T, D) queries over (B, H or fewer, T, D) keys and values.
 
     In bf16 on a CPU torch's kernel takes two to three times as long as plain products, so these
-    are used for contexts whose scores, (B, H, T, T), are small.
+    are used for contexts whose scores, (B, H, T, T), are small. `scaled`: of the fused parts, whose
+    queries are divided by √D.
     """
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_CONTEXT
     if not plain or k.shape[1] != q.shape[1]:
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
+            q,
+            k,
+            v,
+            is_causal=True,
+            dropout_p=dropout,
+            enable_gqa=k.shape[1] != q.shape[1],
+            scale=1.0 if scaled else None,
         )
+    if scaled and dropout == 0:
+        return fused.causal_attention(q, k, v)
     future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
+    scores = (q if scaled else q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
     weights = scores.masked_fill_(future, -math.inf).softmax(dim=-1)
     return drop(weights, dropout) @ v
 
@@ -121,6 +159,8 @@ class GeluMLP(nn.Module):
 class SwiGluMLP(nn.Module):
     """Shazeer 2020 (arXiv:2002.05202): 8/3 as wide, so as many weights as GPT-2's."""
 
+    fused = False
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.n_inner or 32 * math.ceil(config.n_embd * 8 / 3 / 32)
@@ -129,8 +169,12 @@ class SwiGluMLP(nn.Module):
         self.down_proj = nn.Linear(width, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        if self.fused and self.training:
+            inner = fused.swiglu(x, self.gate_proj.weight, self.up_proj.weight)
+        else:
+            gate, up = project(x, self.gate_proj, self.up_proj)
+            inner = F.silu(gate) * up
+        out: Tensor = self.down_proj(inner)
         return out
 
 
@@ -157,6 +201,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    fused = False
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -202,6 +247,8 @@ class GPT(nn.Module):
             x = x + self.positions.weight[:T]
         else:  # (T, 1, D), to broadcast over heads
             rotation = (self.cos[:T, None], self.sin[:T, None])
+        if rotation is not None and self.fused and self.training:
+            rotation = fused.rotation_tables(self.cos[:T], self.sin[:T], *self.head_counts)
         x = drop(x, self.dropout if self.training else 0.0)
         for block in self.blocks:
             x = block(x, rotation)
@@ -211,6 +258,17 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, C) hidden states → (…, V), by the embedding itself: the two are tied."""
         return F.linear(hidden, self.embed.weight)
+
+    def use_fused_parts(self) -> None:
+        """Train by the parts of `slm.model.fused` from now on; scoring stays as it is."""
+        for module in self.modules():
+            if isinstance(module, GPT | RMSNorm | Attention | SwiGluMLP):
+                module.fused = True
+
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        """The heads of queries and of keys."""
+        return self.config.n_head, self.config.n_kv_head or self.config.n_head
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -92,13 +92,16 @@ def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
     losses = []
     blocks = zip(torch.split(logits, rows), torch.split(targets[:, None], rows), strict=True)
     for part, ids in blocks:  # (rows, V), (rows, 1)
-        x = part.float()
-        p = x.softmax(dim=-1)
+        x = part.float()  # itself where it is float32 already
+        largest, of_target = x.amax(dim=-1, keepdim=True), x.gather(1, ids)
+        # In place on a CPU: of float32 it is then all in one array.
+        p = torch.softmax(x, dim=-1, out=x if x.device.type == "cpu" else None)
         # The largest of V probabilities is at least 1 / V, so its logarithm is safe.
-        log_sum = x.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()  # (rows, 1)
-        losses.append((log_sum - x.gather(1, ids)).sum())
+        log_sum = largest - p.amax(dim=-1, keepdim=True).log()  # (rows, 1)
+        losses.append((log_sum - of_target).sum())
         p.scatter_add_(1, ids, torch.full_like(ids, -1, dtype=torch.float32))
-        part.copy_(p)
+        if p is not part:
+            part.copy_(p)
     return torch.stack(losses).sum()
 
 

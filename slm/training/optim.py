@@ -7,6 +7,7 @@ embeddings, norms, biases. Weight decay is for matrices and embeddings alone.
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from slm.model.gpt import GPT
 from slm.records import Decision, Plan
 
 MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+MIN_GRAM_RATIO = 1.5  # of columns to rows, from which fewer FLOPs are made on the Gram matrix
 
 
 def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> float:
@@ -61,12 +65,19 @@ def planned_factor(step: int, plan: Plan, decision: Decision | None, config: Tra
 class Muon(Optimizer):
     """Muon (Jordan et al. 2024), with all matrices of one shape orthogonalised together.
 
-    To the bit `torch.optim.Muon` with its defaults, which takes them one by one: four times as
-    long for the many small ones of a small model.
+    In bf16 to the bit `torch.optim.Muon` with its defaults, which takes them one by one: four times
+    as long for the many small ones of a small model.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float,
+        precision: Literal["bf16", "fp32"] = "bf16",
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.orthogonalise = orthogonalise if precision == "bf16" else orthogonalise_fp32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -76,7 +87,7 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in shapes.items():
-                update = orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
+                update = self.orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
                 rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
                 for parameter, direction in zip(parameters, update, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -92,23 +103,53 @@ class Muon(Optimizer):
         return grad.lerp(momentum, MUON_MOMENTUM)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) → nearly orthogonal ones, in bf16: the singular values go to about 1.
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """(n, rows, columns) → nearly orthogonal ones: the singular values go to about 1.
 
     Five quintic Newton–Schulz iterations, with the coefficients of Jordan et al. 2024.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
-def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
+def orthogonalise_fp32(matrices: Tensor) -> Tensor:
+    """The same iterations in float32, for a CPU that multiplies it faster than bf16.
+
+    Where a matrix X is more than half as long again as it is wide, they are made on the small
+    matrix G = X Xᵀ. One of them makes P = aI + bG + cG², and then PX of X and so PGP of G. The Ps
+    are multiplied up in Q, and QX is the result: of the products in X's size two remain of ten.
+    """
+    small, large = sorted(matrices.shape[1:])
+    if large <= MIN_GRAM_RATIO * small:
+        return orthogonalise(matrices, torch.float32)
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.float()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT
+    product: Tensor | None = None  # Q
+    for last in [False] * (ITERATIONS - 1) + [True]:
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product = p if product is None else p @ product
+        if not last:
+            gram = p @ (p @ gram)
+    assert product is not None
+    result: Tensor = product @ x
+    return result.mT if tall else result
+
+
+def build_optimizers(
+    model: GPT, config: TrainConfig, muon_precision: Literal["bf16", "fp32"] = "bf16"
+) -> list[Optimizer]:
     """The optimizers of a model; every group remembers its peak rate as `peak_lr`."""
     blocks = dict(model.blocks.named_parameters())
     matrices = [p for p in blocks.values() if p.dim() == 2]
@@ -125,7 +166,8 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
     )
     optimizers: list[Optimizer] = [adamw]
     if muon:
-        optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
+        rate, decay = config.muon_learning_rate, config.weight_decay
+        optimizers.append(Muon(matrices, rate, decay, muon_precision))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -85,6 +85,7 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         )
     max_steps = planned_steps(config, data)
     pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
+    compiles = pays if config.train.compile == "auto" else config.train.compile
     return Plan(
         max_steps=max_steps,
         cooldown_by_clock=config.train.schedule == "wsd" and config.train.max_seconds is not None,
@@ -94,7 +95,9 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         device=device,
         precision=precision,
         threads=torch.get_num_threads(),
-        compile=pays if config.train.compile == "auto" else config.train.compile,
+        compile=compiles,
+        muon_precision=pick_muon_precision(config.train, device),
+        parts=pick_parts(config, device, compiles),
     )
 
 
@@ -159,6 +162,21 @@ def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precisio
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return "bf16" if has_amx_bf16() else "fp32"
+
+
+def pick_muon_precision(config: TrainConfig, device: str) -> Literal["bf16", "fp32"]:
+    """The precision of Muon's products: float32 on CPUs without AMX, where bf16 is emulated.
+
+    It does not depend on `train.precision`, and follows from what the machine is, as that does.
+    """
+    slow = config.optimizer == "muon" and device == "cpu" and not has_amx_bf16()
+    return "fp32" if slow else "bf16"
+
+
+def pick_parts(config: PipelineConfig, device: str, compiles: bool) -> Literal["plain", "fused"]:
+    """`fused` for qwen3 on any CPU: what a compiler would do otherwise. GPT-2 has no such parts."""
+    fused = device == "cpu" and not compiles and config.model.architecture == "qwen3"
+    return "fused" if fused else "plain"
 
 
 def pick_micro_batch(

@@ -182,6 +182,8 @@ def new_session(
     model = GPT(config.model, job.shards.vocab_size).to(device)
     if job.parent:
         model.load_state_dict(load_weights(job.parent.path))
+    if plan.parts == "fused":
+        model.use_fused_parts()
     if tokens is None:
         tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
     loader = Loader(
@@ -193,7 +195,7 @@ def new_session(
         world_size=job.world_size,
         device=device,
     )
-    optimizers = build_optimizers(model, config.train)
+    optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
     return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)

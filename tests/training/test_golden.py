@@ -4,6 +4,9 @@ A hash that changes means that training gives other bits: its version in `slm.tr
 up, and these hashes are replaced. They hold for the pinned torch on Intel's CPUs, for which MKL
 chooses its kernels; other machines are skipped. Those of older instruction sets than the
 machine's newest are slow tests.
+
+A plan is made with what suits the machine, or is one of before a choice existed, which keeps its
+bits: `PLANS`.
 """
 
 import json
@@ -18,10 +21,12 @@ import torch
 
 from slm.config import PipelineConfig
 from slm.machine import cpu_features, has_amx_bf16
+from slm.records import Plan
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import launch
 from slm.training.loop import train
+from slm.training.plan import make_plan
 
 CONFIG = {
     "recipe": "golden",
@@ -48,13 +53,26 @@ CONFIG = {
 }
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
-# torch's capability, oneDNN's newest instruction set → the sha256 of the weights.
+PLANS = ("chosen", "old")
+
+# torch's capability, oneDNN's newest instruction set, the plan → the sha256 of the weights.
 GOLDEN = {
-    ("AVX512", "AVX512_CORE_AMX"): (
+    ("AVX512", "AVX512_CORE_AMX", "chosen"): (
+        "840b8a888618934872ee31e63fb27a60d072ef79467e0777402036bf0db28bb5"
+    ),
+    ("AVX512", "AVX512_CORE_AMX", "old"): (
         "46c47c43cc890e5205482d36dc097fb3ee5de8e194108df04f49e4bb9d261ae9"
     ),
-    ("AVX512", "AVX512_CORE"): "218643b1daf41945796631e84a146e23070d075961ff46e0ef4579b4e6e7f03f",
-    ("AVX2", "AVX2"): "de35972a26527d840bbfe73fbe04b45cfe5740fe02a70029ba18e343c8726c45",
+    ("AVX512", "AVX512_CORE", "chosen"): (
+        "d8b380fc1fc82dac038555c16180359d7113706572298958234add2245f38e82"
+    ),
+    ("AVX512", "AVX512_CORE", "old"): (
+        "218643b1daf41945796631e84a146e23070d075961ff46e0ef4579b4e6e7f03f"
+    ),
+    ("AVX2", "AVX2", "chosen"): (
+        "2fc43ca97d0497d1ac8986da210b5339bbde88f310ff7f3fa8609c36de7b2dd3"
+    ),
+    ("AVX2", "AVX2", "old"): "de35972a26527d840bbfe73fbe04b45cfe5740fe02a70029ba18e343c8726c45",
 }
 LIMITS = {
     "AVX512_CORE_AMX": {},
@@ -79,39 +97,47 @@ def why_not_here(onednn: str) -> str | None:
     return None if "avx2" in features else "this CPU has no AVX2"
 
 
-NEWEST = next((onednn for _, onednn in GOLDEN if why_not_here(onednn) is None), "AVX2")
+NEWEST = next((onednn for _, onednn, _ in GOLDEN if why_not_here(onednn) is None), "AVX2")
 SETS = [
     pytest.param(*names, marks=() if names[1] == NEWEST else pytest.mark.slow) for names in GOLDEN
 ]
 
 
-@pytest.mark.parametrize(("capability", "onednn"), SETS)
-def test_a_fixed_training_gives_the_golden_weights(capability: str, onednn: str) -> None:
+@pytest.mark.parametrize(("capability", "onednn", "plan"), SETS)
+def test_a_fixed_training_gives_the_golden_weights(capability: str, onednn: str, plan: str) -> None:
     if reason := why_not_here(onednn):
         pytest.skip(reason)
     chosen = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(chosen)}
     done = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, __file__, plan],
         env={**environment, "OMP_NUM_THREADS": "1", **LIMITS[onednn]},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == [capability, GOLDEN[capability, onednn]]
+    assert json.loads(done.stdout) == [capability, GOLDEN[capability, onednn, plan]]
 
 
-def main() -> None:
-    """Trains, and prints torch's CPU capability and the hash of the weights."""
+def main(which: str) -> None:
+    """Trains by a plan, and prints torch's CPU capability and the hash of the weights."""
     torch.set_num_threads(1)
     config = PipelineConfig.model_validate(CONFIG)
     with TemporaryDirectory() as folder:
         root = Path(folder)
         shards = encode(config, download(config, root=root), root=root)
-        run = train(launch.prepare(config, shards, root=root))
+        folder_of_run = launch.prepare(config, shards, root=root)
+        if which == "old":
+            folder_of_run.write_plan(as_of_old(make_plan(config, shards.splits["train"], 1)))
+        run = train(folder_of_run)
     assert run is not None
     print(json.dumps([torch.backends.cpu.get_cpu_capability(), run.weights_sha256]))
 
 
+def as_of_old(plan: Plan) -> Plan:
+    """A plan as it was before there were choices: without the fields that hold them."""
+    return Plan.model_validate(plan.model_dump(exclude={"muon_precision", "parts"}))
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

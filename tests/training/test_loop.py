@@ -21,13 +21,16 @@ from slm.evaluation.evaluate import evaluate
 from slm.evaluation.scoring import Score
 from slm.model.saved import load_model
 from slm.records import Run, Shards
-from slm.run_folder import DataRoot, RunFolder
+from slm.reproduction.replay import verify_steps
+from slm.run_folder import PLAN, DataRoot, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, lock, lock_of, reading
 from slm.tokens.encode import encode
 from slm.training import launch, loop
+from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
+from slm.training.plan import make_plan
 
 Config = Callable[..., PipelineConfig]
 
@@ -403,6 +406,62 @@ def test_a_plan_edited_after_the_crash_is_refused(
     (run.path / "plan.json").write_text(json.dumps({**plan, "max_steps": 13}))
     with pytest.raises(CorruptionError, match=r"plan\.json is not the plan .* step_000001"):
         train(run)
+
+
+OLD_CHOICES = {"muon_precision": "bf16", "parts": "plain"}
+NEW_CHOICES = {"muon_precision": "fp32", "parts": "fused"}
+
+
+@pytest.mark.parametrize("choices", [OLD_CHOICES, NEW_CHOICES])
+def test_a_run_keeps_its_plans_choices_through_a_stop_and_a_verification(
+    choices: dict[str, str],
+    config: PipelineConfig,
+    shards: Shards,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever this CPU would choose; an old plan does not name them at all."""
+    changes = changed(config, seed=31)
+    plan = make_plan(changes, shards.splits["train"], 1).model_copy(update=choices)
+    runs = []
+    for stops in (False, True):
+        data = tmp_path / str(stops)
+        data.mkdir()
+        (data / "shards").symlink_to(root / "shards")
+        run = launch.prepare(changes, shards, root=data)
+        run.write_plan(plan)
+        if choices == OLD_CHOICES:
+            described = json.loads((run.path / PLAN).read_text())
+            kept = {name: value for name, value in described.items() if name not in choices}
+            (run.path / PLAN).write_text(json.dumps(kept))
+        if stops:
+            with pytest.raises(Interrupted):
+                train(run, should_stop=lambda: True)
+            amx = choices == NEW_CHOICES  # the opposite of what the choice follows from
+            monkeypatch.setattr(plan_module, "has_amx_bf16", lambda amx=amx: amx)
+        runs.append(train(run))
+    whole, resumed = runs
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert losses(resumed) == losses(whole)
+    assert verify_steps(RunFolder(resumed.path), 2, 6).verdict == "identical"
+
+
+def test_the_choices_of_a_plan_change_the_bits(
+    config: PipelineConfig, shards: Shards, tmp_path: Path, root: Path
+) -> None:
+    """So each is in the plan."""
+    changes = changed(config, seed=31, max_steps=2)
+    weights = set()
+    for number, choice in enumerate(({}, {"muon_precision": "fp32"}, {"parts": "fused"})):
+        data = tmp_path / str(number)
+        data.mkdir()
+        (data / "shards").symlink_to(root / "shards")
+        run = launch.prepare(changes, shards, root=data)
+        plan = make_plan(changes, shards.splits["train"], 1)
+        run.write_plan(plan.model_copy(update={**OLD_CHOICES, **choice}))
+        weights.add(train(run).weights_sha256)
+    assert len(weights) == 3
 
 
 def test_seconds_become_steps_once(config: PipelineConfig, shards: Shards, root: Path) -> None:

@@ -22,6 +22,8 @@ from slm.training.optim import (
     learning_rate_factor,
     load_optimizer_tensors,
     optimizer_tensors,
+    orthogonalise,
+    orthogonalise_fp32,
     set_learning_rate,
 )
 from slm.training.plan import make_plan
@@ -141,6 +143,20 @@ def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
     for a, b, before in zip(ours, theirs, start, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, before)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (3, 40, 12), (3, 12, 40), (3, 14, 12)])
+def test_orthogonalising_in_float32_gives_what_float64_gives(
+    shape: tuple[int, int, int],
+) -> None:
+    """Of square, tall and wide matrices, the last of them by their small Gram matrices."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    exact = orthogonalise(matrices.double(), torch.float64)
+    close = orthogonalise_fp32(matrices)
+    assert close.dtype == torch.float32
+    torch.testing.assert_close(close, exact.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(orthogonalise(matrices).float(), close, rtol=0, atol=0.03)
 
 
 @pytest.fixture

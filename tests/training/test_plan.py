@@ -7,7 +7,8 @@ import torch
 
 from slm.config import PipelineConfig
 from slm.model.gpt import GPT
-from slm.records import ShardSplit
+from slm.records import Plan, ShardSplit
+from slm.storage import sha256_json
 from slm.training import plan as module
 from slm.training.loop import train_step
 from slm.training.plan import (
@@ -16,7 +17,9 @@ from slm.training.plan import (
     make_plan,
     peak_flops,
     pick_micro_batch,
+    pick_parts,
     pick_precision,
+    plan_sha256,
 )
 from slm.training.session import synthetic_session
 
@@ -137,6 +140,57 @@ def test_the_precision_follows_from_what_the_cpu_is(
     monkeypatch.setattr(torch.Tensor, "__matmul__", pytest.fail)
     assert pick_precision("auto", "cpu") == precision
     assert pick_precision("bf16", "cpu") == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("amx", "optimizer", "precision"),
+    [(True, "muon", "bf16"), (False, "muon", "fp32"), (False, "adamw", "bf16")],
+)
+def test_muons_precision_follows_from_what_the_cpu_is(
+    amx: bool,
+    optimizer: str,
+    precision: str,
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever that of the forward pass is; a plan without Muon is as it was before the choice."""
+    monkeypatch.setattr(module, "has_amx_bf16", lambda: amx)
+    split = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    for forward in ("auto", "bf16", "fp32"):
+        settings = {"optimizer": optimizer, "device": "cpu", "precision": forward}
+        config = tiny_config(**{f"train.{name}": value for name, value in settings.items()})
+        assert make_plan(config, split, world_size=1).muon_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, "fused"),
+        ({"train.compile": True}, "plain"),
+        ({"model.architecture": "gpt2"}, "plain"),
+    ],
+)
+def test_parts_are_fused_where_there_are_such_and_no_compiler(
+    settings: dict[str, object], parts: str, tiny_config: Config
+) -> None:
+    """On any CPU; a GPU's kernels are others."""
+    split = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
+    config = tiny_config(**{"train.device": "cpu", **settings})
+    assert make_plan(config, split, world_size=1).parts == parts
+    assert pick_parts(config, "cuda", compiles=False) == "plain"
+
+
+def test_a_plan_of_before_these_choices_keeps_its_hash() -> None:
+    """Its checkpoints carry the hash, so it resumes as it was started."""
+    old = {
+        "max_steps": 10, "rows": 8, "micro_batch_size": 8, "world_size": 1, "device": "cpu",
+        "precision": "fp32", "threads": 2, "compile": False,
+    }  # fmt: skip
+    plan = Plan.model_validate(old)
+    assert (plan.muon_precision, plan.parts) == ("bf16", "plain")
+    assert plan_sha256(plan) == sha256_json(old)
+    for choice in ({"muon_precision": "fp32"}, {"parts": "fused"}):
+        assert plan_sha256(plan.model_copy(update=choice)) != sha256_json(old)
 
 
 @pytest.mark.parametrize(
