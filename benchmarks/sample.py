@@ -1,7 +1,7 @@
-"""Sampling speed: ours, Hugging Face's `generate` and the notebook's loop, compared in one run.
+"""Sampling speed: ours, in float32 and int8, Hugging Face's `generate` and the notebook's loop.
 
 One shape for all: GPT-2, 6 layers, 6 heads, width 384, 50,257 tokens, context 128, random weights
-in float32; temperature 0.8, top-k 50; 200 new tokens per prompt. The three take turns, and the
+in float32; temperature 0.8, top-k 50; 200 new tokens per prompt. All take turns in one run, and the
 medians are reported. Hugging Face's model gets a context of 256, as it cannot go beyond it. The
 notebook has no cache, reads the whole context anew for each token, and leaves dropout on; its
 prompts of 71 tokens and 40 new ones have the mean context of the others' 200.
@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from limits import row
 from train import NotebookModel
 
-from slm.config import ModelConfig
+from slm.config import ModelConfig, Weights
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
@@ -34,6 +35,9 @@ TEMPERATURE, TOP_K = 0.8, 50
 BATCHES = (1, 16)
 PROMPT = [40 + i for i in range(7)]
 NOTEBOOK_PROMPT, NOTEBOOK_TOKENS = 71, 40
+
+INT8 = "slm, int8 weights"
+OURS = ("slm", INT8)
 
 Sampler = Callable[[int, int], int]  # (prompts, new tokens per prompt) → tokens generated
 
@@ -49,7 +53,8 @@ def run(
         peers: whether to run the other two as well.
         both: whether to measure each kind of CPU that this one can show.
 
-    `ratio` is our speed over the row's, which may be the bound.
+    `ratio` is our speed in float32 over the row's, which may be the bound; of the int8 rows it is
+    the other way round: how many times as fast they are.
     """
     rows, limit = [], {}
     for isa in limits.isas(both):
@@ -64,7 +69,7 @@ def run(
 
 def measure(rounds: int, new_tokens: int, peers: bool) -> dict[str, Any]:
     """The rows and limits of this process's instruction set."""
-    makers = {name: MAKERS[name] for name in (MAKERS if peers else ["slm"])}
+    makers = {name: MAKERS[name] for name in (MAKERS if peers else OURS)}
     samplers = {name: make() for name, make in makers.items()}
     seconds: dict[tuple[str, int], list[float]] = {}
     bandwidths = []
@@ -78,14 +83,16 @@ def measure(rounds: int, new_tokens: int, peers: bool) -> dict[str, Any]:
                     per_token = (time.perf_counter() - started) / tokens
                     seconds.setdefault((name, batch), []).append(per_token)
     speeds = {sampler: 1 / statistics.median(times) for sampler, times in seconds.items()}
-    rows = [
-        row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", speeds["slm", batch] / speed)
-        for (name, batch), speed in speeds.items()
-    ]
+    rows = []
+    for (name, batch), speed in speeds.items():
+        ratio = speeds["slm", batch] / speed
+        ratio = 1 / ratio if name == INT8 else ratio
+        rows.append(row(f"{name}, {_prompts(batch)}", "speed", speed, "tokens/s", ratio))
     limit = limits.measure()._replace(bandwidth=statistics.median(bandwidths))
-    bound = limit.bandwidth / _weight_bytes()
-    ratio = speeds["slm", 1] / bound
-    rows.append(row("all weights read once per token", "bound", bound, "tokens/s", ratio))
+    for name, size in (("slm", 4), (INT8, 1)):
+        bound = limit.bandwidth / (_model().parameter_count() * size)
+        title = f"{name}, all weights read once per token"
+        rows.append(row(title, "bound", bound, "tokens/s", speeds[name, 1] / bound))
     rows += limit.as_rows()
     for name in makers:
         with get_context("spawn").Pool(1) as pool:
@@ -98,7 +105,7 @@ def _prompts(count: int) -> str:
     return "1 prompt" if count == 1 else f"{count} prompts"
 
 
-# ---- the three samplers ------------------------------------------------------------------------
+# ---- the samplers ------------------------------------------------------------------------
 
 
 class FixedPrompts(Tokenizer):
@@ -119,8 +126,8 @@ def _model() -> GPT:
     return GPT(SHAPE, VOCAB_SIZE).eval()
 
 
-def _ours() -> Sampler:
-    decoder, tokenizer = Decoder(_model()), FixedPrompts()
+def _ours(weights: Weights = "float32") -> Sampler:
+    decoder, tokenizer = Decoder(_model(), weights), FixedPrompts()
 
     def sample(batch: int, new_tokens: int) -> int:
         samples = generate(
@@ -189,16 +196,13 @@ def _notebook() -> Sampler:
 
 MAKERS: dict[str, Callable[[], Sampler]] = {
     "slm": _ours,
+    INT8: partial(_ours, "int8"),
     "Hugging Face generate": _hugging_face,
     "notebook": _notebook,
 }
 
 
 # ---- the machine ------------------------------------------------------------------------------
-
-
-def _weight_bytes() -> int:
-    return sum(p.numel() * p.element_size() for p in _model().parameters())
 
 
 def _peak_memory(name: str, batch: int, new_tokens: int) -> float:

@@ -34,6 +34,7 @@ _DATA_SUFFIXES = re.compile(
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Weights = Literal["float32", "int8"]  # that a model is sampled with
 T = TypeVar("T")
 
 

@@ -5,7 +5,6 @@ from typing import Any, TextIO
 
 from slm.errors import UserError, check_utf8, unknown
 from slm.model.decode import Decoder
-from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.tokens.tokenizer.bpe import Tokenizer
 
@@ -22,9 +21,9 @@ class Chat:
     """Reads lines and continues them. Each text has the next seed, so none comes twice."""
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, settings: dict[str, Any], stream: TextIO
+        self, decoder: Decoder, tokenizer: Tokenizer, settings: dict[str, Any], stream: TextIO
     ) -> None:
-        self.decoder = Decoder(model)
+        self.decoder = decoder
         self.tokenizer = tokenizer
         self.settings = settings
         self.stream = stream

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.options import AsJson, RunName, show
+from slm.config import Weights
 from slm.errors import UserError
 from slm.registry.opening import load_model, model_folder
 
@@ -20,6 +21,9 @@ MinP = Annotated[float, typer.Option(help="Min-p; 0 disables.")]
 Penalty = Annotated[float, typer.Option(help="Repetition penalty; 1 disables.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+WeightsOption = Annotated[
+    Weights, typer.Option(help="int8 rounds the weights to eight bits: faster on a CPU.")
+]
 
 
 def sample(
@@ -42,6 +46,7 @@ def sample(
     ] = None,
     max_new_tokens: MaxNewTokens = 200,
     seed: Seed = 1,
+    weights: WeightsOption = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Generate text. A text longer than the context continues from its last half."""
@@ -57,7 +62,7 @@ def sample(
             "a temperature above 0"
         )
     model, tokenizer = load_model(run)
-    decoder = Decoder(model)
+    decoder = Decoder(model, weights)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -70,7 +75,8 @@ def sample(
     if as_json:
         fields = ("prompt", "completion", "tokens", "seconds", "seed")
         samples = generate(decoder, tokenizer, prompts, seed=seeds, **settings)
-        show({"samples": [{f: getattr(s, f) for f in fields} for s in samples]}, as_json)
+        listed = [{f: getattr(s, f) for f in fields} for s in samples]
+        show({"weights": weights, "samples": listed}, as_json)
         return
     for number, (text, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
         write = _writer("\n" * (number > 0) + text)
@@ -98,9 +104,11 @@ def chat(
     repetition_penalty: Penalty = 1.0,
     max_new_tokens: MaxNewTokens = 200,
     seed: Seed = 1,
+    weights: WeightsOption = "float32",
 ) -> None:
     """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends."""
     from slm.cli.chat import Chat
+    from slm.model.decode import Decoder
     from slm.model.sample import generate
 
     if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte is refused with its line
@@ -117,7 +125,7 @@ def chat(
         "seed": seed,
     }
     generate(model, tokenizer, [], **settings)  # refuses what means nothing
-    Chat(model, tokenizer, settings, sys.stdout).run(input)
+    Chat(Decoder(model, weights), tokenizer, settings, sys.stdout).run(input)
 
 
 def export(

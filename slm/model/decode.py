@@ -3,18 +3,25 @@
 The same function as `GPT.forward`, with a KV cache and its weights laid out for few rows: one
 product for queries, keys and values, and on a CPU in float32 copies in oneDNN's own layout, read at
 the memory's full rate (torch's default reaches a third of it). The precision is the same; the
-layout is the one that torch's compiler uses, without the minute of compiling.
+layout is the one that torch's compiler uses, without the minute of compiling. With int8 weights it
+is the function of the rounded weights (`slm.model.int8`).
 """
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm.config import Weights
+from slm.errors import UserError
 from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
+from slm.model.int8 import MAX_ROWS, MIN_SHARED, Int8Product, check_int8, round_to_int8
 
 MIN_SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
 
@@ -42,20 +49,30 @@ class KVCache:
 class Decoder:
     """A model prepared for generation. Later changes of the model do not reach it.
 
-    Takes as much memory as the weights once more, and about as long to make as ten tokens.
+    Takes as much memory as the weights once more, and about as long to make as ten tokens; with
+    int8 weights about as long as a hundred.
+
+    Raises UserError where int8 is given for a model on a GPU or not in float32.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, weights: Weights = "float32") -> None:
+        if weights not in get_args(Weights):
+            raise UserError(f"weights={reprlib.repr(weights)}: give float32 or int8")
+        int8 = weights == "int8"
+        if int8:
+            check_int8(model)
         self.model = model
         self.config = model.config
         weight = model.embed.weight.detach()
-        self.embed = weight
+        self.embed = round_to_int8(weight) if int8 else weight
         self.positions = model.positions.weight.detach() if model.positions is not None else None
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self.layers = [_Layer(block) for block in blocks]
+        self.layers = [_Layer(block, int8) for block in blocks]
         self.final_norm = _norm(model.final_norm)
-        self.logits = product(weight)  # (B, C) hidden states → (B, V)
-        screened = weight.nbytes > MIN_SCREENED_BYTES and _packs(weight) and multiplies_in_bf16()
+        self.serial = int8 and all(layer.largest < MIN_SHARED for layer in self.layers)
+        self.logits = product(weight, int8=int8)  # (B, C) hidden states → (B, V)
+        large = weight.nbytes > MIN_SCREENED_BYTES and not int8
+        screened = large and _packs(weight) and multiplies_in_bf16()
         self.screen = Screen(weight) if screened else None
 
     @torch.inference_mode()
@@ -112,17 +129,18 @@ class Decoder:
             visible = torch.arange(S, device=ids.device) <= cache.lengths[:, None]  # (B, S)
             mask = torch.zeros(B, S, dtype=x.dtype, device=x.device)
             mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
-            keys[slot] = k
-            values[slot] = v
-            y = F.scaled_dot_product_attention(
-                q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share it, D)
-                keys[:, :, :S],  # (B, n_kv_head, S, D)
-                values[:, :, :S],
-                attn_mask=mask,
-            )
-            x = layer.finish(x, y.reshape(x.shape))
+        with one_thread() if self.serial and B == 1 else nullcontext():
+            for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+                q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
+                keys[slot] = k
+                values[slot] = v
+                y = F.scaled_dot_product_attention(
+                    q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries sharing it, D)
+                    keys[:, :, :S],  # (B, n_kv_head, S, D)
+                    values[:, :, :S],
+                    attn_mask=mask,
+                )
+                x = layer.finish(x, y.reshape(x.shape))
         cache.lengths += 1
         return self.final_norm(x)
 
@@ -162,21 +180,25 @@ class Screen:
 class _Layer:
     """A block's functions of (…, C) hidden states."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, int8: bool) -> None:
         a, mlp = block.attention, block.mlp
         self.heads = (a.n_head, a.n_kv_head, a.n_kv_head)
         self.head_dim = a.head_dim
         self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
         self.q_norm = _norm(a.q_norm) if a.q_norm is not None else None
         self.k_norm = _norm(a.k_norm) if a.k_norm is not None else None
-        self.qkv = product(*_concatenated(a.q_proj, a.k_proj, a.v_proj))
-        self.out = product_plus(a.o_proj.weight, a.o_proj.bias)
+        qkv = _concatenated(a.q_proj, a.k_proj, a.v_proj)
+        self.qkv = product(*qkv, int8=int8)
+        self.out = product_plus(a.o_proj.weight, a.o_proj.bias, int8=int8)
         if isinstance(mlp, GeluMLP):
-            self.up = product(mlp.up_proj.weight, mlp.up_proj.bias, gelu=True)
+            up = mlp.up_proj.weight
+            self.up = product(up, mlp.up_proj.bias, gelu=True, int8=int8)
         else:
             assert isinstance(mlp, SwiGluMLP)
-            self.up = _gated(product(*_concatenated(mlp.gate_proj, mlp.up_proj)))
-        self.down = product_plus(mlp.down_proj.weight, mlp.down_proj.bias)
+            up, _ = _concatenated(mlp.gate_proj, mlp.up_proj)
+            self.up = _gated(product(up, int8=int8))
+        self.down = product_plus(mlp.down_proj.weight, mlp.down_proj.bias, int8=int8)
+        self.largest = max(qkv[0].numel(), up.numel())  # weights in a product
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (…, heads, D) each."""
@@ -201,6 +223,17 @@ def _concatenated(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat(biases) if biases else None
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's operations here on one thread: waking another takes as long as a small one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _gated(products: Product) -> Product:
     def up(x: Tensor) -> Tensor:
         gate, value = products(x).chunk(2, dim=-1)
@@ -222,9 +255,13 @@ def _norm(module: nn.Module) -> Product:
 # ---- products ---------------------------------------------------------------------------------
 
 
-def product(weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Product:
-    """x → x Wᵀ + b, with `gelu` followed by GELU (by tanh)."""
+def product(
+    weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, int8: bool = False
+) -> Product:
+    """x → x Wᵀ + b, with `gelu` followed by GELU (by tanh), with `int8` of the rounded weights."""
     weight = weight.detach()
+    if int8:
+        return _int8_product(weight, bias, gelu)
     if not _packs(weight):
         plain = partial(F.linear, weight=weight, bias=bias)
         return (lambda x: F.gelu(plain(x), approximate="tanh")) if gelu else plain
@@ -235,15 +272,30 @@ def product(weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -
     return lambda x: call(x, packed, bias, "none", [], "")
 
 
-def product_plus(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """x, y → y + x Wᵀ + b."""
+def product_plus(
+    weight: Tensor, bias: Tensor | None, *, int8: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """x, y → y + x Wᵀ + b, with `int8` of the rounded weights."""
     weight = weight.detach()
-    if not _packs(weight):
-        plain = partial(F.linear, weight=weight, bias=bias)
+    if int8 or not _packs(weight):
+        plain = product(weight, bias, int8=int8)
         return lambda x, y: y + plain(x)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     call = torch.ops.mkldnn._linear_pointwise.binary
     return lambda x, y: call(x, y, packed, bias, "add")
+
+
+def _int8_product(weight: Tensor, bias: Tensor | None, gelu: bool) -> Product:
+    """A product that reads eight bits for a few rows, and is made in float32 once more need it."""
+    few = Int8Product(weight, bias)
+    many = cache(lambda: product(few.weight(), bias, gelu=gelu))
+
+    def call(x: Tensor) -> Tensor:
+        if x.numel() > MAX_ROWS * few.width:
+            return many()(x)
+        return F.gelu(few(x), approximate="tanh") if gelu else few(x)
+
+    return call
 
 
 def _packs(weight: Tensor) -> bool:

@@ -8,6 +8,7 @@ from tiny_model import BYTES, tiny_model
 
 from slm.cli import chat as module
 from slm.cli.chat import Chat
+from slm.model.decode import Decoder
 from slm.model.sample import generate
 
 SETTINGS = {"temperature": 0.9, "top_k": 20, "top_p": None, "min_p": None,
@@ -28,7 +29,7 @@ def lines(*given: str | type[BaseException]) -> Callable[[str], str]:
 
 def conversation(*given: str | type[BaseException]) -> tuple[Chat, str]:
     stream = io.StringIO()
-    chat = Chat(tiny_model("qwen3"), BYTES, dict(SETTINGS), stream)
+    chat = Chat(Decoder(tiny_model("qwen3")), BYTES, dict(SETTINGS), stream)
     chat.run(lines(*given))
     return chat, stream.getvalue().removeprefix(module.HELP)
 

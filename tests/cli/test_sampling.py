@@ -73,3 +73,20 @@ def test_a_chat_refuses_its_settings_before_it_begins(run: str) -> None:
     for wrong, message in (("--seed=-1", "seed=-1"), ("--top-p=2", "top_p=2.0")):
         with pytest.raises(UserError, match=message):
             CliRunner().invoke(app, ["chat", run, wrong], catch_exceptions=False)
+
+
+def test_int8_weights_are_another_text_of_nearly_the_same_model(sample: Sample, run: str) -> None:
+    given = ("--prompt", "Tom", "--json", "--max-new-tokens", "40")
+    plain, rounded = json.loads(sample(*given)), json.loads(sample(*given, "--weights", "int8"))
+    assert (plain["weights"], rounded["weights"]) == ("float32", "int8")
+    settings = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 40, "seed": 1}
+    (expected,) = slm.sample(slm.load_model(run), "Tom", weights="int8", **settings)
+    assert [s["completion"] for s in rounded["samples"]] == [expected.completion]
+    shown = sample("--prompt", "Tom", "--weights", "int8", "--max-new-tokens", "40")
+    assert shown == f"Tom{expected.completion}\n"
+
+
+def test_weights_that_do_not_exist_are_refused(run: str) -> None:
+    result = CliRunner().invoke(app, ["sample", run, "--weights", "int4"])
+    assert result.exit_code == 2
+    assert all(f"'{name}'" in result.output for name in ("int4", "float32", "int8"))
