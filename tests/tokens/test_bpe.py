@@ -111,6 +111,12 @@ def test_every_character_encodes_as_in_tiktoken(base: Tokenizer) -> None:
             assert encode_documents(base, texts).tolist() == expected
 
 
+def test_letters_of_newer_unicode_versions_stay_what_they_were(base: Tokenizer) -> None:
+    """Unicode 17 makes U+32848 a letter: a library with its tables would give the same key other
+    shards."""
+    assert base.encode("\U00032848\u8830") == [172, 110, 94, 230, 164, 254, 108]
+
+
 def test_a_small_cache_of_words_changes_nothing(
     base: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
