@@ -11,6 +11,7 @@ MODULES = (
     "slm.evaluation.ngrams",
     "slm.evaluation.rolling_hash",
     "slm.evaluation.scoring",
+    "slm.model.int8",
     "slm.model.loss",
     "slm.model.sample",
     "slm.tokens.cleaning",

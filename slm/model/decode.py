@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slm.config import Weights
 from slm.errors import UserError
-from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP, rotate
+from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP
 from slm.model.int8 import MAX_ROWS, MIN_SHARED, Int8Product, check_int8, round_to_int8
 
 MIN_SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
@@ -66,10 +66,15 @@ class Decoder:
         weight = model.embed.weight.detach()
         self.embed = round_to_int8(weight) if int8 else weight
         self.positions = model.positions.weight.detach() if model.positions is not None else None
+        if self.positions is None:
+            first, second = model.sin.chunk(2, dim=-1)
+            self.cos, self.sin = model.cos, torch.cat((-first, second), dim=-1)  # (seq_len, D)
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self.layers = [_Layer(block, int8) for block in blocks]
         self.final_norm = _norm(model.final_norm)
-        self.serial = int8 and all(layer.largest < MIN_SHARED for layer in self.layers)
+        largest = max(layer.largest for layer in self.layers)  # weights in a product
+        read = largest * (1 if int8 else weight.itemsize)
+        self.small = weight.device.type == "cpu" and read < MIN_SHARED
         self.logits = product(weight, int8=int8)  # (B, C) hidden states → (B, V)
         large = weight.nbytes > MIN_SCREENED_BYTES and not int8
         screened = large and _packs(weight) and multiplies_in_bf16()
@@ -129,13 +134,13 @@ class Decoder:
             visible = torch.arange(S, device=ids.device) <= cache.lengths[:, None]  # (B, S)
             mask = torch.zeros(B, S, dtype=x.dtype, device=x.device)
             mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        with one_thread() if self.serial and B == 1 else nullcontext():
+        with one_thread() if self.small and B == 1 else nullcontext():
             for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
                 q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
                 keys[slot] = k
                 values[slot] = v
                 y = F.scaled_dot_product_attention(
-                    q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries sharing it, D)
+                    q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share, D)
                     keys[:, :, :S],  # (B, n_kv_head, S, D)
                     values[:, :, :S],
                     attn_mask=mask,
@@ -148,7 +153,7 @@ class Decoder:
         x = F.embedding(ids, self.embed)
         if self.positions is not None:
             return x + F.embedding(positions, self.positions), None
-        cos, sin = (table[positions].unsqueeze(-2) for table in (self.model.cos, self.model.sin))
+        cos, sin = (table[positions].unsqueeze(-2) for table in (self.cos, self.sin))
         return x, (cos.to(x.dtype), sin.to(x.dtype))
 
 
@@ -182,11 +187,13 @@ class _Layer:
 
     def __init__(self, block: Block, int8: bool) -> None:
         a, mlp = block.attention, block.mlp
-        self.heads = (a.n_head, a.n_kv_head, a.n_kv_head)
+        self.heads = (a.n_head, a.n_kv_head)
         self.head_dim = a.head_dim
         self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
-        self.q_norm = _norm(a.q_norm) if a.q_norm is not None else None
-        self.k_norm = _norm(a.k_norm) if a.k_norm is not None else None
+        self.qk_norm = None  # (heads of queries and keys, D)
+        if a.q_norm is not None and a.k_norm is not None:
+            norms = ((a.q_norm, a.n_head), (a.k_norm, a.n_kv_head))
+            self.qk_norm = torch.cat([norm.weight.detach().expand(n, -1) for norm, n in norms])
         qkv = _concatenated(a.q_proj, a.k_proj, a.v_proj)
         self.qkv = product(*qkv, int8=int8)
         self.out = product_plus(a.o_proj.weight, a.o_proj.bias, int8=int8)
@@ -198,16 +205,18 @@ class _Layer:
             up, _ = _concatenated(mlp.gate_proj, mlp.up_proj)
             self.up = _gated(product(up, int8=int8))
         self.down = product_plus(mlp.down_proj.weight, mlp.down_proj.bias, int8=int8)
-        self.largest = max(qkv[0].numel(), up.numel())  # weights in a product
+        self.largest = max(qkv[0].numel(), up.numel())
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (…, heads, D) each."""
         heads = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
-        q, k, v = torch.split_with_sizes(heads, self.heads, dim=-2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        qk, v = torch.split_with_sizes(heads, (sum(self.heads), self.heads[1]), dim=-2)
+        if self.qk_norm is not None:
+            qk = torch.rms_norm(qk, (self.head_dim,), None, NORM_EPS["qwen3"]) * self.qk_norm
+        if rotation is not None:  # as of `rotate`
+            cos, signed_sin = rotation
+            qk = qk * cos + qk.roll(self.head_dim // 2, dims=-1) * signed_sin
+        q, k = torch.split_with_sizes(qk, self.heads, dim=-2)
         return q, k, v
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
@@ -225,7 +234,7 @@ def _concatenated(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch's operations here on one thread: waking another takes as long as a small one."""
+    """Run torch's operations on one thread: waking another takes longer than a small one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

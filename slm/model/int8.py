@@ -18,7 +18,7 @@ from slm.model.gpt import GPT
 
 MAX_ROWS = 4  # that read eight bits: for more, float32 products are faster
 BLOCK = 256  # output channels that are summed at once, where there is more than one block
-MIN_SHARED = 1 << 20  # weights: below, waking a second thread takes longer than it saves
+MIN_SHARED = 1 << 20  # bytes read: for fewer, waking a second thread takes longer than it saves
 LANES = 16  # float32 numbers in a register
 
 
