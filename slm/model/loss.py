@@ -94,8 +94,8 @@ def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
     for part, ids in blocks:  # (rows, V), (rows, 1)
         x = part.float()  # itself where it is float32 already
         largest, of_target = x.amax(dim=-1, keepdim=True), x.gather(1, ids)
-        # In place on a CPU: of float32 it is then all in one array.
-        p = torch.softmax(x, dim=-1, out=x if x.device.type == "cpu" else None)
+        # Logits in float32 become their own gradient, on a CPU: one array instead of two.
+        p = torch.softmax(x, dim=-1, out=x if x is part and x.device.type == "cpu" else None)
         # The largest of V probabilities is at least 1 / V, so its logarithm is safe.
         log_sum = largest - p.amax(dim=-1, keepdim=True).log()  # (rows, 1)
         losses.append((log_sum - of_target).sum())
