@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tiny_run import CLEAN, code, copy_run
@@ -247,17 +247,9 @@ def test_a_plan_is_held_to_the_config_and_to_the_checkpoints(pair: Pair) -> None
     assert plan is not None
     tree = plan.model_dump(mode="json")
     for path, value in values(tree):
-        forged = type(plan).model_validate(
-            changed(
-                tree,
-                path,
-                "fp16"
-                if path[-1] == "precision"
-                else "cuda"
-                if path[-1] == "device"
-                else other(value),
-            )
-        )
+        choices = get_args(type(plan).model_fields[path[0]].annotation)  # of a Literal
+        forged_value = next((c for c in choices if c != value), None) or other(value)
+        forged = type(plan).model_validate(changed(tree, path, forged_value))
         names = pair.differing(plan=forged)
         assert any(name.startswith(("plan of step_", f"plan.{path[-1]}")) for name in names), path
 
