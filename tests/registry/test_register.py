@@ -328,8 +328,8 @@ def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
 
 SHIPPED = {
     "__init__.py", "config.py", "errors.py", "records.py", "storage.py",
-    "model/__init__.py", "model/decode.py", "model/fused.py", "model/gpt.py", "model/int8.py", "model/sample.py",
-    "model/saved.py",
+    "model/__init__.py", "model/decode.py", "model/fused.py", "model/gpt.py", "model/int8.py",
+    "model/sample.py", "model/saved.py",
     "tokens/__init__.py", "tokens/loader.py", "tokens/tokenizer/__init__.py",
     "tokens/tokenizer/bpe.py", "tokens/tokenizer/gpt2_files.py", "tokens/tokenizer/lookup.py",
     "tokens/tokenizer/pretokenize.py",
