@@ -170,12 +170,16 @@ def recipes(
 
 
 def bench(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="The name of a script in benchmarks/.")],
     as_json: AsJson = False,
 ) -> None:
-    """Measure our figures next to those of peers, on this machine."""
+    """Measure our figures next to those of peers and the machine's limits. Other options go to the
+    script: `slm bench train --isa`.
+    """
     scripts = {path.stem: path for path in (project_root() / "benchmarks").glob("[a-z]*.py")}
     if name not in scripts:
         raise unknown("benchmark", name, scripts)
-    command = [sys.executable, str(scripts[name]), *(["--json"] if as_json else [])]
+    options = [*context.args, *(["--json"] if as_json else [])]
+    command = [sys.executable, str(scripts[name]), *options]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -141,19 +141,17 @@ def prefect(arguments: typer.Context) -> None:
 for title, commands in (
     ("The whole pipeline", (run, retrain, up)),
     ("One stage", (download, encode, train, evaluate, report, register, sync)),
-    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, bench)),
+    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
 ):
     for command in commands:
         app.command(rich_help_panel=title)(command)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
 app.command(
     rich_help_panel="The whole pipeline",
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    },
+    context_settings={**PASSED_ON, "help_option_names": []},
 )(prefect)
 
 

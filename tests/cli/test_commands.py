@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,6 +85,22 @@ def test_the_splits_of_files_and_what_is_left_out_are_lines_also_when_reused(
         assert stage.split()[:2] == ["download", outcome]
         assert train.strip() == "train   9 documents of 1 file: in-wiki.train.jsonl"
         assert val.strip() == "val     3 documents of 1 file: in-wiki.dev.jsonl"
+
+
+def test_a_benchmark_gets_the_options_that_are_its_own(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", note)
+    assert invoke("bench", "train", "--isa", "--json", "--rounds", "2").code == 3
+    [[python, script, *options]] = commands
+    assert (python, Path(script).name) == (sys.executable, "train.py")
+    assert options == ["--isa", "--rounds", "2", "--json"]
 
 
 # ---- bad input: one message, exit 2, no traceback -----------------------------------------------
