@@ -20,6 +20,7 @@ import slm.source.download
 import slm.training.launch
 from slm.cli import inspection, main
 from slm.cli.options import show, show_line
+from slm.config import project_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
 from slm.records import Record
 from slm.storage import describe_files, write_record
@@ -90,6 +91,8 @@ def test_the_splits_of_files_and_what_is_left_out_are_lines_also_when_reused(
 def test_a_benchmark_gets_the_options_that_are_its_own(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (project_root() / "benchmarks").mkdir()
+    (project_root() / "benchmarks" / "train.py").touch()
     commands = []
 
     def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
