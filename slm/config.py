@@ -105,13 +105,13 @@ class DataConfig(Section):
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
     train_split: str | None = setting(
         "train",
-        "Name of the dataset's training split, taken exactly; the default also stands for what has "
+        "Name of the dataset's training split, taken exactly; the default also matches what has "
         "a name like it, or no split's name. null: everything that is not val_split.",
         min_length=1,
     )
     val_split: str | None = setting(
         "validation",
-        "Name of its validation split, taken exactly; the default also stands for names like it "
+        "Name of its validation split, taken exactly; the default also matches names like it "
         "(valid, val, dev), where the dataset has any. null: none.",
         min_length=1,
     )

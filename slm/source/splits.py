@@ -73,7 +73,7 @@ def check_settings(data: DataConfig) -> None:
 
 
 def explicit(data: DataConfig, setting: str) -> str | None:
-    """The split that a setting names, unless it is the default, which stands for all its words."""
+    """The split that a setting names, unless it is the default, which matches all its words."""
     value: str | None = getattr(data, setting)
     return None if value == DataConfig.model_fields[setting].default else value
 
@@ -238,7 +238,7 @@ def _plain(name: str) -> set[str]:
 
 
 def _as_words(name: str) -> re.Pattern[str]:
-    """Match a name between separators: no letter goes on with a letter, no digit with a digit."""
+    """Match a name between separators: no letter next to a letter, no digit next to a digit."""
     letter, digit = r"[^\W\d_]", r"\d"
     before = letter if name[0].isalpha() else digit if name[0].isdigit() else r"[^\s\S]"
     after = letter if name[-1].isalpha() else digit if name[-1].isdigit() else r"[^\s\S]"

@@ -161,7 +161,7 @@ def check_experiment(config: PipelineConfig, root: Path) -> None:
     """Raises UserError where the experiment of the config's model was deleted.
 
     To be called before work is spent. A server that cannot be reached is no reason to stop: the
-    training goes on without it.
+    training continues without it.
     """
     uri = tracking_uri(config, root)
     file = store.file_of(uri)

@@ -255,7 +255,7 @@ def test_who_holds_the_limit_is_named(client: SyncPrefectClient) -> None:
 def test_no_training_on_a_cpu_waits(client: SyncPrefectClient, tiny_config: Any) -> None:
     hold(client)
     with tasks.gpu(tiny_config(**{"train.device": "cpu"})):
-        pass
+        assert active_slots(client) == 1  # the other's
 
 
 def test_slots_that_nobody_leases_are_freed_when_the_stack_starts(
