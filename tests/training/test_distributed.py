@@ -124,7 +124,7 @@ def test_rank_0_fixes_the_plan_of_both(
 def test_rank_0_decides_the_cooldown_of_both(
     pair: Callable[[Work], list[int]], config: PipelineConfig, shards: Shards, tmp_path: Path
 ) -> None:
-    """By its own clock, also after a stop: that of the other one stands still."""
+    """By its own clock, also after a stop: that of the other one does not move."""
     timed = changed(config, max_steps=None, max_seconds=6.0, schedule="wsd", cooldown=0.4)
     run = launch.prepare(timed, shards, root=tmp_path)
 
