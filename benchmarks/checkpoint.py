@@ -93,7 +93,7 @@ def warm_session() -> Session:
 def step(session: Session) -> float:
     """Train one step; return its seconds."""
     begin = time.perf_counter()
-    train_step(session, session.model, *session.loader.batch(session.step))
+    train_step(session, *session.loader.batch(session.step))
     session.step += 1
     return time.perf_counter() - begin
 

@@ -251,7 +251,7 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
     x, y = next(batches)
     return (
         steps_in(lambda: next(batches)),
-        steps_in(lambda: train_step(session, session.model, x, y)),
+        steps_in(lambda: train_step(session, x, y)),
     )
 
 

@@ -14,20 +14,20 @@ works, and no figure.
 
 import argparse
 import json
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import limits
+import psutil
 import torch
 from limits import row
 from torch import Tensor
@@ -37,6 +37,7 @@ from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.records import Plan
+from slm.run_folder import JOURNAL, RunFolder
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
 from slm.training.plan import peak_flops
@@ -49,7 +50,7 @@ SHAPES = {  # name → (shape, rows of a pass)
     "350 M": (ModelConfig(n_layer=24, n_head=16, n_embd=1024, seq_len=1024), 16),
 }
 TINY = (ModelConfig(n_layer=2, n_head=2, n_embd=32, seq_len=32), 4)
-KILLS = 10
+KILLS, AT_ONCE = 10, 5
 STEPS, WARM_UP = 10, 4
 TIMEOUT = 150  # seconds of one measurement
 BUDGET = 520  # of all: what has not begun by then is left out, and named
@@ -157,9 +158,8 @@ def our_step(
     set_up_kernels(config.train, torch.device(device), torch.get_num_threads())
     session = synthetic_session(config, plan, GPT2_VOCAB_SIZE)
     session.model.train()
-    forward = torch.compile(session.model) if plan.compile else session.model
     flops = session.model.flops_per_token()
-    return lambda x, y: train_step(session, forward, x, y), flops
+    return lambda x, y: train_step(session, x, y), flops
 
 
 def hugging_face_step(
@@ -224,29 +224,44 @@ def kills_part(device: str) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         root = Path(folder)
         whole = train_child(root / "whole", device, kill_after=None)
-        same = 0
         order = random.Random(0)
         kills = KILLS if device == "cuda" else 1
-        for i in range(kills):
-            wait = order.uniform(0.2, 0.9) * whole["seconds"]
-            killed = train_child(root / str(i), device, kill_after=wait)
-            same += killed["weights_sha256"] == whole["weights_sha256"]
-        return [row("killed and resumed", f"same bits, of {kills}", same, "runs")]
+        waits = [order.uniform(0.3, 0.95) * whole["seconds"] for _ in range(kills)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            ended = list(
+                pool.map(lambda i: train_child(root / str(i), device, waits[i]), range(kills))
+            )
+        same = sum(each["weights_sha256"] == whole["weights_sha256"] for each in ended)
+        killed = sum(each["killed_at"] > 0 for each in ended)
+        return [
+            row("killed and resumed", f"same bits, of {kills}", same, "runs"),
+            row("killed and resumed", f"killed within a step, of {kills}", killed, "runs"),
+        ]
 
 
 def train_child(root: Path, device: str, kill_after: float | None) -> dict[str, Any]:
     """Train in a process of its own, killed once after some seconds and started again."""
     command = [sys.executable, __file__, "--train", str(root), "--device", device]
     begin = time.monotonic()
+    killed_at = 0
     if kill_after is not None:
-        with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as child:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
             try:
                 child.wait(kill_after)
             except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
+                for process in psutil.Process(child.pid).children(recursive=True):
+                    process.kill()  # the training itself, which its parent's death would only stop
+                child.kill()
+        killed_at = last_step(root)
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**result, "seconds": time.monotonic() - begin}
+    return {**result, "seconds": time.monotonic() - begin, "killed_at": killed_at}
+
+
+def last_step(root: Path) -> int:
+    """The last step in the journal of the one run of a data folder; 0 before it has begun."""
+    journals = [RunFolder(path.parent).journal for path in root.glob(f"runs/*/{JOURNAL}")]
+    return max((e["step"] for journal in journals for e in journal if "step" in e), default=0)
 
 
 def train_whole(root: Path, device: str) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def ours(
     session = new_session(config, vocab_size)
 
     def step() -> None:
-        train_step(session, session.model, *batch())
+        train_step(session, *batch())
 
     return step, session.model
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import safetensors.torch
-import torch
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
@@ -127,12 +126,11 @@ def _retrain(
     progress: Progress,
 ) -> None:
     """Train the steps; end at the first checkpoint that differs, whose tensor is then named."""
-    forward = torch.compile(session.model) if session.plan.compile else session.model
     session.model.train()
     since = f"from step {result.origin}" if result.origin else "from the seed"
     for x, y in session.loader.batches(session.step):
         set_learning_rate(session.optimizers, session.learning_rate_factor)
-        loss, _ = train_step(session, forward, x, y)
+        loss, _ = train_step(session, x, y)
         session.step += 1
         result.steps += 1
         recorded = losses[session.step]

@@ -11,10 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import psutil
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -144,16 +142,15 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     plan = make_plan(config, splits.get("train", unknown), processes)
     rows = plan.rows // processes
     session = synthetic_session(*probed(config, plan, rows), config.data.vocab_size)
-    forward = torch.compile(session.model) if plan.compile else session.model
     session.model.train()
     x, y = session.loader.batch(0)
-    first, step_seconds = time_steps(session, forward, x, y, rows)
+    first, step_seconds = time_steps(session, x, y, rows)
     compile_seconds = max(0.0, first - step_seconds) if plan.compile else 0.0
     score_seconds = seconds_to_score(session)
     if plan.device == "cuda":
         peak = memory_bytes("cuda")
     else:
-        peak = memory_with_a_save(session, forward, x, y)
+        peak = memory_with_a_save(session, x, y)
         unprobed = (plan.micro_batch_size - session.plan.micro_batch_size) * config.model.seq_len
         peak += unprobed * activation_bytes(config, plan.device, plan.precision)
     seconds = max(0.0, (config.train.max_seconds or 0) - compile_seconds)
@@ -192,9 +189,7 @@ def probed(config: PipelineConfig, plan: Plan, rows: int) -> tuple[PipelineConfi
     return config.model_copy(update={"train": train}), small
 
 
-def time_steps(
-    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rows: int
-) -> tuple[float, float]:
+def time_steps(session: Session, x: Tensor, y: Tensor, rows: int) -> tuple[float, float]:
     """Seconds of the first step, and of a usual one of `rows` rows.
 
     Steps of one and of two passes are timed in turn, and a step takes a fixed time for the
@@ -204,7 +199,7 @@ def time_steps(
 
     def step(count: int) -> float:
         begin = time.perf_counter()
-        train_step(session, forward, x[:count], y[:count])
+        train_step(session, x[:count], y[:count])
         return time.perf_counter() - begin
 
     begin = time.monotonic()
@@ -224,9 +219,7 @@ def time_steps(
     return first, seconds + (rows - one) * of_a_row
 
 
-def memory_with_a_save(
-    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
-) -> int:
+def memory_with_a_save(session: Session, x: Tensor, y: Tensor) -> int:
     """The process's peak where a checkpoint is written while it trains and scores.
 
     The writer holds a copy of all tensors meanwhile. The memory that is freed around it is reused
@@ -234,7 +227,7 @@ def memory_with_a_save(
     """
     moments = optimizer_tensors(session.model, session.optimizers)
     copy = [t.detach().clone() for t in (*session.model.parameters(), *moments.values())]
-    train_step(session, forward, x, y)
+    train_step(session, x, y)
     seconds_to_score(session)
     del copy
     return memory_bytes("cpu")

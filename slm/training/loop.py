@@ -115,7 +115,6 @@ def train_locked(
             parameters=model.parameter_count(),
         )
         held_out = held_out_slice(session)
-        forward = torch.compile(model) if plan.compile else model
         model.train()
         batches = session.loader.batches(session.step)
         countdown = start_countdown(session, clock)
@@ -130,7 +129,7 @@ def train_locked(
             begin = time.perf_counter()
             factor = session.learning_rate_factor
             set_learning_rate(session.optimizers, factor)
-            loss, grad_norm = train_step(session, forward, *next(batches))
+            loss, grad_norm = train_step(session, *next(batches))
             session.step += 1
             seconds = time.perf_counter() - begin
             fault_point("train.step")
@@ -190,13 +189,10 @@ def steps_between_questions(plan: Plan, step_seconds: float) -> int:
 # ---- one step ---------------------------------------------------------------------------------
 
 
-def train_step(
-    session: Session, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
-) -> tuple[float, float]:
+def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     """One optimizer step over this process's rows of the batch, in micro-steps.
 
     Args:
-        forward: the model, or its compiled form.
         x, y: inputs and targets, (rows, T) each.
 
     Returns:
@@ -211,10 +207,13 @@ def train_step(
         torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
     ):
         with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-            hidden = forward_padded(forward, micro_x, plan.micro_batch_size)  # (B, T, C)
+            hidden = forward_padded(session.forward, micro_x, plan.micro_batch_size)  # (B, T, C)
         hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
         share = len(x) / len(micro_x)  # the loss is divided once, by the rows of the step
-        loss = cross_entropy(hidden, model.embed.weight, micro_y.flatten()) / share
+        mean = cross_entropy(
+            hidden, model.embed.weight, micro_y.flatten(), gradient=session.loss_gradient
+        )
+        loss = mean / share
         session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         fault_point("train.micro_step")
@@ -388,7 +387,6 @@ def probe(session: Session, clock: Callable[[], float]) -> Plan:
     All processes count the seconds of the slowest, and so make the same number of steps.
     """
     config = session.job.config.train
-    forward = torch.compile(session.model) if session.plan.compile else session.model
     x, y = session.loader.batch(0)
     held_out = held_out_slice(session)
     set_learning_rate(session.optimizers, 0.0)
@@ -402,7 +400,7 @@ def probe(session: Session, clock: Callable[[], float]) -> Plan:
     assert config.max_seconds is not None, "the other limits are known without a probe"
     max_steps, measured = steps_within(
         config.max_seconds,
-        step=lambda: timed(lambda: train_step(session, forward, x, y)),
+        step=lambda: timed(lambda: train_step(session, x, y)),
         score=lambda: timed(lambda: evaluate_slice(session, held_out)),
         every=config.evaluate_every,
     )

@@ -2,15 +2,16 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from slm import keys
@@ -19,6 +20,7 @@ from slm.errors import CorruptionError, TrainingError, UserError
 from slm.evaluation.scoring import Score
 from slm.machine import pick_device
 from slm.model.gpt import GPT
+from slm.model.loss import Gradient, compiled_gradient, differentiate
 from slm.model.saved import CONFIG, first_not_finite, load_weights
 from slm.records import Checkpoint, Decision, Parent, Plan, Shards
 from slm.run_folder import CHECKPOINTS, DECISION, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
@@ -82,6 +84,15 @@ class Session:
     best_bpb: float = math.inf
     skipped: int = 0  # steps in a row that were not made, since fp16 gradients overflowed
     decision: Decision | None = None  # of the clock, where that decides the cooldown
+    forward: Callable[[Tensor], Tensor] = field(init=False)  # of the model, or its compiled form
+    loss_gradient: Gradient = differentiate
+
+    def __post_init__(self) -> None:
+        self.forward = self.model
+        if self.plan.compile:  # nothing is compiled before the first call
+            self.forward = torch.compile(self.model)
+            if self.plan.device == "cuda":
+                self.loss_gradient = compiled_gradient()
 
     @property
     def max_steps(self) -> int | None:

@@ -12,7 +12,13 @@ from slm.config import ModelConfig
 from slm.model import gpt as model_module
 from slm.model import loss as loss_module
 from slm.model.gpt import GPT, attend, drop
-from slm.model.loss import Chunking, chunking, cross_entropy, differentiate
+from slm.model.loss import (
+    Chunking,
+    chunking,
+    cross_entropy,
+    differentiate,
+    differentiate_by_expression,
+)
 
 V = 97
 GPT2 = ModelConfig(n_layer=2, n_head=4, n_embd=32, seq_len=24)
@@ -140,7 +146,7 @@ def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
 
 
 CPU_CHUNK = chunking("cpu", V, 4).tokens
-ON_AN_ACCELERATOR = Chunking(tokens=500, block=7 * V, transposed=False)
+ON_AN_ACCELERATOR = Chunking(tokens=500, block=7 * V, transposed=False, padding=3)
 
 
 @pytest.mark.parametrize("chunks", [None, ON_AN_ACCELERATOR], ids=["cpu", "accelerator"])
@@ -163,9 +169,10 @@ def test_chunked_loss_is_the_plain_one(tokens: int, chunks: Chunking | None) -> 
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_chunks_are_sized_for_the_device(vocab_size: int, itemsize: int) -> None:
     """A CPU's are for its caches; an accelerator's are as large as its memory is to give."""
-    assert chunking("cpu", vocab_size, itemsize) == (1024, 1 << 21, True)
-    tokens, block, transposed = chunking("cuda", vocab_size, itemsize)
+    assert chunking("cpu", vocab_size, itemsize) == (1024, 1 << 21, True, 0)
+    tokens, block, transposed, padding = chunking("cuda", vocab_size, itemsize)
     assert not transposed
+    assert (vocab_size + padding) % 64 == 0
     assert 2**28 < tokens * vocab_size * itemsize <= 2**29
     assert 2 * block * 4 <= 2**29  # float32 logits and their softmax
     assert chunking("cuda", 2**40, itemsize).tokens == 1
@@ -194,7 +201,7 @@ def test_nothing_is_added_to_the_weights_gradient_against_its_order(dtype: torch
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            if func.__name__ in ("__iadd__", "add_") and args[0].shape == (V, 16):
+            if func.__name__ in ("__iadd__", "add_") and args[0].shape == (V + 3, 16):
                 strides.extend(tensor.stride() for tensor in args[:2])
             return func(*args, **(kwargs or {}))
 
@@ -217,6 +224,16 @@ def test_the_loss_is_divided_for_the_device_that_it_is_on(monkeypatch: pytest.Mo
     targets = torch.zeros(3, dtype=torch.int64, device="meta")
     cross_entropy(hidden, weight.to("meta"), targets)
     assert asked == [("meta", V, 2)]
+
+
+def test_the_form_for_compiling_is_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, V + 3), torch.randint(0, V, (50,))
+    plain, other = logits.clone(), logits.clone()
+    expected = differentiate(plain[:, :V], targets, 7 * V)
+    loss = differentiate_by_expression(other[:, :V], targets, 7 * V)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(other, plain)  # the padding is as it was
 
 
 def test_loss_does_not_depend_on_its_blocks() -> None:

@@ -83,9 +83,9 @@ def test_of_several_processes_the_share_of_one_is_probed(
     rows: list[int] = []
     train_step = module.train_step
 
-    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> object:
+    def step(session: Session, x: torch.Tensor, y: torch.Tensor) -> object:
         rows.append(len(x))
-        return train_step(session, forward, x, y)
+        return train_step(session, x, y)
 
     monkeypatch.setattr(module, "train_step", step)
     cost = probe(tiny_config(**{"train.tokens_per_step": 128}), {}, processes=2)
@@ -147,7 +147,7 @@ def test_a_large_step_is_timed_by_few_passes(
     monkeypatch.setattr(plan_module, "CPU_MICRO_TOKENS", 4 * 32)
     clock = [0.0]
 
-    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+    def step(session: Session, x: torch.Tensor, y: torch.Tensor) -> None:
         assert len(x) <= 8
         clock[0] += 2 + len(x)
 
@@ -164,7 +164,7 @@ def test_a_large_model_is_timed_by_short_passes_and_its_memory_counted_in_whole_
     config = tiny_config(**{"train.tokens_per_step": 32 * 64, "train.device": "cpu"})
     rows: list[int] = []
 
-    def step(session: Session, forward: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+    def step(session: Session, x: torch.Tensor, y: torch.Tensor) -> None:
         rows.append(len(x))
 
     monkeypatch.setattr(module, "train_step", step)

@@ -321,9 +321,9 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
     run = launch.prepare(changed(config, seed=7), shards, root=root)
     real, calls = loop.cross_entropy, iter(range(10**6))
 
-    def broken(*arguments: torch.Tensor) -> torch.Tensor:
+    def broken(*arguments: Any, **options: Any) -> torch.Tensor:
         poison = float("nan") if next(calls) == 13 else 1.0  # in the 7th step: 2 micro-steps each
-        return real(*arguments) * poison
+        return real(*arguments, **options) * poison
 
     monkeypatch.setattr(loop, "cross_entropy", broken)
     with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*those of step 6"):

@@ -180,11 +180,11 @@ def test_one_gradient_that_overflows_keeps_every_optimizer_from_stepping(
     session, overflow = overflowing
     before = weights(session)
     x, y = session.loader.batch(0)
-    train_step(session, session.model, x, y)
+    train_step(session, x, y)
     assert all(torch.equal(p, before[name]) for name, p in weights(session).items())
     assert session.scaler.get_scale() == 2.0**9
     overflow.remove()
-    train_step(session, session.model, x, y)
+    train_step(session, x, y)
     assert not any(torch.equal(p, before[name]) for name, p in weights(session).items())
 
 
@@ -194,10 +194,10 @@ def test_only_skipped_steps_in_a_row_count(
     session, overflow = overflowing
     x, y = session.loader.batch(0)
     for _ in range(3):
-        train_step(session, session.model, x, y)
+        train_step(session, x, y)
     assert session.skipped == 3
     overflow.remove()
-    train_step(session, session.model, x, y)
+    train_step(session, x, y)
     assert session.skipped == 0
 
 
