@@ -7,12 +7,13 @@ layout is the one that torch's compiler uses, without the minute of compiling. W
 is the function of the rounded weights (`slm.model.int8`).
 """
 
+import math
 import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from slm.model.gpt import GPT, NORM_EPS, Block, GeluMLP, SwiGluMLP
 from slm.model.int8 import MAX_ROWS, MIN_SHARED, Int8Product, check_int8, round_to_int8
 
 MIN_SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
+STRETCH = 128  # positions: a GPU's step reads a multiple of them
 
 Product = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor] | None
@@ -36,6 +38,7 @@ class KVCache:
     keys: Tensor  # (n_layer, B, n_kv_head, seq_len, D)
     values: Tensor  # the same
     lengths: Tensor  # (B,), positions filled in each row
+    graphs: dict[int, "StepGraph"] = field(default_factory=dict)  # by the positions that are read
 
     @classmethod
     def empty(cls, model: GPT, rows: int) -> "KVCache":
@@ -44,6 +47,15 @@ class KVCache:
         weight = model.embed.weight
         keys, values = torch.zeros((2, *shape), dtype=weight.dtype, device=weight.device)
         return cls(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
+
+
+class StepGraph(NamedTuple):
+    """`Decoder.padded_step` on a cache as a CUDA graph, and the tensors that it reads and makes."""
+
+    graph: torch.cuda.CUDAGraph
+    ids: Tensor
+    lengths: Tensor
+    hidden: Tensor
 
 
 class Decoder:
@@ -117,37 +129,87 @@ class Decoder:
         Returns:
             (B, C) hidden states after the final norm.
         """
+        lengths = cache.lengths.tolist()
+        S = max(lengths) + 1
+        if ids.device.type == "cuda":
+            hidden = self._replay(ids, cache, S)
+        elif min(lengths) + 1 < S:
+            hidden = self.padded_step(ids, cache.lengths, cache, S)
+        else:  # rows of one length need neither mask nor index tensors
+            x, rotation = self._embed(ids, cache.lengths)  # (B, C)
+            slot = (slice(None), slice(None), lengths[0])
+            with one_thread() if self.small and len(ids) == 1 else nullcontext():
+                hidden = self._through_layers(x, rotation, cache, slot, None, S)
+        cache.lengths += 1
+        return hidden
+
+    @torch.inference_mode()
+    def padded_step(self, ids: Tensor, lengths: Tensor, cache: KVCache, S: int) -> Tensor:
+        """A step of rows that differ in length, of which S positions are read; (B, C).
+
+        `lengths`: (B,), positions filled so far, each below S.
+        """
         # Two rows with 3 and 1 positions filled: their new keys go to the positions 3 and 1, S is
         # 4, and the mask keeps the second row from positions 2 and 3 of the first one's length:
         #     positions   0 1 2 3
         #     row 0       . . . .     3 filled, and the new one
         #     row 1       . . ∞ ∞     1 filled, and the new one; ∞ stands for -inf
-        # Rows of one length need neither mask nor index tensors: `slot` is then a plain index.
-        B = len(ids)
-        lengths = cache.lengths.tolist()
-        S = max(lengths) + 1
-        x, rotation = self._embed(ids, cache.lengths)  # (B, C)
-        slot: tuple[object, ...] = (slice(None), slice(None), lengths[0])
-        mask = None
-        if min(lengths) + 1 < S:
-            slot = (torch.arange(B, device=ids.device), slice(None), cache.lengths)
-            visible = torch.arange(S, device=ids.device) <= cache.lengths[:, None]  # (B, S)
-            mask = torch.zeros(B, S, dtype=x.dtype, device=x.device)
-            mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        with one_thread() if self.small and B == 1 else nullcontext():
-            for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-                q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
-                keys[slot] = k
-                values[slot] = v
-                y = F.scaled_dot_product_attention(
-                    q.view(B, k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share, D)
-                    keys[:, :, :S],  # (B, n_kv_head, S, D)
-                    values[:, :, :S],
-                    attn_mask=mask,
-                )
-                x = layer.finish(x, y.reshape(x.shape))
-        cache.lengths += 1
+        x, rotation = self._embed(ids, lengths)  # (B, C)
+        slot = (torch.arange(len(ids), device=ids.device), slice(None), lengths)
+        visible = torch.arange(S, device=ids.device) <= lengths[:, None]  # (B, S)
+        mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device)
+        mask = mask.masked_fill_(~visible, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        return self._through_layers(x, rotation, cache, slot, mask, S)
+
+    def _through_layers(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        cache: KVCache,
+        slot: tuple[object, ...],
+        mask: Tensor | None,
+        S: int,
+    ) -> Tensor:
+        """All layers on (B, C), whose keys and values go to `slot` of the cache; (B, C)."""
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
+            keys[slot] = k
+            values[slot] = v
+            y = F.scaled_dot_product_attention(
+                q.view(len(x), k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share, D)
+                keys[:, :, :S],  # (B, n_kv_head, S, D)
+                values[:, :, :S],
+                attn_mask=mask,
+            )
+            x = layer.finish(x, y.reshape(x.shape))
         return self.final_norm(x)
+
+    def _replay(self, ids: Tensor, cache: KVCache, filled: int) -> Tensor:
+        """`padded_step` on a GPU, in one launch instead of hundreds, each of which takes as long.
+
+        A graph is of fixed shapes, so there is one for every multiple of `STRETCH` positions.
+        """
+        S = min(STRETCH * math.ceil(filled / STRETCH), cache.keys.shape[3])
+        if S not in cache.graphs:
+            cache.graphs[S] = self._capture(cache, S)
+        step = cache.graphs[S]
+        step.ids.copy_(ids)
+        step.lengths.copy_(cache.lengths)
+        step.graph.replay()
+        return step.hidden.clone()
+
+    def _capture(self, cache: KVCache, S: int) -> StepGraph:
+        """The graph of a step; what it writes meanwhile, its first replay writes over."""
+        ids, lengths = torch.zeros_like(cache.lengths), cache.lengths.clone()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate at their first call
+            self.padded_step(ids, lengths, cache, S)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            hidden = self.padded_step(ids, lengths, cache, S)
+        return StepGraph(graph, ids, lengths, hidden)
 
     def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         x = F.embedding(ids, self.embed)

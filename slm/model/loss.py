@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 1 << 29  # of a chunk's logits, on an accelerator
+CHUNK_BYTES = 1 << 30  # of a chunk's logits, on an accelerator
 ALIGNED = 64  # logits: an accelerator's products are fast where a row's length is a multiple
 
 
@@ -35,8 +35,8 @@ def chunking(device_type: str, vocab_size: int, itemsize: int) -> Chunking:
 
     >>> chunking("cpu", 50_257, 2)
     Chunking(tokens=1024, block=2097152, transposed=True, padding=0)
-    >>> chunking("cuda", 50_257, 2)  # 5,336 tokens × 50,304 logits × 2 bytes are 512 MiB
-    Chunking(tokens=5336, block=33554432, transposed=False, padding=47)
+    >>> chunking("cuda", 50_257, 2)  # 10,672 tokens × 50,304 logits × 2 bytes are 1 GiB
+    Chunking(tokens=10672, block=33554432, transposed=False, padding=47)
     """
     if device_type == "cpu":
         return Chunking(tokens=1024, block=1 << 21, transposed=True, padding=0)
@@ -67,7 +67,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunks.tokens)
             h = hidden[chunk]  # (n, C)
             logits = h @ matrix.T  # (n, V)
-            loss += gradient(logits[:, :vocab_size], targets[chunk], chunks.block)
+            loss += gradient(logits, targets[chunk], vocab_size, chunks.block)
             d_hidden[chunk] = logits @ matrix
             if chunks.transposed:
                 d_weight += h.T @ logits
@@ -88,23 +88,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (d_hidden.float() * scale).to(d_hidden.dtype), d_weight * scale, None, None, None
 
 
-Gradient = Callable[[Tensor, Tensor, int], Tensor]  # `differentiate`, or a form for compiling
+Gradient = Callable[[Tensor, Tensor, int, int], Tensor]  # `differentiate`, or a form for compiling
 
 
-def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
+def differentiate(logits: Tensor, targets: Tensor, vocab_size: int, block: int) -> Tensor:
     """Turn logits (N, V) into the gradient by them, in place; return the summed cross-entropy.
 
-    The gradient is the softmax minus the one-hot target. `block`: logits that are taken to float32
-    at a time.
+    The gradient is the softmax minus the one-hot target. Logits after the first `vocab_size` are of
+    no token and stay as they are. `block`: logits that are taken to float32 at a time.
 
     >>> logits = torch.tensor([[0.0, 0.0], [0.0, 3.0]]).log1p()  # chances ½ ½ and ⅕ ⅘
-    >>> differentiate(logits, torch.tensor([0, 1]), block=2)  # −ln ½ − ln ⅘
+    >>> differentiate(logits, torch.tensor([0, 1]), vocab_size=2, block=2)  # −ln ½ − ln ⅘
     tensor(0.9163)
     >>> logits
     tensor([[-0.5000,  0.5000],
             [ 0.2000, -0.2000]])
     """
-    rows = max(1, block // logits.shape[1])
+    logits = logits[:, :vocab_size]
+    rows = max(1, block // vocab_size)
     losses = []
     blocks = zip(torch.split(logits, rows), torch.split(targets[:, None], rows), strict=True)
     for part, ids in blocks:  # (rows, V), (rows, 1)
@@ -121,16 +122,20 @@ def differentiate(logits: Tensor, targets: Tensor, block: int) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def differentiate_by_expression(logits: Tensor, targets: Tensor, block: int) -> Tensor:
-    """`differentiate` in a form from which a compiler makes one pass or two.
+def differentiate_by_expression(
+    logits: Tensor, targets: Tensor, vocab_size: int, block: int
+) -> Tensor:
+    """`differentiate` in a form from which a compiler makes two passes.
 
-    It has no blocks, since no array in float32 comes to exist, and no scattered write.
+    It has no blocks, since no array in float32 comes to exist, and no scattered write. The padding
+    is computed with the rest, as a logit of -inf, so that rows are read and written whole: rows of
+    an odd length take three times as long.
     """
-    x = logits.float()
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    x = logits.float().masked_fill(ids >= vocab_size, -torch.inf)
     log_sum = x.logsumexp(dim=-1, keepdim=True)
     loss = (log_sum - x.gather(1, targets[:, None])).sum()
-    is_target = torch.arange(x.shape[1], device=x.device) == targets[:, None]
-    logits.copy_((x - log_sum).exp() - is_target.float())
+    logits.copy_((x - log_sum).exp() - (ids == targets[:, None]).float())
     return loss
 
 

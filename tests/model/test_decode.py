@@ -71,6 +71,20 @@ def test_rows_of_one_length_need_no_mask(architecture: str) -> None:
         torch.testing.assert_close(torch.stack(steps, 1), model(ids), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_a_padded_step_reads_more_positions_and_gives_the_same(architecture: str) -> None:
+    """What a GPU replays: the positions after a row's own are masked, whatever is in them."""
+    model = make(architecture).eval()
+    decoder, cache = Decoder(model), KVCache.empty(model, 2)
+    ids = torch.randint(0, V, (2, 6))
+    with torch.inference_mode():
+        decoder.prefill(ids[:, :5], cache)
+        cache.keys[:, :, :, 5:], cache.values[:, :, :, 5:] = 7.0, 7.0
+        lengths = torch.tensor([5, 5])
+        step = decoder.padded_step(ids[:, 5], lengths, cache, SEQ_LEN)
+        torch.testing.assert_close(step, model(ids)[:, -1], rtol=1e-4, atol=1e-4)
+
+
 def test_products() -> None:
     x, y, w, b = torch.randn(5, 8), torch.randn(5, 6), torch.randn(6, 8), torch.randn(6)
     for dtype, close in ((torch.float32, 1e-5), (torch.float64, 1e-12)):

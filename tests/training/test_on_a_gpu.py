@@ -8,7 +8,7 @@ import torch
 
 from slm.config import ModelConfig, PipelineConfig
 from slm.errors import Interrupted
-from slm.model.decode import Decoder
+from slm.model.decode import Decoder, KVCache
 from slm.model.gpt import GPT
 from slm.model.loss import compiled_gradient, cross_entropy, differentiate
 from slm.records import Run, Shards
@@ -131,14 +131,21 @@ def test_the_loss_and_its_gradients(dtype: torch.dtype, compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
-def test_cached_decoding_gives_the_logits_of_a_whole_pass(architecture: str) -> None:
+def test_steps_as_graphs_give_the_states_of_a_whole_pass(architecture: str) -> None:
+    """Over more positions than one graph reads, for rows of different lengths."""
     torch.manual_seed(0)
-    shape = ModelConfig(architecture=architecture, n_layer=2, n_head=2, n_embd=64, seq_len=32)
+    shape = ModelConfig(architecture=architecture, n_layer=2, n_head=2, n_embd=64, seq_len=200)
     model = GPT(shape, 97).eval().cuda()
-    ids = torch.randint(0, 97, (1, 20), device="cuda")
+    ids = torch.randint(0, 97, (2, 200), device="cuda")
+    decoder, cache = Decoder(model), KVCache.empty(model, 2)
     with torch.inference_mode():
-        whole = model.logits(model(ids))[0, -1]
-        decoder = Decoder(model)
-        decoder.start([ids[0, :-1].tolist()])
-        step = decoder.step([int(ids[0, -1])])
-    torch.testing.assert_close(step[0].float(), whole, atol=2e-3, rtol=2e-3)
+        whole = model(ids)  # (B, T, C)
+        decoder.prefill(ids[:, :120], cache)
+        starts = torch.tensor([120, 110], device="cuda")
+        cache.lengths.copy_(starts)
+        rows = torch.arange(2, device="cuda")
+        for _ in range(80):
+            places = cache.lengths.clone()
+            step = decoder.step(ids[rows, places], cache)
+            torch.testing.assert_close(step, whole[rows, places], atol=2e-3, rtol=2e-3)
+    assert sorted(cache.graphs) == [128, 200]
