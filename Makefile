@@ -32,6 +32,8 @@ check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and dep
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd benchmarks && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml \
+		--cache-dir ../.mypy_cache *.py
 	$(BIN)/lint-imports
 	$(BIN)/slm check
 

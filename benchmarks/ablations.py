@@ -165,7 +165,7 @@ def train(variant: Variant, data: Path, root: Path, steps: int, seed: int, devic
     shards = encode(config, slm.source.download.download(config, root=root), root=root)
     tokens = [read_tokens(shards.path / name) for name in shards.splits["train"].files]
     rows = config.train.tokens_per_step // config.model.seq_len
-    where = torch.device(device)
+    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
     loader = Loader(tokens, seq_len=config.model.seq_len, rows=rows, seed=seed, device=where)
     torch.manual_seed(derive_seed(seed, "weights"))
     model = GPT(config.model, shards.vocab_size).to(where)
@@ -237,7 +237,7 @@ class Trainer:
         """A step as a graph that reads the returned inputs; the state is as before."""
         into_x, into_y = x.clone(), y.clone()
         kept = [tensor.detach().clone() for tensor in self.state]
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def run(
         tokenizer = gpt2(Path(folder))
         for _ in range(repeats):
             for vocab_size in VOCAB_SIZES:
-                elapsed, peak = _measured(lambda v=vocab_size: _ours(source, Path(folder), v))
+                elapsed, peak = _measured(partial(_ours, source, Path(folder), vocab_size))
                 seconds.setdefault(f"slm, {vocab_size:,} ids, {cores} cores", []).append(elapsed)
                 memory.append(peak)
             if peers:

@@ -366,8 +366,9 @@ def main() -> None:
         return
     if arguments.part:
         kind, *rest = arguments.part.split("|")
-        work = {"train": train_part, "kills": kills_part, "sample": sample_part}[kind]
-        print(json.dumps(work(*rest, arguments.device)))
+        work: dict[str, Callable[..., list[dict[str, Any]]]]
+        work = {"train": train_part, "kills": kills_part, "sample": sample_part}
+        print(json.dumps(work[kind](*rest, arguments.device)))
         return
     result = run(arguments.device, arguments.only)
     if arguments.json:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -129,11 +130,11 @@ def fastest(work: Callable[[], Any], repeats: int) -> float:
 Shape = tuple[str, tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...]]
 
 
-class Products(TorchDispatchMode):
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the matrix products that are made within it: their FLOPs and their shapes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.shapes: Counter[tuple[Any, Shape]] = Counter()
 
@@ -160,7 +161,7 @@ class Products(TorchDispatchMode):
             if "attention" in str(func):
                 continue
             arrays = [torch.randn(_room(s, t)).to(d).as_strided(s, t) for s, t, d in tensors]
-            total += count * fastest(lambda f=func, a=arrays: f(*a), 5)
+            total += count * fastest(partial(func, *arrays), 5)
         return total
 
 

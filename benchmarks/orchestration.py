@@ -111,11 +111,14 @@ def deployed(environment: dict[str, str], rounds: int) -> list[float]:
                 flow_run = client.create_flow_run_from_deployment(
                     deployment.id, parameters=parameters
                 )
-                while not client.read_flow_run(flow_run.id).state.is_final():
+                while (state := flow_run.state) is None or not state.is_final():
                     time.sleep(0.5)
+                    flow_run = client.read_flow_run(flow_run.id)
                 of_it = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run.id]))
-                starts = [task.start_time for task in client.read_task_runs(task_run_filter=of_it)]
-                seconds.append((min(starts) - flow_run.created).total_seconds())
+                tasks = client.read_task_runs(task_run_filter=of_it)
+                start = min(task.start_time for task in tasks if task.start_time)
+                assert flow_run.created is not None
+                seconds.append((start - flow_run.created).total_seconds())
     finally:
         stack.terminate()
         stack.wait()

@@ -25,12 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import limits
 import torch
 from limits import row
-from torch import Tensor, nn
+from torch import Tensor
 from train import LOOPS, ROWS, SHAPE
 
 import slm.source.download
@@ -38,6 +38,7 @@ import slm.training.launch
 from slm.config import GPT2_VOCAB_SIZE
 from slm.evaluation.scoring import score
 from slm.machine import available_cores
+from slm.model.gpt import GPT
 from slm.recipes import load_recipe
 from slm.records import Shards
 from slm.run_folder import RunFolder
@@ -56,7 +57,9 @@ WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-step
 Curve = list[tuple[float, float]]  # (seconds, bits per byte)
 
 
-def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) -> dict[str, Any]:
+def run(
+    data: Path, durations: list[float], seeds: list[int], peer_seconds: float
+) -> dict[str, Any]:
     """`{"machine": …, "limit": …, "rows": [{name, metric, value, unit, ratio}], "curves": …}`.
 
     `curves`: name → [(seconds, bits per byte)].
@@ -65,7 +68,7 @@ def run(data: Path, limits: list[float], seeds: list[int], peer_seconds: float) 
     rows = []
     with TemporaryDirectory() as temporary:
         root = Path(temporary)
-        for seconds in limits:
+        for seconds in durations:
             finals = []
             for seed in seeds:
                 print(f"slm: {seconds:.0f} s, seed {seed}", file=sys.stderr)
@@ -167,7 +170,7 @@ def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
         steps += 1
         if spent >= due or spent >= seconds:
             due = spent + REPORT_EVERY
-            scored = score(Scored(model), held_out, tokenizer.eot, tokenizer.token_bytes)
+            scored = score(cast(GPT, Scored(model)), held_out, tokenizer.eot, tokenizer.token_bytes)
             curve.append((spent, scored.val_bpb))
     return {"curve": curve, "tok_per_sec": steps * ROWS * SHAPE.seq_len / spent}
 
@@ -175,7 +178,7 @@ def train_peer(name: str, folder: Path, seconds: float) -> dict[str, Any]:
 class Scored:
     """A peer's model in the form in which `scoring.score` takes ours: hidden states, tied table."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         hugging_face = hasattr(model, "transformer")
         table = model.transformer.wte if hugging_face else model.tokens
         self.model, self.embed = model, SimpleNamespace(weight=table.weight)
@@ -186,7 +189,8 @@ class Scored:
         )
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self.hidden(ids)
+        hidden: Tensor = self.hidden(ids)
+        return hidden
 
 
 # ---- the plot ---------------------------------------------------------------------------------

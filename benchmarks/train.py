@@ -125,11 +125,12 @@ def isa_rows(measured: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     for name, figures in measured.items():
         peer = ours if LOOPS[name].config is CONFIG else None
         speed, peak = figures["tok_per_sec"], figures["peak_bytes"]
+        faster = peer["tok_per_sec"] / speed if peer else None
         rows += [
-            row(name, "speed", speed, "tokens/s", peer and peer["tok_per_sec"] / speed),
+            row(name, "speed", speed, "tokens/s", faster),
             row(name, "share of the best product", 100 * figures["share"], "%"),
             row(name, "products of a step", figures["flops"] / 1e9, "GFLOP"),
-            row(name, "peak memory", peak, "bytes", peer and peak / peer["peak_bytes"]),
+            row(name, "peak memory", peak, "bytes", peak / peer["peak_bytes"] if peer else None),
         ]
         if "bound" in figures:
             rows.append(
@@ -256,7 +257,8 @@ class NotebookBlock(nn.Module):
         q, k, v = (p.view(heads).transpose(1, 2) for p in self.qkv(self.norm_1(x)).chunk(3, -1))
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=SHAPE.dropout, is_causal=True)
         x = x + self.dropout(self.out(y.transpose(1, 2).reshape(rows, places, width)))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+        out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+        return out
 
 
 class NotebookModel(nn.Module):
@@ -276,7 +278,8 @@ class NotebookModel(nn.Module):
         return F.linear(self.hidden(x), self.tokens.weight)
 
     def hidden(self, x: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.tokens(x) + self.places.weight[: x.shape[1]]))
+        out: Tensor = self.norm(self.blocks(self.tokens(x) + self.places.weight[: x.shape[1]]))
+        return out
 
 
 def notebook_loop(batch: Batch) -> tuple[Step, nn.Module]:
@@ -290,7 +293,7 @@ def notebook_loop(batch: Batch) -> tuple[Step, nn.Module]:
         x, y = batch()
         logits = model(x)
         loss = F.cross_entropy(logits.view(-1, VOCAB_SIZE), y.reshape(-1)) / ACCUMULATION
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         micro_steps += 1
         if micro_steps % ACCUMULATION == 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
