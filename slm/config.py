@@ -78,7 +78,9 @@ class Section(BaseModel):
 class CleanConfig(Section):
     """What is repaired or dropped before encoding; every change is counted in the manifest."""
 
-    fix_text: bool = setting(False, "Repair mojibake and normalise Unicode to NFC, by ftfy (the extra clean).")
+    fix_text: bool = setting(
+        False, "Repair mojibake and normalise Unicode to NFC, by ftfy (the extra clean)."
+    )
     min_chars: int = setting(1, "Drop documents of fewer characters.", ge=0)
     max_chars: PositiveInt | None = setting(None, "Drop documents of more characters.")
     exact_duplicates: Literal["across_splits", "everywhere"] = setting(

@@ -6,7 +6,7 @@ knows of a version is added by `slm.registry.chain`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ Status = tuple[State, Notes]
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 NONE_YET = "none yet"
-MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
+ARITHMETIC = ("torch", "cpu_capability", "gpu")  # another one rounds otherwise
+MACHINE = ("python", *ARITHMETIC, "packages_sha256")  # bits may depend on it
 NOT_CHECKED: Status = ("not checked", ())
 NO_CHECKPOINT: Status = ("not checked", ("its training has saved no checkpoint yet",))
 
@@ -417,12 +418,12 @@ def code_status(facts: Mapping[str, Any]) -> Status:
     return _status(notes)
 
 
-def machine_differences(facts: Mapping[str, Any]) -> Notes:
+def machine_differences(facts: Mapping[str, Any], names: Sequence[str] = MACHINE) -> Notes:
     """What differs between the machine of a run and this one, of what its bits may depend on."""
     now = provenance.environment()
     return tuple(
         "other packages are installed" if name == "packages_sha256"
         else f"{name} is {now.get(name)}, was {facts[name]}"
-        for name in MACHINE
+        for name in names
         if name in facts and facts[name] != now.get(name)
     )  # fmt: skip

@@ -17,7 +17,7 @@ from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.history.lineage import Link, lineage
-from slm.reproduction.reproduce import Reproduction, reproduce
+from slm.reproduction.reproduce import WEIGHTS_TOLERANCE, Reproduction, reproduce
 from slm.run_folder import RunFolder
 from slm.training import launch
 from slm.training.optim import set_learning_rate
@@ -223,6 +223,46 @@ def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert far.first_difference.step == 4
     assert far.sentence.startswith("diverged at step 4, first in embed.weight (weights by")
     assert (far.weights_difference or 0) > 1e-2
+
+
+def with_environment(run: Path, **facts: Any) -> Path:
+    """The run as if it had been trained on another machine, or by another torch."""
+    record = RunFolder(run).record
+    assert record is not None
+    environment = {**record.environment, **facts}
+    storage.write_record(run, record.model_copy(update={"environment": environment}))
+    return run
+
+
+def test_another_torch_is_named_and_is_judged_by_its_result(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = f"torch is {torch.__version__}, was 2.9.0: other bits are expected"
+    with_environment(run, torch="2.9.0")
+    same = reproduce(RunFolder(run))
+    assert same.verdict == "bit-identical"  # which is no wonder: it is the same one
+    assert expected.partition(":")[0] in same.notes
+
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 0.5)
+    monkeypatch.setattr("slm.reproduction.comparing.RELATIVE_TOLERANCE", 0.0)
+    monkeypatch.setattr("slm.reproduction.comparing.LOSS_TOLERANCE", 0.0)
+    near = reproduce(RunFolder(run))
+    assert near.verdict == "within tolerance"
+    assert near.weights_difference is not None
+    assert near.weights_difference > WEIGHTS_TOLERANCE
+    assert near.sentence.endswith(f"; {expected}")
+
+    with_environment(run, torch=torch.__version__)
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    assert reproduce(RunFolder(run)).verdict == "diverged"  # the same torch has no such excuse
+
+    with_environment(run, torch="2.9.0")
+    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 1e-9)
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    far = reproduce(RunFolder(run))
+    assert far.verdict == "diverged"
+    assert far.sentence.endswith(f"; {expected}, but not by so much")
 
 
 def test_data_that_differs_ends_it_before_training(
