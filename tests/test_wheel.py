@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +75,20 @@ def installed(wheel: Path, tmp_path: Path) -> Path:
     return tmp_path / "installed"
 
 
-def slm(installed: Path, folder: Path, *arguments: object) -> str:
-    """The output of a command of an installation, in a folder and with a home of its own."""
+def slm(python: Path | str, folder: Path, *arguments: object, path: Path | None = None) -> str:
+    """The output of a command, in a folder, with a home of its own and no network.
+
+    Args:
+        path: of an installation that the interpreter does not know by itself.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
     home = folder.with_name("home")
     home.mkdir(exist_ok=True)
     nowhere = "http://127.0.0.1:9"
+    kept |= {"PYTHONPATH": str(path)} if path else {}
     output = run(
-        sys.executable, "-m", "slm.cli.main", *arguments, cwd=folder, **kept,
-        PYTHONPATH=str(installed), HOME=str(home), HTTPS_PROXY=nowhere, HF_HUB_OFFLINE="1",
+        python, "-m", "slm.cli.main", *arguments, cwd=folder, **kept,
+        HOME=str(home), HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere,
     )  # fmt: skip
     assert list(home.iterdir()) == []
     return output
@@ -103,11 +110,10 @@ def test_an_installation_runs_in_an_empty_folder_and_knows_its_code(
 ) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    listed = slm(installed, folder, "recipes")
+    command = partial(slm, sys.executable, folder, path=installed)
+    listed = command("recipes")
     assert all(name in listed for name in find_recipes(shipped_pipelines()))
-    result = json.loads(
-        slm(installed, folder, "train", "quickstart", *SETTINGS, "--json").splitlines()[-1]
-    )
+    result = last(command("train", "quickstart", *SETTINGS, "--json"))
     assert [path.name for path in folder.iterdir()] == ["data"]
     made = Path(result["run"])
     assert made.parent == folder / "data" / "runs"
@@ -123,8 +129,8 @@ def test_an_installation_runs_in_an_empty_folder_and_knows_its_code(
     state = state_of(installed / "slm")
     assert (state["commit"], state["dirty"]) == (commit, True)
     assert state["diff_sha256"] == state["modules_sha256"] != modules
-    chain = json.loads(slm(installed, folder, "lineage", made.name, "--json").splitlines()[-1])
-    link = next(link for link in chain["links"] if link["name"] == "code")
+    links = last(command("lineage", made.name, "--json"))["links"]
+    link = next(link for link in links if link["name"] == "code")
     assert (link["digest"], link["state"]) == (commit, "changed")
     assert link["notes"] == ["the code now has changes that are in no commit"]
 
@@ -146,6 +152,43 @@ def test_a_build_of_what_is_in_no_commit_is_dirty_and_an_archive_keeps_the_state
     assert (state["dirty"], state["commit"]) == (True, built(wheel)["commit"])
     (copy / "slm" / "added.py").unlink()
     assert built(wheel_of(copy, tmp_path / "clean")) == built(wheel)  # nothing left in build/
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_new_environment_takes_text_to_a_registered_model_and_reproduces_it(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """Nothing of this project but the wheel; its dependencies are those installed here."""
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    site = next(tmp_path.glob("venv/lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = (python, "-m", "pip")
+    install = (*pip, "-q", "install", "--no-index", "--no-deps", "--ignore-installed")
+    run(*install, wheel, cwd=tmp_path)
+    assert (python.parent / "slm").is_file()
+    run(*pip, "check", cwd=tmp_path)  # what it requires is here, in these versions
+
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    command = partial(slm, python, folder)
+    made = last(command("run", *SETTINGS, "--json"))
+    assert made["version"]
+    assert [path.name for path in folder.iterdir()] == ["data"]
+    again = last(command("run", *SETTINGS, "--json"))
+    assert (again["run"], again["report"]) == (made["run"], made["report"])
+    assert {"train", "report"} <= set(again["reused"])
+    page = Path(made["report"]).read_text("utf-8")
+    assert "<style>" in page
+    reproduction = last(command("reproduce", Path(made["run"]).name, "--json"))
+    assert reproduction["verdict"] == "bit-identical"
+
+
+def last(output: str) -> dict[str, Any]:
+    """The JSON object that a command ends with."""
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def built(wheel: Path) -> dict[str, Any]:
