@@ -34,7 +34,8 @@ Status = tuple[State, Notes]
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 NONE_YET = "none yet"
 ARITHMETIC = ("torch", "cpu_capability", "gpu")  # another one rounds otherwise
-MACHINE = ("python", *ARITHMETIC, "packages_sha256")  # bits may depend on it
+WRITER = ("pyarrow",)  # another one writes other parquet files of the same documents
+MACHINE = ("python", *ARITHMETIC, *WRITER, "packages_sha256")  # bits may depend on it
 NOT_CHECKED: Status = ("not checked", ())
 NO_CHECKPOINT: Status = ("not checked", ("its training has saved no checkpoint yet",))
 
