@@ -179,12 +179,11 @@ def recipes(
         return
     known = find_recipes()
     console().print(tables.recipes({recipe.name: recipe.fields for recipe in known.values()}))
-    own = [recipe.name for recipe in known.values() if not recipe.shipped]
-    show_line(
-        f"{', '.join(own)}: of {shorten(project_root() / PIPELINES)}; all others are shipped"
-        if own
-        else f"shipped; a {PIPELINES} in this folder adds recipes, and overrides these by name"
-    )
+    path = project_root() / PIPELINES
+    if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
+        show_line(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
+    elif not path.is_file():
+        show_line(f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name")
 
 
 def bench(
