@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from slm.errors import UserError, check_utf8
 
+PIPELINES = "pipelines.yaml"  # of a project: its recipes and deployments
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
@@ -77,7 +78,9 @@ class Section(BaseModel):
 class CleanConfig(Section):
     """What is repaired or dropped before encoding; every change is counted in the manifest."""
 
-    fix_text: bool = setting(False, "Repair mojibake and normalise Unicode to NFC, by ftfy.")
+    fix_text: bool = setting(
+        False, "Repair mojibake and normalise Unicode to NFC, by ftfy (the extra clean)."
+    )
     min_chars: int = setting(1, "Drop documents of fewer characters.", ge=0)
     max_chars: PositiveInt | None = setting(None, "Drop documents of more characters.")
     exact_duplicates: Literal["across_splits", "everywhere"] = setting(
@@ -87,8 +90,8 @@ class CleanConfig(Section):
     )
     near_duplicates: Fraction | None = setting(
         None,
-        "Drop documents whose MinHash similarity to an earlier one is at least this; null keeps "
-        "them.",
+        "Drop documents whose MinHash similarity to an earlier one is at least this (the extra "
+        "clean); null keeps them.",
     )
 
 
@@ -472,16 +475,23 @@ class PipelineConfig(Section):
 
 
 def project_root() -> Path:
-    """The folder of `pipelines.yaml`: the working folder or the nearest above it, else ours."""
+    """The folder of `pipelines.yaml`: the nearest one, from the working folder upwards.
+
+    Where there is none it is the working folder: the shipped recipes need no file.
+    """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
-        if (folder / "pipelines.yaml").is_file():
-            return folder
-    raise UserError(f"no pipelines.yaml in {here} or above it: run slm inside the project")
+    above = (folder for folder in (here, *here.parents) if (folder / PIPELINES).is_file())
+    return next(above, here)
+
+
+def checkout() -> Path | None:
+    """The folder of this project's own repository; None where slm is installed from a wheel."""
+    folder = Path(__file__).resolve().parents[1]
+    return folder if (folder / "pyproject.toml").is_file() else None
 
 
 def data_root() -> Path:
-    """The folder of everything produced: `SLM_DATA`, else `data/` next to `pipelines.yaml`."""
+    """The folder of everything produced: `SLM_DATA`, else `data/` in `project_root`."""
     given = os.environ.get("SLM_DATA")
     path = Path(given).expanduser().resolve() if given else project_root() / "data"
     check_utf8(str(path), "the data folder", "point SLM_DATA elsewhere")

@@ -1,8 +1,9 @@
-"""The recipes in `pipelines.yaml`, and the settings that override them.
+"""The recipes, and the settings that override them.
 
-A recipe states only what differs from the defaults in `slm.config`. An override is a dotted key and
-a value: `train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid
-one before any work starts.
+Some are shipped with slm. The `pipelines.yaml` of a project adds its own, and replaces a shipped
+one of the same name. A recipe states only what differs from the defaults in `slm.config`. An
+override is a dotted key and a value: `train.max_steps=100`. Every unknown key, recipe or value is
+refused with the nearest valid one before any work starts.
 """
 
 import json
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from slm.config import (
     DEFAULT_RECIPE,
     LIMITS,
+    PIPELINES,
     SEED_ERROR,
     PipelineConfig,
     Section,
@@ -36,18 +38,54 @@ _SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "
 _ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
 
-def read_pipelines(path: Path | None = None) -> dict[str, Any]:
-    """The parsed `pipelines.yaml`. Raises UserError where it is missing or not YAML."""
-    path = path or project_root() / "pipelines.yaml"
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it is written."""
+
+    name: str
+    fields: Any  # sections and settings, not checked yet
+    file: Path
+    shipped: bool  # whether it comes with slm
+
+
+def read_pipelines(path: Path) -> dict[str, Any]:
+    """A parsed `pipelines.yaml`. Raises UserError where it is missing or not such a file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} does not exist: work in a folder that has one") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("recipes"), dict):
+    recipes = (content.get("recipes") or {}) if isinstance(content, dict) else None
+    if not isinstance(recipes, dict):
         raise UserError(f"{path} has no mapping `recipes:`")
-    return content
+    return {**content, "recipes": recipes}
+
+
+def shipped_pipelines() -> Path:
+    """The file of the shipped recipes: in an installed package, or at the top of a checkout."""
+    installed = Path(__file__).with_name(PIPELINES)
+    return installed if installed.is_file() else installed.parents[1] / PIPELINES
+
+
+def find_recipes(path: Path | None = None) -> dict[str, Recipe]:
+    """Every recipe by its name, the project's own before those that are only shipped.
+
+    Args:
+        path: the project's `pipelines.yaml`; None: that of the working folder, if it has one.
+
+    Raises UserError as `read_pipelines` does.
+    """
+    own, shipped = path or project_root() / PIPELINES, shipped_pipelines()
+    files = [shipped]
+    if own.resolve() != shipped.resolve() and (path or own.is_file()):
+        files.insert(0, own)
+    recipes: dict[str, Recipe] = {}
+    for file in files:
+        for key, fields in read_pipelines(file)["recipes"].items():
+            recipe = Recipe(str(key), fields, file, shipped=file == shipped)
+            recipes.setdefault(recipe.name, recipe)
+    return recipes
 
 
 def load_recipe(
@@ -58,12 +96,15 @@ def load_recipe(
 ) -> PipelineConfig:
     """The config of a recipe with overrides by dotted key, checked.
 
+    Args:
+        path: as of `find_recipes`.
+
     Raises UserError naming the field, the value and the nearest valid one.
     """
-    recipes = read_pipelines(path)["recipes"]
+    recipes = find_recipes(path)
     if name not in recipes:
-        raise unknown("recipe", name, map(str, recipes))
-    fields: dict[str, Any] = recipes[name] or {}
+        raise unknown("recipe", name, recipes)
+    fields: dict[str, Any] = recipes[name].fields or {}
     if not isinstance(fields, dict):
         raise UserError(
             f"recipe {name} is a {type(fields).__name__}, not a mapping of sections such as "
@@ -81,6 +122,19 @@ def load_recipe(
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     return _checked({**merged, "recipe": name})
+
+
+def check_recipes(path: Path | None = None) -> int:
+    """Check every recipe; returns their number. Raises UserError for the first that is wrong.
+
+    What a recipe leaves to the command line, an empty `data.path`, is no error.
+    """
+    recipes = find_recipes(path)
+    for name, recipe in recipes.items():
+        data = _mapping(_mapping(recipe.fields).get("data"))
+        is_open = data.get("source", "stories") != "stories" and not data.get("path")
+        load_recipe(name, {"data.path": "."} if is_open else None, path=path)
+    return len(recipes)
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from slm.cli.options import Settings
-from slm.config import PipelineConfig, Section
+from slm.config import PipelineConfig, Section, project_root
 from slm.errors import UserError
-from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides
+from slm.recipes import (
+    check_recipes,
+    dotted_keys,
+    explain,
+    find_recipes,
+    load_recipe,
+    parse_overrides,
+    shipped_pipelines,
+)
 
 Config = Callable[..., PipelineConfig]
 
@@ -88,6 +96,52 @@ def test_what_cannot_be_meant_is_refused(assignment: str, words: str, tiny_confi
     with pytest.raises(UserError) as refused:
         tiny_config(**parse_overrides([assignment]))
     assert words in str(refused.value)
+
+
+def test_a_folder_adds_recipes_and_replaces_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {recipe.name for recipe in find_recipes(shipped_pipelines()).values()}
+    path = tmp_path / "pipelines.yaml"
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    assert project_root() == Path.cwd()
+    assert {name for name, recipe in find_recipes().items() if recipe.shipped} == shipped
+    before = load_recipe("quickstart")
+
+    path.write_text("recipes: {mine: {train: {epochs: 1}}, quickstart: {train: {max_steps: 7}}}")
+    assert project_root() == tmp_path
+    recipes = find_recipes()
+    assert [name for name, recipe in recipes.items() if not recipe.shipped] == [
+        "mine",
+        "quickstart",
+    ]
+    assert {recipes["mine"].file, recipes["quickstart"].file} == {path}
+    assert set(recipes) == shipped | {"mine"}
+    replaced = load_recipe("quickstart")
+    assert replaced.train.max_steps == 7
+    assert replaced.model != before.model  # the recipe is replaced whole, not merged
+    assert load_recipe("tinystories", path=path) == load_recipe(
+        "tinystories", path=shipped_pipelines()
+    )
+    with pytest.raises(UserError, match=r"unknown recipe 'quickstar'.* 'quickstart'"):
+        load_recipe("quickstar")
+
+
+@pytest.mark.parametrize("content", ["", "deployments: []", "recipes:"])
+def test_a_file_without_recipes_adds_none(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(content)
+    assert all(recipe.shipped for recipe in find_recipes(path).values())
+    assert check_recipes(path) == len(find_recipes(path)) > 3
+
+
+@pytest.mark.parametrize("content", ["[1]", "words", "recipes: [1]", "recipes: words"])
+def test_a_file_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="has no mapping `recipes:`"):
+        find_recipes(path)
 
 
 @pytest.mark.parametrize("recipe", ["[1, 2]", "words", "7"])

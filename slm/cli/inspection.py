@@ -7,11 +7,21 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.options import AsJson, Settings, console, display_for, load, show, show_wide
-from slm.config import data_root, project_root
+from slm.cli.options import (
+    AsJson,
+    Settings,
+    console,
+    display_for,
+    load,
+    show,
+    show_line,
+    show_wide,
+)
+from slm.config import PIPELINES, checkout, data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.machine import available_memory
-from slm.recipes import explain, read_pipelines
+from slm.orchestration.display import shorten
+from slm.recipes import check_recipes, explain, find_recipes
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
 from slm.storage import make_folder, to_json
@@ -124,8 +134,9 @@ def check(
         from slm.orchestration.stack import deployments
 
         make_folder(data_root())  # Prefect's home is in it
-        known, deployed = read_pipelines()["recipes"], deployments.check()
-        counts = {"recipes": len(known), "deployments": len(deployed)}
+        count = check_recipes()
+        deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
+        counts = {"recipes": count, "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
         print(to_json(counts) if as_json else text)
         return
@@ -160,13 +171,19 @@ def recipes(
         typer.Option("--explain", help="List the settings: type, default and meaning."),
     ] = False,
 ) -> None:
-    """List the recipes of pipelines.yaml, or explain what a recipe can set."""
+    """List the recipes, shipped and of pipelines.yaml, or explain what a recipe can set."""
     from slm.cli import tables
 
     if key or explained:
         show_wide(tables.settings(explain(key)))
-    else:
-        console().print(tables.recipes(read_pipelines()["recipes"]))
+        return
+    known = find_recipes()
+    console().print(tables.recipes({recipe.name: recipe.fields for recipe in known.values()}))
+    path = project_root() / PIPELINES
+    if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
+        show_line(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
+    elif not path.is_file():
+        show_line(f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name")
 
 
 def bench(
@@ -177,7 +194,11 @@ def bench(
     """Measure our figures next to those of peers and the machine's limits. Other options go to the
     script: `slm bench train --isa`.
     """
-    scripts = {path.stem: path for path in (project_root() / "benchmarks").glob("[a-z]*.py")}
+    folders = (folder / "benchmarks" for folder in (project_root(), checkout()) if folder)
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise UserError("the benchmarks are in the project's repository: run this in a checkout")
+    scripts = {path.stem: path for path in folder.glob("[a-z]*.py")}
     if name not in scripts:
         raise unknown("benchmark", name, scripts)
     options = [*context.args, *(["--json"] if as_json else [])]

@@ -11,18 +11,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from slm.extras import is_installed, remedy, require
+
 if TYPE_CHECKING:
     from harper import Linter
 
 LANGUAGE = "en"
+LEFT_OUT = "grammar"  # in the key of a report that was made without Harper
 GROUPS = ("Grammar and Agreement", "Pronouns and Possession")  # by Harper's own names
 RULES = ("AnA", "RepeatedWords")  # of other groups: "a apple", "the the"
 
 _SENTENCE = re.compile(r"[^.!?]*\w[^.!?]*")
 
 
+def is_left_out(language: str) -> bool:
+    """Whether the figure of a language that has one is missing here, for want of Harper."""
+    return language == LANGUAGE and not is_installed("harper")
+
+
+def why_left_out() -> str:
+    return f"Mistakes of grammar were not counted: Harper is not installed ({remedy('harper')})."
+
+
 def ungrammatical(texts: Iterable[str]) -> float:
-    """The share of the texts' English sentences that have a fault of grammar."""
+    """The share of the texts' English sentences that have a fault of grammar.
+
+    Raises UserError where Harper is not installed.
+    """
+    require("harper", "counting mistakes of grammar")
     linter = _linter()
     sentences = faulty = 0
     for text in texts:

@@ -6,7 +6,7 @@ knows of a version is added by `slm.registry.chain`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,9 @@ Status = tuple[State, Notes]
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 NONE_YET = "none yet"
-MACHINE = ("python", "torch", "cpu_capability", "gpu", "packages_sha256")  # bits may depend on it
+ARITHMETIC = ("torch", "cpu_capability", "gpu")  # another one rounds otherwise
+WRITER = ("pyarrow",)  # another one writes other parquet files of the same documents
+MACHINE = ("python", *ARITHMETIC, *WRITER, "packages_sha256")  # bits may depend on it
 NOT_CHECKED: Status = ("not checked", ())
 NO_CHECKPOINT: Status = ("not checked", ("its training has saved no checkpoint yet",))
 
@@ -289,18 +291,20 @@ class _Chain:
         for record in (self.trained.record, self.checkpoint.record):
             if record and record.environment:
                 return record.environment
-        facts = {name: self.tags.get(f"code_{name}") for name in ("commit", "dirty", "diff_sha256")}
+        names = ("commit", "dirty", "diff_sha256", "modules_sha256")
+        facts = {name: self.tags.get(f"code_{name}") for name in names}
         return {**facts, "dirty": facts["dirty"] == "True"}
 
     def _code(self) -> Link:
         facts = self._facts()
-        commit = facts.get("commit")
+        commit, modules = facts.get("commit"), facts.get("modules_sha256")
         if not self._has_saved:
             return _link("code", "not recorded yet", None, NO_CHECKPOINT)
-        value = f"commit {commit[:12]}" if commit else "not under version control"
+        value = f"commit {commit[:12]}" if commit else "no known commit"
+        value += f", modules {modules[:12]}" if modules and not commit else ""
         value += ", with changes in no commit" if facts.get("dirty") else ""
         status = code_status(facts) if self.check else NOT_CHECKED
-        return _link("code", value, facts.get("diff_sha256") or commit, status)
+        return _link("code", value, facts.get("diff_sha256") or commit or modules, status)
 
     def _environment(self) -> Link:
         facts = self._facts()
@@ -390,14 +394,21 @@ def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> Status:
 def code_status(facts: Mapping[str, Any]) -> Status:
     """The code that a run was trained with, compared with the code now.
 
-    Changes that are in no commit are kept nowhere but in the working tree, and only their hash is
-    known: code that was dirty counts as gone.
+    The same modules are the same code, whatever the commit. Changes that are in no commit are kept
+    nowhere but in the working tree or the installed package, and only their hash is known: code
+    that was dirty and is not here counts as gone.
     """
-    commit, now = facts.get("commit"), provenance.code_state()
-    if commit is None:
-        return "not checked", ("no commit was recorded",)
+    commit, modules = facts.get("commit"), facts.get("modules_sha256")
+    now = provenance.code_state()
+    if modules and modules == now.get("modules_sha256"):
+        return "unchanged", ()
     if facts.get("dirty"):
         return "gone", (f"it had changes that are in no commit, on top of {commit}",)
+    if modules and (commit is None or now["commit"] is None):
+        was = f", which was commit {commit}" if commit else ", whose commit is not known"
+        return "changed", (f"the modules of the code now are others than then{was}",)
+    if commit is None:
+        return "not checked", ("no commit was recorded",)
     if now["commit"] is None:
         return "not checked", ("this code is not under version control",)
     notes = []
@@ -408,12 +419,12 @@ def code_status(facts: Mapping[str, Any]) -> Status:
     return _status(notes)
 
 
-def machine_differences(facts: Mapping[str, Any]) -> Notes:
+def machine_differences(facts: Mapping[str, Any], names: Sequence[str] = MACHINE) -> Notes:
     """What differs between the machine of a run and this one, of what its bits may depend on."""
     now = provenance.environment()
     return tuple(
         "other packages are installed" if name == "packages_sha256"
         else f"{name} is {now.get(name)}, was {facts[name]}"
-        for name in MACHINE
+        for name in names
         if name in facts and facts[name] != now.get(name)
     )  # fmt: skip

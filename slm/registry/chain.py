@@ -53,6 +53,7 @@ CHAIN = (
     ChainTag("code_commit", lambda made: made.run.environment.get("commit")),
     ChainTag("code_dirty", lambda made: made.run.environment.get("dirty")),
     ChainTag("code_diff_sha256", lambda made: made.run.environment.get("diff_sha256")),
+    ChainTag("code_modules_sha256", lambda made: made.run.environment.get("modules_sha256")),
     ChainTag(
         "environment_sha256",
         lambda made: storage.sha256_json(made.run.environment),

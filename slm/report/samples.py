@@ -96,6 +96,7 @@ class SampleQuality:
     passages: list[Passage] = field(default_factory=list)  # the longest
     copy_line: int = 0  # tokens; of held-out texts about one in twenty has a longer copied passage
     held_out_texts: int = 0
+    notes: list[str] = field(default_factory=list)  # what was not measured, and why
 
 
 def compare_with_held_out(
@@ -134,8 +135,8 @@ def compare_with_held_out(
     ours, humans = copies[:count], [copy.length for copy in copies[count:]]
     known, characters = _known_words(shards, tokenizer)
     written = [sample.completion for sample in samples]
-    mistakes = None
-    if settings.language == grammar.LANGUAGE:
+    mistakes, is_left_out = None, grammar.is_left_out(settings.language)
+    if settings.language == grammar.LANGUAGE and not is_left_out:
         mistakes = grammar.ungrammatical(written), grammar.ungrammatical(human)
     checks = quality_checks(
         measure(written, known),
@@ -146,7 +147,8 @@ def compare_with_held_out(
         Searched(characters, min(COPY_TOKENS, shards.splits["train"].tokens)),
     )
     passages = _longest_passages(ours, ids, tokenizer)
-    return SampleQuality(ours, checks, passages, copy_threshold(humans), len(human))
+    notes = [grammar.why_left_out()] if is_left_out else []
+    return SampleQuality(ours, checks, passages, copy_threshold(humans), len(human), notes)
 
 
 def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:

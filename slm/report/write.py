@@ -9,6 +9,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 
 from slm import keys
 from slm.config import PipelineConfig
+from slm.errors import CorruptionError
+from slm.evaluation import grammar
 from slm.evaluation.memorisation import Copy
 from slm.evaluation.scoring import token_losses
 from slm.history.lineage import Lineage, lineage
@@ -32,7 +35,7 @@ from slm.report.other_runs import find_other_runs, other_run_findings
 from slm.report.samples import ReportSample, compare_with_held_out, write_samples
 from slm.report.summary import summarise, training_findings
 from slm.run_folder import EVALUATION, REPORT, RunFolder
-from slm.storage import content_hash, hashing_once, reading, run_stage
+from slm.storage import content_hash, hashing_once, read_record, reading, run_stage
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
@@ -68,8 +71,15 @@ def write_report(
     check_input(run, Run)
     check_input(evaluation, Evaluation)
     home = RunFolder.of(run)
+    own = config.report == home.config.report and evaluation.path.name == EVALUATION
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
-    key = keys.stage_key("report", REPORT_VERSION, keys.stage_fields("report", config), inputs)
+    key = report_key(config, inputs)
+    if grammar.is_left_out(config.report.language):
+        whole, key = key, report_key(config, inputs, left_out=(grammar.LEFT_OUT,))
+        with suppress(CorruptionError):  # one that was made where nothing is left out is better
+            report = read_record(home.result_folder(REPORT, None if own else whole), Report)
+            if report and report.key == whole:
+                return report.model_copy(update={"reused": True})
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
@@ -82,9 +92,21 @@ def write_report(
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
         return report
 
-    own = config.report == home.config.report and evaluation.path.name == EVALUATION
     with reading(*([shards.path] if shards else [])):
         return run_stage(home.result_folder(REPORT, None if own else key), Report, key, build)
+
+
+def report_key(config: PipelineConfig, inputs: Sequence[str], left_out: Sequence[str] = ()) -> str:
+    """The key of a report.
+
+    Args:
+        left_out: figures that it lacks, as a library is not installed. Where the library is, the
+            key is another and the report is made again.
+    """
+    fields = keys.stage_fields("report", config)
+    if left_out:
+        fields["left_out"] = list(left_out)
+    return keys.stage_key("report", REPORT_VERSION, fields, inputs)
 
 
 # ---- facts ------------------------------------------------------------------------------------

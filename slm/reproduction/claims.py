@@ -36,7 +36,8 @@ from slm.training.plan import decision_sha256, plan_sha256, planned_steps
 
 # Tags of a version that tell of the code, the machine and the report, which are not rebuilt.
 TAGS_NOT_REPEATED = {
-    "code_commit", "code_dirty", "code_diff_sha256", "environment_sha256", "report_sha256",
+    "code_commit", "code_dirty", "code_diff_sha256", "code_modules_sha256", "environment_sha256",
+    "report_sha256",
 }  # fmt: skip
 SAME_SECONDS = 1e-9  # relative: sums of the same figures in another order
 

@@ -74,6 +74,11 @@ class Compared(Frozen):
     def same(self) -> bool:
         return self.recorded == self.rebuilt
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether both are losses, of the same step or record."""
+        return is_loss(self.name) and MISSING not in (self.recorded, self.rebuilt)
+
 
 class Difference(Frozen):
     """Where the two first differ, or what is missing to rebuild the run."""
@@ -179,10 +184,14 @@ def is_near(name: str, a: str, b: str) -> bool:
         x, y = float(a), float(b)
     except ValueError:
         return a == b
-    is_loss = name.rpartition(".")[2].partition(" ")[0] in LOSSES
     return math.isclose(
-        x, y, rel_tol=RELATIVE_TOLERANCE, abs_tol=LOSS_TOLERANCE if is_loss else 0.0
+        x, y, rel_tol=RELATIVE_TOLERANCE, abs_tol=LOSS_TOLERANCE if is_loss(name) else 0.0
     )
+
+
+def is_loss(name: str) -> bool:
+    """Whether the figure of a name such as `journal.step.train_loss of step 3` is a loss."""
+    return name.rpartition(".")[2].partition(" ")[0] in LOSSES
 
 
 def _row(name: str, recorded: str, rebuilt: str) -> dict[str, str]:

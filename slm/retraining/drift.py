@@ -5,24 +5,21 @@ streamed. The model is measured on a sample of the new ones, with as many held-o
 own data as the baseline: two samples of the same language differ too, more so if they are small.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
-from pyarrow.lib import ArrowException
 
-from slm.errors import CorruptionError
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.model.saved import load_model
 from slm.progress import Progress, silent
 from slm.records import Frozen, Shards, Source
+from slm.source.reading import source_texts
 from slm.tokens.cleaning import Hashes, Mask, document_hash
 from slm.tokens.shards.reading import documents, read_tokens
 
-BATCH_ROWS = 10_000
 CHUNK_TOKENS = 1 << 22
 ENDS_WORDS = 32  # at a document's start and end, by which an edited one is recognised
 MAX_TOKENS = 200_000  # of each sample that is measured
@@ -107,20 +104,9 @@ def compare(before: Source, now: Source, sample: int) -> tuple[Changes, list[str
     return changes, [texts[digest.tobytes()] for digest in chosen]
 
 
-def _texts(source: Source) -> Iterator[str]:
-    for split in source.splits.values():
-        for name in split.files:
-            try:
-                with pq.ParquetFile(source.path / name) as file:
-                    for batch in file.iter_batches(BATCH_ROWS, columns=["text"]):
-                        yield from batch.column(0).to_pylist()
-            except (ArrowException, OSError) as error:
-                raise CorruptionError(f"{source.path / name} cannot be read: {error}") from error
-
-
 def _hashes(source: Source) -> Hashes:
     """Of every document, in order; (N,)."""
-    hashes = (document_hash(text.encode()) for text in _texts(source))
+    hashes = (document_hash(text.encode()) for text in source_texts(source))
     return np.frombuffer(bytearray().join(hashes), "<u8")
 
 
@@ -139,7 +125,7 @@ def _ends(
     """
     heads, tails = bytearray(), bytearray()
     if selected.any():
-        for i, text in enumerate(_texts(source)):
+        for i, text in enumerate(source_texts(source)):
             if selected[i]:
                 words = text.split()
                 count = min(ENDS_WORDS, max(1, len(words) // 2))

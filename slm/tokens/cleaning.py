@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.config import CleanConfig
+from slm.extras import require
 
 EXAMPLES = 3  # kept of each reason
 EXAMPLE_CHARS = 120
@@ -63,6 +64,14 @@ def _count(entries: dict[str, dict[str, Any]], reason: str, count: int, examples
 
 def _shorten(text: str) -> str:
     return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"
+
+
+def check_extras(settings: CleanConfig) -> None:
+    """Raises UserError where a setting needs a library that is not installed."""
+    if settings.fix_text:
+        require("ftfy", "data.clean.fix_text=true")
+    if settings.near_duplicates is not None:
+        require("datasketch", f"data.clean.near_duplicates={settings.near_duplicates}")
 
 
 # ---- one document -----------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from slm.tokens.cleaning import (
     Hashes,
     Mask,
     Tally,
+    check_extras,
 )
 from slm.tokens.holdout import Draw
 from slm.tokens.shards.layout import Counts
@@ -75,7 +76,8 @@ def encode(
     Args:
         tokenizer: of the model that is to be trained further; None: made from the source.
 
-    Raises UserError where no document is left for train or val, CorruptionError where the source
+    Raises UserError where no document is left for train or val, or a library that cleaning needs is
+    not installed, CorruptionError where the source
     cannot be read, SlmError where a worker is killed twice on the same unit.
     """
     check_input(source, Source)
@@ -85,6 +87,7 @@ def encode(
     work = folder.with_name(f".{folder.name}.units")
 
     def build(staging: Path) -> Shards:
+        check_extras(config.data.clean)
         work.mkdir(exist_ok=True)
         base = gpt2(data.path)
         try:

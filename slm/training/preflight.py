@@ -21,6 +21,7 @@ from slm.records import Frozen, Shards, ShardSplit, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import is_made_with
 from slm.storage import read_record
+from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 from slm.training.launch import MIN_TOKENS_PER_DEVICE, gpu_count, planned_processes
@@ -60,6 +61,7 @@ def check_before_download(config: PipelineConfig, root: Path | None = None) -> l
     A training that is finished already is not checked against the machine. Raises UserError.
     """
     check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
+    _check_cleaning(config, root)
     try:
         return check_machine(config, root)
     except UserError:
@@ -85,6 +87,15 @@ def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], To
                 f"model.seq_len={seq_len} has room for {seq_len - 1}: shorten "
                 "it (--set 'report.prompts=[\"…\"]'), or raise model.seq_len"
             )
+
+
+def _check_cleaning(config: PipelineConfig, root: Path | None) -> None:
+    """Raises UserError where shards are to be made, and cleaning lacks a library."""
+    try:
+        check_extras(config.data.clean)
+    except UserError:
+        if known_shards(config, root) is None:
+            raise
 
 
 # ---- the machine ------------------------------------------------------------------------------

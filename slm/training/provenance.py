@@ -1,54 +1,20 @@
 """What a result comes from next to its data: the code, the packages and the machine."""
 
 import hashlib
-import os
 import platform
-import subprocess
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
+from slm.code_state import state_of
 from slm.machine import cpu_name
-from slm.storage import sha256_file
-
-CODE = ("slm", "flows", "pyproject.toml", "constraints.txt")
-UNTRACKED = ("slm/*.py", "flows/*.py", "slm/*.j2", "slm/*.css")  # modules and templates
 
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of this code, and the sha256 of what differs from it; None outside a checkout.
-
-    Of the files that git does not track, modules and templates are included: they can change a
-    result.
-    """
-    folder = Path(__file__).resolve().parents[2]
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None or not (folder / ".git").exists():
-        return {"commit": None, "dirty": None, "diff_sha256": None}
-    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary")
-    difference = _git(folder, "diff", *plain, "HEAD", "--", *CODE) or b""
-    listing = ("ls-files", "--others", "--exclude-standard", "-z", "--", *UNTRACKED)
-    for name in (_git(folder, *listing) or b"").split(b"\0")[:-1]:
-        path = folder / os.fsdecode(name)
-        content = sha256_file(path) if path.is_file() else "gone"
-        difference += name + b"\0" + content.encode() + b"\n"
-    return {
-        "commit": commit.decode().strip(),
-        "dirty": bool(difference),
-        "diff_sha256": hashlib.sha256(difference).hexdigest() if difference else None,
-    }
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+    """Commit, differences and hash of this code, as they were at the first call: see `state_of`."""
+    return state_of(Path(__file__).resolve().parents[1])
 
 
 @cache
@@ -68,6 +34,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
+        "pyarrow": version("pyarrow"),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

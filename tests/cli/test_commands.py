@@ -22,6 +22,7 @@ from slm.cli import inspection, main
 from slm.cli.options import show, show_line
 from slm.config import project_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
+from slm.recipes import find_recipes
 from slm.records import Record
 from slm.storage import describe_files, write_record
 
@@ -298,13 +299,32 @@ def test_a_long_path_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_recipes_and_check(invoke: Invoke) -> None:
-    assert "tiny" in invoke("recipes").out
+    listed = invoke("recipes").out
+    assert "tiny: of pipelines.yaml; all others are shipped" in listed
+    assert "quickstart" in listed
     explained = invoke("recipes", "--explain", "train").out
     assert "train.max_steps = null  whole number above 0 or null" in explained
     assert "End after this many optimizer steps." in explained
     assert "data." not in explained
-    assert "1 recipes and 0 deployments are valid" in invoke("check").out
+    assert f"{len(find_recipes())} recipes and 0 deployments are valid" in invoke("check").out
     assert "n_embd=32" in invoke("check", "tiny").out
+
+
+def test_a_folder_without_a_file_has_the_shipped_recipes(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLM_DATA")
+    listed = invoke("recipes").out
+    assert "quickstart" in listed
+    assert "shipped; a pipelines.yaml in this folder adds recipes" in listed
+    assert f"{len(find_recipes())} recipes and 0 deployments are valid" in invoke("check").out
+    assert invoke("download", "quickstart", "--set", "data.documents=50", "--json").code == 0
+    assert [path.name for path in (tmp_path / "data" / "sources").iterdir()]
+    refused = invoke("up")
+    assert (refused.code, "pipelines.yaml does not exist" in refused.err) == (2, True)
+    refused = invoke("train", "quikstart")
+    assert (refused.code, "did you mean 'quickstart'?" in refused.err) == (2, True)
 
 
 def test_check_shows_the_settings_in_force_and_figures_for_people(invoke: Invoke) -> None:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,7 @@ from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.evaluation.evaluate import evaluate
-from slm.history.lineage import Lineage, Link, lineage
+from slm.history.lineage import Lineage, Link, code_status, lineage
 from slm.records import Evaluation, Source
 from slm.registry import chain as chains
 from slm.registry import register as registering
@@ -159,9 +160,41 @@ def test_code_and_machine_are_compared_with_those_of_now(
     assert "git checkout " + "c" * 40 in link.notes[0]
     monkeypatch.setattr(provenance, "code_state", lambda: DIRTY)
     assert "in no commit" in lineage(RunFolder(run))["code"].notes[0]
+    monkeypatch.setattr(provenance, "code_state", lambda: CLEAN)
     now = provenance.environment()
     monkeypatch.setattr(provenance, "environment", lambda: {**now, "torch": "9.9"})
     assert lineage(RunFolder(run))["environment"].notes == (f"torch is 9.9, was {now['torch']}",)
+
+
+ONE, OTHER = {"modules_sha256": "1" * 64}, {"modules_sha256": "2" * 64}
+NO_COMMIT = {"commit": None, "dirty": False, "diff_sha256": None}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "state", "note"),
+    [
+        ({**CLEAN, **ONE}, {**CLEAN, **ONE, "commit": "e" * 40}, "unchanged", None),
+        ({**DIRTY, **ONE}, {**DIRTY, **ONE}, "unchanged", None),
+        ({**NO_COMMIT, **ONE}, {**NO_COMMIT, **ONE}, "unchanged", None),
+        ({**DIRTY, **ONE}, {**CLEAN, **OTHER}, "gone", "on top of ccc"),
+        ({**CLEAN, **ONE}, {**CLEAN, **OTHER, "commit": "e" * 40}, "changed", "checkout ccc"),
+        ({**CLEAN, **ONE}, {**CLEAN, **OTHER, "dirty": True}, "changed", "in no commit"),
+        ({**CLEAN, **ONE}, {**NO_COMMIT, **OTHER}, "changed", "which was commit ccc"),
+        ({**NO_COMMIT, **ONE}, {**CLEAN, **OTHER}, "changed", "whose commit is not known"),
+        (NO_COMMIT, {**CLEAN, **OTHER}, "not checked", "no commit was recorded"),
+    ],
+)
+def test_code_is_compared_by_its_modules_and_then_by_its_commit(
+    then: dict[str, Any],
+    now: dict[str, Any],
+    state: str,
+    note: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(provenance, "code_state", lambda: now)
+    result, notes = code_status(then)
+    assert result == state
+    assert (note in notes[0]) if note else not notes
 
 
 def test_a_run_in_training_has_a_chain(run: Path) -> None:

@@ -63,6 +63,14 @@ def test_a_flow_may_be_named_by_its_module(file: Path) -> None:
         check(file)
 
 
+def test_a_file_without_recipes_deploys_shipped_ones(project: Path) -> None:
+    path = project / "pipelines.yaml"
+    module = "slm.orchestration.pipeline.pipeline"
+    own = DEPLOYMENTS.replace("flows/pipeline.py:pipeline", module)
+    path.write_text("name: tiny\n" + own.replace("recipe: tiny", "recipe: quickstart"))
+    assert list(check(path)) == ["pipeline/tiny"]
+
+
 def test_prefect_loads_the_flows_by_their_files() -> None:
     for name in ("pipeline", "retrain"):
         flow = load_flow_from_entrypoint(f"{ROOT}/flows/{name}.py:{name}")

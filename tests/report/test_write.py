@@ -1,9 +1,11 @@
 """The report: whole, harmless, reproducible, and one per settings."""
 
+import html
 import json
 import random
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import copy_run
+from tiny_run import copy_run, flip_byte
 
 import slm.source.download
 import slm.tokens.encode
@@ -213,7 +215,7 @@ def test_the_page_shows_what_the_run_is(written: Made) -> None:
     run, evaluation = written.run, written.evaluation
     report = run.path / "report"
     page = Page(report / "index.html")
-    html = (report / "index.html").read_text("utf-8")
+    text = (report / "index.html").read_text("utf-8")
     for words in ("0.900 bits per byte", "0.850 to 0.950", f"{run.parameters:,}", run.key,
                   evaluation.weights_sha256, "slm run tiny", "temperature 0.5", "xz",
                   "5-gram", "calibration", "grammar mistakes",
@@ -223,11 +225,39 @@ def test_the_page_shows_what_the_run_is(written: Made) -> None:
     assert [s["temperature"] for s in samples] == [0.5, 1.0]
     for sample in samples:
         assert sample["prompt"] + sample["completion"] in page.text
-    assert len(html) < 3_000_000
+    assert len(text) < 3_000_000
     policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert dangers(page) == []
+
+
+def test_a_report_without_harper_says_so_and_is_made_again_with_it(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "Harper is not installed (pip install 'slm-pipeline[grammar]')"
+    index = made.run.path / "report" / "index.html"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "harper", None)
+        lacking = made.write()
+        assert not lacking.reused
+        assert words in Page(index).text
+        markdown = index.with_name("report.md").read_text("utf-8")
+        assert words in html.unescape(markdown.replace("\\", ""))
+        assert "grammar mistakes" not in Page(index).text
+        assert made.write().reused
+        english, other = made.write(), made.with_report(language="de").write()
+    assert made.with_report(language="de").write().key == other.key != english.key
+    whole = made.write()
+    assert (whole.reused, whole.key == lacking.key) == (False, False)
+    assert "grammar mistakes" in Page(index).text
+    assert words not in Page(index).text
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "harper", None)
+        again = made.write()  # what is complete is better than what could be made here
+        assert (again.reused, again.key) == (True, whole.key)
+        flip_byte(index)
+        assert made.write().key == lacking.key
 
 
 def test_every_class_of_the_page_is_styled(written: Made) -> None:

@@ -4,20 +4,23 @@ import itertools
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte
+from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte, make_run
 
 import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.history.lineage import Link, lineage
-from slm.reproduction.reproduce import Reproduction, reproduce
+from slm.records import Source
+from slm.reproduction.reproduce import WEIGHTS_TOLERANCE, Reproduction, reproduce
 from slm.run_folder import RunFolder
 from slm.training import launch
 from slm.training.optim import set_learning_rate
@@ -223,6 +226,96 @@ def test_other_weights_are_measured(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert far.first_difference.step == 4
     assert far.sentence.startswith("diverged at step 4, first in embed.weight (weights by")
     assert (far.weights_difference or 0) > 1e-2
+
+
+def with_environment(run: Path, **facts: Any) -> Path:
+    """The run as if it had been trained on another machine, or by another torch."""
+    record = RunFolder(run).record
+    assert record is not None
+    environment = {**record.environment, **facts}
+    storage.write_record(run, record.model_copy(update={"environment": environment}))
+    return run
+
+
+def test_another_torch_is_named_and_is_judged_by_its_result(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = f"torch is {torch.__version__}, was 2.9.0: other bits are expected"
+    with_environment(run, torch="2.9.0")
+    same = reproduce(RunFolder(run))
+    assert same.verdict == "bit-identical"  # which is no wonder: it is the same one
+    assert expected.partition(":")[0] in same.notes
+
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 0.5)
+    monkeypatch.setattr("slm.reproduction.comparing.RELATIVE_TOLERANCE", 0.0)
+    monkeypatch.setattr("slm.reproduction.comparing.LOSS_TOLERANCE", 0.0)
+    near = reproduce(RunFolder(run))
+    assert near.verdict == "within tolerance"
+    assert near.weights_difference is not None
+    assert near.weights_difference > WEIGHTS_TOLERANCE
+    assert near.sentence.endswith(f"; {expected}")
+
+    with_environment(run, torch=torch.__version__)
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    assert reproduce(RunFolder(run)).verdict == "diverged"  # the same torch has no such excuse
+
+    with_environment(run, torch="2.9.0")
+    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 1e-9)
+    monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
+    far = reproduce(RunFolder(run))
+    assert far.verdict == "diverged"
+    assert far.sentence.endswith(f"; {expected}, but not by so much")
+
+
+def rewrite_source(root: Path, change: Callable[[list[str]], list[str]] = list) -> None:
+    """Write the files of a source as another pyarrow might; its record has their new hashes."""
+    folder = next(root.glob("sources/*/record.json")).parent
+    source = storage.read_record(folder, Source)
+    assert source is not None
+    for name in source.files:
+        table = pq.read_table(folder / name)
+        texts = pa.table({"text": change(table["text"].to_pylist())}, schema=table.schema)
+        pq.write_table(texts, folder / name, compression="none")
+    files = storage.describe_files(folder, [folder / name for name in source.files])
+    storage.write_record(folder, source.model_copy(update={"files": files}))
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_another_pyarrow_writes_other_files_of_the_same_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    """The shards are made from the recorded files, so theirs is the same key."""
+    root = copy_run(tmp_path / "other")
+    config = RunFolder(root).config
+    root = root.parents[1]
+    for kind in ("shards", "runs"):
+        shutil.rmtree(root / kind)
+    rewrite_source(root)
+    made = RunFolder.of(make_run(root, config))
+    with_environment(made.path, pyarrow="20.0.0")
+    monkeypatch.setattr(
+        "slm.reproduction.reproduce.written_by",
+        lambda source: "pyarrow 20" if source.path.parents[1] == root else "pyarrow 25",
+    )
+    if is_gone:
+        shutil.rmtree(root / "sources")
+        reproduction = reproduce(made)
+        assert reproduction.verdict == "cannot"
+        assert "pyarrow is" in reproduction.sentence
+        assert "was 20.0.0, which writes other files" in reproduction.sentence
+        return
+    reproduction = reproduce(made)
+    assert reproduction.verdict == "bit-identical", reproduction.sentence
+    names = {row.name for row in reproduction.compared}
+    assert {"source, documents of train", "source key", "source.revision"} <= names
+    assert any("the documents were compared" in note for note in reproduction.notes)
+
+    rewrite_source(root, lambda texts: [*texts[:-1], texts[-1] + "!"])
+    reproduction = reproduce(made)
+    assert reproduction.verdict == "diverged"
+    assert reproduction.first_difference is not None
+    assert reproduction.first_difference.what == "source, documents of train"
 
 
 def test_data_that_differs_ends_it_before_training(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slm.code_state import BUILD, modules_sha256, state_of
 from slm.training import provenance
 
 
@@ -66,4 +67,16 @@ def test_outside_a_checkout_nothing_is_known(
     monkeypatch.setattr(
         provenance, "__file__", str(tmp_path / "slm" / "training" / "provenance.py")
     )
-    assert state() == {"commit": None, "dirty": None, "diff_sha256": None}
+    package = tmp_path / "slm"
+    (package / "training").mkdir(parents=True)
+    modules = modules_sha256(package)
+    unknown = {"commit": None, "dirty": None, "diff_sha256": None}
+    assert state() == {**unknown, "modules_sha256": modules}
+    (package / "new.py").touch()
+    assert modules_sha256(package) != modules
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"commit": null}'])
+def test_an_installation_whose_record_is_damaged_is_dirty(content: str, tmp_path: Path) -> None:
+    (tmp_path / BUILD).write_text(content)
+    assert (state_of(tmp_path)["commit"], state_of(tmp_path)["dirty"]) == (None, True)

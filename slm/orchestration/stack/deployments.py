@@ -21,9 +21,9 @@ from prefect.exceptions import MissingFlowError, ParameterTypeError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel, ValidationError
 
-from slm.config import project_root
+from slm.config import PIPELINES, project_root
 from slm.errors import UserError, unknown
-from slm.recipes import load_recipe, read_pipelines
+from slm.recipes import check_recipes, load_recipe, read_pipelines
 
 OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
 REQUIRED = ("name", "entrypoint", "description", "version", "work_pool")
@@ -34,7 +34,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
 
     Raises UserError for the first key, recipe, flow, parameter or value that does not exist.
     """
-    path = path or project_root() / "pipelines.yaml"
+    path = path or project_root() / PIPELINES
     content = read_pipelines(path)
     parts = list(_parts(content))
     for place, part, model in parts:
@@ -46,8 +46,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
                 )
     for place, part, model in parts:
         _check_values(f"{place}." if place else "", part, model, path)
-    for name, recipe in content["recipes"].items():
-        load_recipe(name, dict(_given_later(recipe)), path=path)
+    check_recipes(path)
     deployments: dict[str, DeploymentConfig] = {}
     for fields in content.get("deployments") or []:
         flow = _load_flow(path.parent, fields["entrypoint"])
@@ -90,13 +89,6 @@ def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], p
             raise UserError(f"{path.name}: {place.rstrip('.')}: {first['msg']}") from error
         key = str(first["loc"][0])
         raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {first['msg']}") from error
-
-
-def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
-    """Stand-ins for what a recipe leaves to the command line: an empty `data.path`."""
-    data = (recipe or {}).get("data") or {}
-    if data.get("source", "stories") != "stories" and not data.get("path"):
-        yield "data.path", "."
 
 
 def schedule_of(fields: Mapping[str, Any]) -> Any:
