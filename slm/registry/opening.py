@@ -44,8 +44,8 @@ def finished_run(run: str) -> tuple[RunFolder, Run]:
     record = folder.verified_record
     if record is None:
         raise UserError(
-            f"the run {folder.name!r} is not finished: `slm train {folder.config.recipe}` with the "
-            "same settings resumes it"
+            f"the run {folder.name!r} is not finished: `slm train {folder.name}` resumes it, and "
+            f"`slm finish {folder.name}` makes a finished run of its last checkpoint"
         )
     return folder, record
 

@@ -126,8 +126,8 @@ def commands(config: PipelineConfig, run: Run) -> list[str]:
     """The commands that reproduce this run, and those that use it."""
     changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
     prompt = next(iter(config.report.prompts), "Once upon a time")
-    from_seed = not (run.path / PARENT).is_dir()
-    rerun = [" ".join(["slm run", config.recipe, *changes])] if from_seed else []
+    by_config = not (run.path / PARENT).is_dir() and RunFolder.of(run).settings.derived is None
+    rerun = [" ".join(["slm run", config.recipe, *changes])] if by_config else []
     return [
         f"slm reproduce {run.name}",
         *rerun,

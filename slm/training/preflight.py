@@ -237,6 +237,7 @@ def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
         runs = [RunFolder(path) for path in data.results("runs", config.recipe)]
         return shards is not None and any(
             run.is_finished
+            and run.settings.derived is None
             and run.settings.shards_key == shards.key
             and keys.config_sha256(run.config) == keys.config_sha256(config)
             for run in runs
