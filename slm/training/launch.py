@@ -202,10 +202,8 @@ def as_folder(run: str | Path | RunFolder | Run, root: Path | None = None) -> Ru
 
 
 def shards_gone(run: RunFolder) -> str:
-    return (
-        f"the shards of {run.name} are gone: `slm encode {run.config.recipe}` with the same "
-        "settings makes them"
-    )
+    """Why a run cannot be trained, and what makes its shards again."""
+    return f"the shards of {run.name} are gone: `slm train {run.name}` makes them again"
 
 
 def finished_record(run: RunFolder) -> Run | None:
@@ -446,7 +444,14 @@ def check_exit(code: int, run: RunFolder, begin: int) -> None:
             "it. A smaller train.micro_batch_size needs less, but is another run, from its first "
             "step"
         )
-    for kind in (Interrupted, UserError, TrainingError):
+    if code == -signal.SIGTERM:  # while it was starting
+        raise Interrupted(f"{run.name} was stopped before its first step")
+    if code == Interrupted.exit_code:
+        raise Interrupted(
+            f"{message}: `slm train {run.name}` resumes, and `slm finish {run.name}` makes a "
+            "finished run of it"
+        )
+    for kind in (UserError, TrainingError):
         if code == kind.exit_code:
             raise kind(message)
     raise TrainingError(f"the training process of {run.name} ended with code {code}: {message}")

@@ -107,8 +107,7 @@ def open_job(run: RunFolder) -> Job:
     shards = run.shards
     if shards is None:
         raise UserError(
-            f"the shards of {run.name} are gone: `slm encode {settings.config.recipe}` with the "
-            "same settings makes them"
+            f"the shards of {run.name} are gone: `slm train {run.name}` makes them again"
         )
     if rank == 0:
         read_shards(shards.path)

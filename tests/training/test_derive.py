@@ -303,7 +303,7 @@ def test_what_longer_needs_and_does_not_take(place: Place) -> None:
     for step, folder in run.checkpoints:
         if step < 10:
             shutil.rmtree(folder)
-    with pytest.raises(UserError, match="no checkpoint .* after step 6, is left"):
+    with pytest.raises(UserError, match=r"no checkpoint .* after step 6, is left"):
         train_longer(run, 2)
 
 
@@ -331,7 +331,7 @@ def test_a_run_of_shards_that_are_gone_is_not_resumed(place: Place) -> None:
     run = stopped(place.prepare(max_steps=6), 3)
     shutil.rmtree(place.root / "shards")
     for work in (launch.resume, finish):
-        with pytest.raises(UserError, match="the shards of .* are gone"):
+        with pytest.raises(UserError, match=r"the shards of .* are gone"):
             work(run)
 
 
