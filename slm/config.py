@@ -255,8 +255,10 @@ class TrainConfig(Section):
     final_lr: Fraction = setting(0.1, "Learning rate at the end, as a fraction of the peak.")
 
     seed: Seed = setting(1337, "Random seed of weights, order and dropout.")
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "Device to train on; auto: CUDA where there is one."
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto",
+        "Device to train on; auto: CUDA where there is one, else the GPU of an Apple computer "
+        "(mps), else the CPU.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "Precision of the forward pass; auto: chosen for the device."

@@ -22,6 +22,7 @@ Pairs = list[tuple[str, str]]  # name, value
 
 PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses: no model depends on them
 PROMISES = {
+    "B": "So is the order of the training text; of the weights nothing is promised on this device.",
     "C": "On a CPU of the same kind, with the same torch and as many threads, so are the weights.",
     "D": "On a GPU of the same model, with the same driver and torch, so are the weights.",
     "E": "On as many GPUs of the same model, with the same driver and torch, so are the weights.",

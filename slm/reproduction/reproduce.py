@@ -23,6 +23,7 @@ from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import DETAILS, EVALUATE_VERSION, evaluate, evaluate_key
 from slm.history.lineage import Lineage, Link, lineage
+from slm.machine import has_mps
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress, silent
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
@@ -167,6 +168,10 @@ def _obstacle(
     if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
         gpus = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
         return (gpus,), Difference(what="environment")
+    if plan.device == "mps" and not has_mps():
+        return ("it was trained on mps, and torch sees no Apple GPU here",), Difference(
+            what="environment"
+        )
     saved = {
         name: entry
         for name, entry in record.files.items()

@@ -125,8 +125,8 @@ def check_limit(config: PipelineConfig, shards: Shards | None) -> None:
 def check_free_memory(config: PipelineConfig) -> None:
     """Raises SlmError where the probe would take memory that others use now."""
     free, needs = psutil.virtual_memory().available, measure(config)
-    on_cpu = pick_device(config.train.device).type == "cpu"
-    least = needs.checkpoint + on_cpu * needs.state
+    in_memory = pick_device(config.train.device).type != "cuda"
+    least = needs.checkpoint + in_memory * needs.state
     if least > free:
         raise SlmError(
             f"{config.recipe} is not timed: that takes at least {size(least)} of memory, and "
@@ -150,8 +150,8 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     first, step_seconds = time_steps(session, forward, x, y, rows)
     compile_seconds = max(0.0, first - step_seconds) if plan.compile else 0.0
     score_seconds = seconds_to_score(session)
-    if plan.device == "cuda":
-        peak = memory_bytes("cuda")
+    if plan.device != "cpu":
+        peak = memory_bytes(plan.device)
     else:
         peak = memory_with_a_save(session, forward, x, y)
         unprobed = (plan.micro_batch_size - session.plan.micro_batch_size) * config.model.seq_len

@@ -303,7 +303,7 @@ def planned_processes(config: PipelineConfig) -> int:
     train = config.train
     if train.processes != "auto":
         return train.processes
-    gpus = gpu_count() if train.device != "cpu" else 0
+    gpus = gpu_count() if train.device in ("auto", "cuda") else 0
     rows = train.tokens_per_step // config.model.seq_len
     per_pass = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
     paying = min(gpus, train.tokens_per_step // MIN_TOKENS_PER_DEVICE)

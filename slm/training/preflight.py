@@ -162,7 +162,7 @@ def _check_threads(config: PipelineConfig, processes: int) -> None:
 def _check_memory(config: PipelineConfig, needs: Needs, device: str, processes: int) -> None:
     """Raises UserError where what a training holds at least is more than there is."""
     memory = available_memory()
-    copies = processes if device == "cpu" else 0
+    copies = processes if device != "cuda" else 0
     if device == "cuda" and needs.state > (gpu := torch.cuda.mem_get_info()[1]):
         raise _too_large(config, needs, 1, 0, f"its GPU has {size(gpu)}")
     if needs.batches > memory:
@@ -219,7 +219,7 @@ def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]
     """A warning where the rows of a step do not divide among the GPUs that would pay."""
     train, seq_len = config.train, config.model.seq_len
     paying = min(gpu_count(), train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
-    if device == "cpu" or train.processes != "auto" or processes >= paying:
+    if device != "cuda" or train.processes != "auto" or processes >= paying:
         return []
     near = max(1, round(train.tokens_per_step / (paying * seq_len))) * paying * seq_len
     return [
