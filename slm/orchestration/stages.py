@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from slm.config import PipelineConfig, data_root
 from slm.errors import UserError
-from slm.orchestration.display import stage
+from slm.figures import duration
+from slm.orchestration.display import current, stage
 from slm.progress import Progress, silent
 from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
@@ -101,11 +102,18 @@ def train(
 
 @contextmanager
 def _around(run: RunFolder, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
-    """What goes on while a run trains: its mirror in MLflow."""
+    """What goes on while a run trains: its mirror in MLflow; before it starts, its forecast."""
     import slm.tracking.mirror
+    from slm.training.forecast import forecast_start
 
-    with turn or nullcontext(), slm.tracking.mirror.mirror(run):
-        yield
+    with turn or nullcontext():
+        if cost := forecast_start(run):
+            current().write(
+                f"{'train':<9} about {duration(cost.seconds)}: {cost.max_steps:,} steps, "
+                f"{cost.tok_per_sec:,.0f} tokens/s in a probe"
+            )
+        with slm.tracking.mirror.mirror(run):
+            yield
 
 
 def need_shards(run: RunFolder) -> Shards:
