@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+from faults import fork, wait
 from tiny_run import CLEAN, code
 
 from slm.errors import Interrupted, InUse, UserError
@@ -22,7 +23,7 @@ from slm.run_folder import CHECKPOINTS, LOCK, RunFolder
 from slm.source.download import download
 from slm.storage import lock
 from slm.tokens.encode import encode
-from slm.training import launch
+from slm.training import derive, launch
 from slm.training.checkpoint import checkpoint_name
 from slm.training.derive import finish, train_longer
 from slm.training.loop import train
@@ -169,6 +170,30 @@ def test_a_run_by_the_clock_is_ended_before_and_after_its_decision(place: Place)
         assert losses(made) == losses(run)[: made.max_steps]
         result = reproduce(made)
         assert result.verdict == "bit-identical", result.sentence
+
+
+def test_killed_at_any_moment_while_it_is_made_it_is_made_the_next_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped(place.prepare(max_steps=8), 4)
+    before = contents(run.path)
+    monkeypatch.setattr(derive, "resume", lambda folder, **_: folder)  # only made, not trained
+
+    def make() -> RunFolder:
+        return RunFolder(finish(run).path)
+
+    made = make()
+    expected = contents(made.path)
+    killed = 0
+    while True:
+        shutil.rmtree(made.path)
+        if wait(fork(make, fault=f"*:{killed + 1}:kill")) == 0:
+            break
+        killed += 1
+        assert make() == made
+        assert contents(made.path) == expected, killed
+    assert killed > 20
+    assert contents(run.path) == before
 
 
 def test_without_a_checkpoint_there_is_nothing_to_finish(place: Place) -> None:
