@@ -280,7 +280,9 @@ class TrainConfig(Section):
     )
     checkpoint_every: PositiveInt = setting(100, "Steps between checkpoints.")
     keep_checkpoints: PositiveInt = setting(
-        2, "Newest checkpoints to keep, besides the best and the last."
+        2,
+        "Newest checkpoints to keep, besides the best, the last and, where schedule is wsd, the "
+        "one before the cooldown.",
     )
 
     @model_validator(mode="after")

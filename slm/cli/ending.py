@@ -41,4 +41,4 @@ def finish(run: RunName, as_json: AsJson = False) -> None:
     result = train_result(record)
     show({**result, "made_from": folder.name} if record.path != folder.path else result, as_json)
     if not as_json:
-        show_line(f"evaluate  slm register {record.name}")
+        show_line(f"next      slm register {record.name}")

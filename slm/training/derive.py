@@ -15,14 +15,14 @@ and reaches the same bits.
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm import keys
 from slm.config import LIMITS, PipelineConfig
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError, InUse, UserError
 from slm.progress import Progress, automatic
 from slm.records import Checkpoint, Decision, Derivation, JournalEntry, Plan, Run
 from slm.run_folder import (
@@ -231,7 +231,7 @@ def _derive(
 
     Its `config.json` is written last: a folder without one is begun anew.
     """
-    with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
+    with _untrained(run):
         plan, checkpoint = blueprint(run)
         settings, shards, parent = run.settings, run.shards, run.parent
         if shards is None:
@@ -256,6 +256,17 @@ def _derive(
                 Settings(key, plan.config, settings.shards_key, settings.parent_key, plan.derived)
             )
     return made
+
+
+@contextmanager
+def _untrained(run: RunFolder) -> Iterator[None]:
+    """Keep a run from being trained, and its checkpoints from being pruned. Raises InUse."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS))
+        except InUse as error:
+            raise InUse(f"{run.name} is in training: `slm stop {run.name}` first") from error
+        yield
 
 
 def _with_its_best(run: RunFolder, checkpoint: Checkpoint) -> list[Checkpoint]:

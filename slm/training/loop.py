@@ -131,6 +131,7 @@ def train_locked(
             if countdown:
                 decide_cooldown(session, countdown, journal, asking)
                 if session.step == starts_cooldown(session) and session.step > saved_step:
+                    journal.sync()
                     save(session, writer, journal, loss, scored, machine)
 
             # ---- one optimizer step

@@ -206,7 +206,8 @@ def _check_disk(config: PipelineConfig, needs: Needs, data: Path) -> list[str]:
             f"a checkpoint takes {size(needs.checkpoint)}, and {size(free)} are free: {remedy}"
         )
     saves = math.ceil(train.max_steps / train.checkpoint_every) if train.max_steps else math.inf
-    kept = min(train.keep_checkpoints + 1, saves)  # one more while it is written
+    before_cooldown = train.schedule == "wsd"
+    kept = min(train.keep_checkpoints + 1 + before_cooldown, saves)  # one more while it is written
     if kept * needs.checkpoint > free:
         return [
             f"train.keep_checkpoints={train.keep_checkpoints}: {kept} checkpoints take "

@@ -209,7 +209,7 @@ def test_without_a_checkpoint_there_is_nothing_to_finish(place: Place) -> None:
 
 def test_a_run_in_training_is_not_finished(place: Place) -> None:
     run = stopped(place.prepare(max_steps=8), 3)
-    with lock(run.path / LOCK), pytest.raises(InUse):
+    with lock(run.path / LOCK), pytest.raises(InUse, match=f"`slm stop {run.name}` first"):
         finish(run)
 
 
