@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,18 +269,23 @@ def test_a_longer_training_has_the_bits_of_one_that_was_planned_so(place: Place,
 def test_a_longer_training_that_was_killed_resumes_to_the_same_bits(
     place: Place, tmp_path: Path, encoded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def longer(place: Place, stops: tuple[int, ...]) -> RunFolder:
+    def longer(place: Place, faults: tuple[str, ...]) -> RunFolder:
         run = place.prepare(**WSD)
         train(run)
-        for stop in stops:
+        for fault in faults:
+
+            def supervise(folder: RunFolder, *_: object, fault: str = fault) -> None:
+                assert wait(fork(lambda: train(folder), fault=fault)) == -signal.SIGKILL
+
             with monkeypatch.context() as patch:
-                patch.setattr(launch, "supervise", lambda folder, *_, n=stop: stopped(folder, n))
+                patch.setattr(launch, "supervise", supervise)
                 with pytest.raises(AssertionError, match="without a record"):
                     train_longer(run, 6)
         return RunFolder.of(train_longer(run, 6))
 
     straight = longer(place, ())
-    broken = longer(Place(encoded, tmp_path / "other"), (1, 4))
+    kills = ("train.step:1:kill", "train.micro_step:4:kill", "checkpoint.optimizer:2:kill")
+    broken = longer(Place(encoded, tmp_path / "other"), (*kills, "train.finish:1:kill"))
     assert broken.name == straight.name
     assert losses(broken) == losses(straight)
     for record in (straight.record, broken.record):
