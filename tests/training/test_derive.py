@@ -17,6 +17,7 @@ from slm.errors import Interrupted, InUse, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
 from slm.records import Run, Shards
+from slm.report.cards import commands
 from slm.reproduction.replay import verify_steps
 from slm.reproduction.reproduce import reproduce
 from slm.retention import collect, survey
@@ -24,6 +25,7 @@ from slm.run_folder import CHECKPOINTS, LOCK, RunFolder
 from slm.source.download import download
 from slm.storage import lock
 from slm.tokens.encode import encode
+from slm.tracking.entities import params, run_tags
 from slm.training import derive, launch
 from slm.training.checkpoint import checkpoint_name
 from slm.training.derive import finish, train_longer
@@ -145,6 +147,21 @@ def test_the_lineage_names_the_other_run_and_compares_its_losses(place: Place) -
             entry["train_loss"] += 1
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
     assert lineage(made)["made from"].state == "changed"
+
+
+def test_mlflow_and_the_model_card_name_what_it_was_made_from(place: Place) -> None:
+    run = stopped(place.prepare(max_steps=8), 3)
+    record = finish(run)
+    made = RunFolder.of(record)
+    assert run_tags(record)["slm.made_from"] == f"step 3 of {run.name}, ended there"
+    assert params(made.config, made.plan)["plan.ended_at"] == "3"
+    assert not {"plan.ended_at", "plan.warmup_steps"} & params(run.config, run.plan).keys()
+    shown = commands(made.config, record)  # `slm run tiny --set …` would train another schedule
+    assert [line.split()[1] for line in shown] == ["reproduce", "evaluate", "sample"]
+    whole = train(run)
+    assert whole is not None
+    assert "slm.made_from" not in run_tags(whole)
+    assert [line.split()[1] for line in commands(run.config, whole)][1] == "run"
 
 
 def test_a_run_by_the_clock_is_ended_before_and_after_its_decision(place: Place) -> None:
