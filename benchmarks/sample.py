@@ -28,6 +28,7 @@ from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.tokens.tokenizer.bpe import Tokenizer
+from slm.training.plan import memory_bytes
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128)
 VOCAB_SIZE = 50_257
@@ -208,7 +209,10 @@ MAKERS: dict[str, Callable[[], Sampler]] = {
 def _peak_memory(name: str, batch: int, new_tokens: int) -> float:
     """Peak MB of a new process for one sampler, libraries included."""
     MAKERS[name]()(batch, new_tokens)
-    status = Path("/proc/self/status").read_text()  # getrusage includes the parent's peak
+    path = Path("/proc/self/status")
+    if not path.exists():  # macOS
+        return memory_bytes("cpu") / 1e6
+    status = path.read_text()  # getrusage includes the parent's peak
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 

@@ -19,7 +19,6 @@ in its shape at its fastest. `--isa` measures each kind of CPU that this one can
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -40,7 +39,7 @@ from slm.recipes import load_recipe
 from slm.records import ShardSplit
 from slm.training.launch import child_environment
 from slm.training.loop import train_step
-from slm.training.plan import make_plan
+from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import Session, synthetic_session
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
@@ -162,7 +161,7 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
         begin = time.perf_counter()
         step()
         times.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory_bytes("cpu")
     seconds = statistics.median(times)
     limit = limits.measure()
     with limits.Products() as products:

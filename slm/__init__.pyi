@@ -14,6 +14,10 @@ from slm.run_folder import DataRoot as DataRoot
 from slm.run_folder import RunFolder as RunFolder
 from slm.source.download import download as download
 from slm.tokens.encode import encode as encode
+from slm.training.derive import finish as finish
+from slm.training.derive import train_longer as train_longer
+from slm.training.launch import resume as resume
 from slm.training.launch import train as train
+from slm.training.stop import stop as stop
 
 __version__: str

@@ -258,8 +258,10 @@ class TrainConfig(Section):
     final_lr: Fraction = setting(0.1, "Learning rate at the end, as a fraction of the peak.")
 
     seed: Seed = setting(1337, "Random seed of weights, order and dropout.")
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "Device to train on; auto: CUDA where there is one."
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto",
+        "Device to train on; auto: CUDA where there is one, else the GPU of an Apple computer "
+        "(mps), else the CPU.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "Precision of the forward pass; auto: chosen for the device."
@@ -281,7 +283,9 @@ class TrainConfig(Section):
     )
     checkpoint_every: PositiveInt = setting(100, "Steps between checkpoints.")
     keep_checkpoints: PositiveInt = setting(
-        2, "Newest checkpoints to keep, besides the best and the last."
+        2,
+        "Newest checkpoints to keep, besides the best, the last and, where schedule is wsd, the "
+        "one before the cooldown.",
     )
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -55,19 +54,29 @@ def ask_no_proxy(host: str) -> None:
 
 
 def pick_device(choice: str) -> "torch.device":
-    """The device of this process for `train.device`: `cpu`, or `cuda` with the index of its GPU.
+    """The device of this process for `train.device`: `cpu`, or a GPU with its index.
 
-    Under torchrun every process has a GPU of its own, LOCAL_RANK. Raises UserError where a GPU is
-    demanded and torch sees none.
+    `auto` is `cuda`, else `mps`, else `cpu`. Under torchrun every process has a GPU of its own,
+    LOCAL_RANK. Raises UserError where a GPU is demanded and torch sees none.
     """
     import torch
 
-    available = torch.cuda.is_available()
-    if choice == "cuda" and not available:
+    if choice in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if choice in ("auto", "mps") and has_mps():
+        return torch.device("mps", 0)
+    if choice == "cuda":
         raise UserError("train.device='cuda': torch sees no CUDA GPU here; use cpu or auto")
-    if choice == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if choice == "mps":
+        raise UserError("train.device='mps': torch sees no Apple GPU here; use cpu or auto")
+    return torch.device("cpu")
+
+
+def has_mps() -> bool:
+    """Whether torch can use the GPU of an Apple computer, through Metal."""
+    import torch
+
+    return torch.backends.mps.is_available()
 
 
 # ---- cores and memory -------------------------------------------------------------------------
@@ -78,7 +87,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
     `root`: the folder that holds `proc` and `sys`.
     """
-    if sys.platform == "darwin":  # which has no affinity
+    if not hasattr(os, "sched_getaffinity"):  # macOS
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
     for group in _control_groups("cpu", root):

@@ -1,16 +1,21 @@
-"""A signal at the parent's death: Linux sends it to a child whose parent dies, however it dies.
+"""A signal at the parent's death: a child gets one when its parent dies, however it dies.
 
-`python -m slm.parent_death COMMAND…` runs a command that gets SIGTERM then. On other systems than
-Linux nothing is sent. The parent passes its own pid as `SLM_PARENT`; otherwise its death while the
-child is still starting would go unnoticed.
+Linux sends it; on other systems a thread of the child looks once a second whether it has another
+parent. `python -m slm.parent_death COMMAND…` runs a command that gets SIGTERM then. The parent
+passes its own pid as `SLM_PARENT`; otherwise its death while the child is still starting would go
+unnoticed.
 """
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+POLL_SECONDS = 1.0
 
 
 def signal_when_parent_dies(number: int) -> None:
@@ -21,16 +26,31 @@ def signal_when_parent_dies(number: int) -> None:
     """
     parent = int(os.environ.pop("SLM_PARENT", os.getppid()))
     if sys.platform != "linux":
+        threading.Thread(target=_watch, args=(parent, number), daemon=True).start()
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 
+def _watch(parent: int, number: int) -> None:
+    """Send this process the signal once its parent is another one."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), number)
+
+
 def main() -> None:
-    """Becomes the command of the arguments."""
+    """Becomes the command of the arguments; where only a thread can watch, runs it as a child."""
+    if sys.platform == "linux":
+        signal_when_parent_dies(signal.SIGTERM)
+        os.execvp(sys.argv[1], sys.argv[1:])
+    child = subprocess.Popen(sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: child.send_signal(number))
     signal_when_parent_dies(signal.SIGTERM)
-    os.execvp(sys.argv[1], sys.argv[1:])
+    code = child.wait()
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ class Plan(Frozen):
     rows: int  # per step, over all processes
     micro_batch_size: int  # rows per device and pass; a last pass that is short is padded
     world_size: int
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "mps"]
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
     compile: bool
@@ -240,9 +240,13 @@ class Plan(Frozen):
     parts: Literal["plain", "fused"] = "plain"  # of the model's blocks (slm/model/fused.py)
     probe: dict[str, float] = {}
     cooldown_by_clock: bool = False  # whether a Decision ends the training; not `max_steps`
+    warmup_steps: int | None = None  # of the shorter training that this continues; None: as usual
+    ended_at: int | None = None  # the last step, before the schedule's end: see Derivation
 
     def end(self, decision: "Decision | None") -> int | None:
         """The last step of the training; None while the clock has not decided it."""
+        if self.ended_at is not None:
+            return self.ended_at
         if not self.cooldown_by_clock:
             return self.max_steps
         return decision.max_steps if decision else None
@@ -250,6 +254,8 @@ class Plan(Frozen):
     @property
     def level(self) -> str:
         """What is promised bit for bit, by the levels of docs/reliability.md."""
+        if self.device == "mps":
+            return "B"  # Metal's kernels promise no bits
         if self.world_size > 1:
             return "E"
         return "C" if self.device == "cpu" else "D"
@@ -262,6 +268,25 @@ class Decision(Frozen):
     max_steps: int  # with the cooldown
     seconds: float  # of the training, up to the cooldown
     step_seconds: float  # recent, when it was decided
+
+
+class Derivation(Frozen):
+    """How a run was made from another one, at one of its steps: ended early, or trained for longer.
+
+    Up to that step it has the other's bits. It holds all that it needs: the other may be deleted.
+    """
+
+    run: str  # the other one's name
+    key: str  # its key
+    step: int
+    longer: int  # steps beyond its end; 0: ended early
+    weights_sha256: str  # of its checkpoint of that step
+
+    @property
+    def text(self) -> str:
+        """In words, such as `step 300 of quickstart-7e6ad240c4d7, 500 steps longer`."""
+        change = f"{self.longer} steps longer" if self.longer else "ended there"
+        return f"step {self.step} of {self.run}, {change}"
 
 
 class JournalEntry(TypedDict, total=False):

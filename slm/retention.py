@@ -24,6 +24,8 @@ from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, 
 from slm.registry.register import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
+from slm.training.checkpoint import shared_with_longer
+from slm.training.optim import cooldown_start
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +220,8 @@ class _Survey:
         used = {e.checkpoint for e in evaluations if e} | {s.best for s in selections if s}
         if path.name in {record.best, record.last, *used}:
             return "the best, the last or an evaluated one"
+        if path.name in _shared_with_longer(run):
+            return "a longer training can continue from it"
         needed = (run.path / CHECKPOINTS / name for name in (record.best, record.last))
         if not all(_record(folder, Checkpoint, verify=True) for folder in needed):
             return "it may be all that is left of its run"
@@ -260,6 +264,15 @@ class _Survey:
 
     def _is_held(self, path: Path) -> bool:
         return any(map(_is_held, _locks(self.root, path)))
+
+
+def _shared_with_longer(run: RunFolder) -> set[str]:
+    """The checkpoints that `slm train RUN --longer` needs."""
+    with suppress(CorruptionError):
+        if plan := run.plan:
+            start = cooldown_start(plan, run.decision, run.config.train)
+            return shared_with_longer(run.path / CHECKPOINTS, start)
+    return set()
 
 
 def _data_need(path: Path, kind: type[Shards] | type[Source], needed: set[str]) -> str | None:

@@ -35,6 +35,7 @@ from slm.errors import CorruptionError, UserError, unknown
 from slm.records import (
     Checkpoint,
     Decision,
+    Derivation,
     Evaluation,
     Frozen,
     JournalEntry,
@@ -136,6 +137,7 @@ class Settings:
     config: PipelineConfig
     shards_key: str
     parent_key: str | None  # of the model that the weights start from; None: from the seed
+    derived: Derivation | None = None  # from another run; None: by its config alone
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,21 @@ class RunFolder:
             number, fields = storage.read_versioned(path)
             config = PipelineConfig.model_validate(fields["config"], context={"stored": True})
             parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
-            return Settings(fields["key"], config, fields["shards_key"], parent_key)
+            derived = fields.get("derived")
+            return Settings(
+                fields["key"],
+                config,
+                fields["shards_key"],
+                parent_key,
+                Derivation.model_validate(derived) if derived else None,
+            )
         except (OSError, KeyError, TypeError, ValidationError) as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, settings: Settings) -> None:
-        fields = {**vars(settings), "config": settings.config.model_dump(mode="json")}
+        derived = settings.derived.model_dump(mode="json") if settings.derived else None
+        config = settings.config.model_dump(mode="json")
+        fields = {**vars(settings), "config": config, "derived": derived}
         storage.write_versioned(self.path / CONFIG, fields)
 
     @property

@@ -10,7 +10,6 @@ kill or a power cut at any moment leaves either no `X` or a whole one.
 """
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -33,10 +32,18 @@ from pydantic import ValidationError
 from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
 from slm.records import FileEntry, Record
 
+try:
+    import fcntl
+except ImportError as error:
+    raise UserError(
+        "slm runs on Linux and macOS: this system has no flock, by which its results are locked; "
+        "on Windows install and run it inside WSL"
+    ) from error
+
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
-FORMAT = 3
+FORMAT = 4
 """The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
@@ -147,9 +154,19 @@ def fsync_path(path: Path) -> None:
     fault_point("fsync")
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """`os.fsync`; on macOS, where that leaves the bytes in the disk's cache, its full form."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):  # of a file system that has none
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -20,8 +20,8 @@ GOLDEN = {
     "quickstart": {
         "download": "f1112a0ba12f41271b70e575aedda442db3936057faa334222ef7a8f6fe0503f",
         "encode": "c652f91f354d799039562afa6d8e879f84990112b81969de9379093a4c5c9a18",
-        "train": "17d04b19ecb0b5cb0be8579f50adc8802a47ed1464f3e0ef77ae897eb31ad45b",
-        "config_sha256": "aed5f7ae2ac01ce624d480f5bc751fbe1b19125f9c8bc06e6e7402e9c31c48db",
+        "train": "143632fb680eb9fdba68e14da954f7242cce326234077f5ba90f7451c6a73294",
+        "config_sha256": "3c9a8b7529294de87aba0d1b0a9c9f796193c49501cbad80b6a0eea176bd96fc",
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
         "report": "290639308be1febac67a5cc330d7a6fafaeccb2c9d2ef21d4b9a42bc03e83701",
     },

@@ -1,6 +1,8 @@
 """What this machine offers: cores and memory within its container's limits, AMX, a device."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -150,3 +152,58 @@ def test_without_a_gpu_it_is_the_cpu_unless_a_gpu_is_demanded(
     assert pick_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"train\.device='cuda': torch sees no CUDA GPU"):
         pick_device("cuda")
+
+
+# ---- other systems ----------------------------------------------------------------------------
+
+
+def test_an_apple_gpu_is_taken_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("mps") == torch.device("mps", 0)
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"train\.device='mps': torch sees no Apple GPU"):
+        pick_device("mps")
+
+
+def test_cores_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert available_cores() == os.cpu_count()
+
+
+def test_without_proc_nothing_is_known_of_the_cpu(tmp_path: Path) -> None:
+    nowhere = tmp_path / "none"
+    assert cpu_features(nowhere) == frozenset()
+    assert not has_amx_bf16(nowhere)
+    assert available_memory(nowhere) > 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run"]])
+def test_a_system_without_flock_is_one_sentence(arguments: list[str]) -> None:
+    """As Windows, which has no module `fcntl`."""
+    script = (
+        f"import runpy, sys; sys.modules['fcntl'] = None; sys.argv = ['slm', *{arguments}]; "
+        "runpy.run_module('slm.cli.main', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: slm runs on Linux and macOS")
+    assert "WSL" in line
+
+
+def test_without_flock_the_library_says_so_too() -> None:
+    script = (
+        "import sys; sys.modules['fcntl'] = None; import slm\n"
+        "try: slm.DataRoot\n"
+        "except slm.UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "no flock" in done.stdout

@@ -12,9 +12,9 @@ from tiny_run import copy_run
 import slm
 
 NAMES = [
-    "load_recipe", "download", "encode", "train", "evaluate", "write_report", "register",
-    "promote", "run", "open_run", "load_model", "sample", "PipelineConfig", "DataRoot",
-    "RunFolder", "SlmError", "UserError",
+    "load_recipe", "download", "encode", "train", "resume", "stop", "finish", "train_longer",
+    "evaluate", "write_report", "register", "promote", "run", "open_run", "load_model", "sample",
+    "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 
 

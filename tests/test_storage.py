@@ -492,3 +492,18 @@ def commit_folder(tmp_path: Path) -> Path:
     (staging / "x").write_text("bytes")
     commit(staging, tmp_path / "result", Record(key="k"))
     return tmp_path / "result"
+
+
+def test_on_macos_a_sync_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There fsync alone leaves the bytes in the disk's cache."""
+    asked: list[int] = []
+    monkeypatch.setattr(storage.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(storage.fcntl, "fcntl", lambda _, command: asked.append(command))
+    storage.fsync_path(tmp_path)
+    assert asked == [51]
+
+    def refuse(descriptor: int, command: int) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(storage.fcntl, "fcntl", refuse)
+    storage.fsync_path(tmp_path)  # by os.fsync

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from slm import __version__, machine
+from slm.cli.ending import finish, stop
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
@@ -140,7 +141,7 @@ def prefect(arguments: typer.Context) -> None:
 
 for title, commands in (
     ("The whole pipeline", (run, retrain, up)),
-    ("One stage", (download, encode, train, evaluate, report, register, sync)),
+    ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),

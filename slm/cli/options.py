@@ -1,5 +1,6 @@
 """What the commands share: their arguments, and how results are shown."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ def display_for(as_json: bool) -> Iterator[Display]:
         try:
             yield display
         except KeyboardInterrupt:
-            display.write("interrupted: what is done is kept; the same command resumes from there")
+            command = shlex.join(["slm", *sys.argv[1:]])
+            display.write(f"interrupted: what is done is kept; `{command}` resumes from there")
             raise
 
 

@@ -61,7 +61,7 @@ def sample(
             f"-n {copies} with temperature 0: greedy texts of one prompt are all the same, so give "
             "a temperature above 0"
         )
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, device="cpu" if weights == "int8" else None)
     decoder = Decoder(model, weights)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -114,7 +114,7 @@ def chat(
     if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte is refused with its line
         sys.stdin.reconfigure(errors="surrogateescape")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C stops a text here; this still ends us
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, device="cpu" if weights == "int8" else None)
     settings: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k or None,

@@ -1,7 +1,8 @@
 """The commands of one stage: download, encode, train, evaluate, report, register, sync."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +10,7 @@ from slm.cli.options import AsJson, RecipeName, RunName, Settings, display_for, 
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
+from slm.recipes import find_recipes
 from slm.records import Evaluation, Report, Run, Shards
 from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
@@ -46,14 +48,91 @@ def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fals
     show(result, as_json)
 
 
-def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Train a recipe's model, or resume a training that was interrupted."""
-    config = load(recipe, settings)
-    stages.check_tracking(config)
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A recipe of pipelines.yaml; or a run, by its folder or name, to resume it by "
+            "its own settings.",
+        ),
+    ],
+    settings: Settings = None,
+    longer: Annotated[
+        int | None,
+        typer.Option(
+            "--longer",
+            metavar="STEPS",
+            min=1,
+            help="Of a run whose schedule is wsd: train it for so many steps more, as a run of "
+            "its own.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe's model, or resume a run that was interrupted, or train it for longer.
+
+    Examples: slm train quickstart --set train.max_steps=100 · slm train quickstart-7e6ad240c4d7 ·
+    slm train mine-0f3b61c2a9d4 --longer 500
+    """
+    if folder := run_or_recipe(recipe):
+        run = _train_run(folder, settings, longer, as_json)
+    elif longer:
+        raise UserError(
+            f"--longer prolongs a run, and {recipe!r} is a recipe: give a run of `slm runs`, or "
+            "--set train.max_steps=STEPS"
+        )
+    else:
+        config = load(recipe, settings)
+        stages.check_tracking(config)
+        with display_for(as_json):
+            stages.preflight(config)
+            run = stages.train(config, stages.encode(config, stages.download(config)))
+    show(train_result(run), as_json)
+
+
+def _train_run(
+    folder: RunFolder, settings: list[str] | None, longer: int | None, as_json: bool
+) -> Run:
+    """Resume a run, or train it for longer."""
+    if settings:
+        raise UserError(
+            f"{folder.name} is a run, which keeps its settings: leave out --set, or give the "
+            f"recipe, {folder.config.recipe}, for another run"
+        )
+    if longer:
+        from slm.training.derive import check_schedule
+
+        check_schedule(folder, longer)
+    stages.check_tracking(folder.config)
     with display_for(as_json):
-        stages.preflight(config)
-        run = stages.train(config, stages.encode(config, stages.download(config)))
-    result = {
+        stages.need_shards(folder)
+        return stages.train_longer(folder, longer) if longer else stages.resume(folder)
+
+
+def run_or_recipe(name: str) -> RunFolder | None:
+    """The run that a name or a folder means; None where it is a recipe, or neither.
+
+    Raises UserError where it is both.
+    """
+    is_recipe = "/" not in name and name in find_recipes()
+    try:
+        run = open_run(name)
+    except UserError:
+        if is_recipe or not ("/" in name or re.search(r"-[0-9a-f]{12}$", name)):
+            return None  # the recipe's error names the nearest one
+        raise
+    if is_recipe:
+        raise UserError(
+            f"{name!r} is a recipe and a run: give the folder of the run, {run.path}, or rename "
+            "the recipe"
+        )
+    return run
+
+
+def train_result(run: Run) -> dict[str, Any]:
+    """What is shown of a trained run."""
+    return {
         "run": str(run.path),
         "checkpoint": str(run.checkpoint("last")),
         "step": run.step,
@@ -65,7 +144,6 @@ def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False
         "seconds": run.seconds,
         "weights_sha256": run.weights_sha256,
     }
-    show(result, as_json)
 
 
 # ---- of a run ---------------------------------------------------------------------------------
@@ -131,8 +209,8 @@ def _evaluated(run: str) -> tuple[RunFolder, Run, Shards | None, Evaluation]:
     evaluation = folder.evaluation
     if evaluation is None:
         raise UserError(
-            f"the shards of {folder.name} are gone, and it was not evaluated: `slm encode "
-            f"{folder.config.recipe}` with the same settings makes them"
+            f"the shards of {folder.name} are gone, and it was not evaluated: `slm train "
+            f"{folder.name}` makes them again"
         )
     return folder, record, None, evaluation
 

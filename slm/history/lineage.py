@@ -18,7 +18,7 @@ from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Evaluation, Frozen, Parent, Run, Shards, Source
+from slm.records import Checkpoint, Derivation, Evaluation, Frozen, Parent, Run, Shards, Source
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
@@ -139,7 +139,7 @@ class _Chain:
         self.source = self._read(self._folder("sources", self.source_key), Source)
 
     def lineage(self) -> Lineage:
-        config, parent = self._config(), self._parent()
+        config, parent = self._config(), (*self._parent(), *self._derived())
         links = (
             self._dataset(), self._source(), self._cleaning(config.state), self._tokenizer(),
             self._shards(), config, self._code(), self._environment(), *parent,
@@ -332,6 +332,17 @@ class _Chain:
             link = link.model_copy(update={"state": "changed", "notes": ("it is another model",)})
         return (link,)
 
+    def _derived(self) -> tuple[Link, ...]:
+        """The run that this one was made from, at which step, if it was; it need not be here."""
+        derived = self.settings.derived if self.settings else None
+        if derived is None:
+            return ()
+        other = self.run.root.named_run(derived.run)
+        status: Status = NOT_CHECKED
+        if self.check:
+            status = _derived_status(self.run, other, derived)
+        return (_link("made from", derived.text, derived.key, status),)
+
     def _run(self, *parent: str) -> Link:
         inputs = ("shards", "config", "code", "environment", *parent)
         record = self.trained.record
@@ -365,6 +376,27 @@ class _Chain:
             note = f"it is of other weights than {saved.path}"
             return link.model_copy(update={"state": "changed", "notes": (*link.notes, note)})
         return link
+
+
+def _derived_status(run: RunFolder, other: RunFolder, derived: Derivation) -> Status:
+    """Whether the losses of both runs are the same up to the step at which one was made."""
+    if not other.exists:
+        return "not checked", (f"{derived.run} is gone: its steps are trained again to reproduce",)
+    try:
+        if other.settings.key != derived.key:
+            return "changed", (f"{derived.run} is another run now",)
+        losses = [_losses(each, derived.step) for each in (run, other)]
+    except CorruptionError as error:
+        return "changed", (str(error),)
+    if losses[0] != losses[1]:
+        return "changed", (f"its losses are not those of {derived.run}",)
+    return "unchanged", ()
+
+
+def _losses(run: RunFolder, last: int) -> dict[int, float]:
+    """The loss of each step of a run up to one."""
+    steps = (e for e in run.journal if e["event"] == "step" and e["step"] <= last)
+    return {entry["step"]: entry["train_loss"] for entry in steps}
 
 
 # ---- what is here now -------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def check_int8(model: GPT) -> None:
         kind = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
         raise UserError(
             f"weights=int8 is for float32 models on a CPU, and this one is {kind}: leave it out, "
-            "or hide the GPU with CUDA_VISIBLE_DEVICES="
+            "or load the model with device='cpu'"
         )
 
 

@@ -421,6 +421,9 @@ def sample_tokens(
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
         ids = logits.topk(settings.top_k, dim=-1).indices.sort(dim=-1).values  # (B, K)
         logits = logits.gather(-1, ids)
+    device = logits.device
+    if device.type == "mps":  # which has no float64
+        logits, ids = logits.cpu(), None if ids is None else ids.cpu()
     logits = logits.double()
     logits -= logits.amax(dim=-1, keepdim=True)  # before the division: tiny temperatures are fine
     weights = (logits / settings.temperature).exp()  # (B, K)
@@ -432,7 +435,7 @@ def sample_tokens(
     uniform = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
     index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     index = index.clamp_max(weights.shape[-1] - 1)  # (B, 1)
-    return (index if ids is None else ids.gather(-1, index)).flatten()
+    return (index if ids is None else ids.gather(-1, index)).flatten().to(device)
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -8,10 +8,13 @@ imports Prefect (`tasks.py` does).
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from slm.config import PipelineConfig, data_root
-from slm.orchestration.display import stage
+from slm.errors import UserError
+from slm.figures import duration
+from slm.orchestration.display import current, stage
 from slm.progress import Progress, silent
 from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
@@ -75,7 +78,6 @@ def train(
         turn: entered while it trains; waits where others train. Not for a finished run.
         also: a second progress callback.
     """
-    import slm.tracking.mirror
     import slm.training.launch
     from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
     from slm.training.preflight import check_prompts
@@ -84,17 +86,73 @@ def train(
         config.report, config.model.seq_len, lambda: Tokenizer.load(shards.path / TOKENIZER)
     )
 
-    @contextmanager
-    def around(run: RunFolder) -> Iterator[None]:
-        with turn or nullcontext(), slm.tracking.mirror.mirror(run):
-            yield
-
     def report(what: str, done: float, total: float | None) -> None:
         progress(what, done, total)
         also(what, done, total)
 
     return slm.training.launch.train(
-        config, shards, parent=parent, progress=report, on_event=_log_event, around=around
+        config,
+        shards,
+        parent=parent,
+        progress=report,
+        on_event=_log_event,
+        around=partial(_around, turn=turn),
+    )
+
+
+@contextmanager
+def _around(run: RunFolder, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
+    """What goes on while a run trains: its mirror in MLflow; before it starts, its forecast."""
+    import slm.tracking.mirror
+    from slm.training.forecast import forecast_start
+
+    with turn or nullcontext():
+        if cost := forecast_start(run):
+            current().write(
+                f"{'train':<9} about {duration(cost.seconds)}: {cost.max_steps:,} steps, "
+                f"{cost.tok_per_sec:,.0f} tokens/s in a probe"
+            )
+        with slm.tracking.mirror.mirror(run):
+            yield
+
+
+def need_shards(run: RunFolder) -> Shards:
+    """The shards of a run, made again by its own settings where they are gone."""
+    if shards := run.shards:
+        return shards
+    config = run.config
+    shards = encode(config, download(config), run.parent)
+    if shards.key != run.settings.shards_key:
+        raise UserError(
+            f"the shards of {run.name} are gone, and its data gives others now "
+            f"({shards.name}): train another run on them, `slm train {config.recipe}`"
+        )
+    return shards
+
+
+@stage("train")
+def resume(progress: Progress, run: RunFolder) -> Run:
+    """An unfinished run → the same, trained to its end by its own settings."""
+    import slm.training.launch
+
+    return slm.training.launch.resume(run, progress=progress, on_event=_log_event, around=_around)
+
+
+@stage("finish")
+def finish(progress: Progress, run: RunFolder) -> Run:
+    """A run that ended early → a finished one of its last checkpoint, in a folder of its own."""
+    import slm.training.derive
+
+    return slm.training.derive.finish(run, progress=progress, on_event=_log_event, around=_around)
+
+
+@stage("train")
+def train_longer(progress: Progress, run: RunFolder, steps: int) -> Run:
+    """A run → one that is trained for more steps, in a folder of its own."""
+    import slm.training.derive
+
+    return slm.training.derive.train_longer(
+        run, steps, progress=progress, on_event=_log_event, around=_around
     )
 
 

@@ -61,7 +61,8 @@ def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) 
 
 def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
     """The server's limit held, where training takes a GPU."""
-    if config.train.device == "cpu" or not slm.training.launch.gpu_count():
+    on_cuda = config.train.device in ("auto", "cuda")
+    if not (on_cuda and slm.training.launch.gpu_count()):
         return nullcontext()
     return gpu_slot()
 

@@ -10,7 +10,7 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import SlmError
 from slm.history.lineage import Lineage, Link, State, lineage
 from slm.model.saved import MODEL
-from slm.records import Checkpoint, Evaluation, Parent, Report, Run, Shards, Source
+from slm.records import Checkpoint, Derivation, Evaluation, Parent, Report, Run, Shards, Source
 from slm.registry.versions import PREFIX, ModelVersion, find_version, stored_weights_sha256
 from slm.tracking.entities import public_uri
 from slm.tracking.server import connect, default_uri, explained
@@ -31,6 +31,7 @@ class Ingredients:
     checkpoint: Checkpoint
     evaluation: Evaluation
     report: Report | None
+    derived: Derivation | None = None  # how the run was made from another one, if it was
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ CHAIN = (
     ChainTag("recipe", lambda made: made.config.recipe),
     ChainTag("parent", lambda made: made.parent and made.parent.model),
     ChainTag("parent_sha256", lambda made: made.parent and made.parent.key, "parent"),
+    ChainTag("made_from", lambda made: made.derived and made.derived.text),
+    ChainTag("made_from_key", lambda made: made.derived and made.derived.key, "made from"),
     ChainTag("run", lambda made: made.run.name),
     ChainTag("run_key", lambda made: made.run.key, "run", True),
     ChainTag("checkpoint", lambda made: made.checkpoint.name),

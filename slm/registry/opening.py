@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm.errors import UserError
+from slm.machine import has_mps
 from slm.records import Run
 from slm.run_folder import DataRoot, RunFolder, run_of_checkpoint
 
@@ -44,8 +45,8 @@ def finished_run(run: str) -> tuple[RunFolder, Run]:
     record = folder.verified_record
     if record is None:
         raise UserError(
-            f"the run {folder.name!r} is not finished: `slm train {folder.config.recipe}` with the "
-            "same settings resumes it"
+            f"the run {folder.name!r} is not finished: `slm train {folder.name}` resumes it, and "
+            f"`slm finish {folder.name}` makes a finished run of its last checkpoint"
         )
     return folder, record
 
@@ -72,7 +73,7 @@ def load_model(
     Args:
         model: a run or its name, of which the best checkpoint is taken; the URI of a model
             version; or a folder with a model's files, such as a checkpoint's.
-        device: "cpu" or "cuda"; None: what the run's `train.device` allows.
+        device: "cpu", "cuda" or "mps"; None: what the run's `train.device` allows.
         root: the data folder; None: as of `DataRoot`.
 
     Raises UserError where there is no such model; CorruptionError where a file is damaged.
@@ -84,6 +85,8 @@ def load_model(
 
     folder = model_folder(model, root)
     device = device or slm.evaluation.evaluate.device_of(folder)
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise UserError(f"device={device!r}: give cpu, or cuda where torch sees a GPU")
+    kind, _, _ = device.partition(":")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": has_mps()}
+    if not available.get(kind):
+        raise UserError(f"device={device!r}: give cpu, or cuda or mps where torch sees such a GPU")
     return slm.model.saved.load_model(folder, device)

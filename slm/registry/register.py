@@ -90,6 +90,7 @@ def register(
             checkpoint=checkpoint,
             evaluation=evaluation,
             report=report,
+            derived=RunFolder.of(run).settings.derived,
         )
     )
     fields = {"model": config.model_name, "tracking_uri": recorded_uri(uri, root)}

@@ -294,7 +294,9 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
         return record.checkpoint("best")
     checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     if checkpoint is None:
-        raise UserError(f"the run {run.name!r} has no checkpoint yet: `slm train` resumes it")
+        raise UserError(
+            f"the run {run.name!r} has no checkpoint yet: `slm train {run.name}` trains it"
+        )
     return checkpoint.path
 
 

@@ -22,6 +22,7 @@ Pairs = list[tuple[str, str]]  # name, value
 
 PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses: no model depends on them
 PROMISES = {
+    "B": "So is the order of the training text; of the weights nothing is promised on this device.",
     "C": "On a CPU of the same kind, with the same torch and as many threads, so are the weights.",
     "D": "On a GPU of the same model, with the same driver and torch, so are the weights.",
     "E": "On as many GPUs of the same model, with the same driver and torch, so are the weights.",
@@ -126,8 +127,8 @@ def commands(config: PipelineConfig, run: Run) -> list[str]:
     """The commands that reproduce this run, and those that use it."""
     changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
     prompt = next(iter(config.report.prompts), "Once upon a time")
-    from_seed = not (run.path / PARENT).is_dir()
-    rerun = [" ".join(["slm run", config.recipe, *changes])] if from_seed else []
+    by_config = not (run.path / PARENT).is_dir() and RunFolder.of(run).settings.derived is None
+    rerun = [" ".join(["slm run", config.recipe, *changes])] if by_config else []
     return [
         f"slm reproduce {run.name}",
         *rerun,

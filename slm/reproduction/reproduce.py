@@ -30,6 +30,7 @@ from slm.history.lineage import (
     lineage,
     machine_differences,
 )
+from slm.machine import has_mps
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress, silent
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
@@ -182,6 +183,10 @@ def _obstacle(
     if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
         gpus = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
         return (gpus,), Difference(what="environment")
+    if plan.device == "mps" and not has_mps():
+        return ("it was trained on mps, and torch sees no Apple GPU here",), Difference(
+            what="environment"
+        )
     saved = {
         name: entry
         for name, entry in record.files.items()
@@ -199,17 +204,18 @@ def _is_no_obstacle(link: Link) -> bool:
     """Whether a broken link leaves the run to be rebuilt.
 
     Code at another commit does: if another version of a stage would run, its key says so. Of code
-    that had changes in no commit (`gone`) the keys say nothing.
+    that had changes in no commit (`gone`) the keys say nothing. A run that was made from another
+    one holds all that it needs.
     """
     if link.state == "gone":
         return link.name in REBUILT
-    return link.name in ("code", "environment")
+    return link.name in ("code", "environment", "made from")
 
 
 def _other_training(run: RunFolder, key: str, shards: Shards, chain: Lineage) -> str | None:
     """Why this code trains other bits than the run's; None where the key shows that it does not."""
     settings = run.settings
-    inputs = run_inputs(shards, settings.parent_key)
+    inputs = run_inputs(shards, settings.parent_key, settings.derived)
     made_by = [
         version
         for version in range(1, MAX_VERSION)
@@ -328,11 +334,15 @@ class _Rebuild:
     def _train(self, config: PipelineConfig, shards: Shards, parent: Parent | None) -> Run:
         """Train by the recorded plan and decision, so that nothing is probed or chosen anew.
 
-        The model that the run continued from is the run's own copy.
+        The model that the run continued from is the run's own copy. A run that was made from
+        another one is trained from the start, the other's steps too.
         """
         if reason := _other_training(self.run, self.record.key, shards, self.chain):
             raise UserError(reason)
-        run = launch.prepare(config, shards, parent=parent, root=self.fresh, key=self.record.key)
+        run = launch.prepare(
+            config, shards, parent=parent, root=self.fresh, key=self.record.key,
+            derived=self.run.settings.derived,
+        )  # fmt: skip
         plan = self.run.plan
         assert plan is not None, "a finished run has one"
         run.write_plan(plan)

@@ -148,6 +148,8 @@ class Loader:
             rows = torch.from_numpy(np.stack([self._window(start) for start in starts]))
             if self.device.type == "cuda":
                 rows = rows.pin_memory().to(self.device, non_blocking=True)
+            else:
+                rows = rows.to(self.device)
         return rows[:, :-1], rows[:, 1:]
 
     def _window(self, start: int) -> npt.NDArray[np.int64]:

@@ -6,11 +6,13 @@ Nothing here talks to a server. No value carries a password: `public_uri` remove
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
+from slm.errors import CorruptionError
 from slm.records import Checkpoint, Decision, Evaluation, Plan, Run
 from slm.run_folder import RunFolder
 
@@ -48,6 +50,9 @@ def params(
     values = {**config.flat(), "registry.model": config.model_name}
     if plan:
         fields = plan.model_dump(mode="json")
+        for name in ("warmup_steps", "ended_at"):  # of a run that was made from another one
+            if fields[name] is None:
+                del fields[name]
         probe = fields.pop("probe")
         values |= {f"plan.{name}": value for name, value in fields.items()}
         values |= {f"plan.probe.{name}": value for name, value in probe.items()}
@@ -111,6 +116,9 @@ def run_tags(run: Run) -> dict[str, str]:
         "slm.best": run.best,
         "slm.weights_sha256": run.weights_sha256,  # last: it marks the results as sent
     }
+    with suppress(CorruptionError):  # its settings are not here
+        if derived := RunFolder.of(run).settings.derived:
+            tags = {"slm.made_from": derived.text, **tags}
     commit = run.environment.get("commit")
     return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags
 

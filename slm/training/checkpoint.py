@@ -161,6 +161,18 @@ def checkpoint_to_resume(folder: Path, last_step: int) -> Checkpoint | None:
     return latest_checkpoint(folder, before=best)
 
 
+def shared_with_longer(folder: Path, cooldown_start: int | None) -> set[str]:
+    """The checkpoints that a longer training continues from: that of the step, and its best."""
+    if not cooldown_start:
+        return set()
+    name = checkpoint_name(cooldown_start)
+    try:
+        best = json.loads((folder / name / STATE).read_bytes())["best_step"]
+    except (OSError, ValueError, KeyError):
+        return set()
+    return {name, checkpoint_name(best)} if best else {name}
+
+
 def _valid(path: Path) -> Checkpoint | None:
     """The record of a checkpoint; None where there is none, or it is corrupt and quarantined."""
     try:

@@ -92,8 +92,11 @@ class Countdown:
 
 
 def start_countdown(session: Session, clock: Callable[[], float]) -> Countdown | None:
-    """The seconds up to the session's step, from the journal; None where no clock decides."""
-    if not session.plan.cooldown_by_clock:
+    """The seconds up to the session's step, from the journal; None where no clock decides.
+
+    Nor does it in a run that was made from another one, whose end is known.
+    """
+    if not session.plan.cooldown_by_clock or session.job.config.train.max_seconds is None:
         return None
     countdown = Countdown(session.plan, session.job.config.train, clock)
     for entry in session.job.run.journal:

@@ -5,6 +5,7 @@ environment that training gets. The advice names settings outside of what is kno
 their values and better ones.
 """
 
+import logging
 import math
 import signal
 import statistics
@@ -22,6 +23,7 @@ from slm.evaluation.scoring import token_losses
 from slm.figures import size
 from slm.machine import pick_device
 from slm.records import Plan, Shards, ShardSplit
+from slm.run_folder import RunFolder
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors
@@ -30,12 +32,16 @@ from slm.training.plan import (
     autocast_dtype,
     make_plan,
     memory_bytes,
+    planned_steps,
     thread_count,
 )
 from slm.training.preflight import measure
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 
+logger = logging.getLogger(__name__)
+
+MIN_FORECAST_FLOPS = 3e12  # of a training: some ten seconds of a CPU
 PROBE_STEPS = 4
 PROBE_SECONDS = 10.0  # after which no further step is timed
 PROBE_FLOPS = 1e12  # of a pass on a CPU, unless one row has more
@@ -111,6 +117,27 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     return Forecast.model_validate_json(done.stdout.splitlines()[-1])
 
 
+def forecast_start(run: RunFolder) -> Forecast | None:
+    """The forecast of a training that is about to start at its first step, where a probe pays.
+
+    None where the limit is in seconds, on a GPU, whose first steps come as soon as a probe's, for
+    one that is over as soon, or where the probe fails: the training then gives the reason.
+    """
+    config, shards = run.config, run.shards
+    if run.plan or shards is None or config.train.max_seconds is not None:
+        return None
+    if pick_device(config.train.device).type != "cpu":
+        return None
+    tokens = planned_steps(config, shards.splits["train"]) * config.train.tokens_per_step
+    if measure(config).flops_per_token * tokens < MIN_FORECAST_FLOPS:
+        return None
+    try:
+        return forecast(config, shards)
+    except SlmError as error:
+        logger.info("no forecast: %s", error)
+        return None
+
+
 def check_limit(config: PipelineConfig, shards: Shards | None) -> None:
     """Raises UserError where the number of steps is not known without shards."""
     if shards is None and config.train.epochs is not None:
@@ -123,8 +150,8 @@ def check_limit(config: PipelineConfig, shards: Shards | None) -> None:
 def check_free_memory(config: PipelineConfig) -> None:
     """Raises SlmError where the probe would take memory that others use now."""
     free, needs = psutil.virtual_memory().available, measure(config)
-    on_cpu = pick_device(config.train.device).type == "cpu"
-    least = needs.checkpoint + on_cpu * needs.state
+    in_memory = pick_device(config.train.device).type != "cuda"
+    least = needs.checkpoint + in_memory * needs.state
     if least > free:
         raise SlmError(
             f"{config.recipe} is not timed: that takes at least {size(least)} of memory, and "
@@ -147,8 +174,8 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     first, step_seconds = time_steps(session, x, y, rows)
     compile_seconds = max(0.0, first - step_seconds) if plan.compile else 0.0
     score_seconds = seconds_to_score(session)
-    if plan.device == "cuda":
-        peak = memory_bytes("cuda")
+    if plan.device != "cpu":
+        peak = memory_bytes(plan.device)
     else:
         peak = memory_with_a_save(session, x, y)
         unprobed = (plan.micro_batch_size - session.plan.micro_batch_size) * config.model.seq_len

@@ -12,15 +12,21 @@ from typing import Any
 from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, NewerFormat
-from slm.records import Shards
+from slm.records import Derivation, Shards
 from slm.run_folder import DataRoot, RunFolder, Settings
 from slm.storage import content_hash
 from slm.training.loop import TRAIN_VERSION
 
 
-def run_inputs(shards: Shards, parent_key: str | None) -> Any:
-    """The inputs of a run's key: the content of its shards, and the key of its parent if any."""
+def run_inputs(shards: Shards, parent_key: str | None, derived: Derivation | None = None) -> Any:
+    """The inputs of a run's key: the content of its shards; the key of its parent if any.
+
+    Of a run that was made from another one also that one's key, step and weights.
+    """
     inputs = content_hash(shards)
+    if derived:
+        made_from = derived.model_dump(exclude={"run"})
+        return {"shards": inputs, "parent": parent_key, "derived": made_from}
     return {"shards": inputs, "parent": parent_key} if parent_key else inputs
 
 

@@ -26,7 +26,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
-from slm.records import JournalEntry, Parent, Run, Shards, check_input
+from slm.records import Derivation, JournalEntry, Parent, Run, Shards, check_input
 from slm.run_folder import (
     CHECKPOINTS,
     JOURNAL,
@@ -74,12 +74,14 @@ def prepare(
     parent: Parent | None = None,
     root: Path | None = None,
     key: str | None = None,
+    derived: Derivation | None = None,
 ) -> RunFolder:
     """The run folder of a config on some shards, made where there is none yet.
 
     Args:
         parent: the model that the weights start from; the run keeps a copy. None: from the seed.
         key: of a run that is rebuilt; None: the config's.
+        derived: how a run that is rebuilt was made from another one, if it was.
     """
     parent_key = parent.key if parent else None
     if key:
@@ -91,7 +93,7 @@ def prepare(
         make_folder(run.path / CHECKPOINTS)
         if parent:
             keep_parent(parent, run)
-        run.write_settings(Settings(key, config, shards.key, parent_key))
+        run.write_settings(Settings(key, config, shards.key, parent_key, derived))
     return run
 
 
@@ -104,7 +106,7 @@ def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
     if settings.config.train == config.train or run.is_finished:
         return
     former = shards is not None and has_former_key(
-        settings, run_inputs(shards, settings.parent_key)
+        settings, run_inputs(shards, settings.parent_key, settings.derived)
     )
     scored = any(entry["event"] == "evaluate" for entry in run.journal)
     if (former or scored) and cadence(settings.config) != cadence(config):
@@ -157,16 +159,74 @@ def train(
     """
     check_input(shards, Shards)
     run = prepare(config, shards, parent=parent, root=root)
-    record = None
+    if record := finished_record(run):
+        return select(run, record, config, progress).model_copy(update={"reused": True})
+    if not run.exists:  # it was quarantined
+        run = prepare(config, shards, parent=parent, root=root)
+    return train_folder(run, config, progress, on_event, around)
+
+
+@hashing_once()
+def resume(
+    run: str | Path | RunFolder | Run,
+    *,
+    root: Path | None = None,
+    progress: Progress = automatic,
+    on_event: Callable[[JournalEntry], None] = lambda event: None,
+    around: Callable[[RunFolder], AbstractContextManager[Any]] = lambda run: nullcontext(),
+) -> Run:
+    """Train a run to its end by its own settings, from its last checkpoint; as `train` otherwise.
+
+    >>> slm.resume("quickstart-7e6ad240c4d7").val_bpb
+
+    Args:
+        run: its folder or name.
+
+    Raises UserError where its shards are gone.
+    """
+    folder = as_folder(run, root)
+    if record := finished_record(folder):
+        return record.model_copy(update={"reused": True})
+    if not folder.exists:
+        raise CorruptionError(f"{folder.name} was damaged and is quarantined: train it again")
+    if folder.shards is None:
+        raise UserError(shards_gone(folder))
+    return train_folder(folder, folder.config, progress, on_event, around)
+
+
+def as_folder(run: str | Path | RunFolder | Run, root: Path | None = None) -> RunFolder:
+    """A run by its folder, its name or its record."""
+    if isinstance(run, RunFolder):
+        return run
+    return RunFolder.of(run) if isinstance(run, Run) else DataRoot(root).run(str(run))
+
+
+def shards_gone(run: RunFolder) -> str:
+    """Why a run cannot be trained, and what makes its shards again."""
+    return f"the shards of {run.name} are gone: `slm train {run.name}` makes them again"
+
+
+def finished_record(run: RunFolder) -> Run | None:
+    """The verified record of a finished run; None where it is not finished.
+
+    A damaged run is reopened or quarantined: see `reopen`.
+    """
     try:
-        record = run.verified_record
+        return run.verified_record
     except CorruptionError as error:
         with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
             reopen(run, error)
-        if not run.exists:  # it was quarantined
-            run = prepare(config, shards, parent=parent, root=root)
-    if record:
-        return select(run, record, config, progress).model_copy(update={"reused": True})
+        return None
+
+
+def train_folder(
+    run: RunFolder,
+    config: PipelineConfig,
+    progress: Progress,
+    on_event: Callable[[JournalEntry], None],
+    around: Callable[[RunFolder], AbstractContextManager[Any]],
+) -> Run:
+    """Train an unfinished run in a child process; return its record."""
     with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
         # another trainer is reported here, not after the child's seconds of start
         renew_settings(run, config)
@@ -243,7 +303,7 @@ def planned_processes(config: PipelineConfig) -> int:
     train = config.train
     if train.processes != "auto":
         return train.processes
-    gpus = gpu_count() if train.device != "cpu" else 0
+    gpus = gpu_count() if train.device in ("auto", "cuda") else 0
     rows = train.tokens_per_step // config.model.seq_len
     per_pass = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
     paying = min(gpus, train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
@@ -380,10 +440,18 @@ def check_exit(code: int, run: RunFolder, begin: int) -> None:
     if code == -signal.SIGKILL:
         raise TrainingError(
             f"the training process of {run.name} was killed (SIGKILL), as the system does when "
-            "memory runs out. Its last checkpoint is kept; the same command resumes from it. A "
-            "smaller train.micro_batch_size needs less, but is another run, from its first step"
+            f"memory runs out. Its last checkpoint is kept: `slm train {run.name}` resumes from "
+            "it. A smaller train.micro_batch_size needs less, but is another run, from its first "
+            "step"
         )
-    for kind in (Interrupted, UserError, TrainingError):
+    if code == -signal.SIGTERM:  # while it was starting
+        raise Interrupted(f"{run.name} was stopped before its first step")
+    if code == Interrupted.exit_code:
+        raise Interrupted(
+            f"{message}: `slm train {run.name}` resumes, and `slm finish {run.name}` makes a "
+            "finished run of it"
+        )
+    for kind in (UserError, TrainingError):
         if code == kind.exit_code:
             raise kind(message)
     raise TrainingError(f"the training process of {run.name} ended with code {code}: {message}")

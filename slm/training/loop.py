@@ -51,6 +51,7 @@ from slm.training.session import (
     open_job,
     open_session,
     save,
+    starts_cooldown,
 )
 
 logger = logging.getLogger(__name__)
@@ -115,15 +116,22 @@ def train_locked(
             parameters=model.parameter_count(),
         )
         held_out = held_out_slice(session)
+        if session.is_done:
+            score_early_end(session, writer, journal, held_out, machine)
         model.train()
         batches = session.loader.batches(session.step)
         countdown = start_countdown(session, clock)
+        loss, saved_step = 0.0, session.step
+        scored: Score | None = None
         next_question = 0  # the step after which the processes next agree on whether to stop
         asking = True
         while not session.is_done:
             # ---- the cooldown, where the clock decides it
             if countdown:
                 decide_cooldown(session, countdown, journal, asking)
+                if session.step == starts_cooldown(session) and session.step > saved_step:
+                    journal.sync()
+                    save(session, writer, journal, loss, scored, machine)
 
             # ---- one optimizer step
             begin = time.perf_counter()
@@ -142,7 +150,7 @@ def train_locked(
             note(journal, countdown, "step", metrics)
 
             # ---- held-out loss on the fixed slice
-            scored: Score | None = None
+            scored = None
             if done or session.step % config.train.evaluate_every == 0:
                 fault_point("train.evaluate")
                 scored = evaluate_slice(session, held_out)
@@ -161,9 +169,11 @@ def train_locked(
 
             # ---- checkpoint
             due = session.step % config.train.checkpoint_every == 0
+            due = due or session.step == starts_cooldown(session)
             if done or due or improved or stopping:
                 journal.sync()
                 save(session, writer, journal, loss, scored, machine)
+                saved_step = session.step
             if stopping:
                 break
         writer.wait()
@@ -405,6 +415,27 @@ def probe(session: Session, clock: Callable[[], float]) -> Plan:
         every=config.evaluate_every,
     )
     return session.plan.model_copy(update={"max_steps": max_steps, "probe": measured})
+
+
+def score_early_end(
+    session: Session,
+    writer: CheckpointWriter,
+    journal: Journal,
+    held_out: list[np.ndarray[Any, Any]],
+    machine: dict[str, Any],
+) -> None:
+    """Give the last checkpoint of a run that was ended early the score that any last one has."""
+    last = session.job.run.checkpoint(checkpoint_name(session.step))
+    if last is None or last.val_bpb is not None:
+        return
+    check_some_step(session)
+    scored = evaluate_slice(session, held_out)
+    losses = {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb}
+    journal.write("evaluate", step=session.step, **losses)
+    if scored.val_bpb < session.best_bpb:
+        session.best_step, session.best_bpb = session.step, scored.val_bpb
+    journal.sync()
+    save(session, writer, journal, last.train_loss, scored, machine)
 
 
 @hashing_once()

@@ -23,15 +23,19 @@ ITERATIONS = 5
 MIN_GRAM_RATIO = 1.5  # of columns to rows, from which fewer FLOPs are made on the Gram matrix
 
 
-def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> float:
+def learning_rate_factor(
+    step: int, max_steps: int, config: TrainConfig, warmup_steps: int | None = None
+) -> float:
     """The fraction of the peak rate at optimizer step `step`, from 0.
 
     Linear warmup over `warmup · max_steps` steps, then `cosine` (down to `final_lr`), `linear`
     (likewise) or `wsd` (constant, then linear over the last `cooldown · max_steps` steps;
     warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395). It never rises after the warmup. Recipes
     refuse a cooldown that would begin within the warmup: the rate would jump down to it.
+
+    `warmup_steps`: in place of `warmup · max_steps`.
     """
-    warmup = math.ceil(config.warmup * max_steps)
+    warmup = math.ceil(config.warmup * max_steps) if warmup_steps is None else warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     rest = max(1, max_steps - warmup)
@@ -41,7 +45,7 @@ def learning_rate_factor(step: int, max_steps: int, config: TrainConfig) -> floa
     elif config.schedule == "linear":
         shape = 1 - done
     else:
-        cooldown = max(1, round(config.cooldown * max_steps))
+        cooldown = cooldown_steps(max_steps, config)
         shape = min(1.0, (max_steps - step) / cooldown)
     return config.final_lr + (1 - config.final_lr) * shape
 
@@ -53,13 +57,37 @@ def planned_factor(step: int, plan: Plan, decision: Decision | None, config: Tra
     decision. A cooldown that begins within the warmup takes over where the two meet.
     """
     if not plan.cooldown_by_clock:
-        return learning_rate_factor(step, plan.max_steps, config)
+        return learning_rate_factor(step, plan.max_steps, config, plan.warmup_steps)
     shape, warmup = 1.0, math.ceil(config.warmup * plan.max_steps)
     if decision:
         cooldown = decision.max_steps - decision.cooldown_start
         shape = min(1.0, (decision.max_steps - step) / cooldown)
     factor = config.final_lr + (1 - config.final_lr) * shape
     return min(factor, (step + 1) / warmup) if step < warmup else factor
+
+
+def warmup_steps(plan: Plan, config: TrainConfig) -> int:
+    """The steps of the warmup by a plan."""
+    if plan.warmup_steps is not None:
+        return plan.warmup_steps
+    return math.ceil(config.warmup * plan.max_steps)
+
+
+def cooldown_steps(max_steps: int, config: TrainConfig) -> int:
+    """The steps of wsd's cooldown in a training of that many."""
+    return max(1, round(config.cooldown * max_steps))
+
+
+def cooldown_start(plan: Plan, decision: Decision | None, config: TrainConfig) -> int | None:
+    """The steps before wsd's cooldown, which a longer training shares; None where that is unknown.
+
+    The other schedules fall from the warmup on: no step of theirs is one of a longer training.
+    """
+    if config.schedule != "wsd":
+        return None
+    if plan.cooldown_by_clock:
+        return decision.cooldown_start if decision else None
+    return max(0, plan.max_steps - cooldown_steps(plan.max_steps, config))
 
 
 class Muon(Optimizer):

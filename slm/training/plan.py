@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -24,6 +24,7 @@ from slm.records import Decision, Plan, ShardSplit
 from slm.storage import sha256_json
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Device = Literal["cpu", "cuda", "mps"]
 
 CPU_MICRO_TOKENS = 4096  # a pass on a CPU: larger ones are no faster, and take more memory
 GPU_MICRO_TOKENS = 65_536
@@ -74,8 +75,9 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
 
     `data`: the train split.
     """
-    device: Literal["cpu", "cuda"]
-    device = "cuda" if pick_device(config.train.device).type == "cuda" else "cpu"
+    device = cast(Device, pick_device(config.train.device).type)
+    if device == "mps" and world_size > 1:
+        raise UserError(f"train.processes={world_size}: one process trains on mps; use auto or 1")
     precision = pick_precision(config.train.precision, device)
     rows = config.train.tokens_per_step // config.model.seq_len
     if rows % world_size:
@@ -152,24 +154,31 @@ def thread_count(config: TrainConfig, processes: int = 1) -> int:
 def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precision:
     """`auto`: bf16 on GPUs from Ampere on and on CPUs with AMX; else fp16 on a GPU, fp32 on a CPU.
 
+    On mps it is fp32: 16 bits are no faster on every one of its GPUs, and fp16's scaler needs
+    float64, which it has not.
+
     It follows from what the machine is, never from a measurement: the key of a run does not hold
     it, and near a threshold two runs of one key would differ.
     """
-    if choice == "fp16" and device == "cpu":
-        raise UserError("train.precision='fp16' is for GPUs: use bf16, fp32 or auto on a CPU")
+    if choice == "fp16" and device != "cuda":
+        where = "a CPU" if device == "cpu" else device
+        raise UserError(f"train.precision='fp16' is for GPUs: use bf16, fp32 or auto on {where}")
     if choice != "auto":
         return choice
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    if device == "mps":
+        return "fp32"
     return "bf16" if has_amx_bf16() else "fp32"
 
 
 def pick_muon_precision(config: TrainConfig, device: str) -> Literal["bf16", "fp32"]:
-    """The precision of Muon's products: float32 on CPUs without AMX, where bf16 is emulated.
+    """The precision of Muon's products: float32 where bf16 is emulated, as on CPUs without AMX.
 
     It does not depend on `train.precision`, and follows from what the machine is, as that does.
     """
-    slow = config.optimizer == "muon" and device == "cpu" and not has_amx_bf16()
+    emulated = device == "mps" or (device == "cpu" and not has_amx_bf16())
+    slow = config.optimizer == "muon" and emulated
     return "fp32" if slow else "bf16"
 
 
@@ -209,6 +218,8 @@ def fitting_tokens(
     """
     if device == "cpu":
         memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
+    elif device == "mps":  # which shares the machine's memory
+        memory, limit = available_memory(), GPU_MICRO_TOKENS
     else:
         memory, limit = torch.cuda.mem_get_info()[1], GPU_MICRO_TOKENS
     return min(limit, memory // 2 // activation_bytes(config, device, precision))
@@ -218,12 +229,12 @@ def activation_bytes(config: PipelineConfig, device: str, precision: Precision) 
     """Bytes per token that a pass keeps for its gradients.
 
     Without recomputation a block keeps 34 bytes per token and channel in half precision, and 5 per
-    token, head and position where all scores of attention exist, as they do on a CPU (Korthikanti
-    et al. 2022, arXiv:2205.05198).
+    token, head and position where all scores of attention exist, as they do on a CPU and on mps
+    (Korthikanti et al. 2022, arXiv:2205.05198).
     """
     model = config.model
     size = 34 * model.n_embd
-    if device == "cpu":
+    if device != "cuda":
         size += 5 * model.n_head * model.seq_len
     if precision == "fp32":
         size *= 2
@@ -234,13 +245,15 @@ def memory_bytes(device: str) -> int:
     """The peak of memory so far: of the GPU's allocator, or of the process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if device == "mps":  # which keeps no peak; its allocator hardly gives any memory back
+        return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
 
 
 def peak_flops(device: str, precision: Precision) -> float | None:
     """The data-sheet rate of the GPU that trains, in FLOP/s; None for a CPU or an unknown GPU."""
-    if device == "cpu":
+    if device != "cuda":
         return None
     name = torch.cuda.get_device_name()
     for pattern, half, single in PEAK_TFLOPS:

@@ -173,7 +173,7 @@ def _check_threads(config: PipelineConfig, processes: int) -> None:
 def _check_memory(config: PipelineConfig, needs: Needs, device: str, processes: int) -> None:
     """Raises UserError where what a training holds at least is more than there is."""
     memory = available_memory()
-    copies = processes if device == "cpu" else 0
+    copies = processes if device != "cuda" else 0
     if device == "cuda" and needs.state > (gpu := torch.cuda.mem_get_info()[1]):
         raise _too_large(config, needs, 1, 0, f"its GPU has {size(gpu)}")
     if needs.batches > memory:
@@ -217,7 +217,8 @@ def _check_disk(config: PipelineConfig, needs: Needs, data: Path) -> list[str]:
             f"a checkpoint takes {size(needs.checkpoint)}, and {size(free)} are free: {remedy}"
         )
     saves = math.ceil(train.max_steps / train.checkpoint_every) if train.max_steps else math.inf
-    kept = min(train.keep_checkpoints + 1, saves)  # one more while it is written
+    before_cooldown = train.schedule == "wsd"
+    kept = min(train.keep_checkpoints + 1 + before_cooldown, saves)  # one more while it is written
     if kept * needs.checkpoint > free:
         return [
             f"train.keep_checkpoints={train.keep_checkpoints}: {kept} checkpoints take "
@@ -230,7 +231,7 @@ def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]
     """A warning where the rows of a step do not divide among the GPUs that would pay."""
     train, seq_len = config.train, config.model.seq_len
     paying = min(gpu_count(), train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
-    if device == "cpu" or train.processes != "auto" or processes >= paying:
+    if device != "cuda" or train.processes != "auto" or processes >= paying:
         return []
     near = max(1, round(train.tokens_per_step / (paying * seq_len))) * paying * seq_len
     return [
@@ -248,6 +249,7 @@ def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
         runs = [RunFolder(path) for path in data.results("runs", config.recipe)]
         return shards is not None and any(
             run.is_finished
+            and run.settings.derived is None
             and run.settings.shards_key == shards.key
             and keys.config_sha256(run.config) == keys.config_sha256(config)
             for run in runs

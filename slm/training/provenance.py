@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.code_state import state_of
-from slm.machine import cpu_name
+from slm.machine import cpu_name, has_mps
 
 
 @cache
@@ -39,5 +39,14 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "packages_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu_name(),
     }
+
+
+def _gpu_name() -> str | None:
+    """The GPU that `auto` would train on; one of Apple's has no name of its own."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"mps, {platform.machine()}" if has_mps() else None

@@ -158,4 +158,7 @@ def _settings(config: PipelineConfig) -> str:
 def _remedy(run: RunFolder) -> str:
     fields = keys.stage_fields("select", run.config)
     given = " ".join(f"--set train.{name}={value}" for name, value in fields.items())
-    return f"Keep its settings ({given}), or train another run: another train.seed or recipe name"
+    return (
+        f"Keep its settings (`slm train {run.name}`, or {given}), or train another run: another "
+        "train.seed or recipe name"
+    )

@@ -35,11 +35,13 @@ from slm.training.checkpoint import (
     clear_leftovers,
     load_training_state,
     prune,
+    shared_with_longer,
 )
 from slm.training.distributed import broadcast_from_rank0, wait_for_rank0
 from slm.training.journal import Journal
 from slm.training.optim import (
     build_optimizers,
+    cooldown_start,
     load_optimizer_tensors,
     optimizer_tensors,
     planned_factor,
@@ -116,8 +118,7 @@ def open_job(run: RunFolder) -> Job:
     shards = run.shards
     if shards is None:
         raise UserError(
-            f"the shards of {run.name} are gone: `slm encode {settings.config.recipe}` with the "
-            "same settings makes them"
+            f"the shards of {run.name} are gone: `slm train {run.name}` makes them again"
         )
     if rank == 0:
         read_shards(shards.path)
@@ -242,6 +243,11 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     session.best_bpb = math.inf if state["best_bpb"] is None else state["best_bpb"]
 
 
+def starts_cooldown(session: Session) -> int | None:
+    """The step whose checkpoint a longer training would continue from; None where there is none."""
+    return cooldown_start(session.plan, session.decision, session.job.config.train)
+
+
 def save(
     session: Session,
     writer: CheckpointWriter,
@@ -284,10 +290,10 @@ def save(
         "best_step": session.best_step,
         "best_bpb": session.best_bpb if math.isfinite(session.best_bpb) else None,
     }
-    keep = session.job.config.train.keep_checkpoints
+    keep, start = session.job.config.train.keep_checkpoints, starts_cooldown(session)
 
     def saved(_: Checkpoint) -> None:
         journal.write("checkpoint", step=record.step, name=name)
-        prune(writer.folder, keep, {best})
+        prune(writer.folder, keep, {best, *shared_with_longer(writer.folder, start)})
 
     writer.save(record, session.model, moments, state, then=saved)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_run import copy_run
 from typer.testing import CliRunner
 
@@ -84,6 +85,14 @@ def test_int8_weights_are_another_text_of_nearly_the_same_model(sample: Sample, 
     assert [s["completion"] for s in rounded["samples"]] == [expected.completion]
     shown = sample("--prompt", "Tom", "--weights", "int8", "--max-new-tokens", "40")
     assert shown == f"Tom{expected.completion}\n"
+
+
+def test_int8_weights_are_read_on_the_cpu_where_there_is_a_gpu(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    given = ("--prompt", "Tom", "--weights", "int8", "--max-new-tokens", "4")
+    assert sample(*given).startswith("Tom")
 
 
 def test_weights_that_do_not_exist_are_refused(run: str) -> None:

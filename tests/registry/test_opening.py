@@ -44,5 +44,7 @@ def test_a_device_that_is_not_here_is_refused(
 def test_a_run_that_is_not_finished_names_the_command_that_resumes_it(tmp_path: Path) -> None:
     run = start_run(tmp_path)
     assert open_run(run).record is None
-    with pytest.raises(UserError, match="`slm train tiny` with the same settings resumes it"):
+    with pytest.raises(
+        UserError, match=r"`slm train tiny-\w+` resumes it, and `slm finish tiny-\w+`"
+    ):
         finished_run(str(run))

@@ -407,7 +407,8 @@ def test_the_commands_reproduce_the_run(first: Made) -> None:
         "text_column": "na\u00efve \U0001f600",
         "documents": 50,
     }
-    config = load_recipe("quickstart", {f"data.{key}": value for key, value in data.items()})
+    settings = {f"data.{key}": value for key, value in data.items()}
+    config = load_recipe("quickstart", {**settings, "train.max_seconds": 90})
     assert config.train.max_seconds is not None
     reproduce, rerun, *_ = commands(config, run)
     assert reproduce == f"slm reproduce {run.name}"

@@ -247,8 +247,10 @@ def test_a_plan_is_held_to_the_config_and_to_the_checkpoints(pair: Pair) -> None
     assert plan is not None
     tree = plan.model_dump(mode="json")
     for path, value in values(tree):
-        choices = get_args(type(plan).model_fields[path[0]].annotation)  # of a Literal
-        forged_value = next((c for c in choices if c != value), None) or other(value)
+        options = get_args(type(plan).model_fields[path[0]].annotation)
+        choices = [c for c in options if isinstance(c, str)]  # of a Literal
+        forged_value = 3 if value is None else next((c for c in choices if c != value), None)
+        forged_value = forged_value or other(value)
         forged = type(plan).model_validate(changed(tree, path, forged_value))
         names = pair.differing(plan=forged)
         assert any(name.startswith(("plan of step_", f"plan.{path[-1]}")) for name in names), path

@@ -6,20 +6,27 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import tiny_run
 import torch
 
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
 from slm.model.gpt import GPT
-from slm.records import Shards, ShardSplit
+from slm.orchestration import stages
+from slm.orchestration.display import Display, showing
+from slm.records import Shards, ShardSplit, Version
+from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
+from slm.tracking import mirror
 from slm.training import forecast as module
+from slm.training import launch
 from slm.training import plan as plan_module
 from slm.training.forecast import Forecast, advice, forecast, probe, scored_tokens
 from slm.training.preflight import known_shards, measure
@@ -270,3 +277,65 @@ def test_the_shards_of_local_files_are_known_by_the_files_names(
     assert known.key == made.key
     (folder / "b.jsonl").write_text('{"text": "one more"}\n')
     assert known_shards(config, root) is None
+
+
+# ---- before a training starts -------------------------------------------------------------------
+
+
+@pytest.fixture
+def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Prepares a run that trains for so many steps, and more; a probe gives GOOD."""
+    monkeypatch.setattr(module, "forecast", lambda *_: GOOD)
+    documents = tiny_run.write_documents(tmp_path / "documents.jsonl")
+
+    def prepare(**training: Any) -> RunFolder:
+        config = tiny_run.tiny_config(documents, **training)
+        data = encode(config, download(config, root=tmp_path), root=tmp_path)
+        return launch.prepare(config, data, root=tmp_path)
+
+    return prepare
+
+
+def test_a_long_training_of_fixed_steps_is_forecast_before_its_first_step(
+    starting: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.forecast_start(starting(max_steps=10**6)) == GOOD
+    assert module.forecast_start(starting(max_steps=None, epochs=10**4)) == GOOD
+    assert module.forecast_start(starting(max_steps=4)) is None  # it is over sooner
+    assert module.forecast_start(starting(max_steps=None, max_seconds=300)) is None
+    started = starting(max_steps=10**6)
+    split = started.shards.splits["train"] if started.shards else None
+    assert split is not None
+    started.write_plan(plan_module.make_plan(started.config, split, 1))
+    assert module.forecast_start(started) is None  # it resumes
+
+    def fail(*_: object) -> Forecast:
+        raise SlmError("no memory")
+
+    monkeypatch.setattr(module, "forecast", fail)
+    assert module.forecast_start(starting(max_steps=10**6 + 1)) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "forecast", lambda *_: pytest.fail("the GPU is as fast itself"))
+    assert module.forecast_start(starting(max_steps=10**6 + 1)) is None
+
+
+def test_the_forecast_is_a_line_before_the_training(
+    starting: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = starting(max_steps=10**6)
+    lines: list[str] = []
+    trained: list[RunFolder] = []
+
+    def resume(folder: RunFolder, *, around: Any, **_: object) -> Version:
+        with around(folder):
+            trained.append(folder)
+        return Version(
+            key="", model="m", version="1", aliases=[], run_id="", tracking_uri=""
+        )  # any record has a line
+
+    monkeypatch.setattr(launch, "resume", resume)
+    monkeypatch.setattr(mirror, "mirror", lambda _: nullcontext())
+    with showing(Display(lines.append)):
+        stages.resume(run)
+    assert trained == [run]
+    assert lines[0] == "train     about 20 s: 100 steps, 1,000 tokens/s in a probe"

@@ -1,5 +1,7 @@
 """What is fixed before the first step."""
 
+import resource
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -248,3 +250,13 @@ def test_a_cpu_is_not_measured_by_a_gpu_of_the_same_machine(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert peak_flops("cpu", "bf16") is None
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_of_memory_is_in_the_systems_unit(
+    monkeypatch: pytest.MonkeyPatch, platform: str, unit: int
+) -> None:
+    peak = resource.struct_rusage([0, 0, 5000, *[0] * 13])
+    monkeypatch.setattr(resource, "getrusage", lambda _: peak)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert module.memory_bytes("cpu") == 5000 * unit

@@ -1,0 +1,130 @@
+"""Stop a training from outside: whichever process of this machine trains a run saves and ends."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from slm.errors import SlmError
+from slm.records import Frozen, Run
+from slm.run_folder import LOCK_PATIENCE_SECONDS, RunFolder
+from slm.training.launch import as_folder
+
+MODULE = "slm.training.process"  # that a training process runs
+AGENT = "torch.distributed.run"  # which starts several of them, and trains nothing itself
+PATIENCE_SECONDS = 60.0  # for a step, and its checkpoint
+POLL_SECONDS = 0.05
+
+
+class Stopped(Frozen):
+    """What `stop` did, and what is left of the run."""
+
+    run: str
+    was_training: bool
+    finished: bool
+    step: int | None  # of the newest checkpoint; None: there is none yet
+
+    @property
+    def sentence(self) -> str:
+        """In words, with what can be done next."""
+        if self.finished:
+            return f"{self.run} is not in training: it is finished, at step {self.step}"
+        done = "stopped" if self.was_training else "not in training"
+        if self.step is None:
+            return f"{self.run} is {done}, before its first checkpoint"
+        return f"{self.run} is {done}; its checkpoint of step {self.step} is saved"
+
+
+def stop(
+    run: str | Path | RunFolder | Run,
+    *,
+    root: Path | None = None,
+    seconds: float = PATIENCE_SECONDS,
+) -> Stopped:
+    """Ask the training of a run to save after its step, and wait until it has ended.
+
+    >>> slm.stop("quickstart-7e6ad240c4d7").step
+
+    Whoever started it, a command, a flow or a notebook, is told that it was interrupted. A run that
+    is not in training is left alone.
+
+    Args:
+        run: its folder or name.
+        seconds: to wait for the end.
+
+    Raises SlmError where its process cannot be reached from here, or has not ended by then.
+    """
+    folder = as_folder(run, root)
+    processes = _processes(folder)
+    if not processes and not folder.is_training:
+        return _stopped(folder, was_training=False)
+    deadline = time.monotonic() + seconds
+    if not processes:  # a command that only looks holds the lock for an instant
+        time.sleep(LOCK_PATIENCE_SECONDS)
+        processes = _processes(folder)
+    if not processes and folder.is_training:
+        raise SlmError(
+            f"{folder.name} is in training by a process that is not visible from here: stop it on "
+            "the machine, in the container or as the user that trains it"
+        )
+    for process in processes:
+        _ask(process, folder)
+    while folder.is_training or any(map(_is_alive, processes)):
+        if time.monotonic() > deadline:
+            raise SlmError(
+                f"{folder.name} was asked to stop and has not ended within {seconds:g} s: it saves "
+                "and ends after the step that it is in"
+            )
+        time.sleep(POLL_SECONDS)
+    return _stopped(folder, was_training=bool(processes))
+
+
+def _processes(run: RunFolder) -> list[psutil.Process]:
+    """The processes that train a run; a command line names the module and the run's folder."""
+    return [process for process in _trainers() if _run_of(process) == run.path.resolve()]
+
+
+def _trainers() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            command = process.cmdline()
+            if MODULE in command[:-1] and AGENT not in command:
+                yield process
+
+
+def _run_of(process: psutil.Process) -> Path | None:
+    with suppress(psutil.Error, OSError, IndexError):
+        return (Path(process.cwd()) / process.cmdline()[-1]).resolve()
+    return None
+
+
+def _ask(process: psutil.Process, run: RunFolder) -> None:
+    """Send SIGTERM; psutil refuses a pid that another process has taken over meanwhile."""
+    try:
+        process.send_signal(signal.SIGTERM)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.AccessDenied as error:
+        user = process.username()
+        raise SlmError(
+            f"{run.name} is trained by the user {user}: only they can stop it"
+        ) from error
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _stopped(run: RunFolder, *, was_training: bool) -> Stopped:
+    last = run.last
+    return Stopped(
+        run=run.name,
+        was_training=was_training,
+        finished=run.is_finished,
+        step=last.step if last else None,
+    )
