@@ -36,7 +36,7 @@ from slm.records import FileEntry, Record
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
-FORMAT = 3
+FORMAT = 4
 """The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in

@@ -25,6 +25,7 @@ from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
+from slm.run_folder import RunFolder
 from slm.storage import hashing_once, make_folder
 
 app = typer.Typer(
@@ -66,6 +67,7 @@ def run(
     check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
+        from slm.report.prompts import report_prompts, sample_command
         from slm.report.summary import headline
         from slm.tracking.server import training_page
 
@@ -76,8 +78,9 @@ def run(
             display.write(f"          {sentence}")
         if page := training_page(config, data_root()):
             display.write(f"mlflow    {page}")
-        name = Path(results["run"]).name
-        display.write(f'try       slm sample {name} --prompt "Once upon a time"')
+        made = RunFolder(Path(results["run"]))
+        prompts = report_prompts(config, made.shards)
+        display.write(f"try       {sample_command(made.name, prompts)}")
     if as_json:
         show(results, as_json)
 

@@ -17,9 +17,11 @@ from slm.storage import to_json
 WIDTH = 240  # characters of a line that is not for a terminal
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder, its name, or models:/NAME@ALIAS.")
-]
+REFERENCE = (
+    "A run's name, the beginning of its key (4 digits or more), latest, its folder, NAME@ALIAS "
+    "such as slm@champion, or models:/NAME/VERSION."
+)
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=REFERENCE)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
