@@ -17,14 +17,23 @@ import typer
 from slm import __version__, machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
-from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
+from slm.cli.options import (
+    AsJson,
+    Name,
+    RecipeName,
+    Settings,
+    console,
+    display_for,
+    load,
+    overrides,
+    show,
+)
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
-from slm.recipes import parse_overrides
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once, make_folder
 
@@ -60,10 +69,13 @@ def options(
 
 
 def run(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+    recipe: RecipeName = DEFAULT_RECIPE,
+    settings: Settings = None,
+    name: Name = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
@@ -71,7 +83,7 @@ def run(
         from slm.report.summary import headline
         from slm.tracking.server import training_page
 
-        results = run_flow("pipeline", recipe, parse_overrides(settings or []))
+        results = run_flow("pipeline", recipe, overrides(settings, name))
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits per byte")
         display.write(f"report    {shorten(Path(results['report']))}")
         if sentence := headline(Path(results["report"]).parent):
@@ -99,7 +111,7 @@ def retrain(
     with display_for(as_json):
         from slm.orchestration.local import run_flow
 
-        results = run_flow("retrain", recipe, parse_overrides(settings or []))
+        results = run_flow("retrain", recipe, overrides(settings))
     show(results, as_json)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.options import AsJson, RecipeName, RunName, Settings, display_for, load, show
+from slm.cli.options import AsJson, Name, RecipeName, RunName, Settings, display_for, load, show
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
@@ -14,9 +14,11 @@ from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
 
 
-def download(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+def download(
+    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+) -> None:
     """Fetch a recipe's dataset as parquet files."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     with display_for(as_json):
         source = stages.download(config)
     result = {
@@ -30,9 +32,11 @@ def download(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fa
     show(result, as_json)
 
 
-def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+def encode(
+    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+) -> None:
     """Turn a recipe's dataset into token shards."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     with display_for(as_json):
         shards = stages.encode(config, stages.download(config))
     splits = shards.splits.values()
@@ -46,9 +50,11 @@ def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fals
     show(result, as_json)
 
 
-def train(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+) -> None:
     """Train a recipe's model, or resume a training that was interrupted."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     stages.check_tracking(config)
     with display_for(as_json):
         stages.preflight(config)
@@ -75,11 +81,19 @@ def evaluate(
     run: RunName,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Score this .parquet, .jsonl or .txt file instead."),
+        typer.Option(metavar="FILE", help="Score the documents of this file instead."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Column of --data that contains the text, or a path into one."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run on every held-out document, or on the documents of a file."""
+    if column is not None and data is None:
+        raise UserError("--column names a column of --data: give --data FILE too")
     with display_for(as_json) as display:
         if data is None:
             *_, evaluation = _evaluated(run)
@@ -92,7 +106,7 @@ def evaluate(
             trained_in = run_of_checkpoint(checkpoint)
             reading = trained_in.config.data if trained_in else DataConfig()
             with display.progress("evaluate") as progress:
-                result = evaluate_file(checkpoint, data, reading, progress)
+                result = evaluate_file(checkpoint, data, reading, progress, column=column)
     show(result, as_json)
 
 
