@@ -121,7 +121,7 @@ class DataRoot:
     # ---- runs ----
 
     def run(self, reference: str) -> "RunFolder":
-        """A run by its folder's path, its name, the beginning of its key, or `latest`.
+        """A run by a path of its folder or in it, its name, the beginning of its key, or `latest`.
 
         >>> [root.run(r).name for r in ("notes-7e6ad240c4d7", "7e6a", "notes-7e6a", "latest")]
         ["notes-7e6ad240c4d7"] * 4
@@ -130,7 +130,9 @@ class DataRoot:
         begin so.
         """
         runs = self.path / "runs"
-        for path in (Path(reference), runs / Path(reference).name):
+        given = Path(reference)
+        above = given.resolve().parents[:2] if given.exists() else ()  # of a folder inside a run
+        for path in (given, runs / given.name, *above):
             if (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir():
                 return RunFolder(path.resolve())
         known = self.runs()
