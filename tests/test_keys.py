@@ -138,6 +138,7 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
     [
         ("data.seed", 2, {"download"}),
         ("data.workers", 3, set()),
+        ("name", "mine", set()),
         ("data.clean.min_chars", 5, {"encode"}),
         ("train.learning_rate", 0.5, {"train", "config_sha256"}),
         ("train.checkpoint_every", 7, set()),
@@ -146,6 +147,8 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
         ("train.evaluate_documents", 7, {"select"}),
         ("evaluate.documents", 3, {"evaluate"}),
         ("report.seed", 3, {"report"}),
+        ("report.prompts", ["Once"], {"report"}),
+        ("report.prompts", None, {"report"}),
         ("registry.margin", 0.5, set()),
     ],
 )
