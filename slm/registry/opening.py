@@ -7,7 +7,7 @@ import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from slm.errors import UserError
+from slm.errors import UserError, excerpt
 from slm.records import Checkpoint, Run, Version, names_version
 from slm.run_folder import DataRoot, RunFolder, run_of_checkpoint
 
@@ -54,10 +54,10 @@ def reference_to(given: "Given") -> str:
     uri = getattr(given, "uri", None)  # of a version
     if isinstance(uri, str):
         return uri
-    if not isinstance(given, str | Path) or any(
-        len(part.encode("utf-8", "replace")) > MAX_NAME for part in Path(given).parts
-    ):
+    if not isinstance(given, str | Path):
         raise UserError(f"{reprlib.repr(given)} is neither a run nor a model: give {FORMS}")
+    if any(len(part.encode("utf-8", "replace")) > MAX_NAME for part in Path(given).parts):
+        raise UserError(f"{excerpt(given)!r} is too long for the name of a file: give {FORMS}")
     return str(given)
 
 

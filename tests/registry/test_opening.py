@@ -55,11 +55,17 @@ class Thing:
     """Neither a run nor a model."""
 
 
-@pytest.mark.parametrize("wrong", [None, 5, Thing(), ["run"], "x" * 300, {"run": "a"}])
+@pytest.mark.parametrize("wrong", [None, 5, Thing(), ["run"], {"run": "a"}])
 def test_what_is_neither_a_run_nor_a_model_is_bad_input(tmp_path: Path, wrong: Any) -> None:
     for take in (open_run, load_model, model_folder, finished_run):
         with pytest.raises(UserError, match="neither a run nor a model: give a run or its name"):
             take(wrong)
+
+
+def test_a_text_that_is_no_name_is_bad_input() -> None:
+    for text in ("Once upon a time " * 20, "a/" + "x" * 300):
+        with pytest.raises(UserError, match="too long for the name of a file: give a run"):
+            load_model(text)
 
 
 def test_a_folder_of_something_else_is_no_damage(tmp_path: Path) -> None:
