@@ -100,7 +100,11 @@ class DataConfig(Section):
         "Where documents come from: the embedded story generator, the Hugging Face hub, or local "
         "files.",
     )
-    path: str = setting("", "Dataset id on the hub; a file, a folder or a glob of files.")
+    path: str = setting(
+        "",
+        "Dataset id on the hub; a file, a folder or a glob of files, in a recipe relative to the "
+        "folder of its pipelines.yaml.",
+    )
     config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
     train_split: str | None = setting(

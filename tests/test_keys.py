@@ -59,7 +59,7 @@ GOLDEN = {
     },
     "files": {
         "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
-        "encode": "ba862794f12094d59c96cad7a0864054d306b5912ffbdb9eb73b56cec798bedc",
+        "encode": "6e1835c337aaefef7642b343d8498ffae5c41c12fcfcd8acca5d478fbc5aff2a",
         "train": "26b86f00f7203b62b4fbde4d3e56526bb668ef25dda15e10b1cd8061d99a27d8",
         "config_sha256": "12ca72c5aba3e0fcd3bdaab8459f2e28c0f4e1c33479cc069a60bc9f88564df8",
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
