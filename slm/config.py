@@ -103,7 +103,11 @@ class DataConfig(Section):
         "Where documents come from: the embedded story generator, the Hugging Face hub, or local "
         "files.",
     )
-    path: str = setting("", "Dataset id on the hub; a file, a folder or a glob of files.")
+    path: str = setting(
+        "",
+        "Dataset id on the hub; a file, a folder or a glob of files, in a recipe relative to the "
+        "folder of its pipelines.yaml.",
+    )
     config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")
     train_split: str | None = setting(
@@ -311,9 +315,8 @@ class EvaluateConfig(Section):
 class ReportConfig(Section):
     """The samples that the report shows: every prompt at every temperature and top_k."""
 
-    prompts: tuple[str, ...] = setting(
-        ("A little girl went to the woods", "Once upon a time there was a", "One day, Tom and Sue"),
-        "Beginnings of the samples.",
+    prompts: tuple[str, ...] | None = setting(
+        None, "Beginnings of the samples; null: the first words of held-out documents."
     )
     temperatures: tuple[PositiveFloat, ...] = setting((0.5, 0.8, 1.0), "Sampling temperatures.")
     top_ks: tuple[PositiveInt, ...] = setting((20, 50), "Values of top-k.")
@@ -357,7 +360,7 @@ class RegistryConfig(Section):
 
     model: str | None = setting(
         None,
-        "Name of the registered model; null: the name of the data.",
+        "Name of the registered model; null: the setting name, else the name of the data.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
     )
     tracking_uri: str | None = setting(
@@ -442,6 +445,13 @@ class PipelineConfig(Section):
     recipe: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name in pipelines.yaml."
     )
+    name: str | None = setting(
+        None,
+        "Name of the run, which its folders begin with, and of its registered model. {data}: that "
+        "of the data's file, folder or dataset. null: the folders have the recipe's name, the "
+        "model that of the data.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+    )
     data: DataConfig = Field(DataConfig(), description=DataConfig.__doc__)
     model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)
     train: TrainConfig = Field(description=TrainConfig.__doc__)
@@ -460,19 +470,30 @@ class PipelineConfig(Section):
         return self
 
     @property
-    def model_name(self) -> str:
-        """The registered model's name: `registry.model`, else one made from the data's name.
+    def folder_name(self) -> str:
+        """What the names of its folders begin with; no result depends on it."""
+        return self.name or self.recipe
 
-        articles.jsonl.zst → articles, notes/*.txt → notes, OWNER/DATASET → DATASET; the recipe's
-        name where nothing usable is left; slm for the generated stories.
+    @property
+    def model_name(self) -> str:
+        """The registered model's name: `registry.model`, `name`, else that of the data.
+
+        It is the recipe's where the data have no usable name, and slm for the generated stories.
         """
-        if self.registry.model:
-            return self.registry.model
-        if self.data.source == "stories":
-            return "slm"
-        parts = [part for part in Path(self.data.path).parts if not re.search(r"[*?\[]", part)]
-        name = _DATA_SUFFIXES.sub("", parts[-1]) if parts else ""
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:64] or self.recipe
+        if given := self.registry.model or self.name:
+            return given
+        return "slm" if self.data.source == "stories" else data_name(self.data.path) or self.recipe
+
+
+def data_name(path: str) -> str:
+    """A name made from `data.path`: the last part that is no pattern, without its suffixes.
+
+    articles.jsonl.zst → articles, notes/*.txt → notes, OWNER/DATASET → DATASET; empty where
+    nothing usable is left.
+    """
+    parts = [part for part in Path(path).parts if not re.search(r"[*?\[]", part)]
+    name = _DATA_SUFFIXES.sub("", parts[-1]) if parts else ""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:64]
 
 
 # ---- folders ----------------------------------------------------------------------------------

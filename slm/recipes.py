@@ -6,7 +6,9 @@ override is a dotted key and a value: `train.max_steps=100`. Every unknown key, 
 refused with the nearest valid one before any work starts.
 """
 
+import glob
 import json
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,11 +30,13 @@ from slm.config import (
     PipelineConfig,
     Section,
     TrainConfig,
+    data_name,
     project_root,
 )
 from slm.errors import UserError, unknown
 
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
+DATA_NAME = "{data}"  # as the setting `name`: that of the data
 _ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
 _SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
@@ -96,6 +100,9 @@ def load_recipe(
 ) -> PipelineConfig:
     """The config of a recipe with overrides by dotted key, checked.
 
+    A relative `data.path` of local files is relative to the recipe's file where the recipe gives
+    it, and to the working folder where an override does.
+
     Args:
         path: as of `find_recipes`.
 
@@ -121,7 +128,34 @@ def load_recipe(
     merged = _merge(fields, changes)
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
-    return _checked({**merged, "recipe": name})
+    if "path" not in _mapping(changes.get("data")):
+        merged = _with_data_path(merged, recipes[name].file.parent)
+    return _checked({**_with_name(merged), "recipe": name})
+
+
+def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, with a relative path of local files as one below the folder of the recipe."""
+    data = _mapping(fields.get("data"))
+    path = data.get("path")
+    if data.get("source") != "files" or not isinstance(path, str) or not path:
+        return fields
+    if Path(path).is_absolute() or path.startswith("~"):
+        return fields
+    above = str(folder.resolve())
+    placed = Path(glob.escape(above) if glob.has_magic(path) else above, path)
+    return {**fields, "data": {**data, "path": os.path.normpath(placed)}}
+
+
+def _with_name(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the name of the data where `name` asks for it."""
+    if fields.get("name") != DATA_NAME:
+        return fields
+    data = _mapping(fields.get("data"))
+    path = str(data.get("path") or "")
+    if data.get("source") == "files":  # also of "." and "*.txt", which are in a folder with a name
+        path = os.path.normpath(Path(path).expanduser().absolute())
+    named = data.get("source") in ("files", "hub") and data_name(path)
+    return {**fields, "name": named or None}
 
 
 def check_recipes(path: Path | None = None) -> int:

@@ -7,12 +7,13 @@ Checkpoint, Selection, Evaluation, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm.errors import UserError
+from slm.errors import UserError, excerpt
 
 
 class Frozen(BaseModel):
@@ -188,8 +189,41 @@ class Report(Record):
 
 
 def model_uri(name: str, version: str | None = None, *, alias: str | None = None) -> str:
-    """How MLflow, and every command of ours, names a model version: by its number or an alias."""
-    return f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+    """How MLflow, and every command of ours, names a model, or a version by number or alias."""
+    if alias:
+        return f"models:/{name}@{alias}"
+    return f"models:/{name}/{version}" if version else f"models:/{name}"
+
+
+# A model alone, by an alias or a number; LATEST is its newest version.
+_VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+|latest))?|([^/@:]+)@([^/@]+)")
+LATEST = "latest"
+
+
+def names_version(reference: str) -> bool:
+    """Whether a reference is of a model version, such as `slm@champion`, and not of a run."""
+    given = _VERSION.fullmatch(reference) is not None and not Path(reference).exists()
+    return given or reference.startswith("models:")
+
+
+def parse_version(reference: str) -> tuple[str, str | None]:
+    """Name, and alias or number, of a reference to a model version; None where it has neither.
+
+    >>> parse_version("models:/slm@champion"), parse_version("slm@champion")
+    (("slm", "champion"), ("slm", "champion"))
+    >>> parse_version("models:/slm/3"), parse_version("models:/slm")
+    (("slm", "3"), ("slm", None))
+
+    Raises UserError where it is none.
+    """
+    parsed = _VERSION.fullmatch(reference)
+    if parsed is None:
+        raise UserError(
+            f"{excerpt(repr(reference))} is not models:/NAME, models:/NAME@ALIAS, NAME@ALIAS or "
+            "models:/NAME/VERSION"
+        )
+    name, alias, number, bare, bare_alias = parsed.groups()
+    return name or bare, alias or number or bare_alias
 
 
 class Version(Record):

@@ -1,9 +1,9 @@
 """Where everything is: a data folder, a run's folder in it, and how each part is read.
 
     data/
-      sources/<recipe>-<key>/     documents as parquet          DataRoot.source(key)
-      shards/<recipe>-<key>/      token shards                  DataRoot.shards(key)
-      runs/<recipe>-<key>/        one training each             DataRoot.run(name)
+      sources/<name>-<key>/       documents as parquet          DataRoot.source(key)
+      shards/<name>-<key>/        token shards                  DataRoot.shards(key)
+      runs/<name>-<key>/          one training each             DataRoot.run(reference)
         config.json               what was asked for            RunFolder.config
         plan.json                 what was fixed before step 1  RunFolder.plan
         decision.json             the end that the clock chose  RunFolder.decision
@@ -13,6 +13,9 @@
         record.json               its results, once finished    RunFolder.record
         evaluation/, report/      of the best checkpoint        RunFolder.evaluation, .report
         selection-<key>/          the best by another cadence   training.selection
+
+The name is the recipe's, or the setting `name`. The key alone says what a result is: one of the
+same key under another name is the same result.
 
 Nothing here opens weights, and nothing is kept in memory: every access reads the files as they
 are now.
@@ -31,8 +34,9 @@ from pydantic import ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError, UserError, unknown
+from slm.errors import CorruptionError, NewerFormat, UserError, listing, unknown
 from slm.records import (
+    LATEST,
     Checkpoint,
     Decision,
     Derivation,
@@ -52,6 +56,8 @@ CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
 SELECTION, DECISION = "selection", "decision.json"
 F = TypeVar("F", bound=Frozen)
+MIN_DIGITS = 4  # of a key's beginning, so that it names a run
+KEY_DIGITS = 12  # of a key that end a folder's name
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
 
@@ -71,9 +77,24 @@ class DataRoot:
 
     # ---- where results are ----
 
-    def folder(self, kind: str, recipe: str, key: str) -> Path:
-        """Where a result of a kind (`sources`, `shards`, `runs`) belongs."""
-        return self.path / kind / f"{recipe}-{key[:12]}"
+    def folder(self, kind: str, name: str, key: str) -> Path:
+        """Where a result of a kind (`sources`, `shards`, `runs`) belongs.
+
+        A result of this key that has another name stays where it is, and is reused there.
+        """
+        own = self.path / kind / f"{name}-{key[:KEY_DIGITS]}"
+        if own.exists():
+            return own
+        if kind == "runs":
+            others = [path for path in self._of_key(kind, key) if RunFolder(path).has_key(key)]
+        else:
+            record = self.source(key) if kind == "sources" else self.shards(key)
+            others = [record.path] if record else []
+        return next(iter(others), own)
+
+    def _of_key(self, kind: str, key: str) -> list[Path]:
+        """The folders of a kind whose names end as those of a key do."""
+        return sorted((self.path / kind).glob(f"[!.]*-{glob.escape(key[:KEY_DIGITS])}"))
 
     def source(self, key: str | None) -> Source | None:
         """The source of a key; its files are not verified. None where it is not here."""
@@ -86,30 +107,70 @@ class DataRoot:
     def _result(self, kind: str, record: type[R], key: str | None) -> R | None:
         if not key:
             return None
-        folders = (self.path / kind).glob(f"[!.]*-{glob.escape(key[:12])}")
-        return _record_of_key(sorted(folders), record, key)
+        return _record_of_key(self._of_key(kind, key), record, key)
 
-    def results(self, kind: str, recipe: str) -> list[Path]:
-        """The folders of a recipe's results, `<recipe>-<12 hex digits>`, complete or not.
+    def results(self, kind: str, name: str = "") -> list[Path]:
+        """The folders of the results of a name, `<name>-<12 hex digits>`, complete or not.
 
-        Those of a recipe `<recipe>-more`, and what was quarantined, are not among them.
+        Those of a name `<name>-more`, and what was quarantined, are not among them. Without a name:
+        of all.
         """
-        name = re.compile(re.escape(recipe) + r"-[0-9a-f]{12}")
+        pattern = re.compile(f"{re.escape(name) or '[^.].*'}-[0-9a-f]{{{KEY_DIGITS}}}")
         folders = (self.path / kind).glob("*")
-        return sorted(folder for folder in folders if name.fullmatch(folder.name))
+        return sorted(folder for folder in folders if pattern.fullmatch(folder.name))
 
     # ---- runs ----
 
-    def run(self, name: str) -> "RunFolder":
-        """A run by its folder's path or its name. Raises UserError with the nearest name."""
+    def run(self, reference: str) -> "RunFolder":
+        """A run by a path of its folder or in it, its name, the beginning of its key, or `latest`.
+
+        >>> [root.run(r).name for r in ("notes-7e6ad240c4d7", "7e6a", "notes-7e6a", "latest")]
+        ["notes-7e6ad240c4d7"] * 4
+
+        Raises UserError with the nearest name, and with the candidates where several runs' keys
+        begin so.
+        """
         runs = self.path / "runs"
-        for path in (Path(name), runs / Path(name).name):
+        given = Path(reference)
+        above = given.resolve().parents[:2] if given.exists() else ()  # of a folder inside a run
+        for path in (given, runs / given.name, *above):
             if (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir():
                 return RunFolder(path.resolve())
-        known = [path.name for path in runs.glob("*-*") if path.is_dir()]
+        known = self.runs()
         if not known:
-            raise UserError(f"no run {name!r}: there are none in {runs} yet; `slm run` makes one")
-        raise unknown("run", name, known)
+            raise UserError(
+                f"no run {reference!r}: there are none in {runs} yet; `slm run` makes one"
+            )
+        if reference == LATEST:
+            return RunFolder(max(known, key=lambda run: run.started or 0).path.resolve())
+        if matching := self._runs_of_key(reference):
+            if len(matching) == 1:
+                return RunFolder(matching[0].path.resolve())
+            raise UserError(
+                f"{reference!r} is the beginning of the keys of {len(matching)} runs: "
+                f"{listing(run.name for run in matching)}; give more digits, or the name"
+            )
+        if re.fullmatch("[0-9a-f]+", reference) and len(reference) < MIN_DIGITS:
+            raise UserError(
+                f"{reference!r} is too short for the beginning of a key: give {MIN_DIGITS} digits "
+                "or more, or the run's name"
+            )
+        raise unknown("run", reference, [run.name for run in known])
+
+    def _runs_of_key(self, reference: str) -> "list[RunFolder]":
+        """The runs whose keys begin as a reference, `<digits>` or `<name>-<digits>`, says."""
+        parts = re.fullmatch(r"(?:(.+)-)?([0-9a-f]+)", reference.lower())
+        if parts is None or len(parts[2]) < MIN_DIGITS:
+            return []
+        start, digits = reference[: -len(parts[2])], parts[2]
+        runs = [
+            RunFolder(path)
+            for path in self.results("runs")
+            if path.name[-KEY_DIGITS:].startswith(digits[:KEY_DIGITS])
+            and start in ("", path.name[:-KEY_DIGITS])
+            and (path / CONFIG).is_file()
+        ]
+        return runs if len(digits) <= KEY_DIGITS else [r for r in runs if r.has_key(digits)]
 
     def named_run(self, name: str) -> "RunFolder":
         """The run that a record or a server names; it may be gone."""
@@ -149,6 +210,9 @@ class RunFolder:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
     def of(cls, run: Run) -> Self:
@@ -250,6 +314,20 @@ class RunFolder:
                     if entry is None:
                         raise CorruptionError(f"{path}, line {number}: not a journal entry")
                     yield entry
+
+    @property
+    def started(self) -> float | None:
+        """When its training started, in unix seconds; None where that is not known."""
+        with suppress(CorruptionError):
+            first = next(self.journal, None)
+            return float(first["time"]) if first else None
+        return None
+
+    def has_key(self, start: str) -> bool:
+        """Whether its key begins so."""
+        with suppress(CorruptionError, NewerFormat):
+            return self.settings.key.startswith(start)
+        return False
 
     @property
     def is_training(self) -> bool:

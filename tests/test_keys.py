@@ -55,14 +55,25 @@ GOLDEN = {
         "train": "c0f494a6ad40db493e15890423dca46d25fc6a83664ce772ea663eed26885584",
         "config_sha256": "ded447c651a2ae3891a7464d0e56da3cb251f0cb8a8f90392103a4813930647f",
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
-        "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
+        "report": "636c28dfe46cdfe27be28c1939ee26fbc73825cd07a80693edbc75a590a5ba82",
     },
+    "files": {
+        "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
+        "encode": "6e1835c337aaefef7642b343d8498ffae5c41c12fcfcd8acca5d478fbc5aff2a",
+        "train": "26b86f00f7203b62b4fbde4d3e56526bb668ef25dda15e10b1cd8061d99a27d8",
+        "config_sha256": "12ca72c5aba3e0fcd3bdaab8459f2e28c0f4e1c33479cc069a60bc9f88564df8",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "636c28dfe46cdfe27be28c1939ee26fbc73825cd07a80693edbc75a590a5ba82",
+    },
+}
+LEFT_TO_THE_COMMAND_LINE = {
+    "tinystories-sample": {"data.path": "."},
+    "files": {"data.path": "."},
 }
 
 
 def recipe(name: str) -> PipelineConfig:
-    given_later = {"data.path": "."} if name == "tinystories-sample" else {}
-    return load_recipe(name, given_later)
+    return load_recipe(name, LEFT_TO_THE_COMMAND_LINE.get(name))
 
 
 def made_keys(config: PipelineConfig) -> dict[str, str]:
@@ -127,6 +138,7 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
     [
         ("data.seed", 2, {"download"}),
         ("data.workers", 3, set()),
+        ("name", "mine", set()),
         ("data.clean.min_chars", 5, {"encode"}),
         ("train.learning_rate", 0.5, {"train", "config_sha256"}),
         ("train.checkpoint_every", 7, set()),
@@ -135,6 +147,8 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
         ("train.evaluate_documents", 7, {"select"}),
         ("evaluate.documents", 3, {"evaluate"}),
         ("report.seed", 3, {"report"}),
+        ("report.prompts", ["Once"], {"report"}),
+        ("report.prompts", None, {"report"}),
         ("registry.margin", 0.5, set()),
     ],
 )
@@ -158,8 +172,7 @@ CADENCE = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_what_changes_no_weight_is_in_no_key_of_a_shipped_recipe(name: str) -> None:
     """Whatever value the recipe was shipped with: its key is made with that for good."""
-    given_later = {"data.path": "."} if name == "tinystories-sample" else {}
-    other = load_recipe(name, {**given_later, **CADENCE})
+    other = load_recipe(name, {**LEFT_TO_THE_COMMAND_LINE.get(name, {}), **CADENCE})
     assert made_keys(other) == GOLDEN[name]
 
 

@@ -44,7 +44,7 @@ def test_runs_are_found_by_folder_or_name_below_the_data_folder(tmp_path: Path) 
     run = start_run(tmp_path)
     root = DataRoot(tmp_path)
     assert root.run(run.name) == root.run(str(run)) == RunFolder(run.resolve())
-    for name in ("../../etc", "..", "/etc", "../runs", run.name[:-1]):
+    for name in ("../../etc", "..", "/etc", "../runs", f"x{run.name}"):
         with pytest.raises(UserError, match="unknown run"):
             root.run(name)
     with pytest.raises(UserError, match="there are none"):
@@ -58,3 +58,68 @@ def test_a_run_with_a_seed_that_is_refused_today_is_read(tmp_path: Path) -> None
     assert older != text
     (path / "config.json").write_text(older)
     assert RunFolder(path).config.train.seed == -1
+
+
+# ---- references -------------------------------------------------------------------------------
+
+
+def three_runs(root: Path) -> list[RunFolder]:
+    """Two whose keys begin alike, and one of another name; the second was started last."""
+    keys = ("abcd1" + "0" * 59, "abcd2" + "0" * 59, "0123" + "0" * 60)
+    runs = [RunFolder(start_run(root, key=key)) for key in keys]
+    for run, moment in zip(runs, (1.0, 3.0, 2.0), strict=True):
+        (run.path / "metrics.jsonl").write_text(f'{{"event": "start", "time": {moment}}}\n')
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("reference", "number"),
+    [
+        ("abcd1", 0),
+        ("ABCD2", 1),
+        ("abcd20000000", 1),
+        ("abcd2" + "0" * 59, 1),
+        ("0123", 2),
+        ("tiny-0123", 2),
+        ("latest", 1),
+    ],
+)
+def test_a_run_is_found_by_the_beginning_of_its_key_or_as_the_latest(
+    tmp_path: Path, reference: str, number: int
+) -> None:
+    runs = three_runs(tmp_path)
+    assert DataRoot(tmp_path).run(reference).name == runs[number].name
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("abcd", r"keys of 2 runs: tiny-abcd10000000, tiny-abcd20000000; give more digits"),
+        ("tiny-abcd", r"keys of 2 runs: tiny-abcd10000000, tiny-abcd20000000"),
+        ("012", r"'012' is too short for the beginning of a key: give 4 digits"),
+        ("other-0123", "unknown run 'other-0123'"),
+        ("abcd2" + "0" * 20 + "1", "unknown run"),  # the name ends so, the key does not
+        ("beef", "unknown run 'beef'"),
+    ],
+)
+def test_a_reference_to_no_run_or_to_several_is_refused(
+    tmp_path: Path, reference: str, message: str
+) -> None:
+    three_runs(tmp_path)
+    with pytest.raises(UserError, match=message):
+        DataRoot(tmp_path).run(reference)
+
+
+def test_a_path_inside_a_run_names_the_run(tmp_path: Path) -> None:
+    path = start_run(tmp_path)
+    (path / "checkpoints" / "step_000001").mkdir()
+    root = DataRoot(tmp_path)
+    for inside in (path / "checkpoints" / "step_000001", path / "config.json", path):
+        assert root.run(str(inside)) == RunFolder(path.resolve())
+    assert RunFolder(str(path)) == RunFolder(path)  # type: ignore[arg-type]
+
+
+def test_a_damaged_journal_does_not_hide_the_latest_run(tmp_path: Path) -> None:
+    runs = three_runs(tmp_path)
+    (runs[0].path / "metrics.jsonl").write_text("no entry\n")
+    assert DataRoot(tmp_path).run("latest").name == runs[1].name

@@ -5,10 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slm.cli.options import AsJson, RunName, console, date, display_for, show, show_line, show_wide
+from slm.cli.options import (
+    REFERENCE,
+    AsJson,
+    RunName,
+    console,
+    date,
+    display_for,
+    show,
+    show_line,
+    show_wide,
+)
 from slm.config import data_root
 from slm.errors import UserError
 from slm.figures import size
+from slm.records import names_version
 from slm.registry.opening import open_run
 from slm.run_folder import RunFolder
 
@@ -20,7 +31,7 @@ EXIT_CODES = {"bit-identical": 0, "diverged": 1, "within tolerance": 3, "cannot"
 
 ModelName = Annotated[
     str,
-    typer.Argument(metavar="VERSION|RUN", help="models:/NAME@ALIAS, a run's folder or its name."),
+    typer.Argument(metavar="VERSION|RUN", help=REFERENCE),
 ]
 
 
@@ -93,11 +104,12 @@ def reproduce(
 
 def _chain_and_run(model: str) -> "tuple[Lineage, RunFolder]":
     """The checked chain of a version or a run, and the run's folder, which may be gone."""
-    if model.startswith("models:"):
+    if names_version(model):
         from slm.registry.chain import version_lineage
-        from slm.registry.versions import version_run
+        from slm.registry.versions import open_version
 
-        return version_lineage(model), version_run(model)
+        version = open_version(model)
+        return version_lineage(version.uri), version.run()
     from slm.history.lineage import lineage
 
     run = open_run(model)

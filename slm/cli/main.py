@@ -18,14 +18,24 @@ from slm import __version__, machine
 from slm.cli.ending import finish, stop
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
-from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
+from slm.cli.options import (
+    AsJson,
+    Name,
+    RecipeName,
+    Settings,
+    console,
+    display_for,
+    load,
+    overrides,
+    show,
+)
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
-from slm.recipes import parse_overrides
+from slm.run_folder import RunFolder
 from slm.storage import hashing_once, make_folder
 
 app = typer.Typer(
@@ -60,25 +70,30 @@ def options(
 
 
 def run(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+    recipe: RecipeName = DEFAULT_RECIPE,
+    settings: Settings = None,
+    name: Name = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
+        from slm.report.prompts import report_prompts, sample_command
         from slm.report.summary import headline
         from slm.tracking.server import training_page
 
-        results = run_flow("pipeline", recipe, parse_overrides(settings or []))
+        results = run_flow("pipeline", recipe, overrides(settings, name))
         display.write(f"val_bpb   {results['val_bpb']:.3f} bits per byte")
         display.write(f"report    {shorten(Path(results['report']))}")
         if sentence := headline(Path(results["report"]).parent):
             display.write(f"          {sentence}")
         if page := training_page(config, data_root()):
             display.write(f"mlflow    {page}")
-        name = Path(results["run"]).name
-        display.write(f'try       slm sample {name} --prompt "Once upon a time"')
+        made = RunFolder(Path(results["run"]))
+        prompts = report_prompts(config, made.shards)
+        display.write(f"try       {sample_command(made.name, prompts)}")
     if as_json:
         show(results, as_json)
 
@@ -97,7 +112,7 @@ def retrain(
     with display_for(as_json):
         from slm.orchestration.local import run_flow
 
-        results = run_flow("retrain", recipe, parse_overrides(settings or []))
+        results = run_flow("retrain", recipe, overrides(settings))
     show(results, as_json)
 
 

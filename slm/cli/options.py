@@ -18,9 +18,11 @@ from slm.storage import to_json
 WIDTH = 240  # characters of a line that is not for a terminal
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder, its name, or models:/NAME@ALIAS.")
-]
+REFERENCE = (
+    "A run's name, the beginning of its key (4 digits or more), latest, its folder, NAME@ALIAS "
+    "such as slm@champion, or models:/NAME/VERSION."
+)
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=REFERENCE)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -30,12 +32,25 @@ Settings = Annotated[
         r"quotes around what has backslashes or blanks: 'data.separator=\n\n'.",
     ),
 ]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Name of the run's folders and of its model; no result depends on it. The same as "
+        "--set name=NAME.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 
 
-def load(recipe: str, settings: list[str] | None) -> PipelineConfig:
-    """The config of a recipe with `--set`. Raises UserError."""
-    return load_recipe(recipe, parse_overrides(settings or []))
+def overrides(settings: list[str] | None, name: str | None = None) -> dict[str, Any]:
+    """What `--set` and `--name` change, by dotted keys. Raises UserError."""
+    return parse_overrides(settings or []) | ({} if name is None else {"name": name})
+
+
+def load(recipe: str, settings: list[str] | None, name: str | None = None) -> PipelineConfig:
+    """The config of a recipe with `--set` and `--name`. Raises UserError."""
+    return load_recipe(recipe, overrides(settings, name))
 
 
 # ---- showing ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import typer
 from rich.markdown import Markdown
 
 from slm.cli.options import AsJson, console, date, display_for, show, show_wide
-from slm.records import model_uri
 
 
 def models(as_json: AsJson = False) -> None:
@@ -30,8 +29,12 @@ def models(as_json: AsJson = False) -> None:
 
 def promote(
     version: Annotated[
-        str, typer.Argument(help="models:/NAME@challenger or models:/NAME/VERSION.")
-    ] = model_uri("slm", alias="challenger"),
+        str | None,
+        typer.Argument(
+            help="NAME@challenger, models:/NAME/VERSION, a model's name, or a run. Default: the "
+            "challenger of the only model."
+        ),
+    ] = None,
     force: Annotated[
         str | None,
         typer.Option(
@@ -53,11 +56,14 @@ def promote(
 
 
 def rollback(
-    model: Annotated[str, typer.Argument(help="The model's name in the registry.")] = "slm",
+    model: Annotated[
+        str | None,
+        typer.Argument(help="The model's name in the registry. Default: the only one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore the previous champion."""
     import slm.registry.gate
 
-    champion, left = slm.registry.gate.rollback(model)
-    show({"model": model, "champion": champion, "left": left}, as_json)
+    name, champion, left = slm.registry.gate.rollback(model)
+    show({"model": name, "champion": champion, "left": left}, as_json)

@@ -29,7 +29,10 @@ WeightsOption = Annotated[
 def sample(
     run: RunName,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Beginning of the text; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Beginning of the text; may be repeated. Default: the first one of its report."
+        ),
     ] = None,
     copies: Annotated[
         int,
@@ -52,16 +55,19 @@ def sample(
     """Generate text. A text longer than the context continues from its last half."""
     from slm.model.decode import Decoder
     from slm.model.sample import generate, row_seeds
+    from slm.report.prompts import example_prompt
 
-    prompts = [text for text in prompt or ["Once upon a time"] for _ in range(copies)]
-    seeds = row_seeds(seed, len(prompts))
+    rows = len(prompt or [""]) * copies
+    seeds = row_seeds(seed, rows)
     temperature = 0.0 if greedy else temperature
     if copies > 1 and temperature == 0:
         raise UserError(
             f"-n {copies} with temperature 0: greedy texts of one prompt are all the same, so give "
             "a temperature above 0"
         )
-    model, tokenizer = load_model(run, device="cpu" if weights == "int8" else None)
+    folder = model_folder(run)
+    model, tokenizer = load_model(folder, device="cpu" if weights == "int8" else None)
+    prompts = [text for text in prompt or [example_prompt(folder)] for _ in range(copies)]
     decoder = Decoder(model, weights)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

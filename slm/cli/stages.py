@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slm.cli.options import AsJson, RecipeName, RunName, Settings, display_for, load, show
+from slm.cli.options import AsJson, Name, RecipeName, RunName, Settings, display_for, load, show
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
@@ -16,9 +16,11 @@ from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
 
 
-def download(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+def download(
+    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+) -> None:
     """Fetch a recipe's dataset as parquet files."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     with display_for(as_json):
         source = stages.download(config)
     result = {
@@ -32,9 +34,11 @@ def download(recipe: RecipeName, settings: Settings = None, as_json: AsJson = Fa
     show(result, as_json)
 
 
-def encode(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+def encode(
+    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+) -> None:
     """Turn a recipe's dataset into token shards."""
-    config = load(recipe, settings)
+    config = load(recipe, settings, name)
     with display_for(as_json):
         shards = stages.encode(config, stages.download(config))
     splits = shards.splits.values()
@@ -58,6 +62,7 @@ def train(
         ),
     ],
     settings: Settings = None,
+    name: Name = None,
     longer: Annotated[
         int | None,
         typer.Option(
@@ -76,14 +81,19 @@ def train(
     slm train mine-0f3b61c2a9d4 --longer 500
     """
     if folder := run_or_recipe(recipe):
-        run = _train_run(folder, settings, longer, as_json)
+        if settings or name:
+            raise UserError(
+                f"{folder.name} is a run, which keeps its settings and its name: leave out --set "
+                f"and --name, or give the recipe, {folder.config.recipe}, for another run"
+            )
+        run = _train_run(folder, longer, as_json)
     elif longer:
         raise UserError(
             f"--longer prolongs a run, and {recipe!r} is a recipe: give a run of `slm runs`, or "
             "--set train.max_steps=STEPS"
         )
     else:
-        config = load(recipe, settings)
+        config = load(recipe, settings, name)
         stages.check_tracking(config)
         with display_for(as_json):
             stages.preflight(config)
@@ -91,15 +101,8 @@ def train(
     show(train_result(run), as_json)
 
 
-def _train_run(
-    folder: RunFolder, settings: list[str] | None, longer: int | None, as_json: bool
-) -> Run:
+def _train_run(folder: RunFolder, longer: int | None, as_json: bool) -> Run:
     """Resume a run, or train it for longer."""
-    if settings:
-        raise UserError(
-            f"{folder.name} is a run, which keeps its settings: leave out --set, or give the "
-            f"recipe, {folder.config.recipe}, for another run"
-        )
     if longer:
         from slm.training.derive import check_schedule
 
@@ -153,11 +156,19 @@ def evaluate(
     run: RunName,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Score this .parquet, .jsonl or .txt file instead."),
+        typer.Option(metavar="FILE", help="Score the documents of this file instead."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Column of --data that contains the text, or a path into one."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run on every held-out document, or on the documents of a file."""
+    if column is not None and data is None:
+        raise UserError("--column names a column of --data: give --data FILE too")
     with display_for(as_json) as display:
         if data is None:
             *_, evaluation = _evaluated(run)
@@ -170,7 +181,7 @@ def evaluate(
             trained_in = run_of_checkpoint(checkpoint)
             reading = trained_in.config.data if trained_in else DataConfig()
             with display.progress("evaluate") as progress:
-                result = evaluate_file(checkpoint, data, reading, progress)
+                result = evaluate_file(checkpoint, data, reading, progress, column=column)
     show(result, as_json)
 
 

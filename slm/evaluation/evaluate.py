@@ -7,7 +7,7 @@ the training was set up: see slm/evaluation/scoring.py for what is counted.
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Evaluation, Run, Shards, check_input
 from slm.run_folder import EVALUATION, RunFolder, run_of_checkpoint
-from slm.source.documents import read_documents
+from slm.source.documents import FORMATS, format_of, read_documents
 from slm.storage import run_stage, write_json
 from slm.tokens.shards.reading import documents, read_shards
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
@@ -125,21 +125,44 @@ def check_figures(evaluation: Evaluation) -> None:
 
 
 def evaluate_file(
-    folder: Path, path: Path, data: DataConfig, progress: Progress = silent
+    folder: Path,
+    path: Path,
+    data: DataConfig,
+    progress: Progress = silent,
+    *,
+    column: str | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint folder on the documents of any file: the totals of `slm evaluate`.
+
+    Args:
+        data: how the run's own files are read; the name of the file gives its format, where it
+            does.
+        column: of the text; None: as in `data`.
 
     Raises UserError where the file is missing, empty or has no documents that can be read.
     """
     if not path.is_file():
-        raise UserError(f"--data {path} is not a file: give a .parquet, .jsonl or .txt file")
+        raise UserError(f"--data {path} is not a file: give one of {', '.join(FORMATS)}")
+    if column is not None:
+        data = data.model_copy(update={"text_column": column, "template": None})
+    if format_of(path):
+        data = data.model_copy(update={"format": None})
     model, tokenizer = load_model(folder, device_of(folder))
-    texts = (text.as_py() for array in read_documents(path, data, Counter()) for text in array)
+    texts = _texts(path, data)
     encoded = (np.array(tokenizer.encode(text)) for text in texts if text)
     scored = score_documents(model, tokenizer, encoded, None, progress)
     if not scored.rows:
         raise UserError(f"--data {path} holds no documents: give a file with text in it")
     return scored.totals()
+
+
+def _texts(path: Path, data: DataConfig) -> Iterator[str]:
+    try:
+        for array in read_documents(path, data, Counter()):
+            yield from array.to_pylist()
+    except UserError as error:  # it is a command's option here, no setting
+        advice = str(error).replace("set data.text_column, such as data.text_column=", "--column ")
+        raise UserError(advice.replace("set data.text_column", "--column NAME")) from error
 
 
 def scoring_device(config: PipelineConfig | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,9 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     """Load the model of a folder, such as a checkpoint's.
 
     Raises CorruptionError where a file is unreadable, or is not the one that the folder's record
-    names; UserError where the weights are not finite.
+    names; UserError where the folder holds something else, or the weights are not finite.
     """
+    _check_kind(folder)
     if (folder / RECORD).is_file():
         check_files(folder, MODEL_FILES)
     try:
@@ -47,6 +49,22 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CorruptionError(f"{folder} holds no model that can be read: {error}") from error
     return LoadedModel(model.to(device).eval(), Tokenizer.load(folder / TOKENIZER))
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises UserError for a folder that was never one of a model, such as an export's."""
+    remedy = "give a run, a model version or the folder of a checkpoint"
+    if not any((folder / name).is_file() for name in (RECORD, *MODEL_FILES)):
+        raise UserError(f"{folder} holds no model: {remedy}")
+    with suppress(OSError, ValueError, AttributeError):  # gone or damaged: it is checked later
+        if TOKENIZER in json.loads((folder / RECORD).read_bytes())["files"]:
+            return
+    with suppress(OSError, ValueError):
+        fields = json.loads((folder / CONFIG).read_bytes())
+        kinds = {"config": "a run, not a model", "model_type": "a model for transformers"}
+        for key, kind in kinds.items():
+            if isinstance(fields, dict) and key in fields:
+                raise UserError(f"{folder} holds {kind}: {remedy}")
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

@@ -19,18 +19,19 @@ PATIENCE_SECONDS = 60.0  # for an MLflow server that is being restarted
 
 
 def run_name() -> str:
-    """`<recipe>-<key of the config>-<date>`: the same settings have the same key.
+    """`<name>-<key of the config>-<date>`: the same settings have the same key.
 
     The part before the key names the stage as well, where a run ends at one, and `retrain`.
     """
     given = flow_run.parameters
     recipe = given.get("recipe", DEFAULT_RECIPE)
     until = "retrain" if flow_run.flow_name == "retrain" else given.get("until", "promote")
-    work = recipe if until == "promote" else f"{recipe}-{until}"
+    stage = "" if until == "promote" else f"-{until}"
     try:
         config = load_recipe(recipe, given.get("overrides"))
     except SlmError:  # the flow itself reports it
-        return f"{work}-invalid"
+        return f"{recipe}{stage}-invalid"
+    work = f"{config.folder_name}{stage}"
     key = sha256_json(config.model_dump(mode="json"))[:8]
     return f"{work}-{key}-{flow_run.scheduled_start_time:%Y-%m-%d-%H%M}"
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -202,7 +202,10 @@ def _vetoes(
         )
     human = _encoded(tokenizer, texts)
     length = min(PROMPT_TOKENS, model.config.seq_len // 4)
-    prompts = [tokenizer.decode(ids[:length].tolist()) for ids in human[:SAMPLES]]
+    prompts = [
+        _prompt(tokenizer, text, ids[:length])
+        for text, ids in zip(texts[:SAMPLES], human, strict=False)
+    ]
     written = generate(
         model,
         tokenizer,
@@ -234,12 +237,35 @@ def _vetoes(
     return against
 
 
+def _prompt(tokenizer: Tokenizer, text: str, ids: Ids) -> str:
+    """The text of the first ids of a text, without those that end inside a character."""
+    while not text.startswith(prompt := tokenizer.decode(ids.tolist())):
+        ids = ids[:-1]
+    return prompt
+
+
 def _other_dataset(version: ModelVersion, champion: ModelVersion) -> str | None:
     """Both are scored on the challenger's text, so a champion of another text would lose on it."""
     ours, theirs = version.tags.get("dataset"), champion.tags.get("dataset")
-    if None in (ours, theirs) or ours == theirs:
+    if ours is None or theirs is None or _is_same_dataset(ours, theirs):
         return None
     return (
         f"it was trained on {ours}, the champion on {theirs}: register it under a name of its own "
         "(registry.model), or --force REASON"
     )
+
+
+def _is_same_dataset(ours: str, theirs: str) -> bool:
+    """Whether two names of datasets may be of the same one.
+
+    A relative path and an absolute one are where the one ends as the other does:
+
+    >>> _is_same_dataset("./texts", "/home/me/project/texts")
+    True
+    """
+    a, b = PurePath(ours), PurePath(theirs)
+    if a.is_absolute() == b.is_absolute():
+        return a == b
+    whole, part = (a, b) if a.is_absolute() else (b, a)
+    end = tuple(name for name in part.parts if name != "..")
+    return bool(end) and whole.parts[-len(end) :] == end

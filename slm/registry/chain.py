@@ -93,7 +93,7 @@ def chain_tags(made: Ingredients) -> dict[str, str]:
 
 @explained()
 def version_lineage(text: str, root: Path | None = None, *, uri: str | None = None) -> Lineage:
-    """The chain of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+    """The chain of the version that a reference names, as of `find_version`.
 
     Where the run's folder is gone, the version's tags fill in what it was.
     """

@@ -20,7 +20,7 @@ from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
 from slm.evaluation.intervals import PAIRED_RESAMPLES
 from slm.progress import Progress, silent
-from slm.records import model_uri
+from slm.records import model_uri, names_version, parse_version
 from slm.registry.assessment import assess as assess_against
 from slm.registry.assessment import gate_settings
 from slm.registry.versions import (
@@ -30,9 +30,11 @@ from slm.registry.versions import (
     PREFIX,
     GateDecision,
     ModelVersion,
+    candidate,
     find_alias,
     find_version,
     if_exists,
+    only_model,
 )
 from slm.tracking.server import connect, default_uri, explained
 
@@ -49,7 +51,7 @@ ROLLED_BACK = "rolled back"
 @explained()
 @storage.hashing_once(anew=True)
 def promote(
-    version_uri: str,
+    version_uri: str | None = None,
     *,
     root: Path | None = None,
     uri: str | None = None,
@@ -62,7 +64,8 @@ def promote(
     A version that was rolled back stays so unless it is forced.
 
     Args:
-        version_uri: `models:/NAME@challenger` or `models:/NAME/VERSION`.
+        version_uri: `NAME@challenger`, `models:/NAME/VERSION`, a model's name, or a run; None: the
+            challenger of the only model.
         uri: the tracking server that has it; None: the default one.
         thresholds: the gate's settings; a decision by others does not hold. None: any earlier
             decision holds, and where there is none, the settings of the run's own config.
@@ -73,7 +76,7 @@ def promote(
         CorruptionError: the weights are not those that were evaluated. Nothing forces these.
     """
     with _locked_registry(root, uri) as (client, root):
-        version = find_version(client, version_uri)
+        version = candidate(client, version_uri, root)
         champion = find_alias(client, version.name, CHAMPION)
         held = _decision_held(version, champion, thresholds, force)
         decision = held or assess_against(
@@ -134,12 +137,18 @@ def with_answer(
 
 
 @explained()
-def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
-    """Make the champion's predecessor champion again; return (its version, the one replaced).
+def rollback(model: str | None = None, *, root: Path | None = None) -> tuple[str, str, str]:
+    """Make the champion's predecessor champion again.
+
+    Returns (model, its version, the one replaced).
+
+    `model`: its name, or `models:/NAME`; None: the only one.
 
     Raises UserError where there is no predecessor.
     """
     with _locked_registry(root) as (client, root):
+        model = parse_version(model)[0] if model and names_version(model) else model
+        model = model or only_model(client)
         champion = find_version(client, model_uri(model, alias=CHAMPION))
         before = champion.tags.get("previous_champion")
         if before is None:
@@ -153,7 +162,7 @@ def rollback(model: str, *, root: Path | None = None) -> tuple[str, str]:
                     "to": before})  # fmt: skip
         client.set_model_version_tag(model, champion.version, f"{PREFIX}decision", ROLLED_BACK)
         client.set_registered_model_alias(model, CHAMPION, before)
-    return before, champion.version
+    return model, before, champion.version
 
 
 def _decision_held(

@@ -15,6 +15,7 @@ from slm import storage
 from slm.errors import CorruptionError
 from slm.model.saved import MODEL_FILES
 from slm.records import Checkpoint
+from slm.report.prompts import example_prompt
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +83,7 @@ def pack(checkpoint: Path, target: Path, *, model_id: str, run_id: str) -> None:
             python_model=str(script),
             code_paths=[str(package)],
             artifacts={n: str(checkpoint / f) for n, f in zip(names, MODEL_FILES, strict=True)},
-            input_example=(["Once upon a time"], EXAMPLE),
+            input_example=([example_prompt(checkpoint)], EXAMPLE),
             signature=model_signature(),
             pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
             mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),

@@ -1,6 +1,6 @@
 """Model versions: what the registry holds of them, how they are found, where their files are."""
 
-import re
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,9 +13,17 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError, SlmError, UserError, unknown
+from slm.errors import CorruptionError, SlmError, UserError, listing, unknown
 from slm.model.saved import MODEL_FILES
-from slm.records import Frozen, Parent, Version, model_uri
+from slm.records import (
+    LATEST,
+    Frozen,
+    Parent,
+    Version,
+    model_uri,
+    names_version,
+    parse_version,
+)
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import (
@@ -32,6 +40,8 @@ from slm.training.checkpoint import latest_checkpoint
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREFIX = "slm."  # of our tags
@@ -153,34 +163,90 @@ def from_mlflow(entry: "MlflowVersion", aliases: Iterable[str] | None = None) ->
 # ---- find -------------------------------------------------------------------------------------
 
 
-def find_version(client: "MlflowClient", text: str) -> ModelVersion:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, or a UserError."""
-    parsed = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", text)
-    if parsed is None:
-        raise UserError(f"{text!r} is not models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = parsed.groups()
+def find_version(client: "MlflowClient", reference: str, default: str = CHAMPION) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS`, `NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    `latest` is an alias of the newest one. `models:/NAME` is the version with the alias `default`,
+    or the newest where none has it; a warning names which of them it is. Raises UserError.
+    """
+    name, chosen = parse_version(reference)
     model = if_exists(client.get_registered_model, name)
     if model is None:
         known = [model.name for model in client.search_registered_models()]
         where = f"the registry is {public_uri(client.tracking_uri)}"
         raise UserError(f"{unknown('model', name, known)}; {where}, MLFLOW_TRACKING_URI changes it")
-    if alias:
-        if alias not in model.aliases:
-            raise UserError(
-                f"model {name!r}: {unknown('alias', alias, model.aliases)} (`slm register` sets "
-                f"{CHALLENGER}, promotion makes it {CHAMPION})"
-            )
-        number = str(model.aliases[alias])
-    entry = if_exists(client.get_model_version, name, number)
-    if entry is None and alias:
+    if chosen is not None:
+        return _version(client, name, chosen, model.aliases)
+    has_default = default in model.aliases
+    version = _version(client, name, default if has_default else LATEST, model.aliases)
+    which = f"its {default}" if has_default else f"its newest version: none is {default}"
+    logger.warning("%s is taken as %s, %s", reference, version.uri, which)
+    return version
+
+
+def _version(
+    client: "MlflowClient", name: str, chosen: str, aliases: Mapping[str, str]
+) -> ModelVersion:
+    """The version of a model that an alias, `latest` or a number names. Raises UserError."""
+    if chosen == LATEST:
+        newest = max(_numbers(client, name), default=None)
+        if newest is None:
+            raise UserError(f"model {name!r} has no version: `slm register RUN` makes one")
+        chosen = str(newest)
+    if not chosen.isdigit() and chosen not in aliases:
         raise UserError(
-            f"model {name!r}: the alias {alias!r} is of version {number}, which was deleted; "
+            f"model {name!r}: {unknown('alias', chosen, aliases)} (`slm register` sets "
+            f"{CHALLENGER}, promotion makes it {CHAMPION})"
+        )
+    number = chosen if chosen.isdigit() else str(aliases[chosen])
+    entry = if_exists(client.get_model_version, name, number)
+    if entry is None and number != chosen:
+        raise UserError(
+            f"model {name!r}: the alias {chosen!r} is of version {number}, which was deleted; "
             f"`slm promote models:/{name}/VERSION` makes another version the {CHAMPION}"
         )
     if entry is None:
-        numbers = [str(v.version) for v in client.search_model_versions(f"name = '{name}'")]
-        raise unknown(f"version of model {name!r}", number, numbers)
+        raise unknown(f"version of model {name!r}", number, map(str, _numbers(client, name)))
     return from_mlflow(entry)
+
+
+def _numbers(client: "MlflowClient", name: str) -> list[int]:
+    return [int(v.version) for v in client.search_model_versions(f"name = '{name}'")]
+
+
+def candidate(client: "MlflowClient", reference: str | None, root: Path) -> ModelVersion:
+    """The version that is to be promoted.
+
+    Args:
+        reference: as of `find_version`, where a model's name alone means its challenger; or a run,
+            which means the newest version made from it. None: the challenger of the only model.
+
+    Raises UserError.
+    """
+    if reference is None:
+        reference = model_uri(only_model(client), alias=CHALLENGER)
+    if names_version(reference):
+        return find_version(client, reference, CHALLENGER)
+    if if_exists(client.get_registered_model, reference):
+        return find_version(client, model_uri(reference), CHALLENGER)
+    run = DataRoot(root).run(reference)
+    entries = client.search_model_versions(f"tags.`{PREFIX}run` = '{run.name}'")
+    newest = max(entries, key=lambda entry: entry.creation_timestamp, default=None)
+    if newest is None:
+        raise UserError(
+            f"no version was made from the run {run.name!r}: `slm register {run.name}` makes one"
+        )
+    return find_version(client, model_uri(newest.name, str(newest.version)))
+
+
+def only_model(client: "MlflowClient") -> str:
+    """The name of the only registered model. Raises UserError where there are none, or several."""
+    names = sorted(model.name for model in client.search_registered_models())
+    if not names:
+        raise UserError("no model is registered yet: `slm register RUN` makes a version of one")
+    if len(names) > 1:
+        raise UserError(f"there are {len(names)} models: name one of {listing(names)}")
+    return str(names[0])
 
 
 def find_alias(client: "MlflowClient", name: str, alias: str) -> ModelVersion | None:
@@ -279,14 +345,14 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
     """The folder of a model: `model.safetensors`, `config.json`, `tokenizer.tiktoken`.
 
     Args:
-        text: a run folder or its name under `data/runs`, which gives its best checkpoint, or the
-            newest of an unfinished run; or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        text: a run, as of `DataRoot.run`, which gives its best checkpoint, or the newest of an
+            unfinished run; or a version, as of `find_version`.
         uri: of the tracking server that has the model; None: the default one.
 
     Raises UserError for what does not exist, with the nearest name.
     """
     root = root or data_root()
-    if text.startswith("models:"):
+    if names_version(text):
         client = connect(uri or default_uri(root))
         return fetch_version(client, find_version(client, text), root)
     run = DataRoot(root).run(text)
@@ -301,13 +367,12 @@ def resolve(text: str, root: Path | None = None, *, uri: str | None = None) -> P
 
 
 @explained()
-def version_run(text: str, root: Path | None = None) -> RunFolder:
-    """The run that a version was made from; it may be gone.
+def open_version(reference: str, root: Path | None = None) -> ModelVersion:
+    """The version that a reference names, as of `find_version`, in the default registry.
 
-    Raises UserError where there is no such version, or slm did not register it.
+    Raises UserError where there is no such version.
     """
-    root = root or data_root()
-    return find_version(connect(default_uri(root)), text).run(root)
+    return find_version(connect(default_uri(root or data_root())), reference)
 
 
 def fetch_version(client: "MlflowClient", version: ModelVersion, root: Path) -> Path:

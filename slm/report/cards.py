@@ -5,6 +5,7 @@ the model card.
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +17,7 @@ from slm.figures import duration
 from slm.recipes import load_recipe
 from slm.records import Checkpoint, Evaluation, Run, Shards, Source
 from slm.report.plots import short
+from slm.report.prompts import sample_command
 from slm.run_folder import PARENT, RunFolder
 
 Pairs = list[tuple[str, str]]  # name, value
@@ -123,17 +125,16 @@ def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_s
 # ---- origin -----------------------------------------------------------------------------------
 
 
-def commands(config: PipelineConfig, run: Run) -> list[str]:
+def commands(config: PipelineConfig, run: Run, prompts: Sequence[str] = ()) -> list[str]:
     """The commands that reproduce this run, and those that use it."""
     changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
-    prompt = next(iter(config.report.prompts), "Once upon a time")
     by_config = not (run.path / PARENT).is_dir() and RunFolder.of(run).settings.derived is None
     rerun = [" ".join(["slm run", config.recipe, *changes])] if by_config else []
     return [
         f"slm reproduce {run.name}",
         *rerun,
         f"slm evaluate {run.name}",
-        f"slm sample {run.name} --prompt {shlex.quote(prompt)}",
+        sample_command(run.name, prompts),
     ]
 
 

@@ -1,11 +1,11 @@
-"""The run compared with the champion's run and with the previous run of its recipe."""
+"""The run compared with the champion's run and with the previous run of its name."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from slm import keys
-from slm.errors import CorruptionError, SlmError
+from slm.errors import SlmError
 from slm.history.compare import Comparison, compare, written_samples
 from slm.records import Run
 from slm.report.samples import ReportSample
@@ -14,6 +14,7 @@ from slm.run_folder import RunFolder
 
 MAX_SAMPLES = 2  # pairs that are shown
 GROWS = {"documents", "revision"}  # settings that change as one dataset grows
+NAMES = {"recipe", "name"}  # settings that no result depends on, and that the runs' names show
 FIGURES = {
     "val_bpb": "bits per byte, held-out",
     "val_loss": "nats per token, held-out",
@@ -37,7 +38,7 @@ class OtherRun:
 
 
 def find_other_runs(
-    run: Run, champion: RunFolder | None, recipe: str, samples: list[ReportSample]
+    run: Run, champion: RunFolder | None, name: str, samples: list[ReportSample]
 ) -> list[OtherRun]:
     """The champion's run and the previous run, each where there is one that can be compared.
 
@@ -51,17 +52,17 @@ def find_other_runs(
     roles: dict[RunFolder, str] = {}
     if champion is not None and champion.name != run.name:
         roles[champion] = "the champion"
-    if (previous := previous_run(run, recipe)) is not None:
+    if (previous := previous_run(run, name)) is not None:
         roles.setdefault(previous, "the previous run")
     compared = (_compare(role, other, ours, samples) for other, role in roles.items())
     return [other for other in compared if other]
 
 
-def previous_run(run: Run, recipe: str) -> RunFolder | None:
-    """The newest of the recipe's finished runs on the same dataset that started before this one."""
+def previous_run(run: Run, name: str) -> RunFolder | None:
+    """The newest finished run of a name on the same dataset that started before this one."""
     ours = RunFolder.of(run)
     now, data = started(ours), dataset(ours)
-    others = map(RunFolder, ours.root.results("runs", recipe))
+    others = map(RunFolder, ours.root.results("runs", name))
     finished = [other for other in others if other.is_finished and other != ours]
     times = {other: started(other) for other in finished if dataset(other) == data is not None}
     earlier = [other for other, time in times.items() if time < now]
@@ -82,11 +83,7 @@ def dataset(run: RunFolder) -> dict[str, Any] | None:
 
 def started(run: RunFolder) -> float:
     """When a run's training started, in unix seconds; infinity where that is not known."""
-    try:
-        first = next(run.journal, None)
-    except CorruptionError:  # of another run, on which this report does not depend
-        first = None
-    return float(first["time"]) if first else math.inf
+    return run.started or math.inf
 
 
 def _compare(
@@ -112,7 +109,7 @@ def _compare(
             (label, _figure(figures[name][0]), _figure(figures[name][1]))
             for name, label in FIGURES.items()
         ],
-        [(key, _setting(a), _setting(b)) for key, (a, b) in settings.items() if key != "recipe"],
+        [(key, _setting(a), _setting(b)) for key, (a, b) in settings.items() if key not in NAMES],
         pairs[len(pairs) // 2 :][:MAX_SAMPLES],
     )
 

@@ -50,7 +50,11 @@ class ReportSample:
 
 
 def write_samples(
-    model: GPT, tokenizer: Tokenizer, settings: ReportConfig, progress: Progress = silent
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    settings: ReportConfig,
+    progress: Progress = silent,
 ) -> list[ReportSample]:
     """Sample every prompt at every temperature and top-k, each with a seed of its own."""
     decoder = Decoder(model)
@@ -58,12 +62,12 @@ def write_samples(
     samples = []
     for number, (temperature, top_k) in enumerate(cells):
         progress("sampling", number, len(cells))
-        first = settings.seed + number * len(settings.prompts)
-        seeds = [(first + i) & MAX_SEED for i in range(len(settings.prompts))]
+        first = settings.seed + number * len(prompts)
+        seeds = [(first + i) & MAX_SEED for i in range(len(prompts))]
         written = generate(
             decoder,
             tokenizer,
-            settings.prompts,
+            prompts,
             max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
             top_k=top_k,

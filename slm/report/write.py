@@ -23,7 +23,7 @@ from slm.evaluation import grammar
 from slm.evaluation.memorisation import Copy
 from slm.evaluation.scoring import token_losses
 from slm.history.lineage import Lineage, lineage
-from slm.model.export.hugging_face import USAGE
+from slm.model.export.hugging_face import usage
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
@@ -32,6 +32,7 @@ from slm.report import cards, evidence, plots
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
 from slm.report.other_runs import find_other_runs, other_run_findings
+from slm.report.prompts import report_prompts
 from slm.report.samples import ReportSample, compare_with_held_out, write_samples
 from slm.report.summary import summarise, training_findings
 from slm.run_folder import EVALUATION, REPORT, RunFolder
@@ -126,14 +127,15 @@ def gather(
     assert checkpoint is not None, f"{run.path} lacks {evaluation.checkpoint}, which was evaluated"
     source = home.root.source(shards.source_key) if shards else None
     chain = lineage(home, evaluation_key=evaluation.key, check=False)
+    prompts = report_prompts(config, shards)
     if config.data.source == "files":
         config, source, chain = _without_folders(config, source, chain)
     # On the CPU wherever it was trained, so that the samples do not depend on the machine's GPU.
     model, tokenizer = load_model(checkpoint.path)
-    samples = write_samples(model, tokenizer, config.report, progress)
+    samples = write_samples(model, tokenizer, prompts, config.report, progress)
     curves = plots.read_curves(home)
     quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
-    others = find_other_runs(run, champion, config.recipe, samples)
+    others = find_other_runs(run, champion, config.folder_name, samples)
     findings = [
         *training_findings(
             curves.evaluations,
@@ -159,8 +161,8 @@ def gather(
         "has_copies": any(part["copied"] for sample in shown for part in sample["parts"]),
         "settings": config.report,
         "grid": [
-            (prompt, sorted(shown[i :: len(config.report.prompts)], key=lambda s: s["top_k"]))
-            for i, prompt in enumerate(config.report.prompts)
+            (prompt, sorted(shown[i :: len(prompts)], key=lambda s: s["top_k"]))
+            for i, prompt in enumerate(prompts)
         ],
         "quality": quality,
         "surprise": _surprises(model, tokenizer, shards, samples),
@@ -173,13 +175,13 @@ def gather(
         "cleaning": evidence.cleaning(source, shards),
         "other_runs": others,
         "judge": ask_judge(samples, config.report, progress),
-        "usage": USAGE,
+        "usage": usage(next(iter(prompts), "")),
         "front_matter": cards.front_matter(config, evaluation, source),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),
         "model": cards.model_card(config, run, checkpoint, model.vocab_size),
-        "commands": cards.commands(config, run),
+        "commands": cards.commands(config, run, prompts),
         "promise": cards.promise(run),
         "lineage": chain,
         "config": cards.settings(config),

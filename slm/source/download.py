@@ -47,7 +47,7 @@ _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 def download(
     config: PipelineConfig, *, root: Path | None = None, progress: Progress = automatic
 ) -> Source:
-    """The documents of `config.data` as parquet files in `<root>/sources/<recipe>-<key>/`.
+    """The documents of `config.data` as parquet files in `<root>/sources/<name>-<key>/`.
 
     Raises UserError where the dataset is missing, empty or not text, CorruptionError where its
     bytes are damaged, SlmError where the hub cannot be reached.
@@ -114,7 +114,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
             splits={"train": split},
         )
 
-    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
+    return storage.run_stage(root.folder("sources", config.folder_name, key), Source, key, build)
 
 
 # ---- local files ------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _hub_key(
 def _known(config: PipelineConfig, root: DataRoot, key: str) -> Source | None:
     """The record of a source, whose files are not checked; None where it is missing or damaged."""
     try:
-        folder = root.folder("sources", config.recipe, key)
+        folder = root.folder("sources", config.folder_name, key)
         record = storage.read_record(folder, Source, verify=False)
     except CorruptionError:
         return None
@@ -263,7 +263,7 @@ def _convert(
             notes=layout.notes,
         )
 
-    return storage.run_stage(root.folder("sources", config.recipe, key), Source, key, build)
+    return storage.run_stage(root.folder("sources", config.folder_name, key), Source, key, build)
 
 
 def _documents(

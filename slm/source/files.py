@@ -20,6 +20,7 @@ _NO_LINE = re.compile(  # neighbours of data that nobody misses
     r"(readme|licen[cs]e|notice|copying|authors|citation|changelog|contributing)(\..+)?",
     re.IGNORECASE,
 )
+_ESCAPED = re.compile(r"\[([*?\[])\]")  # as glob.escape writes it
 MAX_SUFFIXES = 8  # that a line lists
 
 
@@ -136,9 +137,8 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
         for each in _walk(listing):
             listing.add(each)
     else:
-        base = next(p for p in path.parents if not glob.has_magic(str(p)))
+        base, pattern = _split_glob(data.path)
         listing = _Listing(base, data.format)
-        pattern = path.relative_to(base).as_posix()
         try:
             for each in base.glob(pattern):
                 if not each.is_dir():
@@ -155,6 +155,21 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
                     listing.add(each)
     listing.files.sort()
     return base, listing
+
+
+def _split_glob(text: str) -> tuple[Path, str]:
+    """A glob as the folder that it searches and the pattern in it.
+
+    >>> _split_glob("/data/a[[]1]/*/x*.txt")  # the folder is named a[1]
+    (Path("/data/a[1]"), "*/x*.txt")
+    """
+    path = Path(text).expanduser()
+    plain = [_ESCAPED.sub(r"\1", part) for part in path.parts]
+    count = next(
+        (i for i, part in enumerate(path.parts) if glob.has_magic(_ESCAPED.sub("", part))),
+        len(plain) - 1,
+    )
+    return Path(*plain[:count]).absolute(), Path(*path.parts[count:]).as_posix()
 
 
 def _walk(listing: _Listing) -> Iterator[Path]:

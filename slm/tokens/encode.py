@@ -68,7 +68,7 @@ def encode(
     root: Path | None = None,
     progress: Progress = automatic,
 ) -> Shards:
-    """The shards of a source in `<root>/shards/<recipe>-<key>/`.
+    """The shards of a source in `<root>/shards/<name>-<key>/`.
 
     An interrupted call leaves its finished units next to that folder, and the next one resumes
     from them.
@@ -83,7 +83,7 @@ def encode(
     check_input(source, Source)
     data = DataRoot(root)
     key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
-    folder = data.folder("shards", config.recipe, key)
+    folder = data.folder("shards", config.folder_name, key)
     work = folder.with_name(f".{folder.name}.units")
 
     def build(staging: Path) -> Shards:

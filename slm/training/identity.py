@@ -52,7 +52,7 @@ def find_run(
     the config's cadence, or else a finished one. Raises NewerFormat.
     """
     inputs = run_inputs(shards, parent_key)
-    names = (root.folder("runs", config.recipe, key) for key in run_keys(config, inputs))
+    names = (root.folder("runs", config.folder_name, key) for key in run_keys(config, inputs))
     new, *other = (RunFolder(path) for path in dict.fromkeys(names))
     runs = [run for run in (new, *other) if run.exists]
     if chosen := next((run for run in runs if _has_cadence(run, config)), None):

@@ -85,7 +85,7 @@ def prepare(
     """
     parent_key = parent.key if parent else None
     if key:
-        run = RunFolder(DataRoot(root).folder("runs", config.recipe, key))
+        run = RunFolder(DataRoot(root).folder("runs", config.folder_name, key))
     else:
         run = find_run(config, shards, parent_key, DataRoot(root))
     if not run.exists:

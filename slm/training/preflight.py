@@ -77,7 +77,7 @@ def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], To
         tokenizer: called where a prompt may be too long: no text has more tokens than bytes.
             GPT-2's is near enough before the model's own is known, whose tokens are shorter.
     """
-    for prompt in report.prompts:
+    for prompt in report.prompts or ():  # those of held-out documents fit
         if len(prompt.encode("utf-8", "replace")) < seq_len:
             continue
         count = len(tokenizer().encode(prompt))
@@ -246,7 +246,7 @@ def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
     data = DataRoot(root)
     try:
         shards = known_shards(config, root)
-        runs = [RunFolder(path) for path in data.results("runs", config.recipe)]
+        runs = [RunFolder(path) for path in data.results("runs")]
         return shards is not None and any(
             run.is_finished
             and run.settings.derived is None
@@ -261,8 +261,14 @@ def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
 def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
     """The newest finished shards that these settings made; None where there are none."""
     data = DataRoot(root)
-    folders = data.results("sources", config.recipe)
-    sources = [read_record(folder, Source, verify=False) for folder in folders]
-    keys = [encode_key(config, s, None) for s in sources if s and is_made_with(s, config)]
+    named = data.results("sources", config.folder_name)
+    dataset = "stories" if config.data.source == "stories" else config.data.path
+    keys = [
+        encode_key(config, source, None)
+        for folder in data.results("sources")
+        if (source := read_record(folder, Source, verify=False))
+        and (folder in named or source.dataset == dataset)  # the others are hardly the same files
+        and is_made_with(source, config)
+    ]
     known = [shards for shards in map(data.shards, keys) if shards]
     return max(known, key=lambda record: record.path.stat().st_mtime, default=None)

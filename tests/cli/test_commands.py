@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from slm.cli import inspection, main
 from slm.cli.options import show, show_line
 from slm.config import project_root
 from slm.errors import CorruptionError, Interrupted, SlmError, TrainingError, UserError
-from slm.recipes import find_recipes
+from slm.recipes import find_recipes, load_recipe
 from slm.records import Record
 from slm.storage import describe_files, write_record
 
@@ -105,6 +106,42 @@ def test_a_benchmark_gets_the_options_that_are_its_own(
     [[python, script, *options]] = commands
     assert (python, Path(script).name) == (sys.executable, "train.py")
     assert options == ["--isa", "--rounds", "2", "--json"]
+
+
+# ---- names and prompts --------------------------------------------------------------------------
+
+
+def test_a_name_is_that_of_the_folders(invoke: Invoke, data_root: Path) -> None:
+    result = invoke("encode", "tiny", "--name", "mine", "--json")
+    assert result.code == 0, result.err
+    assert Path(result.json["shards"]).name.startswith("mine-")
+    assert [path.name[:5] for path in (data_root / "sources").glob("[!.]*")] == ["mine-"]
+    again = invoke("encode", "tiny", "--json")
+    assert again.json == result.json  # the same result, whatever it is called
+    wrong = invoke("encode", "tiny", "--name", "a b")
+    assert (wrong.code, "name='a b'" in wrong.err) == (2, True)
+
+
+@pytest.mark.usefixtures("called")
+def test_a_run_passes_its_name_on_and_ends_with_a_command_for_its_own_text(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, data_root: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    def run_flow(flow: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
+        given.update(overrides)
+        run = data_root / "runs" / stages.EVALUATION.run
+        return {"val_bpb": 2.5, "report": str(run / "report/index.html"), "run": str(run)}
+
+    monkeypatch.setattr(slm.orchestration.local, "run_flow", run_flow)
+    stages.write(data_root, load_recipe("tiny"))
+    result = invoke("run", "tiny", "--name", "mine", "--set", 'report.prompts=["It\'s me"]')
+    assert result.code == 0, result.err
+    assert given == {"name": "mine", "report.prompts": ["It's me"]}
+    last = result.out.splitlines()[-1]
+    assert last.split(maxsplit=1)[0] == "try"
+    command = shlex.split(last.split(maxsplit=1)[1])
+    assert command == ["slm", "sample", stages.EVALUATION.run, "--prompt", "It's me"]
 
 
 # ---- bad input: one message, exit 2, no traceback -----------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,70 @@ def test_gc_asks_before_it_deletes(
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert size(int(count)) == text
+
+
+# ---- references -------------------------------------------------------------------------------
+
+
+def test_every_command_of_a_run_takes_every_form(
+    invoke: Invoke, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(run)
+    digits = run.name.removeprefix("tiny-")[:5]
+    for reference in (
+        run.name,
+        digits,
+        f"tiny-{digits}",
+        "latest",
+        "slm@challenger",
+        "models:/slm",
+    ):
+        code, out, err = invoke("lineage", reference, "--json")
+        assert code == 0, err
+        assert last_json(out)["name"] in (run.name, "models:/slm/1")
+        code, out, _ = invoke("compare", reference, run.name, "--json")
+        assert (code, last_json(out)["a"]) == (0, run.name)
+        assert invoke("verify", reference, "--json")[0] == 0
+        code, out, err = invoke("sample", reference, "--max-new-tokens", "1", "--json")
+        assert (code, len(last_json(out)["samples"])) == (0, 1)
+    which = "models:/slm is taken as models:/slm/1, its newest version: none is champion"
+    assert set(caplog.messages) == {which}
+
+
+def test_a_command_without_a_model_is_of_the_only_one(invoke: Invoke, run: Path) -> None:
+    code, _, err = invoke("promote")
+    assert (code, "no model is registered yet" in err) == (2, True)
+    register(run)
+    code, out, _ = invoke("promote", "--force", "a test", "--json")
+    decision = last_json(out)
+    assert (code, decision["model"], decision["version"]) == (0, "slm", "1")
+    code, _, err = invoke("rollback")
+    assert (code, "models:/slm/1 has no predecessor" in err) == (2, True)
+
+
+# ---- a file of one's own ----------------------------------------------------------------------
+
+
+def test_a_run_is_evaluated_on_a_column_of_a_file(
+    invoke: Invoke, run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("id,body\n1,A fox ran home.\n2,An owl slept.\n")
+    code, out, _ = invoke("evaluate", run.name, "--data", str(file), "--column", "body", "--json")
+    assert (code, last_json(out)["documents"], last_json(out)["bytes"]) == (0, 2, 28)
+    # The format of the run's own files is not that of this one, nor is their template.
+    settings = RunFolder(run).settings
+    data = settings.config.data.model_copy(update={"format": "parquet", "template": "{a}-{b}"})
+    config = settings.config.model_copy(update={"data": data})
+    RunFolder(run).write_settings(replace(settings, config=config))
+    again = invoke("evaluate", "latest", "--data", str(file), "--column", "body", "--json")
+    assert last_json(again[1]) == last_json(out)
+    for arguments, message in (
+        (("--data", str(file), "--column", "bdy"), "unknown column 'bdy': did you mean 'body'?"),
+        (("--data", str(file)), "--column NAME"),
+        (("--column", "body"), "give --data FILE too"),
+        (("--data", "nowhere.csv"), "--data nowhere.csv is not a file: give one of .parquet"),
+    ):
+        code, _, err = invoke("evaluate", run.name, *arguments)
+        assert (code, message in err) == (2, True), err
+        assert len(err.splitlines()) == 1

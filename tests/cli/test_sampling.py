@@ -1,6 +1,7 @@
 """`slm sample`: what it prints, with a run that was trained for four steps."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import slm
 from slm.cli.main import app
 from slm.errors import UserError
+from slm.report.prompts import report_prompts
 
 Sample = Callable[..., str]
 
@@ -99,3 +101,15 @@ def test_weights_that_do_not_exist_are_refused(run: str) -> None:
     result = CliRunner().invoke(app, ["sample", run, "--weights", "int4"])
     assert result.exit_code == 2
     assert all(f"'{name}'" in result.output for name in ("int4", "float32", "int8"))
+
+
+def test_without_a_prompt_it_begins_as_the_report_does(sample: Sample, run: str) -> None:
+    folder = slm.open_run(run)
+    expected, *_ = report_prompts(folder.config, folder.shards)
+    samples = json.loads(sample("-n", "2", "--json"))["samples"]
+    assert [s["prompt"] for s in samples] == [expected] * 2
+    assert expected
+    assert folder.shards is not None
+    shutil.rmtree(folder.shards.path)
+    (alone,) = json.loads(sample("--json"))["samples"]
+    assert (alone["prompt"], alone["tokens"] > 0) == ("", True)

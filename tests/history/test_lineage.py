@@ -260,7 +260,7 @@ def test_a_version_ends_the_chain(run: Path) -> None:
     assert [link.name for link in chain.links] == [*CHAIN, "version"]
     assert chain["version"].value == "models:/slm/1 (challenger)"
     assert set(states(chain).values()) == {"unchanged"}
-    assert versions.version_run("models:/slm/1", root).path == run
+    assert versions.open_version("models:/slm/1", root).run(root).path == run
     facts = versions.list_versions(root)
     assert [(v.uri, v.aliases, v.tags["run"]) for v in facts] == [
         ("models:/slm/1", ("challenger",), run.name)
@@ -300,7 +300,7 @@ DOWN = "http://me:secret@127.0.0.1:9"
     "ask",
     [
         versions.list_versions,
-        partial(versions.version_run, "models:/slm/1"),
+        partial(versions.open_version, "models:/slm/1"),
         partial(chains.version_lineage, "models:/slm/1"),
         partial(versions.champion_and_challenger, CONFIG, Path()),
         partial(versions.as_parent, "models:/slm/1", CONFIG, Path()),
@@ -322,7 +322,7 @@ def test_a_tag_that_leads_out_of_the_data_folder_is_refused(run: Path) -> None:
     client = connect(default_uri(root))
     client.set_model_version_tag("slm", "1", "slm.run", "../../elsewhere")
     with pytest.raises(UserError, match="not the name of anything"):
-        versions.version_run("models:/slm/1", root)
+        versions.open_version("models:/slm/1", root).run(root)
 
 
 def test_no_store_has_no_versions(tmp_path: Path) -> None:

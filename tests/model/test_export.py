@@ -1,5 +1,6 @@
 """The exported folder: `transformers` loads it, and it is the same model."""
 
+import ast
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from tiny_model import BYTES, SEQ_LEN, tiny_model
 
 from slm.config import ModelConfig
 from slm.errors import UserError
-from slm.model.export.hugging_face import USAGE, export, with_usage
+from slm.model.export.hugging_face import export, usage, with_usage
 from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.model.saved import CONFIG, MODEL, describe_model
@@ -107,6 +108,7 @@ An older way:
 
 ```python
 raise AssertionError("the example of an older report")
+prompt = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
 ```
 """
 
@@ -129,15 +131,19 @@ def test_the_example_of_the_card_runs(
     monkeypatch.chdir(tmp_path)
     export(checkpoint, Path("FOLDER"))
     card = Path("FOLDER/README.md").read_text()
-    assert card == f"# A card\n\n{USAGE}\n## Limits\n\nIt is small.\n"
+    assert card == f"# A card\n\n{usage('Once upon a time')}\n## Limits\n\nIt is small.\n"
     (example,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
     exec(example, {})
     assert "Once upon a time" in capsys.readouterr().out
 
 
 def test_a_card_of_today_is_exported_as_it_is() -> None:
-    card = f"---\n---\n\nA sample: ```\n## Use\n```\n\n{USAGE}\n## Limits\n\nIt is small.\n"
-    assert with_usage(card.encode()) == card.encode()
+    for prompt in ("Once upon a time", "", 'say "it\'s"\\\n{', "吾輩は"):
+        use = usage(prompt)
+        card = f"---\n---\n\nA sample: ```\n## Use\n```\n\n{use}\n## Limits\n\nIt is small.\n"
+        assert with_usage(card.encode()) == card.encode()
+        (example,) = re.findall(r"tokenizer\((.*), return_tensors", use)
+        assert ast.literal_eval(example) == prompt
     assert with_usage(b"# A card") == b"# A card"
 
 

@@ -140,7 +140,7 @@ def test_a_better_challenger_becomes_champion_and_can_be_rolled_back(root: Path)
     assert promote(root, "/2") == as_reused(decision)
     assert [line["decision"] for line in audit(root)] == ["promoted", "promoted"]
 
-    assert gate.rollback("slm", root=root) == ("1", "2")
+    assert gate.rollback("slm", root=root) == ("slm", "1", "2")
     assert aliases(root) == {"champion": "1"}
     assert [line["decision"] for line in audit(root)][2:] == ["rolled back"]
     assert promote(root, "/2").reason.startswith("it was rolled back")

@@ -1,6 +1,7 @@
 """What a name means: runs and models by folder, name or record."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from tiny_run import copy_run
 
 import slm
 from slm.errors import UserError
+from slm.model import saved
+from slm.model.export.hugging_face import export
 from slm.registry.opening import finished_run, load_model, model_folder, open_run
 
 
@@ -48,3 +51,42 @@ def test_a_run_that_is_not_finished_names_the_command_that_resumes_it(tmp_path: 
         UserError, match=r"`slm train tiny-\w+` resumes it, and `slm finish tiny-\w+`"
     ):
         finished_run(str(run))
+
+
+class Thing:
+    """Neither a run nor a model."""
+
+
+@pytest.mark.parametrize("wrong", [None, 5, Thing(), ["run"], {"run": "a"}])
+def test_what_is_neither_a_run_nor_a_model_is_bad_input(tmp_path: Path, wrong: Any) -> None:
+    for take in (open_run, load_model, model_folder, finished_run):
+        with pytest.raises(UserError, match="neither a run nor a model: give a run or its name"):
+            take(wrong)
+
+
+def test_a_text_that_is_no_name_is_bad_input() -> None:
+    for text in ("Once upon a time " * 20, "a/" + "x" * 300):
+        with pytest.raises(UserError, match="too long for the name of a file: give a run"):
+            load_model(text)
+
+
+def test_a_folder_of_something_else_is_no_damage(tmp_path: Path) -> None:
+    run = open_run(copy_run(tmp_path))
+    export(model_folder(run), tmp_path / "exported")
+    with pytest.raises(UserError, match="exported holds a model for transformers"):
+        load_model(tmp_path / "exported")
+    for folder, message in (
+        (run.path, "holds a run, not a model"),
+        (tmp_path / "exported", "holds a model for transformers"),
+        (tmp_path, "holds no model: give a run"),
+        (tmp_path / "nowhere", "holds no model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            saved.load_model(folder)
+
+
+def test_records_of_a_run_are_taken_for_it(tmp_path: Path) -> None:
+    run = open_run(copy_run(tmp_path))
+    assert run.best is not None
+    assert open_run(run) == open_run(run.best) == run
+    assert model_folder(run.best) == run.best.path

@@ -437,8 +437,8 @@ def test_names_lead_to_model_folders(root: Path) -> None:
         ("models:/sml@challenger", "did you mean 'slm'"),
         ("models:/slm@challenge", "did you mean 'challenger'"),
         ("models:/slm/7", "valid: 1"),
-        ("models:/slm", "models:/NAME@ALIAS"),
-        ("tiny-abababababa", "did you mean 'tiny-abababababab'"),
+        ("models:/slm/", "models:/NAME@ALIAS"),
+        ("tiny-bababababab", "did you mean 'tiny-abababababab'"),
     ],
 )
 def test_what_does_not_exist_is_named(root: Path, text: str, message: str) -> None:

@@ -20,7 +20,7 @@ import slm.tokens.encode
 from slm import storage
 from slm.config import DataConfig, PipelineConfig, TrainConfig
 from slm.errors import InUse
-from slm.model.export.hugging_face import USAGE
+from slm.model.export.hugging_face import usage
 from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.model.saved import describe_model
@@ -580,7 +580,7 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Made) -> None:
     (bits, _) = card.data.eval_results
     assert (bits.metric_type, bits.metric_value) == ("bits_per_byte", 0.9)
     assert "0.900 bits per byte" in card.text
-    assert f"\n\n{USAGE}\n## Limits\n" in card.text
+    assert f"\n\n{usage('Once upon a time')}\n## Limits\n" in card.text
 
 
 def test_no_page_names_the_folders_of_the_data(tmp_path: Path) -> None:

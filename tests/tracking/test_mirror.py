@@ -517,9 +517,16 @@ def test_a_store_killed_while_it_is_created_is_created_anew(tmp_path: Path) -> N
 
 def test_params_keep_their_names_and_values() -> None:
     """As they were before a config could list itself: MLflow refuses a param that changes."""
-    config = CONFIG.model_copy(update={"registry": RegistryConfig(model="slm")})
+    former = (
+        "A little girl went to the woods",
+        "Once upon a time there was a",
+        "One day, Tom and Sue",
+    )
+    report = CONFIG.report.model_copy(update={"prompts": former})  # the default of that time
+    default = CONFIG.model_copy(update={"report": report})
+    config = default.model_copy(update={"registry": RegistryConfig(model="slm")})
     plan = PLAN.model_copy(update={"probe": {"fp32": 0.25, "bf16": 0.5}})
     expected = json.loads((Path(__file__).parent / "params.json").read_bytes())
     assert expected.items() <= params(config, plan).items()
-    assert params(CONFIG, plan) == params(config, plan)  # the name is that of the data
+    assert params(default, plan) == params(config, plan)  # the name is that of the data
     assert not any(name.startswith("plan.") for name in params(CONFIG, None))

@@ -8,6 +8,7 @@ In training every document began with end-of-text. The tokenizer puts it before 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,7 +47,7 @@ QWEN3_NAMES = {
     "blocks.": "model.layers.",
 }
 
-USAGE = """\
+_USAGE = """\
 ## Use
 
 `slm export RUN FOLDER` writes the model for `transformers`. In training every document began with
@@ -58,7 +59,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-prompt = tokenizer("Once upon a time", return_tensors="pt")
+prompt = tokenizer(PROMPT, return_tensors="pt")
 limit = tokenizer.model_max_length
 text = model.generate(**prompt, max_length=limit, do_sample=True, temperature=0.8, top_k=50)
 print(tokenizer.decode(text[0], skip_special_tokens=True))
@@ -66,7 +67,11 @@ print(tokenizer.decode(text[0], skip_special_tokens=True))
 
 For lm-evaluation-harness, add `add_bos_token=True` to `--model_args`.
 """
-"""A section of the model card; it depends on what is exported, not on the run."""
+
+
+def usage(prompt: str) -> str:
+    """The section of a model card on what is exported, with an example that begins so."""
+    return _USAGE.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
 
 
 def export(checkpoint: Path, target: Path) -> list[str]:
@@ -125,10 +130,14 @@ def _card(checkpoint: Path, weights_sha256: str) -> Path | None:
 
 
 def with_usage(card: bytes) -> bytes:
-    """A model card with the present `USAGE`: that of an older report may be for another export."""
+    """A model card with the present `usage`: that of an older report may be for another export."""
     before, use, after = card.rpartition(b"\n## Use\n")
-    limits, rest = after.partition(b"\n## Limits\n")[1:]
-    return before + b"\n" + USAGE.encode() + limits + rest if use and limits else card
+    former, limits, rest = after.partition(b"\n## Limits\n")
+    if not (use and limits):
+        return card
+    example = re.search(rb'tokenizer\(("(?:[^"\\]|\\.)*")', former)
+    prompt = json.loads(example[1]).removeprefix(END_OF_TEXT) if example else ""
+    return before + b"\n" + usage(prompt).encode() + limits + rest
 
 
 def hugging_face_weights(model: GPT) -> dict[str, Tensor]:
