@@ -41,6 +41,7 @@ _MODULES = {
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
+    "init": "slm.project.start",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.model.sample",

@@ -83,6 +83,12 @@ def load_recipe(
     return _checked({**merged, "recipe": name})
 
 
+def default_recipe() -> str:
+    """The recipe of a command that names none: the only one of the file, else quickstart."""
+    recipes = read_pipelines(project_root() / "pipelines.yaml")["recipes"]
+    return str(next(iter(recipes))) if len(recipes) == 1 else DEFAULT_RECIPE
+
+
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 

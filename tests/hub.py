@@ -258,11 +258,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         status, start = 200, 0
         if requested := self.headers.get("Range"):
-            start = int(requested.removeprefix("bytes=").split("-")[0])
-            if start >= len(content):
-                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            first, _, last = requested.removeprefix("bytes=").partition("-")
+            total, start = len(content), int(first)
+            content = content[: int(last) + 1 if last else None]
+            if start >= total:
+                return self._send(416, b"", {"Content-Range": f"bytes */{total}"})
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{total}"
         body = content[start:]
         if kind not in ("cut", "reset", "stall") or self.command == "HEAD":
             return self._send(status, body, headers)

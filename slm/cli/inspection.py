@@ -121,9 +121,10 @@ def check(
 ) -> None:
     """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
     if recipe is None:
+        make_folder(data_root())  # Prefect's home is in it: before Prefect is imported
+
         from slm.orchestration.stack import deployments
 
-        make_folder(data_root())  # Prefect's home is in it
         known, deployed = read_pipelines()["recipes"], deployments.check()
         counts = {"recipes": len(known), "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)

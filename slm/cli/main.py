@@ -16,15 +16,16 @@ import typer
 
 from slm import __version__, machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
+from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
-from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
+from slm.cli.options import AsJson, RecipeOrDefault, Settings, console, display_for, load, show
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
-from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
+from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
-from slm.recipes import parse_overrides
+from slm.recipes import default_recipe, parse_overrides
 from slm.storage import hashing_once, make_folder
 
 app = typer.Typer(
@@ -58,10 +59,9 @@ def options(
 # ---- the whole pipeline -----------------------------------------------------------------------
 
 
-def run(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
-) -> None:
+def run(recipe: RecipeOrDefault = None, settings: Settings = None, as_json: AsJson = False) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
+    recipe = recipe or default_recipe()
     config = load(recipe, settings)
     check_before_server(config)
     with display_for(as_json) as display:
@@ -83,9 +83,10 @@ def run(
 
 
 def retrain(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+    recipe: RecipeOrDefault = None, settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Train again where the data or the recipe give a reason to; promote what is better."""
+    recipe = recipe or default_recipe()
     config = load(recipe, settings)
     if config.retrain.approval and "PREFECT_API_URL" not in os.environ:
         raise UserError(
@@ -139,7 +140,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (run, retrain, up)),
+    ("The whole pipeline", (init, run, retrain, up)),
     ("One stage", (download, encode, train, evaluate, report, register, sync)),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),

@@ -17,6 +17,12 @@ from slm.storage import to_json
 WIDTH = 240  # characters of a line that is not for a terminal
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
+RecipeOrDefault = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe of pipelines.yaml; without it the only one there is, else quickstart."
+    ),
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name, or models:/NAME@ALIAS.")
 ]
