@@ -8,6 +8,7 @@ this project, they are in docs/decisions.md; where it is an assumption, the comm
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from slm.config import GPT2_VOCAB_SIZE, DataConfig, ModelConfig, PipelineConfig, TrainConfig
@@ -15,8 +16,6 @@ from slm.figures import count, duration
 from slm.machine import available_cores, has_amx_bf16, pick_device
 from slm.project.survey import Survey
 from slm.tokens.holdout import MIN_VAL_DOCUMENTS
-from slm.training.plan import peak_flops
-from slm.training.preflight import measure
 
 Kind = Literal["gpu", "amx", "cpu"]
 
@@ -30,11 +29,15 @@ GPU_FLOPS = 10e12  # of a GPU that is not in `PEAK_TFLOPS`: an assumption
 
 # A first model within minutes; on a GPU, which is worth it, half an hour.
 MAX_SECONDS: dict[Kind, int] = {"gpu": 1800, "amx": 300, "cpu": 300}
-MIN_SECONDS = 20
+MIN_SECONDS = 10
+# What a step takes besides its products: an assumption, of small models on quiet machines.
+STEP_SECONDS: dict[Kind, float] = {"gpu": 0.02, "amx": 0.01, "cpu": 0.01}
 
-# Tokens of training per parameter. Hoffmann et al. 2022 (arXiv:2203.15556): 20. In minutes on a CPU
-# that would be a model too small to write sentences; with fewer than one `slm check` warns.
+# Tokens per parameter that the time allows. Hoffmann et al. 2022 (arXiv:2203.15556): 20. In minutes
+# on a CPU that would be a model too small to write sentences; below one, `slm check` warns.
+# Of little data, passes counted, there is at least one token per parameter.
 TOKENS_PER_PARAMETER: dict[Kind, int] = {"gpu": 20, "amx": 1, "cpu": 1}
+MIN_TOKENS_PER_PARAMETER = 1
 MAX_EPOCHS = 4  # repeated data is worth little beyond: Muennighoff et al. 2023, arXiv:2305.16264
 
 # Of TinyStories (4.0 MB) 4,096 tokens were better than 2,048 ("the small recipes"): an entry for
@@ -90,6 +93,8 @@ class Choice:
 
 def this_machine() -> Machine:
     """This machine, as `train.device: auto` would use it."""
+    from slm.training.plan import peak_flops  # loads torch
+
     device = pick_device("auto").type
     if device != "cpu":
         peak = peak_flops(device, "bf16") if device == "cuda" else None
@@ -124,39 +129,32 @@ def _choices(survey: Survey, data: DataConfig, machine: Machine) -> Iterator[Cho
         held_out = round(fraction * survey.train.documents)
         yield Choice("data.val_fraction", fraction, f"held out: about {held_out} documents")
     context, why = seq_len(survey, per_token, kind)
-    shape, needs, tokens = _shape(unique, vocab, context, machine)
-    width, layers, heads = shape
-    seconds, limit = _seconds(tokens, needs.flops_per_token, unique, machine)
+    size = size_for(unique, vocab, context, machine)
+    seconds, limit = limit_of(size, unique, machine)
     yield Choice(
         "model.architecture",
         "qwen3",
         "rotary positions, RMSNorm, SwiGLU, as in the shipped recipes",
     )
-    for name, value in (("n_layer", layers), ("n_head", heads), ("n_embd", width)):
+    for name, value in (("n_layer", size.layers), ("n_head", size.heads), ("n_embd", size.width)):
         yield Choice(
             f"model.{name}",
             value,
-            f"size: {count(needs.parameters)} parameters, for about {count(tokens)} tokens of "
-            f"training on {machine.name}: {tokens / needs.parameters:.1f} for each",
+            f"size: {count(size.parameters)} parameters, for about {count(size.tokens)} tokens of "
+            f"training on {machine.name}: {size.tokens / size.parameters:.1f} for each",
         )
     yield Choice("model.seq_len", context, why)
     yield Choice("train.max_seconds", seconds, limit)
-    batch = batch_tokens(tokens, context, kind)
-    steps = tokens / batch
-    yield Choice(
-        "train.tokens_per_step", batch, f"batch: so that there are about {count(steps)} steps"
-    )
+    steps = size.tokens / size.batch
+    yield Choice("train.tokens_per_step", size.batch, f"batch: about {count(steps)} steps")
     yield Choice("train.optimizer", "muon", "learns faster than AdamW per step")
     yield Choice("train.learning_rate", 3.0e-3, "of embeddings and norms; Muon has its own")
     yield Choice("train.schedule", "linear", "down to final_lr over all steps")
     yield Choice("train.final_lr", 0.0, "")
-    cadence = _cadence(steps)
+    cadence = evaluation_cadence(steps)
     if cadence != TrainConfig.model_fields["evaluate_every"].default:
-        yield Choice(
-            "train.evaluate_every",
-            cadence,
-            f"evaluations: about {steps / cadence:.0f}, as the training is short",
-        )
+        number = f"evaluations: about {steps / cadence:.0f}, as the training is short"
+        yield Choice("train.evaluate_every", cadence, number)
         yield Choice("train.checkpoint_every", cadence, "each may be the best, which is kept")
 
 
@@ -202,7 +200,7 @@ def seq_len(survey: Survey, per_token: float, kind: Kind) -> tuple[int, str]:
         half = survey.median / per_token + 1
         return (
             context,
-            f"context in tokens: the most that pays on {where}; half of the documents have {half:,.0f}",
+            f"context: the most that pays on {where}; half of the documents have {half:,.0f}",
         )
     return context, "context: most documents are much shorter than the longest"
 
@@ -217,56 +215,77 @@ def batch_tokens(tokens: float, context: int, kind: Kind) -> int:
     return max(context, MIN_BATCH[kind], min(MAX_BATCH[kind], batch))
 
 
-def _shape(
-    unique: float, vocab: int, context: int, machine: Machine
-) -> tuple[tuple[int, int, int], Any, float]:
-    """The largest shape with enough tokens for its parameters, else the smallest.
+@dataclass(frozen=True)
+class Size:
+    """A model's shape, and the training that it gets."""
 
-    Also what it needs, and the tokens that it is trained on in the time.
+    width: int
+    layers: int
+    heads: int
+    parameters: int
+    tokens: float  # that it is trained on
+    batch: int
+    seconds: float
+
+
+def size_for(unique: float, vocab: int, context: int, machine: Machine) -> Size:
+    """The largest model that has enough tokens for its parameters, else the smallest.
+
+    Both what the time allows and what a few passes over the data give have to be enough.
+
+    Args:
+        unique: tokens of train.
     """
-    for shape in reversed(SHAPES):
-        width, layers, heads = shape
-        config = PipelineConfig(
-            recipe="fit",
-            data=DataConfig(vocab_size=vocab),
-            model=ModelConfig(
-                architecture="qwen3", n_layer=layers, n_head=heads, n_embd=width, seq_len=context
-            ),
-            train=TrainConfig(max_steps=1, optimizer="muon"),
-        )
-        needs = measure(config)
-        in_time = machine.flops * MAX_SECONDS[machine.kind] / needs.flops_per_token
+    kind = machine.kind
+    for width, layers, heads in reversed(SHAPES):
+        parameters, flops = _cost(width, layers, heads, vocab, context)
+        token_seconds = flops / machine.flops
+        in_time = MAX_SECONDS[kind] / (token_seconds + STEP_SECONDS[kind] / MAX_BATCH[kind])
         tokens = min(in_time, MAX_EPOCHS * unique)
-        if tokens >= TOKENS_PER_PARAMETER[machine.kind] * needs.parameters:
+        batch = batch_tokens(tokens, context, kind)
+        seconds = tokens * (token_seconds + STEP_SECONDS[kind] / batch)
+        size = Size(width, layers, heads, parameters, tokens, batch, seconds)
+        if (
+            in_time >= TOKENS_PER_PARAMETER[kind] * parameters
+            and tokens >= MIN_TOKENS_PER_PARAMETER * parameters
+        ):
             break
-    return shape, needs, tokens
+    return size
 
 
-def _seconds(
-    tokens: float, flops_per_token: float, unique: float, machine: Machine
-) -> tuple[int, str]:
-    """The limit, and why: what passes over the data take, at most the longest first training."""
-    longest = MAX_SECONDS[machine.kind]
-    if tokens < MAX_EPOCHS * unique:
-        passes = tokens / unique
-        many = f"about {passes:.1f} passes over" if passes >= 1 else f"about {passes:.0%} of"
-        text = (
-            f"limit: a first model in {duration(longest)}, which is {many} the tokens; more time "
-            "makes a better one"
-        )
-        return longest, text
-    needed = 10 * math.ceil(tokens * flops_per_token / machine.flops / 10)
-    text = (
-        f"limit: about {MAX_EPOCHS} passes over {count(unique)} tokens; beyond, repeated data is "
-        "worth little"
+@cache
+def _cost(width: int, layers: int, heads: int, vocab: int, context: int) -> tuple[int, float]:
+    """A model's parameters, and its FLOPs per token in training."""
+    from slm.training.preflight import measure  # loads torch
+
+    model = ModelConfig(
+        architecture="qwen3", n_layer=layers, n_head=heads, n_embd=width, seq_len=context
     )
-    return max(MIN_SECONDS, min(longest, needed)), text
+    data, train = DataConfig(vocab_size=vocab), TrainConfig(max_steps=1, optimizer="muon")
+    needs = measure(PipelineConfig(recipe="fit", data=data, model=model, train=train))
+    return needs.parameters, needs.flops_per_token
 
 
-def _cadence(steps: float) -> int:
+def limit_of(size: Size, unique: float, machine: Machine) -> tuple[int, str]:
+    """The limit in seconds, and why: some passes over the data, at most a first training's time."""
+    longest, passes = MAX_SECONDS[machine.kind], size.tokens / unique
+    needed = 10 * math.ceil(size.seconds / 10)
+    if passes < MAX_EPOCHS or needed > longest:
+        many = f"about {passes:.1f} passes over" if passes >= 1 else f"about {passes:.0%} of"
+        return longest, (
+            f"limit: a first model in {duration(longest)}, {many} the tokens; more time makes a "
+            "better one"
+        )
+    return max(MIN_SECONDS, needed), (
+        f"limit: about {MAX_EPOCHS} passes over {count(unique)} tokens, beyond which repeated data "
+        "is worth little; the checkpoint that predicts held-out text best is kept"
+    )
+
+
+def evaluation_cadence(steps: float) -> int:
     """Steps between evaluations: the default, unless that gives fewer than ten.
 
-    >>> [_cadence(steps) for steps in (5000, 1000, 290, 58)]
+    >>> [evaluation_cadence(steps) for steps in (5000, 1000, 290, 58)]
     [100, 100, 20, 5]
     """
     default: int = TrainConfig.model_fields["evaluate_every"].default

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PATHS_PER_REQUEST = 500
-_RANGE_BYTES = 1 << 20  # that are read ahead
+RANGE_BYTES = 1 << 20  # that are read ahead
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ def read_ranges(data: DataConfig, commit: str, path: str, read: Callable[[Binary
 
         system = HfFileSystem(endpoint=api.endpoint, token=token())
         place = f"datasets/{data.path}@{commit}/{path}"
-        with system.open(place, "rb", block_size=_RANGE_BYTES) as stream:
+        with system.open(place, "rb", block_size=RANGE_BYTES) as stream:
             return read(stream)
 
     return with_retries(data, request)
