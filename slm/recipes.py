@@ -85,7 +85,8 @@ def load_recipe(
 
 def default_recipe() -> str:
     """The recipe of a command that names none: the only one of the file, else quickstart."""
-    recipes = read_pipelines(project_root() / "pipelines.yaml")["recipes"]
+    path = project_root() / "pipelines.yaml"
+    recipes = read_pipelines(path)["recipes"] if path.is_file() else {}
     return str(next(iter(recipes))) if len(recipes) == 1 else DEFAULT_RECIPE
 
 

@@ -10,7 +10,7 @@ import pytest
 from slm.cli.options import Settings
 from slm.config import PipelineConfig, Section
 from slm.errors import UserError
-from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides
+from slm.recipes import default_recipe, dotted_keys, explain, load_recipe, parse_overrides
 
 Config = Callable[..., PipelineConfig]
 
@@ -239,3 +239,12 @@ def test_settings_are_explained() -> None:
     assert {setting.key.split(".")[0] for setting in explain("registry")} == {"registry"}
     with pytest.raises(UserError, match=r"did you mean 'train\.max_steps'"):
         explain("train.max_step")
+
+
+def test_the_only_recipe_of_a_file_needs_no_name(project: Path) -> None:
+    assert default_recipe() == "tiny"
+    file = project / "pipelines.yaml"
+    file.write_text(
+        f"{file.read_text()}".replace("  tiny:", "  other: {train: {epochs: 1}}\n  tiny:")
+    )
+    assert default_recipe() == "quickstart"

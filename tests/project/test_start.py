@@ -106,7 +106,8 @@ def test_names_that_yaml_takes_for_something_else(folder: Path, name: str) -> No
 def test_a_path_inside_the_folder_is_relative(folder: Path, texts: list[str]) -> None:
     path = write(folder, "jsonl", texts)
     slm.init(folder, path)
-    assert load_recipe("tales").data.path == "tales.jsonl"
+    recipes = read_pipelines(folder / "pipelines.yaml")["recipes"]
+    assert recipes["tales"]["data"]["path"] == "tales.jsonl"
 
 
 def test_a_file_name_cannot_break_the_file(folder: Path, tmp_path: Path) -> None:
