@@ -57,6 +57,7 @@ def init(
 def lines(project: "Project", *, asked: bool) -> list[tuple[str, str]]:
     """What is printed: a label and a text each."""
     shown = list(project.notes)
+    shown += [("rule", f"{key}: {value!r}, {why}") for key, value, why in project.rules]
     for question, answer in [] if asked else project.decided:
         shown.append(("rule", f"{question.key}: {answer}, {question.rule}"))
     if project.machine:

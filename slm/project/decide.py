@@ -16,6 +16,7 @@ from slm.source.documents import format_of
 from slm.source.files import find_files, list_files
 from slm.source.formats.contents import recognise
 from slm.source.splits import Layout, counted, examples, split_of, split_word
+from slm.tokens.holdout import MIN_VAL_DOCUMENTS
 
 HUB = "hub:"
 END_OF_TEXT = "<|endoftext|>"
@@ -173,10 +174,12 @@ def _decide_kind(chosen: Dataset, path: Path, results: Path) -> None:
             chosen.set("the names give no format, and the bytes are text", format="text")
         return
     pattern = f"*{first.suffix}" if inside else f"**/*{first.suffix}"
-    chosen.set(str(first), path=str(Path(glob.escape(str(path))) / pattern))
+    left_out = listing(f"{kind.suffix} ({kind})" for kind in kinds if kind is not first)
+    where = ", those directly in the folder" if inside else ""
+    why = f"{first}{where}; left out: {left_out}"
+    chosen.set(why, path=str(Path(glob.escape(str(path))) / pattern))
     if not first.format:
-        why = f"{first.suffix or 'the names'} is no format's suffix, and the bytes are text"
-        chosen.set(why, format="text")
+        chosen.set(f"{first.suffix} is no format's suffix, and the bytes are text", format="text")
 
 
 def _kinds(base: Path, files: Sequence[PurePath], others: Sequence[PurePath]) -> list[_Kind]:
@@ -286,6 +289,8 @@ def _decide_columns(chosen: Dataset) -> None:
     present = columns(chosen.splits["train"], data)
     if present is None:
         return
+    if not present.names:
+        raise UserError(f"--data {excerpt(chosen.splits['train'][0].path)} has no rows")
     chosen.columns = present.names
     column, why, doubtful = present.choice()
     if column is None:
@@ -317,9 +322,25 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 
 def _decide_separator(chosen: Dataset) -> None:
-    """Split text files at end-of-text, where they have it."""
-    first = chosen.splits["train"][0]
-    if format_of(first.path, chosen.data.format) == "text" and not is_packed(first.path):
-        head = first.read(lambda stream: stream.read(_SEARCHED))
-        if END_OF_TEXT.encode() in head:
-            chosen.set(f"{END_OF_TEXT} is between the documents", separator=END_OF_TEXT)
+    """Where text files are split: at end-of-text where they have it; of few it is asked."""
+    inputs = chosen.splits["train"]
+    if format_of(inputs[0].path, chosen.data.format) != "text" or is_packed(inputs[0].path):
+        return
+    head = inputs[0].read(lambda stream: stream.read(_SEARCHED)).replace(b"\r\n", b"\n")
+    if END_OF_TEXT.encode() in head:
+        chosen.set(f"{END_OF_TEXT} is between the documents", separator=END_OF_TEXT)
+        return
+    pieces = sum(1 for piece in head.split(b"\n\n") if piece.strip())
+    if len(inputs) >= MIN_VAL_DOCUMENTS or pieces < MIN_VAL_DOCUMENTS:
+        return
+    choices = {
+        "files": f"{counted(len(inputs), 'document')}, as one book or log is",
+        "empty lines": f"about {counted(pieces * inputs[0].size // max(1, len(head)), 'document')} "
+        f"in {inputs[0].path.name}",
+    }
+    question = Question(
+        "data.separator", "What is a document?", choices, "files",
+        "each file is one document, which keeps long passages together",
+    )  # fmt: skip
+    if chosen.put(question) == "empty lines":
+        chosen.set("a document ends at an empty line", separator="\n\n")

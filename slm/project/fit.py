@@ -116,14 +116,7 @@ def _choices(survey: Survey, data: DataConfig, machine: Machine) -> Iterator[Cho
     vocab = vocab_size(text, kind)
     per_token = survey.bytes_per_token * TRIMMED.get(vocab, 1.0)
     unique = text / per_token  # tokens of train
-    yield Choice(
-        "data.vocab_size",
-        vocab,
-        "vocabulary: all of GPT-2's tokens, as there is much text"
-        if vocab == GPT2_VOCAB_SIZE
-        else "vocabulary: GPT-2's tokens that occur most, as many as there is text for: "
-        f"{count(text / vocab)} bytes each",
-    )
+    yield Choice("data.vocab_size", vocab, _why_vocab(vocab, kind))
     fraction = val_fraction(survey)
     if fraction is not None:
         held_out = round(fraction * survey.train.documents)
@@ -169,6 +162,17 @@ def vocab_size(text: int, kind: Kind) -> int:
     if kind == "gpu" and text >= LARGE_BYTES:
         return GPT2_VOCAB_SIZE
     return min(MAX_VOCAB[kind], max(MIN_VOCAB, _power_of_two(text / BYTES_PER_ENTRY)))
+
+
+def _why_vocab(vocab: int, kind: Kind) -> str:
+    if vocab == GPT2_VOCAB_SIZE:
+        return "vocabulary: all of GPT-2's tokens, as there is much text"
+    if vocab == MAX_VOCAB[kind]:
+        where = "a GPU" if kind == "gpu" else "a CPU"
+        return f"vocabulary: GPT-2's tokens that occur most, as many as pay on {where}"
+    if vocab == MIN_VOCAB:
+        return "vocabulary: GPT-2's tokens that occur most; few, as there is little text"
+    return f"vocabulary: GPT-2's tokens that occur most, about one for {BYTES_PER_ENTRY} bytes"
 
 
 def val_fraction(survey: Survey) -> float | None:

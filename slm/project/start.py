@@ -20,6 +20,8 @@ from slm.tokens import holdout
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 STORIES_NAME = "stories"
+GATE_DOCUMENTS = 20  # held-out ones that promotion needs: slm/registry/assessment.py, a test checks
+_NO_GATE = f"promotion to champion needs {GATE_DOCUMENTS}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class Project:
     survey: Survey | None = None  # None of the generated stories
     dataset: Dataset | None = None
     notes: list[tuple[str, str]] = field(default_factory=list)  # what was seen: label, text
+
+    @property
+    def rules(self) -> list[tuple[str, Any, str]]:
+        """What was taken by a rule that no question shows: setting, value, why."""
+        if self.dataset is None:
+            return []
+        asked = {question.key for question, _ in self.dataset.decided}
+        facts, data = self.dataset.facts, self.dataset.data
+        keys = [k for k in ("path", "format", "separator") if k in facts]
+        return [(f"data.{k}", getattr(data, k), facts[k]) for k in keys if f"data.{k}" not in asked]
 
     @property
     def decided(self) -> list[tuple[Question, str]]:
@@ -228,7 +240,12 @@ def _held_out(data: DataConfig, seen: Survey) -> str:
     """What is held out of a dataset without a val split, as encoding will."""
     documents = seen.train.documents
     if documents < holdout.MIN_VAL_DOCUMENTS:
-        return "no split is named so: the end of each document is held out, as they are so few"
+        return (
+            "no split is named so: the end of each document is held out, as they are so few "
+            f"({_NO_GATE})"
+        )
     fraction = val_fraction(seen) or data.val_fraction
     count = max(round(fraction * documents), holdout.minimum(documents))
-    return f"no split is named so: about {counted(count, 'document')} are held out, by their hash"
+    few = f" ({_NO_GATE})" if count < GATE_DOCUMENTS else ""
+    held_out = counted(count, "document")
+    return f"no split is named so: about {held_out} are held out, by their hash{few}"

@@ -150,3 +150,18 @@ def test_what_does_not_exist(tmp_path: Path) -> None:
         dataset("org/tales", tmp_path / "data")
     with pytest.raises(UserError, match="matches no file"):
         dataset(str(tmp_path), tmp_path.parent / "data")
+
+
+def test_one_text_file_is_one_document_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join(documents(40)))
+    assert decided(tmp_path / "book.txt") == {"data.separator": "files"}
+    chosen = dataset(str(tmp_path / "book.txt"), tmp_path / "data", lambda _: "empty lines")
+    assert chosen.data.separator == "\n\n"
+    [(question, _)] = chosen.decided
+    assert "40 documents" in question.choices["empty lines"]
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").touch()
+    with pytest.raises(UserError, match="has no rows"):
+        dataset(str(tmp_path / "x.jsonl"), tmp_path / "data")
