@@ -25,7 +25,8 @@ Kind = Literal["gpu", "amx", "cpu"]
 CORE_FLOPS: dict[Kind, float] = {"amx": 120e9, "cpu": 65e9}
 MAX_CORES = 16  # that are counted: an assumption, the products of small models do not fill more
 GPU_SHARE = 0.2  # of a data sheet's rate that a small model reaches: an assumption
-GPU_FLOPS = 10e12  # of a GPU that is not in `PEAK_TFLOPS`: an assumption
+GPU_FLOPS = 10e12  # of an NVIDIA GPU that is not in `PEAK_TFLOPS`: an assumption
+OTHER_FLOPS = 1e12  # of another device, such as Apple's GPUs: an assumption
 
 # A first model within minutes; on a GPU, which is worth it, half an hour.
 MAX_SECONDS: dict[Kind, int] = {"gpu": 1800, "amx": 300, "cpu": 300}
@@ -97,8 +98,10 @@ def this_machine() -> Machine:
 
     device = pick_device("auto").type
     if device != "cpu":
-        peak = peak_flops(device, "bf16") if device == "cuda" else None
-        return Machine("gpu", peak * GPU_SHARE if peak else GPU_FLOPS, f"a GPU ({device})")
+        if device != "cuda":
+            return Machine("gpu", OTHER_FLOPS, f"a GPU ({device})")
+        peak = peak_flops(device, "bf16")
+        return Machine("gpu", peak * GPU_SHARE if peak else GPU_FLOPS, "a GPU (CUDA)")
     cores = available_cores()
     kind: Kind = "amx" if has_amx_bf16() else "cpu"
     plural = "" if cores == 1 else "s"
@@ -204,7 +207,8 @@ def seq_len(survey: Survey, per_token: float, kind: Kind) -> tuple[int, str]:
         half = survey.median / per_token + 1
         return (
             context,
-            f"context: the most that pays on {where}; half of the documents have {half:,.0f}",
+            f"context: the most that pays on {where}; half of the documents have {half:,.0f} "
+            "tokens or fewer",
         )
     return context, "context: most documents are much shorter than the longest"
 

@@ -32,11 +32,13 @@ class Project:
     recipe: str
     written: list[str]
     kept: list[str]  # files that were there already
-    choices: list[Choice]
+    choices: list[Choice] = field(repr=False)
     machine: Machine | None = None
-    survey: Survey | None = None  # None of the generated stories
-    dataset: Dataset | None = None
-    notes: list[tuple[str, str]] = field(default_factory=list)  # what was seen: label, text
+    survey: Survey | None = field(default=None, repr=False)  # None of the generated stories
+    dataset: Dataset | None = field(default=None, repr=False)
+    notes: list[tuple[str, str]] = field(
+        default_factory=list, repr=False
+    )  # what was seen: label, text
 
     @property
     def rules(self) -> list[tuple[str, Any, str]]:
@@ -74,6 +76,7 @@ class Project:
                 "columns": self.dataset.columns if self.dataset else [],
                 "notes": [": ".join(note) for note in self.notes],
             },
+            "machine": self.machine.name if self.machine else None,
             "decided": {question.key: answer for question, answer in self.decided},
             "settings": {choice.key: choice.value for choice in self.choices},
             "why": {choice.key: choice.why for choice in self.choices if choice.why},

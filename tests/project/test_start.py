@@ -3,14 +3,17 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from texts import documents, rows, write
 
 import slm
+from slm.cli import main
 from slm.errors import UserError
 from slm.project.decide import Question
 from slm.recipes import default_recipe, load_recipe, read_pipelines
@@ -120,29 +123,56 @@ def test_a_file_name_cannot_break_the_file(folder: Path, tmp_path: Path) -> None
 # ---- the command ------------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "slm.cli.main", "init", *arguments]
+@pytest.fixture
+def invoke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs `slm init …`; gives exit code, output and errors."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["slm", "init", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def test_json_and_a_second_time(folder: Path, tmp_path: Path) -> None:
+def test_json_and_a_second_time(
+    folder: Path, tmp_path: Path, invoke: Callable[..., tuple[int, str, str]]
+) -> None:
     path = tmp_path / "two.jsonl"
-    path.write_text(
-        "".join(json.dumps({"q": t[:90], "a": t[90:190]}) + "\n" for t in documents(30))
-    )
-    arguments = command(str(folder), "--data", str(path), "--json")
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment(), check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["recipe"] == "two"
+    lines = [json.dumps({"q": text[:90], "a": text[90:190]}) for text in documents(30)]
+    path.write_text("\n".join(lines))
+    code, out, _ = invoke(str(folder), "--data", str(path), "--json")
+    result = json.loads(out.splitlines()[-1])
+    assert (code, result["recipe"]) == (0, "two")
     assert result["data"]["splits"]["train"]["documents"] == 30
     assert result["decided"] == {"data.text_column": result["settings"]["data.text_column"]}
-    again = subprocess.run(arguments, capture_output=True, text=True, env=environment())
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
-    assert "Traceback" not in again.stderr
+    code, _, errors = invoke(str(folder), "--data", str(path), "--json")
+    assert code == 2
+    assert "exists already" in errors
+
+
+def test_what_was_seen_and_every_rule_is_printed(
+    folder: Path, tmp_path: Path, invoke: Callable[..., tuple[int, str, str]]
+) -> None:
+    path = tmp_path / "two.csv"
+    texts = documents(200)
+    path.write_text("q,a\n" + "".join(f'"{text[:90]}","{text}"\n' for text in texts))
+    code, out, _ = invoke(str(folder), "--data", str(path))
+    assert code == 0
+    size = sum(len(text.encode()) for text in texts)
+    assert f"200 documents, {size / 1000:.1f} kB of text, csv (1 file: two.csv)" in out
+    assert "columns   q, a; the text is 'a'" in out
+    assert "rule      data.text_column: a, the column with the most text" in out
+    assert "about 30 documents are held out" in out
+    assert out.splitlines()[-1].split() == ["next", "slm", "run"]
 
 
 def test_what_is_doubtful_is_asked_on_a_terminal(folder: Path, tmp_path: Path) -> None:
@@ -151,8 +181,8 @@ def test_what_is_doubtful_is_asked_on_a_terminal(folder: Path, tmp_path: Path) -
     path.write_text("".join(json.dumps({"q": t[:90], "a": t}) + "\n" for t in texts))
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        command(str(folder), "--data", str(path)),
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment(),
+        [sys.executable, "-m", "slm.cli.main", "init", str(folder), "--data", str(path)],
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     os.close(theirs)
     os.write(ours, b"9\nq\n")  # the first is refused, the second is a name
