@@ -11,6 +11,10 @@ Train, step by step:
     evaluation = slm.evaluate(config, run, shards)
     print(evaluation.val_bpb)
 
+Begin with your own data, in a folder of its own, by a recipe that fits it:
+
+    slm.init("articles", "articles.jsonl")
+
 All stages in one call: `slm.run("quickstart")`. A result that is complete is reused.
 
 Sample, from a run or from the registry:
@@ -45,6 +49,7 @@ _MODULES = {
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
+    "init": "slm.project.start",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.model.sample",

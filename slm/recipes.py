@@ -171,6 +171,13 @@ def check_recipes(path: Path | None = None) -> int:
     return len(recipes)
 
 
+def default_recipe() -> str:
+    """The recipe of a command that names none: the only one of the file, else quickstart."""
+    path = project_root() / "pipelines.yaml"
+    recipes = read_pipelines(path)["recipes"] if path.is_file() else {}
+    return str(next(iter(recipes))) if len(recipes) == 1 else DEFAULT_RECIPE
+
+
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 LFS_SUFFIXES = {".parquet", ".gz", ".zst"}
 Files = dict[str, bytes]
@@ -103,6 +105,34 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def serve_this_process(home: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the libraries of this process talk to, with short timeouts and files in `home`."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import HfFileSystem, constants
+
+    from slm.source import hub_client
+
+    with serve() as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for module, values in (
+            (constants, {"ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
+            (constants, {"HUGGINGFACE_CO_URL_TEMPLATE": template}),
+            (constants, {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}),
+            (constants, {"HF_HUB_DOWNLOAD_TIMEOUT": 0.4, "DOWNLOAD_CHUNK_SIZE": 4096}),
+            (datasets.config, {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
+            (datasets.config, {"HF_DATASETS_CACHE": home / "datasets"}),
+            (hub_client, {"TIMEOUT": 0.4}),
+        ):
+            for name, value in values.items():
+                patch.setattr(module, name, value)
+        patch.delenv("HF_TOKEN", raising=False)
+        yield server
+        HfFileSystem.clear_instance_cache()
+        huggingface_hub.close_session()
 
 
 def git_sha1(content: bytes) -> str:
@@ -258,11 +288,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         status, start = 200, 0
         if requested := self.headers.get("Range"):
-            start = int(requested.removeprefix("bytes=").split("-")[0])
-            if start >= len(content):
-                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            first, _, last = requested.removeprefix("bytes=").partition("-")
+            total, start = len(content), int(first)
+            content = content[: int(last) + 1 if last else None]
+            if start >= total:
+                return self._send(416, b"", {"Content-Range": f"bytes */{total}"})
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{total}"
         body = content[start:]
         if kind not in ("cut", "reset", "stall") or self.command == "HEAD":
             return self._send(status, body, headers)

@@ -12,6 +12,7 @@ from slm.config import PipelineConfig, Section, project_root
 from slm.errors import UserError
 from slm.recipes import (
     check_recipes,
+    default_recipe,
     dotted_keys,
     explain,
     find_recipes,
@@ -293,3 +294,12 @@ def test_settings_are_explained() -> None:
     assert {setting.key.split(".")[0] for setting in explain("registry")} == {"registry"}
     with pytest.raises(UserError, match=r"did you mean 'train\.max_steps'"):
         explain("train.max_step")
+
+
+def test_the_only_recipe_of_a_file_needs_no_name(project: Path) -> None:
+    assert default_recipe() == "tiny"
+    file = project / "pipelines.yaml"
+    file.write_text(
+        f"{file.read_text()}".replace("  tiny:", "  other: {train: {epochs: 1}}\n  tiny:")
+    )
+    assert default_recipe() == "quickstart"

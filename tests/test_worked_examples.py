@@ -14,6 +14,7 @@ MODULES = (
     "slm.model.int8",
     "slm.model.loss",
     "slm.model.sample",
+    "slm.project.fit",
     "slm.tokens.cleaning",
     "slm.tokens.loader",
     "slm.tokens.tokenizer.lookup",

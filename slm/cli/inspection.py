@@ -131,9 +131,10 @@ def check(
 ) -> None:
     """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
     if recipe is None:
+        make_folder(data_root())  # Prefect's home is in it: before Prefect is imported
+
         from slm.orchestration.stack import deployments
 
-        make_folder(data_root())  # Prefect's home is in it
         count = check_recipes()
         deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
         counts = {"recipes": count, "deployments": len(deployed)}

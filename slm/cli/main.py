@@ -17,11 +17,12 @@ import typer
 from slm import __version__, machine
 from slm.cli.ending import finish, stop
 from slm.cli.history import compare, gc, lineage, reproduce, runs
+from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.options import (
     AsJson,
     Name,
-    RecipeName,
+    RecipeOrDefault,
     Settings,
     console,
     display_for,
@@ -32,9 +33,10 @@ from slm.cli.options import (
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
-from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
+from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
+from slm.recipes import default_recipe
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once, make_folder
 
@@ -70,12 +72,13 @@ def options(
 
 
 def run(
-    recipe: RecipeName = DEFAULT_RECIPE,
+    recipe: RecipeOrDefault = None,
     settings: Settings = None,
     name: Name = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
+    recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     check_before_server(config)
     with display_for(as_json) as display:
@@ -99,9 +102,10 @@ def run(
 
 
 def retrain(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+    recipe: RecipeOrDefault = None, settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Train again where the data or the recipe give a reason to; promote what is better."""
+    recipe = recipe or default_recipe()
     config = load(recipe, settings)
     if config.retrain.approval and "PREFECT_API_URL" not in os.environ:
         raise UserError(
@@ -155,7 +159,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (run, retrain, up)),
+    ("The whole pipeline", (init, run, retrain, up)),
     ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),

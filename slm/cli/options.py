@@ -18,6 +18,12 @@ from slm.storage import to_json
 WIDTH = 240  # characters of a line that is not for a terminal
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
+RecipeOrDefault = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe of pipelines.yaml; without it the only one there is, else quickstart."
+    ),
+]
 REFERENCE = (
     "A run's name, the beginning of its key (4 digits or more), latest, its folder, NAME@ALIAS "
     "such as slm@champion, or models:/NAME/VERSION."

@@ -5,11 +5,11 @@ from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from slm.config import DEFAULT_RECIPE, PipelineConfig
+from slm.config import PipelineConfig
 from slm.errors import unknown
 from slm.orchestration import stages
 from slm.orchestration.display import current, showing
-from slm.recipes import load_recipe
+from slm.recipes import default_recipe, load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.run_folder import CHECKPOINTS
 
@@ -36,7 +36,7 @@ def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
 
 
 def run(
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
     until: Until = "promote",
@@ -46,11 +46,11 @@ def run(
     >>> slm.run("quickstart", {"train.max_steps": 100}, until="evaluate")["val_bpb"]
 
     Args:
-        recipe: a name in `pipelines.yaml`.
+        recipe: a name in `pipelines.yaml`; None: the only one there is, else quickstart.
         overrides: settings by dotted key.
         until: the last stage to run. A stage that is complete is reused.
     """
-    return run_pipeline(load_recipe(recipe, overrides), until)
+    return run_pipeline(load_recipe(recipe or default_recipe(), overrides), until)
 
 
 def run_pipeline(

@@ -73,6 +73,15 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     )
 
 
+def list_files(data: DataConfig) -> tuple[Path, list[PurePath], list[PurePath]]:
+    """The folder that a folder or glob searches; its files of documents; those of other formats.
+
+    Both lists are sorted, by paths relative to that folder.
+    """
+    base, listing = _listing(data, Path(data.path).expanduser().absolute())
+    return base, listing.files, sorted(listing.unread.get("unsupported", []))
+
+
 @dataclass
 class _Listing:
     """What is in a folder, by paths relative to it: files of documents, and what is not read."""

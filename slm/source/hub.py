@@ -12,11 +12,12 @@ compares neither what arrives nor what is in its cache with the hub's hash.
 import hashlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import yaml
 
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PATHS_PER_REQUEST = 500
+RANGE_BYTES = 1 << 20  # that are read ahead
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,11 @@ class HubLayout(Layout[HubFile]):
     val_alike: bool = False  # val is not the split of exactly that name, but `valid` or `dev`
 
 
-def find_files(data: DataConfig, commit: str) -> HubLayout:
+def find_files(data: DataConfig, commit: str, *, check_columns: bool = True) -> HubLayout:
     """The files of `train`, and of `val` where the dataset has that split, in order.
 
-    Raises UserError where the configuration, a split that is named or a column does not exist.
+    Raises UserError where the configuration, a split that is named or, unless `check_columns` is
+    false, a column does not exist.
     """
     check_settings(data)
     builder = with_retries(data, lambda api: _builder(data, commit))
@@ -92,7 +97,7 @@ def find_files(data: DataConfig, commit: str) -> HubLayout:
     names = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     splits = _choose(data, list(names))
     chosen = {split: [f for name in each for f in names[name]] for split, each in splits.items()}
-    if builder.info.features:  # else the columns are checked in the first file
+    if builder.info.features and check_columns:  # else the columns are checked in the first file
         Template(data).check(at, builder.info.features)
     outside = [name for files in chosen.values() for name in files if not name.startswith(prefix)]
     if outside:
@@ -186,6 +191,35 @@ def _builder(data: DataConfig, commit: str) -> Any:
             f"data.path={data.path} has several configurations: choose one with "
             f"--set data.config_name=… of {', '.join(names)}"
         ) from error
+
+
+def configurations(data: DataConfig, commit: str) -> list[str]:
+    """The names of a dataset's configurations; only metadata is downloaded."""
+    import datasets
+
+    return with_retries(
+        data,
+        lambda api: datasets.get_dataset_config_names(
+            f"hf://datasets/{data.path}", revision=commit, token=token()
+        ),
+    )
+
+
+def read_ranges(data: DataConfig, commit: str, path: str, read: Callable[[BinaryIO], T]) -> T:
+    """What `read` returns of a file of the dataset, of which it downloads only what it reads.
+
+    No hash can check such a part.
+    """
+
+    def request(api: Any) -> T:
+        from huggingface_hub import HfFileSystem
+
+        system = HfFileSystem(endpoint=api.endpoint, token=token())
+        place = f"datasets/{data.path}@{commit}/{path}"
+        with system.open(place, "rb", block_size=RANGE_BYTES) as stream:
+            return read(stream)
+
+    return with_retries(data, request)
 
 
 def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubFile]:

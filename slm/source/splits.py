@@ -48,8 +48,14 @@ class Layout(Generic[T]):
 
 def split_of(name: str) -> str | None:
     """`train`, `val` or `test`, by the last word of a name that is one of a split; else None."""
-    labels = [_SPLIT_OF_WORD[word] for word in _words(name) if word in _SPLIT_OF_WORD]
-    return labels[-1] if labels else None
+    word = split_word(name)
+    return _SPLIT_OF_WORD[word] if word else None
+
+
+def split_word(name: str) -> str | None:
+    """The last word of a name that is one of a split, such as `dev`; else None."""
+    words = [word for word in _words(name) if word in _SPLIT_OF_WORD]
+    return words[-1] if words else None
 
 
 def examples(names: Iterable[object]) -> str:

@@ -382,6 +382,21 @@ def test_check_shows_the_settings_in_force_and_figures_for_people(invoke: Invoke
     assert shown["time"].startswith("about ")
 
 
+@pytest.mark.parametrize("command", ["run", "retrain"])
+def test_a_flow_needs_no_recipe_where_there_is_one(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    started: list[str] = []
+
+    def run_flow(name: str, recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
+        started.append(recipe)
+        raise UserError("enough")
+
+    monkeypatch.setattr(slm.orchestration.local, "run_flow", run_flow)
+    assert invoke(command).code == 2
+    assert started == ["tiny"]
+
+
 @pytest.mark.parametrize("command", ["run", "train", "check", "retrain"])
 @pytest.mark.parametrize(
     ("setting", "message"),

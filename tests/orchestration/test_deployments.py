@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from prefect.flows import load_flow_from_entrypoint
 
+import slm
 from slm.errors import UserError
 from slm.orchestration.stack.deployments import check
 
@@ -69,6 +70,35 @@ def test_a_file_without_recipes_deploys_shipped_ones(project: Path) -> None:
     own = DEPLOYMENTS.replace("flows/pipeline.py:pipeline", module)
     path.write_text("name: tiny\n" + own.replace("recipe: tiny", "recipe: quickstart"))
     assert list(check(path)) == ["pipeline/tiny"]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "message"),
+    [
+        ("pipeline", "name a flow by its module or by its file, such as slm.orchestration"),
+        ("slm.orchestration.pipeline", "not found|is not a flow"),
+        ("slm.orchestration.pipeline.Overrides", "is not a flow"),
+    ],
+)
+def test_a_module_that_names_no_flow(file: Path, entrypoint: str, message: str) -> None:
+    file.write_text(file.read_text().replace("flows/pipeline.py:pipeline", entrypoint))
+    with pytest.raises(UserError, match=message):
+        check(file)
+
+
+def test_a_file_needs_no_name_of_prefects(file: Path) -> None:
+    file.write_text(file.read_text().replace("name: tiny\n", "", 1))
+    assert list(check(file)) == ["pipeline/tiny"]
+
+
+def test_what_init_writes_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    slm.init(".", name="true")
+    deployments = check(tmp_path / "own" / "pipelines.yaml")
+    assert list(deployments) == ["pipeline/true", "retrain/true"]
+    assert deployments["retrain/true"].schedules
+    assert not (tmp_path / "own" / "flows").exists()
 
 
 def test_prefect_loads_the_flows_by_their_files() -> None:

@@ -25,11 +25,13 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Pending, Scheduled
 from servers import postgres, postgres_programs
 
+import slm
 from slm.errors import SlmError, UserError
 from slm.orchestration.stack import services
 from slm.recipes import load_recipe
 from slm.run_folder import RunFolder
 from slm.source.download import download
+from slm.source.stories import stories
 from slm.storage import RECORD, make_folder
 from slm.tokens.encode import encode
 from slm.training import launch
@@ -84,15 +86,22 @@ def wait_for(condition: Callable[[], T], seconds: float = 120.0) -> T:
     return value
 
 
-class Stack:
-    """`slm up` in a project folder of its own, with the project's own deployments."""
+def copy_project(folder: Path) -> None:
+    """The project's own recipes and deployments."""
+    folder.mkdir()
+    shutil.copy(ROOT / "pipelines.yaml", folder)
+    (folder / "flows").symlink_to(ROOT / "flows")
 
-    def __init__(self, folder: Path, *options: str) -> None:
+
+class Stack:
+    """`slm up` in a project folder of its own."""
+
+    def __init__(
+        self, folder: Path, *options: str, make: Callable[[Path], object] = copy_project
+    ) -> None:
         self.options = options
         self.project = folder / "project"
-        self.project.mkdir()
-        shutil.copy(ROOT / "pipelines.yaml", self.project)
-        (self.project / "flows").symlink_to(ROOT / "flows")
+        make(self.project)
         self.data = folder / "data"
         self.prefect_port, self.mlflow_port = free_ports(2)
         self.api = f"http://127.0.0.1:{self.prefect_port}/api"
@@ -291,6 +300,29 @@ def test_on_postgres(tmp_path: Path) -> None:
         assert stack.ended(flow_run) == StateType.COMPLETED
         stack.stop()
     assert not (stack.data / "prefect" / "prefect.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_project_that_init_has_made(tmp_path: Path) -> None:
+    """In a folder without a line of code: deployed by Prefect's own command, and run."""
+    texts = tmp_path / "tales.jsonl"
+    lines = (json.dumps({"id": n, "tale": text}) for n, text in enumerate(stories(1, 0, 200)))
+    texts.write_text("\n".join(lines))
+    stack = Stack(tmp_path, make=lambda folder: slm.init(folder, texts))
+    try:
+        assert stack.printed("deployed  pipeline/tales, retrain/tales")
+        stack.prefect("deploy", "--all", "--prefect-file", "pipelines.yaml")
+        settings = {key: SHORT[key] for key in SHORT if key != "data.documents"}
+        flow_run = stack.run("pipeline/tales", settings, "--watch")
+        assert stack.ended(flow_run) == StateType.COMPLETED
+        assert list(stack.data.glob(f"runs/tales-*/{RECORD}"))
+        with SyncPrefectClient(stack.api) as client:
+            weekly = client.read_deployment_by_name("retrain/tales")
+        assert weekly.entrypoint == "slm.orchestration.retrain.retrain"
+        assert [schedule.active for schedule in weekly.schedules] == [True]
+    finally:
+        stack.stop()
 
 
 # ---- what dies is known, and resumes ----------------------------------------------------------

@@ -15,19 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub import Fault, Hub, git_sha1, serve
+from hub import Fault, Hub, git_sha1, serve_this_process
 
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Source
-from slm.source import hub_client
 from slm.source.download import download, download_key, is_made_with
 
 TOKEN = "hf_TopSecretToken"
 FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
 VALIDATION = "data/validation-00000-of-00001.parquet"
-TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 def parquet(texts: list[str], column: str = "text") -> bytes:
@@ -61,28 +59,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Iterator[Hub]:
     """A hub that the libraries of this process talk to, with short timeouts."""
-    import datasets
-    import huggingface_hub
-    from huggingface_hub import HfFileSystem, constants
-
-    home = tmp_path / "hf"
-    with serve() as server:
-        for module, values in (
-            (constants, {"ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
-            (constants, {"HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + TEMPLATE}),
-            (constants, {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}),
-            (constants, {"HF_HUB_DOWNLOAD_TIMEOUT": 0.4, "DOWNLOAD_CHUNK_SIZE": 4096}),
-            (datasets.config, {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
-            (datasets.config, {"HF_DATASETS_CACHE": home / "datasets"}),
-            (hub_client, {"TIMEOUT": 0.4}),
-        ):
-            for name, value in values.items():
-                monkeypatch.setattr(module, name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serve_this_process(tmp_path / "hf", monkeypatch) as server:
         server.add("org/tales", TALES)
         yield server
-        HfFileSystem.clear_instance_cache()
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

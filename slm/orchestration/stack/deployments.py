@@ -122,6 +122,11 @@ def _load_flow(root: Path, entrypoint: str) -> Flow[..., Any]:
     file, colon, _ = entrypoint.rpartition(":")
     if colon and not (root / file).is_file():
         raise UserError(f"entrypoint {entrypoint!r}: {root / file} does not exist")
+    if not colon and "." not in entrypoint:
+        raise UserError(
+            f"entrypoint {entrypoint!r}: name a flow by its module or by its file, such as "
+            "slm.orchestration.pipeline.pipeline or flows/pipeline.py:pipeline"
+        )
     try:
         where = f"{root / entrypoint}" if colon else entrypoint
         return load_flow_from_entrypoint(where, use_placeholder_flow=False)
