@@ -16,6 +16,7 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.model.saved import MODEL_FILES
 from slm.records import Frozen, Parent, Version, model_uri
+from slm.registry.tags import PREFIX
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-PREFIX = "slm."  # of our tags
 DECISION_TAG = "verdict"  # holds a GateDecision as JSON
 T = TypeVar("T")
 

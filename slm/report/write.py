@@ -26,20 +26,16 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import cards, evidence, plots
+from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
 from slm.report.other_runs import find_other_runs, other_run_findings
 from slm.report.samples import ReportSample, compare_with_held_out, write_samples
 from slm.report.summary import summarise, training_findings
-from slm.run_folder import EVALUATION, REPORT, RunFolder
-from slm.storage import content_hash, hashing_once, reading, run_stage
+from slm.run_folder import RunFolder
+from slm.storage import hashing_once, reading, run_stage
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
-
-REPORT_VERSION = 4
-"""Goes up when the same run has other samples or figures, not for other wording or looks: those
-make no old report stale.
-"""
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
@@ -67,9 +63,7 @@ def write_report(
     """
     check_input(run, Run)
     check_input(evaluation, Evaluation)
-    home = RunFolder.of(run)
-    inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
-    key = keys.stage_key("report", REPORT_VERSION, keys.stage_fields("report", config), inputs)
+    key = report_key(config, run, evaluation)
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
@@ -82,9 +76,9 @@ def write_report(
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
         return report
 
-    own = config.report == home.config.report and evaluation.path.name == EVALUATION
+    folder = report_folder(config, run, evaluation, key)
     with reading(*([shards.path] if shards else [])):
-        return run_stage(home.result_folder(REPORT, None if own else key), Report, key, build)
+        return run_stage(folder, Report, key, build, keys.made("report", config))
 
 
 # ---- facts ------------------------------------------------------------------------------------

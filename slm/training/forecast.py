@@ -26,6 +26,7 @@ from slm.machine import pick_device
 from slm.records import Plan, Shards, ShardSplit
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
+from slm.training.needs import measure
 from slm.training.optim import optimizer_tensors
 from slm.training.plan import (
     activation_bytes,
@@ -34,7 +35,6 @@ from slm.training.plan import (
     memory_bytes,
     thread_count,
 )
-from slm.training.preflight import measure
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 
