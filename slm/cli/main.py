@@ -18,6 +18,7 @@ from slm import __version__, machine
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
+from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
@@ -59,10 +60,18 @@ def options(
 
 
 def run(
-    recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
+    recipe: RecipeName = DEFAULT_RECIPE,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what `slm plan` does, and do nothing.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
     config = load(recipe, settings)
+    if dry_run:
+        show_plan(make_plan(recipe, settings), as_json)
+        return
     check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
@@ -139,7 +148,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (run, retrain, up)),
+    ("The whole pipeline", (run, plan, retrain, up)),
     ("One stage", (download, encode, train, evaluate, report, register, sync)),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),

@@ -133,6 +133,15 @@ def _registered(
     return None
 
 
+@explained()
+def is_registered(config: PipelineConfig, run: Run, tags: Mapping[str, str], root: Path) -> bool:
+    """Whether `register` would reuse a version with this chain. The registry is asked."""
+    uri = tracking_uri(config, root)
+    if not has_store(uri):
+        return False
+    return _registered(connect(uri), config.model_name, run.path, tags) is not None
+
+
 def deleted_notes(root: Path) -> frozenset[Path]:
     """The notes, in all runs of a data folder, of versions that their registry no longer has.
 

@@ -112,6 +112,16 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     return source.key == stories_key(config)
 
 
+def stories_count(data: DataConfig) -> int:
+    """How many stories are generated. Raises UserError where the config does not say."""
+    if data.documents is None:
+        raise UserError(
+            "data.source=stories needs a number of documents, for example "
+            "--set data.documents=12000"
+        )
+    return data.documents
+
+
 def stories_key(config: PipelineConfig, version: int | None = None) -> str:
     """The key of the generated corpus."""
     return download_key(config, {"stories": STORIES_VERSION}, version=version)
@@ -121,13 +131,7 @@ def stories_key(config: PipelineConfig, version: int | None = None) -> str:
 
 
 def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
-    data = config.data
-    if data.documents is None:
-        raise UserError(
-            "data.source=stories needs a number of documents, for example "
-            "--set data.documents=12000"
-        )
-    count = data.documents
+    data, count = config.data, stories_count(config.data)
     key = stories_key(config)
 
     def build(staging: Path) -> Source:
