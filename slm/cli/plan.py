@@ -98,12 +98,16 @@ def show_plan(made: "PipelinePlan", as_json: bool) -> None:
 
 def explanation(made: "PipelinePlan") -> Iterator[str]:
     """The lines below the table: the reasons of each stage, what is in no key, and the cost."""
+    waiting = [s.stage for s in made.stages if s.key is None and not (s.changed or s.version)]
+    first = made.first
     for stage in made.stages:
-        for reason in _reasons(stage):
-            yield f"{stage.stage:<9} {reason}"
-    other = _pairs(made.uncounted) + _pairs(made.environment)
-    if other:
-        yield f"in no key {'; '.join(other)}"
+        if stage is first or stage.stage not in waiting:
+            for reason in _reasons(stage):
+                yield f"{stage.stage:<9} {reason}"
+    if first and (later := [name for name in waiting if name != first.stage]):
+        yield f"then      {', '.join(later)}: known only after {first.stage}"
+    for difference in _pairs(made.uncounted) + _pairs(made.environment):
+        yield f"in no key {difference}"
     for stage in made.stages:
         if stage.seconds and stage.action != "reused":
             yield f"time      {stage.stage}: {duration(stage.seconds)}, {stage.seconds_from}"
@@ -132,7 +136,7 @@ def _place(stage: "Stage") -> str | None:
 
 
 def _time(stage: "Stage") -> str | None:
-    if stage.action == "reused":
+    if stage.action in ("reused", "refused"):
         return None
     return "unknown" if stage.seconds is None else duration(stage.seconds)
 

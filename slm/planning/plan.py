@@ -58,7 +58,7 @@ def plan_config(
     """
     walk = Walk(config, Results(DataRoot(root)), verify=verify, against=against)
     stages = tuple(with_cost(stage, walk) for stage in walk.walk())
-    pending = [stage for stage in stages if stage.action != "reused"]
+    pending = [stage for stage in stages if stage.action in ("to run", "resumed")]
     return PipelinePlan(
         recipe=config.recipe,
         run=against.name if against else None,

@@ -21,6 +21,7 @@ from slm.records import Evaluation, Frozen, Record, Report, Run, Selection, Shar
 from slm.registry.tags import chain_tags, ingredients, read_note, register_key, registered_notes
 from slm.report.identity import report_folder, report_key
 from slm.run_folder import SELECTION, RunFolder, checkpoint_name
+from slm.source.download import generator_version
 from slm.storage import R
 from slm.tokens.encode import encode_key, units_folder
 from slm.tracking.server import recorded_uri, tracking_uri
@@ -199,11 +200,14 @@ class Walk:
         """Say of a new source what differs besides settings: files, a commit, the generator."""
         line = self.stages.pop()
         changed, files = dict(line.changed), file_changes(old, known.origin)
-        if self.config.data.source == "files" and not files:
+        if self.config.data.source == "files" and old.origin and not files:
             changed.pop("data.path", None)  # another path to the same files
         if self.config.data.revision == old.revision:
             changed.pop("data.revision", None)  # the commit that a branch was resolved to
         reasons = (*line.reasons, *files)
+        today = generator_version()
+        if self.config.data.source == old.dataset == "stories" and old.revision != today:
+            reasons = (*reasons, f"the generator of stories: {old.revision} → {today}")
         self.stages.append(line.model_copy(update={"changed": changed, "reasons": reasons}))
 
     def _encode(self, source: Source | None) -> Shards | None:

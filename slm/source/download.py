@@ -122,6 +122,11 @@ def stories_count(data: DataConfig) -> int:
     return data.documents
 
 
+def generator_version() -> str:
+    """What the record of generated stories has as its revision."""
+    return f"version {STORIES_VERSION}"
+
+
 def stories_key(config: PipelineConfig, version: int | None = None) -> str:
     """The key of the generated corpus."""
     return download_key(config, {"stories": STORIES_VERSION}, version=version)
@@ -142,7 +147,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
         return Source(
             key=key,
             dataset="stories",
-            revision=f"version {STORIES_VERSION}",
+            revision=generator_version(),
             splits={"train": split},
         )
 
