@@ -11,7 +11,8 @@ Train, step by step:
     evaluation = slm.evaluate(config, run, shards)
     print(evaluation.val_bpb)
 
-All stages in one call: `slm.run("quickstart")`. A result that is complete is reused.
+All stages in one call: `slm.run("quickstart")`. A result that is complete is reused; what that will
+be, and why, `slm.plan("quickstart")` shows before.
 
 Sample, from a run or from the registry:
 
@@ -41,6 +42,7 @@ _MODULES = {
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
+    "plan": "slm.planning.plan",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.model.sample",

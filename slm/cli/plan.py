@@ -105,7 +105,10 @@ def explanation(made: "PipelinePlan") -> Iterator[str]:
             for reason in _reasons(stage):
                 yield f"{stage.stage:<9} {reason}"
     if first and (later := [name for name in waiting if name != first.stage]):
-        yield f"then      {', '.join(later)}: known only after {first.stage}"
+        yield (
+            f"then      {', '.join(later)}: their keys are known only after {first.stage}; "
+            "what turns out to be the same is reused"
+        )
     for difference in _pairs(made.uncounted) + _pairs(made.environment):
         yield f"in no key {difference}"
     for stage in made.stages:

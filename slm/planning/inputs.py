@@ -22,6 +22,7 @@ class SourceKey:
     key: str | None
     assumed: bool = False  # by size and time of files, or that a branch has not moved
     note: str = ""  # why the key is not known, or what is assumed
+    commit: str | None = None  # of a dataset on the hub, where it is known
     origin: Mapping[str, str | None] = field(default_factory=dict)  # local files → sha256, if known
 
 
@@ -55,7 +56,7 @@ def _of_files(config: PipelineConfig, results: Results, verify: bool) -> SourceK
     if len(digests) == len(names):
         key = files_key(config, base, splits, digests)
         note = "" if verify else f"{counted(len(names))} known by size and time, not hashed"
-        return SourceKey(key, not verify, note, origin)
+        return SourceKey(key, not verify, note, origin=origin)
     for source in _newest(results.sources, config.recipe):
         record = _source(source)
         same_names = record.origin.keys() == origin.keys()
@@ -63,13 +64,13 @@ def _of_files(config: PipelineConfig, results: Results, verify: bool) -> SourceK
             if _changed_since(names, source.time):
                 continue
             note = f"{counted(len(names))} unchanged since, by their times"
-            return SourceKey(record.key, True, note, record.origin)
+            return SourceKey(record.key, True, note, origin=record.origin)
     missing = [name for name, digest in origin.items() if digest is None]
     note = (
         f"{examples(missing)}: new or changed by size and time; what is in "
         f"{'it' if len(missing) == 1 else 'them'} is not known yet (--verify hashes it)"
     )
-    return SourceKey(None, True, note, origin)
+    return SourceKey(None, True, note, origin=origin)
 
 
 def _changed_since(paths: Iterable[Path], moment: float) -> bool:
@@ -81,9 +82,9 @@ def _of_hub(config: PipelineConfig, results: Results, verify: bool) -> SourceKey
     if verify:
         keep_cache_in(results.root.path)
         commit = hub.resolve_commit(data)
-        return _at_commit(config, results, commit, assumed=False)
+        return _at_commit(config, results, commit)
     if hub.is_commit(data.revision):
-        return _at_commit(config, results, str(data.revision), assumed=False)
+        return _at_commit(config, results, str(data.revision))
     for source in _newest(results.sources, config.recipe):
         record = _source(source)
         asked = source.settings.get("data.revision")
@@ -94,15 +95,15 @@ def _of_hub(config: PipelineConfig, results: Results, verify: bool) -> SourceKey
     return SourceKey(None, True, "its commit is known once the hub is asked (--verify asks)")
 
 
-def _at_commit(
-    config: PipelineConfig, results: Results, commit: str, *, assumed: bool
-) -> SourceKey:
+def _at_commit(config: PipelineConfig, results: Results, commit: str) -> SourceKey:
     if key := known_hub_key(config, results.root, commit):
-        return SourceKey(key, assumed)
+        return SourceKey(key, commit=commit)
     exact, _ = hub_keys(config, commit)
     if any(source.record.key == exact for source in results.sources):
-        return SourceKey(exact, True, "the hub is asked whether it has a val split of another name")
-    return SourceKey(None, False, "its key is known once the hub has listed its files")
+        note = "the hub is asked whether it has a val split of another name"
+        return SourceKey(exact, True, note, commit=commit)
+    note = "its key is known once the hub has listed its files"
+    return SourceKey(None, False, note, commit=commit)
 
 
 def _newest(sources: Iterable[Result], recipe: str) -> list[Result]:

@@ -36,8 +36,9 @@ class Result:
 
     @property
     def time(self) -> float:
-        """When it was finished."""
-        return (self.path / storage.RECORD).stat().st_mtime
+        """When it was finished; of a run that is not, when its folder last changed."""
+        record = self.path / storage.RECORD
+        return (record if record.exists() else self.path).stat().st_mtime
 
 
 def differences(old: Settings, new: Settings, names: Iterable[str]) -> Changed:

@@ -18,18 +18,26 @@ from slm.planning.inputs import SourceKey, file_changes, source_key
 from slm.planning.results import Changed, Result, Results, differences, nearest
 from slm.planning.versions import version_change
 from slm.records import Evaluation, Frozen, Record, Report, Run, Selection, Shards, Source, Version
-from slm.registry.tags import chain_tags, ingredients, read_note, register_key, registered_notes
+from slm.registry.tags import (
+    PREFIX,
+    chain_tags,
+    ingredients,
+    read_note,
+    register_key,
+    registered_notes,
+)
 from slm.report.identity import report_folder, report_key
 from slm.run_folder import SELECTION, RunFolder, checkpoint_name
 from slm.source.download import generator_version
 from slm.storage import R
 from slm.tokens.encode import encode_key, units_folder
 from slm.tracking.server import recorded_uri, tracking_uri
-from slm.tracking.store import file_of
+from slm.tracking.store import file_of, version_tags
 from slm.training.identity import find_run, run_inputs, run_keys
 from slm.training.selection import check_kept, check_resumable, choice
 
 Action = Literal["reused", "resumed", "to run", "refused"]
+UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
 
 
 class Stage(Frozen):
@@ -160,7 +168,7 @@ class Walk:
                 changed |= differences(best.settings, self.flat, upstream)
             version = version_change(stage, best, self.config, self.results.root)
             if not (changed or version or reasons) and (inputs is None or best.inputs == inputs):
-                reasons.append("no recorded setting differs: another slm made the nearest result")
+                reasons.append(UNEXPLAINED)
         facts.setdefault("action", "to run")
         line = Stage(
             stage=stage,
@@ -204,11 +212,16 @@ class Walk:
             changed.pop("data.path", None)  # another path to the same files
         if self.config.data.revision == old.revision:
             changed.pop("data.revision", None)  # the commit that a branch was resolved to
-        reasons = (*line.reasons, *files)
+        reasons = [reason for reason in line.reasons if reason != UNEXPLAINED] + files
         today = generator_version()
         if self.config.data.source == old.dataset == "stories" and old.revision != today:
-            reasons = (*reasons, f"the generator of stories: {old.revision} → {today}")
-        self.stages.append(line.model_copy(update={"changed": changed, "reasons": reasons}))
+            reasons.append(f"the generator of stories: {old.revision} → {today}")
+        if known.commit and known.commit != old.revision and "data.revision" not in changed:
+            reasons.append(f"commit {old.revision[:12]} → {known.commit[:12]}")
+        if not (reasons or changed or line.version):
+            reasons = [UNEXPLAINED]
+        update = {"changed": changed, "reasons": tuple(reasons)}
+        self.stages.append(line.model_copy(update=update))
 
     def _encode(self, source: Source | None) -> Shards | None:
         candidates = self._pinned(self.results.shards)
@@ -434,35 +447,47 @@ class Walk:
         tags = chain_tags(made)
         key = register_key(self.config, tags, root)
         versions = [v for v in map(read_note, registered_notes(run.path)) if v]
-        noted = next((version for version in versions if version.key == key), None)
         facts: dict[str, Any] = {"stage": "register", "key": key}
-        if noted and self._is_registered(run, tags):
-            note = "by the note of it in the run's folder; MLflow was not asked"
-            facts |= {"result": noted.uri, "assumed": not self.verify}
-            facts["reasons"] = () if self.verify else (note,)
+        noted, assumed = self._registered(run, versions, key, tags)
+        if noted:
+            facts |= {"result": noted.uri, "assumed": assumed}
+            note = "by the note of it in the run's folder: its server was not asked"
+            facts["reasons"] = (note,) if assumed else ()
             self.stages.append(Stage(action="reused", **facts))
             return
-        if noted:
-            facts["reasons"] = (f"{noted.uri} is gone from its registry",)
-        elif versions:
+        if versions:
             last = versions[-1]
             changed = self._of_registry(last, home)
             facts |= {"nearest": last.uri, "changed": changed}
-            if not changed:
-                facts["reasons"] = (f"what {last.uri} was made of differs by now",)
+            gone = f"{last.uri} is gone, or what it was made of differs by now"
+            facts["reasons"] = () if changed else (gone,)
         else:
             facts["reasons"] = ("the run is not registered yet",)
         self.stages.append(Stage(action="to run", **facts))
 
-    def _is_registered(self, run: Run, tags: dict[str, str]) -> bool:
-        """Whether the registry has the version; without `verify`, whether there is any to ask."""
-        root = self.results.root.path
-        if self.verify:
-            from slm.registry.register import is_registered
+    def _registered(
+        self, run: Run, noted: Iterable[Version], key: str, tags: dict[str, str]
+    ) -> tuple[Version | None, bool]:
+        """The version with this chain that `register` would reuse, and whether that is assumed.
 
-            return is_registered(self.config, run, tags, root)
+        A store that is a file is read. A server is asked by `verify` alone, else the note counts.
+        """
+        root = self.results.root.path
         store = file_of(tracking_uri(self.config, root))
-        return store is None or store.exists()
+        if store is None and self.verify:
+            from slm.registry.register import registered_version
+
+            return registered_version(self.config, run, tags, root), False
+        if store is not None and not store.exists():
+            return None, False
+        prefixed = {PREFIX + name: value for name, value in tags.items()}
+        for version in noted:
+            if version.model != self.config.model_name:
+                continue
+            held = version_tags(store, version.model, version.version) if store else None
+            if version.key == key if held is None else prefixed.items() <= held.items():
+                return version, held is None
+        return None, False
 
     def _of_registry(self, version: Version, run: RunFolder) -> Changed:
         """The settings by which a version goes elsewhere than the one that is here."""

@@ -134,12 +134,15 @@ def _registered(
 
 
 @explained()
-def is_registered(config: PipelineConfig, run: Run, tags: Mapping[str, str], root: Path) -> bool:
-    """Whether `register` would reuse a version with this chain. The registry is asked."""
+def registered_version(
+    config: PipelineConfig, run: Run, tags: Mapping[str, str], root: Path
+) -> Version | None:
+    """The version with this chain that `register` would reuse; the registry is asked."""
     uri = tracking_uri(config, root)
     if not has_store(uri):
-        return False
-    return _registered(connect(uri), config.model_name, run.path, tags) is not None
+        return None
+    version = _registered(connect(uri), config.model_name, run.path, tags)
+    return version.record(register_key(config, tags, root), uri) if version else None
 
 
 def deleted_notes(root: Path) -> frozenset[Path]:
