@@ -116,6 +116,8 @@ def explanation(made: "PipelinePlan") -> Iterator[str]:
             yield f"time      {stage.stage}: {duration(stage.seconds)}, {stage.seconds_from}"
         if stage.memory_bytes:
             yield f"memory    {size(stage.memory_bytes)} per process, {stage.memory_from}"
+    if made.seconds:
+        yield f"time      {duration(made.seconds)} in all, as far as it is known"
     disk = sum(stage.disk_bytes or 0 for stage in made.stages if stage.action != "reused")
     if disk:
         yield f"disk      about {size(disk)}, as far as it is known"
