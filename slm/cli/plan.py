@@ -19,7 +19,7 @@ from slm.storage import to_json
 if TYPE_CHECKING:
     from slm.planning.plan import PipelinePlan
     from slm.planning.results import Changed
-    from slm.planning.stages import Stage
+    from slm.planning.stage import Stage
 
 MAX_VALUE = 60  # characters of a setting's value that is shown
 Verify = Annotated[

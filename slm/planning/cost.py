@@ -13,8 +13,9 @@ from typing import Any
 
 from slm import keys
 from slm.machine import cpu_name
+from slm.planning.lines import Lines
 from slm.planning.results import Result, differences, nearest
-from slm.planning.stages import OWN, Stage, Walk
+from slm.planning.stage import OWN, Stage
 from slm.records import Run, ShardSplit, Source
 from slm.run_folder import RunFolder
 from slm.training.needs import measure, planned_steps
@@ -29,14 +30,14 @@ SPEED = (
 )  # fmt: skip
 
 
-def with_cost(line: Stage, walk: Walk) -> Stage:
+def with_cost(line: Stage, lines: Lines) -> Stage:
     """A stage of a plan with what it is likely to take."""
     if line.action == "reused":
         return line.model_copy(update={"seconds": 0.0})
     if line.action == "refused":
         return line
     kinds = {"download": _download, "encode": _encode, "train": _train}
-    update = kinds.get(line.stage, _inside_run)(line, walk)
+    update = kinds.get(line.stage, _inside_run)(line, lines)
     return line.model_copy(update=update)
 
 
@@ -44,24 +45,24 @@ def _as(name: str) -> str:
     return f"estimated: as {name} took"
 
 
-def _download(line: Stage, walk: Walk) -> dict[str, Any]:
-    best = _timed(walk.results.sources, walk, OWN["download"](walk.config))
+def _download(line: Stage, lines: Lines) -> dict[str, Any]:
+    best = _timed(lines.results.sources, lines, OWN["download"](lines.config))
     if best is None or best.made is None:
         return {}
     record, share = best.record, 1.0
     assert isinstance(record, Source)
-    if walk.config.data.source == "stories" and walk.config.data.documents:
-        share = walk.config.data.documents / max(1, record.documents)
+    if lines.config.data.source == "stories" and lines.config.data.documents:
+        share = lines.config.data.documents / max(1, record.documents)
     return _scaled(best, share)
 
 
-def _encode(line: Stage, walk: Walk) -> dict[str, Any]:
-    best = _timed(walk.results.shards, walk, OWN["encode"](walk.config))
+def _encode(line: Stage, lines: Lines) -> dict[str, Any]:
+    best = _timed(lines.results.shards, lines, OWN["encode"](lines.config))
     if best is None or best.made is None:
         return {}
-    old, share = walk.results.root.source(best.inputs), 1.0
-    if old and walk.source:
-        share = _text_bytes(walk.source) / max(1, _text_bytes(old))
+    old, share = lines.results.root.source(best.inputs), 1.0
+    if old and lines.source:
+        share = _text_bytes(lines.source) / max(1, _text_bytes(old))
     return _scaled(best, share)
 
 
@@ -80,22 +81,22 @@ def _scaled(best: Result, share: float) -> dict[str, Any]:
     }
 
 
-def _timed(results: Iterable[Result], walk: Walk, names: Iterable[str]) -> Result | None:
+def _timed(results: Iterable[Result], lines: Lines, names: Iterable[str]) -> Result | None:
     """The nearest result that this machine made and whose time was recorded."""
     here = cpu_name()
-    return nearest([r for r in results if r.made and r.made.cpu == here], walk.flat, names)
+    return nearest([r for r in results if r.made and r.made.cpu == here], lines.flat, names)
 
 
-def _inside_run(line: Stage, walk: Walk) -> dict[str, Any]:
+def _inside_run(line: Stage, lines: Lines) -> dict[str, Any]:
     """An evaluation or a report of a model of this shape, that this machine made."""
-    results = walk.results
+    results = lines.results
     look = {"evaluate": results.evaluations, "report": results.reports}.get(line.stage)
     if look is None:
         return {}
     newest = sorted(results.runs, key=lambda run: -run.time)
-    same = (run for run in newest if not differences(run.settings, walk.flat, SHAPE))
+    same = (run for run in newest if not differences(run.settings, lines.flat, SHAPE))
     made = [each for run in islice(same, MAX_RUNS) for each in look(RunFolder(run.path))]
-    best = _timed(made, walk, OWN[line.stage](walk.config))
+    best = _timed(made, lines, OWN[line.stage](lines.config))
     if best is None or best.made is None:
         return {}
     name = f"{best.path.parent.name}/{best.path.name}"
@@ -106,16 +107,16 @@ def _inside_run(line: Stage, walk: Walk) -> dict[str, Any]:
 # ---- train ------------------------------------------------------------------------------------
 
 
-def _train(line: Stage, walk: Walk) -> dict[str, Any]:
-    needs, like = measure(walk.config), _run_like(walk)
+def _train(line: Stage, lines: Lines) -> dict[str, Any]:
+    needs, like = measure(lines.config), _run_like(lines)
     facts: dict[str, Any] = {
         "memory_bytes": needs.state + needs.checkpoint + needs.batches,
         "memory_from": "at least, by the model's shape",
     }
-    steps = _steps(line, walk)
+    steps = _steps(line, lines)
     if like and (peak := _peak(RunFolder(like.path))):
         facts |= {"memory_bytes": peak, "memory_from": _as(like.path.name)}
-    train = walk.config.train
+    train = lines.config.train
     saves = math.ceil(steps / train.checkpoint_every) if steps else math.inf
     facts["disk_bytes"] = int(min(train.keep_checkpoints + 2, saves)) * needs.checkpoint
     if line.action == "to run" and train.max_seconds is not None:
@@ -128,23 +129,23 @@ def _train(line: Stage, walk: Walk) -> dict[str, Any]:
     return facts
 
 
-def _steps(line: Stage, walk: Walk) -> int | None:
+def _steps(line: Stage, lines: Lines) -> int | None:
     """The last step of a training; None where it is not known yet."""
     if line.action == "resumed":
         return line.max_steps
-    train = walk.config.train
-    if train.max_seconds is not None or (train.epochs is not None and walk.shards is None):
+    train = lines.config.train
+    if train.max_seconds is not None or (train.epochs is not None and lines.shards is None):
         return None
-    return planned_steps(walk.config, walk.shards.splits["train"] if walk.shards else NO_TOKENS)
+    return planned_steps(lines.config, lines.shards.splits["train"] if lines.shards else NO_TOKENS)
 
 
-def _run_like(walk: Walk) -> Result | None:
+def _run_like(lines: Lines) -> Result | None:
     """The newest finished run of this machine that trained as fast as the config's would."""
     here = cpu_name()
     runs = [
         run
-        for run in walk.results.runs
-        if not differences(run.settings, walk.flat, SPEED)
+        for run in lines.results.runs
+        if not differences(run.settings, lines.flat, SPEED)
         and isinstance(run.record, Run)
         and run.record.environment.get("cpu") == here
     ]

@@ -9,8 +9,12 @@ from slm import keys
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.machine import cpu_name
 from slm.planning.cost import with_cost
+from slm.planning.data import plan_download, plan_encode
+from slm.planning.lines import Lines
+from slm.planning.of_run import plan_evaluate, plan_register, plan_report
 from slm.planning.results import Changed, Results, differences
-from slm.planning.stages import OWN, Stage, Walk
+from slm.planning.stage import OWN, Stage
+from slm.planning.training import plan_train
 from slm.recipes import load_recipe
 from slm.records import Frozen
 from slm.run_folder import DataRoot, RunFolder
@@ -56,15 +60,21 @@ def plan_config(
 
     Raises UserError for what a run would refuse before its first stage, such as missing files.
     """
-    walk = Walk(config, Results(DataRoot(root)), verify=verify, against=against)
-    stages = tuple(with_cost(stage, walk) for stage in walk.walk())
+    lines = Lines(config, Results(DataRoot(root)), verify=verify, against=against)
+    lines.source = plan_download(lines)
+    lines.shards = plan_encode(lines, lines.source)
+    run = plan_train(lines, lines.shards)
+    evaluation = plan_evaluate(lines, run, lines.shards)
+    report = plan_report(lines, run, evaluation)
+    plan_register(lines, run, evaluation, report)
+    stages = tuple(with_cost(stage, lines) for stage in lines.stages)
     pending = [stage for stage in stages if stage.action in ("to run", "resumed")]
     return PipelinePlan(
         recipe=config.recipe,
         run=against.name if against else None,
         stages=stages,
-        uncounted=_uncounted(walk, stages),
-        environment=_environment(walk.reference),
+        uncounted=_uncounted(lines, stages),
+        environment=_environment(lines.reference),
         seconds=sum(stage.seconds or 0.0 for stage in stages),
         unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
         verified=verify,
@@ -90,19 +100,19 @@ def plan(
     return plan_config(load_recipe(recipe, overrides), verify=verify)
 
 
-def _uncounted(walk: Walk, stages: tuple[Stage, ...]) -> Changed:
+def _uncounted(lines: Lines, stages: tuple[Stage, ...]) -> Changed:
     """The settings that differ from those of the run and that no key of this config has."""
-    if walk.reference is None:
+    if lines.reference is None:
         return {}
-    old = walk.reference.config.flat()
-    counted = {name for names in OWN.values() for name in names(walk.config)}
-    if walk.config.data.source == "files":
+    old = lines.reference.config.flat()
+    counted = {name for names in OWN.values() for name in names(lines.config)}
+    if lines.config.data.source == "files":
         counted.discard("data.path")  # the key has the files instead
-    if not walk.cadence_counts:
+    if not lines.cadence_counts:
         counted -= set(keys.names_of("select"))
     named = {name for stage in stages for name in stage.changed}
-    rest = (name for name in walk.flat if name not in counted | named | {"recipe"})
-    return differences(old, walk.flat, rest)
+    rest = (name for name in lines.flat if name not in counted | named | {"recipe"})
+    return differences(old, lines.flat, rest)
 
 
 def _environment(run: RunFolder | None) -> Changed:

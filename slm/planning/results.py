@@ -1,7 +1,6 @@
 """What a data folder has of each stage, and the settings that each result was asked for with."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from slm import keys, storage
 from slm.errors import SlmError
 from slm.records import Evaluation, Made, Record, Report, Shards, Source
 from slm.run_folder import EVALUATION, REPORT, DataRoot, RunFolder
+from slm.run_folder import Settings as RunSettings
 from slm.storage import R
 
 Settings = Mapping[str, Any]  # by dotted key, as JSON values
@@ -66,16 +66,23 @@ class Results:
         self.root = root
 
     @cached_property
+    def _settings(self) -> list[tuple[RunFolder, RunSettings]]:
+        """The settings of every run, finished or not, that can be read."""
+        readable = []
+        for folder in self.root.runs():
+            with suppress(SlmError):
+                readable.append((folder, folder.settings))
+        return readable
+
+    @cached_property
     def runs(self) -> list[Result]:
         """The finished runs."""
         results = []
-        for folder in self.root.runs():
+        for folder, own in self._settings:
             with suppress(SlmError):
-                settings = folder.settings
                 if record := folder.record:
-                    flat = settings.config.flat()
-                    recipe = settings.config.recipe
-                    results.append(Result(record, recipe, flat, settings.shards_key, None))
+                    flat = own.config.flat()
+                    results.append(Result(record, own.config.recipe, flat, own.shards_key, None))
         return results
 
     @cached_property
@@ -110,12 +117,7 @@ class Results:
     @cached_property
     def _of_runs(self) -> dict[str, Settings]:
         """The settings of a run, finished or not, by the key of its shards."""
-        settings: dict[str, Settings] = {}
-        for folder in self.root.runs():
-            with suppress(SlmError):
-                own = folder.settings
-                settings[own.shards_key] = own.config.flat()
-        return settings
+        return {own.shards_key: own.config.flat() for _, own in self._settings}
 
     def _records(self, kind: str, record: type[R]) -> Iterator[tuple[str, R]]:
         """The complete results of a kind, each with the recipe in its folder's name."""
@@ -153,14 +155,6 @@ class Results:
                     continue
                 if result := storage.read_record(folder, record, verify=False):
                     yield result, made, {**own, **(made.settings if made else {})}
-
-
-def by_source(results: Iterable[Result]) -> dict[str | None, list[Result]]:
-    """Results by the key of what they were made from."""
-    grouped: dict[str | None, list[Result]] = defaultdict(list)
-    for result in results:
-        grouped[result.inputs].append(result)
-    return grouped
 
 
 def nearest(candidates: Iterable[Result], new: Settings, names: Iterable[str]) -> Result | None:
