@@ -16,6 +16,7 @@ from slm.planning.plan import PipelinePlan, plan_config
 from slm.planning.versions import with_settings
 from slm.recipes import load_recipe
 from slm.run_folder import DataRoot, RunFolder
+from slm.tracking.server import connect, tracking_uri
 
 STAGES = ["download", "encode", "train", "evaluate", "report", "register"]
 
@@ -57,6 +58,21 @@ def test_a_plan_is_what_the_run_does(project: Path, data_root: Path) -> None:
             if before[name].result and key in done:
                 assert before[name].result == done[key]
         assert reused(plan_config(other))[:count] == STAGES[:count]
+
+
+def test_a_version_that_was_deleted_is_registered_again(project: Path, data_root: Path) -> None:
+    empty_store(data_root)
+    config = load_recipe("tiny")
+    run_pipeline(config, "register")
+    client = connect(tracking_uri(config, data_root))
+    for change in (
+        lambda: client.delete_model_version("slm", "1"),
+        lambda: client.delete_run(client.get_model_version("slm", "2").run_id),
+    ):
+        assert reused(plan_config(config)) == STAGES
+        change()
+        assert reused(plan_config(config)) == STAGES[:5]
+        assert run_pipeline(config, "register")["reused"] == STAGES[:5]
 
 
 def test_what_was_reused_has_the_key_that_the_plan_gave(project: Path, data_root: Path) -> None:
