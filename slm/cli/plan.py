@@ -154,7 +154,16 @@ def _reasons(stage: "Stage") -> Iterator[str]:
         yield f"version of the stage: {old} → {new}"
     yield from _pairs(stage.changed)
     if stage.nearest and (stage.changed or stage.version):
-        yield f"compared with {stage.nearest if ':' in stage.nearest else Path(stage.nearest).name}"
+        yield f"compared with {_name(stage)}"
+
+
+def _name(stage: "Stage") -> str:
+    """The nearest result, as a person names it: `RUN`, or `RUN/report`."""
+    path = Path(stage.nearest or "")
+    if not path.is_absolute():
+        return str(stage.nearest)  # a version
+    inside = stage.stage in ("evaluate", "report")
+    return f"{path.parent.name}/{path.name}" if inside else path.name
 
 
 def _pairs(changed: "Changed") -> list[str]:

@@ -106,8 +106,8 @@ def _uncounted(lines: Lines, stages: tuple[Stage, ...]) -> Changed:
         return {}
     old = lines.reference.config.flat()
     counted = {name for names in OWN.values() for name in names(lines.config)}
-    if lines.config.data.source == "files":
-        counted.discard("data.path")  # the key has the files instead
+    if lines.config.data.source == "files" and lines.source:
+        counted.discard("data.path")  # its files are those that are here already
     if not lines.cadence_counts:
         counted -= set(keys.names_of("select"))
     named = {name for stage in stages for name in stage.changed}

@@ -116,6 +116,8 @@ def test_local_files_are_known_by_size_and_time(
     verified = plan_config(config, verify=True)["download"]
     assert (verified.action, verified.assumed) == ("to run", False)
     assert verified.reasons == ("1 file changed: notes.jsonl",)
+    other = changed(config, **{"data.path": f"{path.parent}/notes.*"})
+    assert not plan_config(other, verify=True).uncounted  # it leads to other documents
     assert not verified.changed
     path.write_text('{"text": "three"}\n')
     plan = plan_config(config)
