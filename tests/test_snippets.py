@@ -57,7 +57,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 def check(arguments: list[str]) -> None:
     """Hold a command line to the CLI, and its recipe and settings to `pipelines.yaml`."""
     given = parsed(arguments)
-    if given.get("recipe") not in (None, "RECIPE"):
+    if given.get("recipe") not in (None, "RECIPE", "RUN"):
         load(given["recipe"], [*(given.get("settings") or []), *needs_path(given)])
 
 
