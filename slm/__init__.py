@@ -15,7 +15,8 @@ Begin with your own data, in a folder of its own, by a recipe that fits it:
 
     slm.init("articles", "articles.jsonl")
 
-All stages in one call: `slm.run("quickstart")`. A result that is complete is reused.
+All stages in one call: `slm.run("quickstart")`. A result that is complete is reused; what that will
+be, and why, `slm.plan("quickstart")` shows before.
 
 Sample, from a run or from the registry:
 
@@ -50,6 +51,7 @@ _MODULES = {
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
     "init": "slm.project.start",
+    "plan": "slm.planning.plan",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.model.sample",

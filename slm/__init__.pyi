@@ -4,6 +4,7 @@ from slm.errors import UserError as UserError
 from slm.evaluation.evaluate import evaluate as evaluate
 from slm.model.sample import sample as sample
 from slm.orchestration.outline import run as run
+from slm.planning.plan import plan as plan
 from slm.project.start import init as init
 from slm.recipes import load_recipe as load_recipe
 from slm.registry.gate import promote as promote

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slm.config import PipelineConfig
+from slm.machine import cpu_name
 from slm.storage import sha256_json
 
 # What each kind of source reads; the rest may change without a new download.
@@ -103,6 +104,30 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     if stage == "train":
         return _nested(values | FORMER | FORMER_OF_RECIPES.get(config.recipe, {}))
     return dict(*_nested(values).values())
+
+
+def names_of(stage: str, source: str | None = None) -> tuple[str, ...]:
+    """The settings that a stage's result can depend on, by their dotted keys.
+
+    `source`: of `download`, the kind of source; None: of any. The path of local files is among
+    them, though the key has what is in the files instead.
+    """
+    later = [name for name, (owner, _) in ADDED.items() if owner == stage]
+    if stage != "download":
+        return (*SETTINGS[stage], *later)
+    kinds = [source] if source else list(DOWNLOAD_SETTINGS)
+    names = [name for kind in kinds for name in DOWNLOAD_SETTINGS[kind]]
+    paths = ["data.path"] if "files" in kinds else []
+    return tuple(dict.fromkeys((*names, *paths, *later)))
+
+
+def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
+    """What `made.json` keeps of a result: the settings of `names_of` as they were given, the CPU.
+
+    It is for people and plans: no key, hash or stage depends on it.
+    """
+    flat = config.flat()
+    return {"settings": {name: flat[name] for name in names_of(stage)}, "cpu": cpu_name()}
 
 
 def train_fields(config: PipelineConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -43,6 +43,14 @@ class Record(Frozen):
         return self.path.name
 
 
+class Made(Frozen):
+    """How a stage's result was made, in `made.json` next to its record."""
+
+    settings: dict[str, Any]  # by dotted key, as they were given
+    seconds: float
+    cpu: str
+
+
 class SourceSplit(Frozen):
     """One split of a source: its parquet files in order, with a single column `text`."""
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
 from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source
-from slm.registry.register import registered_notes
+from slm.registry.tags import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
 from slm.training.checkpoint import shared_with_longer

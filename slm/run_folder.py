@@ -449,6 +449,11 @@ def _record_of_key(folders: Iterable[Path], kind: type[R], key: str) -> R | None
     return None
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step_{step:06d}"
+
+
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a run's `checkpoints/`, valid or not, by their steps, in that order."""
     matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*"))

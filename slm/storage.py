@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import ValidationError
 
 from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
-from slm.records import FileEntry, Record
+from slm.records import FileEntry, Made, Record
 
 try:
     import fcntl
@@ -43,6 +43,7 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
+MADE = "made.json"  # next to it: how the result was made; no hash covers it, nothing needs it
 FORMAT = 4
 """The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
@@ -238,8 +239,11 @@ def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
         }
 
 
-def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
-    """What is wrong with the recorded files of a folder, a line each; empty if nothing is."""
+def mismatches(folder: Path, files: Mapping[str, FileEntry], *, hashes: bool = True) -> list[str]:
+    """What is wrong with the recorded files of a folder, a line each; empty if nothing is.
+
+    `hashes`: whether files are read and hashed; without, only their sizes are compared.
+    """
     wrong, present = [], []
     for name, entry in sorted(files.items()):
         path = folder / name
@@ -249,6 +253,8 @@ def mismatches(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
             wrong.append(f"{path}: {path.stat().st_size} bytes, recorded {entry.bytes}")
         else:
             present.append(path)
+    if not hashes:
+        return wrong
     try:
         entries = describe_files(folder, present)
     except FileNotFoundError as error:  # another process quarantined the folder, or pruned it
@@ -352,7 +358,7 @@ def commit(staging: Path, folder: Path, record: R) -> R:
     inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
     for path in inside:
         fsync_path(path)
-    paths = [path for path in inside if path.is_file()]
+    paths = [path for path in inside if path.is_file() and path != staging / MADE]
     complete = record.model_copy(
         update={"path": folder, "files": describe_files(staging, paths), "reused": False}
     )
@@ -399,7 +405,13 @@ def quarantine(folder: Path) -> Path:
     return target
 
 
-def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R]) -> R:
+def run_stage(
+    folder: Path,
+    kind: type[R],
+    key: str,
+    build: Callable[[Path], R],
+    made: Mapping[str, Any] | None = None,
+) -> R:
     """The result of a stage: the complete one, or what `build` makes now.
 
     Args:
@@ -407,6 +419,7 @@ def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R])
         kind: the record's type.
         key: the stage's key; a record with another key is replaced.
         build: writes the stage's files into an empty staging folder and returns the record.
+        made: of `keys.made`, what `made.json` keeps besides the seconds; None: it is not written.
 
     A corrupt result is quarantined, with a warning, and rebuilt. One process builds at a time: a
     second one waits for the first and then reuses its result.
@@ -425,10 +438,23 @@ def run_stage(folder: Path, kind: type[R], key: str, build: Callable[[Path], R])
         staging = folder.with_name(folder.name + ".tmp")
         staging.mkdir()
         try:
-            return commit(staging, folder, build(staging))
+            begin = time.monotonic()
+            record = build(staging)
+            if made is not None:
+                seconds = round(time.monotonic() - begin, 3)
+                write_versioned(staging / MADE, {**made, "seconds": seconds})
+            return commit(staging, folder, record)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+def read_made(folder: Path) -> Made | None:
+    """How a result was made; None where that was not recorded."""
+    try:
+        return Made.model_validate(read_versioned(folder / MADE)[1])
+    except (OSError, SlmError, ValidationError):
+        return None
 
 
 def _finished(folder: Path, kind: type[R], key: str) -> R | None:

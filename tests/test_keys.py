@@ -6,13 +6,13 @@ import pytest
 
 from slm import keys
 from slm.config import PipelineConfig
-from slm.evaluation.evaluate import EVALUATE_VERSION
+from slm.evaluation.identity import EVALUATE_VERSION
 from slm.recipes import load_recipe
 from slm.records import FileEntry, Source
-from slm.report.write import REPORT_VERSION
+from slm.report.identity import REPORT_VERSION
 from slm.source.download import download_key
 from slm.tokens.encode import encode_key
-from slm.training.loop import TRAIN_VERSION
+from slm.training.identity import TRAIN_VERSION
 
 # Of inputs that are made up. A key here changes only with its recipe, or with the version of its
 # stage: then every result of that stage is rebuilt, everywhere.

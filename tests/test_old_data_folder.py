@@ -24,6 +24,7 @@ from slm.config import PipelineConfig
 from slm.errors import NewerFormat
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
+from slm.planning.plan import plan_config
 from slm.records import Run, Shards, Source
 from slm.registry.register import register
 from slm.report.write import write_report
@@ -152,6 +153,21 @@ def lineage_capability(run: RunFolder) -> str:
     record = run.record
     assert record is not None
     return str(record.environment["cpu_capability"])
+
+
+def test_a_plan_reuses_and_resumes_what_is_in_it(root: DataRoot) -> None:
+    plan = plan_config(config_of(root, FINISHED), root=root.path)
+    assert {stage.stage: stage.action for stage in plan.stages} == dict.fromkeys(
+        ("download", "encode", "train", "evaluate", "report", "register"), "reused"
+    )
+    assert plan["train"].result == str(root.path / "runs" / FINISHED)
+    assert plan["register"].result == "models:/slm/1"
+    stopped = plan_config(config_of(root, STOPPED), root=root.path)["train"]
+    assert (stopped.action, stopped.step, stopped.max_steps) == ("resumed", 10, 20)
+    config = config_of(root, FINISHED)
+    other = config.data.model_copy(update={"documents": 77})
+    edited = plan_config(config.model_copy(update={"data": other}), root=root.path)
+    assert edited["download"].changed == {"data.documents": (config.data.documents, 77)}
 
 
 def test_settings_are_migrated_in_memory_and_the_file_stays(root: DataRoot) -> None:

@@ -13,8 +13,8 @@ import slm
 
 NAMES = [
     "load_recipe", "download", "encode", "train", "resume", "stop", "finish", "train_longer",
-    "evaluate", "write_report", "register", "promote", "run", "init", "open_run", "load_model",
-    "sample", "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
+    "evaluate", "write_report", "register", "promote", "run", "init", "plan", "open_run",
+    "load_model", "sample", "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 
 

@@ -67,6 +67,22 @@ def test_a_stage_is_made_once(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
+def test_how_a_result_was_made_is_in_no_hash(tmp_path: Path) -> None:
+    plain = stage(tmp_path / "plain")
+    made = {"settings": {"data.seed": 3}, "cpu": "a"}
+    folder = tmp_path / "noted" / "stage-1"
+    noted = run_stage(folder, Record, "new", lambda staging: build(staging), made)
+    assert noted.files == plain.files
+    kept = storage.read_made(folder)
+    assert kept is not None
+    assert (kept.settings, kept.cpu) == (made["settings"], "a")
+    assert kept.seconds >= 0
+    assert storage.read_made(plain.path) is None
+    (folder / storage.MADE).write_text("{")
+    assert storage.read_made(folder) is None
+    assert run_stage(folder, Record, "new", build, made).reused
+
+
 def test_another_key_replaces_it(tmp_path: Path) -> None:
     stage(tmp_path, "old")
     record = stage(tmp_path, "new")

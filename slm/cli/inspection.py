@@ -143,14 +143,14 @@ def check(
         return
     config = load(recipe, settings)
     from slm.cli import tables
-    from slm.training import forecast, preflight
+    from slm.training import forecast, needs, preflight
 
     warnings = preflight.check_before_download(config)
     shards = preflight.known_shards(config)
     forecast.check_limit(config, shards)
     if not as_json:
         show_wide(tables.stated(config))
-        show_wide(tables.needs(preflight.measure(config)))
+        show_wide(tables.needs(needs.measure(config)))
         print("timing some steps on this machine …", flush=True)
     cost = forecast.forecast(config, shards)
     advice = [*warnings, *forecast.advice(config, cost, shards)]

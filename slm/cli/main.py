@@ -30,6 +30,7 @@ from slm.cli.options import (
     overrides,
     show,
 )
+from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
@@ -75,11 +76,17 @@ def run(
     recipe: RecipeOrDefault = None,
     settings: Settings = None,
     name: Name = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what `slm plan` does, and do nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take a dataset to a registered model, through the Prefect flow."""
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
+    if dry_run:
+        show_plan(make_plan(recipe, settings, name), as_json)
+        return
     check_before_server(config)
     with display_for(as_json) as display:
         from slm.orchestration.local import run_flow
@@ -159,7 +166,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (init, run, retrain, up)),
+    ("The whole pipeline", (init, run, plan, retrain, up)),
     ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
     ("The registry", (models, promote, rollback)),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slm.history.lineage import Lineage, Link
     from slm.reproduction.comparing import Compared
     from slm.training.forecast import Forecast
-    from slm.training.preflight import Needs
+    from slm.training.needs import Needs
 
 STYLES = {
     "unchanged": "green",

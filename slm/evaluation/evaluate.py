@@ -22,6 +22,7 @@ from slm.errors import CorruptionError, SlmError, UserError
 from slm.evaluation.baselines import compare_baselines
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
+from slm.evaluation.identity import evaluate_key, evaluation_folder
 from slm.evaluation.intervals import RESAMPLES, paired_interval
 from slm.evaluation.scoring import (
     MAX_LOSS,
@@ -35,13 +36,12 @@ from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Evaluation, Run, Shards, check_input
-from slm.run_folder import EVALUATION, RunFolder, run_of_checkpoint
+from slm.run_folder import RunFolder, run_of_checkpoint
 from slm.source.documents import FORMATS, format_of, read_documents
 from slm.storage import run_stage, write_json
 from slm.tokens.shards.reading import documents, read_shards
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
-EVALUATE_VERSION = 3
 DETAILS = "evaluation.json"
 SAME_SUM = 1e-9  # relative, of sums of the same scores
 CHUNK_DOCUMENTS = 256  # scored between two progress reports
@@ -81,24 +81,17 @@ def evaluate(
             details=details,
         )
 
-    recorded = home.record or run
-    is_runs_own = recorded.checkpoint(config.evaluate.checkpoint).name == folder.name
-    own = config.evaluate == home.config.evaluate and is_runs_own
     with storage.reading(shards.path):
         result = run_stage(
-            home.result_folder(EVALUATION, None if own else key), Evaluation, key, build
+            evaluation_folder(config, run, key),
+            Evaluation,
+            key,
+            build,
+            keys.made("evaluate", config),
         )
     if result.reused:
         check_figures(result)
     return result
-
-
-def evaluate_key(
-    config: PipelineConfig, weights_sha256: str, shards_key: str, version: int = EVALUATE_VERSION
-) -> str:
-    """The key of the evaluation of these weights on the val split of these shards."""
-    inputs = {"weights": weights_sha256, "shards": shards_key}
-    return keys.stage_key("evaluate", version, keys.stage_fields("evaluate", config), inputs)
 
 
 def check_figures(evaluation: Evaluation) -> None:

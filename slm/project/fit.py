@@ -264,7 +264,7 @@ def size_for(unique: float, vocab: int, context: int, machine: Machine) -> Size:
 @cache
 def _cost(width: int, layers: int, heads: int, vocab: int, context: int) -> tuple[int, float]:
     """A model's parameters, and its FLOPs per token in training."""
-    from slm.training.preflight import measure  # loads torch
+    from slm.training.needs import measure
 
     model = ModelConfig(
         architecture="qwen3", n_layer=layers, n_head=heads, n_embd=width, seq_len=context

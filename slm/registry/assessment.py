@@ -20,7 +20,7 @@ from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
 from slm.records import Shards
-from slm.registry.chain import REQUIRED
+from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot
 from slm.tokens.shards.reading import documents, read_shards, read_tokens

@@ -23,11 +23,11 @@ from slm.progress import Progress, silent
 from slm.records import model_uri, names_version, parse_version
 from slm.registry.assessment import assess as assess_against
 from slm.registry.assessment import gate_settings
+from slm.registry.tags import PREFIX
 from slm.registry.versions import (
     CHALLENGER,
     CHAMPION,
     DECISION_TAG,
-    PREFIX,
     GateDecision,
     ModelVersion,
     candidate,

@@ -9,13 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm import keys, storage
+from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError
 from slm.records import (
     Checkpoint,
     Evaluation,
-    Parent,
     Report,
     Run,
     Shards,
@@ -23,19 +22,25 @@ from slm.records import (
     check_input,
     model_uri,
 )
-from slm.registry.chain import Ingredients, chain_tags
 from slm.registry.packing import logged_model
+from slm.registry.tags import (
+    PREFIX,
+    chain_tags,
+    ingredients,
+    read_note,
+    register_key,
+    registered_notes,
+)
 from slm.registry.versions import (
     CHALLENGER,
     DECISION_TAG,
-    PREFIX,
     ModelVersion,
     from_mlflow,
     has_store,
     if_exists,
     is_whole,
 )
-from slm.run_folder import CHECKPOINTS, PARENT, DataRoot, RunFolder
+from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri
 from slm.tracking.server import (
@@ -52,9 +57,6 @@ from slm.tracking.store import file_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-
-REGISTER_VERSION = 1
-"""Goes up whenever the same run gives another model version."""
 
 
 @explained()
@@ -80,22 +82,8 @@ def register(
     root = root or data_root()
     uri = tracking_uri(config, root)
     checkpoint = _evaluated_checkpoint(run, evaluation)
-    tags = chain_tags(
-        Ingredients(
-            config=config,
-            source=RunFolder.of(run).root.source(shards.source_key) if shards else None,
-            shards=shards,
-            parent=storage.read_record(run.path / PARENT, Parent, verify=False),
-            run=run,
-            checkpoint=checkpoint,
-            evaluation=evaluation,
-            report=report,
-            derived=RunFolder.of(run).settings.derived,
-        )
-    )
-    fields = {"model": config.model_name, "tracking_uri": recorded_uri(uri, root)}
-    prefixed = {PREFIX + name: value for name, value in tags.items()}
-    key = keys.stage_key("register", REGISTER_VERSION, fields, prefixed)
+    tags = chain_tags(ingredients(config, run, checkpoint, evaluation, report, shards))
+    key = register_key(config, tags, root)
     note = _note(config, run, uri, key, root)
     client = connect(uri)
     if version := _registered(client, config.model_name, run.path, tags):
@@ -127,37 +115,34 @@ def _evaluated_checkpoint(run: Run, evaluation: Evaluation) -> Checkpoint:
 # ---- notes in the run's folder ----------------------------------------------------------------
 
 
-def registered_notes(run: Path) -> list[Path]:
-    """The notes in a run's folder of the versions that were made from it.
-
-    `registered.json` is of the model name and server of the run's own settings; a version under
-    another name or on another server has `registered-<key>.json`.
-    """
-    return sorted(run.glob("registered*.json"))
-
-
 def _note(config: PipelineConfig, run: Run, uri: str, key: str, root: Path) -> Path:
     own = RunFolder.of(run).config
     is_own = (config.model_name, uri) == (own.model_name, tracking_uri(own, root))
     return run.path / ("registered.json" if is_own else f"registered-{key[:12]}.json")
 
 
-def _read_note(note: Path) -> Version | None:
-    with suppress(FileNotFoundError, ValueError):
-        return Version.model_validate_json(note.read_bytes())
-    return None
-
-
 def _registered(
     client: "MlflowClient", name: str, run: Path, tags: Mapping[str, str]
 ) -> ModelVersion | None:
     """The version that a note names, where the registry has it, whole and with this very chain."""
-    for noted in filter(None, map(_read_note, registered_notes(run))):
+    for noted in filter(None, map(read_note, registered_notes(run))):
         entry = if_exists(client.get_model_version, name, noted.version)
         version = from_mlflow(entry) if entry and noted.model == name else None
         if version and tags.items() <= version.tags.items() and is_whole(client, version):
             return version
     return None
+
+
+@explained()
+def registered_version(
+    config: PipelineConfig, run: Run, tags: Mapping[str, str], root: Path
+) -> Version | None:
+    """The version with this chain that `register` would reuse; the registry is asked."""
+    uri = tracking_uri(config, root)
+    if not has_store(uri):
+        return None
+    version = _registered(connect(uri), config.model_name, run.path, tags)
+    return version.record(register_key(config, tags, root), uri) if version else None
 
 
 def deleted_notes(root: Path) -> frozenset[Path]:
@@ -169,7 +154,7 @@ def deleted_notes(root: Path) -> frozenset[Path]:
     deleted = set()
     for run in DataRoot(root).runs():
         for note in registered_notes(run.path):
-            noted = _read_note(note)
+            noted = read_note(note)
             if noted is None:
                 continue
             uri = _server_of(noted, root)

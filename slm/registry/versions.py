@@ -24,6 +24,7 @@ from slm.records import (
     names_version,
     parse_version,
 )
+from slm.registry.tags import PREFIX
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import (
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-PREFIX = "slm."  # of our tags
 DECISION_TAG = "verdict"  # holds a GateDecision as JSON
 T = TypeVar("T")
 

@@ -29,21 +29,17 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import cards, evidence, plots
+from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
 from slm.report.other_runs import find_other_runs, other_run_findings
 from slm.report.prompts import report_prompts
 from slm.report.samples import ReportSample, compare_with_held_out, write_samples
 from slm.report.summary import summarise, training_findings
-from slm.run_folder import EVALUATION, REPORT, RunFolder
-from slm.storage import content_hash, hashing_once, read_record, reading, run_stage
+from slm.run_folder import RunFolder
+from slm.storage import hashing_once, read_record, reading, run_stage
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
-
-REPORT_VERSION = 4
-"""Goes up when the same run has other samples or figures, not for other wording or looks: those
-make no old report stale.
-"""
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
@@ -71,14 +67,11 @@ def write_report(
     """
     check_input(run, Run)
     check_input(evaluation, Evaluation)
-    home = RunFolder.of(run)
-    own = config.report == home.config.report and evaluation.path.name == EVALUATION
-    inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
-    key = report_key(config, inputs)
+    key = report_key(config, run, evaluation)
     if grammar.is_left_out(config.report.language):
-        whole, key = key, report_key(config, inputs, left_out=(grammar.LEFT_OUT,))
+        whole, key = key, report_key(config, run, evaluation, left_out=(grammar.LEFT_OUT,))
         with suppress(CorruptionError):  # one that was made where nothing is left out is better
-            report = read_record(home.result_folder(REPORT, None if own else whole), Report)
+            report = read_record(report_folder(config, run, evaluation, whole), Report)
             if report and report.key == whole:
                 return report.model_copy(update={"reused": True})
 
@@ -93,21 +86,9 @@ def write_report(
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
         return report
 
+    folder = report_folder(config, run, evaluation, key)
     with reading(*([shards.path] if shards else [])):
-        return run_stage(home.result_folder(REPORT, None if own else key), Report, key, build)
-
-
-def report_key(config: PipelineConfig, inputs: Sequence[str], left_out: Sequence[str] = ()) -> str:
-    """The key of a report.
-
-    Args:
-        left_out: figures that it lacks, as a library is not installed. Where the library is, the
-            key is another and the report is made again.
-    """
-    fields = keys.stage_fields("report", config)
-    if left_out:
-        fields["left_out"] = list(left_out)
-    return keys.stage_key("report", REPORT_VERSION, fields, inputs)
+        return run_stage(folder, Report, key, build, keys.made("report", config))
 
 
 # ---- facts ------------------------------------------------------------------------------------

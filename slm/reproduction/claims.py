@@ -26,13 +26,13 @@ from slm.records import (
     Shards,
     Source,
 )
-from slm.registry.chain import Ingredients, chain_tags
+from slm.registry.tags import Ingredients, chain_tags
 from slm.reproduction import pages
 from slm.reproduction.comparing import FOLLOWS_WEIGHTS, MISSING, Comparisons, exact, segments
-from slm.run_folder import CHECKPOINTS, EVALUATION, REPORT, RunFolder
+from slm.run_folder import CHECKPOINTS, EVALUATION, REPORT, RunFolder, checkpoint_name
 from slm.storage import LEFTOVER, read_record, sha256_json
-from slm.training.checkpoint import checkpoint_name
-from slm.training.plan import decision_sha256, plan_sha256, planned_steps
+from slm.training.needs import planned_steps
+from slm.training.plan import decision_sha256, plan_sha256
 
 # Tags of a version that tell of the code, the machine and the report, which are not rebuilt.
 TAGS_NOT_REPEATED = {

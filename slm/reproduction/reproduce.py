@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from slm import storage
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
-from slm.evaluation.evaluate import DETAILS, EVALUATE_VERSION, evaluate, evaluate_key
+from slm.evaluation.evaluate import DETAILS, evaluate
+from slm.evaluation.identity import EVALUATE_VERSION, evaluate_key
 from slm.history.lineage import (
     ARITHMETIC,
     WRITER,
@@ -44,8 +45,7 @@ from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training import launch
-from slm.training.identity import run_inputs, run_keys
-from slm.training.loop import TRAIN_VERSION
+from slm.training.identity import TRAIN_VERSION, run_inputs, run_keys
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight

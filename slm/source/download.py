@@ -8,7 +8,7 @@ function of the documents alone, not of how the input was cut into files.
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from slm.errors import CorruptionError, SlmError, UserError
 from slm.progress import Progress, automatic
 from slm.records import Source, SourceSplit
 from slm.run_folder import DataRoot
-from slm.source import hub
+from slm.source import hub, seen
 from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
@@ -65,12 +65,36 @@ def download(
         raise
 
 
-def download_key(config: PipelineConfig, inputs: Any, **resolved: str) -> str:
-    """The stage's key. `resolved` replaces settings, such as a revision by its commit."""
+def download_key(
+    config: PipelineConfig, inputs: Any, *, version: int | None = None, **resolved: str
+) -> str:
+    """The stage's key. `resolved` replaces settings, such as a revision by its commit.
+
+    `version`: of the stage; None: today's.
+    """
     fields: dict[str, Any] = {**keys.stage_fields("download", config), **resolved}
     if config.data.source != "stories" and config.data.separator is not None:
         fields["pieces"] = _PIECES_VERSION
-    return keys.stage_key("download", DOWNLOAD_VERSION, fields, inputs)
+    return keys.stage_key("download", version or DOWNLOAD_VERSION, fields, inputs)
+
+
+def files_key(
+    config: PipelineConfig,
+    base: Path,
+    splits: Mapping[str, Iterable[Path]],
+    origin: Mapping[str, str],
+    version: int | None = None,
+) -> str:
+    """The key of a source of local files.
+
+    Args:
+        base: their common folder.
+        splits: the files of each split in order.
+        origin: the sha256 of each by its path in that folder.
+    """
+    ordered = {s: [p.relative_to(base).as_posix() for p in paths] for s, paths in splits.items()}
+    inputs = {"files": dict(origin), "splits": ordered}
+    return download_key(config, inputs, version=version)
 
 
 def is_made_with(source: Source, config: PipelineConfig) -> bool:
@@ -81,26 +105,39 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     """
     data = config.data
     if data.source == "hub":
-        return source.key in _hub_keys(config, source.revision)
+        return source.key in hub_keys(config, source.revision)
     if data.source == "files":
         base, layout = find_files(data)
-        names = {s: [p.relative_to(base).as_posix() for p in f] for s, f in layout.files.items()}
-        return source.key == download_key(config, {"files": source.origin, "splits": names})
-    return source.key == download_key(config, {"stories": STORIES_VERSION})
+        return source.key == files_key(config, base, layout.files, source.origin)
+    return source.key == stories_key(config)
+
+
+def stories_count(data: DataConfig) -> int:
+    """How many stories are generated. Raises UserError where the config does not say."""
+    if data.documents is None:
+        raise UserError(
+            "data.source=stories needs a number of documents, for example "
+            "--set data.documents=12000"
+        )
+    return data.documents
+
+
+def generator_version() -> str:
+    """What the record of generated stories has as its revision."""
+    return f"version {STORIES_VERSION}"
+
+
+def stories_key(config: PipelineConfig, version: int | None = None) -> str:
+    """The key of the generated corpus."""
+    return download_key(config, {"stories": STORIES_VERSION}, version=version)
 
 
 # ---- the embedded corpus ----------------------------------------------------------------------
 
 
 def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
-    data = config.data
-    if data.documents is None:
-        raise UserError(
-            "data.source=stories needs a number of documents, for example "
-            "--set data.documents=12000"
-        )
-    count = data.documents
-    key = download_key(config, {"stories": STORIES_VERSION})
+    data, count = config.data, stories_count(config.data)
+    key = stories_key(config)
 
     def build(staging: Path) -> Source:
         texts = stories(data.seed, 0, count)
@@ -110,11 +147,11 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
         return Source(
             key=key,
             dataset="stories",
-            revision=f"version {STORIES_VERSION}",
+            revision=generator_version(),
             splits={"train": split},
         )
 
-    return storage.run_stage(root.folder("sources", config.folder_name, key), Source, key, build)
+    return _run_stage(config, root, key, build)
 
 
 # ---- local files ------------------------------------------------------------------------------
@@ -127,16 +164,17 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
     check_contents([path for paths in splits.values() for path in paths], data)
     names = {path: path.relative_to(base).as_posix() for paths in splits.values() for path in paths}
     try:
+        stamped = seen.stamps(names)
         entries = storage.describe_files(base, names)
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     origin = {name: entry.sha256 for name, entry in entries.items()}
-    ordered = {split: [names[path] for path in paths] for split, paths in splits.items()}
     revision = storage.sha256_json(origin)
-    key = download_key(config, {"files": origin, "splits": ordered})
+    key = files_key(config, base, splits, origin)
     for note in layout.notes:
         logger.warning("%s: %s", data.path, note)
     source = _convert(config, root, key, revision, lambda: layout, origin, progress)
+    seen.remember(root.path, {path: origin[name] for path, name in names.items()}, stamped)
     # Of a reused source too, these are of the files as they are now.
     return source.model_copy(update={"inputs": layout.inputs, "notes": layout.notes})
 
@@ -169,30 +207,38 @@ def _from_hub(config: PipelineConfig, root: DataRoot, progress: Progress) -> Sou
     return source
 
 
-def _hub_keys(config: PipelineConfig, commit: str) -> tuple[str, str]:
+def hub_keys(config: PipelineConfig, commit: str, version: int | None = None) -> tuple[str, str]:
     """The key of a dataset whose val, if any, is the split of that name; and of any other."""
     return (
-        download_key(config, None, revision=commit),
-        download_key(config, {"val": "a split named like it"}, revision=commit),
+        download_key(config, None, version=version, revision=commit),
+        download_key(config, {"val": "a split named like it"}, version=version, revision=commit),
     )
+
+
+def known_hub_key(config: PipelineConfig, root: DataRoot, commit: str) -> str | None:
+    """The key of the dataset at a commit where a source that is here shows it; the hub is not
+    asked. None too where a source was made by an earlier version, which took a split of exactly
+    that name as val and no other.
+    """
+    exact, alike = hub_keys(config, commit)
+    if _known(config, root, alike):
+        return alike
+    data, record = config.data, _known(config, root, exact)
+    if record:
+        taken = "val" in record.splits and data.train_split != data.val_split
+        if record.notes is not None or taken or explicit(data, "val_split"):
+            return exact
+    return None
 
 
 def _hub_key(
     config: PipelineConfig, root: DataRoot, commit: str
 ) -> tuple[str, hub.HubLayout | None]:
-    """The key of the dataset at a commit, and its layout where the hub had to be asked for it.
-
-    The hub is not asked where a source is here already, unless it was made by an earlier version,
-    which took a split of exactly that name as val and no other.
-    """
-    exact, alike = _hub_keys(config, commit)
-    if _known(config, root, alike):
-        return alike, None
+    """The key of the dataset at a commit, and its layout where the hub had to be asked for it."""
+    if key := known_hub_key(config, root, commit):
+        return key, None
+    exact, alike = hub_keys(config, commit)
     data, record = config.data, _known(config, root, exact)
-    if record:
-        taken = "val" in record.splits and data.train_split != data.val_split
-        if record.notes is not None or taken or explicit(data, "val_split"):
-            return exact, None
     try:
         layout = hub.find_files(data, commit)
     except UserError:
@@ -263,7 +309,14 @@ def _convert(
             notes=layout.notes,
         )
 
-    return storage.run_stage(root.folder("sources", config.folder_name, key), Source, key, build)
+    return _run_stage(config, root, key, build)
+
+
+def _run_stage(
+    config: PipelineConfig, root: DataRoot, key: str, build: Callable[[Path], Source]
+) -> Source:
+    folder = root.folder("sources", config.folder_name, key)
+    return storage.run_stage(folder, Source, key, build, keys.made("download", config))
 
 
 def _documents(

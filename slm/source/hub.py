@@ -64,14 +64,19 @@ class HubFile:
 # ---- the files of a dataset ---------------------------------------------------------------------
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a full commit, which never moves as a branch or a tag does."""
+    return bool(revision and _COMMIT.fullmatch(revision))
+
+
 def resolve_commit(data: DataConfig) -> str:
     """The commit that `data.revision` (default: the main branch) stands for.
 
     A full commit is returned as it is, without the network. Raises UserError where the dataset or
     the revision does not exist.
     """
-    if data.revision and _COMMIT.fullmatch(data.revision):
-        return data.revision
+    if is_commit(data.revision):
+        return str(data.revision)
     info = with_retries(data, lambda api: api.dataset_info(data.path, revision=data.revision))
     if not _COMMIT.fullmatch(str(info.sha)):
         raise SlmError(f"the hub gave no commit for {data.path}, but {info.sha!r}")

@@ -84,7 +84,7 @@ def encode(
     data = DataRoot(root)
     key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
     folder = data.folder("shards", config.folder_name, key)
-    work = folder.with_name(f".{folder.name}.units")
+    work = units_folder(folder)
 
     def build(staging: Path) -> Shards:
         check_extras(config.data.clean)
@@ -97,21 +97,32 @@ def encode(
             raise
 
     with storage.reading(source.path):
-        shards = storage.run_stage(folder, Shards, key, build)
+        made = keys.made("encode", config)
+        shards = storage.run_stage(folder, Shards, key, build, made)
     shutil.rmtree(work, ignore_errors=True)
     if held_out := shards.cleaning.get("held_out"):
         logger.warning("%s%s", holdout.describe(held_out), _hint(config.data, source))
     return shards
 
 
-def encode_key(config: PipelineConfig, source: Source, tokenizer_sha256: str | None) -> str:
-    """The key of the shards that `encode` makes; of a given tokenizer, where there is one."""
+def units_folder(folder: Path) -> Path:
+    """Where an interrupted encoding leaves the units that it has finished."""
+    return folder.with_name(f".{folder.name}.units")
+
+
+def encode_key(
+    config: PipelineConfig, source: Source, tokenizer_sha256: str | None, version: int | None = None
+) -> str:
+    """The key of the shards that `encode` makes; of a given tokenizer, where there is one.
+
+    `version`: of the stage; None: today's.
+    """
     inputs: Any = storage.content_hash(source)
     if tokenizer_sha256:
         inputs = {"source": inputs, "tokenizer": tokenizer_sha256}
     # Under version 1 the split was drawn from the hash of the cleaned text. It is now drawn from
     # the raw text, which gives other bytes only where the two can differ.
-    version = ENCODE_VERSION + config.data.clean.fix_text
+    version = (version or ENCODE_VERSION) + config.data.clean.fix_text
     fields = keys.stage_fields("encode", config)
     if rule := holdout.small_set_rule(config.data, source):  # added later: only these have it
         fields["held_out"] = rule

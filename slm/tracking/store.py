@@ -95,3 +95,28 @@ def _content(file: Path) -> bytes:
     """A store between two transactions."""
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
         return store.serialize()
+
+
+# ---- read without MLflow ----------------------------------------------------------------------
+
+
+def version_tags(file: Path, model: str, number: str) -> dict[str, str] | None:
+    """The tags of a model version, read without MLflow, whose import takes seconds.
+
+    Empty where the store has no such version, or its run was deleted; None where the file is no
+    store that can be read.
+    """
+    alive = (
+        "SELECT 1 FROM model_versions v JOIN runs r ON r.run_uuid = v.run_id WHERE v.name = ? "
+        "AND v.version = ? AND v.current_stage != 'Deleted_Internal' "
+        "AND r.lifecycle_stage = 'active'"
+    )
+    tags = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
+    address = f"{file.resolve().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as store:
+            if store.execute(alive, (model, number)).fetchone() is None:
+                return {}
+            return dict(store.execute(tags, (model, number)).fetchall())
+    except sqlite3.Error:
+        return None

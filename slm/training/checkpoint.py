@@ -29,7 +29,7 @@ from slm.errors import CorruptionError
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, MODEL, check_finite, describe_model, load_weights
 from slm.records import Checkpoint
-from slm.run_folder import checkpoint_folders
+from slm.run_folder import checkpoint_folders, checkpoint_name
 from slm.storage import (
     commit,
     delete_leftovers,
@@ -43,10 +43,6 @@ from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 logger = logging.getLogger(__name__)
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step_{step:06d}"
 
 
 class CheckpointWriter:

@@ -32,9 +32,10 @@ from slm.run_folder import (
     LOCK_PATIENCE_SECONDS,
     RunFolder,
     Settings,
+    checkpoint_name,
 )
 from slm.storage import commit, hashing_once, lock, make_folder, to_json, write_file
-from slm.training.checkpoint import STATE, checkpoint_name, checkpoint_to_resume
+from slm.training.checkpoint import STATE, checkpoint_to_resume
 from slm.training.identity import run_inputs, run_keys
 from slm.training.launch import (
     as_folder,

@@ -26,16 +26,15 @@ from slm.records import Plan, Shards, ShardSplit
 from slm.run_folder import RunFolder
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
+from slm.training.needs import measure, planned_steps
 from slm.training.optim import optimizer_tensors
 from slm.training.plan import (
     activation_bytes,
     autocast_dtype,
     make_plan,
     memory_bytes,
-    planned_steps,
     thread_count,
 )
-from slm.training.preflight import measure
 from slm.training.process import set_up_kernels
 from slm.training.session import Session, synthetic_session
 

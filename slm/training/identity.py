@@ -15,7 +15,9 @@ from slm.errors import CorruptionError, NewerFormat
 from slm.records import Derivation, Shards
 from slm.run_folder import DataRoot, RunFolder, Settings
 from slm.storage import content_hash
-from slm.training.loop import TRAIN_VERSION
+
+TRAIN_VERSION = 4
+"""Goes up whenever the same config and shards give other weights."""
 
 
 def run_inputs(shards: Shards, parent_key: str | None, derived: Derivation | None = None) -> Any:
@@ -30,8 +32,12 @@ def run_inputs(shards: Shards, parent_key: str | None, derived: Derivation | Non
     return {"shards": inputs, "parent": parent_key} if parent_key else inputs
 
 
-def run_keys(config: PipelineConfig, inputs: Any, version: int = TRAIN_VERSION) -> tuple[str, str]:
-    """The key of the run of a config, and the one that it had while `keys.FORMER` counted."""
+def run_keys(config: PipelineConfig, inputs: Any, version: int | None = None) -> tuple[str, str]:
+    """The key of the run of a config, and the one that it had while `keys.FORMER` counted.
+
+    `version`: of the stage; None: today's.
+    """
+    version = version or TRAIN_VERSION
     now, former = (
         keys.stage_key("train", version, fields, inputs) for fields in keys.train_fields(config)
     )

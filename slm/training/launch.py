@@ -48,10 +48,10 @@ from slm.storage import (
     run_stage,
     unmark_complete,
 )
-from slm.training.identity import cadence, find_run, has_former_key, run_inputs, run_keys
+from slm.training.identity import find_run, run_inputs, run_keys
 from slm.training.plan import thread_count
 from slm.training.process import ENDED
-from slm.training.selection import select, unfinished_message
+from slm.training.selection import check_resumable, select
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +102,10 @@ def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
 
     Raises UserError where its best checkpoint so far was chosen by another cadence.
     """
-    settings, shards = run.settings, run.shards
+    settings = run.settings
     if settings.config.train == config.train or run.is_finished:
         return
-    former = shards is not None and has_former_key(
-        settings, run_inputs(shards, settings.parent_key, settings.derived)
-    )
-    scored = any(entry["event"] == "evaluate" for entry in run.journal)
-    if (former or scored) and cadence(settings.config) != cadence(config):
-        raise UserError(unfinished_message(run, config))
+    former = check_resumable(run, config)
     train = config.train
     if former:  # its hashes have it
         own = settings.config.train.checkpoint_every

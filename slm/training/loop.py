@@ -25,7 +25,15 @@ from slm.evaluation.scoring import MAX_LOSS, Score, score
 from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
-from slm.run_folder import CHECKPOINTS, DECISION, JOURNAL, PARENT, PLAN, RunFolder
+from slm.run_folder import (
+    CHECKPOINTS,
+    DECISION,
+    JOURNAL,
+    PARENT,
+    PLAN,
+    RunFolder,
+    checkpoint_name,
+)
 from slm.storage import (
     describe_files,
     fault_point,
@@ -36,7 +44,7 @@ from slm.storage import (
 )
 from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
-from slm.training.checkpoint import CheckpointWriter, checkpoint_name, latest_checkpoint
+from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
 from slm.training.clock import decide_cooldown, note, start_countdown
 from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
 from slm.training.journal import Journal
@@ -56,7 +64,6 @@ from slm.training.session import (
 
 logger = logging.getLogger(__name__)
 
-TRAIN_VERSION = 4  # goes up whenever the same config and shards give other weights
 MAX_SKIPPED_STEPS = 50  # in a row, in fp16
 MIN_SCALE = 2.0**-14
 """The least factor of the loss in fp16, which starts at 2¹⁶ and is halved by every overflow.

@@ -22,6 +22,7 @@ from slm.errors import UserError
 from slm.machine import available_cores, available_memory, has_amx_bf16, pick_device
 from slm.records import Decision, Plan, ShardSplit
 from slm.storage import sha256_json
+from slm.training.needs import planned_steps
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Device = Literal["cpu", "cuda", "mps"]
@@ -101,17 +102,6 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         muon_precision=pick_muon_precision(config.train, device),
         parts=pick_parts(config, device, compiles),
     )
-
-
-def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
-    """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
-    train = config.train
-    if train.max_steps is not None:
-        return train.max_steps
-    if train.max_seconds is not None:
-        return 0
-    tokens = train.max_tokens or (train.epochs or 0) * data.tokens
-    return max(1, math.ceil(tokens / train.tokens_per_step))
 
 
 def steps_within(

@@ -16,8 +16,7 @@ from slm.config import PipelineConfig, ReportConfig
 from slm.errors import SlmError, UserError
 from slm.figures import size
 from slm.machine import available_cores, available_memory, pick_device
-from slm.model.gpt import GPT
-from slm.records import Frozen, Shards, ShardSplit, Source
+from slm.records import Shards, ShardSplit, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import is_made_with
 from slm.storage import read_record
@@ -25,34 +24,12 @@ from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 from slm.training.launch import MIN_TOKENS_PER_DEVICE, gpu_count, planned_processes
+from slm.training.needs import Needs, measure
 from slm.training.plan import make_plan
 
 MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
 
 _UNKNOWN = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
-
-
-class Needs(Frozen):
-    """What a model is and what its training holds at least, from the config alone.
-
-    Activations, and what libraries take, are not counted: a training never needs less than this.
-    """
-
-    parameters: int
-    flops_per_token: float  # forward and backward
-    weights: int  # bytes, as are the others
-    gradients: int
-    optimizer: int
-    batches: int  # tokens of two steps: one is prepared while the other is trained on
-
-    @property
-    def checkpoint(self) -> int:
-        """The bytes of a checkpoint; while it is written they are in memory a second time."""
-        return self.weights + self.optimizer
-
-    @property
-    def state(self) -> int:
-        return self.weights + self.gradients + self.optimizer
 
 
 def check_before_download(config: PipelineConfig, root: Path | None = None) -> list[str]:
@@ -118,46 +95,6 @@ def check_machine(config: PipelineConfig, root: Path | None = None) -> list[str]
         *_idle_gpus(config, device, processes),
         *_check_disk(config, needs, DataRoot(root).path),
     ]
-
-
-def measure(config: PipelineConfig) -> Needs:
-    """A model's size, from its shape: nothing is allocated.
-
-    All of it grows linearly with the layers, so models of one and two of them, without memory,
-    give that of any number.
-    """
-    model, train = config.model, config.train
-    try:
-        with torch.device("meta"):
-            one, two = (
-                GPT(model.model_copy(update={"n_layer": count}), config.data.vocab_size)
-                for count in (1, 2)
-            )
-    except (RuntimeError, TypeError, OverflowError) as error:  # more bytes than 64 bits can count
-        raise UserError(
-            f"model.n_embd={model.n_embd}, model.n_inner={model.n_inner}, "
-            f"model.seq_len={model.seq_len}: no memory could hold such a matrix"
-        ) from error
-
-    def of_all_layers(figure: Callable[[GPT], float]) -> float:
-        return figure(one) + (model.n_layer - 1) * (figure(two) - figure(one))
-
-    def matrices(gpt: GPT) -> int:
-        return sum(p.numel() for p in gpt.blocks.parameters() if p.dim() == 2)
-
-    parameters = round(of_all_layers(GPT.parameter_count))
-    # AdamW keeps two moments of each parameter, Muon one of each matrix inside the blocks.
-    moments = 2 * parameters
-    if train.optimizer == "muon":
-        moments -= round(of_all_layers(matrices))
-    return Needs(
-        parameters=parameters,
-        flops_per_token=of_all_layers(GPT.flops_per_token),
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=4 * moments,
-        batches=2 * 8 * train.tokens_per_step,
-    )
 
 
 def _check_threads(config: PipelineConfig, processes: int) -> None:

@@ -4,8 +4,10 @@ The cadence is `train.evaluate_every` and `train.evaluate_documents`. It changes
 checkpoint with the lowest held-out loss is the best of those that it scores. What training by the
 other cadence would have chosen is chosen here, from the losses in the journal where they are on the
 same documents, and from the saved checkpoints scored again; where it needs others, it is refused.
+PyTorch is imported only to score, so that a plan can ask what a selection would need.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,16 +16,11 @@ from typing import Self
 from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, UserError
-from slm.evaluation.scoring import score
-from slm.model.saved import load_model
 from slm.progress import Progress
-from slm.records import Plan, Run, Selection, Shards
-from slm.run_folder import CHECKPOINTS, SELECTION, RunFolder
+from slm.records import Run, Selection, Shards
+from slm.run_folder import CHECKPOINTS, SELECTION, RunFolder, checkpoint_name
 from slm.storage import reading, run_stage
-from slm.tokens.shards.reading import documents, read_shards
-from slm.training.checkpoint import checkpoint_name
-from slm.training.plan import autocast_dtype
-from slm.training.process import torch_as_in
+from slm.training.identity import cadence, has_former_key, run_inputs
 
 SELECT_VERSION = 1
 MAX_STEPS = 5  # that a message lists
@@ -44,18 +41,34 @@ class Cadence:
         return cls((*range(every, last, every), last), documents)
 
 
-def select(run: RunFolder, record: Run, config: PipelineConfig, progress: Progress) -> Run:
-    """The record of a finished run, with the best checkpoint by the cadence of a config.
+@dataclass(frozen=True)
+class Choice:
+    """What choosing the best checkpoint by another cadence than the run's own takes."""
 
-    By another cadence than the run's own it is chosen once, and kept next to the run's other
-    results. Raises UserError, which names what is missing, where the weights that it needs were
-    not kept.
+    key: str
+    cadence: Cadence
+    shards: Shards
+    known: dict[int, float]  # step → val_bpb in the journal, where it is on the same documents
+
+    @property
+    def missing(self) -> list[int]:
+        """The steps whose saved checkpoints have to be scored."""
+        return [step for step in self.cadence.steps if step not in self.known]
+
+    def best(self, scores: dict[int, float]) -> str:
+        """The checkpoint of the lowest score: the first of equal ones, as in training."""
+        return checkpoint_name(min(self.cadence.steps, key=lambda step: scores[step]))
+
+
+def choice(run: RunFolder, record: Run, config: PipelineConfig) -> Choice | None:
+    """How a finished run's best checkpoint is chosen by a config; None: as the run itself did.
+
+    Raises UserError where its shards are gone.
     """
-    plan, shards = run.plan, run.shards
-    assert plan is not None, "a finished run has one"
+    shards = run.shards
     fields = keys.stage_fields("select", config)
     if fields == keys.stage_fields("select", run.config):
-        return record
+        return None
     if shards is None:
         raise UserError(
             f"{_chosen_by(run, run.config)}, and its shards are gone, without which it cannot be "
@@ -63,24 +76,37 @@ def select(run: RunFolder, record: Run, config: PipelineConfig, progress: Progre
         )
     own, other = (Cadence.of(each, record.step, shards) for each in (run.config, config))
     if own == other:
-        return record
+        return None
     key = keys.stage_key("select", SELECT_VERSION, fields, {"weights": record.weights_sha256})
+    known = _journal_scores(run) if own.documents == other.documents else {}
+    return Choice(key, other, shards, known)
+
+
+def select(run: RunFolder, record: Run, config: PipelineConfig, progress: Progress) -> Run:
+    """The record of a finished run, with the best checkpoint by the cadence of a config.
+
+    By another cadence than the run's own it is chosen once, and kept next to the run's other
+    results. Raises UserError, which names what is missing, where the weights that it needs were
+    not kept.
+    """
+    made = choice(run, record, config)
+    if made is None:
+        return record
 
     def build(staging: Path) -> Selection:
-        known = _journal_scores(run) if own.documents == other.documents else {}
-        scores = _scores(run, config, other, known, shards, plan, progress)
-        best = min(scores, key=lambda step: scores[step])  # the first of equal ones, as in training
-        _check_kept(run, config, [best])
+        scores = _scores(run, config, made, progress)
+        best = made.best(scores)
+        check_kept(run, config, [best])
         return Selection(
-            key=key,
+            key=made.key,
             run=run.name,
-            best=checkpoint_name(best),
+            best=best,
             val_bpb={str(step): val_bpb for step, val_bpb in scores.items()},
-            **fields,
+            **keys.stage_fields("select", config),
         )
 
-    with reading(shards.path):
-        selection = run_stage(run.result_folder(SELECTION, key), Selection, key, build)
+    with reading(made.shards.path):
+        selection = run_stage(run.result_folder(SELECTION, made.key), Selection, made.key, build)
     if run.checkpoint(selection.best, verify=True) is None:
         raise CorruptionError(f"{run.path / CHECKPOINTS / selection.best} is gone")
     return record.model_copy(update={"best": selection.best})
@@ -93,19 +119,20 @@ def _journal_scores(run: RunFolder) -> dict[int, float]:
 
 
 def _scores(
-    run: RunFolder,
-    config: PipelineConfig,
-    cadence: Cadence,
-    known: dict[int, float],
-    shards: Shards,
-    plan: Plan,
-    progress: Progress,
+    run: RunFolder, config: PipelineConfig, made: Choice, progress: Progress
 ) -> dict[int, float]:
     """The val_bpb of every step of a cadence: the known one, or that of the saved checkpoint."""
-    missing = [step for step in cadence.steps if step not in known]
-    _check_kept(run, config, missing)
-    held_out = list(islice(documents(read_shards(shards.path), "val"), cadence.documents))
-    scores = dict(known)
+    from slm.evaluation.scoring import score
+    from slm.model.saved import load_model
+    from slm.tokens.shards.reading import documents, read_shards
+    from slm.training.plan import autocast_dtype
+    from slm.training.process import torch_as_in
+
+    missing, plan = made.missing, run.plan
+    assert plan is not None, "a finished run has one"
+    check_kept(run, config, map(checkpoint_name, missing))
+    held_out = list(islice(documents(read_shards(made.shards.path), "val"), made.cadence.documents))
+    scores = dict(made.known)
     with torch_as_in(run):
         for count, step in enumerate(missing):
             progress("saved checkpoints scored", count, len(missing))
@@ -120,14 +147,15 @@ def _scores(
                 autocast=autocast_dtype(plan),
             )
             scores[step] = scored.val_bpb
-    return {step: scores[step] for step in cadence.steps}
+    return {step: scores[step] for step in made.cadence.steps}
 
 
-def _check_kept(run: RunFolder, config: PipelineConfig, steps: list[int]) -> None:
-    """Raises UserError where the checkpoint of a step was not kept."""
-    missing = [step for step in steps if run.checkpoint(checkpoint_name(step)) is None]
+def check_kept(run: RunFolder, config: PipelineConfig, names: Iterable[str]) -> None:
+    """Raises UserError where one of these checkpoints was not kept."""
+    missing = [name for name in names if run.checkpoint(name) is None]
     if missing:
-        listed = ", ".join(map(str, missing[:MAX_STEPS])) + (" …" if missing[MAX_STEPS:] else "")
+        steps = [str(int(name.rpartition("_")[2])) for name in missing]
+        listed = ", ".join(steps[:MAX_STEPS]) + (" …" if steps[MAX_STEPS:] else "")
         raise UserError(
             f"{_chosen_by(run, run.config)}. To choose it by {_settings(config)}, the checkpoints "
             f"of {len(missing)} more steps ({listed}) are needed, which were not kept. "
@@ -135,15 +163,26 @@ def _check_kept(run: RunFolder, config: PipelineConfig, steps: list[int]) -> Non
         )
 
 
-# ---- messages ---------------------------------------------------------------------------------
+def check_resumable(run: RunFolder, config: PipelineConfig) -> bool:
+    """Whether an unfinished run has a key of former settings, which are then fixed.
 
-
-def unfinished_message(run: RunFolder, config: PipelineConfig) -> str:
-    """Why a run that is not finished cannot be resumed by the cadence of a config."""
-    return (
-        f"{run.name} is not finished, and chooses its best checkpoint by {_settings(run.config)}; "
-        f"it cannot resume by {_settings(config)}. {_remedy(run)}"
+    Raises UserError where its best checkpoint so far was chosen by another cadence than the
+    config's.
+    """
+    settings, shards = run.settings, run.shards
+    former = shards is not None and has_former_key(
+        settings, run_inputs(shards, settings.parent_key, settings.derived)
     )
+    scored = any(entry["event"] == "evaluate" for entry in run.journal)
+    if (former or scored) and cadence(settings.config) != cadence(config):
+        raise UserError(
+            f"{run.name} is not finished, and chooses its best checkpoint by "
+            f"{_settings(run.config)}; it cannot resume by {_settings(config)}. {_remedy(run)}"
+        )
+    return former
+
+
+# ---- messages ---------------------------------------------------------------------------------
 
 
 def _chosen_by(run: RunFolder, config: PipelineConfig) -> str:

@@ -23,14 +23,21 @@ from slm.model.gpt import GPT
 from slm.model.loss import Gradient, compiled_gradient, differentiate
 from slm.model.saved import CONFIG, first_not_finite, load_weights
 from slm.records import Checkpoint, Decision, Parent, Plan, Shards
-from slm.run_folder import CHECKPOINTS, DECISION, LOCK, LOCK_PATIENCE_SECONDS, PLAN, RunFolder
+from slm.run_folder import (
+    CHECKPOINTS,
+    DECISION,
+    LOCK,
+    LOCK_PATIENCE_SECONDS,
+    PLAN,
+    RunFolder,
+    checkpoint_name,
+)
 from slm.storage import lock
 from slm.tokens.loader import Loader, derive_seed
 from slm.tokens.shards.reading import read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training.checkpoint import (
     CheckpointWriter,
-    checkpoint_name,
     checkpoint_to_resume,
     clear_leftovers,
     load_training_state,

@@ -33,7 +33,8 @@ from slm.model.saved import load_model
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Version
 from slm.registry import packing, register, versions
-from slm.registry.chain import REQUIRED, version_lineage
+from slm.registry.chain import version_lineage
+from slm.registry.tags import REQUIRED
 from slm.registry.versions import find_version, resolve
 from slm.tracking import mirror
 from slm.tracking.server import as_default, connect, default_uri

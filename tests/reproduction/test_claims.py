@@ -19,7 +19,7 @@ from slm import storage
 from slm.errors import Interrupted
 from slm.evaluation.evaluate import evaluate
 from slm.records import Evaluation, JournalEntry, Record, Run
-from slm.registry.chain import Ingredients, chain_tags
+from slm.registry.tags import Ingredients, chain_tags
 from slm.report.write import write_report
 from slm.reproduction.claims import (
     TAGS_NOT_REPEATED,

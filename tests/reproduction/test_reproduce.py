@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte, make_run
 
+import slm.training.identity
 import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
@@ -131,7 +132,7 @@ def test_code_at_another_commit_is_a_note_while_its_stages_are_the_same(
 def test_another_version_of_training_cannot_and_the_commit_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, shards_are_gone: bool
 ) -> None:
-    version = slm.training.loop.TRAIN_VERSION
+    version = slm.training.identity.TRAIN_VERSION
     monkeypatch.setattr("slm.reproduction.reproduce.TRAIN_VERSION", version + 1)
     monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained by another version"))
     if shards_are_gone:

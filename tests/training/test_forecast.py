@@ -29,7 +29,8 @@ from slm.training import forecast as module
 from slm.training import launch
 from slm.training import plan as plan_module
 from slm.training.forecast import Forecast, advice, forecast, probe, scored_tokens
-from slm.training.preflight import known_shards, measure
+from slm.training.needs import measure
+from slm.training.preflight import known_shards
 from slm.training.session import Session
 
 Config = Callable[..., PipelineConfig]

@@ -18,8 +18,9 @@ from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.training import launch, preflight
+from slm.training.needs import measure
 from slm.training.optim import build_optimizers, optimizer_tensors
-from slm.training.preflight import check_before_download, check_prompts, is_trained, measure
+from slm.training.preflight import check_before_download, check_prompts, is_trained
 
 Config = Callable[..., PipelineConfig]
 TWENTY_WORDS = "Once upon a time there was a small brown dog who lived in a house by the sea. " * 2

@@ -21,7 +21,7 @@ from slm.run_folder import CHECKPOINTS, SELECTION, DataRoot, RunFolder, Settings
 from slm.source.download import download
 from slm.storage import content_hash, read_record
 from slm.tokens.encode import encode
-from slm.training import launch, selection
+from slm.training import launch
 from slm.training.identity import run_keys
 from slm.training.loop import train
 
@@ -187,7 +187,7 @@ def test_a_selection_is_made_once(
     root = new_root("a")
     trained(config, shards, root)
     chosen = trained(config, shards, root, evaluate_every=1)
-    monkeypatch.setattr(selection, "score", None)
+    monkeypatch.setattr("slm.evaluation.scoring.score", None)
     assert trained(config, shards, root, evaluate_every=1).best == chosen.best
 
 
@@ -202,7 +202,7 @@ def test_losses_of_the_journal_are_not_scored_again(
     fine = trained(config, shards, root, evaluate_every=1, keep_checkpoints=1, checkpoint_every=100)
     steps = [step for step, _ in RunFolder.of(fine).checkpoints]
     known = scores(fine)
-    monkeypatch.setattr(selection, "score", None)
+    monkeypatch.setattr("slm.evaluation.scoring.score", None)
     for every in (2, 3, 4, 6, 12, 13):
         scored = sorted({*range(every, 12, every), 12})
         best = min(scored, key=lambda step: known[str(step)])

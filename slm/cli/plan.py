@@ -1,0 +1,181 @@
+"""`slm plan`, and what `slm run --dry-run` prints."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slm.cli.options import AsJson, Settings, overrides, show_line, show_wide
+from slm.errors import UserError, excerpt
+from slm.figures import duration, size
+from slm.orchestration.display import shorten
+from slm.recipes import default_recipe, find_recipes, load_recipe
+from slm.storage import to_json
+
+if TYPE_CHECKING:
+    from slm.planning.plan import PipelinePlan
+    from slm.planning.results import Changed
+    from slm.planning.stage import Stage
+
+MAX_VALUE = 60  # characters of a setting's value that is shown
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Hash the files, and ask hub and registry, instead of assuming."),
+]
+
+
+def plan(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A recipe of pipelines.yaml, by default as of `slm run`; or a run, which is compared "
+            "with its recipe.",
+        ),
+    ] = None,
+    settings: Settings = None,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would reuse, resume and make, why, and what it would cost. Nothing is done.
+
+    slm plan quickstart --set train.learning_rate=3e-3
+
+    slm plan quickstart-7e6ad240c4d7
+    """
+    show_plan(make_plan(recipe or default_recipe(), settings, verify=verify), as_json)
+
+
+def make_plan(
+    name: str,
+    settings: list[str] | None,
+    as_name: str | None = None,
+    *,
+    verify: bool = False,
+) -> "PipelinePlan":
+    """The plan of a recipe; of a run, that of its recipe, compared with the run.
+
+    Raises UserError where there is neither.
+    """
+    from slm.planning.plan import plan_config
+    from slm.registry.opening import open_run
+
+    changes = overrides(settings, as_name)
+    recipes = find_recipes()
+    if name in recipes:
+        return plan_config(load_recipe(name, changes), verify=verify)
+    if not looks_like_a_run(name):
+        load_recipe(name)  # it names the nearest recipe
+    run = open_run(name)
+    recipe = run.config.recipe
+    if recipe not in recipes:
+        raise UserError(
+            f"{run.name} was made by the recipe {recipe}, which pipelines.yaml no longer has: "
+            f"nothing can be compared with it; its settings are in {run.path / 'config.json'}"
+        )
+    return plan_config(load_recipe(recipe, changes), verify=verify, against=run)
+
+
+def looks_like_a_run(name: str) -> bool:
+    """Whether a name that is no recipe's is a run's: a URI, a folder, or a name with a hash."""
+    named = re.fullmatch(r".+-[0-9a-f]{12}", Path(name).name)
+    return name.startswith("models:") or named is not None or Path(name).is_dir()
+
+
+# ---- showing ----------------------------------------------------------------------------------
+
+
+def show_plan(made: "PipelinePlan", as_json: bool) -> None:
+    """Print a plan: a table, then the reasons; or one line of JSON."""
+    if as_json:
+        print(to_json(made.model_dump(mode="json"), ensure_ascii=False))
+        return
+    from slm.cli import tables
+
+    rows = [(s.stage, _action(s), _place(s), _time(s)) for s in made.stages]
+    show_wide(tables.listing(("stage", "action", "result", "time"), rows))
+    print()
+    for line in explanation(made):
+        show_line(line)
+
+
+def explanation(made: "PipelinePlan") -> Iterator[str]:
+    """The lines below the table: the reasons of each stage, what is in no key, and the cost."""
+    waiting = [s.stage for s in made.stages if s.key is None and not (s.changed or s.version)]
+    first = made.first
+    for stage in made.stages:
+        if stage is first or stage.stage not in waiting:
+            for reason in _reasons(stage):
+                yield f"{stage.stage:<9} {reason}"
+    if first and (later := [name for name in waiting if name != first.stage]):
+        yield (
+            f"then      {', '.join(later)}: their keys are known only after {first.stage}; "
+            "what turns out to be the same is reused"
+        )
+    for difference in _pairs(made.uncounted) + _pairs(made.environment):
+        yield f"in no key {difference}"
+    for stage in made.stages:
+        if stage.seconds and stage.action != "reused":
+            yield f"time      {stage.stage}: {duration(stage.seconds)}, {stage.seconds_from}"
+        if stage.memory_bytes:
+            yield f"memory    {size(stage.memory_bytes)} per process, {stage.memory_from}"
+    if made.seconds:
+        yield f"time      {duration(made.seconds)} in all, as far as it is known"
+    disk = sum(stage.disk_bytes or 0 for stage in made.stages if stage.action != "reused")
+    if disk:
+        yield f"disk      about {size(disk)}, as far as it is known"
+    if made.unknown:
+        yield f"unknown   the time of {', '.join(made.unknown)}"
+    if not made.verified:
+        yield "assumed   results by their records and sizes; --verify hashes them"
+
+
+def _action(stage: "Stage") -> str:
+    if stage.step is not None:
+        of = f" of {stage.max_steps:,}" if stage.max_steps else ""
+        return f"{stage.action} at step {stage.step:,}{of}"
+    return f"{stage.action} (assumed)" if stage.assumed else stage.action
+
+
+def _place(stage: "Stage") -> str | None:
+    if stage.result is None or not Path(stage.result).is_absolute():
+        return stage.result
+    return shorten(Path(stage.result))
+
+
+def _time(stage: "Stage") -> str | None:
+    if stage.action in ("reused", "refused"):
+        return None
+    return "unknown" if stage.seconds is None else duration(stage.seconds)
+
+
+def _reasons(stage: "Stage") -> Iterator[str]:
+    """Why a stage is what it is, a line each."""
+    yield from stage.reasons
+    if stage.version:
+        old, new = stage.version
+        yield f"version of the stage: {old} → {new}"
+    yield from _pairs(stage.changed)
+    if stage.nearest and (stage.changed or stage.version):
+        yield f"compared with {_name(stage)}"
+
+
+def _name(stage: "Stage") -> str:
+    """The nearest result, as a person names it: `RUN`, or `RUN/report`."""
+    path = Path(stage.nearest or "")
+    if not path.is_absolute():
+        return str(stage.nearest)  # a version
+    inside = stage.stage in ("evaluate", "report")
+    return f"{path.parent.name}/{path.name}" if inside else path.name
+
+
+def _pairs(changed: "Changed") -> list[str]:
+    return [f"{name}: {_value(old)} → {_value(new)}" for name, (old, new) in changed.items()]
+
+
+def _value(value: Any) -> str:
+    """A setting's value as `--set` takes it, shortened where it is long."""
+    return excerpt(value if isinstance(value, str) and value else json.dumps(value), MAX_VALUE)

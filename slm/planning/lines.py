@@ -1,0 +1,128 @@
+"""The plan while it is made: what is known of each stage so far, and how a stage is explained."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm import storage
+from slm.config import PipelineConfig
+from slm.errors import CorruptionError
+from slm.planning.results import Changed, Result, Results, differences, nearest
+from slm.planning.stage import OWN, UNEXPLAINED, Stage
+from slm.planning.versions import version_change
+from slm.records import Record, Shards, Source
+from slm.run_folder import RunFolder
+from slm.storage import R
+
+
+class Lines:
+    """The stages of a config in order, as far as the results that are here show them.
+
+    Args:
+        verify: whether files are hashed and servers asked, as a run does.
+        against: a run that all stages are compared with, instead of the nearest results.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        results: Results,
+        *,
+        verify: bool = False,
+        against: RunFolder | None = None,
+    ) -> None:
+        self.config, self.results, self.verify, self.against = config, results, verify, against
+        self.flat = config.flat()
+        self.stages: list[Stage] = []
+        self.source: Source | None = None  # that is reused, as are the shards
+        self.shards: Shards | None = None
+        self.reference = against  # the run that is reused, or the nearest one
+        self.cadence_counts = True  # whether another cadence chooses another checkpoint
+        self.best_known = True  # whether no checkpoint has to be scored to choose the best
+
+    # ---- what is here ----
+
+    def complete(self, folder: Path, kind: type[R], key: str) -> tuple[R | None, str]:
+        """The complete result of a key, if any, and what is wrong with a damaged one."""
+        try:
+            record = storage.read_record(folder, kind, verify=self.verify)
+        except CorruptionError as error:
+            return None, str(error)
+        if record is None or record.key != key:
+            return None, ""
+        damage = self.damage(record)
+        return (None, damage) if damage else (record, "")
+
+    def damage(self, record: Record) -> str:
+        """What is wrong with the files of a record, by size; with `verify` by their hashes too."""
+        return "; ".join(storage.mismatches(record.path, record.files, hashes=self.verify))
+
+    def pinned(self, candidates: Iterable[Result]) -> list[Result]:
+        """Of these results, those that led to the run that is compared with, if one is."""
+        if self.against is None:
+            return list(candidates)
+        settings = self.against.settings
+        shards = self.against.shards
+        own = {settings.key, settings.shards_key, shards.source_key if shards else None}
+        return [result for result in candidates if result.record.key in own]
+
+    # ---- the lines of the plan ----
+
+    def reuse(self, stage: str, record: Record, candidates: Iterable[Result], **facts: Any) -> None:
+        """Add a stage that is reused; compared with that of `against` where it is another."""
+        if self.against is not None:
+            other = [r for r in candidates if r.path != record.path]
+            if best := nearest(other, self.flat, self.flat):
+                facts.setdefault("nearest", str(best.path))
+                own = OWN[stage](self.config)
+                facts.setdefault("changed", differences(best.settings, self.flat, own))
+        facts.setdefault("result", str(record.path))
+        self.stages.append(Stage(stage=stage, action="reused", key=record.key, **facts))
+
+    def make(
+        self,
+        stage: str,
+        key: str | None,
+        candidates: Sequence[Result],
+        *,
+        upstream: Sequence[str] = (),
+        inputs: str | None = None,
+        reasons: Iterable[str] = (),
+        **facts: Any,
+    ) -> Result | None:
+        """Add a stage that has to run, explained by the nearest result; returns that.
+
+        Args:
+            upstream: settings of the stages before it, which explain other inputs.
+            inputs: what it is made from; None: not known yet, and explained there.
+        """
+        own = OWN[stage](self.config)
+        best = nearest(candidates, self.flat, (*own, *upstream))
+        reasons, version, changed = list(reasons), None, Changed()
+        if best is None:
+            reasons = reasons or ["there is no result of this stage yet"]
+        else:
+            if best.recipe != self.config.recipe:
+                changed["recipe"] = (best.recipe, self.config.recipe)
+            changed |= differences(best.settings, self.flat, own)
+            if inputs and best.inputs != inputs:
+                changed |= differences(best.settings, self.flat, upstream)
+            version = version_change(stage, best, self.config, self.results.root)
+            if not (changed or version or reasons) and (inputs is None or best.inputs == inputs):
+                reasons.append(UNEXPLAINED)
+        facts.setdefault("action", "to run")
+        line = Stage(
+            stage=stage,
+            key=key,
+            nearest=str(best.path) if best else None,
+            changed=changed,
+            version=version,
+            reasons=tuple(reasons),
+            **facts,
+        )
+        self.stages.append(line)
+        return best
+
+    def add_reason(self, reason: str) -> None:
+        line = self.stages.pop()
+        self.stages.append(line.model_copy(update={"reasons": (*line.reasons, reason)}))

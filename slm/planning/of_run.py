@@ -1,0 +1,148 @@
+"""What follows a training in a plan: evaluate, report, register."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from slm import keys
+from slm.evaluation.identity import evaluate_key, evaluation_folder
+from slm.planning.lines import Lines
+from slm.planning.results import Changed
+from slm.planning.stage import Stage, after
+from slm.records import Evaluation, Report, Run, Shards, Version
+from slm.registry.tags import (
+    PREFIX,
+    chain_tags,
+    ingredients,
+    read_note,
+    register_key,
+    registered_notes,
+)
+from slm.report.identity import report_folder, report_key
+from slm.run_folder import RunFolder
+from slm.tracking.server import recorded_uri, tracking_uri
+from slm.tracking.store import file_of, version_tags
+
+
+def plan_evaluate(lines: Lines, run: Run | None, shards: Shards | None) -> Evaluation | None:
+    """Add the evaluation of a run; returns the one that it would reuse."""
+    candidates = lines.results.evaluations(lines.reference) if lines.reference else []
+    which = lines.config.evaluate.checkpoint
+    upstream = keys.names_of("select")
+    if run is None or shards is None or (which == "best" and not lines.best_known):
+        lines.make("evaluate", None, candidates, reasons=[after("train")])
+        return None
+    name = run.checkpoint(which).name
+    checkpoint = RunFolder.of(run).checkpoint(name)
+    if checkpoint is None:
+        lines.make("evaluate", None, candidates, reasons=[f"damaged: {name} is gone"])
+        return None
+    key = evaluate_key(lines.config, checkpoint.weights_sha256, shards.key)
+    folder = evaluation_folder(lines.config, run, key)
+    evaluation, damage = lines.complete(folder, Evaluation, key)
+    if evaluation:
+        lines.reuse("evaluate", evaluation, candidates)
+        return evaluation
+    reasons = [f"damaged: {damage}"] if damage else []
+    best = lines.make(
+        "evaluate", key, candidates,
+        upstream=upstream, inputs=checkpoint.weights_sha256, reasons=reasons,
+        result=str(folder),
+    )  # fmt: skip
+    if best and best.inputs != checkpoint.weights_sha256:
+        lines.add_reason(f"other weights: those of {name}")
+    return None
+
+
+def plan_report(lines: Lines, run: Run | None, evaluation: Evaluation | None) -> Report | None:
+    """Add the report of a run; returns the one that it would reuse."""
+    candidates = lines.results.reports(lines.reference) if lines.reference else []
+    if run is None or evaluation is None:
+        lines.make("report", None, candidates, reasons=[after("evaluate")])
+        return None
+    key = report_key(lines.config, run, evaluation)
+    folder = report_folder(lines.config, run, evaluation, key)
+    report, damage = lines.complete(folder, Report, key)
+    if report:
+        lines.reuse("report", report, candidates)
+        return report
+    upstream = keys.names_of("evaluate")
+    lines.make(
+        "report", key, candidates,
+        upstream=upstream, inputs=evaluation.key, result=str(folder),
+        reasons=[f"damaged: {damage}"] if damage else [],
+    )  # fmt: skip
+    return None
+
+
+def plan_register(
+    lines: Lines, run: Run | None, evaluation: Evaluation | None, report: Report | None
+) -> None:
+    """Add the registration of a run."""
+    if run is None or evaluation is None or report is None:
+        reason = after("report")
+        lines.stages.append(Stage(stage="register", action="to run", reasons=(reason,)))
+        return
+    home, root = RunFolder.of(run), lines.results.root.path
+    checkpoint = home.checkpoint(evaluation.checkpoint)
+    assert checkpoint is not None, "its evaluation is reused"
+    made = ingredients(lines.config, run, checkpoint, evaluation, report, lines.shards)
+    tags = chain_tags(made)
+    key = register_key(lines.config, tags, root)
+    versions = [v for v in map(read_note, registered_notes(run.path)) if v]
+    facts: dict[str, Any] = {"stage": "register", "key": key}
+    noted, assumed = _registered(lines, run, versions, key, tags)
+    if noted:
+        facts |= {"result": noted.uri, "assumed": assumed}
+        note = "by the note of it in the run's folder: its server was not asked"
+        facts["reasons"] = (note,) if assumed else ()
+        lines.stages.append(Stage(action="reused", **facts))
+        return
+    if versions:
+        last = versions[-1]
+        changed = _of_registry(lines, last, home)
+        facts |= {"nearest": last.uri, "changed": changed}
+        gone = f"{last.uri} is gone, or what it was made of differs by now"
+        facts["reasons"] = () if changed else (gone,)
+    else:
+        facts["reasons"] = ("the run is not registered yet",)
+    lines.stages.append(Stage(action="to run", **facts))
+
+
+def _registered(
+    lines: Lines, run: Run, noted: Iterable[Version], key: str, tags: dict[str, str]
+) -> tuple[Version | None, bool]:
+    """The version with this chain that `register` would reuse, and whether that is assumed.
+
+    A store that is a file is read. A server is asked by `verify` alone, else the note counts.
+    """
+    root = lines.results.root.path
+    store = file_of(tracking_uri(lines.config, root))
+    if store is None and lines.verify:
+        from slm.registry.register import registered_version
+
+        return registered_version(lines.config, run, tags, root), False
+    if store is not None and not store.exists():
+        return None, False
+    prefixed = {PREFIX + name: value for name, value in tags.items()}
+    for version in noted:
+        if version.model != lines.config.model_name:
+            continue
+        held = version_tags(store, version.model, version.version) if store else None
+        if version.key == key if held is None else prefixed.items() <= held.items():
+            return version, held is None
+    return None, False
+
+
+def _of_registry(lines: Lines, version: Version, run: RunFolder) -> Changed:
+    """The settings by which a version goes elsewhere than the one that is here."""
+    old, changed = run.config.flat(), Changed()
+    if version.model != lines.config.model_name:
+        names = ("registry.model", "data.path", "data.source", "recipe")
+        by = next((name for name in names if old[name] != lines.flat[name]), None)
+        changed |= {by: (old[by], lines.flat[by])} if by else {}
+        changed = changed or {"registry.model": (version.model, lines.config.model_name)}
+    root = lines.results.root.path
+    address = recorded_uri(tracking_uri(lines.config, root), root)
+    if version.tracking_uri != address:
+        changed["registry.tracking_uri"] = (version.tracking_uri, address)
+    return changed

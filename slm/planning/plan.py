@@ -1,0 +1,144 @@
+"""`slm plan`: what a run of a recipe would reuse, resume and make, why, and what it would cost."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from slm import keys
+from slm.config import DEFAULT_RECIPE, PipelineConfig
+from slm.machine import cpu_name
+from slm.planning.cost import with_cost
+from slm.planning.data import plan_download, plan_encode
+from slm.planning.lines import Lines
+from slm.planning.of_run import plan_evaluate, plan_register, plan_report
+from slm.planning.results import Changed, Results, differences
+from slm.planning.stage import OWN, Stage
+from slm.planning.training import plan_train
+from slm.recipes import load_recipe
+from slm.records import Frozen
+from slm.run_folder import DataRoot, RunFolder
+from slm.storage import hashing_once
+from slm.training.provenance import code_state
+
+
+class PipelinePlan(Frozen):
+    """What a run would do, stage by stage. Nothing was done for it."""
+
+    recipe: str
+    run: str | None = None  # that the stages are compared with; None: with the nearest results
+    stages: tuple[Stage, ...]
+    uncounted: Changed  # settings that differ from that run's, and change no result
+    environment: Changed  # how this machine and code differ from what made that run
+    seconds: float  # of the stages whose time is known
+    unknown: tuple[str, ...]  # the stages whose time is not
+    verified: bool  # whether files were hashed and servers asked
+
+    def __getitem__(self, stage: str) -> Stage:
+        return next(each for each in self.stages if each.stage == stage)
+
+    @property
+    def first(self) -> Stage | None:
+        """The first stage that is not reused as it is; None where all are."""
+        return next((each for each in self.stages if each.action != "reused"), None)
+
+
+@hashing_once()
+def plan_config(
+    config: PipelineConfig,
+    *,
+    root: Path | None = None,
+    verify: bool = False,
+    against: RunFolder | None = None,
+) -> PipelinePlan:
+    """The plan of a config.
+
+    Args:
+        root: the data folder; None: as of `DataRoot`.
+        verify: hash the files and ask hub and registry, as a run does, which takes its time.
+        against: a run that each stage is compared with; None: the nearest results.
+
+    Raises UserError for what a run would refuse before its first stage, such as missing files.
+    """
+    lines = Lines(config, Results(DataRoot(root)), verify=verify, against=against)
+    lines.source = plan_download(lines)
+    lines.shards = plan_encode(lines, lines.source)
+    run = plan_train(lines, lines.shards)
+    evaluation = plan_evaluate(lines, run, lines.shards)
+    report = plan_report(lines, run, evaluation)
+    plan_register(lines, run, evaluation, report)
+    stages = tuple(with_cost(stage, lines) for stage in lines.stages)
+    pending = [stage for stage in stages if stage.action in ("to run", "resumed")]
+    return PipelinePlan(
+        recipe=config.recipe,
+        run=against.name if against else None,
+        stages=stages,
+        uncounted=_uncounted(lines, stages),
+        environment=_environment(lines.reference),
+        seconds=sum(stage.seconds or 0.0 for stage in stages),
+        unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
+        verified=verify,
+    )
+
+
+def plan(
+    recipe: str = DEFAULT_RECIPE,
+    overrides: dict[str, Any] | None = None,
+    *,
+    verify: bool = False,
+) -> PipelinePlan:
+    """What `slm.run` of a recipe would reuse, resume and make, and why; nothing is done.
+
+    >>> slm.plan("quickstart", {"train.learning_rate": 3e-3})["train"].changed
+    {'train.learning_rate': (0.006, 0.003)}
+
+    Args:
+        recipe: a name in `pipelines.yaml`.
+        overrides: settings by dotted key.
+        verify: hash local files and results instead of comparing sizes and times.
+    """
+    return plan_config(load_recipe(recipe, overrides), verify=verify)
+
+
+def _uncounted(lines: Lines, stages: tuple[Stage, ...]) -> Changed:
+    """The settings that differ from those of the run and that no key of this config has."""
+    if lines.reference is None:
+        return {}
+    old = lines.reference.config.flat()
+    counted = {name for names in OWN.values() for name in names(lines.config)}
+    if lines.config.data.source == "files" and lines.source:
+        counted.discard("data.path")  # its files are those that are here already
+    if not lines.cadence_counts:
+        counted -= set(keys.names_of("select"))
+    named = {name for stage in stages for name in stage.changed}
+    rest = (name for name in lines.flat if name not in counted | named | {"recipe"})
+    return differences(old, lines.flat, rest)
+
+
+def _environment(run: RunFolder | None) -> Changed:
+    """How code, packages and machine differ from those that trained a run: in no key."""
+    record = run.record if run else None
+    if record is None:
+        return {}
+    state = code_state()
+    here = {
+        "commit": state["commit"],
+        "dirty": state["dirty"],
+        "python": platform.python_version(),
+        "torch": _torch_version(),
+        "cpu": cpu_name(),
+    }
+    recorded = record.environment
+    return {
+        name: (recorded[name], value)
+        for name, value in here.items()
+        if name in recorded and recorded[name] != value
+    }
+
+
+def _torch_version() -> str | None:
+    """The installed torch, which is not imported."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,48 @@
+"""One stage of a plan, and the settings that a stage's result can depend on."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from slm import keys
+from slm.config import PipelineConfig
+from slm.planning.results import Changed
+from slm.records import Frozen
+
+Action = Literal["reused", "resumed", "to run", "refused"]
+UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
+
+OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
+    "download": lambda config: keys.names_of("download", config.data.source),
+    "encode": lambda config: keys.names_of("encode"),
+    "train": lambda config: (*keys.names_of("train"), *keys.names_of("select")),
+    "evaluate": lambda config: keys.names_of("evaluate"),
+    "report": lambda config: keys.names_of("report"),
+}
+
+
+class Stage(Frozen):
+    """What a run would do at a stage, and why."""
+
+    stage: str
+    action: Action
+    key: str | None = None  # None: not known before an earlier stage has run
+    result: str | None = None  # the folder of the result, or the version
+    nearest: str | None = None  # the existing result that differs the least
+    changed: Changed = Field(default_factory=dict)  # the settings in which it differs: old, new
+    version: tuple[int, int] | None = None  # of the stage, where it went up since
+    reasons: tuple[str, ...] = ()
+    assumed: bool = False  # it rests on what was not read: files by size and time, a branch
+    step: int | None = None  # from which a training is resumed
+    max_steps: int | None = None  # its last step, where that is fixed
+    seconds: float | None = None  # estimated; None: unknown
+    seconds_from: str = ""  # what the estimate rests on
+    memory_bytes: int | None = None  # of a training process
+    memory_from: str = ""
+    disk_bytes: int | None = None  # that its result takes
+
+
+def after(stage: str) -> str:
+    """The reason of a stage that waits for an earlier one."""
+    return f"after {stage}: its key is not known until then"

@@ -1,0 +1,105 @@
+"""What a training needs at least, from its config alone: nothing is allocated or timed.
+
+Nothing here loads PyTorch. A test holds the sizes to those of real models.
+"""
+
+import math
+
+from slm.config import ModelConfig, PipelineConfig
+from slm.errors import UserError
+from slm.records import Frozen, ShardSplit
+
+MAX_BYTES = 2**63 - 1  # of a tensor, which 64 bits count
+
+
+class Needs(Frozen):
+    """What a model is and what its training holds at least, from the config alone.
+
+    Activations, and what libraries take, are not counted: a training never needs less than this.
+    """
+
+    parameters: int
+    flops_per_token: float  # forward and backward
+    weights: int  # bytes, as are the others
+    gradients: int
+    optimizer: int
+    batches: int  # tokens of two steps: one is prepared while the other is trained on
+
+    @property
+    def checkpoint(self) -> int:
+        """The bytes of a checkpoint; while it is written they are in memory a second time."""
+        return self.weights + self.optimizer
+
+    @property
+    def state(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def measure(config: PipelineConfig) -> Needs:
+    """A model's size, from its shape. Raises UserError for a matrix that no memory could hold."""
+    model, train = config.model, config.train
+    block, vectors = block_matrices(model), block_vectors(model)
+    embedding = config.data.vocab_size * model.n_embd
+    learned = model.architecture == "gpt2"
+    positions = model.seq_len * model.n_embd if learned else 0
+    if 4 * max(*block, embedding, positions) > MAX_BYTES:
+        raise UserError(
+            f"model.n_embd={model.n_embd}, model.n_inner={model.n_inner}, "
+            f"model.seq_len={model.seq_len}: no memory could hold such a matrix"
+        )
+    inside = model.n_layer * sum(block)
+    final_norm = (2 if learned else 1) * model.n_embd
+    parameters = embedding + positions + inside + model.n_layer * vectors + final_norm
+    # AdamW keeps two moments of each parameter, Muon one of each matrix inside the blocks.
+    moments = 2 * parameters - (inside if train.optimizer == "muon" else 0)
+    # Six per weight that is multiplied, and the causal half of attention, as GPT.flops_per_token.
+    flops = 6.0 * (embedding + inside) + 6.0 * model.n_layer * model.n_embd * model.seq_len
+    return Needs(
+        parameters=parameters,
+        flops_per_token=flops,
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=4 * moments,
+        batches=2 * 8 * train.tokens_per_step,
+    )
+
+
+def kv_width(model: ModelConfig) -> int:
+    """Width of the keys, and of the values, over all heads."""
+    return model.n_embd // model.n_head * (model.n_kv_head or model.n_head)
+
+
+def inner_width(model: ModelConfig) -> int:
+    """Hidden width of the MLP: as configured, or the architecture's usual one."""
+    if model.n_inner:
+        return model.n_inner
+    if model.architecture == "gpt2":
+        return 4 * model.n_embd
+    return 32 * math.ceil(model.n_embd * 8 / 3 / 32)
+
+
+def block_matrices(model: ModelConfig) -> list[int]:
+    """Parameters of each matrix of a block: queries, keys, values, output, and the MLP's."""
+    width = model.n_embd
+    attention = [width * width, width * kv_width(model), width * kv_width(model), width * width]
+    matrices_of_mlp = 2 if model.architecture == "gpt2" else 3
+    return attention + [width * inner_width(model)] * matrices_of_mlp
+
+
+def block_vectors(model: ModelConfig) -> int:
+    """Parameters of a block's norms and biases."""
+    width = model.n_embd
+    if model.architecture == "gpt2":  # a bias of each matrix; two norms with scale and bias
+        return 2 * width + 2 * kv_width(model) + inner_width(model) + width + 4 * width
+    return 2 * width + 2 * (width // model.n_head)  # two norms; those of queries and keys
+
+
+def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
+    """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps
+    if train.max_seconds is not None:
+        return 0
+    tokens = train.max_tokens or (train.epochs or 0) * data.tokens
+    return max(1, math.ceil(tokens / train.tokens_per_step))

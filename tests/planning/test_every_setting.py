@@ -1,0 +1,164 @@
+"""For every edit of one setting of every shipped recipe, the plan names that setting."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from finished import finish
+from pydantic import ValidationError
+
+from slm import keys
+from slm.config import LIMITS, PipelineConfig, Section
+from slm.planning.plan import PipelinePlan, plan_config
+from slm.planning.versions import with_settings
+from slm.recipes import load_recipe, read_pipelines
+
+PIPELINES = Path(__file__).parents[2] / "pipelines.yaml"
+RECIPES = list(read_pipelines(PIPELINES)["recipes"])
+
+# In no list of a key, and still read by the last stage: where a version goes.
+PLACES = {"registry.model", "registry.tracking_uri"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files of documents."""
+    paths = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for path in paths:
+        path.write_text(f'{{"text": "{path.stem}"}}\n')
+    return paths
+
+
+def leaves(section: type[Section] = PipelineConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key, with its annotation."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from leaves(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, inner
+
+
+def choices(annotation: Any) -> Iterator[Any]:
+    """The values that an annotation lists."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from choices(part)
+
+
+def candidates(annotation: Any, value: Any) -> Iterator[Any]:
+    """Values that differ from the one that a setting has, likely ones first."""
+    yield from (choice for choice in choices(annotation) if choice != value)
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (value * 2, value + 1, value // 2, value / 2, value * 0.9, value + 0.01, 3, 0.5)
+    elif isinstance(value, list):
+        yield from ([*value, *value], value[:1])
+    else:
+        yield from (2, 0.5, "other", "http://127.0.0.1:1/v1", 1, 6, 8, 12, True)
+
+
+def edits(
+    config: PipelineConfig, key: str, annotation: Any, other_file: Path
+) -> Iterator[PipelineConfig]:
+    """The config with another value of a setting, and with what that cannot be without.
+
+    Of the sources, with each other one.
+    """
+    flat, every = config.flat(), key == "data.source"
+    own = [str(other_file)] if key == "data.path" else candidates(annotation, flat[key])
+    count = 0
+    for value in own:
+        try:
+            other = with_settings(config, {**companions(key, value, other_file), key: value})
+        except ValidationError:
+            continue
+        if other.flat()[key] != flat[key]:
+            count += 1
+            yield other
+            if not every:
+                return
+    assert count == (2 if every else 1), f"no other value of {key} is known: see `candidates`"
+
+
+def companions(key: str, value: Any, file: Path) -> dict[str, Any]:
+    """What a value needs next to it: a source its documents, a grader its name."""
+    if key == "report.judge_url":
+        return {"report.judge_model": "a"}
+    if key == "data.source":
+        return {"data.documents": 7} if value == "stories" else {"data.path": str(file)}
+    if key.removeprefix("train.") in LIMITS:  # a limit replaces the recipe's own
+        return {f"train.{limit}": None for limit in LIMITS}
+    return {}
+
+
+def is_read(key: str, config: PipelineConfig) -> bool:
+    """Whether any key has a setting, by the lists of slm/keys.py."""
+    if key in keys.UNHASHED:
+        return False
+    of_download = {name for names in keys.DOWNLOAD_SETTINGS.values() for name in names}
+    if key in of_download:
+        return key in keys.DOWNLOAD_SETTINGS[config.data.source] or (
+            key == "data.path" and config.data.source == "files"
+        )
+    return True
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_plan_names_the_setting_that_was_edited(
+    recipe: str, data_root: Path, files: tuple[Path, Path]
+) -> None:
+    given = {"data.path": str(files[0])} if recipe == "tinystories-sample" else {}
+    config = load_recipe(recipe, given, path=PIPELINES)
+    finish(data_root, config)
+    same = plan_config(config)
+    assert [stage.action for stage in same.stages] == ["reused"] * 6
+    assert not same.uncounted
+    wrong = {}
+    count = 0
+    for key, annotation in leaves():
+        for other in edits(config, key, annotation, files[1]):
+            count += 1
+            before, after = config.flat(), other.flat()
+            pairs = {name: (old, after[name]) for name, old in before.items()}
+            differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+            problem = explain_wrong(plan_config(other), key, differing, is_read(key, other))
+            if problem:
+                wrong[key] = problem
+    assert count == len(config.flat()) + 1  # every setting, and each other source
+    assert not wrong
+
+
+def explain_wrong(
+    plan: PipelinePlan, key: str, differing: dict[str, Any], read: bool
+) -> str | None:
+    """What is wrong with the explanation of an edit; None where it is right."""
+    named = [(stage.stage, stage.changed) for stage in plan.stages if stage.changed]
+    if key in PLACES:
+        expected: Callable[[], bool] = lambda: (
+            plan.first is not None
+            and plan.first.stage == "register"
+            and [set(changed) for _, changed in named] == [{key}]
+        )
+    elif key == "recipe":
+        expected = lambda: (
+            plan["download"].action == "to run" and plan["download"].changed == differing
+        )
+    elif not read:
+        expected = lambda: plan.first is None and not named and plan.uncounted == differing
+    elif key in keys.SETTINGS["select"]:
+        expected = lambda: named[:1] == [("train", differing)] and not plan.uncounted
+    else:
+        expected = lambda: (
+            plan.first is not None
+            and plan.first.changed == differing
+            and named[0][0] == plan.first.stage
+            and not plan.uncounted
+        )
+    if expected():
+        return None
+    return f"{differing}: {[(s.stage, s.action) for s in plan.stages]}, {named}, {plan.uncounted}"
