@@ -32,8 +32,8 @@ def plan(
         str | None,
         typer.Argument(
             metavar="RECIPE|RUN",
-            help="A recipe of pipelines.yaml, by default as of `slm run`; or a run, which is compared "
-            "with its recipe.",
+            help="A recipe of pipelines.yaml, by default that of `slm run`; or a run, which is "
+            "compared with its recipe.",
         ),
     ] = None,
     settings: Settings = None,
