@@ -55,7 +55,7 @@ def test_every_recipe_is_valid(
 ) -> None:
     choices = [
         fit.Choice("data.source", "files", ""),
-        fit.Choice("data.path", "x.jsonl", ""),
+        fit.Choice("data.path", "/in/x.jsonl", ""),
         *fit.fit(survey_of(documents, mean, spread), DATA, machine),
     ]
     path = tmp_path_factory.mktemp("fit") / "pipelines.yaml"
