@@ -188,8 +188,8 @@ def _lengthen(run: RunFolder, steps: int) -> tuple[_Blueprint, Checkpoint]:
         )
     total = last + steps
     cooldown = cooldown_steps(total, config.train)
-    if decision:
-        update = {"cooldown_start": total - cooldown, "max_steps": total}
+    if decision:  # whose cooldown may be shorter than its share of the steps
+        update = {"cooldown_start": max(start, total - cooldown), "max_steps": total}
         decision = decision.model_copy(update=update)
     else:
         warmup = warmup_steps(plan, config.train)

@@ -312,16 +312,26 @@ def test_a_longer_training_that_was_killed_resumes_to_the_same_bits(
     assert files_of(broken, last) == files_of(straight, last)
 
 
-def test_a_run_whose_end_the_clock_chose_is_trained_for_longer(place: Place) -> None:
+@pytest.mark.parametrize("longer", [1, 7])
+def test_a_run_whose_end_the_clock_chose_is_trained_for_longer(place: Place, longer: int) -> None:
+    """A stall of the machine leaves fewer steps for the cooldown than its share."""
     ticks = itertools.count()
-    run = place.prepare(schedule="wsd", max_steps=None, max_seconds=0.5, keep_checkpoints=1)
-    train(run, clock=lambda: next(ticks) / 100)
+
+    def clock() -> float:
+        tick = next(ticks)
+        return tick / 100 + (0.25 if tick > 40 else 0)
+
+    limits: dict[str, Any] = {"max_steps": None, "max_seconds": 0.8, "cooldown": 0.5}
+    run = place.prepare(schedule="wsd", keep_checkpoints=1, **limits)
+    train(run, clock=clock)
     decision = run.decision
     assert decision is not None
-    made = RunFolder.of(train_longer(run, 7))
+    made = RunFolder.of(train_longer(run, longer))
     assert made.settings.derived is not None
     assert made.settings.derived.step == decision.cooldown_start
-    assert made.max_steps == decision.max_steps + 7 == len(losses(made))
+    assert made.decision is not None
+    assert made.decision.cooldown_start >= decision.cooldown_start
+    assert made.max_steps == decision.max_steps + longer == len(losses(made))
     assert losses(whole(place, made)) == losses(made)
     result = reproduce(made)
     assert result.verdict == "bit-identical", result.sentence
