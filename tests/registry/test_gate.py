@@ -5,11 +5,12 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import run_folders
 import torch
 from run_folders import (
     CONFIG,
@@ -28,11 +29,15 @@ from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.baselines import Baseline
 from slm.evaluation.intervals import paired_interval
+from slm.model import sample as sampling
+from slm.model.gpt import GPT
+from slm.model.sample import Sample
 from slm.orchestration import events, stages, tasks
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register
 from slm.registry.versions import GateDecision
 from slm.run_folder import RunFolder
+from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect, default_uri
 
 if TYPE_CHECKING:
@@ -444,3 +449,49 @@ def end_state(root: Path) -> str:
         },
         sort_keys=True,
     )
+
+
+# ---- what is compared -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("champion", "ours", "is_same"),
+    [
+        ("texts", "/home/me/texts", True),
+        ("/home/me/project/texts", "./project/texts", True),
+        ("../texts", "/home/me/texts", True),
+        ("texts", "./texts", True),
+        ("texts", "/home/me/notes", False),
+        ("a/texts", "/home/me/b/texts", False),
+        ("/home/you/texts", "/home/me/texts", False),
+        ("OWNER/texts", "OTHER/texts", False),
+    ],
+)
+def test_a_dataset_is_the_same_by_a_relative_and_a_whole_path(
+    root: Path, champion: str, ours: str, is_same: bool
+) -> None:
+    for number, (key, dataset) in enumerate((("aa", champion), ("bb", ours)), 1):
+        add_version(root, key, trained=0)
+        server(root).set_model_version_tag("slm", str(number), "slm.dataset", dataset)
+    server(root).set_registered_model_alias("slm", "champion", "1")
+    decision = gate.assess("models:/slm/2", root=root, thresholds=LENIENT)
+    vetoes = [veto for veto in decision.vetoes if veto.startswith("it was trained on")]
+    assert bool(vetoes) != is_same
+
+
+def test_the_prompts_of_the_gate_end_with_whole_characters(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bytes as tokens, eight are two characters of three bytes and a part of the next."""
+    text = "猫は海で本を読んでいる。" * 3
+    monkeypatch.setattr(run_folders, "TEXTS", {"train": [text] * 30, "val": [text] * 25})
+    prompts: list[str] = []
+
+    def generate(model: GPT, tokenizer: Tokenizer, texts: list[str], **given: Any) -> list[Sample]:
+        prompts.extend(texts)
+        return sampling.generate(model, tokenizer, texts, **given)
+
+    monkeypatch.setattr(assessment, "generate", generate)
+    add_version(root, "aa", trained=0)
+    gate.assess("models:/slm/1", root=root, thresholds=LENIENT)
+    assert set(prompts) == {"猫は"}

@@ -36,6 +36,8 @@ from slm.registry import packing, register, versions
 from slm.registry.chain import version_lineage
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import find_version, resolve
+from slm.report.prompts import example_prompt
+from slm.run_folder import RunFolder
 from slm.tracking import mirror
 from slm.tracking.server import as_default, connect, default_uri
 
@@ -118,6 +120,19 @@ def test_own_data_does_not_compete_with_the_recipes() -> None:
 
 
 # ---- versions ---------------------------------------------------------------------------------
+
+
+def test_the_example_of_a_served_model_begins_as_held_out_documents_do(root: Path) -> None:
+    run = RunFolder.of(make_run(root)[0])
+    registered_again = register.register(
+        CONFIG, run.record, run.evaluation, None, run.shards, root=root
+    )
+    assert registered_again.version == "1"
+    [example] = (root / "mlflow" / "artifacts").rglob("input_example.json")
+    assert run.best is not None
+    prompt = example_prompt(run.best.path)
+    assert prompt
+    assert json.dumps(prompt) in example.read_text()
 
 
 def test_a_version_carries_its_whole_chain(root: Path) -> None:
