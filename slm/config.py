@@ -25,6 +25,8 @@ GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
 MAX_SEED = 2**63 - 1
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -234,9 +236,15 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "adamw, or muon for the matrices with AdamW for the rest."
     )
-    learning_rate: PositiveFloat = setting(6e-4, "Peak learning rate of AdamW.")
+    learning_rate: PositiveFloat = setting(
+        6e-4,
+        "Peak learning rate of AdamW; where optimizer is muon, of AdamW's part alone: embeddings "
+        "and norms.",
+    )
     muon_learning_rate: PositiveFloat = setting(
-        0.02, "Peak learning rate of the matrices where optimizer is muon."
+        0.02,
+        "Peak learning rate of the matrices where optimizer is muon; learning_rate is that of the "
+        "rest.",
     )
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment.", ge=0, lt=1)
     beta2: float = setting(0.95, "AdamW's decay rate of the second moment.", ge=0, lt=1)
@@ -351,7 +359,7 @@ class RegistryConfig(Section):
     model: str | None = setting(
         None,
         "Name of the registered model; null: the name of the data.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        pattern=NAME,
     )
     tracking_uri: str | None = setting(
         None,
@@ -432,9 +440,7 @@ class RetrainConfig(Section):
 class PipelineConfig(Section):
     """Everything that a pipeline's results depend on, and where they go."""
 
-    recipe: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name in pipelines.yaml."
-    )
+    recipe: str = Field(pattern=NAME, description="Name in pipelines.yaml.")
     data: DataConfig = Field(DataConfig(), description=DataConfig.__doc__)
     model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)
     train: TrainConfig = Field(description=TrainConfig.__doc__)

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError, UserError, unknown
+from slm.errors import CorruptionError, UserError, first_invalid, unknown
 from slm.records import (
     Checkpoint,
     Decision,
@@ -173,7 +173,9 @@ class RunFolder:
             config = PipelineConfig.model_validate(fields["config"], context={"stored": True})
             parent_key = fields.get("parent") if number == 1 else fields["parent_key"]
             return Settings(fields["key"], config, fields["shards_key"], parent_key)
-        except (OSError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
+            raise CorruptionError(f"{path} cannot be read: {first_invalid(error)}") from error
+        except (OSError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, settings: Settings) -> None:
@@ -215,7 +217,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise CorruptionError(f"{path} cannot be read: {error}") from error
+            raise CorruptionError(f"{path} cannot be read: {first_invalid(error)}") from error
 
     @property
     def max_steps(self) -> int | None:

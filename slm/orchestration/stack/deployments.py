@@ -22,7 +22,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel, ValidationError
 
 from slm.config import project_root
-from slm.errors import UserError, unknown
+from slm.errors import UserError, first_invalid, plain, unknown
 from slm.recipes import load_recipe, read_pipelines
 
 OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
@@ -87,9 +87,9 @@ def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], p
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise UserError(f"{path.name}: {place.rstrip('.')}: {first['msg']}") from error
-        key = str(first["loc"][0])
-        raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {first['msg']}") from error
+            raise UserError(f"{path.name}: {place.rstrip('.')}: {plain(first['msg'])}") from error
+        key, rule = str(first["loc"][0]), plain(first["msg"])
+        raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {rule}") from error
 
 
 def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
@@ -121,7 +121,7 @@ def _check_schedules(schedules: Sequence[Mapping[str, Any]], where: str) -> None
             schedule_of(fields)
         except (ValueError, TypeError) as error:
             reason = str(error).splitlines()
-            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else reason[0]
+            detail = first_invalid(error) if isinstance(error, ValidationError) else reason[0]
             raise UserError(f"{where}: schedule {dict(fields)}: {detail}") from error
 
 
@@ -153,6 +153,8 @@ def _check_parameters(
     try:
         flow.validate_parameters(dict(given))
     except ParameterTypeError as error:
-        raise UserError(f"{where}: {error}") from error
+        lines = (line.removeprefix(" - ").partition(": ") for line in str(error).splitlines())
+        wrong = "; ".join(f"{name}: {plain(text)}" for name, _, text in lines if text)
+        raise UserError(f"{where}: {wrong or error}") from error
     if "recipe" in given:
         load_recipe(given["recipe"], overrides, path=path)
