@@ -1,5 +1,7 @@
 """How figures are shown to people."""
 
+import time
+
 
 def size(count: float) -> str:
     """Bytes: 1,234,567 is 1.2 MB."""
@@ -30,3 +32,8 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours:,} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def date(moment: float | None) -> str | None:
+    """Unix seconds as a date and a time of this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if moment else None

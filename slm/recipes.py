@@ -1,8 +1,8 @@
 """The recipes in `pipelines.yaml`, and the settings that override them.
 
-A recipe states only what differs from the defaults in `slm.config`. An override is a dotted key and
-a value: `train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid
-one before any work starts.
+A recipe states only what differs from the defaults in `slm.config`, and may have a `description`,
+which nothing depends on. An override is a dotted key and a value: `train.max_steps=100`. Every
+unknown key, recipe or value is refused with the nearest valid one before any work starts.
 """
 
 import json
@@ -34,6 +34,7 @@ from slm.config import (
 from slm.errors import UserError, excerpt, first_invalid, unknown
 from slm.other_names import unknown_setting
 
+DESCRIPTION = "description"  # of a recipe: a line for `slm recipes`
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
 _ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
 _SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
@@ -73,6 +74,8 @@ def load_recipe(
             f"recipe {name} is a {type(fields).__name__}, not a mapping of sections such as "
             "train: {max_steps: 100}"
         )
+    describe(name, fields)  # raises where it is no text
+    fields = {key: value for key, value in fields.items() if key != DESCRIPTION}
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         for part in reversed(key.split(".")):
@@ -85,6 +88,14 @@ def load_recipe(
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     return _checked({**merged, "recipe": name})
+
+
+def describe(name: str, recipe: Any) -> str:
+    """A recipe's description, one line; empty where it has none. No key or config has it."""
+    text = _mapping(recipe).get(DESCRIPTION) or ""
+    if not isinstance(text, str):
+        raise UserError(f"recipe {name}: description={text!r} is not a text")
+    return " ".join(text.split())
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:

@@ -8,16 +8,31 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from slm import __version__, machine
+from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
-from slm.cli.options import AsJson, RecipeName, Settings, console, display_for, load, show
+from slm.cli.options import (
+    AsJson,
+    RecipeName,
+    Settings,
+    console,
+    display_for,
+    load,
+    show,
+    show_line,
+    show_wide,
+    suggest,
+)
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
@@ -25,13 +40,13 @@ from slm.config import DEFAULT_RECIPE, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
 from slm.recipes import parse_overrides
-from slm.storage import hashing_once, make_folder
+from slm.storage import hashing_once, make_folder, to_json
 
 app = typer.Typer(
     name="slm",
     help="From a dataset to a registered small language model.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -45,6 +60,7 @@ def show_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -52,7 +68,15 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """What may come before a command."""
+    """From a dataset to a registered small language model.
+
+    `slm` alone shows where to begin; `slm COMMAND --help` explains a command, with an example.
+    """
+    if context.invoked_subcommand is None:
+        show_line("slm: from a dataset to a registered small language model\n")
+        show_wide(first_hour())
+        show_line("\nall commands: slm --help    settings: slm recipes --explain")
+        show_line("this machine: slm doctor    completion: slm --install-completion")
 
 
 # ---- the whole pipeline -----------------------------------------------------------------------
@@ -61,7 +85,10 @@ def options(
 def run(
     recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
 ) -> None:
-    """Take a dataset to a registered model, through the Prefect flow."""
+    """Take a dataset to a registered model, through the Prefect flow.
+
+    Example: slm run quickstart --set train.max_steps=300
+    """
     config = load(recipe, settings)
     check_before_server(config)
     with display_for(as_json) as display:
@@ -76,8 +103,8 @@ def run(
             display.write(f"          {sentence}")
         if page := training_page(config, data_root()):
             display.write(f"mlflow    {page}")
-        name = Path(results["run"]).name
-        display.write(f'try       slm sample {name} --prompt "Once upon a time"')
+    name = Path(results["run"]).name
+    suggest(as_json, f'slm sample {name} --prompt "Once upon a time"', f"slm report {name} --open")
     if as_json:
         show(results, as_json)
 
@@ -85,7 +112,10 @@ def run(
 def retrain(
     recipe: RecipeName = DEFAULT_RECIPE, settings: Settings = None, as_json: AsJson = False
 ) -> None:
-    """Train again where the data or the recipe give a reason to; promote what is better."""
+    """Train again where the data or the recipe give a reason to; promote what is better.
+
+    Example: slm retrain quickstart
+    """
     config = load(recipe, settings)
     if config.retrain.approval and "PREFECT_API_URL" not in os.environ:
         raise UserError(
@@ -98,6 +128,7 @@ def retrain(
 
         results = run_flow("retrain", recipe, parse_overrides(settings or []))
     show(results, as_json)
+    suggest(as_json, "slm models")
 
 
 def check_before_server(config: PipelineConfig) -> None:
@@ -118,18 +149,37 @@ def up(
         str | None,
         typer.Option(metavar="URL", help="Prefect's database: postgresql+asyncpg://HOST/NAME."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout once all is up.")
+    ] = False,
 ) -> None:
-    """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
+    """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it.
+
+    Example: slm up --prefect-port 4201
+    """
     make_folder(data_root())  # before prefect is imported, which warns where its home cannot be
     from slm.orchestration.stack import services
 
+    def ready(addresses: dict[str, str]) -> None:
+        if as_json:
+            show(addresses, as_json)
+            sys.stdout.flush()
+        suggest(as_json, "slm prefect deployment run pipeline/quickstart --watch  # in another one")
+
     services.up(
-        prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres, write=typer.echo
+        prefect_port=prefect_port,
+        mlflow_port=mlflow_port,
+        postgres=postgres,
+        write=partial(typer.echo, err=as_json),
+        on_ready=ready,
     )
 
 
 def prefect(arguments: typer.Context) -> None:
-    """Run Prefect's own command on the servers of `slm up`: `slm prefect deployment run NAME`."""
+    """Run Prefect's own command on the servers of `slm up`.
+
+    Example: slm prefect deployment run pipeline/quickstart --watch
+    """
     from slm.orchestration.addresses import prefect_environment
 
     environment = prefect_environment()
@@ -146,10 +196,11 @@ for title, commands in (
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
 ):
     for command in commands:
-        app.command(rich_help_panel=title)(command)
+        app.command(cls=Command, rich_help_panel=title)(command)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
+app.command(cls=Command, rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
 app.command(
+    cls=Command,
     rich_help_panel="The whole pipeline",
     context_settings={**PASSED_ON, "help_option_names": []},
 )(prefect)
@@ -158,6 +209,7 @@ app.command(
 # ---- entry ------------------------------------------------------------------------------------
 
 
+COMPLETING = "_SLM_COMPLETE"  # set by a shell that asks what may come next
 _signals: list[int] = []  # that this process received
 
 
@@ -184,18 +236,28 @@ def main() -> None:
 
 
 def _run_command() -> None:
+    """Run the command line; whatever ends it early is one message, with --json one of JSON too."""
+    if COMPLETING in os.environ:
+        with suppress(SlmError):
+            app()
+        return
     try:
         for argument in sys.argv[1:]:
             check_utf8(argument, "the argument", "write it in UTF-8, or rename the file")
         machine.prepare()
         with hashing_once():
-            app()
+            code = app(standalone_mode=False)
     except SlmError as error:
         _fail(str(error), error.exit_code)
+    except TyperException as error:
+        _fail(usage_message(error), error.exit_code)
+    except typer.Abort:
+        _fail("aborted", 1)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             _fail(f"{error.filename!r} is too long for the name of a file", UserError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            _show_as_json(f"{type(error).__name__}: {error}")
             raise
         where = error.filename or data_root()
         _fail(
@@ -203,11 +265,24 @@ def _run_command() -> None:
             "or point SLM_DATA at another folder",
             UserError.exit_code,
         )
+    except Exception as error:
+        _show_as_json(f"{type(error).__name__}: {error}")
+        raise
+    if code == Interrupted.exit_code:
+        _show_as_json("interrupted: what is done is kept")
+    sys.exit(code or 0)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     console(stderr=True).print(f"error: {message}", soft_wrap=True)
+    _show_as_json(message)
     sys.exit(exit_code)
+
+
+def _show_as_json(message: str) -> None:
+    """With --json, a failure is one object on stdout too."""
+    if "--json" in sys.argv:
+        print(to_json({"error": message}, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from slm.cli.options import AsJson, console, date, display_for, show, show_wide
+from slm.cli.options import AsJson, console, display_for, show, show_wide, suggest
+from slm.figures import date
 from slm.records import model_uri
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the registered model versions."""
+    """List the registered model versions.
+
+    Example: slm models
+    """
     from slm.cli import tables
     from slm.registry.versions import list_versions
 
@@ -26,6 +30,8 @@ def models(as_json: AsJson = False) -> None:
     ]  # fmt: skip
     none = "no versions yet: `slm register RUN` makes one"
     show_wide(tables.listing(names, rows) if rows else none)
+    if versions:
+        suggest(as_json, f"slm lineage {versions[0]['name']}")
 
 
 def promote(
@@ -40,7 +46,10 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assess a version against the champion; it becomes champion only where it is better."""
+    """Assess a version against the champion; it becomes champion only where it is better.
+
+    Example: slm promote models:/slm@challenger
+    """
     import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
@@ -49,15 +58,21 @@ def promote(
         show(decision.model_dump(mode="json"), as_json)
     else:
         console().print(Markdown(slm.registry.gate.describe(decision)))
-    raise typer.Exit(0 if decision.decision == "promoted" else 1)
+    promoted = decision.decision == "promoted"
+    suggest(as_json, f"slm sample {decision.uri}" if promoted else f"slm lineage {decision.uri}")
+    raise typer.Exit(0 if promoted else 1)
 
 
 def rollback(
     model: Annotated[str, typer.Argument(help="The model's name in the registry.")] = "slm",
     as_json: AsJson = False,
 ) -> None:
-    """Restore the previous champion."""
+    """Restore the previous champion.
+
+    Example: slm rollback slm
+    """
     import slm.registry.gate
 
     champion, left = slm.registry.gate.rollback(model)
     show({"model": model, "champion": champion, "left": left}, as_json)
+    suggest(as_json, "slm models")

@@ -5,6 +5,7 @@ without one. Here the keys are those of Prefect's own models of its deploy file,
 refused; recipes, overrides and parameters are checked as a flow run would.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def _check_parameters(
             f"{where}: overrides={overrides!r}: it must map dotted keys to values, such as "
             "{train.max_steps: 100}"
         )
+    logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)  # which logs what it raises
     try:
         flow.validate_parameters(dict(given))
     except ParameterTypeError as error:
