@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from slm.errors import UserError, check_utf8
+from slm.figures import two_lines
 
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
@@ -62,6 +63,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    def __repr__(self) -> str:
+        """Two lines of what differs from the defaults; `flat()` has every setting."""
+        stated = self.model_dump(mode="json", exclude_defaults=True)
+        values = {
+            f"{name}.{key}" if isinstance(value, dict) else name: inner
+            for name, value in stated.items()
+            for key, inner in (value.items() if isinstance(value, dict) else [(name, value)])
+        }
+        return two_lines(type(self).__name__, values)
+
+    __str__ = __repr__
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key, such as `train.max_steps`, as JSON values."""

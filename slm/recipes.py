@@ -98,6 +98,13 @@ def describe(name: str, recipe: Any) -> str:
     return " ".join(text.split())
 
 
+def given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """Stand-ins for what a recipe leaves to the command line: an empty `data.path`."""
+    data = _mapping(_mapping(recipe).get("data"))
+    if data.get("source", "stories") != "stories" and not data.get("path"):
+        yield "data.path", "."
+
+
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 

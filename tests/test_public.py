@@ -13,7 +13,7 @@ import slm
 
 NAMES = [
     "load_recipe", "download", "encode", "train", "evaluate", "write_report", "register",
-    "promote", "run", "open_run", "load_model", "sample", "PipelineConfig", "DataRoot",
+    "promote", "run", "open_run", "load_model", "sample", "doctor", "PipelineConfig", "DataRoot",
     "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from slm import __version__, machine
+from slm.cli.doctor import doctor
 from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.inspection import bench, check, inspect, recipes, verify
@@ -191,7 +192,7 @@ def prefect(arguments: typer.Context) -> None:
 for title, commands in (
     ("The whole pipeline", (run, retrain, up)),
     ("One stage", (download, encode, train, evaluate, report, register, sync)),
-    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
+    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, doctor)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
 ):
@@ -244,7 +245,11 @@ def _run_command() -> None:
     try:
         for argument in sys.argv[1:]:
             check_utf8(argument, "the argument", "write it in UTF-8, or rename the file")
-        machine.prepare()
+        try:
+            machine.prepare()
+        except UserError:
+            if sys.argv[1:2] != ["doctor"]:  # which reports it among the rest
+                raise
         with hashing_once():
             code = app(standalone_mode=False)
     except SlmError as error:

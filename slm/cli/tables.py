@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
     from slm.history.runs import RunFacts
+    from slm.orchestration.health import Health
     from slm.reproduction.comparing import Compared
     from slm.training.forecast import Forecast
     from slm.training.preflight import Needs
@@ -178,6 +179,18 @@ def _spaced(*parts: RenderableType) -> Iterable[RenderableType]:
         if not isinstance(part, Table) or part.row_count:
             yield part
             yield ""
+
+
+def health(looked_at: "Health") -> Table:
+    """What `slm doctor` looked at; what is not ok is marked."""
+    styles = {"ok": "", "note": "yellow", "broken": "bold red"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in looked_at.findings:
+        mark = "" if finding.state == "ok" else f"{finding.state}: "
+        table.add_row(Text(finding.name), Text(mark + finding.value, styles[finding.state]))
+    return table
 
 
 # ---- history ----------------------------------------------------------------------------------

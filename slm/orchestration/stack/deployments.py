@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from slm.config import project_root
 from slm.errors import UserError, first_invalid, plain, unknown
-from slm.recipes import load_recipe, read_pipelines
+from slm.recipes import given_later, load_recipe, read_pipelines
 
 OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
 REQUIRED = ("name", "entrypoint", "description", "version", "work_pool")
@@ -48,7 +48,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
     for place, part, model in parts:
         _check_values(f"{place}." if place else "", part, model, path)
     for name, recipe in content["recipes"].items():
-        load_recipe(name, dict(_given_later(recipe)), path=path)
+        load_recipe(name, dict(given_later(recipe)), path=path)
     deployments: dict[str, DeploymentConfig] = {}
     for fields in content.get("deployments") or []:
         flow = _load_flow(path.parent, fields["entrypoint"])
@@ -91,13 +91,6 @@ def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], p
             raise UserError(f"{path.name}: {place.rstrip('.')}: {plain(first['msg'])}") from error
         key, rule = str(first["loc"][0]), plain(first["msg"])
         raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {rule}") from error
-
-
-def _given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
-    """Stand-ins for what a recipe leaves to the command line: an empty `data.path`."""
-    data = (recipe or {}).get("data") or {}
-    if data.get("source", "stories") != "stories" and not data.get("path"):
-        yield "data.path", "."
 
 
 def schedule_of(fields: Mapping[str, Any]) -> Any:
