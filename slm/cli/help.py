@@ -88,8 +88,9 @@ def usage_message(error: TyperException) -> str:
 def plain_usage(message: str) -> str:
     """`Invalid value for '-n' / '--samples': Input should be…` → `-n / --samples: give…`."""
     text = " ".join(message.rstrip(". ").split())
-    if value := re.fullmatch(r"Invalid value for (.+?): (.+)", text):
-        return f"{value[1].replace(chr(39), '')}: {plain(value[2])}"
+    if value := re.fullmatch(r"Invalid value(?: for (.+?))?: (.+)", text):
+        name = (value[1] or "the command line").replace("'", "")
+        return f"{name}: {plain(value[2])}"
     return text
 
 

@@ -240,7 +240,7 @@ def _run_command() -> None:
     """Run the command line; whatever ends it early is one message, with --json one of JSON too."""
     if COMPLETING in os.environ:
         with suppress(SlmError):
-            app()
+            app(prog_name="slm")
         return
     try:
         for argument in sys.argv[1:]:
@@ -251,7 +251,7 @@ def _run_command() -> None:
             if sys.argv[1:2] != ["doctor"]:  # which reports it among the rest
                 raise
         with hashing_once():
-            code = app(standalone_mode=False)
+            code = app(standalone_mode=False, prog_name="slm")
     except SlmError as error:
         _fail(str(error), error.exit_code)
     except TyperException as error:

@@ -24,7 +24,7 @@ from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import DETAILS, EVALUATE_VERSION, evaluate, evaluate_key
 from slm.history.lineage import Lineage, Link, lineage
 from slm.model.saved import MODEL, load_model
-from slm.progress import Progress, silent
+from slm.progress import Progress, automatic
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
 from slm.reproduction.claims import Claims, compare_data, compare_results, compare_training
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
@@ -91,7 +91,7 @@ def reproduce(
     *,
     chain: Lineage | None = None,
     keep: bool = False,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Reproduction:
     """Rebuild a finished run and compare every hash.
 
