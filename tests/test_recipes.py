@@ -10,9 +10,19 @@ import pytest
 from slm.cli.options import Settings
 from slm.config import PipelineConfig, Section
 from slm.errors import UserError
-from slm.recipes import dotted_keys, explain, load_recipe, parse_overrides, sections
+from slm.recipes import (
+    describe,
+    dotted_keys,
+    explain,
+    given_later,
+    load_recipe,
+    parse_overrides,
+    read_pipelines,
+    sections,
+)
 
 Config = Callable[..., PipelineConfig]
+SHIPPED = Path(__file__).parents[1] / "pipelines.yaml"
 
 
 @pytest.mark.parametrize(
@@ -287,3 +297,31 @@ def test_a_recipe_with_wrong_sections_is_answered_in_our_words(tmp_path: Path) -
     path.write_text("recipes: {'a b': {train: {max_steps: 1}}}")
     with pytest.raises(UserError, match=r"'a b'.* at most 64 letters"):
         load_recipe("a b", path=path)
+
+
+# ---- descriptions -------------------------------------------------------------------------------
+
+
+def test_every_shipped_recipe_has_a_description_and_no_key_or_config_does() -> None:
+    shipped = read_pipelines(SHIPPED)["recipes"]
+    for name, recipe in shipped.items():
+        text = describe(name, recipe)
+        assert 20 < len(text) < 100
+        assert text.endswith(".")
+        given = dict(given_later(recipe))
+        assert "description" not in str(load_recipe(name, given, path=SHIPPED).model_dump())
+
+
+def test_a_description_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    configs = []
+    for line in ("", "description: Something, in\n     two lines.\n    "):
+        path.write_text(f"recipes:\n  x:\n    {line}train: {{max_steps: 1}}\n")
+        configs.append(load_recipe("x", path=path))
+    assert configs[0] == configs[1]
+    assert describe("x", read_pipelines(path)["recipes"]["x"]) == "Something, in two lines."
+    path.write_text("recipes: {x: {description: [1], train: {max_steps: 1}}}")
+    with pytest.raises(UserError, match=r"recipe x: description=\[1\] is not a text"):
+        load_recipe("x", path=path)
+    with pytest.raises(UserError, match="unknown setting 'description'"):
+        load_recipe("quickstart", {"description": "y"}, path=SHIPPED)

@@ -20,6 +20,7 @@ from tiny_run import copy_run
 from slm.cli import main
 from slm.cli.help import examples, type_in_words, usage_message
 from slm.cli.main import app
+from slm.recipes import read_pipelines
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = dict(GROUP.commands)
@@ -216,6 +217,48 @@ def test_the_next_command_is_shown_to_people_alone(invoke: Invoke, data_root: Pa
         assert code == 0
         assert "next " not in err
         assert json.loads(out.splitlines()[-1])
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+
+
+def test_recipes_are_a_name_and_a_description_with_no_word_broken(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    shipped = (Path(__file__).parents[2] / "pipelines.yaml").read_text()
+    (project / "pipelines.yaml").write_text(shipped)
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = invoke("recipes")
+    assert max(map(len, out.splitlines())) <= 80
+    recipes = read_pipelines()["recipes"]
+    words = set(out.split())
+    for name, recipe in recipes.items():
+        assert {name, *recipe["description"].split()} <= words
+    _, out, _ = invoke("recipes", "--json")
+    listed = {each["name"]: each for each in json.loads(out)["recipes"]}
+    assert set(listed) == set(recipes)
+    assert listed["tinystories"]["settings"]["train.epochs"] == 2
+    _, out, _ = invoke("recipes", "tinystories")
+    assert re.search(r"^train\.epochs +2 *$", out, flags=re.MULTILINE)
+    _, out, _ = invoke("recipes", "--explain", "train.warmup", "--json")
+    assert json.loads(out)["settings"][0]["key"] == "train.warmup"
+
+
+def test_runs_are_filtered_and_sorted_and_have_what_differs(
+    invoke: Invoke, data_root: Path
+) -> None:
+    copy_run(data_root)
+    copy_run(data_root, max_steps=3)
+    _, out, _ = invoke("runs")
+    assert {"max_steps=3", "max_steps=4"} & set(out.split())
+    assert "in training" in out
+    listed = json.loads(invoke("runs", "--sort", "name", "--json")[1])["runs"]
+    assert [each["run"] for each in listed] == sorted(each["run"] for each in listed)
+    assert all(set(each["differs"]) == {"train.max_steps"} for each in listed)
+    (chosen,) = json.loads(invoke("runs", listed[0]["run"][:10], "--json")[1])["runs"]
+    assert chosen["run"] == listed[0]["run"]
+    assert json.loads(invoke("runs", "--recipe", "other", "--json")[1])["runs"] == []
+    assert "`slm runs` lists all" in invoke("runs", "other-*")[1]
 
 
 # ---- completion ----------------------------------------------------------------------------------
