@@ -18,7 +18,6 @@ from slm.errors import plain
 from slm.other_names import nearest
 from slm.recipes import dotted_keys
 
-SETTINGS = list(dotted_keys())
 _WORDS = {int: "whole number", float: "number", str: "text", Path: "path"}
 
 
@@ -77,10 +76,11 @@ def examples(command: Any) -> list[str]:
 
 def usage_message(error: TyperException) -> str:
     """What is wrong with a command line, and where its help is, in one line."""
-    option = getattr(error, "option_name", "")
     message = plain_usage(error.format_message())
-    if message.startswith("No such option") and (near := nearest(option.lstrip("-"), SETTINGS)):
-        return f"{error.message}; a setting is changed by --set {near[0]}=VALUE"
+    if message.startswith("No such option"):
+        option = str(getattr(error, "option_name", "")).lstrip("-")
+        if near := nearest(option, dotted_keys()):
+            return f"{error.message}; a setting is changed by --set {near[0]}=VALUE"
     context = getattr(error, "ctx", None)
     return f"{message}; see `{context.command_path} --help`" if context else message
 

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
 from slm.cli.options import AsJson, console, display_for, show, show_wide, suggest
 from slm.figures import date
@@ -57,6 +56,8 @@ def promote(
     if as_json:
         show(decision.model_dump(mode="json"), as_json)
     else:
+        from rich.markdown import Markdown
+
         console().print(Markdown(slm.registry.gate.describe(decision)))
     promoted = decision.decision == "promoted"
     suggest(as_json, f"slm sample {decision.uri}" if promoted else f"slm lineage {decision.uri}")
