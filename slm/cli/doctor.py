@@ -22,6 +22,7 @@ def doctor(as_json: AsJson = False) -> None:
         show_wide(tables.health(health))
         for problem in health.problems:
             show_line(f"{problem.state}: {problem.name}: {problem.remedy}")
-        show_line("nothing is broken" if health.ok else "")
+        if health.ok:
+            show_line("nothing is broken")
         suggest(as_json, "slm run" if health.ok else "slm doctor  # again")
     raise typer.Exit(0 if health.ok else 1)

@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stages
 import typer
 from test_snippets import check
 from tiny_run import copy_run
@@ -217,6 +219,39 @@ def test_the_next_command_is_shown_to_people_alone(invoke: Invoke, data_root: Pa
         assert code == 0
         assert "next " not in err
         assert json.loads(out.splitlines()[-1])
+
+
+# ---- what opens and what stays ----------------------------------------------------------------
+
+
+def test_a_report_opens_in_the_browser_where_that_is_asked(
+    invoke: Invoke, data_root: Path, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.install(monkeypatch, data_root)
+    stages.write(data_root, tiny_config())
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    name = stages.EVALUATION.run
+    page = json.loads(invoke("report", name, "--json")[1])["report"]
+    assert not opened
+    assert invoke("report", name, "--open")[0] == 0
+    assert opened == [Path(page).as_uri()]
+
+
+def test_up_with_json_prints_its_addresses_once_all_is_up(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def up(write: Callable[[str], None], on_ready: Callable[[Any], None], **_: Any) -> None:
+        write("starting  servers")
+        on_ready({"prefect": "http://127.0.0.1:4200"})
+
+    monkeypatch.setattr("slm.orchestration.stack.services.up", up)
+    code, out, err = invoke("up", "--json")
+    assert (code, json.loads(out)) == (0, {"prefect": "http://127.0.0.1:4200"})
+    assert err == "starting  servers\n"
+    code, out, err = invoke("up")
+    assert (code, out) == (0, "starting  servers\n")
+    assert "slm prefect deployment run pipeline/quickstart" in err
 
 
 # ---- lists ---------------------------------------------------------------------------------------

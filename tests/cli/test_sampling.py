@@ -1,6 +1,7 @@
 """`slm sample`: what it prints, with a run that was trained for four steps."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +91,17 @@ def test_weights_that_do_not_exist_are_refused(run: str) -> None:
     result = CliRunner().invoke(app, ["sample", run, "--weights", "int4"])
     assert result.exit_code == 2
     assert all(f"'{name}'" in result.output for name in ("int4", "float32", "int8"))
+
+
+def test_chat_with_json_is_a_line_per_text_and_the_texts_those_of_sample(
+    sample: Sample, run: str
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    command = ["chat", run, "--max-new-tokens", "8", "--json"]
+    shown = CliRunner().invoke(app, command, input="Tom\n\n", catch_exceptions=False)
+    signal.signal(signal.SIGTERM, before)
+    first, second = map(json.loads, shown.stdout.splitlines())
+    (expected,) = json.loads(sample("--prompt", "Tom", "--json"))["samples"]
+    assert first["completion"] == expected["completion"]
+    assert second["prompt"] == "Tom" + first["completion"]
+    assert "/settings" in shown.stderr
