@@ -34,7 +34,7 @@ _OTHER_NAMES = {
     "model.seq_len": "block_size context context_len context_length context_size context_window "
     "ctx ctx_len max_len max_length max_position_embeddings max_seq_len max_seq_length n_ctx "
     "n_positions seq_length sequence_len sequence_length",
-    "registry.model": "model_name name",
+    "registry.model": "model_name",
     "registry.tracking_uri": "mlflow mlflow_tracking_uri mlflow_uri tracking",
     "report.language": "lang",
     "report.max_new_tokens": "max_gen_tokens",

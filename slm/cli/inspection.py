@@ -30,7 +30,7 @@ from slm.cli.options import (
 from slm.config import data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.machine import available_memory
-from slm.recipes import describe, explain, read_pipelines
+from slm.recipes import DESCRIPTION, describe, explain, read_pipelines
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
 from slm.storage import make_folder, to_json
@@ -247,7 +247,7 @@ def settings_of(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in recipe.items():
         if isinstance(value, dict):
             flat |= settings_of(value, f"{prefix}{key}.")
-        elif prefix:
+        elif prefix or key != DESCRIPTION:
             flat[f"{prefix}{key}"] = value
     return flat
 
