@@ -65,10 +65,13 @@ def type_in_words(param: Any, ctx: object = None) -> str:
 
 
 def examples(command: Any) -> list[str]:
-    """The example lines of a command's help, each a command line: `slm train quickstart`."""
-    text = f"{command.help or ''}\n{command.epilog or ''}"
-    lines = re.findall(r"^\s*(?:Examples?: )?(slm .+?)\s*$", text, flags=re.MULTILINE)
-    return [re.split(r"\s{2,}#", line)[0] for line in lines]
+    """The examples of a command's help, each a command line.
+
+    `Example: slm a`, or a paragraph `Examples: slm a · slm b` → [slm a, slm b].
+    """
+    text = f"{command.help or ''}\n\n{command.epilog or ''}"
+    paragraphs = re.findall(r"^ *Examples?: *(slm .+?)(?:\n *\n|\Z)", text, flags=re.M | re.S)
+    return [" ".join(line.split()) for each in paragraphs for line in each.split("·")]
 
 
 # ---- a command line that is wrong -------------------------------------------------------------
