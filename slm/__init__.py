@@ -20,9 +20,10 @@ be, and why, `slm.plan("quickstart")` shows before.
 
 Sample, from a run or from the registry:
 
-    model = slm.load_model("models:/slm@champion")
-    for sample in slm.sample(model, "Once upon a time", temperature=0.8, top_k=50, seed=1):
-        print(sample.prompt + sample.completion)
+    [text] = slm.sample("models:/slm@champion", "Once upon a time", temperature=0.8, seed=1)
+    model = slm.load_model("models:/slm@champion")  # once, for many calls
+    for text in slm.sample(model, ["Once upon a time", "One day"], top_k=50, seed=1):
+        print(text.prompt + text.completion)
 
 Look at a run:
 
@@ -54,7 +55,8 @@ _MODULES = {
     "plan": "slm.planning.plan",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
-    "sample": "slm.model.sample",
+    "sample": "slm.registry.sampling",
+    "doctor": "slm.orchestration.health",
     "PipelineConfig": "slm.config",
     "DataRoot": "slm.run_folder",
     "RunFolder": "slm.run_folder",

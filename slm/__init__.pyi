@@ -2,7 +2,7 @@ from slm.config import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError
 from slm.evaluation.evaluate import evaluate as evaluate
-from slm.model.sample import sample as sample
+from slm.orchestration.health import doctor as doctor
 from slm.orchestration.outline import run as run
 from slm.planning.plan import plan as plan
 from slm.project.start import init as init
@@ -11,6 +11,7 @@ from slm.registry.gate import promote as promote
 from slm.registry.opening import load_model as load_model
 from slm.registry.opening import open_run as open_run
 from slm.registry.register import register as register
+from slm.registry.sampling import sample as sample
 from slm.report.write import write_report as write_report
 from slm.run_folder import DataRoot as DataRoot
 from slm.run_folder import RunFolder as RunFolder

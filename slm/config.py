@@ -20,12 +20,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from slm.errors import UserError, check_utf8
+from slm.figures import two_lines
 
 PIPELINES = "pipelines.yaml"  # of a project: its recipes and deployments
 GPT2_VOCAB_SIZE = 50_257
 DEFAULT_RECIPE = "quickstart"
 LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
 MAX_SEED = 2**63 - 1
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -61,6 +64,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    def __repr__(self) -> str:
+        """Two lines of what differs from the defaults; `flat()` has every setting."""
+        stated = self.model_dump(mode="json", exclude_defaults=True)
+        values = {
+            f"{name}.{key}" if isinstance(value, dict) else name: inner
+            for name, value in stated.items()
+            for key, inner in (value.items() if isinstance(value, dict) else [(name, value)])
+        }
+        return two_lines(type(self).__name__, values)
+
+    __str__ = __repr__
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key, such as `train.max_steps`, as JSON values."""
@@ -241,9 +256,15 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "adamw, or muon for the matrices with AdamW for the rest."
     )
-    learning_rate: PositiveFloat = setting(6e-4, "Peak learning rate of AdamW.")
+    learning_rate: PositiveFloat = setting(
+        6e-4,
+        "Peak learning rate of AdamW; where optimizer is muon, of AdamW's part alone: embeddings "
+        "and norms.",
+    )
     muon_learning_rate: PositiveFloat = setting(
-        0.02, "Peak learning rate of the matrices where optimizer is muon."
+        0.02,
+        "Peak learning rate of the matrices where optimizer is muon; learning_rate is that of the "
+        "rest.",
     )
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment.", ge=0, lt=1)
     beta2: float = setting(0.95, "AdamW's decay rate of the second moment.", ge=0, lt=1)
@@ -361,7 +382,7 @@ class RegistryConfig(Section):
     model: str | None = setting(
         None,
         "Name of the registered model; null: the setting name, else the name of the data.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        pattern=NAME,
     )
     tracking_uri: str | None = setting(
         None,
@@ -442,15 +463,13 @@ class RetrainConfig(Section):
 class PipelineConfig(Section):
     """Everything that a pipeline's results depend on, and where they go."""
 
-    recipe: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name in pipelines.yaml."
-    )
+    recipe: str = Field(pattern=NAME, description="Name in pipelines.yaml.")
     name: str | None = setting(
         None,
         "Name of the run, which its folders begin with, and of its registered model. {data}: that "
         "of the data's file, folder or dataset. null: the folders have the recipe's name, the "
         "model that of the data.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        pattern=NAME,
     )
     data: DataConfig = Field(DataConfig(), description=DataConfig.__doc__)
     model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)

@@ -12,6 +12,10 @@ SlmError                 exit 1: something failed; the message says what and whe
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_EXCERPT = 100  # characters of a text from data in a message
 MAX_LISTED = 30  # names in one
@@ -83,6 +87,50 @@ def check_utf8(text: str, what: str, remedy: str) -> None:
 def unknown(what: str, value: str, valid: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest valid one."""
     names = sorted(valid)
-    near = get_close_matches(value, [n for n in names if len(n) <= MAX_EXCERPT], n=1, cutoff=0.5)
+    near = get_close_matches(value, [n for n in names if len(n) <= MAX_EXCERPT], n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"valid: {listing(names)}"
     return UserError(f"unknown {what} {excerpt(repr(value))}: {hint}")
+
+
+# How pydantic words what a value should have been → what to write.
+_PLAIN = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"^Value error, (.+)", r"\1"),
+        (r"^Assertion failed, (.+)", r"\1"),
+        (r"^Field required", "it is missing"),
+        (r"^Extra inputs are not permitted", "there is no such key"),
+        (r"^Input should be (?:a valid|an?) integer.*", "give a whole number"),
+        (r"^Input should be (?:a valid|a) number.*", "give a number"),
+        (r"^Input should be (?:a valid|a) string.*", "give a text"),
+        (r"^Input should be (?:a valid|a) boolean.*", "give true or false"),
+        (r"^Input should be (?:a valid|an?) (?:list|tuple|set|frozenset|array).*", "give a list"),
+        (r"^Input should be (?:a valid|an?) (?:dictionary|mapping|object|instance).*",
+         "give a mapping of names to values"),
+        (r"^Input should be None", "give null"),
+        (r"^Input should be greater than or equal to (.+)", r"give \1 or more"),
+        (r"^Input should be greater than (.+)", r"give more than \1"),
+        (r"^Input should be less than or equal to (.+)", r"give \1 or less"),
+        (r"^Input should be less than (.+)", r"give less than \1"),
+        (r"^Input should be a finite number", "give a finite number"),
+        (r"^Input should be (.+)", r"give \1"),
+        (r"^(?:String|Value|List|Tuple|Dictionary) should have at least (.+)", r"give at least \1"),
+        (r"^(?:String|Value|List|Tuple|Dictionary) should have at most (.+)", r"give at most \1"),
+        (r"^String should match pattern (.+)", r"give a text of the form \1"),
+    )
+)  # fmt: skip
+
+
+def plain(message: str) -> str:
+    """What pydantic says of a value, as what to write: `Input should be a valid tuple` → a list."""
+    for pattern, words in _PLAIN:
+        if pattern.match(message):
+            return pattern.sub(words, message)
+    return message
+
+
+def first_invalid(error: "ValidationError") -> str:
+    """The first thing that is wrong in a file that was read: `data.seed: give a whole number`."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {plain(first['msg'])}" if place else plain(first["msg"])

@@ -117,6 +117,31 @@ def available_memory(root: Path = Path("/")) -> int:
     return memory
 
 
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that are free now: the machine's, or what is left of its container's limit.
+
+    `root`: the folder that holds `proc` and `sys`.
+    """
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    for group in _control_groups("memory", root):
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            most, used = _text(group / limit), _text(group / usage)
+            if most.isdigit() and used.isdigit():
+                free = min(free, max(0, int(most) - int(used) + _reclaimable(group)))
+    return free
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of a control group that the kernel gives back when they are needed: cached files."""
+    lines = (line.split() for line in _text(group / "memory.stat").splitlines())
+    return sum(int(line[1]) for line in lines if line[0] == "inactive_file")
+
+
 def _control_groups(controller: str, root: Path) -> Iterator[Path]:
     """The folders of this process's control group and of those above it, which limit it too.
 

@@ -1,4 +1,4 @@
-"""Progress of long stages: the callback that they report to, and the bar of a notebook."""
+"""Progress of long stages: the callback that they report to, the time left, a notebook's bar."""
 
 import html
 import sys
@@ -11,6 +11,38 @@ from typing import Any
 Progress = Callable[[str, float, float | None], None]
 
 UPDATE_SECONDS = 0.2  # between two updates of a notebook's bar
+
+
+class Pace:
+    """Estimates the time left of a task from its progress since the first call.
+
+    So what a resumed training had done before counts as done, and not as fast.
+    """
+
+    def __init__(self) -> None:
+        self._task: tuple[float, float, float | None] | None = None  # first time, done, total
+
+    def left(self, done: float, total: float | None) -> float | None:
+        """Seconds until the end; None where there is no estimate yet, or nothing left."""
+        now = time.monotonic()
+        if self._task is None or self._task[2] != total or done < self._task[1]:
+            self._task = (now, done, total)
+        began, first, _ = self._task
+        if total is None or done <= first or done >= total:
+            return None
+        return (total - done) * (now - began) / (done - first)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, or hours too: 75 → 1:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def share(done: float, total: float | None) -> str:
+    """How much is done, as a percentage, or as a count where the end is not known."""
+    return f"{done / total:.0%}" if total else f"{done:,.0f}"
 
 
 def silent(what: str, done: float, total: float | None) -> None:
@@ -26,11 +58,11 @@ def automatic(what: str, done: float, total: float | None) -> None:
         cell = shell.execution_count
         if _bar.get("cell") != cell:
             _bar.clear()
-            _bar.update(cell=cell, handle=None, due=0.0)
-        now = time.monotonic()
+            _bar.update(cell=cell, handle=None, due=0.0, pace=Pace())
+        now, left = time.monotonic(), _bar["pace"].left(done, total)
         if now >= _bar["due"] or (total is not None and done >= total):
             _bar["due"] = now + UPDATE_SECONDS
-            _show(what, done, total)
+            _show(what if left is None else f"{what}  {clock(left)} left", done, total)
 
 
 def notebook() -> Any:
@@ -46,8 +78,7 @@ _bar: dict[str, Any] = {}  # of the cell that runs: its number, display handle a
 def _show(what: str, done: float, total: float | None) -> None:
     ipython = import_module("IPython.display")
     value = f' value="{done:g}" max="{total:g}"' if total else ""
-    part = f"{done / total:.0%}" if total else f"{done:,.0f}"
-    content = ipython.HTML(f"<progress{value}></progress> {part} {html.escape(what)}")
+    content = ipython.HTML(f"<progress{value}></progress> {share(done, total)} {html.escape(what)}")
     if _bar["handle"] is None:
         _bar["handle"] = ipython.display(content, display_id=True)
     else:

@@ -1,9 +1,10 @@
 """The recipes, and the settings that override them.
 
 Some are shipped with slm. The `pipelines.yaml` of a project adds its own, and replaces a shipped
-one of the same name. A recipe states only what differs from the defaults in `slm.config`. An
-override is a dotted key and a value: `train.max_steps=100`. Every unknown key, recipe or value is
-refused with the nearest valid one before any work starts.
+one of the same name. A recipe states only what differs from the defaults in `slm.config`, and may
+have a `description`, which nothing depends on. An override is a dotted key and a value:
+`train.max_steps=100`. Every unknown key, recipe or value is refused with the nearest valid one
+before any work starts.
 """
 
 import glob
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -25,6 +27,8 @@ from pydantic import ValidationError
 from slm.config import (
     DEFAULT_RECIPE,
     LIMITS,
+    NAME,
+    NAME_RULE,
     PIPELINES,
     SEED_ERROR,
     PipelineConfig,
@@ -33,8 +37,10 @@ from slm.config import (
     data_name,
     project_root,
 )
-from slm.errors import UserError, unknown
+from slm.errors import UserError, excerpt, first_invalid, unknown
+from slm.other_names import unknown_setting
 
+DESCRIPTION = "description"  # of a recipe: a line for `slm recipes`
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
 DATA_NAME = "{data}"  # as the setting `name`: that of the data
 _ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
@@ -117,6 +123,8 @@ def load_recipe(
             f"recipe {name} is a {type(fields).__name__}, not a mapping of sections such as "
             "train: {max_steps: 100}"
         )
+    describe(name, fields)  # raises where it is no text
+    fields = {key: value for key, value in fields.items() if key != DESCRIPTION}
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         for part in reversed(key.split(".")):
@@ -165,9 +173,7 @@ def check_recipes(path: Path | None = None) -> int:
     """
     recipes = find_recipes(path)
     for name, recipe in recipes.items():
-        data = _mapping(_mapping(recipe.fields).get("data"))
-        is_open = data.get("source", "stories") != "stories" and not data.get("path")
-        load_recipe(name, {"data.path": "."} if is_open else None, path=path)
+        load_recipe(name, dict(given_later(recipe.fields)), path=path)
     return len(recipes)
 
 
@@ -176,6 +182,21 @@ def default_recipe() -> str:
     path = project_root() / "pipelines.yaml"
     recipes = read_pipelines(path)["recipes"] if path.is_file() else {}
     return str(next(iter(recipes))) if len(recipes) == 1 else DEFAULT_RECIPE
+
+
+def describe(name: str, recipe: Any) -> str:
+    """A recipe's description, one line; empty where it has none. No key or config has it."""
+    text = _mapping(recipe).get(DESCRIPTION) or ""
+    if not isinstance(text, str):
+        raise UserError(f"recipe {name}: description={text!r} is not a text")
+    return " ".join(text.split())
+
+
+def given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """Stand-ins for what a recipe leaves to the command line: an empty `data.path`."""
+    data = _mapping(_mapping(recipe).get("data"))
+    if data.get("source", "stories") != "stories" and not data.get("path"):
+        yield "data.path", "."
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -255,13 +276,13 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
     try:
         config = PipelineConfig.model_validate(_numbers(fields, kinds))
     except ValidationError as error:
-        raise _refusal(error, kinds) from error
+        raise _refusal(error, fields, kinds) from error
     _check_moments(config.train)
     _check_schedule(config.train)
     return config
 
 
-def _refusal(error: ValidationError, kinds: "Kinds") -> UserError:
+def _refusal(error: ValidationError, fields: Mapping[str, Any], kinds: "Kinds") -> UserError:
     """One message for the first thing that is wrong: key, value, and what the setting takes."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
@@ -270,7 +291,7 @@ def _refusal(error: ValidationError, kinds: "Kinds") -> UserError:
         while isinstance(given, dict) and given:  # a section that is misspelt
             part, given = next(iter(given.items()))
             parts.append(str(part))
-        return unknown("setting", ".".join(parts), dotted_keys())
+        return unknown_setting(".".join(parts), [*dotted_keys(), *sections()])
     while len(parts) > 2 and ".".join(parts) not in kinds:
         parts.pop()  # inside a union or a list, pydantic's path continues below the key
     key = ".".join(parts)
@@ -280,13 +301,18 @@ def _refusal(error: ValidationError, kinds: "Kinds") -> UserError:
         return UserError(f"{key}={first['input']!r}: {first['msg']}")
     if first["type"] == "missing":
         return UserError(f"recipe {first['input'].get('recipe')}: it has no section `{key}`")
-    return invalid(key, first["input"], kinds[key][1] if key in kinds else "mapping of settings")
+    if key in kinds:
+        return invalid(key, first["input"], kinds[key][1])
+    if key in sections():
+        example = next(name for name in dotted_keys() if name.startswith(f"{key}."))
+        return invalid(key, first["input"], f"settings of its own, such as {example}")
+    return UserError(f"recipe {fields.get('recipe')}: {first_invalid(error)}")
 
 
 def invalid(key: str, value: Any, words: str) -> UserError:
     """The error for a value that a setting does not take; `words`: what it takes."""
     # A whole section may hold an address with a password.
-    shown = "" if isinstance(value, dict | list) else f"={value!r}"
+    shown = "" if isinstance(value, dict | list) else f"={excerpt(repr(value))}"
     return UserError(f"{key}{shown} is not valid; it takes: {words}")
 
 
@@ -376,8 +402,7 @@ def explain(key: str | None = None) -> list[Setting]:
         return list(settings.values())
     chosen = [s for name, s in settings.items() if name == key or name.startswith(f"{key}.")]
     if not chosen:
-        sections = {name[:i] for name in settings for i, c in enumerate(name) if c == "."}
-        raise unknown("setting", key, {*settings, *sections})
+        raise unknown_setting(key, [*settings, *sections()])
     return chosen
 
 
@@ -386,19 +411,34 @@ def dotted_keys() -> Iterator[str]:
     return (key for key, *_ in _settings() if key != "recipe")
 
 
-def _settings(
-    section: type[Section] = PipelineConfig, prefix: str = ""
-) -> Iterator[tuple[str, Any, Setting]]:
+def sections() -> list[str]:
+    """The names of the sections, such as `train` and `data.clean`."""
+    keys = list(dotted_keys())
+    return sorted({key[:i] for key in keys for i, c in enumerate(key) if c == "."})
+
+
+@cache
+def _settings() -> tuple[tuple[str, Any, Setting], ...]:
     """Every setting by its dotted key, with its type."""
+    return tuple(_settings_of(PipelineConfig, ""))
+
+
+def _settings_of(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, Setting]]:
     schemas = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
-            yield from _settings(inner, f"{prefix}{name}.")
+            yield from _settings_of(inner, f"{prefix}{name}.")
         else:
             default = "" if field.is_required() else json.dumps(field.default, ensure_ascii=False)
-            text = field.description or ""
-            yield prefix + name, inner, Setting(prefix + name, _kind(schemas[name]), default, text)
+            text, kind = field.description or "", _kind(schemas[name])
+            if field.default and kind.startswith("list"):
+                kind += f", such as {json.dumps(field.default[:2], ensure_ascii=False)}"
+            yield prefix + name, inner, Setting(prefix + name, kind, default, text)
+
+
+def _plural(word: re.Match[str]) -> str:
+    return {"text": "texts"}.get(word[0], f"{word[0]}s")
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -410,10 +450,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if schema["type"] == "array":
-        return f"list of {_kind(schema['items'])}"
+        return "list of " + re.sub("^(whole number|number|text)", _plural, _kind(schema["items"]))
     names = {"integer": "whole number", "string": "text", "boolean": "true or false"}
-    if pattern := schema.get("pattern"):
-        return f"text that matches {pattern}"
+    if schema.get("pattern") == NAME:
+        return NAME_RULE
     if schema.get("minLength"):
         return "text that is not empty"
     limits = (

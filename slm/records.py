@@ -14,12 +14,19 @@ from typing import Any, Literal, Required, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm.errors import UserError, excerpt
+from slm.figures import two_lines
 
 
 class Frozen(BaseModel):
     """Values that do not change, without room for an unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __repr__(self) -> str:
+        """Two lines: `model_dump()` has everything."""
+        return two_lines(type(self).__name__, dict(self))
+
+    __str__ = __repr__
 
 
 class FileEntry(Frozen):
@@ -41,6 +48,14 @@ class Record(Frozen):
     def name(self) -> str:
         """The folder's name, `<name>-<key>`."""
         return self.path.name
+
+    def __repr__(self) -> str:
+        """Two lines, its name first: `model_dump()` has everything."""
+        values = {name: value for name, value in self if name not in ("key", "path", "reused")}
+        values = {name: value for name, value in values.items() if value is not None}
+        return two_lines(f"{type(self).__name__} {self.name or self.key[:12]}", values)
+
+    __str__ = __repr__
 
 
 class Made(Frozen):

@@ -34,7 +34,14 @@ from pydantic import ValidationError
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
-from slm.errors import CorruptionError, NewerFormat, UserError, listing, unknown
+from slm.errors import (
+    CorruptionError,
+    NewerFormat,
+    UserError,
+    first_invalid,
+    listing,
+    unknown,
+)
 from slm.records import (
     LATEST,
     Checkpoint,
@@ -246,7 +253,9 @@ class RunFolder:
                 parent_key,
                 Derivation.model_validate(derived) if derived else None,
             )
-        except (OSError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
+            raise CorruptionError(f"{path} cannot be read: {first_invalid(error)}") from error
+        except (OSError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, settings: Settings) -> None:
@@ -290,7 +299,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise CorruptionError(f"{path} cannot be read: {error}") from error
+            raise CorruptionError(f"{path} cannot be read: {first_invalid(error)}") from error
 
     @property
     def max_steps(self) -> int | None:

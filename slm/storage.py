@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
-from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError
+from slm.errors import CorruptionError, InUse, NewerFormat, SlmError, UserError, first_invalid
 from slm.records import FileEntry, Made, Record
 
 try:
@@ -292,6 +292,9 @@ def read_record(folder: Path, kind: type[R], *, verify: bool = True) -> R | None
         record = kind.model_validate({**fields, "path": folder})
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValidationError as error:
+        reason = first_invalid(error)
+        raise CorruptionError(f"{folder / RECORD} cannot be read: {reason}") from error
     except ValueError as error:
         raise CorruptionError(f"{folder / RECORD} cannot be read: {error}") from error
     if verify and (wrong := mismatches(folder, record.files)):

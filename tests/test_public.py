@@ -5,16 +5,20 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import copy_run
 
 import slm
+from slm.progress import automatic
+from slm.records import Evaluation
 
 NAMES = [
     "load_recipe", "download", "encode", "train", "resume", "stop", "finish", "train_longer",
     "evaluate", "write_report", "register", "promote", "run", "init", "plan", "open_run",
-    "load_model", "sample", "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
+    "load_model", "sample", "doctor", "PipelineConfig", "DataRoot", "RunFolder", "SlmError",
+    "UserError",
 ]  # fmt: skip
 
 
@@ -79,3 +83,43 @@ def test_a_stage_that_gets_another_record_than_it_needs_says_where_that_comes_fr
         with pytest.raises(slm.UserError, match=f"^{message}: slm"):
             call()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_import_loads_and_samples(data_root: Path) -> None:
+    run = copy_run(data_root)
+    settings: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 4}
+    (expected,) = slm.sample(slm.load_model(run), "Once", **settings)
+    for model in (run.name, run, slm.open_run(run), slm.open_run(run).record):
+        assert model
+        (text,) = slm.sample(model, "Once", **settings)
+        assert text.completion == expected.completion
+
+
+def test_the_repr_of_what_a_notebook_shows_has_two_lines(project: Path, data_root: Path) -> None:
+    run = slm.open_run(copy_run(data_root))
+    data = run.config.data.model_copy(update={"path": "x" * 999})
+    evaluated = Evaluation(
+        key="k", run=run.name, checkpoint="step_000004", weights_sha256="5" * 64, documents=3,
+        tokens=9, bytes=40, val_loss=5.25, val_bpb=2.5, details={"scores": list(range(1000))},
+    )  # fmt: skip
+    shown = (
+        run.config, run.config.train, run.config.report, run.record, run.plan, run.best,
+        run.shards, run.source, evaluated, slm.load_model(run), slm.load_recipe("tiny"),
+        run.config.model_copy(update={"data": data}),
+    )  # fmt: skip
+    for each in shown:
+        assert type(each).__name__ in repr(each)
+        assert str(each) == repr(each)
+        assert len(repr(each).splitlines()) <= 2, each
+        assert max(map(len, repr(each).splitlines())) <= 100, each
+    assert "val_bpb=2.5" in repr(evaluated)
+    assert run.name in repr(run.record)
+    assert repr(run.config.evaluate) == "EvaluateConfig()"
+
+
+@pytest.mark.parametrize(
+    "name", ["download", "encode", "train", "evaluate", "write_report", "promote"]
+)
+def test_what_takes_long_shows_its_progress_in_a_notebook_by_default(name: str) -> None:
+    default = inspect.signature(getattr(slm, name)).parameters["progress"].default
+    assert default is automatic

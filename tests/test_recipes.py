@@ -13,15 +13,20 @@ from slm.errors import UserError
 from slm.recipes import (
     check_recipes,
     default_recipe,
+    describe,
     dotted_keys,
     explain,
     find_recipes,
+    given_later,
     load_recipe,
     parse_overrides,
+    read_pipelines,
+    sections,
     shipped_pipelines,
 )
 
 Config = Callable[..., PipelineConfig]
+SHIPPED = Path(__file__).parents[1] / "pipelines.yaml"
 
 
 @pytest.mark.parametrize(
@@ -205,10 +210,13 @@ def test_numbers_written_in_another_way_are_the_same_config(tiny_config: Config)
         ("train.learning_rate=true", "=True is not valid; it takes: number above 0"),
         ("train.compile=perhaps", "='perhaps' is not valid; it takes: true or false or auto"),
         ("model.dropout=2", "=2 is not valid; it takes: number from 0 to 0.9"),
-        ("report.top_ks=[1.5]", "=1.5 is not valid; it takes: list of whole number above 0"),
-        ("report.prompts=Once", "='Once' is not valid; it takes: list of text"),
-        ("data=5", "=5 is not valid; it takes: mapping of settings"),
-        ("registry.model=a/b", "='a/b' is not valid; it takes: text that matches ^"),
+        (
+            "report.top_ks=[1.5]",
+            "=1.5 is not valid; it takes: list of whole numbers above 0, such as [20, 50]",
+        ),
+        ("report.prompts=Once", "='Once' is not valid; it takes: list of texts, such as [\""),
+        ("data=5", "=5 is not valid; it takes: settings of its own, such as data.source"),
+        ("registry.model=a/b", "='a/b' is not valid; it takes: at most 64 letters, digits, '_', "),
     ],
 )
 def test_what_a_setting_does_not_take_is_one_message_with_what_it_takes(
@@ -267,15 +275,15 @@ def test_every_key_can_be_named() -> None:
 # ---- what a setting means -----------------------------------------------------------------------
 
 
-def sections(section: type[Section] = PipelineConfig) -> Iterator[type[Section]]:
+def section_types(section: type[Section] = PipelineConfig) -> Iterator[type[Section]]:
     yield section
     for field in section.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from sections(field.annotation)
+            yield from section_types(field.annotation)
 
 
 def test_every_field_carries_its_text() -> None:
-    for section in sections():
+    for section in section_types():
         for name, field in section.model_fields.items():
             text = (field.description or "").strip()
             assert text.endswith("."), f"{section.__name__}.{name}: {text!r}"
@@ -288,7 +296,7 @@ def test_settings_are_explained() -> None:
     assert kinds["train.compile"] == "true or false or auto"
     assert kinds["model.architecture"] == "gpt2 or qwen3"
     assert kinds["data.vocab_size"] == "whole number from 257 to 50,257"
-    assert kinds["report.top_ks"] == "list of whole number above 0"
+    assert kinds["report.top_ks"] == "list of whole numbers above 0, such as [20, 50]"
     (setting,) = explain("data.clean.min_chars")
     assert (setting.default, setting.text) == ("1", "Drop documents of fewer characters.")
     assert {setting.key.split(".")[0] for setting in explain("registry")} == {"registry"}
@@ -303,3 +311,76 @@ def test_the_only_recipe_of_a_file_needs_no_name(project: Path) -> None:
         f"{file.read_text()}".replace("  tiny:", "  other: {train: {epochs: 1}}\n  tiny:")
     )
     assert default_recipe() == "quickstart"
+
+
+# ---- no word of pydantic's ----------------------------------------------------------------------
+
+PYDANTIC = re.compile(
+    r"Input should|should be a valid|valid (tuple|dictionary|string|integer|number|list|boolean)|"
+    r"instance of|validation error|String should|Value error|pydantic|\[A-Z|\\d|type=|Extra inputs"
+)
+WRONG: list[object] = [
+    None, True, -1, 1e99, float("nan"), "?", "", "a b/c", [], ["?"], [None], {}, {"x": 1}, [[1]],
+    {"x": {"y": None}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*dotted_keys(), *sections()])
+def test_a_wrong_value_of_any_setting_is_answered_in_our_words(
+    key: str, tiny_config: Config
+) -> None:
+    refused = 0
+    for value in WRONG:
+        try:
+            tiny_config(**{key: value})
+        except UserError as error:
+            refused += 1
+            message = str(error)
+            assert not PYDANTIC.search(message), (value, message)
+            assert "\n" not in message, (value, message)
+            assert len(message) < 500, (value, message)
+    assert refused
+
+
+def test_a_recipe_with_wrong_sections_is_answered_in_our_words(tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    for section in sections():
+        if "." not in section:
+            for text in ("7", "[1]", "words", "{x: 1}"):
+                train = "" if section == "train" else ", train: {max_steps: 1}"
+                path.write_text(f"recipes: {{x: {{{section}: {text}{train}}}}}")
+                with pytest.raises(UserError) as refused:
+                    load_recipe("x", path=path)
+                assert section in str(refused.value)
+                assert not PYDANTIC.search(str(refused.value))
+    path.write_text("recipes: {'a b': {train: {max_steps: 1}}}")
+    with pytest.raises(UserError, match=r"'a b'.* at most 64 letters"):
+        load_recipe("a b", path=path)
+
+
+# ---- descriptions -------------------------------------------------------------------------------
+
+
+def test_every_shipped_recipe_has_a_description_and_no_key_or_config_does() -> None:
+    shipped = read_pipelines(SHIPPED)["recipes"]
+    for name, recipe in shipped.items():
+        text = describe(name, recipe)
+        assert 20 < len(text) < 100
+        assert text.endswith(".")
+        given = dict(given_later(recipe))
+        assert "description" not in str(load_recipe(name, given, path=SHIPPED).model_dump())
+
+
+def test_a_description_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pipelines.yaml"
+    configs = []
+    for line in ("", "description: Something, in\n     two lines.\n    "):
+        path.write_text(f"recipes:\n  x:\n    {line}train: {{max_steps: 1}}\n")
+        configs.append(load_recipe("x", path=path))
+    assert configs[0] == configs[1]
+    assert describe("x", read_pipelines(path)["recipes"]["x"]) == "Something, in two lines."
+    path.write_text("recipes: {x: {description: [1], train: {max_steps: 1}}}")
+    with pytest.raises(UserError, match=r"recipe x: description=\[1\] is not a text"):
+        load_recipe("x", path=path)
+    with pytest.raises(UserError, match="unknown setting 'description'"):
+        load_recipe("quickstart", {"description": "y"}, path=SHIPPED)

@@ -5,7 +5,7 @@ from typing import Any, TextIO
 
 from slm.errors import UserError, check_utf8, unknown
 from slm.model.decode import Decoder
-from slm.model.sample import generate
+from slm.model.sample import Sample, generate
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 HELP = """\
@@ -18,11 +18,21 @@ not answer questions. Every text starts afresh: only an empty line continues wha
 
 
 class Chat:
-    """Reads lines and continues them. Each text has the next seed, so none comes twice."""
+    """Reads lines and continues them. Each text has the next seed, so none comes twice.
+
+    Args:
+        on_sample: takes every text that was not stopped, once it is whole.
+    """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, settings: dict[str, Any], stream: TextIO
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        settings: dict[str, Any],
+        stream: TextIO,
+        on_sample: Callable[[Sample], None] = lambda sample: None,
     ) -> None:
+        self.on_sample = on_sample
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.settings = settings
@@ -71,7 +81,10 @@ class Chat:
             self.stream.flush()
 
         try:
-            generate(self.decoder, self.tokenizer, [prompt], on_text=show, **self.settings)
+            (sample,) = generate(
+                self.decoder, self.tokenizer, [prompt], on_text=show, **self.settings
+            )
+            self.on_sample(sample)
         finally:
             self.settings["seed"] += 1
             self.stream.write("\n")

@@ -1,6 +1,6 @@
 """The commands that end a training early and keep what it has: stop, finish."""
 
-from slm.cli.options import AsJson, RunName, display_for, show, show_line
+from slm.cli.options import AsJson, RunName, display_for, show, show_line, suggest
 from slm.cli.stages import train_result
 from slm.orchestration import stages
 from slm.registry.opening import open_run
@@ -40,5 +40,4 @@ def finish(run: RunName, as_json: AsJson = False) -> None:
             display.write(f"{folder.name} is finished already")
     result = train_result(record)
     show({**result, "made_from": folder.name} if record.path != folder.path else result, as_json)
-    if not as_json:
-        show_line(f"next      slm register {record.name}")
+    suggest(as_json, f"slm evaluate {record.name}", f"slm register {record.name}")

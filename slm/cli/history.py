@@ -5,20 +5,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slm.cli.completion import recipe_names, run_names
 from slm.cli.options import (
     REFERENCE,
     AsJson,
     RunName,
     console,
-    date,
     display_for,
     show,
     show_line,
     show_wide,
+    suggest,
+    width,
 )
 from slm.config import data_root
 from slm.errors import UserError
 from slm.figures import size
+from slm.history.runs import Order, list_runs
 from slm.records import names_version
 from slm.registry.opening import open_run
 from slm.run_folder import RunFolder
@@ -35,30 +38,53 @@ ModelName = Annotated[
 ]
 
 
-def runs(as_json: AsJson = False) -> None:
-    """List the runs."""
-    from slm.cli import tables
-    from slm.history.runs import list_runs
+def runs(
+    pattern: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATTERN",
+            help="Only runs of such a name: 'quickstart-*', or its beginning.",
+            autocompletion=run_names,
+        ),
+    ] = "*",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Only runs of this recipe.", autocompletion=recipe_names),
+    ] = None,
+    order: Annotated[
+        Order, typer.Option("--sort", help="By what: the newest, most or best first.")
+    ] = "started",
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, with the settings in which those of a recipe differ.
 
-    facts = list_runs(data_root())
+    Example: slm runs 'quickstart-*' --sort val_bpb
+    """
+    from slm.cli import tables
+
+    facts = list_runs(data_root(), pattern, recipe=recipe, order=order)
     if as_json:
         show({"runs": [run.model_dump() for run in facts]}, as_json)
         return
-    names = ("name", "state", "started", "step", "val_bpb", "val_bpb in training", "seconds")
-    rows = [
-        (
-            f.run, f.state, date(f.started), f.step, f.val_bpb, f.slice_val_bpb,
-            f.seconds and round(f.seconds),
-        )
-        for f in facts
-    ]  # fmt: skip
-    show_wide(tables.listing(names, rows) if rows else "no runs yet: `slm run` makes one")
-    if rows:
-        show_line("val_bpb: of the evaluation; in training: the last one, on a fixed slice of val")
+    show_wide(tables.runs(facts, width()) if facts else _no_runs(pattern, recipe))
+    if facts:
+        show_line("val_bpb: of the evaluation; in training (…): the last one, on a slice of val")
+        newest, *others = facts
+        compared = f"slm compare {others[0].run} {newest.run}" if others else "slm compare RUN RUN"
+        suggest(as_json, f"slm report {newest.run} --open", compared)
+
+
+def _no_runs(pattern: str, recipe: str | None) -> str:
+    if pattern != "*" or recipe:
+        return "no such run: `slm runs` lists all"
+    return "no runs yet: `slm run` makes one"
 
 
 def lineage(model: ModelName, as_json: AsJson = False) -> None:
-    """Show what a model was made of, and check every link against what is on disk now."""
+    """Show what a model was made of, and check every link against what is on disk now.
+
+    Example: slm lineage models:/slm@champion
+    """
     from slm.cli import tables
 
     chain, _ = _chain_and_run(model)
@@ -68,6 +94,7 @@ def lineage(model: ModelName, as_json: AsJson = False) -> None:
         show({"name": chain.name, "links": links, "broken": broken}, as_json)
     else:
         show_wide(tables.lineage(chain))
+    suggest(as_json, f"slm reproduce {model}")
 
 
 def reproduce(
@@ -78,6 +105,8 @@ def reproduce(
     """Rebuild a model from its chain alone, and compare every hash and every recorded figure.
 
     Exits 0 for bit-identical, 3 within tolerance, 1 diverged, 4 cannot be reproduced.
+
+    Example: slm reproduce models:/slm@champion
     """
     import slm.reproduction.reproduce
     from slm.cli import tables
@@ -99,6 +128,7 @@ def reproduce(
         show(shown, as_json)
         for note in reproduction.notes:
             show_line(f"note: {note}")
+    suggest(as_json, f"slm lineage {model}")
     raise typer.Exit(EXIT_CODES[reproduction.verdict])
 
 
@@ -117,7 +147,10 @@ def _chain_and_run(model: str) -> "tuple[Lineage, RunFolder]":
 
 
 def compare(a: RunName, b: RunName, as_json: AsJson = False) -> None:
-    """Compare two runs: settings, curves, bits per byte with their interval, samples."""
+    """Compare two runs: settings, curves, bits per byte with their interval, samples.
+
+    Example: slm compare RUN RUN
+    """
     import slm.history.compare
     from slm.cli import tables
 
@@ -126,6 +159,7 @@ def compare(a: RunName, b: RunName, as_json: AsJson = False) -> None:
         show(comparison.model_dump(mode="json"), as_json)
     else:
         console().print(tables.comparison(comparison))
+    suggest(as_json, f"slm report {b} --open")
 
 
 def gc(
@@ -138,7 +172,10 @@ def gc(
     ] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what no version and no recent run needs, and what interruptions left."""
+    """Delete what no version and no recent run needs, and what interruptions left.
+
+    Example: slm gc --dry-run
+    """
     from slm import retention
     from slm.registry.register import deleted_notes
     from slm.registry.versions import list_versions
@@ -158,6 +195,8 @@ def gc(
         show({**survey.model_dump(mode="json"), "removed": confirmed, "freed": freed}, as_json)
     elif confirmed:
         show_line("deleted")
+    if survey.going and dry_run:
+        suggest(as_json, "slm gc")
 
 
 def _show_survey(survey: "Retention", root: Path) -> None:

@@ -2,26 +2,37 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from slm.cli.completion import (
+    benchmark_names,
+    recipe_names,
+    result_names,
+    settings_and_recipes,
+    shard_names,
+)
 from slm.cli.options import (
     AsJson,
     Settings,
+    command_line,
     console,
     display_for,
     load,
     show,
     show_line,
     show_wide,
+    suggest,
 )
 from slm.config import PIPELINES, checkout, data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.machine import available_memory
 from slm.orchestration.display import shorten
-from slm.recipes import check_recipes, explain, find_recipes
+from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
 from slm.storage import make_folder, to_json
@@ -29,14 +40,22 @@ from slm.storage import make_folder, to_json
 
 def inspect(
     shards: Annotated[
-        str, typer.Argument(metavar="SHARDS", help="A folder, or its name under data/shards.")
+        str,
+        typer.Argument(
+            metavar="SHARDS",
+            help="A folder, or its name under data/shards.",
+            autocompletion=shard_names,
+        ),
     ],
     document: Annotated[
         int | None, typer.Option(metavar="N", help="Show the N-th document.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the counts of shards, or one document with its tokens."""
+    """Show the counts of shards, or one document with its tokens.
+
+    Example: slm inspect SHARDS --document 3
+    """
     from slm.cli import tables
     from slm.tokens.shards import inspecting
 
@@ -46,11 +65,18 @@ def inspect(
         print(to_json(report))
         return
     console().print(tables.shards(report) if document is None else tables.document(report))
+    if document is None:
+        suggest(as_json, f"slm inspect {shards} --document 1")
 
 
 def verify(
     folder: Annotated[
-        str, typer.Argument(help="A run, shards or a source, by name; or any folder of data/.")
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A run, shards or a source, by name; or any folder of data/.",
+            autocompletion=result_names,
+        ),
     ],
     steps: Annotated[
         str | None,
@@ -58,7 +84,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash every file again; of a run, also replay a range of steps and compare the bits."""
+    """Hash every file again; of a run, also replay a range of steps and compare the bits.
+
+    Example: slm verify RUN --steps 100:120
+    """
     from slm.tokens.shards import inspecting
 
     data = (data_root() / kind / folder for kind in ("shards", "sources"))
@@ -73,8 +102,6 @@ def verify(
 
 def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
     """Hash a run's files, replay the range of steps, and report whether the bits are the same."""
-    from dataclasses import asdict
-
     from slm.reproduction.replay import verify_steps
 
     start, stop = step_range(steps)
@@ -84,6 +111,7 @@ def _verify_run(run: str, steps: str | None, as_json: bool) -> None:
     with display_for(as_json) as display, display.progress("replay") as progress:
         replay = verify_steps(folder, start, stop, progress)
     show({**hashed, **asdict(replay), "verdict": replay.verdict}, as_json)
+    suggest(as_json, f"slm lineage {run}")
     if replay.verdict != "identical":
         raise typer.Exit(1)
 
@@ -124,12 +152,19 @@ def _verify_records(folder: Path) -> dict[str, int]:
 def check(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="Forecast its time and memory on this machine, with warnings."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="Forecast its time and memory on this machine, with warnings.",
+            autocompletion=recipe_names,
+        ),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe."""
+    """Check pipelines.yaml, every recipe, deployment and key; forecast a recipe by a probe.
+
+    Example: slm check tinystories
+    """
     if recipe is None:
         make_folder(data_root())  # Prefect's home is in it: before Prefect is imported
 
@@ -140,6 +175,7 @@ def check(
         counts = {"recipes": count, "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
         print(to_json(counts) if as_json else text)
+        suggest(as_json, "slm recipes")
         return
     config = load(recipe, settings)
     from slm.cli import tables
@@ -160,40 +196,96 @@ def check(
     show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:
         print(line)
+    suggest(as_json, command_line("run", recipe, settings))
 
 
 def recipes(
-    key: Annotated[
+    name: Annotated[
         str | None,
-        typer.Argument(help="With --explain: one setting, or a section such as train."),
+        typer.Argument(
+            metavar="NAME",
+            help="A recipe: what it states. With --explain: a setting, or a section such as train.",
+            autocompletion=settings_and_recipes,
+        ),
     ] = None,
     explained: Annotated[
         bool,
         typer.Option("--explain", help="List the settings: type, default and meaning."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the recipes, shipped and of pipelines.yaml, or explain what a recipe can set."""
+    """List the recipes, shipped and of pipelines.yaml, or explain what a recipe can set.
+
+    Example: slm recipes --explain train
+    """
     from slm.cli import tables
 
-    if key or explained:
-        show_wide(tables.settings(explain(key)))
-        return
     known = find_recipes()
-    console().print(tables.recipes({recipe.name: recipe.fields for recipe in known.values()}))
-    path = project_root() / PIPELINES
-    if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
-        show_line(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
-    elif not path.is_file():
-        show_line(f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name")
+    by_name = {recipe.name: recipe.fields or {} for recipe in known.values()}
+    if explained or (name and name not in by_name):
+        settings = explain(name)
+        if as_json:
+            show({"settings": [asdict(setting) for setting in settings]}, as_json)
+        else:
+            show_wide(tables.settings(settings))
+            suggest(as_json, f"slm run quickstart --set {settings[0].key}=VALUE")
+        return
+    chosen = {name: by_name[name]} if name else by_name
+    if as_json:
+        facts = [
+            {
+                "name": key,
+                "description": describe(key, recipe),
+                "shipped": known[key].shipped,
+                "settings": settings_of(recipe),
+            }
+            for key, recipe in chosen.items()
+        ]
+        show({"recipes": facts}, as_json)
+    elif name:
+        show_wide(tables.pairs({"recipe": name, "": describe(name, by_name[name])}))
+        show_wide(tables.pairs(settings_of(by_name[name])))
+        suggest(as_json, f"slm check {name}", f"slm run {name}")
+    else:
+        console().print(tables.recipes(by_name))
+        path = project_root() / PIPELINES
+        if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
+            show_line(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
+        elif not path.is_file():
+            show_line(
+                f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name"
+            )
+        suggest(as_json, "slm recipes NAME", "slm run NAME")
+
+
+def settings_of(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a recipe states, by dotted keys: {"train": {"epochs": 2}} → {"train.epochs": 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= settings_of(value, f"{prefix}{key}.")
+        elif prefix or key != DESCRIPTION:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The name of a script in benchmarks/.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The name of a script in benchmarks/.",
+            autocompletion=benchmark_names,
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Measure our figures next to those of peers and the machine's limits. Other options go to the
-    script: `slm bench train --isa`.
+    """Measure our figures next to those of peers and the machine's limits.
+
+    Options other than --json go to the script.
+
+    Example: slm bench train --isa
     """
     folders = (folder / "benchmarks" for folder in (project_root(), checkout()) if folder)
     folder = next((folder for folder in folders if folder.is_dir()), None)
@@ -204,4 +296,7 @@ def bench(
         raise unknown("benchmark", name, scripts)
     options = [*context.args, *(["--json"] if as_json else [])]
     command = [sys.executable, str(scripts[name]), *options]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    code = subprocess.run(command, check=False).returncode
+    if code and as_json:
+        show({"error": f"benchmarks/{name}.py ended with code {code}"}, as_json)
+    raise typer.Exit(code)

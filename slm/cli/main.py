@@ -8,14 +8,19 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from slm import __version__, machine
+from slm.cli.doctor import doctor
 from slm.cli.ending import finish, stop
+from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
@@ -29,6 +34,9 @@ from slm.cli.options import (
     load,
     overrides,
     show,
+    show_line,
+    show_wide,
+    suggest,
 )
 from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
@@ -39,13 +47,13 @@ from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
 from slm.recipes import default_recipe
 from slm.run_folder import RunFolder
-from slm.storage import hashing_once, make_folder
+from slm.storage import hashing_once, make_folder, to_json
 
 app = typer.Typer(
     name="slm",
     help="From a dataset to a registered small language model.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -59,6 +67,7 @@ def show_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -66,7 +75,15 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """What may come before a command."""
+    """From a dataset to a registered small language model.
+
+    `slm` alone shows where to begin; `slm COMMAND --help` explains a command, with an example.
+    """
+    if context.invoked_subcommand is None:
+        show_line("slm: from a dataset to a registered small language model\n")
+        show_wide(first_hour())
+        show_line("\nall commands: slm --help    settings: slm recipes --explain")
+        show_line("this machine: slm doctor    completion: slm --install-completion")
 
 
 # ---- the whole pipeline -----------------------------------------------------------------------
@@ -81,7 +98,10 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a dataset to a registered model, through the Prefect flow."""
+    """Take a dataset to a registered model, through the Prefect flow.
+
+    Example: slm run quickstart --set train.max_steps=300
+    """
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     if dry_run:
@@ -101,9 +121,9 @@ def run(
             display.write(f"          {sentence}")
         if page := training_page(config, data_root()):
             display.write(f"mlflow    {page}")
-        made = RunFolder(Path(results["run"]))
-        prompts = report_prompts(config, made.shards)
-        display.write(f"try       {sample_command(made.name, prompts)}")
+    made = RunFolder(Path(results["run"]))
+    prompts = report_prompts(config, made.shards)
+    suggest(as_json, sample_command(made.name, prompts), f"slm report {made.name} --open")
     if as_json:
         show(results, as_json)
 
@@ -111,7 +131,10 @@ def run(
 def retrain(
     recipe: RecipeOrDefault = None, settings: Settings = None, as_json: AsJson = False
 ) -> None:
-    """Train again where the data or the recipe give a reason to; promote what is better."""
+    """Train again where the data or the recipe give a reason to; promote what is better.
+
+    Example: slm retrain quickstart
+    """
     recipe = recipe or default_recipe()
     config = load(recipe, settings)
     if config.retrain.approval and "PREFECT_API_URL" not in os.environ:
@@ -125,6 +148,7 @@ def retrain(
 
         results = run_flow("retrain", recipe, overrides(settings))
     show(results, as_json)
+    suggest(as_json, "slm models")
 
 
 def check_before_server(config: PipelineConfig) -> None:
@@ -145,18 +169,37 @@ def up(
         str | None,
         typer.Option(metavar="URL", help="Prefect's database: postgresql+asyncpg://HOST/NAME."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout once all is up.")
+    ] = False,
 ) -> None:
-    """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it."""
+    """Start Prefect, MLflow and a worker on this machine, with every deployment; Ctrl-C ends it.
+
+    Example: slm up --prefect-port 4201
+    """
     make_folder(data_root())  # before prefect is imported, which warns where its home cannot be
     from slm.orchestration.stack import services
 
+    def ready(addresses: dict[str, str]) -> None:
+        if as_json:
+            show(addresses, as_json)
+            sys.stdout.flush()
+        suggest(as_json, "slm prefect deployment run pipeline/quickstart --watch  # in another one")
+
     services.up(
-        prefect_port=prefect_port, mlflow_port=mlflow_port, postgres=postgres, write=typer.echo
+        prefect_port=prefect_port,
+        mlflow_port=mlflow_port,
+        postgres=postgres,
+        write=partial(typer.echo, err=as_json),
+        on_ready=ready,
     )
 
 
 def prefect(arguments: typer.Context) -> None:
-    """Run Prefect's own command on the servers of `slm up`: `slm prefect deployment run NAME`."""
+    """Run Prefect's own command on the servers of `slm up`.
+
+    Example: slm prefect deployment run pipeline/quickstart --watch
+    """
     from slm.orchestration.addresses import prefect_environment
 
     environment = prefect_environment()
@@ -168,15 +211,16 @@ def prefect(arguments: typer.Context) -> None:
 for title, commands in (
     ("The whole pipeline", (init, run, plan, retrain, up)),
     ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
-    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes)),
+    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, doctor)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
 ):
     for command in commands:
-        app.command(rich_help_panel=title)(command)
+        app.command(cls=Command, rich_help_panel=title)(command)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
+app.command(cls=Command, rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
 app.command(
+    cls=Command,
     rich_help_panel="The whole pipeline",
     context_settings={**PASSED_ON, "help_option_names": []},
 )(prefect)
@@ -185,6 +229,7 @@ app.command(
 # ---- entry ------------------------------------------------------------------------------------
 
 
+COMPLETING = "_SLM_COMPLETE"  # set by a shell that asks what may come next
 _signals: list[int] = []  # that this process received
 
 
@@ -211,18 +256,32 @@ def main() -> None:
 
 
 def _run_command() -> None:
+    """Run the command line; whatever ends it early is one message, with --json one of JSON too."""
+    if COMPLETING in os.environ:
+        with suppress(SlmError):
+            app(prog_name="slm")
+        return
     try:
         for argument in sys.argv[1:]:
             check_utf8(argument, "the argument", "write it in UTF-8, or rename the file")
-        machine.prepare()
+        try:
+            machine.prepare()
+        except UserError:
+            if sys.argv[1:2] != ["doctor"]:  # which reports it among the rest
+                raise
         with hashing_once():
-            app()
+            code = app(standalone_mode=False, prog_name="slm")
     except SlmError as error:
         _fail(str(error), error.exit_code)
+    except TyperException as error:
+        _fail(usage_message(error), error.exit_code)
+    except typer.Abort:
+        _fail("aborted", 1)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             _fail(f"{error.filename!r} is too long for the name of a file", UserError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            _show_as_json(f"{type(error).__name__}: {error}")
             raise
         where = error.filename or data_root()
         _fail(
@@ -230,11 +289,24 @@ def _run_command() -> None:
             "or point SLM_DATA at another folder",
             UserError.exit_code,
         )
+    except Exception as error:
+        _show_as_json(f"{type(error).__name__}: {error}")
+        raise
+    if code == Interrupted.exit_code:
+        _show_as_json("interrupted: what is done is kept")
+    sys.exit(code or 0)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     console(stderr=True).print(f"error: {message}", soft_wrap=True)
+    _show_as_json(message)
     sys.exit(exit_code)
+
+
+def _show_as_json(message: str) -> None:
+    """With --json, a failure is one object on stdout too."""
+    if "--json" in sys.argv:
+        print(to_json({"error": message}, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,43 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 
+from slm.cli.completion import assignments, recipe_names, run_names
 from slm.config import PipelineConfig
-from slm.orchestration.display import Display, showing_on
+from slm.orchestration.display import Display, shorten, showing_on
 from slm.recipes import load_recipe, parse_overrides
 from slm.storage import to_json
 
 WIDTH = 240  # characters of a line that is not for a terminal
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe of pipelines.yaml; see `slm recipes`.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe of pipelines.yaml; see `slm recipes`.",
+        autocompletion=recipe_names,
+    ),
+]
 RecipeOrDefault = Annotated[
     str | None,
     typer.Argument(
-        help="A recipe of pipelines.yaml; without it the only one there is, else quickstart."
+        metavar="RECIPE",
+        help="A recipe of pipelines.yaml; without it the only one there is, else quickstart.",
+        autocompletion=recipe_names,
     ),
 ]
 REFERENCE = (
     "A run's name, the beginning of its key (4 digits or more), latest, its folder, NAME@ALIAS "
     "such as slm@champion, or models:/NAME/VERSION."
 )
-RunName = Annotated[str, typer.Argument(metavar="RUN", help=REFERENCE)]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=REFERENCE, autocompletion=run_names)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,6 +46,7 @@ Settings = Annotated[
         metavar="KEY=VALUE",
         help="Change a setting: train.max_steps=100. `slm recipes --explain` lists all. Put single "
         r"quotes around what has backslashes or blanks: 'data.separator=\n\n'.",
+        autocompletion=assignments,
     ),
 ]
 Name = Annotated[
@@ -82,7 +93,28 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     from slm.cli import tables
 
     shown = {name: value for name, value in result.items() if not isinstance(value, dict)}
+    for name, value in shown.items():
+        if isinstance(value, str) and value.startswith("/"):
+            shown[name] = shorten(Path(value))
     show_wide(tables.pairs(shown))
+
+
+def suggest(as_json: bool, *lines: str) -> None:
+    """Show a person the commands that are useful next.
+
+    On stderr, so that stdout has results alone: `slm sample RUN > story.txt`.
+    """
+    if not as_json:
+        sys.stdout.flush()
+        for number, line in enumerate(lines):
+            word = "" if number else "next"
+            console(stderr=True).print(f"{word:<9} {line}", soft_wrap=True)
+
+
+def command_line(command: str, name: str, settings: list[str] | None = None) -> str:
+    """A command as it is typed: `slm train quickstart --set train.max_steps=300`."""
+    words = [command, name, *(word for each in settings or [] for word in ("--set", each))]
+    return f"slm {shlex.join(words)}"
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
@@ -90,14 +122,14 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
+def width() -> int:
+    """Characters of a line: the terminal's; of a file or a pipe so many that no name is broken."""
+    return console().width if sys.stdout.isatty() else WIDTH
+
+
 def show_wide(content: RenderableType) -> None:
-    """Print as wide as the terminal; into a file or a pipe, so wide that no name is broken."""
-    console(width=None if sys.stdout.isatty() else WIDTH).print(content)
+    console(width=width()).print(content)
 
 
 def show_line(line: str) -> None:
     console().print(line, soft_wrap=True)
-
-
-def date(moment: float | None) -> str | None:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if moment else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slm.cli.completion import recipe_and_run_names
 from slm.cli.options import AsJson, Settings, overrides, show_line, show_wide
 from slm.errors import UserError, excerpt
 from slm.figures import duration, size
@@ -32,6 +33,7 @@ def plan(
         str | None,
         typer.Argument(
             metavar="RECIPE|RUN",
+            autocompletion=recipe_and_run_names,
             help="A recipe of pipelines.yaml, by default that of `slm run`; or a run, which is "
             "compared with its recipe.",
         ),
@@ -42,9 +44,8 @@ def plan(
 ) -> None:
     """Show what a run would reuse, resume and make, why, and what it would cost. Nothing is done.
 
-    slm plan quickstart --set train.learning_rate=3e-3
-
-    slm plan quickstart-7e6ad240c4d7
+    Examples: slm plan quickstart --set train.learning_rate=3e-3 · slm plan
+    quickstart-7e6ad240c4d7
     """
     show_plan(make_plan(recipe or default_recipe(), settings, verify=verify), as_json)
 

@@ -3,13 +3,16 @@
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
-from slm.cli.options import AsJson, console, date, display_for, show, show_wide
+from slm.cli.options import AsJson, console, display_for, show, show_wide, suggest
+from slm.figures import date
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the registered model versions."""
+    """List the registered model versions.
+
+    Example: slm models
+    """
     from slm.cli import tables
     from slm.registry.versions import list_versions
 
@@ -25,6 +28,8 @@ def models(as_json: AsJson = False) -> None:
     ]  # fmt: skip
     none = "no versions yet: `slm register RUN` makes one"
     show_wide(tables.listing(names, rows) if rows else none)
+    if versions:
+        suggest(as_json, f"slm lineage {versions[0]['name']}")
 
 
 def promote(
@@ -43,7 +48,10 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assess a version against the champion; it becomes champion only where it is better."""
+    """Assess a version against the champion; it becomes champion only where it is better.
+
+    Example: slm promote models:/slm@challenger
+    """
     import slm.registry.gate
 
     with display_for(as_json) as display, display.progress("promote") as progress:
@@ -51,8 +59,12 @@ def promote(
     if as_json:
         show(decision.model_dump(mode="json"), as_json)
     else:
+        from rich.markdown import Markdown
+
         console().print(Markdown(slm.registry.gate.describe(decision)))
-    raise typer.Exit(0 if decision.decision == "promoted" else 1)
+    promoted = decision.decision == "promoted"
+    suggest(as_json, f"slm sample {decision.uri}" if promoted else f"slm lineage {decision.uri}")
+    raise typer.Exit(0 if promoted else 1)
 
 
 def rollback(
@@ -62,8 +74,12 @@ def rollback(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore the previous champion."""
+    """Restore the previous champion.
+
+    Example: slm rollback slm
+    """
     import slm.registry.gate
 
     name, champion, left = slm.registry.gate.rollback(model)
     show({"model": name, "champion": champion, "left": left}, as_json)
+    suggest(as_json, "slm models")

@@ -5,14 +5,17 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slm.cli.options import AsJson, RunName, show
+from slm.cli.options import AsJson, RunName, show, suggest
 from slm.config import Weights
 from slm.errors import UserError
 from slm.registry.opening import load_model, model_folder
+
+if TYPE_CHECKING:
+    from slm.model.sample import Sample
 
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Top-k; 0 disables.")]
@@ -52,7 +55,10 @@ def sample(
     weights: WeightsOption = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Generate text. A text longer than the context continues from its last half."""
+    """Generate text. A text longer than the context continues from its last half.
+
+    Example: slm sample RUN --prompt "Once upon a time" -n 3 --temperature 0.7
+    """
     from slm.model.decode import Decoder
     from slm.model.sample import generate, row_seeds
     from slm.report.prompts import example_prompt
@@ -79,15 +85,19 @@ def sample(
         "stop": stop or (),
     }
     if as_json:
-        fields = ("prompt", "completion", "tokens", "seconds", "seed")
         samples = generate(decoder, tokenizer, prompts, seed=seeds, **settings)
-        listed = [{f: getattr(s, f) for f in fields} for s in samples]
-        show({"weights": weights, "samples": listed}, as_json)
+        show({"weights": weights, "samples": list(map(_fields, samples))}, as_json)
         return
     for number, (text, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
         write = _writer("\n" * (number > 0) + text)
         generate(decoder, tokenizer, [text], seed=row_seed, on_text=write, **settings)
         write(0, "\n")
+    suggest(as_json, f"slm chat {run}", f"slm export {run} FOLDER")
+
+
+def _fields(sample: "Sample") -> dict[str, Any]:
+    fields = ("prompt", "completion", "tokens", "seconds", "seed")
+    return {name: getattr(sample, name) for name in fields}
 
 
 def _writer(prompt: str) -> Callable[[int, str], None]:
@@ -111,8 +121,14 @@ def chat(
     max_new_tokens: MaxNewTokens = 200,
     seed: Seed = 1,
     weights: WeightsOption = "float32",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON on stdout for every text.")
+    ] = False,
 ) -> None:
-    """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends."""
+    """Write in turns with a model: you begin, it continues. Ctrl-C stops a text, Ctrl-D ends.
+
+    Example: slm chat models:/slm@champion
+    """
     from slm.cli.chat import Chat
     from slm.model.decode import Decoder
     from slm.model.sample import generate
@@ -131,7 +147,17 @@ def chat(
         "seed": seed,
     }
     generate(model, tokenizer, [], **settings)  # refuses what means nothing
-    Chat(Decoder(model, weights), tokenizer, settings, sys.stdout).run(input)
+    turns = Chat(Decoder(model, weights), tokenizer, settings, sys.stdout)
+    if as_json:
+        turns.stream = sys.stderr
+        turns.on_sample = lambda sample: show(_fields(sample), as_json)
+    turns.run(_read_from_stdin if as_json else input)
+    suggest(as_json, f"slm export {run} FOLDER")
+
+
+def _read_from_stdin(prompt: str) -> str:
+    """`input` without its prompt, which goes to stdout."""
+    return input()
 
 
 def export(
@@ -139,9 +165,13 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a Hugging Face folder that `transformers` loads."""
+    """Write a model as a Hugging Face folder that `transformers` loads.
+
+    Example: slm export models:/slm@champion out
+    """
     from slm.model.export.hugging_face import export as write
 
     files = write(model_folder(run), folder)
     result = {"folder": str(folder.resolve()), "files": files if as_json else ", ".join(files)}
     show(result, as_json)
+    suggest(as_json, f"{folder / 'README.md'} has an example for transformers")

@@ -1,12 +1,25 @@
 """The commands of one stage: download, encode, train, evaluate, report, register, sync."""
 
 import re
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from slm.cli.options import AsJson, Name, RecipeName, RunName, Settings, display_for, load, show
+from slm.cli.completion import recipe_and_run_names
+from slm.cli.options import (
+    AsJson,
+    Name,
+    RecipeName,
+    RunName,
+    Settings,
+    command_line,
+    display_for,
+    load,
+    show,
+    suggest,
+)
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
@@ -19,7 +32,10 @@ from slm.run_folder import RunFolder, run_of_checkpoint
 def download(
     recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
 ) -> None:
-    """Fetch a recipe's dataset as parquet files."""
+    """Fetch a recipe's dataset as parquet files.
+
+    Example: slm download quickstart
+    """
     config = load(recipe, settings, name)
     with display_for(as_json):
         source = stages.download(config)
@@ -32,12 +48,16 @@ def download(
         "files": {name: entry.sha256 for name, entry in source.files.items()},
     }
     show(result, as_json)
+    suggest(as_json, command_line("encode", recipe, settings))
 
 
 def encode(
     recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
 ) -> None:
-    """Turn a recipe's dataset into token shards."""
+    """Turn a recipe's dataset into token shards.
+
+    Example: slm encode quickstart --set data.vocab_size=1024
+    """
     config = load(recipe, settings, name)
     with display_for(as_json):
         shards = stages.encode(config, stages.download(config))
@@ -50,6 +70,7 @@ def encode(
         "files": {name: entry.sha256 for name, entry in shards.files.items()},
     }
     show(result, as_json)
+    suggest(as_json, command_line("train", recipe, settings), f"slm inspect {shards.name}")
 
 
 def train(
@@ -57,6 +78,7 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE|RUN",
+            autocompletion=recipe_and_run_names,
             help="A recipe of pipelines.yaml; or a run, by its folder or name, to resume it by "
             "its own settings.",
         ),
@@ -99,6 +121,7 @@ def train(
             stages.preflight(config)
             run = stages.train(config, stages.encode(config, stages.download(config)))
     show(train_result(run), as_json)
+    suggest(as_json, f"slm evaluate {run.name}", f"slm report {run.name} --open")
 
 
 def _train_run(folder: RunFolder, longer: int | None, as_json: bool) -> Run:
@@ -166,7 +189,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run on every held-out document, or on the documents of a file."""
+    """Score a run on every held-out document, or on the documents of a file.
+
+    Example: slm evaluate models:/slm@champion --data stories.jsonl
+    """
     if column is not None and data is None:
         raise UserError("--column names a column of --data: give --data FILE too")
     with display_for(as_json) as display:
@@ -183,32 +209,52 @@ def evaluate(
             with display.progress("evaluate") as progress:
                 result = evaluate_file(checkpoint, data, reading, progress, column=column)
     show(result, as_json)
+    suggest(as_json, f"slm report {run} --open")
 
 
-def report(run: RunName, as_json: AsJson = False) -> None:
-    """Write a run's report, one self-contained HTML file."""
+def report(
+    run: RunName,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report, one self-contained HTML file.
+
+    Example: slm report RUN --open
+    """
     from slm.report.summary import headline
 
     with display_for(as_json) as display:
         *_, written = _reported(run)
         if sentence := headline(written.path):
             display.write(sentence)
-    show({"report": str(written.path / written.html)}, as_json)
+    page = written.path / written.html
+    show({"report": str(page)}, as_json)
+    if open_page:
+        webbrowser.open(page.as_uri())
+    suggest(as_json, f"slm register {run}", f'slm sample {run} --prompt "Once upon a time"')
 
 
 def register(run: RunName, as_json: AsJson = False) -> None:
-    """Make a run a model version in the MLflow registry."""
+    """Make a run a model version in the MLflow registry.
+
+    Example: slm register RUN
+    """
     with display_for(as_json):
         folder, record, shards, evaluation, written = _reported(run)
         version = stages.register(folder.config, record, evaluation, written, shards)
     show({"version": version.uri, "aliases": version.aliases}, as_json)
+    suggest(as_json, f"slm promote {version.uri}")
 
 
 def sync(run: RunName, as_json: AsJson = False) -> None:
-    """Upload to MLflow whatever it lacks of a run."""
+    """Upload to MLflow whatever it lacks of a run.
+
+    Example: slm sync RUN
+    """
     import slm.tracking.mirror
 
     show({"mlflow_run": slm.tracking.mirror.sync(open_run(run))}, as_json)
+    suggest(as_json, f"slm lineage {run}")
 
 
 def _evaluated(run: str) -> tuple[RunFolder, Run, Shards | None, Evaluation]:

@@ -12,12 +12,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from slm.config import PipelineConfig
-from slm.figures import count, duration, size
-from slm.recipes import Setting
+from slm.figures import count, date, duration, size
+from slm.recipes import Setting, describe
 
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
+    from slm.history.runs import RunFacts
+    from slm.orchestration.health import Health
     from slm.reproduction.comparing import Compared
     from slm.training.forecast import Forecast
     from slm.training.needs import Needs
@@ -30,6 +32,7 @@ STYLES = {
 }
 MAX_SAMPLES = 3  # pairs that are shown
 MAX_DIFFERENCES = 20  # rows of a table of what differs from the rebuilt run
+MIN_WIDTH_OF_RUNS = 110  # characters, for all columns of the list of runs
 MAX_VALUE = 40  # characters of one of their values
 # Columns that are never broken over lines.
 WHOLE = (
@@ -38,7 +41,8 @@ WHOLE = (
     "aliases",
     "decision",
     "val_bpb",
-    "val_bpb in training",
+    "in training",
+    "started",
     "step",
     "seconds",
 )
@@ -85,13 +89,16 @@ def listing(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
 
 
 def recipes(by_name: Mapping[str, Any]) -> Table:
-    """The recipes of `pipelines.yaml` and what each sets."""
-    rows = []
-    for name, recipe in by_name.items():
-        sections = [(recipe or {}).get(section) or {} for section in ("data", "model", "train")]
-        texts = ["  ".join(f"{k}={v}" for k, v in section.items()) for section in sections]
-        rows.append((name, *texts))
-    return listing(("recipe", "data", "model", "training"), rows)
+    """The recipes of `pipelines.yaml`, each with its description, else what it states."""
+    rows = [(name, describe(name, recipe) or _stated(recipe)) for name, recipe in by_name.items()]
+    return listing(("name", "description"), rows)
+
+
+def _stated(recipe: Any) -> str:
+    """The settings of a recipe without a description, by their names alone."""
+    sections = (recipe or {}).items()
+    keys = [key for _, section in sections if isinstance(section, dict) for key in section]
+    return f"sets {', '.join(map(str, keys))}"
 
 
 def stated(config: PipelineConfig) -> Table:
@@ -174,7 +181,45 @@ def _spaced(*parts: RenderableType) -> Iterable[RenderableType]:
             yield ""
 
 
+def health(looked_at: "Health") -> Table:
+    """What `slm doctor` looked at; what is not ok is marked."""
+    styles = {"ok": "", "note": "yellow", "broken": "bold red"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in looked_at.findings:
+        mark = "" if finding.state == "ok" else f"{finding.state}: "
+        table.add_row(Text(finding.name), Text(mark + finding.value, styles[finding.state]))
+    return table
+
+
 # ---- history ----------------------------------------------------------------------------------
+
+
+def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
+    """Runs, a line each; the settings that differ by their names without the section.
+
+    A line of few characters has bits per byte in one column, in brackets where they are only those
+    of the slice that training scores.
+    """
+    narrow = width < MIN_WIDTH_OF_RUNS
+    names = ("name", "state", "started", "step", "val_bpb", "in training", "seconds", "differs in")
+    left_out = ("in training", "seconds") if narrow else ()
+    rows = []
+    for f in facts:
+        in_training = f.slice_val_bpb and f"({f.slice_val_bpb:,.4f})"
+        values = {
+            "name": f.run,
+            "state": f.state,
+            "started": (date(f.started) or "")[5 if narrow else 0 :],
+            "step": f.step,
+            "val_bpb": in_training if narrow and f.val_bpb is None else f.val_bpb,
+            "in training": f.slice_val_bpb,
+            "seconds": f.seconds and round(f.seconds),
+            "differs in": " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in f.differs.items()),
+        }
+        rows.append([value for name, value in values.items() if name not in left_out])
+    return listing([name for name in names if name not in left_out], rows)
 
 
 def lineage(chain: "Lineage") -> RenderableType:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slm.config import ModelConfig
 from slm.errors import CorruptionError, UserError
+from slm.figures import count
 from slm.model.gpt import GPT
 from slm.storage import RECORD, check_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
@@ -26,6 +27,14 @@ class LoadedModel(NamedTuple):
 
     model: GPT
     tokenizer: Tokenizer
+
+    def __repr__(self) -> str:
+        config, device = self.model.config, next(self.model.parameters()).device
+        return (
+            f"LoadedModel({config.architecture}, {config.n_layer} layers of {config.n_embd}, "
+            f"{count(self.model.parameter_count())} parameters,\n"
+            f"  context {config.seq_len}, vocabulary {self.model.vocab_size:,}, on {device})"
+        )
 
 
 def describe_model(model: GPT) -> dict[str, Any]:

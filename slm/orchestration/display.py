@@ -3,27 +3,27 @@
 import functools
 import inspect
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress import BarColumn, SpinnerColumn, Task
 from rich.progress import Progress as Bar
+from rich.table import Column, Table
+from rich.text import Text
 
-from slm.progress import Progress, automatic, notebook
+from slm.progress import Pace, Progress, automatic, clock, notebook, share
 from slm.records import Record, Shards, Source, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
+BAR_WIDTH = 20
+MIN_WIDTH_FOR_BAR, MIN_WIDTH_FOR_ELAPSED = 120, 90  # characters of the terminal
 
 logger = logging.getLogger("slm.stages")  # below `slm`, so that its lines reach the Prefect page
 P = ParamSpec("P")
@@ -103,40 +103,74 @@ class Display:
         if self.console is None or not self.console.is_terminal:
             yield automatic if notebook() else _lines(name, self.write)
             return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.fields[stage]:<9}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Bar(*columns, console=self.console, transient=True) as bar:
-            row = bar.add_task("", total=None, stage=name)
-            yield lambda what, done, total: bar.update(
-                row, description=what, completed=done, total=total
-            )
+        with LiveBar(self.console) as bar:
+            yield bar.begin(name)
+
+
+class LiveBar(Bar):
+    """A line on a terminal, which always has the share and the time left.
+
+    Where the terminal is narrow, at this moment, the bar goes first, then the time so far, then the
+    end of the text.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.spinner = SpinnerColumn()
+        super().__init__(console=console, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self._line(task, self.console.width)
+
+    def _line(self, task: Task, width: int) -> Table:
+        parts: list[RenderableType] = [self.spinner(task), f"{task.fields['stage']:<9}"]
+        if width >= MIN_WIDTH_FOR_BAR:
+            parts.append(BarColumn(bar_width=BAR_WIDTH)(task))
+        parts.append(f"{task.fields['share']:>4}")
+        if width >= MIN_WIDTH_FOR_ELAPSED:
+            parts.append(f"{clock(task.elapsed or 0):>5}")
+        parts.append(f"{task.fields['left']:>10}")
+        used = sum(Measurement.get(self.console, self.console.options, p).maximum for p in parts)
+        text = Text(task.description, no_wrap=True)
+        text.truncate(max(0, width - used - len(parts)), overflow="ellipsis")
+        line = Table.grid(*[Column(no_wrap=True) for _ in (*parts, text)], padding=(0, 1))
+        line.add_row(*parts, text)
+        return line
+
+    def begin(self, name: str) -> Progress:
+        """The callback that shows the progress of a stage in this line."""
+        row = self.add_task("", total=None, stage=name, share="", left="")
+        pace = Pace()
+
+        def progress(what: str, done: float, total: float | None) -> None:
+            seconds = pace.left(done, total)
+            left = "" if seconds is None else f"{clock(seconds)} left"
+            shown: dict[str, Any] = {"share": share(done, total) if done or total else ""}
+            self.update(row, completed=done, total=total, description=what, left=left, **shown)
+
+        return progress
 
 
 def _lines(name: str, write: Callable[[str], None]) -> Progress:
     """A progress callback that writes a line every `LINE_SECONDS`."""
-    last = time.monotonic()
+    last, pace = time.monotonic(), Pace()
 
     def progress(what: str, done: float, total: float | None) -> None:
         nonlocal last
+        left = pace.left(done, total)
         if time.monotonic() - last < LINE_SECONDS:
             return
         last = time.monotonic()
-        part = f"{done / total:4.0%}" if total else f"{done:,.0f}"
-        write(f"{name:<9} {part}  {what}")
+        ending = "" if left is None else f"  {clock(left)} left"
+        write(f"{name:<9} {share(done, total):>4}  {what}{ending}")
 
     return progress
 
 
 def shorten(path: Path) -> str:
-    """A path as a person in the working folder would type it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """A path as a person in the working folder would type it, where that is shorter."""
+    relative = os.path.relpath(path)
+    return min(relative, str(path), key=len) if path.is_absolute() else str(path)
 
 
 # ---- the display in use -----------------------------------------------------------------------

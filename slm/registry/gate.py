@@ -19,7 +19,7 @@ from slm import storage
 from slm.config import RegistryConfig, data_root
 from slm.errors import UserError
 from slm.evaluation.intervals import PAIRED_RESAMPLES
-from slm.progress import Progress, silent
+from slm.progress import Progress, automatic
 from slm.records import model_uri, names_version, parse_version
 from slm.registry.assessment import assess as assess_against
 from slm.registry.assessment import gate_settings
@@ -57,7 +57,7 @@ def promote(
     uri: str | None = None,
     thresholds: RegistryConfig | None = None,
     force: str | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> GateDecision:
     """Assesses a version against the champion; makes it the champion where it is better.
 
@@ -93,7 +93,7 @@ def assess(
     root: Path | None = None,
     uri: str | None = None,
     thresholds: RegistryConfig | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> GateDecision:
     """What `promote` would decide. Nothing is written and nothing moves."""
     root = root or data_root()

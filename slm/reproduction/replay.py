@@ -11,7 +11,7 @@ import safetensors.torch
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
-from slm.progress import Progress, silent
+from slm.progress import Progress, automatic
 from slm.records import Checkpoint, Plan
 from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
@@ -49,7 +49,7 @@ def verify_steps(
     run: RunFolder,
     start: int | None = None,
     stop: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Replay:
     """Train the steps `start` to `stop` of a run again; compare losses and checkpoints.
 

@@ -33,7 +33,7 @@ from slm.history.lineage import (
 )
 from slm.machine import has_mps
 from slm.model.saved import MODEL, load_model
-from slm.progress import Progress, silent
+from slm.progress import Progress, automatic
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
 from slm.reproduction.claims import Claims, compare_data, compare_results, compare_training
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
@@ -104,7 +104,7 @@ def reproduce(
     *,
     chain: Lineage | None = None,
     keep: bool = False,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Reproduction:
     """Rebuild a finished run and compare every hash.
 

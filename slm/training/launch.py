@@ -52,6 +52,7 @@ from slm.training.identity import find_run, run_inputs, run_keys
 from slm.training.plan import thread_count
 from slm.training.process import ENDED
 from slm.training.selection import check_resumable, select
+from slm.training.status import Status, estimated_end
 
 logger = logging.getLogger(__name__)
 
@@ -268,15 +269,16 @@ def supervise(
             env=child_environment(config, processes),
             start_new_session=True,  # the terminal's Ctrl-C reaches it through this process alone
         )
-        events = follow(run.path / JOURNAL)
+        events, status = follow(run.path / JOURNAL), Status(run.journal)
+        progress("starting", 0, None)
         try:
             while child.poll() is None:
-                report(run, next(events), progress, on_event)
+                report(run, next(events), progress, on_event, status)
                 time.sleep(POLL_SECONDS)
         except BaseException:
             stop(child)
             raise
-        report(run, next(events), progress, on_event)
+        report(run, next(events), progress, on_event, status)
     check_exit(child.returncode, run, begin)
 
 
@@ -379,16 +381,15 @@ def report(
     events: list[JournalEntry],
     progress: Progress,
     on_event: Callable[[JournalEntry], None],
+    status: Status,
 ) -> None:
     """Pass on what the child has written since the last call."""
     for event in events:
         on_event(event)
-    steps = [event for event in events if event["event"] == "step"]
-    if steps:
-        plan, last = run.plan, steps[-1]
-        text = f"loss {last['train_loss']:.3f}  {last['tok_per_sec']:,.0f} tokens/s"
-        estimate = plan.max_steps if plan and plan.max_steps >= last["step"] else None
-        progress(text, last["step"], run.max_steps or estimate)
+        status.add(event)
+    if events and status.step:
+        max_steps, estimate = run.max_steps, estimated_end(run, status.step)
+        progress(status.line(max_steps, estimate), status.step, max_steps or estimate)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

@@ -213,7 +213,8 @@ def test_exit_codes(
     assert result.code == code
     assert (str(error) or "interrupted: what is done is kept") in result.err
     assert "Traceback" not in result.err
-    assert not result.out
+    assert result.json == {"error": str(error) or "interrupted: what is done is kept"}
+    assert result.out.count("\n") == 1
 
 
 def test_a_full_disk_is_bad_input(

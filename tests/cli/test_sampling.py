@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +114,17 @@ def test_without_a_prompt_it_begins_as_the_report_does(sample: Sample, run: str)
     shutil.rmtree(folder.shards.path)
     (alone,) = json.loads(sample("--json"))["samples"]
     assert (alone["prompt"], alone["tokens"] > 0) == ("", True)
+
+
+def test_chat_with_json_is_a_line_per_text_and_the_texts_those_of_sample(
+    sample: Sample, run: str
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    command = ["chat", run, "--max-new-tokens", "8", "--json"]
+    shown = CliRunner().invoke(app, command, input="Tom\n\n", catch_exceptions=False)
+    signal.signal(signal.SIGTERM, before)
+    first, second = map(json.loads, shown.stdout.splitlines())
+    (expected,) = json.loads(sample("--prompt", "Tom", "--json"))["samples"]
+    assert first["completion"] == expected["completion"]
+    assert second["prompt"] == "Tom" + first["completion"]
+    assert "/settings" in shown.stderr

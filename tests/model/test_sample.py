@@ -330,10 +330,16 @@ def test_settings_may_be_numpy_numbers(model: GPT) -> None:
     assert json.loads(json.dumps(asdict(sample)))["seed"] == 3
 
 
-@pytest.mark.parametrize("model", ["RUN", Path("RUN"), None])
-def test_a_name_is_no_loaded_model(model: object) -> None:
+@pytest.mark.parametrize("model", [None, 7, BYTES])
+def test_what_is_neither_a_name_nor_a_loaded_model_is_refused(model: object) -> None:
     with pytest.raises(UserError, match=r"slm\.load_model"):
         slm.sample(model, "Once")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["RUN", Path("RUN")])
+def test_a_name_of_no_run_is_refused(name: str | Path, data_root: Path) -> None:
+    with pytest.raises(UserError, match="no run 'RUN'"):
+        slm.sample(name, "Once")
 
 
 def test_a_misspelt_setting_is_refused_with_the_nearest() -> None:

@@ -121,7 +121,7 @@ def test_prefect_loads_the_flows_by_their_files() -> None:
         ("recipe: tiny", "recip: tiny", "unknown parameter 'recip': did you mean 'recipe'?"),
         ("train.max_steps", "train.max_step", "did you mean 'train.max_steps'?"),
         ("py:pipeline", "py:pipelin", "Flow function with name 'pipelin' not found"),
-        ("recipe: tiny,", "recipe: tiny, until: encod,", "until: Input should be 'download',"),
+        ("recipe: tiny,", "recipe: tiny, until: encod,", "until: give 'download',"),
         ("flows/pipeline.py", "flows/pipelin.py", "flows/pipelin.py does not exist"),
         ('version: "1"', "version: 1", "deployments[0].version=1"),
         ("    description: A tiny one.\n", "", "deployments[0].description is missing"),

@@ -3,6 +3,7 @@
 import inspect
 import io
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from slm.orchestration import display
 from slm.orchestration.display import Display, current, showing, showing_on, stage
 from slm.progress import Progress
 from slm.records import Record, Shards, ShardSplit, Source, SourceSplit
+from slm.training.status import Status
 
 DONE = Source(key="k", dataset="stories", revision="1", splits={})
 
@@ -93,7 +95,7 @@ def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> No
         return DONE
 
     Display(lines.append).stage("train", work)
-    assert lines[:2] == ["train       9%  loss 9", "train      19%  loss 19"]
+    assert lines[:2] == ["train       9%  loss 9  1:31 left", "train      19%  loss 19  1:21 left"]
     assert len(lines) == 3  # and the stage's own
 
 
@@ -108,7 +110,78 @@ def test_a_terminal_gets_a_bar() -> None:
     with showing_on(console) as shown:
         shown.stage("train", work)
     assert "loss 2.5" in text.getvalue()
-    assert "30 %" in text.getvalue()
+    assert "30%" in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_time_left_survives_a_narrow_terminal_and_the_bar_goes_first(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("slm.progress.time.monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    bar = display.LiveBar(console)
+    progress = bar.begin("train")
+    text = "step 1,210 of 12,000  loss 2.312  val_bpb 0.913  6,400 tokens/s  1.2 GB"
+    progress(text, 1200, 12_000)  # resumed: what was done before is no speed
+    clock[0] += 10
+    progress(text, 1210, 12_000)
+    with console.capture() as captured:
+        console.print(*bar.get_renderables())
+    (line,) = captured.get().splitlines()
+    assert len(line.rstrip()) <= width
+    assert " 10%" in line
+    assert "2:59:50 left step 1,210 of 12,000" in line
+    assert ("━" in line) == (width >= 120)
+    assert ("1.2 GB" in line) == (width == 160)
+
+
+def test_a_line_off_a_terminal_has_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    lines: list[str] = []
+    status = Status([{"event": "evaluate", "time": 0, "step": 0, "val_bpb": 1.25}])
+
+    def work(progress: Progress) -> Source:
+        for step in range(1, 26):
+            clock[0] += 1
+            status.add(
+                {
+                    "event": "step", "time": 0, "step": step, "train_loss": 2.0,
+                    "tok_per_sec": 1000.0, "memory_bytes": 1_200_000_000,
+                }
+            )  # fmt: skip
+            progress(status.line(100), step, 100)
+        return DONE
+
+    Display(lines.append).stage("train", work)
+    assert lines[0] == (
+        "train      10%  step 10 of 100  loss 2.000  val_bpb 1.250  1,000 tokens/s  1.2 GB  "
+        "1:30 left"
+    )
+
+
+def test_loss_and_rate_are_smoothed_without_a_bias_of_the_start() -> None:
+    status = Status()
+    for step, loss in enumerate([4.0, 2.0] * 100, 1):
+        status.add(
+            {"event": "step", "time": 0, "step": step, "train_loss": loss, "tok_per_sec": 50.0}
+        )
+        if step == 1:
+            assert status.line(None, 9) == "step 1 of about 9  loss 4.000  50 tokens/s"
+    assert abs(status.loss.value - 3.0) < 0.05
+    assert status.line(200).startswith("step 200 of 200  loss 2.9")
+
+
+def test_a_path_is_relative_where_that_is_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    assert display.shorten(tmp_path / "a" / "data" / "runs") == "data/runs"
+    assert display.shorten(tmp_path / "data") == "../data"
+    assert display.shorten(Path("/x")) == "/x"
+    assert display.shorten(Path("data")) == "data"
 
 
 def test_warnings_of_the_library_are_shown() -> None:

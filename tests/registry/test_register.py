@@ -343,7 +343,7 @@ def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
 
 
 SHIPPED = {
-    "__init__.py", "config.py", "errors.py", "records.py", "storage.py",
+    "__init__.py", "config.py", "errors.py", "figures.py", "records.py", "storage.py",
     "model/__init__.py", "model/decode.py", "model/fused.py", "model/gpt.py", "model/int8.py",
     "model/sample.py", "model/saved.py",
     "tokens/__init__.py", "tokens/loader.py", "tokens/tokenizer/__init__.py",

@@ -5,6 +5,7 @@ without one. Here the keys are those of Prefect's own models of its deploy file,
 refused; recipes, overrides and parameters are checked as a flow run would.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel, ValidationError
 
 from slm.config import PIPELINES, project_root
-from slm.errors import UserError, unknown
+from slm.errors import UserError, first_invalid, plain, unknown
 from slm.recipes import check_recipes, load_recipe, read_pipelines
 
 OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
@@ -86,9 +87,9 @@ def _check_values(place: str, part: Mapping[str, Any], model: type[BaseModel], p
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise UserError(f"{path.name}: {place.rstrip('.')}: {first['msg']}") from error
-        key = str(first["loc"][0])
-        raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {first['msg']}") from error
+            raise UserError(f"{path.name}: {place.rstrip('.')}: {plain(first['msg'])}") from error
+        key, rule = str(first["loc"][0]), plain(first["msg"])
+        raise UserError(f"{path.name}: {place}{key}={part.get(key)!r}: {rule}") from error
 
 
 def schedule_of(fields: Mapping[str, Any]) -> Any:
@@ -113,7 +114,7 @@ def _check_schedules(schedules: Sequence[Mapping[str, Any]], where: str) -> None
             schedule_of(fields)
         except (ValueError, TypeError) as error:
             reason = str(error).splitlines()
-            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else reason[0]
+            detail = first_invalid(error) if isinstance(error, ValidationError) else reason[0]
             raise UserError(f"{where}: schedule {dict(fields)}: {detail}") from error
 
 
@@ -147,9 +148,12 @@ def _check_parameters(
             f"{where}: overrides={overrides!r}: it must map dotted keys to values, such as "
             "{train.max_steps: 100}"
         )
+    logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)  # which logs what it raises
     try:
         flow.validate_parameters(dict(given))
     except ParameterTypeError as error:
-        raise UserError(f"{where}: {error}") from error
+        lines = (line.removeprefix(" - ").partition(": ") for line in str(error).splitlines())
+        wrong = "; ".join(f"{name}: {plain(text)}" for name, _, text in lines if text)
+        raise UserError(f"{where}: {wrong or error}") from error
     if "recipe" in given:
         load_recipe(given["recipe"], overrides, path=path)

@@ -97,6 +97,7 @@ def up(
     mlflow_port: int = 5000,
     postgres: str | None = None,
     write: Callable[[str], None] = print,
+    on_ready: Callable[[dict[str, str]], None] = lambda addresses: None,
 ) -> None:
     """Run the stack until it is interrupted.
 
@@ -104,6 +105,7 @@ def up(
         postgres: the address of a database for the Prefect server, instead of SQLite under
             `data/prefect`: `postgresql+asyncpg://USER:PASSWORD@HOST/NAME`.
         write: takes a line for the user.
+        on_ready: called once everything answers, with the addresses and the folder of the logs.
 
     Raises:
         UserError: a port is in use, a stack runs on this data folder, `pipelines.yaml` is wrong,
@@ -141,6 +143,14 @@ def up(
             write(f"Prefect   {prefect}")
             write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
             write(f"logs      {worker.log.parent}")
+            on_ready(
+                {
+                    "prefect": prefect,
+                    "prefect_api": environment["PREFECT_API_URL"],
+                    "mlflow": public_uri(environment["MLFLOW_TRACKING_URI"]),
+                    "logs": str(worker.log.parent),
+                }
+            )
             write("up        Ctrl-C stops it; running flows save, and can be retried")
             reaper.watch(environment["PREFECT_API_URL"], write)
             keep_running([*servers, worker], write)
