@@ -22,7 +22,7 @@ from slm.config import PIPELINES, PipelineConfig, data_root, project_root
 from slm.errors import SlmError
 from slm.figures import counted, size, two_lines
 from slm.orchestration.addresses import check_mlflow, check_prefect, prefect_environment, stack_lock
-from slm.recipes import find_recipes, given_later, load_recipe
+from slm.recipes import check_recipes, find_recipes, given_later, load_recipe
 from slm.records import Frozen
 from slm.run_folder import CONFIG
 from slm.storage import FORMAT, RECORD, is_held
