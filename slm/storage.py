@@ -201,11 +201,18 @@ def _sole_writer(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            held = os.fstat(file.fileno())
-            if path.exists() and path.stat().st_ino == held.st_ino:  # not renamed while we waited
+            if _inode(path) == os.fstat(file.fileno()).st_ino:  # not renamed while we waited
                 file.truncate(0)
                 yield file
                 return
+
+
+def _inode(path: Path) -> int | None:
+    """The inode of a name; None where there is none, such as just after a rename."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def finite(value: Any) -> Any:
@@ -445,7 +452,8 @@ def run_stage(
             record = build(staging)
             if made is not None:
                 seconds = round(time.monotonic() - begin, 3)
-                write_versioned(staging / MADE, {**made, "seconds": seconds})
+                fields = {"format": FORMAT, **made, "seconds": seconds}
+                write_file(staging / MADE, to_json(fields, indent=1) + "\n")  # any text as ASCII
             return commit(staging, folder, record)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
