@@ -432,8 +432,10 @@ def _settings_of(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
         else:
             default = "" if field.is_required() else json.dumps(field.default, ensure_ascii=False)
             text, kind = field.description or "", _kind(schemas[name])
-            if field.default and kind.startswith("list"):
-                kind += f", such as {json.dumps(field.default[:2], ensure_ascii=False)}"
+            if kind.startswith("list"):
+                example = json.dumps((field.default or ["one", "two"])[:2], ensure_ascii=False)
+                listed, null, _ = kind.partition(" or null")
+                kind = f"{listed}, such as {example}" + (", or null" if null else "")
             yield prefix + name, inner, Setting(prefix + name, kind, default, text)
 
 

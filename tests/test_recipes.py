@@ -214,7 +214,10 @@ def test_numbers_written_in_another_way_are_the_same_config(tiny_config: Config)
             "report.top_ks=[1.5]",
             "=1.5 is not valid; it takes: list of whole numbers above 0, such as [20, 50]",
         ),
-        ("report.prompts=Once", "='Once' is not valid; it takes: list of texts, such as [\""),
+        (
+            "report.prompts=Once",
+            '=\'Once\' is not valid; it takes: list of texts, such as ["one", "two"], or null',
+        ),
         ("data=5", "=5 is not valid; it takes: settings of its own, such as data.source"),
         ("registry.model=a/b", "='a/b' is not valid; it takes: at most 64 letters, digits, '_', "),
     ],

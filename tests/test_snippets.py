@@ -57,8 +57,10 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 def check(arguments: list[str]) -> None:
     """Hold a command line to the CLI, and its recipe and settings to `pipelines.yaml`."""
     given = parsed(arguments)
-    if given.get("recipe") not in (None, "RECIPE", "RUN"):
-        load(given["recipe"], [*(given.get("settings") or []), *needs_path(given)])
+    recipe = given.get("recipe")
+    names_a_run = recipe is not None and re.search(r"-[0-9a-f]{12}$", recipe)
+    if recipe not in (None, "RECIPE", "RUN") and not names_a_run:
+        load(recipe, [*(given.get("settings") or []), *needs_path(given)])
 
 
 def needs_path(given: dict[str, Any]) -> list[str]:

@@ -28,13 +28,18 @@ def run_names(incomplete: str) -> list[str]:
             if path.name.startswith(incomplete) and (path / CHECKPOINTS).is_dir():
                 with suppress(OSError):
                     folders.append((-(path / CONFIG).stat().st_mtime, path.name))
-    latest = ["latest"] if folders and "latest".startswith(incomplete) else []
-    return [*(name for _, name in sorted(folders)), *latest]
+    return [name for _, name in sorted(folders)]
+
+
+def run_references(incomplete: str) -> list[str]:
+    """What names a run: its name, or `latest`."""
+    names = run_names(incomplete)
+    return [*names, "latest"] if run_names("") and "latest".startswith(incomplete) else names
 
 
 def recipe_and_run_names(incomplete: str) -> list[str]:
     """What may be trained or planned."""
-    return [*recipe_names(incomplete), *run_names(incomplete)]
+    return [*recipe_names(incomplete), *run_references(incomplete)]
 
 
 def shard_names(incomplete: str) -> list[str]:

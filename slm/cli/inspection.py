@@ -24,7 +24,6 @@ from slm.cli.options import (
     display_for,
     load,
     show,
-    show_line,
     show_wide,
     suggest,
 )
@@ -250,9 +249,9 @@ def recipes(
         console().print(tables.recipes(by_name))
         path = project_root() / PIPELINES
         if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
-            show_line(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
+            console().print(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
         elif not path.is_file():
-            show_line(
+            console().print(
                 f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name"
             )
         suggest(as_json, "slm recipes NAME", "slm run NAME")

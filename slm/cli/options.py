@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from slm.cli.completion import assignments, recipe_names, run_names
+from slm.cli.completion import assignments, recipe_names, run_references
 from slm.config import PipelineConfig
 from slm.orchestration.display import Display, shorten, showing_on
 from slm.recipes import load_recipe, parse_overrides
@@ -38,7 +38,9 @@ REFERENCE = (
     "A run's name, the beginning of its key (4 digits or more), latest, its folder, NAME@ALIAS "
     "such as slm@champion, or models:/NAME/VERSION."
 )
-RunName = Annotated[str, typer.Argument(metavar="RUN", help=REFERENCE, autocompletion=run_names)]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help=REFERENCE, autocompletion=run_references)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -107,8 +107,8 @@ def _at_commit(config: PipelineConfig, results: Results, commit: str) -> SourceK
 
 
 def _newest(sources: Iterable[Result], recipe: str) -> list[Result]:
-    own = [source for source in sources if source.recipe == recipe]
-    return sorted(own, key=lambda source: -source.time)
+    """The newest first, those of the recipe before others: a result is reused under any name."""
+    return sorted(sources, key=lambda source: (source.recipe != recipe, -source.time))
 
 
 def _source(result: Result) -> Source:

@@ -137,7 +137,7 @@ def _of_registry(lines: Lines, version: Version, run: RunFolder) -> Changed:
     """The settings by which a version goes elsewhere than the one that is here."""
     old, changed = run.config.flat(), Changed()
     if version.model != lines.config.model_name:
-        names = ("registry.model", "data.path", "data.source", "recipe")
+        names = ("registry.model", "name", "data.path", "data.source", "recipe")
         by = next((name for name in names if old[name] != lines.flat[name]), None)
         changed |= {by: (old[by], lines.flat[by])} if by else {}
         changed = changed or {"registry.model": (version.model, lines.config.model_name)}
@@ -145,4 +145,6 @@ def _of_registry(lines: Lines, version: Version, run: RunFolder) -> Changed:
     address = recorded_uri(tracking_uri(lines.config, root), root)
     if version.tracking_uri != address:
         changed["registry.tracking_uri"] = (version.tracking_uri, address)
+    if not changed and old["recipe"] != lines.flat["recipe"]:  # a version names its recipe
+        changed["recipe"] = (old["recipe"], lines.flat["recipe"])
     return changed

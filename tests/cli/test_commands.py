@@ -138,9 +138,8 @@ def test_a_run_passes_its_name_on_and_ends_with_a_command_for_its_own_text(
     result = invoke("run", "tiny", "--name", "mine", "--set", 'report.prompts=["It\'s me"]')
     assert result.code == 0, result.err
     assert given == {"name": "mine", "report.prompts": ["It's me"]}
-    last = result.out.splitlines()[-1]
-    assert last.split(maxsplit=1)[0] == "try"
-    command = shlex.split(last.split(maxsplit=1)[1])
+    (suggested,) = (line for line in result.err.splitlines() if line.startswith("next "))
+    command = shlex.split(suggested.removeprefix("next"))
     assert command == ["slm", "sample", stages.EVALUATION.run, "--prompt", "It's me"]
 
 

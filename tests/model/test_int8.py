@@ -186,5 +186,5 @@ def test_what_int8_is_not_for_is_refused() -> None:
         Decoder(model.bfloat16(), "int8")
     with torch.device("meta"):  # as a GPU is: not the CPU
         elsewhere = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, seq_len=4), 16)
-    with pytest.raises(UserError, match="this one is float32 on meta: leave it out, or hide"):
+    with pytest.raises(UserError, match="this one is float32 on meta: leave it out, or load"):
         Decoder(elsewhere, "int8")

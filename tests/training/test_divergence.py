@@ -91,10 +91,10 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, range],
     def spoil(factor: float, calls: range) -> None:
         honest, counted = loop.cross_entropy, iter(range(10**6))
 
-        def spoiled(hidden: Tensor, *rest: Tensor) -> Tensor:
+        def spoiled(hidden: Tensor, *rest: Tensor, **options: Any) -> Tensor:
             if next(counted) in calls:
                 hidden.register_hook(lambda gradient: gradient * factor)
-            return honest(hidden, *rest)
+            return honest(hidden, *rest, **options)
 
         monkeypatch.setattr(loop, "cross_entropy", spoiled)
 

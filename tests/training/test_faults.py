@@ -232,8 +232,8 @@ def test_out_of_memory_keeps_the_checkpoint_and_names_a_batch_that_fits(
     run = lab.prepare(lab.root())
     honest, calls = slm.training.loop.cross_entropy, itertools.count(1)
 
-    def hungry(*arguments: torch.Tensor) -> torch.Tensor:
-        return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments)
+    def hungry(*arguments: Any, **options: Any) -> torch.Tensor:
+        return torch.empty(1 << 50) if next(calls) == 5 else honest(*arguments, **options)
 
     def train_child() -> None:
         os._exit(process.main(run))
