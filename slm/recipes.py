@@ -63,7 +63,9 @@ def read_pipelines(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: work in a folder that has one") from error
+        raise UserError(
+            f"{path} does not exist: `slm init` makes one, or work in a folder that has one"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     recipes = (content.get("recipes") or {}) if isinstance(content, dict) else None
