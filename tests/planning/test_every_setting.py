@@ -147,7 +147,7 @@ def explain_wrong(
             and [set(changed) for _, changed in named] == [{key}]
         )
     elif key == "recipe" or (key == "name" and goes_elsewhere):
-        # The key of a training has the recipe where `keys.FORMER_OF_RECIPES` does; a version always.
+        # A training has it in its key where `keys.FORMER_OF_RECIPES` does, a version always.
         expected = lambda: (
             plan.first is not None
             and plan.first.stage in ("train", "register")
