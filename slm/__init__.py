@@ -27,7 +27,7 @@ Sample, from a run or from the registry:
 
 Look at a run:
 
-    run = slm.open_run("quickstart-7e6ad240c4d7")
+    run = slm.open_run("quickstart-3693316e0b15")
     run.config, run.plan, run.evaluation.val_bpb, run.best.step
 
 Each name is imported when it is first used, so that `import slm` loads nothing heavy.

@@ -341,7 +341,7 @@ class Derivation(Frozen):
 
     @property
     def text(self) -> str:
-        """In words, such as `step 300 of quickstart-7e6ad240c4d7, 500 steps longer`."""
+        """In words, such as `step 300 of quickstart-3693316e0b15, 500 steps longer`."""
         change = f"{self.longer} steps longer" if self.longer else "ended there"
         return f"step {self.step} of {self.run}, {change}"
 

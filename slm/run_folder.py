@@ -212,7 +212,7 @@ class Settings:
 class RunFolder:
     """A run and what belongs to it.
 
-    >>> run = slm.open_run("quickstart-7e6ad240c4d7")
+    >>> run = slm.open_run("quickstart-3693316e0b15")
     >>> run.evaluation.val_bpb, run.best.step, run.config.train.learning_rate
     """
 

@@ -9,7 +9,7 @@ from slm.registry.opening import open_run
 def stop(run: RunName, as_json: AsJson = False) -> None:
     """Stop the training of a run, whoever started it: it saves after its step, and ends.
 
-    Example: slm stop quickstart-7e6ad240c4d7
+    Example: slm stop quickstart-3693316e0b15
     """
     import slm.training.stop
 
@@ -29,7 +29,7 @@ def finish(run: RunName, as_json: AsJson = False) -> None:
 
     It is a run of its own, of the newest checkpoint; the other one stays, and can be resumed.
 
-    Example: slm finish quickstart-7e6ad240c4d7
+    Example: slm finish quickstart-3693316e0b15
     """
     folder = open_run(run)
     stages.check_tracking(folder.config)

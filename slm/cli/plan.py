@@ -45,7 +45,7 @@ def plan(
     """Show what a run would reuse, resume and make, why, and what it would cost. Nothing is done.
 
     Examples: slm plan quickstart --set train.learning_rate=3e-3 · slm plan
-    quickstart-7e6ad240c4d7
+    quickstart-3693316e0b15
     """
     show_plan(make_plan(recipe or default_recipe(), settings, verify=verify), as_json)
 

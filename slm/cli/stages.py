@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """Train a recipe's model, or resume a run that was interrupted, or train it for longer.
 
-    Examples: slm train quickstart --set train.max_steps=100 · slm train quickstart-7e6ad240c4d7 ·
+    Examples: slm train quickstart --set train.max_steps=100 · slm train quickstart-3693316e0b15 ·
     slm train mine-0f3b61c2a9d4 --longer 500
     """
     if folder := run_or_recipe(recipe):

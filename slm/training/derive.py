@@ -69,7 +69,7 @@ def finish(
 ) -> Run:
     """Make of a run that ended early a finished one, from its newest valid checkpoint.
 
-    >>> slm.finish("quickstart-7e6ad240c4d7").val_bpb
+    >>> slm.finish("quickstart-3693316e0b15").val_bpb
 
     The new run can be evaluated, reported and registered; the other one stays as it is, and can be
     resumed. A finished run is returned itself, `reused`.

@@ -173,7 +173,7 @@ def resume(
 ) -> Run:
     """Train a run to its end by its own settings, from its last checkpoint; as `train` otherwise.
 
-    >>> slm.resume("quickstart-7e6ad240c4d7").val_bpb
+    >>> slm.resume("quickstart-3693316e0b15").val_bpb
 
     Args:
         run: its folder or name.

@@ -46,7 +46,7 @@ def stop(
 ) -> Stopped:
     """Ask the training of a run to save after its step, and wait until it has ended.
 
-    >>> slm.stop("quickstart-7e6ad240c4d7").step
+    >>> slm.stop("quickstart-3693316e0b15").step
 
     Whoever started it, a command, a flow or a notebook, is told that it was interrupted. A run that
     is not in training is left alone.
