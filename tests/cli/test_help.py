@@ -351,8 +351,11 @@ def test_completion_is_installed_and_works_in_bash(project: Path, tmp_path: Path
     home, program = tmp_path / "home", tmp_path / "bin" / "slm"
     home.mkdir()
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path!r}\n"
-                       "sys.argv[0] = 'slm'\nfrom slm.cli.main import main\nmain()\n")  # fmt: skip
+    script = tmp_path / "main.py"
+    script.write_text(f"import sys\nsys.path[:0] = {sys.path!r}\n"
+                      "sys.argv[0] = 'slm'\nfrom slm.cli.main import main\nmain()\n")  # fmt: skip
+    # No `#!` with the interpreter: its path may have a blank.
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "{script}" "$@"\n')
     program.chmod(0o755)
     environment = {
         **os.environ, "HOME": str(home), "PATH": f"{program.parent}:{os.environ['PATH']}",
@@ -365,8 +368,8 @@ def test_completion_is_installed_and_works_in_bash(project: Path, tmp_path: Path
         ).stdout
 
     assert "installed" in run("slm", "--install-completion", "bash")
-    script = (
+    typed = (
         "source ~/.bashrc; COMP_WORDS=(slm train t); COMP_CWORD=2; _slm_completion slm; "
         'echo "${COMPREPLY[@]}"'
     )
-    assert run("bash", "-c", script).split()[0] == "tiny"
+    assert run("bash", "-c", typed).split()[0] == "tiny"
