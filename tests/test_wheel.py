@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wheels import ROOT, clean_checkout, git, install, run, wheel_of
 
 from slm.code_state import BUILD, state_of
 from slm.recipes import find_recipes, shipped_pipelines
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "data.documents": 60, "data.vocab_size": 512, "data.val_fraction": 0.2, "model.n_layer": 1,
     "model.n_head": 2, "model.n_embd": 32, "model.seq_len": 32, "train.tokens_per_step": 128,
@@ -26,40 +25,9 @@ TINY = {
 SETTINGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
-    """The output of a command that succeeds."""
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, env=environment or None, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    return run("git", *identity, *arguments, cwd=folder).strip()
-
-
-def wheel_of(sources: Path, folder: Path) -> Path:
-    """The wheel that pip builds of a folder or an archive, with nothing but what is installed."""
-    pip = (sys.executable, "-m", "pip", "-q", "wheel", "--no-index", "--no-deps")
-    run(*pip, "--no-build-isolation", "-w", folder, sources, cwd=folder.parent)
-    return next(folder.glob("*.whl"))
-
-
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean checkout of the files here, as they are now, at a commit of its own."""
-    folder = tmp_path_factory.mktemp("sources")
-    listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in listed:
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "all")
-    return folder
+    return clean_checkout(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +37,7 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(wheel: Path, tmp_path: Path) -> Path:
-    """The folder of an installation without dependencies, which are those of this environment."""
-    pip = (sys.executable, "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--no-compile")
-    run(*pip, "--target", tmp_path / "installed", wheel, cwd=tmp_path)
-    return tmp_path / "installed"
+    return install(wheel, tmp_path / "installed")
 
 
 def slm(python: Path | str, folder: Path, *arguments: object, path: Path | None = None) -> str:

@@ -24,8 +24,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Pending, Scheduled
 from servers import postgres, postgres_programs
+from wheels import clean_checkout, install, wheel_of
 
 import slm
+from slm.code_state import modules_sha256
 from slm.errors import SlmError, UserError
 from slm.orchestration.stack import services
 from slm.recipes import load_recipe
@@ -97,8 +99,13 @@ class Stack:
     """`slm up` in a project folder of its own."""
 
     def __init__(
-        self, folder: Path, *options: str, make: Callable[[Path], object] = copy_project
+        self,
+        folder: Path,
+        *options: str,
+        make: Callable[[Path], object] = copy_project,
+        package: Path = ROOT,
     ) -> None:
+        """`package`: the folder that `slm` is imported from."""
         self.options = options
         self.project = folder / "project"
         make(self.project)
@@ -107,7 +114,7 @@ class Stack:
         self.api = f"http://127.0.0.1:{self.prefect_port}/api"
         (folder / "sooner").mkdir()
         (folder / "sooner" / "sitecustomize.py").write_text(SOONER)
-        paths = [str(folder / "sooner"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        paths = [str(folder / "sooner"), str(package), os.environ.get("PYTHONPATH", "")]
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -305,18 +312,26 @@ def test_on_postgres(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_project_that_init_has_made(tmp_path: Path) -> None:
-    """In a folder without a line of code: deployed by Prefect's own command, and run."""
+    """In a folder without a line of code, with only the wheel: deployed by Prefect's own command,
+    and run.
+    """
+    for name in ("sources", "wheels"):
+        (tmp_path / name).mkdir()
+    wheel = wheel_of(clean_checkout(tmp_path / "sources"), tmp_path / "wheels")
+    package = install(wheel, tmp_path / "installed")
     texts = tmp_path / "tales.jsonl"
     lines = (json.dumps({"id": n, "tale": text}) for n, text in enumerate(stories(1, 0, 200)))
     texts.write_text("\n".join(lines))
-    stack = Stack(tmp_path, make=lambda folder: slm.init(folder, texts))
+    stack = Stack(tmp_path, make=lambda folder: slm.init(folder, texts), package=package)
     try:
         assert stack.printed("deployed  pipeline/tales, retrain/tales")
         stack.prefect("deploy", "--all", "--prefect-file", "pipelines.yaml")
         settings = {key: SHORT[key] for key in SHORT if key != "data.documents"}
         flow_run = stack.run("pipeline/tales", settings, "--watch")
         assert stack.ended(flow_run) == StateType.COMPLETED
-        assert list(stack.data.glob(f"runs/tales-*/{RECORD}"))
+        [record] = stack.data.glob(f"runs/tales-*/{RECORD}")
+        environment = json.loads(record.read_text())["environment"]
+        assert environment["modules_sha256"] == modules_sha256(package / "slm")
         with SyncPrefectClient(stack.api) as client:
             weekly = client.read_deployment_by_name("retrain/tales")
         assert weekly.entrypoint == "slm.orchestration.retrain.retrain"
