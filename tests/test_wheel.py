@@ -15,6 +15,7 @@ from wheels import ROOT, clean_checkout, git, install, run, wheel_of
 
 from slm.code_state import BUILD, state_of
 from slm.recipes import find_recipes, shipped_pipelines
+from slm.source.stories import stories
 
 TINY = {
     "data.documents": 60, "data.vocab_size": 512, "data.val_fraction": 0.2, "model.n_layer": 1,
@@ -22,7 +23,13 @@ TINY = {
     "train.max_steps": 2, "report.max_new_tokens": 8, "registry.max_bpb": 99,
     "registry.beat_baselines": "false",
 }  # fmt: skip
-SETTINGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+
+
+def setting(key: str) -> tuple[str, str]:
+    return "--set", f"{key}={TINY[key]}"
+
+
+SETTINGS = [word for key in TINY for word in setting(key)]
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +137,8 @@ def test_a_new_environment_takes_text_to_a_registered_model_and_reproduces_it(
     site = next(tmp_path.glob("venv/lib/python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = (python, "-m", "pip")
-    install = (*pip, "-q", "install", "--no-index", "--no-deps", "--ignore-installed")
-    run(*install, wheel, cwd=tmp_path)
+    options = ("--no-index", "--no-deps", "--ignore-installed")
+    run(*pip, "-q", "install", *options, wheel, cwd=tmp_path)
     assert (python.parent / "slm").is_file()
     run(*pip, "check", cwd=tmp_path)  # what it requires is here, in these versions
 
@@ -148,6 +155,17 @@ def test_a_new_environment_takes_text_to_a_registered_model_and_reproduces_it(
     assert "<style>" in page
     reproduction = last(command("reproduce", Path(made["run"]).name, "--json"))
     assert reproduction["verdict"] == "bit-identical"
+
+    texts = tmp_path / "tales.jsonl"
+    texts.write_text("\n".join(json.dumps({"tale": text}) for text in stories(1, 0, 200)))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    command = partial(slm, python, folder)
+    command("init", ".", "--data", texts)
+    settings = [word for key in TINY if key != "data.documents" for word in setting(key)]
+    made = last(command("run", *settings, "--json"))
+    assert made["recipe"] == "tales"
+    assert made["version"] == "models:/tales/1"
 
 
 def last(output: str) -> dict[str, Any]:
