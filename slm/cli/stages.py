@@ -24,7 +24,7 @@ from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
 from slm.recipes import default_recipe, find_recipes
-from slm.records import Evaluation, Report, Run, Shards
+from slm.records import LATEST, Evaluation, Report, Run, Shards
 from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
 
@@ -154,7 +154,8 @@ def run_or_recipe(name: str) -> RunFolder | None:
     try:
         run = open_run(name)
     except UserError:
-        if is_recipe or not ("/" in name or re.search(r"-[0-9a-f]{12}$", name)):
+        is_run = name == LATEST or "/" in name or re.search(r"-[0-9a-f]{12}$", name)
+        if is_recipe or not is_run:
             return None  # the recipe's error names the nearest one
         raise
     if is_recipe:

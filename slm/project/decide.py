@@ -1,6 +1,7 @@
 """What of a dataset is taken how; where that is doubtful it is asked, or a rule decides."""
 
 import glob
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,8 @@ def dataset(given: str, results: Path, ask: Ask = by_rule) -> Dataset:
 def _on_disk(given: str, results: Path, ask: Ask) -> Dataset:
     path = Path(given).expanduser().absolute()
     if not path.exists() and not glob.has_magic(given):
-        remedy = f"; a dataset of the hub is hub:{given}" if given.count("/") == 1 else ""
+        like_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", given)
+        remedy = f"; a dataset of the hub is hub:{given}" if like_hub else ""
         raise UserError(f"--data {given} does not exist: give a file, a folder or a glob{remedy}")
     chosen = Dataset(DataConfig(source="files", path=str(path)), ask)
     if path.is_file():

@@ -405,6 +405,10 @@ def test_a_stage_needs_no_recipe_where_there_is_one(
     assert called[-1] == command
 
 
+def test_the_latest_run_is_no_unknown_recipe(invoke: Invoke, data_root: Path) -> None:
+    assert "there are none in" in invoke("train", "latest").err
+
+
 def test_data_that_is_not_there_is_refused_before_a_server_starts(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
