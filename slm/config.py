@@ -214,8 +214,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.n_embd % self.n_head:
+            pairs = 2 * self.n_head  # rotary positions need an even head width
+            width = pairs * max(1, round(self.n_embd / pairs))
+            at_most = min(self.n_head, self.n_embd, 1024)
+            heads = next(n for n in range(at_most, 0, -1) if self.n_embd % n == 0)
             raise ValueError(
-                f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}"
+                f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}: set "
+                f"model.n_head={heads}, or model.n_embd={width}"
             )
         if self.n_head % (self.n_kv_head or self.n_head):
             raise ValueError(

@@ -67,7 +67,7 @@ def read_pipelines(path: Path) -> dict[str, Any]:
             f"{path} does not exist: `slm init` makes one, or work in a folder that has one"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        raise UserError(f"{path} is not valid YAML: {_where(error)}") from error
     recipes = (content.get("recipes") or {}) if isinstance(content, dict) else None
     if not isinstance(recipes, dict):
         raise UserError(f"{path} has no mapping `recipes:`")
@@ -179,6 +179,15 @@ def check_recipes(path: Path | None = None) -> int:
     return len(recipes)
 
 
+def _where(error: Exception) -> str:
+    """What is wrong with a YAML text and at which place, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    line = "(a tab: indent by blanks) " if "'\\t'" in problem else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {line}{' '.join(problem.split())}"
+
+
 def default_recipe() -> str:
     """The recipe of a command that names none: the only one of the file, else quickstart."""
     path = project_root() / "pipelines.yaml"
@@ -221,7 +230,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
             )
         except yaml.YAMLError as error:
             raise UserError(
-                f"--set {assignment!r}: the value is not valid YAML: {error}"
+                f"--set {assignment!r}: the value is not valid YAML: {_where(error)}"
             ) from error
     return overrides
 

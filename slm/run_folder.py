@@ -326,11 +326,20 @@ class RunFolder:
 
     @property
     def started(self) -> float | None:
-        """When its training started, in unix seconds; None where that is not known."""
-        with suppress(CorruptionError):
-            first = next(self.journal, None)
-            return float(first["time"]) if first else None
-        return None
+        """When its training started, in unix seconds; None where that is not known.
+
+        Of a run made from another one, whose journal begins with that one's: when it went on alone.
+        """
+        time = None
+        with suppress(CorruptionError, NewerFormat):
+            derived = self.settings.derived
+            for entry in self.journal:
+                went_on = derived and entry["event"] == "resume" and entry["step"] == derived.step
+                if time is None or went_on:
+                    time = float(entry["time"])
+                if derived is None or (entry.get("step") or 0) > derived.step:
+                    break
+        return time
 
     def has_key(self, start: str) -> bool:
         """Whether its key begins so."""

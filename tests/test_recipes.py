@@ -387,3 +387,18 @@ def test_a_description_changes_nothing(tmp_path: Path) -> None:
         load_recipe("x", path=path)
     with pytest.raises(UserError, match="unknown setting 'description'"):
         load_recipe("quickstart", {"description": "y"}, path=SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("recipes:\n  a: {data: [}\n", "line 2, column 14: expected the node content"),
+        ("recipes:\n  a:\n\ttrain: 3\n", "line 3, column 1: .*a tab: indent by blanks"),
+    ],
+)
+def test_what_is_no_yaml_is_one_line_with_its_place(tmp_path: Path, text: str, place: str) -> None:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=place) as raised:
+        read_pipelines(path)
+    assert "\n" not in str(raised.value)

@@ -1,7 +1,6 @@
 """The help: types in words, examples, what is wrong with a command line, the first hour."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,9 @@ from typer.exceptions import TyperException
 
 from slm.cli.completion import run_names
 from slm.config import DEFAULT_RECIPE
-from slm.errors import plain
+from slm.errors import SlmError, plain
 from slm.other_names import nearest
-from slm.recipes import dotted_keys
+from slm.recipes import default_recipe, dotted_keys
 
 _WORDS = {int: "whole number", float: "number", str: "text", Path: "path"}
 
@@ -85,7 +84,21 @@ def usage_message(error: TyperException) -> str:
         if near := nearest(option, dotted_keys()):
             return f"{error.message}; a setting is changed by --set {near[0]}=VALUE"
     context = getattr(error, "ctx", None)
+    parameter = getattr(error, "param", None)
+    if message.startswith("Missing argument") and (text := getattr(parameter, "help", None)):
+        message = f"{message}: {text[0].lower()}{text[1:].rstrip('.')}"
+    elif context and (
+        extra := re.fullmatch(r"Got unexpected extra argument(?:s|\(s\))? \((.+)\)", message)
+    ):
+        usage = " ".join((context.command_path, *_arguments(context.command)))
+        message = f"one argument too many, {extra[1]!r}: the command is `{usage}`"
     return f"{message}; see `{context.command_path} --help`" if context else message
+
+
+def _arguments(command: Any) -> list[str]:
+    """Its arguments as the help names them: ["RUN", "FOLDER"]."""
+    arguments = (param for param in command.params if isinstance(param, TyperArgument))
+    return [str(param.metavar or param.name).upper() for param in arguments]
 
 
 def plain_usage(message: str) -> str:
@@ -103,15 +116,20 @@ def plain_usage(message: str) -> str:
 def first_hour() -> Table:
     """The five commands of the first hour, with the newest runs of the data folder."""
     newest, before, *_ = [*run_names(""), "RUN", "RUN"]
-    prompt = shlex.quote("Once upon a time")
+    try:
+        recipe = default_recipe()
+    except SlmError:  # pipelines.yaml is broken, which the commands report
+        recipe = DEFAULT_RECIPE
+    is_shipped = recipe == DEFAULT_RECIPE
+    made = "generated stories → a registered model" if is_shipped else f"{recipe}: data → model"
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column(overflow="fold", ratio=3)
     table.add_column(style="dim", ratio=2)
     for line, text in (
-        ("slm run", "generated stories → a registered model"),
-        (f"slm sample {newest} --prompt {prompt}", "let it write"),
+        ("slm run", made),
+        (f"slm sample {newest}", "let it write"),
         (f"slm report {newest} --open", "its report, in the browser"),
-        (f"slm train {DEFAULT_RECIPE} --set train.max_steps=300", "another one, a setting changed"),
+        (f"slm train {recipe} --set train.max_steps=300", "another one, a setting changed"),
         (f"slm compare {before} {newest}", "settings, curves, samples"),
     ):
         table.add_row(Text(line), Text(text))

@@ -70,8 +70,10 @@ def runs(
     if facts:
         show_line("val_bpb: of the evaluation; in training (…): the last one, on a slice of val")
         newest, *others = facts
+        finished = newest.state == "finished"
+        first = f"slm report {newest.run} --open" if finished else f"slm train {newest.run}"
         compared = f"slm compare {others[0].run} {newest.run}" if others else "slm compare RUN RUN"
-        suggest(as_json, f"slm report {newest.run} --open", compared)
+        suggest(as_json, first, compared)
 
 
 def _no_runs(pattern: str, recipe: str | None) -> str:

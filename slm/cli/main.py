@@ -156,6 +156,10 @@ def check_before_server(config: PipelineConfig) -> None:
     from slm.training.preflight import check_before_download
 
     check_before_download(config)
+    if config.data.source == "files":
+        from slm.source.files import find_files
+
+        find_files(config.data)
 
 
 def up(
@@ -184,7 +188,8 @@ def up(
         if as_json:
             show(addresses, as_json)
             sys.stdout.flush()
-        suggest(as_json, "slm prefect deployment run pipeline/quickstart --watch  # in another one")
+        recipe = default_recipe()
+        suggest(as_json, f"slm prefect deployment run pipeline/{recipe} --watch  # in another one")
 
     services.up(
         prefect_port=prefect_port,

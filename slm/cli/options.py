@@ -18,14 +18,6 @@ from slm.storage import to_json
 
 WIDTH = 240  # characters of a line that is not for a terminal
 
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe of pipelines.yaml; see `slm recipes`.",
-        autocompletion=recipe_names,
-    ),
-]
 RecipeOrDefault = Annotated[
     str | None,
     typer.Argument(

@@ -174,4 +174,7 @@ def export(
     files = write(model_folder(run), folder)
     result = {"folder": str(folder.resolve()), "files": files if as_json else ", ".join(files)}
     show(result, as_json)
-    suggest(as_json, f"{folder / 'README.md'} has an example for transformers")
+    if "README.md" in files:
+        suggest(as_json, f"{folder / 'README.md'} has an example for transformers")
+    else:  # the card is part of the report
+        suggest(as_json, f"slm report {run}  # before an export, which then has a model card")

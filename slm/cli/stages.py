@@ -11,7 +11,7 @@ from slm.cli.completion import recipe_and_run_names
 from slm.cli.options import (
     AsJson,
     Name,
-    RecipeName,
+    RecipeOrDefault,
     RunName,
     Settings,
     command_line,
@@ -23,19 +23,23 @@ from slm.cli.options import (
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.orchestration import stages
-from slm.recipes import find_recipes
-from slm.records import Evaluation, Report, Run, Shards
+from slm.recipes import default_recipe, find_recipes
+from slm.records import LATEST, Evaluation, Report, Run, Shards
 from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
 
 
 def download(
-    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+    recipe: RecipeOrDefault = None,
+    settings: Settings = None,
+    name: Name = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a recipe's dataset as parquet files.
 
     Example: slm download quickstart
     """
+    recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
         source = stages.download(config)
@@ -52,12 +56,16 @@ def download(
 
 
 def encode(
-    recipe: RecipeName, settings: Settings = None, name: Name = None, as_json: AsJson = False
+    recipe: RecipeOrDefault = None,
+    settings: Settings = None,
+    name: Name = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a recipe's dataset into token shards.
 
     Example: slm encode quickstart --set data.vocab_size=1024
     """
+    recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
         shards = stages.encode(config, stages.download(config))
@@ -75,14 +83,14 @@ def encode(
 
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RECIPE|RUN",
             autocompletion=recipe_and_run_names,
-            help="A recipe of pipelines.yaml; or a run, by its folder or name, to resume it by "
-            "its own settings.",
+            help="A recipe of pipelines.yaml, by default that of `slm run`; or a run, by its "
+            "folder or name, to resume it by its own settings.",
         ),
-    ],
+    ] = None,
     settings: Settings = None,
     name: Name = None,
     longer: Annotated[
@@ -102,6 +110,7 @@ def train(
     Examples: slm train quickstart --set train.max_steps=100 · slm train quickstart-3693316e0b15 ·
     slm train mine-0f3b61c2a9d4 --longer 500
     """
+    recipe = recipe or default_recipe()
     if folder := run_or_recipe(recipe):
         if settings or name:
             raise UserError(
@@ -145,7 +154,8 @@ def run_or_recipe(name: str) -> RunFolder | None:
     try:
         run = open_run(name)
     except UserError:
-        if is_recipe or not ("/" in name or re.search(r"-[0-9a-f]{12}$", name)):
+        is_run = name == LATEST or "/" in name or re.search(r"-[0-9a-f]{12}$", name)
+        if is_recipe or not is_run:
             return None  # the recipe's error names the nearest one
         raise
     if is_recipe:
@@ -221,17 +231,19 @@ def report(
 
     Example: slm report RUN --open
     """
+    from slm.report.prompts import report_prompts, sample_command
     from slm.report.summary import headline
 
     with display_for(as_json) as display:
-        *_, written = _reported(run)
+        folder, _, shards, _, written = _reported(run)
+        prompts = report_prompts(folder.config, shards)
         if sentence := headline(written.path):
             display.write(sentence)
     page = written.path / written.html
     show({"report": str(page)}, as_json)
     if open_page:
         webbrowser.open(page.as_uri())
-    suggest(as_json, f"slm register {run}", f'slm sample {run} --prompt "Once upon a time"')
+    suggest(as_json, f"slm register {run}", sample_command(run, prompts))
 
 
 def register(run: RunName, as_json: AsJson = False) -> None:

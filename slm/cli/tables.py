@@ -33,6 +33,7 @@ STYLES = {
 MAX_SAMPLES = 3  # pairs that are shown
 MAX_DIFFERENCES = 20  # rows of a table of what differs from the rebuilt run
 MIN_WIDTH_OF_RUNS = 110  # characters, for all columns of the list of runs
+MIN_WIDTH_OF_DATES = 56  # below it the list has names and bits per byte
 MAX_VALUE = 40  # characters of one of their values
 # Columns that are never broken over lines.
 WHOLE = (
@@ -203,8 +204,10 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
     of the slice that training scores.
     """
     narrow = width < MIN_WIDTH_OF_RUNS
+    short = width < MIN_WIDTH_OF_DATES
     names = ("name", "state", "started", "step", "val_bpb", "in training", "seconds", "differs in")
-    left_out = ("in training", "seconds") if narrow else ()
+    left_out = ["in training", "seconds"] if narrow else []
+    left_out += ["state", "started", "step", "differs in"] if short else []
     rows = []
     for f in facts:
         in_training = f.slice_val_bpb and f"({f.slice_val_bpb:,.4f})"

@@ -62,7 +62,8 @@ def longest_copies(
     [Copy(start=1, length=10), Copy(start=0, length=0)]
     """
     values = token_values(vocab_size + 1)  # the last is of no training token
-    shown = [np.where(_in_blank_run(text, blank), vocab_size, text) for text in texts]
+    ids = [np.asarray(text, np.int64) for text in texts]  # of an empty text too
+    shown = [np.where(_in_blank_run(text, blank), vocab_size, text) for text in ids]
     hashed = [HashedTokens(values[text]) for text in shown]
     overlap = max((len(text) for text in texts), default=0)
     copied = _CopiedSpans(hashed)

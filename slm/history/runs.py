@@ -120,7 +120,7 @@ def _facts(run: RunFolder) -> RunFacts:
     return RunFacts(
         run=run.name,
         state=state,
-        started=entries[0]["time"] if entries else None,
+        started=run.started,
         step=max((entry.get("step") or 0 for entry in entries), default=0),
         val_bpb=evaluation.val_bpb if evaluation else None,
         slice_val_bpb=scores[-1] if scores else None,

@@ -197,7 +197,11 @@ def _project() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    origin = "SLM_DATA" if os.environ.get("SLM_DATA") else "next to pipelines.yaml"
+    origin = "in the working folder"
+    if os.environ.get("SLM_DATA"):
+        origin = "SLM_DATA"
+    elif (project_root() / PIPELINES).is_file():
+        origin = f"next to {PIPELINES}"
     try:
         root = data_root()
     except SlmError as error:

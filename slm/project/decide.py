@@ -1,6 +1,7 @@
 """What of a dataset is taken how; where that is doubtful it is asked, or a rule decides."""
 
 import glob
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,11 @@ from slm.tokens.holdout import MIN_VAL_DOCUMENTS
 
 HUB = "hub:"
 END_OF_TEXT = "<|endoftext|>"
-_SEARCHED = 1 << 20  # bytes of a text file in which END_OF_TEXT is looked for
+BETWEEN = {  # separators that are no part of any text
+    END_OF_TEXT: f"{END_OF_TEXT} is between the documents",
+    "\n%\n": "a line with % alone is between the documents, as in files of fortunes",
+}
+_SEARCHED = 1 << 20  # bytes of a text file in which separators are looked for
 _PROBED = 4096  # bytes by which text is told from other files
 _OTHER_SHARE = 0.1  # of the bytes in files of another kind, from which it is asked which to take
 MAX_CHOICES = 12  # of a question
@@ -95,7 +100,8 @@ def dataset(given: str, results: Path, ask: Ask = by_rule) -> Dataset:
 def _on_disk(given: str, results: Path, ask: Ask) -> Dataset:
     path = Path(given).expanduser().absolute()
     if not path.exists() and not glob.has_magic(given):
-        remedy = f"; a dataset of the hub is hub:{given}" if given.count("/") == 1 else ""
+        like_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", given)
+        remedy = f"; a dataset of the hub is hub:{given}" if like_hub else ""
         raise UserError(f"--data {given} does not exist: give a file, a folder or a glob{remedy}")
     chosen = Dataset(DataConfig(source="files", path=str(path)), ask)
     if path.is_file():
@@ -322,25 +328,32 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 
 def _decide_separator(chosen: Dataset) -> None:
-    """Where text files are split: at end-of-text where they have it; of few it is asked."""
+    """Where text files are split: at a separator where they have it; of few it is asked.
+
+    A file without empty lines may be a list, with a document in each line.
+    """
     inputs = chosen.splits["train"]
     if format_of(inputs[0].path, chosen.data.format) != "text" or is_packed(inputs[0].path):
         return
     head = inputs[0].read(lambda stream: stream.read(_SEARCHED)).replace(b"\r\n", b"\n")
-    if END_OF_TEXT.encode() in head:
-        chosen.set(f"{END_OF_TEXT} is between the documents", separator=END_OF_TEXT)
-        return
-    pieces = sum(1 for piece in head.split(b"\n\n") if piece.strip())
+    for separator, why in BETWEEN.items():
+        if head.count(separator.encode()) >= (1 if separator == END_OF_TEXT else MIN_VAL_DOCUMENTS):
+            chosen.set(why, separator=separator)
+            return
+    answer, separator, end = "empty lines", "\n\n", "at an empty line"
+    if b"\n\n" not in head.strip():
+        answer, separator, end = "lines", "\n", "with its line"
+    pieces = sum(1 for piece in head.split(separator.encode()) if piece.strip())
     if len(inputs) >= MIN_VAL_DOCUMENTS or pieces < MIN_VAL_DOCUMENTS:
         return
     choices = {
         "files": f"{counted(len(inputs), 'document')}, as one book or log is",
-        "empty lines": f"about {counted(pieces * inputs[0].size // max(1, len(head)), 'document')} "
+        answer: f"about {counted(pieces * inputs[0].size // max(1, len(head)), 'document')} "
         f"in {inputs[0].path.name}",
     }
     question = Question(
         "data.separator", "What is a document?", choices, "files",
         "each file is one document, which keeps long passages together",
     )  # fmt: skip
-    if chosen.put(question) == "empty lines":
-        chosen.set("a document ends at an empty line", separator="\n\n")
+    if chosen.put(question) == answer:
+        chosen.set(f"a document ends {end}", separator=separator)

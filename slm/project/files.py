@@ -88,7 +88,7 @@ def pipelines_yaml(name: str, about: str, notes: Iterable[str], choices: Sequenc
         choices: its settings in order, those of a section together.
     """
     key = scalar(name)
-    lines = [f"  {key}:"]
+    lines = [f"  {key}:", f"    description: {scalar(about)}"]
     lines += [each for note in notes for each in _comment(note, "    ")]
     section = why = ""
     for choice in choices:

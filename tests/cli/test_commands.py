@@ -182,7 +182,7 @@ def test_the_version_is_that_of_the_package(invoke: Invoke) -> None:
 
 
 def test_a_missing_argument_exits_2(invoke: Invoke) -> None:
-    assert invoke("encode").code == 2
+    assert invoke("evaluate").code == 2
     assert invoke("no-such-command").code == 2
 
 
@@ -395,6 +395,27 @@ def test_a_flow_needs_no_recipe_where_there_is_one(
     monkeypatch.setattr(slm.orchestration.local, "run_flow", run_flow)
     assert invoke(command).code == 2
     assert started == ["tiny"]
+
+
+@pytest.mark.parametrize("command", ["download", "encode", "train"])
+def test_a_stage_needs_no_recipe_where_there_is_one(
+    invoke: Invoke, called: list[str], command: str
+) -> None:
+    assert invoke(command).code == 0
+    assert called[-1] == command
+
+
+def test_the_latest_run_is_no_unknown_recipe(invoke: Invoke, data_root: Path) -> None:
+    assert "there are none in" in invoke("train", "latest").err
+
+
+def test_data_that_is_not_there_is_refused_before_a_server_starts(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slm.orchestration.local, "start_server", pytest.fail)
+    result = invoke("run", "--set", "data.source=files", "--set", "data.path=no.txt")
+    assert (result.code, result.out) == (2, "")
+    assert "data.path=no.txt does not exist" in result.err
 
 
 @pytest.mark.parametrize("command", ["run", "train", "check", "retrain"])

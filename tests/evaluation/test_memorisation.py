@@ -48,8 +48,9 @@ def test_no_copied_span_crosses_an_end_of_text() -> None:
     documents = [rng.integers(0, eot, 30) for _ in range(5)]
     train = np.concatenate([part for d in documents for part in ([eot], d)]).astype(np.uint16)
     text = np.concatenate(documents)
-    (copy,) = longest_copies([text], [train], VOCAB_SIZE)
-    assert copy == Copy(0, 30)
+    nothing = np.array([])
+    copy, empty = longest_copies([text, nothing], [train], VOCAB_SIZE)
+    assert (copy, empty) == (Copy(0, 30), Copy(0, 0))
     edges = [np.concatenate((a[-6:], b[:6])) for a, b in pairwise(documents)]
     assert all(copy.length == 0 for copy in longest_copies(edges, [train], VOCAB_SIZE))
 

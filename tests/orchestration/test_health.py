@@ -49,6 +49,17 @@ def test_in_a_sound_place_nothing_is_broken_and_nothing_is_made(
     json.dumps(report.model_dump(mode="json"))
 
 
+@pytest.mark.parametrize("has_file", [True, False])
+def test_the_origin_of_the_data_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, has_file: bool
+) -> None:
+    monkeypatch.delenv("SLM_DATA")
+    if not has_file:
+        (project / "pipelines.yaml").unlink()
+    origin = findings(slm.doctor())["data folder"].facts["from"]
+    assert origin == ("next to pipelines.yaml" if has_file else "in the working folder")
+
+
 def test_a_server_that_does_not_answer_is_broken_and_its_origin_named(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -524,6 +524,17 @@ def test_a_port_in_use_names_the_process() -> None:
             services.refuse_port_in_use("Prefect", port, "--prefect-port")
 
 
+def test_one_port_for_two_servers_is_refused(
+    project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_folder(data_root)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(UserError, match=f"are both {port}: give two ports"):
+        services.up(prefect_port=port, mlflow_port=port)
+
+
 def test_a_second_stack_on_a_data_folder_is_refused(data_root: Path) -> None:
     with services.only_stack(), pytest.raises(UserError, match="is up on"), services.only_stack():
         pass

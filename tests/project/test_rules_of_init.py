@@ -165,3 +165,22 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").touch()
     with pytest.raises(UserError, match="has no rows"):
         dataset(str(tmp_path / "x.jsonl"), tmp_path / "data")
+
+
+def test_fortunes_are_split_at_their_percent_signs(tmp_path: Path) -> None:
+    texts = documents(30)
+    (tmp_path / "fortunes").write_text("\n%\n".join(texts) + "\n%\n")
+    assert settings_of(tmp_path / "fortunes")["separator"] == "\n%\n"
+    (tmp_path / "few.txt").write_text("\n%\n".join(texts[:3]))
+    assert "separator" not in settings_of(tmp_path / "few.txt")
+
+
+def test_of_a_list_it_is_asked_whether_each_line_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(documents(30)))
+    assert decided(tmp_path / "names.txt") == {"data.separator": "files"}
+    asked: list[Question] = []
+    chosen = dataset(
+        str(tmp_path / "names.txt"), Path("/no"), lambda question: asked.append(question) or "lines"
+    )
+    assert chosen.data.separator == "\n"
+    assert "about 30 documents" in asked[0].choices["lines"]

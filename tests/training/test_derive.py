@@ -272,6 +272,10 @@ def test_a_longer_training_has_the_bits_of_one_that_was_planned_so(place: Place,
     for name in {made.record.best, made.record.last}:
         assert files_of(made, name) == files_of(other, name)
     assert contents(run.path) == before
+    assert run.started is not None
+    assert made.started is not None
+    assert made.started > max(entry["time"] for entry in run.journal)
+    assert run.root.run("latest").name == made.name
     evaluate(made.config, made.record, place.shards)
     result = reproduce(made)
     assert result.verdict == "bit-identical", result.sentence

@@ -122,6 +122,10 @@ def up(
     with only_stack():
         refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
         if not mlflow:
+            if mlflow_port == prefect_port:
+                raise UserError(
+                    f"--prefect-port and --mlflow-port are both {mlflow_port}: give two ports"
+                )
             refuse_port_in_use("MLflow", mlflow_port, "--mlflow-port")
         environment = shared_environment(f"{prefect}/api", mlflow or f"http://{HOST}:{mlflow_port}")
         servers = [prefect_server(prefect_port, environment, postgres)]
