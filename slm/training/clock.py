@@ -18,7 +18,7 @@ from slm.storage import fault_point
 from slm.training.journal import Journal
 from slm.training.session import Session, share_decision
 
-RECENT_SHARE = 0.05  # of the limit: the steps of so many seconds give the recent speed
+RECENT_SHARE = 0.05  # of the limit: the steps of the last so many seconds give the recent speed
 MIN_RECENT_STEPS = 10
 
 
@@ -39,8 +39,7 @@ class Countdown:
         self.seconds = plan.probe["probe_seconds"]
         self._scoring = plan.probe["periodic_seconds"] * config.evaluate_every
         self._every = config.evaluate_every
-        self._steps = deque([plan.probe["step_seconds"]])  # the recent ones
-        self._recent = self._steps[0]  # their sum
+        self._recent = deque([(plan.probe["step_seconds"], self.seconds)])  # steps, and their ends
 
     def now(self) -> float:
         """The seconds of the training up to this moment."""
@@ -57,20 +56,18 @@ class Countdown:
         if entry["event"] == "evaluate":
             self._scoring = taken
             return
-        self._steps.append(taken)
-        self._recent += taken
-        while (
-            len(self._steps) > MIN_RECENT_STEPS
-            and self._recent - self._steps[0] >= RECENT_SHARE * self._limit
-        ):
-            self._recent -= self._steps.popleft()
+        self._recent.append((taken, self.seconds))
+        since = self.seconds - RECENT_SHARE * self._limit
+        while len(self._recent) > MIN_RECENT_STEPS and self._recent[0][1] < since:
+            self._recent.popleft()
 
     @property
     def step_seconds(self) -> float:
         """The mean of the recent steps; the slowest, which may be a single stall, is left out."""
-        if len(self._steps) == 1:
-            return self._recent
-        return (self._recent - max(self._steps)) / (len(self._steps) - 1)
+        steps = [taken for taken, _ in self._recent]
+        if len(steps) == 1:
+            return steps[0]
+        return (sum(steps) - max(steps)) / (len(steps) - 1)
 
     def decide(self, step: int) -> Decision | None:
         """The decision, if the cooldown is to begin after `step` steps.
