@@ -16,7 +16,7 @@ UPDATE_SECONDS = 0.2  # between two updates of a notebook's bar
 class Pace:
     """Estimates the time left of a task from its progress since the first call.
 
-    So what a resumed training had done before counts as done, and not as fast.
+    So what a resumed training had done before is progress, and no measure of speed.
     """
 
     def __init__(self) -> None:

@@ -102,7 +102,7 @@ def train(
 
 @contextmanager
 def _around(run: RunFolder, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
-    """What goes on while a run trains: its mirror in MLflow; before it starts, its forecast."""
+    """What runs while a run trains: its mirror in MLflow; before it starts, its forecast."""
     import slm.tracking.mirror
     from slm.training.forecast import forecast_start
 
@@ -117,7 +117,7 @@ def _around(run: RunFolder, turn: AbstractContextManager[None] | None = None) ->
 
 
 def need_shards(run: RunFolder) -> Shards:
-    """The shards of a run, made again by its own settings where they are gone."""
+    """The shards of a run, rebuilt by its own settings where they are gone."""
     if shards := run.shards:
         return shards
     config = run.config

@@ -26,7 +26,7 @@ BETWEEN = {  # separators that are no part of any text
     "\n%\n": "a line with % alone is between the documents, as in files of fortunes",
 }
 _SEARCHED = 1 << 20  # bytes of a text file in which separators are looked for
-_PROBED = 4096  # bytes by which text is told from other files
+_PROBED = 4096  # bytes by which text is distinguished from other files
 _OTHER_SHARE = 0.1  # of the bytes in files of another kind, from which it is asked which to take
 MAX_CHOICES = 12  # of a question
 

@@ -53,7 +53,7 @@ deployments:
 """
 
 _GITIGNORE = """\
-# What slm makes; it can be made again.
+# What slm makes; it can be rebuilt.
 /data/*
 !/data/README.md
 """

@@ -27,7 +27,7 @@ def report_key(
     Args:
         version: of the stage; None: today's.
         left_out: figures that it lacks, as a library is not installed. Where the library is, the
-            key is another and the report is made again.
+            key is another and the report is rebuilt.
     """
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
     fields = keys.stage_fields("report", config)

@@ -48,7 +48,7 @@ def stop(
 
     >>> slm.stop("quickstart-3693316e0b15").step
 
-    Whoever started it, a command, a flow or a notebook, is told that it was interrupted. A run that
+    Whoever started it, a command, a flow or a notebook, sees it as interrupted. A run that
     is not in training is left alone.
 
     Args:
