@@ -77,6 +77,24 @@ def wsd(cooldown: float) -> Variant:
     return Variant({"train.schedule": "wsd", "train.cooldown": cooldown})
 
 
+def together(*variants: Variant) -> Variant:
+    """All changes of several variants; of those that change the same thing, the last one's."""
+    changes: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    for variant in variants:
+        overrides |= variant.overrides
+        changes |= {k: v for k, v in vars(variant).items() if v != getattr(Variant, k, None)}
+    return Variant(**{**changes, "overrides": overrides})
+
+
+def adamw(rate: float) -> Variant:
+    return Variant({"train.learning_rate": rate})
+
+
+NORMUON = Variant(neuron_wise=True)
+SHORT_FIRST = Variant(lengths=(128, 256))
+TUNED = together(adamw(12e-3), NORMUON, wsd(0.6), SHORT_FIRST)
+
 VARIANTS = {
     "baseline": Variant(),
     "wsd, cooldown 0.2": wsd(0.2),
@@ -121,6 +139,26 @@ VARIANTS = {
     "n_inner 1024": Variant({"model.n_inner": 1024}),
     "vocabulary 2048": Variant({"data.vocab_size": 2048}),
     "vocabulary 8192": Variant({"data.vocab_size": 8192}),
+    "AdamW's rate × 8": adamw(24e-3),
+    "× 4, β₁ 0.8": together(adamw(12e-3), Variant({"train.beta1": 0.8})),
+    "× 4, NorMuon": together(adamw(12e-3), NORMUON),
+    "× 4, wsd 0.6": together(adamw(12e-3), wsd(0.6)),
+    "× 4, short rows first": together(adamw(12e-3), SHORT_FIRST),
+    "× 4, 64, 128, 256": together(adamw(12e-3), Variant(lengths=(64, 128, 256))),
+    "× 4, NorMuon, wsd 0.6": together(adamw(12e-3), NORMUON, wsd(0.6)),
+    "× 4, NorMuon, short rows first": together(adamw(12e-3), NORMUON, SHORT_FIRST),
+    "tuned": TUNED,
+    "tuned, × 8": together(TUNED, adamw(24e-3)),
+    "tuned, wsd 0.8": together(TUNED, wsd(0.8)),
+    "tuned, Muon × 1.5": together(TUNED, Variant({"train.muon_learning_rate": 0.03})),
+    "tuned, Muon ÷ 1.5": together(TUNED, Variant({"train.muon_learning_rate": 0.0133})),
+    "tuned, zero-initialised": together(TUNED, Variant(zero_init=True)),
+    "tuned, width 320": together(TUNED, Variant({"model.n_embd": 320, "model.n_head": 5})),
+    "tuned, width 384": together(TUNED, Variant({"model.n_embd": 384, "model.n_head": 6})),
+    "tuned, 3 layers": together(TUNED, Variant({"model.n_layer": 3})),
+    "tuned, half the batch": together(TUNED, Variant({"train.tokens_per_step": 1024})),
+    "tuned, twice the batch": together(TUNED, Variant({"train.tokens_per_step": 4096})),
+    "tuned, β₁ 0.8": together(TUNED, Variant({"train.beta1": 0.8})),
 }
 
 

@@ -25,7 +25,7 @@ def prepare() -> None:
         os.environ["SLM_DATA"] = str(data)  # absolute: children may work in another folder
     settings = {
         "DO_NOT_TRACK": "1",
-        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves others on a busy machine
+        **thread_waiting(),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # stack/setup.py treats silence as a crash
         "PREFECT_HOME": f"{data}/prefect",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "slm",
@@ -45,6 +45,17 @@ def prepare() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def thread_waiting() -> dict[str, str]:
+    """How long a thread of torch spins before it sleeps, for libgomp; what the user has set wins.
+
+    Waking a thread takes up to 40 µs on a virtual machine, and a step of a small model waits some
+    thousand times: with threads that sleep at once it takes up to 1.6 times as long. By libgomp's
+    own default they spin for milliseconds, and where another process needs a core, a step then
+    takes over ten times as long. 5,000 turns are some hundred microseconds.
+    """
+    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "5000"}
 
 
 def ask_no_proxy(host: str) -> None:

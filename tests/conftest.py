@@ -17,6 +17,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="passive",  # a spinning thread would starve the tests next to it
 )
 for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "HF_HOME", "SLM_FAULT"):
     os.environ.pop(name, None)

@@ -44,8 +44,8 @@ GOLDEN = {
     "tinystories-sample": {
         "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
         "encode": "ba862794f12094d59c96cad7a0864054d306b5912ffbdb9eb73b56cec798bedc",
-        "train": "26b86f00f7203b62b4fbde4d3e56526bb668ef25dda15e10b1cd8061d99a27d8",
-        "config_sha256": "12ca72c5aba3e0fcd3bdaab8459f2e28c0f4e1c33479cc069a60bc9f88564df8",
+        "train": "66844b1da175f1796b098f7188270723ed056d8c6b889e1145c380a28b8cad41",
+        "config_sha256": "d1fb38e7eb2b6ffa4af220bc73c154fc502ec4574af15a69d3d96bc77eb42f07",
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
         "report": "593044f338475b65bd4af8e25c597c082f47a98c5d0894395d12d43155a5a1f6",
     },
@@ -60,8 +60,8 @@ GOLDEN = {
     "files": {
         "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
         "encode": "6e1835c337aaefef7642b343d8498ffae5c41c12fcfcd8acca5d478fbc5aff2a",
-        "train": "26b86f00f7203b62b4fbde4d3e56526bb668ef25dda15e10b1cd8061d99a27d8",
-        "config_sha256": "12ca72c5aba3e0fcd3bdaab8459f2e28c0f4e1c33479cc069a60bc9f88564df8",
+        "train": "66844b1da175f1796b098f7188270723ed056d8c6b889e1145c380a28b8cad41",
+        "config_sha256": "d1fb38e7eb2b6ffa4af220bc73c154fc502ec4574af15a69d3d96bc77eb42f07",
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
         "report": "636c28dfe46cdfe27be28c1939ee26fbc73825cd07a80693edbc75a590a5ba82",
     },

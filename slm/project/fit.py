@@ -71,6 +71,9 @@ SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 2), (192, 4, 3), (256, 4, 4), (384, 6
 MIN_BATCH: dict[Kind, int] = {"gpu": 8192, "amx": 512, "cpu": 512}
 MAX_BATCH: dict[Kind, int] = {"gpu": 131_072, "amx": 2048, "cpu": 2048}
 MIN_STEPS: dict[Kind, int] = {"gpu": 1000, "amx": 300, "cpu": 300}
+# AdamW's, of embeddings and norms, in steps of some thousand tokens ("time to quality"); a GPU's
+# steps are larger by far, and its rate is that of the shipped recipe.
+LEARNING_RATE: dict[Kind, float] = {"gpu": 3.0e-3, "amx": 1.2e-2, "cpu": 1.2e-2}
 EVALUATIONS = 10  # of a training that is shorter than ten times the default cadence
 
 
@@ -144,7 +147,8 @@ def _choices(survey: Survey, data: DataConfig, machine: Machine) -> Iterator[Cho
     steps = size.tokens / size.batch
     yield Choice("train.tokens_per_step", size.batch, f"batch: about {count(steps)} steps")
     yield Choice("train.optimizer", "muon", "learns faster than AdamW per step")
-    yield Choice("train.learning_rate", 3.0e-3, "of embeddings and norms; Muon has its own")
+    rate = LEARNING_RATE[kind]
+    yield Choice("train.learning_rate", rate, "of embeddings and norms; Muon has its own")
     yield Choice("train.schedule", "linear", "down to final_lr over all steps")
     yield Choice("train.final_lr", 0.0, "")
     cadence = evaluation_cadence(steps)

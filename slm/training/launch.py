@@ -24,6 +24,7 @@ import psutil
 
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
+from slm.machine import thread_waiting
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
 from slm.records import Derivation, JournalEntry, Parent, Run, Shards, check_input
@@ -339,7 +340,7 @@ def child_environment(config: PipelineConfig, processes: int = 1) -> dict[str, s
         )  # fmt: skip
     settings = {
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "passive",  # a spinning thread starves others on a busy machine
+        **thread_waiting(),
         "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
         "MALLOC_TOP_PAD_": str(64 << 20),

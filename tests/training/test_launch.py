@@ -121,6 +121,20 @@ def test_what_is_exported_wins(tiny_config: Config, monkeypatch: pytest.MonkeyPa
     assert exported.items() <= launch.child_environment(tiny_config()).items()
 
 
+@pytest.mark.parametrize("policy", [None, "passive", "active"])
+def test_threads_spin_shortly_unless_the_user_has_chosen(
+    policy: str | None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libgomp's spin count wins over its wait policy, so only one of them may be set."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    environment = launch.child_environment(tiny_config())
+    assert environment.get("OMP_WAIT_POLICY") == policy
+    assert environment.get("GOMP_SPINCOUNT") == (None if policy else "5000")
+
+
 def test_configured_threads_win_with_a_warning(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
