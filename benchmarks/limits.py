@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -168,6 +169,40 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _room(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Elements that a strided tensor spans."""
     return 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+
+
+# ---- a step by kind of operation ----------------------------------------------------------------
+
+
+KINDS = {  # parts of an operation's name → its kind; the first that matches
+    "products": ("mm", "attention", "linear", "dot"),
+    "copies, casts and joins": ("copy", "cat", "stack", "clone", "contiguous", "fill", "zero"),
+    "softmax, norms and sums": ("softmax", "norm", "amax", "sum", "mean", "max"),
+}
+ELEMENTWISE = "element-wise passes and the rest"
+
+
+def by_kind(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
+    """The share of a step's time that each kind of operation takes, by torch's profiler.
+
+    Operations within Muon's step are counted apart.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(steps):
+            step()
+    shares: Counter[str] = Counter()
+    for event in profiled.events():
+        parent, muon = event, False
+        while parent is not None:
+            muon |= parent.name.startswith("Optimizer.step#Muon")
+            parent = parent.cpu_parent
+        kind = next(
+            (k for k, parts in KINDS.items() if any(part in event.name for part in parts)),
+            ELEMENTWISE,
+        )
+        shares[f"Muon: {kind}" if muon else kind] += event.self_cpu_time_total
+    total = shares.total()
+    return {kind: count / total for kind, count in shares.most_common()}
 
 
 # ---- instruction sets ---------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from slm.tokens.tokenizer.bpe import Tokenizer
 RECIPE = "tinystories-sample"
 PEERS = ("transformers float32", "transformers bf16", "notebook")
 SCORED = 64  # held-out documents per point of a curve: the recipe's evaluate_documents
+EVALUATE_EVERY = 50  # steps; an evaluation takes about as long as three of them
 BPB = "bits per byte"
 REPORT_EVERY = 30.0  # seconds of a peer's training between two points
 WHOLE_NOTEBOOK = {"tokens": 4_096_000, "val_bpb": 1.28}  # its 20,000 micro-steps, run elsewhere
@@ -103,14 +104,13 @@ def run(
 
 def train_ours(data: Path, root: Path, seconds: float, seed: int) -> tuple[Curve, float]:
     """The curve over the scored slice, and the bits per byte of the last weights on all of val."""
-    every = max(10, round(seconds / 6))  # steps, of about a fifth of a second
     config = load_recipe(
         RECIPE,
         {
             "data.path": str(data),
             "train.max_seconds": seconds,
             "train.seed": seed,
-            "train.evaluate_every": every,
+            "train.evaluate_every": EVALUATE_EVERY,
             "train.evaluate_documents": SCORED,
         },
     )

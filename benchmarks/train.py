@@ -149,13 +149,24 @@ def _measure(name: str, batches: int, isa: str) -> dict[str, float]:
     return measured
 
 
+def profiles(names: list[str], both: bool) -> dict[str, Any]:
+    """`run`'s form, with the share of a step that each kind of operation takes."""
+    rows = []
+    for isa in limits.isas(both):
+        for name in names:
+            loop = LOOPS[name]
+            environment = child_environment(loop.config) if loop.ours else None
+            shares = limits.in_child(
+                __file__, ["--loop", name, "--profile"], limits.with_isa(isa, environment)
+            )
+            label = f"{name} [{isa}]" if both else name
+            rows += [row(label, kind, 100 * share, "%") for kind, share in shares.items()]
+    return {"machine": limits.machine(), "limit": {}, "rows": rows}
+
+
 def time_loop(name: str, batches: int) -> dict[str, float]:
     """Tokens/s (by the median batch), shares and peak memory of one loop, in this process."""
-    torch.manual_seed(0)
-    torch.set_num_threads(available_cores())
-    loop = LOOPS[name]
-    step, _ = loop.make(loop.random_batch)
-    step()
+    loop, step = start(name)
     times = []
     for _ in range(batches):
         begin = time.perf_counter()
@@ -179,6 +190,16 @@ def time_loop(name: str, batches: int) -> dict[str, float]:
     if loop.ours and name in STEP_FLOPS:
         figures["bound"] = flops / products.bound_seconds() / limit.product
     return figures
+
+
+def start(name: str) -> tuple[Loop, Step]:
+    """A loop after its first step, in this process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(available_cores())
+    loop = LOOPS[name]
+    step, _ = loop.make(loop.random_batch)
+    step()
+    return loop, step
 
 
 # ---- the loops --------------------------------------------------------------------------------
@@ -321,12 +342,21 @@ def main() -> None:
     parser.add_argument("--isa", action="store_true", help="each kind of CPU this one can show")
     parser.add_argument("--only", nargs="+", choices=LOOPS, help="these loops alone")
     parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="by kind of operation instead")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.loop and arguments.profile:
+        print(json.dumps(limits.by_kind(start(arguments.loop)[1])))
+        return
     if arguments.loop:
         print(json.dumps(time_loop(arguments.loop, arguments.batches)))
         return
-    result = run(arguments.rounds, arguments.batches, arguments.isa, arguments.only)
+    if arguments.profile:
+        result = profiles(
+            arguments.only or [n for n in LOOPS if n.startswith("slm")], arguments.isa
+        )
+    else:
+        result = run(arguments.rounds, arguments.batches, arguments.isa, arguments.only)
     if arguments.json:
         print(json.dumps(result))
         return

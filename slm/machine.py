@@ -42,6 +42,7 @@ def prepare() -> None:
         "HF_HOME": f"{data}/cache/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MPLCONFIGDIR": f"{data}/cache/matplotlib",
+        "TORCHINDUCTOR_CACHE_DIR": f"{data}/cache/inductor",  # a shape is compiled once
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
