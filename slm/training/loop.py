@@ -8,10 +8,11 @@ decided is an input too.
 
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from slm.errors import Interrupted, TrainingError
 from slm.evaluation.scoring import MAX_LOSS, Score, score
@@ -107,12 +107,14 @@ def train(
         Interrupted: stopped, state saved.
         InUse: another process trains this run.
     """
-    with only_trainer(run):
+    reported = nullcontext() if os.environ.get("RANK", "0") == "0" else suppress(Interrupted)
+    with reported, only_trainer(run):
         if record := run.record:  # of a process that held the lock until now
             return record
         job = open_job(run)
         with reading(job.shards.path):
             return train_locked(job, should_stop, clock)
+    return None
 
 
 def train_locked(
@@ -201,8 +203,8 @@ def train_locked(
             return None
         if not session.is_done:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
+        fault_point("train.finish")
         with interruptible(session, should_stop):
-            fault_point("train.finish")
             final = evaluate_slice(session, list(documents(job.shards, "val")))
         return finish(session, journal, machine, final) if job.rank == 0 else None
 
@@ -235,7 +237,7 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     total = step_gradient(session, x, y)
     for optimizer in session.optimizers:
         session.scaler.unscale_(optimizer)
-    norm = clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
     # launch: whether they may step at all depends on it, for all of them together.
     mean_loss, grad_norm = torch.stack((total, whole(norm))).tolist()
@@ -260,8 +262,9 @@ def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
         return average(loss) if world_size > 1 else loss
     parameters, tree = list(session.model.parameters()), TreeSum()
     rows = plan.rows // plan.leaves
-    for index, part_x, part_y in zip(own, torch.split(x, rows), torch.split(y, rows), strict=True):
-        loss = micro_batch_gradient(session, index, part_x, part_y, of=plan.rows)
+    for place, index in enumerate(own):
+        part = slice(place * rows, (place + 1) * rows)
+        loss = micro_batch_gradient(session, index, x[part], y[part], of=plan.rows)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
         session.model.zero_grad(set_to_none=True)
         tree.add(Node(index, 1, [*gradient, loss]))
