@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from slm.config import PipelineConfig
 from slm.errors import Interrupted
 from slm.reproduction.replay import verify_steps
+from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.training import elastic
@@ -212,6 +213,16 @@ def test_an_older_run_of_two_processes_is_resumed_by_any_number(lab: Lab) -> Non
     assert older.verified_record is not None
 
 
+def await_lines(run: RunFolder, count: int, child: int) -> None:
+    """Until the journal has so many lines more, or a process has ended."""
+    path = run.path / JOURNAL
+    begin = path.stat().st_size if path.exists() else 0
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not count or (path.exists() and path.read_bytes()[begin:].count(b"\n") >= count):
+            return
+        time.sleep(0.002)
+
+
 # ---- proofs -----------------------------------------------------------------------------------
 
 
@@ -230,7 +241,8 @@ def test_killed_at_random_with_any_number_of_processes_it_gives_the_same_bits(
     chance, kills, run = random.Random(7), 0, lab.prepare(lab.root())
     for count in itertools.cycle((4, 1, 4, 2)):
         children = fork_group(lambda: train(run), count, run.path)
-        time.sleep(chance.uniform(0.1, 3.0))
+        await_lines(run, chance.choice((0, 1, 3, 10, 30)), children[0])
+        time.sleep(chance.uniform(0.0, 0.05))
         first = chance.randrange(count)  # dies alone; the others notice it, or are killed as well
         os.kill(children[first], signal.SIGKILL)
         if chance.random() < 0.5:
