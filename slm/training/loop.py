@@ -8,10 +8,11 @@ decided is an input too.
 
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.errors import Interrupted, TrainingError, UserError
+from slm.errors import Interrupted, TrainingError
 from slm.evaluation.scoring import MAX_LOSS, Score, score
-from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
 from slm.run_folder import (
@@ -42,14 +42,22 @@ from slm.storage import (
     reading,
     write_record,
 )
-from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
 from slm.training.clock import decide_cooldown, note, start_countdown
-from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
+from slm.training.distributed import all_reduce_max, broadcast_from_rank0
+from slm.training.gradients import step_gradient
 from slm.training.journal import Journal
 from slm.training.optim import set_learning_rate
-from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_within
+from slm.training.parallel import is_sharded, sharded_again, whole
+from slm.training.plan import (
+    autocast_dtype,
+    check_rows,
+    make_plan,
+    memory_bytes,
+    peak_flops,
+    steps_within,
+)
 from slm.training.provenance import environment
 from slm.training.session import (
     Job,
@@ -96,12 +104,14 @@ def train(
         Interrupted: stopped, state saved.
         InUse: another process trains this run.
     """
-    with only_trainer(run):
+    reported = nullcontext() if os.environ.get("RANK", "0") == "0" else suppress(Interrupted)
+    with reported, only_trainer(run):
         if record := run.record:  # of a process that held the lock until now
             return record
         job = open_job(run)
         with reading(job.shards.path):
             return train_locked(job, should_stop, clock)
+    return None
 
 
 def train_locked(
@@ -121,6 +131,7 @@ def train_locked(
             step=session.step,
             max_steps=plan.max_steps,
             parameters=model.parameter_count(),
+            processes=job.world_size,
         )
         held_out = held_out_slice(session)
         if session.is_done:
@@ -172,7 +183,7 @@ def train_locked(
             asking = session.step >= next_question and not done
             if asking:
                 stopping = bool(all_reduce_max(should_stop()))
-                next_question = session.step + steps_between_questions(plan, seconds)
+                next_question = session.step + steps_between_questions(job.world_size, seconds)
 
             # ---- checkpoint
             due = session.step % config.train.checkpoint_every == 0
@@ -184,21 +195,24 @@ def train_locked(
             if stopping:
                 break
         writer.wait()
-        if job.rank > 0:  # rank 0 alone saves, scores the final weights, and reports the end
+        # Rank 0 alone saves, scores the final weights, and reports the end.
+        if job.rank > 0 and not (session.is_done and is_sharded(model)):
             return None
         if not session.is_done:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
+        fault_point("train.finish")
         with interruptible(session, should_stop):
-            return finish(session, journal, machine)
+            final = evaluate_slice(session, list(documents(job.shards, "val")))
+        return finish(session, journal, machine, final) if job.rank == 0 else None
 
 
-def steps_between_questions(plan: Plan, step_seconds: float) -> int:
+def steps_between_questions(world_size: int, step_seconds: float) -> int:
     """After how many steps `should_stop` is called again; the same number in all processes.
 
     Each question is an exchange between them all: they ask every `STOP_SECONDS`. One process alone
     asks at every step.
     """
-    if plan.world_size == 1:
+    if world_size == 1:
         return 1
     return max(1, int(STOP_SECONDS / all_reduce_max(step_seconds)))
 
@@ -207,7 +221,7 @@ def steps_between_questions(plan: Plan, step_seconds: float) -> int:
 
 
 def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """One optimizer step over this process's rows of the batch, in micro-steps.
+    """One optimizer step over this process's rows of the batch.
 
     Args:
         x, y: inputs and targets, (rows, T) each.
@@ -216,32 +230,14 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
         The mean loss in nats per token, over all processes, and the gradient's norm before
         clipping. Where the norm is not finite, in fp16, no optimizer has made a step.
     """
-    plan, model, config = session.plan, session.model, session.job.config.train
-    torch.manual_seed(derive_seed(config.seed, "dropout", session.step, session.job.rank))
-    dtype = autocast_dtype(plan)
-    total = torch.zeros((), device=session.device)
-    for micro_x, micro_y in zip(
-        torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
-    ):
-        with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-            hidden = forward_padded(session.forward, micro_x, plan.micro_batch_size)  # (B, T, C)
-        hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
-        share = len(x) / len(micro_x)  # the loss is divided once, by the rows of the step
-        mean = cross_entropy(
-            hidden, model.embed.weight, micro_y.flatten(), gradient=session.loss_gradient
-        )
-        loss = mean / share
-        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        fault_point("train.micro_step")
-    if plan.world_size > 1:
-        average_gradients(model, total)
+    model, config = session.model, session.job.config.train
+    total = step_gradient(session, x, y)
     for optimizer in session.optimizers:
         session.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
     # launch: whether they may step at all depends on it, for all of them together.
-    mean_loss, grad_norm = torch.stack((total, norm)).tolist()
+    mean_loss, grad_norm = torch.stack((total, whole(norm))).tolist()
     check_step(session, mean_loss, grad_norm)
     if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
         for optimizer in session.optimizers:
@@ -249,16 +245,6 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     session.scaler.update()
     model.zero_grad(set_to_none=True)
     return mean_loss, grad_norm
-
-
-def forward_padded(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-    """The hidden states of some rows; as many as `rows` go forward, so that all passes are alike.
-
-    The rows of padding, of token 0, get no gradient.
-    """
-    if len(x) == rows:
-        return forward(x)
-    return forward(torch.nn.functional.pad(x, (0, 0, 0, rows - len(x))))[: len(x)]
 
 
 def check_step(session: Session, loss: float, grad_norm: float) -> None:
@@ -321,7 +307,7 @@ def step_metrics(
     rate = tokens / seconds
     flops = session.model.flops_per_token() * rate
     peak = peak_flops(session.plan.device, session.plan.precision)
-    speed = {"mfu": flops / peak / session.plan.world_size} if peak else {"gflops": flops / 1e9}
+    speed = {"mfu": flops / peak / session.job.world_size} if peak else {"gflops": flops / 1e9}
     return {
         "step": session.step,
         "train_loss": loss,
@@ -345,8 +331,9 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
     """Score documents. Raises TrainingError where the loss is not finite or beyond `MAX_LOSS`."""
-    tokenizer, dtype = session.job.tokenizer, autocast_dtype(session.plan)
-    scored = score(session.model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
+    model, tokenizer, dtype = session.model, session.job.tokenizer, autocast_dtype(session.plan)
+    with sharded_again(model):
+        scored = score(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
     if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
         raise TrainingError(
             f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
@@ -357,10 +344,14 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
 
 @contextmanager
 def interruptible(session: Session, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Within the block the model raises Interrupted before a batch is scored, if it should stop."""
+    """Within the block the model raises Interrupted before a batch is scored, if it should stop.
+
+    A sharded one is scored by all processes, and all of them stop.
+    """
 
     def check(*_: object) -> None:
-        if should_stop():
+        stops = should_stop()
+        if bool(all_reduce_max(stops)) if is_sharded(session.model) else stops:
             raise Interrupted(
                 f"stopped after step {session.step}, the last; its checkpoint is saved"
             )
@@ -386,11 +377,7 @@ def fix_plan(job: Job, clock: Callable[[], float]) -> Plan:
         plan = job.run.plan or make_plan(job.config, train_split, job.world_size)
         text = plan.model_dump_json()
     plan = Plan.model_validate_json(broadcast_from_rank0(text))
-    if plan.world_size != job.world_size:
-        raise UserError(
-            f"{job.run.name} was started with {plan.world_size} processes and cannot resume "
-            f"with {job.world_size}: the same bits are promised for the same number only"
-        )
+    check_rows(plan.parallel, plan.rows, job.world_size)
     if plan.max_steps == 0:
         plan = probe(new_session(job, plan), clock)
     if job.rank == 0 and job.run.plan is None:
@@ -446,11 +433,8 @@ def score_early_end(
 
 
 @hashing_once()
-def finish(session: Session, journal: Journal, machine: dict[str, Any]) -> Run:
-    """Score the final weights on all of val and write the run's record."""
-    fault_point("train.finish")
-    held_out = list(documents(session.job.shards, "val"))
-    final = evaluate_slice(session, held_out)
+def finish(session: Session, journal: Journal, machine: dict[str, Any], final: Score) -> Run:
+    """Write the run's record. `final`: the score of the final weights on all of val."""
     steps = [e for e in session.job.run.journal if e["event"] == "step"]
     tail = steps[-max(1, len(steps) // 10) :]
     tokens = session.job.config.train.tokens_per_step
