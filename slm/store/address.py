@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _FORM = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-_MODULES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_MODULES = {"s3": "s3fs", "s3a": "s3fs"}  # that an extra brings
 _CONNECT_SECONDS = 5
 _OPTIONS: dict[str, dict[str, Any]] = {  # of file systems whose own patience is minutes
     "s3fs": {"config_kwargs": {"connect_timeout": _CONNECT_SECONDS, "retries": {"max_attempts": 2}}}
@@ -71,7 +71,7 @@ def parse_address(text: str) -> Address:
     if form is None:
         raise UserError(
             f"{excerpt(repr(redacted(text)))} is not the address of a store, such as {EXAMPLES}"
-            + (f"; a folder is file://{Path(text).absolute()}" if "://" not in text else "")
+            + ("" if set(text) & set(":@?#") else f"; a folder is file://{Path(text).absolute()}")
         )
     scheme, rest = form[1], form[2].rstrip("/")
     if any(sign in rest for sign in "@?#"):  # a secret key may have a '/' in it

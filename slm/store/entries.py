@@ -88,8 +88,8 @@ class Entry(Frozen):
 
     @property
     def size(self) -> int:
-        """The bytes of all its files."""
-        return sum(blob.bytes for blob in self.files.values())
+        """The bytes of its blobs: files with the same content are one."""
+        return sum({blob.sha256: blob.bytes for blob in self.files.values()}.values())
 
     def weights_sha256(self, checkpoint: str) -> str:
         """Of a run's entry: the hash of the weights of one of its checkpoints."""

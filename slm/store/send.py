@@ -73,7 +73,7 @@ class Sender:
         stored = self.store.entry(entry.kind, entry.key, run=entry.run, model=entry.name)
         self.results.append(f"{entry.kind}/{entry.name}")
         if stored and not self.verify:
-            self.kept += len(stored.files)
+            self.kept += len({blob.sha256 for blob in stored.files.values()})
             self.bytes += stored.size
             return
         paths = {blob.sha256: folder / name for name, blob in entry.files.items()}

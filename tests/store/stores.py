@@ -2,7 +2,9 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
+from slm.records import Record
 from slm.run_folder import DataRoot, RunFolder
 from slm.storage import RECORD, check_files
 from slm.store.entries import Entry, Kind
@@ -63,3 +65,9 @@ def blob_of(address: str, kind: Kind, name: str) -> Path:
     """The blob, in a store of files, of a file of the only result of a kind."""
     [entry] = [each for each in entries(address) if each.kind == kind]
     return blob_path(address, entry.files[name].sha256)
+
+
+def facts(record: Record | None) -> dict[str, Any]:
+    """What a record holds, wherever it is."""
+    assert record is not None
+    return record.model_dump()

@@ -57,9 +57,11 @@ def test_a_message_of_a_library_shows_no_credentials() -> None:
 def test_a_missing_package_is_one_message_that_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setattr("slm.extras.find_spec", lambda module: None)
-    with pytest.raises(UserError, match=r"gs://bucket needs gcsfs.*slm-pipeline\[gs\]"):
+    with pytest.raises(UserError, match=r"s3://bucket needs s3fs.*slm-pipeline\[s3\]"):
+        open_store("s3://bucket").keys("run")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://bucket cannot be opened: .*install gcsfs"):
         open_store("gs://bucket").keys("run")
 
 

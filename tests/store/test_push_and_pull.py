@@ -11,6 +11,7 @@ from stores import (
     assert_whole,
     blob_path,
     entries,
+    facts,
     files_below,
     memory_store,
     only_run,
@@ -54,8 +55,8 @@ def test_a_run_comes_over_whole_with_its_data_and_its_evaluation(
     for kind in ("sources", "shards"):
         assert files_below(there / kind) == files_below(root / kind)
     other = only_run(there)
-    assert other.verified_record == run.verified_record
-    assert other.evaluation == run.evaluation
+    assert facts(other.verified_record) == facts(run.verified_record)
+    assert facts(other.evaluation) == facts(run.evaluation)
     assert verify_folder(there) == verify_folder(root)
     assert other.shards
     assert other.source
@@ -101,8 +102,8 @@ def test_shards_and_a_source_go_alone(root: Path, store: str, tmp_path: Path) ->
     assert [entry.kind for entry in entries(store)] == ["source", "shards"]
     there = DataRoot(tmp_path / "b")
     slm.pull(run.shards.name, store, root=there.path)
-    assert there.shards(run.shards.key) == run.shards
-    assert there.source(run.source.key) == run.source
+    assert facts(there.shards(run.shards.key)) == facts(run.shards)
+    assert facts(there.source(run.source.key)) == facts(run.source)
 
 
 def test_data_can_be_left_out(root: Path, store: str, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_damaged_blob_is_refused_by_its_hash_and_repaired(
     assert repaired.sent == 1
     assert blob.read_bytes() == content
     slm.pull(run.name, store, root=there)
-    assert only_run(there).verified_record == run.verified_record
+    assert facts(only_run(there).verified_record) == facts(run.verified_record)
 
 
 def test_what_is_whole_here_survives_a_damaged_store(root: Path, tmp_path: Path) -> None:
