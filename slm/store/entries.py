@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from slm import storage
 from slm.config import NAME
-from slm.errors import CorruptionError, UserError, first_invalid
+from slm.errors import CorruptionError, NewerFormat, UserError, first_invalid
 from slm.records import (
     Evaluation,
     FileEntry,
@@ -103,14 +103,14 @@ class Entry(Frozen):
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> Self:
-        """Raises CorruptionError where it is not what was written, UserError of a newer format."""
+        """Raises CorruptionError where it is not what was written, NewerFormat."""
         try:
             fields: dict[str, Any] = dict(json.loads(text))
             if fields.pop("sha256", None) != storage.sha256_json(fields):
                 raise ValueError("its own sha256 does not match")
             number = fields.pop("format", None)
             if isinstance(number, int) and number > FORMAT:
-                raise UserError(
+                raise NewerFormat(
                     f"{where} is of format {number}, and this slm reads formats up to {FORMAT}: "
                     "use the slm that pushed it"
                 )

@@ -45,6 +45,10 @@ class Store:
         with self._reached("opened"):
             return self.address.filesystem()
 
+    def check_installed(self) -> None:
+        """Raises UserError where the package of its file system is not installed."""
+        _ = self._filesystem
+
     def _path(self, place: str) -> str:
         return f"{self.address}/{place}"
 

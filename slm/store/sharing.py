@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, InUse
+from slm.errors import CorruptionError, InUse, NewerFormat
 from slm.progress import Progress, silent
 from slm.recipes import store_address
 from slm.records import Evaluation, Parent, Record, Report, Run, Selection, Shards, Source
@@ -38,18 +38,18 @@ class SharedStore:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._down_until = 0.0
+        self._down_until = {"asked": 0.0, "filled": 0.0}  # it may be readable alone
 
-    def _tried(self, work: Callable[[], T], otherwise: str) -> T | None:
+    def _tried(self, work: Callable[[], T], otherwise: str, done: str = "asked") -> T | None:
         """What `work` returns; None, with a warning, where the store fails."""
-        if time.monotonic() < self._down_until:
+        if time.monotonic() < self._down_until[done]:
             return None
         try:
             return work()
         except StoreError as error:
-            self._down_until = time.monotonic() + RETRY_SECONDS
+            self._down_until[done] = time.monotonic() + RETRY_SECONDS
             logger.warning("%s; %s", error, otherwise)
-        except CorruptionError as error:
+        except (CorruptionError, NewerFormat) as error:
             logger.warning("%s; %s", error, otherwise)
         return None
 
@@ -57,7 +57,9 @@ class SharedStore:
 
     def entry(self, kind: Kind, key: str, run: str | None = None) -> Entry | None:
         """The entry of a result; None where there is none, or the store is down."""
-        return self._tried(lambda: self.store.entry(kind, key, run=run), "it is not asked")
+        return self._tried(
+            lambda: self.store.entry(kind, key, run=run), "results are computed here"
+        )
 
     def record_of(self, entry: Entry) -> Record | None:
         """The record of an entry, whose other files are not read; None where it cannot be read."""
@@ -154,7 +156,8 @@ class SharedStore:
                     send_of_run(sender, RunFolder(record.path.parent), record)
 
         name = record.path.name if isinstance(record, Record) else ""
-        self._tried(work, f"{name} is here alone; the same command sends it later")
+        if time.monotonic() >= self._down_until["asked"]:
+            self._tried(work, f"{name} is here alone; the same command sends it later", "filled")
 
     def _lacks(self, record: Record) -> bool:
         kind = KINDS[type(record)]
@@ -171,10 +174,15 @@ def _fits(record: Record, run: RunFolder) -> bool:
 
 @cache
 def _shared(address: str) -> SharedStore:
-    return SharedStore(open_store(address))
+    store = open_store(address)
+    store.check_installed()
+    return SharedStore(store)
 
 
 def shared_store() -> SharedStore | None:
-    """The store of the project; None where it has none. Raises UserError for a wrong address."""
+    """The store of the project; None where it has none.
+
+    Raises UserError for a wrong address, or where a package that it needs is not installed.
+    """
     address = store_address()
     return _shared(address) if address else None

@@ -16,9 +16,11 @@ import slm.report.write
 import slm.source.download
 import slm.tokens.encode
 import slm.training.launch
+from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.orchestration.outline import run_pipeline
+from slm.orchestration.stages import need_shards
 from slm.planning.plan import plan_config
 from slm.recipes import load_recipe, store_address
 from slm.run_folder import RunFolder
@@ -208,3 +210,45 @@ def test_no_key_or_record_has_the_store_in_it(
     for path in first.rglob("*.json"):
         assert store not in path.read_text()
     shutil.rmtree(second)
+
+
+def test_a_store_that_is_readable_alone_is_asked_all_the_same(
+    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on("a")
+    run_pipeline(config(), "encode")
+    on("b")
+    monkeypatch.setenv("SLM_FAULT", "store.blob:1:eio")
+    storage.reset_fault_points()
+    other = config(**{"data.vocab_size": 600})
+    with caplog.at_level(logging.WARNING, "slm"):
+        assert run_pipeline(other, "encode")["pulled"] == ["download"]
+        assert "cannot be written" in caplog.text
+        assert run_pipeline(config(), "encode")["pulled"] == ["encode"]
+
+
+def test_an_entry_of_a_newer_slm_is_a_warning(
+    on: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLM_STORE", f"file://{tmp_path / 'store'}")
+    on("a")
+    run_pipeline(config(), "download")
+    [entry] = (tmp_path / "store" / "source").iterdir()
+    fields = {"format": 99}
+    entry.write_text(storage.to_json({**fields, "sha256": storage.sha256_json(fields)}))
+    on("b")
+    with caplog.at_level(logging.WARNING, "slm"):
+        assert run_pipeline(config(), "download")["reused"] == []
+    assert "format 99" in caplog.text
+
+
+def test_the_shards_of_a_run_are_pulled_where_they_are_gone(
+    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = on("a")
+    run_pipeline(config(), "train")
+    shutil.rmtree(root / "shards")
+    shutil.rmtree(root / "sources")
+    forbid_work(monkeypatch)
+    run = only_run(root)
+    assert need_shards(run).key == run.settings.shards_key
