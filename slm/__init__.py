@@ -53,6 +53,8 @@ _MODULES = {
     "run": "slm.orchestration.outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
+    "push": "slm.store.push",
+    "pull": "slm.store.pull",
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.registry.sampling",

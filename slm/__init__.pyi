@@ -16,6 +16,8 @@ from slm.report.write import write_report as write_report
 from slm.run_folder import DataRoot as DataRoot
 from slm.run_folder import RunFolder as RunFolder
 from slm.source.download import download as download
+from slm.store.pull import pull as pull
+from slm.store.push import push as push
 from slm.tokens.encode import encode as encode
 from slm.training.derive import finish as finish
 from slm.training.derive import train_longer as train_longer

@@ -195,6 +195,20 @@ def default_recipe() -> str:
     return str(next(iter(recipes))) if len(recipes) == 1 else DEFAULT_RECIPE
 
 
+def store_address() -> str | None:
+    """The store of the project: SLM_STORE, else `store:` in `pipelines.yaml`; None without one.
+
+    SLM_STORE that is set and empty means none.
+    """
+    given = os.environ.get("SLM_STORE")
+    path = project_root() / PIPELINES
+    if given is None and path.is_file():
+        given = read_pipelines(path).get("store")
+        if given is not None and not isinstance(given, str):
+            raise UserError(f"{path}: store={given!r} is not an address, such as s3://BUCKET/slm")
+    return given or None
+
+
 def describe(name: str, recipe: Any) -> str:
     """A recipe's description, one line; empty where it has none. No key or config has it."""
     text = _mapping(recipe).get(DESCRIPTION) or ""

@@ -29,6 +29,9 @@ class Frozen(BaseModel):
     __str__ = __repr__
 
 
+_HIDDEN = ("key", "path", "reused", "pulled")  # of a record, in its repr
+
+
 class FileEntry(Frozen):
     """Size and hash of one file of a record's folder."""
 
@@ -43,6 +46,7 @@ class Record(Frozen):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     path: Path = Field(default=Path(), exclude=True)  # where the folder is now
     reused: bool = Field(default=False, exclude=True)  # whether it was complete before this call
+    pulled: bool = Field(default=False, exclude=True)  # whether this call got it from a store
 
     @property
     def name(self) -> str:
@@ -51,7 +55,7 @@ class Record(Frozen):
 
     def __repr__(self) -> str:
         """Two lines, its name first: `model_dump()` has everything."""
-        values = {name: value for name, value in self if name not in ("key", "path", "reused")}
+        values = {name: value for name, value in self if name not in _HIDDEN}
         values = {name: value for name, value in values.items() if value is not None}
         return two_lines(f"{type(self).__name__} {self.name or self.key[:12]}", values)
 

@@ -176,16 +176,27 @@ def _rename(source: Path, target: Path) -> None:
     fault_point("renamed")
 
 
-def write_file(path: Path, data: bytes | str) -> None:
+def write_file(path: Path, data: bytes | str | Iterable[bytes], *, replace: bool = True) -> bool:
     """Write one file, whole or not at all, and durably. Any process may do so at any time.
 
     A second writer of the same file waits; what a killed writer left is overwritten.
+
+    Args:
+        data: the content; or its parts in order, for what does not fit into memory.
+        replace: whether a file that is there is replaced; else it stays.
+
+    Returns whether this call wrote it.
     """
     fault_point("write")
     temporary = path.with_name(path.name + ".tmp")
     with _sole_writer(temporary) as file:
         try:
-            file.write(data.encode() if isinstance(data, str) else data)
+            if not replace and path.exists():
+                temporary.unlink(missing_ok=True)
+                return False
+            text = data.encode() if isinstance(data, str) else data
+            for part in [text] if isinstance(text, bytes) else text:
+                file.write(part)
             file.flush()
             fsync_path(temporary)
             _rename(temporary, path)
@@ -193,6 +204,7 @@ def write_file(path: Path, data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     fsync_path(path.parent)
+    return True
 
 
 @contextmanager
@@ -359,19 +371,22 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> int:
     return len(chosen)
 
 
-def commit(staging: Path, folder: Path, record: R) -> R:
+def commit(
+    staging: Path, folder: Path, record: R, files: Mapping[str, FileEntry] | None = None
+) -> R:
     """Put a staged folder in place by the commit rule and return its record with the hashes.
 
     An existing folder of that name is replaced: it was not valid, or of other settings. All files
     get the permissions of the record.
+
+    `files`: those that the record lists, where they were hashed as they were written; None: all.
     """
     inside = sorted(path for path in staging.rglob("*") if path != staging / RECORD)
     for path in inside:
         fsync_path(path)
     paths = [path for path in inside if path.is_file() and path != staging / MADE]
-    complete = record.model_copy(
-        update={"path": folder, "files": describe_files(staging, paths), "reused": False}
-    )
+    listed = describe_files(staging, paths) if files is None else dict(files)
+    complete = record.model_copy(update={"path": folder, "files": listed, "reused": False})
     write_record(staging, complete)
     mode = (staging / RECORD).stat().st_mode
     for path in paths:  # safetensors closes its files to all other users
@@ -432,7 +447,8 @@ def run_stage(
         made: of `keys.made`, what `made.json` keeps besides the seconds; None: it is not written.
 
     A corrupt result is quarantined, with a warning, and rebuilt. One process builds at a time: a
-    second one waits for the first and then reuses its result.
+    second one waits for the first and then reuses its result. Within `fetching` a result that is
+    elsewhere is fetched instead.
     """
     with suppress(CorruptionError):  # rebuilt below, by one process alone
         if record := _finished(folder, kind, key):
@@ -448,6 +464,9 @@ def run_stage(
         staging = folder.with_name(folder.name + ".tmp")
         staging.mkdir()
         try:
+            if fetched := _fetch_into(staging, folder, kind, key):
+                complete = commit(staging, folder, fetched, fetched.files)
+                return complete.model_copy(update={"reused": True, "pulled": True})
             begin = time.monotonic()
             record = build(staging)
             if made is not None:
@@ -458,6 +477,34 @@ def run_stage(
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+Fetch = Callable[[Path, Path, type[Record], str], Record | None]
+"""Gets a result into a staging folder: that, where it belongs, its kind and key → its record.
+
+None: it cannot be had; what is in the staging folder is dropped.
+"""
+_fetch: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
+
+
+@contextmanager
+def fetching(fetch: Fetch) -> Iterator[None]:
+    """Within the block a stage asks for its result before it computes it."""
+    token = _fetch.set(fetch)
+    try:
+        yield
+    finally:
+        _fetch.reset(token)
+
+
+def _fetch_into(staging: Path, folder: Path, kind: type[R], key: str) -> R | None:
+    fetch = _fetch.get()
+    fetched = fetch(staging, folder, kind, key) if fetch else None
+    if isinstance(fetched, kind):
+        return fetched
+    for left in staging.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return None
 
 
 def read_made(folder: Path) -> Made | None:
@@ -517,14 +564,18 @@ def lock_of(folder: Path) -> Path:
 
 @contextmanager
 def reading(*folders: Path) -> Iterator[None]:
-    """Keep results from being deleted while a stage reads them, by holding their locks shared.
+    """Keep results from being deleted while a stage reads them, by holding their locks shared."""
+    with lock_shared(*map(lock_of, folders)):
+        yield
 
-    In a data folder that this user cannot write to, nothing is locked.
-    """
+
+@contextmanager
+def lock_shared(*locks: Path) -> Iterator[None]:
+    """Hold locks shared. In a data folder that this user cannot write to, nothing is locked."""
     with ExitStack() as held:
-        for folder in folders:
+        for path in locks:
             try:
-                file = held.enter_context(lock_of(folder).open("a"))
+                file = held.enter_context(path.open("a"))
             except OSError:
                 continue
             fcntl.flock(file, fcntl.LOCK_SH)

@@ -31,10 +31,11 @@ from slm.config import PIPELINES, checkout, data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.machine import available_memory
 from slm.orchestration.display import shorten
-from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes
+from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
 from slm.storage import make_folder, to_json
+from slm.store.address import parse_address
 
 
 def inspect(
@@ -170,6 +171,8 @@ def check(
         from slm.orchestration.stack import deployments
 
         count = check_recipes()
+        if address := store_address():
+            parse_address(address)
         deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
         counts = {"recipes": count, "deployments": len(deployed)}
         text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)

@@ -42,6 +42,7 @@ from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
+from slm.cli.store import pull, push
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration.display import shorten
@@ -219,6 +220,7 @@ for title, commands in (
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, doctor)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
+    ("Other machines", (push, pull)),
 ):
     for command in commands:
         app.command(cls=Command, rich_help_panel=title)(command)

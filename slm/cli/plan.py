@@ -148,7 +148,7 @@ def _place(stage: "Stage") -> str | None:
 
 
 def _time(stage: "Stage") -> str | None:
-    if stage.action in ("reused", "refused"):
+    if stage.action in ("reused", "to pull", "refused"):
         return None
     return "unknown" if stage.seconds is None else duration(stage.seconds)
 

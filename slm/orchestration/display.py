@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 def outcome_of_record(record: Record) -> tuple[str, str]:
     """What the line of a stage shows of its record: whether it was reused, and its place."""
-    word = "reused" if record.reused else "done"
+    word = "pulled" if record.pulled else "reused" if record.reused else "done"
     if isinstance(record, Version):
         aliases = f" ({', '.join(record.aliases)})" if record.aliases else ""
         return word, f"{record.uri}{aliases}"
@@ -74,6 +74,7 @@ class Display:
         self.console = console
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
+        self.pulled: list[str] = []  # of them, those that came from a store
 
     def stage(
         self,
@@ -91,6 +92,8 @@ class Display:
         self.seconds[name] = round(time.monotonic() - started, 3)
         if isinstance(result, Record) and result.reused:
             self.reused.append(name)
+        if isinstance(result, Record) and result.pulled:
+            self.pulled.append(name)
         word, text = outcome(result)
         self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
         for line in details(result):

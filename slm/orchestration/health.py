@@ -38,7 +38,7 @@ INSTRUCTIONS = (
     "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve",
 )  # fmt: skip
 VARIABLES = (
-    "SLM_DATA", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS",
+    "SLM_DATA", "SLM_STORE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS",
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from slm.config import PipelineConfig
 from slm.errors import unknown
 from slm.orchestration import stages
-from slm.orchestration.display import current, showing
+from slm.orchestration.display import Display, current, showing
 from slm.recipes import default_recipe, load_recipe
 from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.run_folder import CHECKPOINTS
@@ -69,7 +69,13 @@ def run_pipeline(
         if count > get_args(Until).index("train"):
             stages.preflight(config)
         made = summary(config, islice(outline(steps, config), count))
-        return {**made, "seconds": display.seconds, "reused": display.reused}
+        return {**made, **took(display)}
+
+
+def took(display: Display) -> dict[str, Any]:
+    """The seconds of each stage, which were reused, and which of these a store had, if any."""
+    pulled = {"pulled": display.pulled} if display.pulled else {}
+    return {"seconds": display.seconds, "reused": display.reused, **pulled}
 
 
 def summary(config: PipelineConfig, results: "Iterable[Result]") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.orchestration import events, stages, tasks
 from slm.orchestration.addresses import check_registry
 from slm.orchestration.display import current, showing
-from slm.orchestration.outline import summary
+from slm.orchestration.outline import summary, took
 from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides, recipe_flow
 from slm.recipes import load_recipe
 from slm.records import Version
@@ -63,7 +63,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         promotion = promote(config, version, decision)
         results = (source, shards, run, evaluation, report, version, promotion)
         data = {**outcome(decision), **summary(training, results)}
-        data |= {"seconds": display.seconds, "reused": display.reused}
+        data |= took(display)
         ended = f"{promotion.decision}: {promotion.reason}" if promotion else "is champion"
         return Completed(message=f"{decision.action}; {version.uri} {ended}", data=data)
 

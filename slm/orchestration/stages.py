@@ -6,23 +6,28 @@ imports Prefect (`tasks.py` does).
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from slm.config import PipelineConfig, data_root
 from slm.errors import UserError
 from slm.figures import duration
 from slm.orchestration.display import current, stage
 from slm.progress import Progress, silent
+from slm.recipes import store_address
 from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
 from slm.run_folder import RunFolder
+from slm.storage import hashing_once
 
 if TYPE_CHECKING:
     from slm.registry.versions import GateDecision
     from slm.retraining.decide import Decision
+    from slm.store.sharing import SharedStore
 
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
 
@@ -34,15 +39,48 @@ def preflight(config: PipelineConfig) -> None:
         logger.warning(warning)
 
 
+def store_in_use() -> "SharedStore | None":
+    """The store that the project shares its results in; None where it has none."""
+    if store_address() is None:
+        return None
+    import slm.store.sharing
+
+    return slm.store.sharing.shared_store()
+
+
+def shared(
+    work: Callable[Concatenate[Progress, P], R],
+) -> Callable[Concatenate[Progress, P], R]:
+    """Let a stage ask the project's store before it computes, and fill it when it is done."""
+
+    @wraps(work)
+    def call(progress: Progress, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        store = store_in_use()
+        if store is None:
+            return work(progress, *args, **kwargs)
+        with hashing_once():
+            with store.asked(progress):
+                result = work(progress, *args, **kwargs)
+            store.fill(result, progress)
+        return result
+
+    return call
+
+
 @stage("download")
+@shared
 def download(progress: Progress, config: PipelineConfig) -> Source:
     """A dataset of the hub, local files or the generated corpus → parquet files."""
     import slm.source.download
 
-    return slm.source.download.download(config, progress=progress)
+    store = store_in_use()
+    pulled = store is not None and store.pull_hub_source(config, progress)
+    source = slm.source.download.download(config, progress=progress)
+    return source.model_copy(update={"pulled": True}) if pulled else source
 
 
 @stage("encode")
+@shared
 def encode(
     progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
 ) -> Shards:
@@ -62,6 +100,7 @@ def check_tracking(config: PipelineConfig) -> None:
 
 
 @stage("train")
+@shared
 def train(
     progress: Progress,
     config: PipelineConfig,
@@ -90,7 +129,9 @@ def train(
         progress(what, done, total)
         also(what, done, total)
 
-    return slm.training.launch.train(
+    store = store_in_use()
+    pulled = store is not None and store.pull_run(config, shards, parent, progress)
+    run = slm.training.launch.train(
         config,
         shards,
         parent=parent,
@@ -98,6 +139,7 @@ def train(
         on_event=_log_event,
         around=partial(_around, turn=turn),
     )
+    return run.model_copy(update={"pulled": True}) if pulled else run
 
 
 @contextmanager
@@ -120,6 +162,9 @@ def need_shards(run: RunFolder) -> Shards:
     """The shards of a run, rebuilt by its own settings where they are gone."""
     if shards := run.shards:
         return shards
+    store = store_in_use()
+    if store and store.pull("shards", run.settings.shards_key) and (shards := run.shards):
+        return shards
     config = run.config
     shards = encode(config, download(config), run.parent)
     if shards.key != run.settings.shards_key:
@@ -131,14 +176,19 @@ def need_shards(run: RunFolder) -> Shards:
 
 
 @stage("train")
+@shared
 def resume(progress: Progress, run: RunFolder) -> Run:
     """An unfinished run → the same, trained to its end by its own settings."""
     import slm.training.launch
 
-    return slm.training.launch.resume(run, progress=progress, on_event=_log_event, around=_around)
+    store = store_in_use()
+    pulled = store is not None and store.finish_run(run, progress)
+    ended = slm.training.launch.resume(run, progress=progress, on_event=_log_event, around=_around)
+    return ended.model_copy(update={"pulled": True}) if pulled else ended
 
 
 @stage("finish")
+@shared
 def finish(progress: Progress, run: RunFolder) -> Run:
     """A run that ended early → a finished one of its last checkpoint, in a folder of its own."""
     import slm.training.derive
@@ -147,6 +197,7 @@ def finish(progress: Progress, run: RunFolder) -> Run:
 
 
 @stage("train")
+@shared
 def train_longer(progress: Progress, run: RunFolder, steps: int) -> Run:
     """A run → one that is trained for more steps, in a folder of its own."""
     import slm.training.derive
@@ -165,6 +216,7 @@ def _log_event(event: JournalEntry) -> None:
 
 
 @stage("evaluate")
+@shared
 def evaluate(progress: Progress, config: PipelineConfig, run: Run, shards: Shards) -> Evaluation:
     """A checkpoint → its loss and bits per byte on every held-out document."""
     import slm.evaluation.evaluate
@@ -173,6 +225,7 @@ def evaluate(progress: Progress, config: PipelineConfig, run: Run, shards: Shard
 
 
 @stage("report")
+@shared
 def report(
     progress: Progress,
     config: PipelineConfig,

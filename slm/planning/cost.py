@@ -35,7 +35,7 @@ def with_cost(line: Stage, lines: Lines) -> Stage:
     """A stage of a plan with what it is likely to take."""
     if line.action == "reused":
         return line.model_copy(update={"seconds": 0.0})
-    if line.action == "refused":
+    if line.action in ("refused", "to pull"):
         return line
     kinds = {"download": _download, "encode": _encode, "train": _train}
     update = kinds.get(line.stage, _inside_run)(line, lines)

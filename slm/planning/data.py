@@ -7,7 +7,7 @@ from slm.planning.lines import Lines
 from slm.planning.results import Result
 from slm.planning.stage import OWN, UNEXPLAINED, after
 from slm.records import Shards, Source
-from slm.source.download import generator_version
+from slm.source.download import generator_version, hub_keys
 from slm.tokens.encode import encode_key, units_folder
 
 
@@ -25,12 +25,24 @@ def plan_download(lines: Lines) -> Source | None:
             lines.reuse("download", source, candidates, reasons=tuple(reasons), **facts)
             return source
         facts["result"] = str(folder)
+    for key in _possible_keys(lines, known):
+        if entry := lines.stored("source", key):
+            folder = lines.results.root.folder("sources", lines.config.folder_name, key)
+            if source := lines.pull("download", entry, folder, Source):
+                return source
     if damage:
         reasons.append(f"damaged: {damage}")
     best = lines.make("download", known.key, candidates, reasons=reasons, **facts)
     if best and isinstance(best.record, Source):
         _explain_source(lines, best.record, known)
     return None
+
+
+def _possible_keys(lines: Lines, known: SourceKey) -> list[str]:
+    """The keys that a source can have: of a dataset of the hub that was not listed yet, both."""
+    if known.key:
+        return [known.key]
+    return [*reversed(hub_keys(lines.config, known.commit))] if known.commit else []
 
 
 def _explain_source(lines: Lines, old: Source, known: SourceKey) -> None:
@@ -65,6 +77,10 @@ def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
     shards, damage = lines.complete(folder, Shards, key)
     if shards:
         lines.reuse("encode", shards, candidates)
+        return shards
+    if (entry := lines.stored("shards", key)) and (
+        shards := lines.pull("encode", entry, folder, Shards)
+    ):
         return shards
     reasons = [f"damaged: {damage}"] if damage else []
     facts: dict[str, Any] = {"result": str(folder)}

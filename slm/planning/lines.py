@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
@@ -10,9 +10,22 @@ from slm.errors import CorruptionError
 from slm.planning.results import Changed, Result, Results, differences, nearest
 from slm.planning.stage import OWN, UNEXPLAINED, Stage
 from slm.planning.versions import version_change
+from slm.recipes import store_address
 from slm.records import Record, Shards, Source
 from slm.run_folder import RunFolder
 from slm.storage import R
+
+if TYPE_CHECKING:
+    from slm.store.entries import Entry, Kind
+    from slm.store.sharing import SharedStore
+
+
+def _store() -> "SharedStore | None":
+    if store_address() is None:
+        return None
+    from slm.store.sharing import shared_store
+
+    return shared_store()
 
 
 class Lines:
@@ -39,6 +52,8 @@ class Lines:
         self.reference = against  # the run that is reused, or the nearest one
         self.cadence_counts = True  # whether another cadence chooses another checkpoint
         self.best_known = True  # whether no checkpoint has to be scored to choose the best
+        self.store = _store()  # of the project, which a run asks before it computes
+        self.pulled: Entry | None = None  # the run that would be pulled from it
 
     # ---- what is here ----
 
@@ -56,6 +71,10 @@ class Lines:
     def damage(self, record: Record) -> str:
         """What is wrong with the files of a record, by size; with `verify` by their hashes too."""
         return "; ".join(storage.mismatches(record.path, record.files, hashes=self.verify))
+
+    def stored(self, kind: "Kind", key: str, run: str | None = None) -> "Entry | None":
+        """What the project's store has of a result; None where it has none, or is down."""
+        return self.store.entry(kind, key, run) if self.store else None
 
     def pinned(self, candidates: Iterable[Result]) -> list[Result]:
         """Of these results, those that led to the run that is compared with, if one is."""
@@ -78,6 +97,26 @@ class Lines:
                 facts.setdefault("changed", differences(best.settings, self.flat, own))
         facts.setdefault("result", str(record.path))
         self.stages.append(Stage(stage=stage, action="reused", key=record.key, **facts))
+
+    def pull(self, stage: str, entry: "Entry", folder: Path, kind: type[R]) -> R | None:
+        """Add a stage whose result the store has; returns its record.
+
+        None where that cannot be read: then nothing is added.
+        """
+        assert self.store is not None, "an entry is of a store"
+        record = self.store.record_of(entry)
+        if not isinstance(record, kind):
+            return None
+        line = Stage(
+            stage=stage,
+            action="to pull",
+            key=entry.key,
+            result=str(folder),
+            reasons=(f"in the store {self.store.store}",),
+            disk_bytes=entry.size,
+        )
+        self.stages.append(line)
+        return record.model_copy(update={"path": folder})
 
     def make(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from slm import keys
+from slm.evaluation.grammar import LEFT_OUT
 from slm.evaluation.identity import evaluate_key, evaluation_folder
 from slm.planning.lines import Lines
 from slm.planning.results import Changed
@@ -19,6 +20,7 @@ from slm.registry.tags import (
 )
 from slm.report.identity import report_folder, report_key
 from slm.run_folder import RunFolder
+from slm.store.entries import Entry
 from slm.tracking.server import recorded_uri, tracking_uri
 from slm.tracking.store import file_of, version_tags
 
@@ -28,6 +30,8 @@ def plan_evaluate(lines: Lines, run: Run | None, shards: Shards | None) -> Evalu
     candidates = lines.results.evaluations(lines.reference) if lines.reference else []
     which = lines.config.evaluate.checkpoint
     upstream = keys.names_of("select")
+    if lines.pulled and shards:
+        return _stored_evaluation(lines, lines.pulled, shards)
     if run is None or shards is None or (which == "best" and not lines.best_known):
         lines.make("evaluate", None, candidates, reasons=[after("train")])
         return None
@@ -53,9 +57,26 @@ def plan_evaluate(lines: Lines, run: Run | None, shards: Shards | None) -> Evalu
     return None
 
 
+def _stored_evaluation(lines: Lines, run: Entry, shards: Shards) -> Evaluation | None:
+    """Add the evaluation of a run that would be pulled: it is pulled too where the store has it."""
+    assert lines.store is not None
+    record = lines.store.record_of(run)
+    if isinstance(record, Run):
+        name = record.checkpoint(lines.config.evaluate.checkpoint).name
+        key = evaluate_key(lines.config, run.weights_sha256(name), shards.key)
+        entry = lines.stored("evaluation", key, run.key)
+        folder = lines.results.root.path / "runs" / run.name
+        if entry and (evaluation := lines.pull("evaluate", entry, folder / entry.name, Evaluation)):
+            return evaluation
+    lines.make("evaluate", None, [], reasons=[after("train")])
+    return None
+
+
 def plan_report(lines: Lines, run: Run | None, evaluation: Evaluation | None) -> Report | None:
     """Add the report of a run; returns the one that it would reuse."""
     candidates = lines.results.reports(lines.reference) if lines.reference else []
+    if lines.pulled and evaluation and _stored_report(lines, lines.pulled, evaluation):
+        return None
     if run is None or evaluation is None:
         lines.make("report", None, candidates, reasons=[after("evaluate")])
         return None
@@ -72,6 +93,20 @@ def plan_report(lines: Lines, run: Run | None, evaluation: Evaluation | None) ->
         reasons=[f"damaged: {damage}"] if damage else [],
     )  # fmt: skip
     return None
+
+
+def _stored_report(lines: Lines, run: Entry, evaluation: Evaluation) -> bool:
+    """Add the report of a run that would be pulled, where the store has it."""
+    assert lines.store is not None
+    record = lines.store.record_of(run)
+    if not isinstance(record, Run):
+        return False
+    for left_out in ((), (LEFT_OUT,)):
+        key = report_key(lines.config, record, evaluation, left_out=left_out)
+        if entry := lines.stored("report", key, run.key):
+            folder = lines.results.root.path / "runs" / run.name / entry.name
+            return lines.pull("report", entry, folder, Report) is not None
+    return False
 
 
 def plan_register(

@@ -10,7 +10,7 @@ from slm.config import PipelineConfig
 from slm.planning.results import Changed
 from slm.records import Frozen
 
-Action = Literal["reused", "resumed", "to run", "refused"]
+Action = Literal["reused", "to pull", "resumed", "to run", "refused"]
 UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
 
 OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {

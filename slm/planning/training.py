@@ -1,5 +1,6 @@
 """Train in a plan: a finished run, one that is resumed, or one that has to be trained."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from slm import keys
@@ -22,7 +23,8 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
         _refer_to(lines, best)
         return None
     folder = find_run(lines.config, shards, None, lines.results.root)
-    key = run_keys(lines.config, run_inputs(shards, None))[0]
+    both = run_keys(lines.config, run_inputs(shards, None))
+    key, damage = both[0], ""
     reasons: list[str] = []
     if folder.exists:
         try:
@@ -35,6 +37,9 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
         lines.reference = lines.against or folder
         if record and not damage:
             return _trained(lines, folder, record, runs)
+    if _is_stored(lines, both, folder):
+        return None
+    if folder.exists:
         if _resumes(lines, folder, key, damage):
             return None
         reasons.append(f"damaged: {damage}" if damage else "started, but no step was saved")
@@ -46,6 +51,16 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
         lines.add_reason(_other_shards(lines, best, shards))
     _refer_to(lines, best)
     return None
+
+
+def _is_stored(lines: Lines, keys: Iterable[str], folder: RunFolder) -> bool:
+    """Add a training whose end the project's store has; False where it has none."""
+    for key in keys:
+        entry = lines.stored("run", key)
+        if entry and lines.pull("train", entry, folder.path.with_name(entry.name), Run):
+            lines.pulled = entry
+            return True
+    return False
 
 
 def _runs(lines: Lines) -> list[Result]:
