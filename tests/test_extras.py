@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import slm
+from slm.cli.stages import encode as encode_command
 from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.extras import DISTRIBUTION, EXTRAS, is_installed, require
@@ -117,6 +118,35 @@ def test_cleaning_without_its_extra_is_refused_before_any_work(
             call(config)
     assert [path for path in data_root.glob("shards/*") if path.suffix != ".lock"] == []
     check_before_download(tiny_config())  # who asks for neither needs neither
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "value"),
+    [
+        ("ftfy", "data.clean.fix_text", True),
+        ("prefect_dask", "data.runner", "dask"),
+        ("prefect_ray", "data.runner", "ray"),
+    ],
+)
+def test_encoding_without_its_extra_is_refused_before_the_download(
+    module: str,
+    setting: str,
+    value: Any,
+    without: Callable[[str], None],
+    project: Path,
+    data_root: Path,
+) -> None:
+    without(module)
+    settings = {setting: value}
+    for call in (
+        lambda: slm.run("tiny", settings, until="encode"),
+        lambda: slm.run("tiny", settings, until="train"),
+        lambda: encode_command("tiny", [f"{setting}={value}"]),
+    ):
+        with pytest.raises(UserError, match=rf"{setting}=.*slm-pipeline\[{EXTRAS[module]}\]") as e:
+            call()
+        assert e.value.exit_code == 2
+    assert list(data_root.glob("sources/*")) == []
 
 
 def test_shards_that_are_complete_need_no_extra(

@@ -9,24 +9,27 @@ import logging
 import math
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Self
 from uuid import uuid4
 
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
-from prefect.utilities.annotations import unmapped
 
 import slm
 from slm.code_state import modules_sha256
@@ -56,10 +59,11 @@ class Cluster:
 
     def __init__(self, data: DataConfig, units: list[Unit]) -> None:
         self._data = data
-        self._count = min(data.workers or available_cores(), len(units))
+        self._workers = min(data.workers or available_cores(), len(units))
         self._stack = ExitStack()
         self._runner: TaskRunner[Any] | None = None
         self._terms: Terms | None = None
+        self._numbers = count()  # of task runs
 
     def __enter__(self) -> Self:
         return self
@@ -74,35 +78,46 @@ class Cluster:
         """
         if not units:
             return
-        if self._runner is None or self._terms is None:
-            self._runner, self._terms = self._start(units[0].output.parent)
-        batches = list(_batches(units, self._slots()))
-        terms = unmapped(self._terms)
-        numbers = list(range(1, len(batches) + 1))
-        futures = self._runner.map(
-            do_units, {"number": numbers, "units": batches, "work": unmapped(work), "terms": terms}
-        )
-        batch_of = dict(zip(map(id, futures), batches, strict=True))
-        for future in as_completed(futures):
-            batch = batch_of[id(future)]
+        if self._runner is None:
+            self._start(units[0].output.parent)
+        batches = _batches(units, self._slots())
+        done = SimpleQueue[PrefectFuture[list[Path]]]()
+        running: dict[int, tuple[PrefectFuture[list[Path]], list[Unit]]] = {}  # id → future, batch
+
+        def submit() -> None:
+            """Keep all workers busy, with as many batches waiting as are being done."""
+            for batch in islice(batches, max(0, 2 * self._slots() + 2 - len(running))):
+                future = self._submit(batch, work)
+                running[id(future)] = future, batch
+                future.add_done_callback(done.put)
+
+        submit()
+        while running:
+            future, batch = running.pop(id(done.get()))
+            submit()
             for unit, path in zip(batch, _result(future, batch), strict=True):
                 _wait_until_visible(path)
                 yield unit, path
 
-    def _start(self, folder: Path) -> "tuple[TaskRunner[Any], Terms]":
-        """The task runner, entered, and what every worker is held to; a first one has agreed."""
+    def _submit(self, units: list[Unit], work: Work | None) -> PrefectFuture[list[Path]]:
+        """Begin a task run. Prefect serializes its context for it, in which signals must wait."""
+        assert self._runner is not None
+        fields = {"number": next(self._numbers), "units": units, "work": work, "terms": self._terms}
+        with _signals_wait():
+            future: PrefectFuture[list[Path]] = self._runner.submit(do_units, fields)
+        return future
+
+    def _start(self, folder: Path) -> None:
+        """Enter the task runner, and let a first worker agree to the terms."""
         self._stack.enter_context(_server())
-        terms = self._stack.enter_context(_terms(folder))
+        self._terms = self._stack.enter_context(_terms(folder))
         where = self._data.runner_address or "this machine"
         try:
             make = _RUNNERS[self._data.runner]
-            runner = self._stack.enter_context(make(self._data, self._count))
+            self._runner = self._stack.enter_context(make(self._data, self._workers))
         except Exception as error:
             raise SlmError(f"no {self._data.runner} cluster at {where}: {error}") from error
-        [future] = runner.map(
-            do_units,
-            {"number": [0], "units": [[]], "work": unmapped(None), "terms": unmapped(terms)},
-        )
+        future = self._submit([], None)
         try:
             future.result(FIRST_ANSWER_SECONDS)
         except SlmError:
@@ -114,7 +129,6 @@ class Cluster:
             ) from None
         except Exception as error:
             raise SlmError(f"the workers of {where} cannot encode: {_explain(error)}") from error
-        return runner, terms
 
     def _slots(self) -> int:
         """How many units are done at a time."""
@@ -134,6 +148,26 @@ def _batches(units: Sequence[Unit], slots: int) -> Iterator[list[Unit]]:
     size = max(size, math.ceil(len(units) / MAX_TASK_RUNS))
     for start in range(0, len(units), size):
         yield list(units[start : start + size])
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM after the block: within pydantic, what they raise would be lost."""
+    received = list[int]()
+    if threading.current_thread() is not threading.main_thread():  # which alone gets any
+        yield
+        return
+    before = {
+        each: signal.signal(each, lambda number, _: received.append(number))
+        for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def _result(future: PrefectFuture[list[Path]], batch: list[Unit]) -> list[Path]:
@@ -200,16 +234,20 @@ def _server() -> Iterator[None]:
         yield
 
 
+# What a worker of Dask runs first: Ctrl-C is for the process that encodes.
+_NO_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
 @contextmanager
-def _dask(data: DataConfig, count: int) -> Iterator[TaskRunner[Any]]:
+def _dask(data: DataConfig, workers: int) -> Iterator[TaskRunner[Any]]:
     """Prefect's runner of Dask, connected."""
     from prefect_dask import DaskTaskRunner
 
     options: dict[str, Any] = {"address": data.runner_address}
     if not data.runner_address:
         local = {
-            "n_workers": count, "threads_per_worker": 1, "memory_limit": 0,
-            "dashboard_address": None, "silence_logs": logging.ERROR,
+            "n_workers": workers, "threads_per_worker": 1, "memory_limit": 0,
+            "preload": [_NO_SIGINT], "dashboard_address": None, "silence_logs": logging.ERROR,
         }  # fmt: skip
         options = {"cluster_kwargs": local}
     # Workers that are killed are spawned anew at any time, so the main script stays hidden.
@@ -220,7 +258,7 @@ def _dask(data: DataConfig, count: int) -> Iterator[TaskRunner[Any]]:
 
 
 @contextmanager
-def _ray(data: DataConfig, count: int) -> Iterator[TaskRunner[Any]]:
+def _ray(data: DataConfig, workers: int) -> Iterator[TaskRunner[Any]]:
     """Prefect's runner of Ray, connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from prefect_ray import RayTaskRunner
@@ -228,7 +266,7 @@ def _ray(data: DataConfig, count: int) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not data.runner_address:
         options |= {
-            "num_cpus": count, "include_dashboard": False, "object_store_memory": 128 << 20,
+            "num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 << 20,
         }  # fmt: skip
     with RayTaskRunner(data.runner_address or "local", options) as runner:
         yield runner

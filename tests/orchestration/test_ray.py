@@ -38,7 +38,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several units even of little text."""
-    monkeypatch.setattr(units, "UNIT_BYTES", 4_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 1)
 
 
 @pytest.fixture
@@ -88,8 +88,9 @@ def here(config: PipelineConfig, root: Path) -> dict[str, str]:
 
 def ray_workers() -> list[psutil.Process]:
     """The worker processes below this process."""
+    names = ("ray::encode-units", "ray::IDLE")
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "ray::" in " ".join(child.cmdline())]
+    return [child for child in children if " ".join(child.cmdline()).startswith(names)]
 
 
 def test_a_cluster_of_its_own_is_closed_and_a_killed_worker_costs_its_unit(
