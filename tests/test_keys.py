@@ -138,6 +138,8 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
     [
         ("data.seed", 2, {"download"}),
         ("data.workers", 3, set()),
+        ("data.runner", "dask", set()),
+        ("data.runner_address", "tcp://host:8786", set()),
         ("name", "mine", set()),
         ("data.clean.min_chars", 5, {"encode"}),
         ("train.learning_rate", 0.5, {"train", "config_sha256"}),
