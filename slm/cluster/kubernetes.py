@@ -5,6 +5,7 @@ that a headless Service gives it.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from slm.cluster.trials import Overrides, settings_of
 from slm.config import PIPELINES, project_root
 from slm.errors import Interrupted, UserError
 from slm.recipes import default_recipe, find_recipes, load_recipe
+from slm.storage import sha256_json
 
 DATA = "/data"  # in the pods, as in docs/deploy/Dockerfile
 PROJECT = "/project"  # where the project's own pipelines.yaml is
@@ -21,6 +23,7 @@ USER = 1000  # of the image
 PORT = 29_400  # torchrun's own
 SAVE_SECONDS = 120
 MAX_RETRIES = 6  # of pods that failed by themselves
+MAX_NAME = 40  # of 63 characters of a label, which the name of a pod is
 
 Manifest = dict[str, Any]
 
@@ -81,16 +84,18 @@ def launch_kubernetes(
             "once more with nodes=1, which reuses what is trained"
         )
 
-    name = _job_name(config.folder_name)
     own = not find_recipes()[recipe].shipped
-    arguments = [*settings_of(overrides)]
+    resources = {"cpu": cpus, "memory": memory, "nvidia.com/gpu": gpus_per_node}
+    settings = settings_of(overrides)
+    job = [recipe, settings, image, until, nodes, resources, claim, service_account, save_seconds]
+    name = _job_name(config.folder_name, sha256_json(job))
     if nodes > 1:
-        arguments += [
+        settings += [
             f"train.launch.nnodes={nodes}", f"train.launch.rdzv_endpoint={name}-0.{name}:{PORT}",
         ]  # fmt: skip
     command = ["slm", COMMANDS[until], recipe]
-    command += [word for setting in arguments for word in ("--set", setting)]
-    container = _container(image, command, gpus=gpus_per_node, cpus=cpus, memory=memory, own=own)
+    command += [word for setting in settings for word in ("--set", setting)]
+    container = _container(image, command, resources, own=own)
     pod = _pod(name, container, claim, save_seconds, own=own)
     if nodes > 1:
         pod["subdomain"] = name
@@ -162,16 +167,9 @@ def _pod(name: str, container: Manifest, claim: str, save_seconds: int, *, own: 
 
 
 def _container(
-    image: str,
-    command: list[str],
-    *,
-    gpus: int | None,
-    cpus: int | None,
-    memory: str | None,
-    own: bool,
+    image: str, command: list[str], resources: Mapping[str, int | str | None], *, own: bool
 ) -> Manifest:
-    given = {"cpu": cpus and str(cpus), "memory": memory, "nvidia.com/gpu": gpus and str(gpus)}
-    amounts = {resource: amount for resource, amount in given.items() if amount}
+    amounts = {resource: str(amount) for resource, amount in resources.items() if amount}
     mounts = [{"name": "data", "mountPath": DATA}, {"name": "shm", "mountPath": "/dev/shm"}]
     if own:
         mounts.append({"name": "project", "mountPath": PROJECT})
@@ -222,12 +220,30 @@ def _yaml(recipe: str, nodes: int, manifests: list[Manifest]) -> str:
         f"# kubectl apply -f THIS_FILE{then if nodes > 1 else ''}",
     ]
     documents = [
-        yaml.safe_dump(each, sort_keys=False, allow_unicode=True, width=100) for each in manifests
+        yaml.dump(each, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=100)
+        for each in manifests
     ]
     return "\n".join(lines) + "\n" + "---\n".join(documents)
 
 
-def _job_name(folder_name: str) -> str:
-    """A name of at most 50 characters for a Job, whose pods add to it: `my_run.2` → my-run-2."""
-    name = re.sub(r"[^a-z0-9]+", "-", folder_name.lower()).strip("-")[:46].rstrip("-")
-    return f"slm-{name}" if name else "slm"
+class _Readable(yaml.SafeDumper):
+    """YAML without references, and with texts of several lines as they are."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Readable.add_representer(str, _Readable.represent_str)
+
+
+def _job_name(folder_name: str, sha256: str) -> str:
+    """A name for a Job, short enough for its pods to add to it: `my_run.2` → slm-my-run-2-1f0c3a.
+
+    Another job of the same recipe has another name: what a Job runs cannot be changed.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", folder_name.lower()).strip("-")[:MAX_NAME].rstrip("-")
+    return "-".join(filter(None, ("slm", name, sha256[:6])))
