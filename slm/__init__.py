@@ -59,6 +59,8 @@ _MODULES = {
     "load_model": "slm.registry.opening",
     "sample": "slm.registry.sampling",
     "doctor": "slm.orchestration.health",
+    "launch_slurm": "slm.cluster.slurm",
+    "launch_kubernetes": "slm.cluster.kubernetes",
     "PipelineConfig": "slm.config",
     "DataRoot": "slm.run_folder",
     "RunFolder": "slm.run_folder",

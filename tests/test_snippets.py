@@ -51,6 +51,9 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     context = group.make_context("slm", list(arguments))
     name, command, rest = group.resolve_command(context, list(arguments))
     assert command is not None
+    if isinstance(command, typer.core.TyperGroup):  # such as `slm launch`
+        name, command, rest = command.resolve_command(context, rest)
+        assert command is not None
     return command.make_context(name, rest, parent=context).params
 
 

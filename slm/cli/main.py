@@ -24,6 +24,7 @@ from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
+from slm.cli.launch import launch
 from slm.cli.options import (
     AsJson,
     Name,
@@ -226,6 +227,7 @@ for title, commands in (
         app.command(cls=Command, rich_help_panel=title)(command)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(cls=Command, rich_help_panel="Inspect and generate", context_settings=PASSED_ON)(bench)
+app.add_typer(launch, rich_help_panel="The whole pipeline")
 app.command(
     cls=Command,
     rich_help_panel="The whole pipeline",

@@ -1,0 +1,1 @@
+"""Jobs for the schedulers of clusters: scripts for Slurm, manifests for Kubernetes."""
