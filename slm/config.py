@@ -307,6 +307,12 @@ class TrainConfig(Section):
         "auto",
         "Rows per device per forward pass, the last one padded; auto: chosen before step 1.",
     )
+    micro_batches: PositiveInt | Literal["auto"] = setting(
+        "auto",
+        "Parts of a step's rows whose gradients are summed in a fixed tree where parallel is "
+        "elastic: as many processes can work, and any number gives the same bits; auto: 1 on a "
+        "CPU, up to 8 on GPUs.",
+    )
 
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "adamw, or muon for the matrices with AdamW for the rest."
@@ -350,10 +356,19 @@ class TrainConfig(Section):
         "auto", "Whether torch.compile is used; auto: on CUDA, for long trainings."
     )
     threads: PositiveInt | Literal["auto"] = setting(
-        "auto", "CPU threads per process; auto: one per core."
+        "auto",
+        "CPU threads per process, fixed before step 1; auto: the cores, divided by micro_batches "
+        "where that is a number, or else by the processes.",
     )
     processes: PositiveInt | Literal["auto"] = setting(
-        "auto", "Training processes on each machine, one per GPU, under torchrun."
+        "auto",
+        "Training processes on each machine, one per GPU, under torchrun; another number resumes "
+        "the same run.",
+    )
+    parallel: Literal["elastic", "ddp", "fsdp"] = setting(
+        "elastic",
+        "How several processes train: elastic, the same bits for any number of them; ddp, torch's "
+        "DistributedDataParallel; fsdp, its fully_shard, for models that do not fit one GPU.",
     )
     launch: LaunchConfig = Field(LaunchConfig(), description=LaunchConfig.__doc__)
     deterministic: bool = setting(True, "Deterministic CUDA kernels, at a small cost in speed.")
@@ -376,6 +391,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"training needs exactly one limit of {', '.join('train.' + n for n in LIMITS)}; "
                 f"given: {', '.join(given) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tree_of_elastic(self) -> Self:
+        if self.parallel != "elastic" and self.micro_batches != "auto":
+            raise ValueError(
+                f"train.micro_batches={self.micro_batches} is for train.parallel=elastic: leave it "
+                f"at auto for {self.parallel}"
             )
         return self
 

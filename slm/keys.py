@@ -7,9 +7,9 @@ in one of the lists.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, TrainConfig
 from slm.machine import cpu_name
 from slm.storage import sha256_json
 
@@ -38,7 +38,7 @@ SETTINGS = {
         "train.learning_rate", "train.muon_learning_rate", "train.beta1", "train.beta2",
         "train.weight_decay", "train.grad_clip", "train.schedule", "train.warmup",
         "train.cooldown", "train.final_lr", "train.seed", "train.device", "train.precision",
-        "train.compile", "train.threads", "train.processes", "train.deterministic",
+        "train.compile", "train.threads", "train.deterministic",
     ),
     "select": ("train.evaluate_every", "train.evaluate_documents"),
     "evaluate": ("evaluate.documents", "evaluate.checkpoint"),
@@ -51,7 +51,8 @@ SETTINGS = {
 
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
-    "recipe", "name", "data.workers", "train.checkpoint_every", "train.keep_checkpoints",
+    "recipe", "name", "data.workers", "train.processes", "train.checkpoint_every",
+    "train.keep_checkpoints",
     "train.launch.nnodes", "train.launch.rdzv_endpoint", "train.launch.max_restarts",
     "train.launch.lost_seconds",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
@@ -64,7 +65,11 @@ UNHASHED = (
 
 # Settings added after the lists above were first used: the key that they belong to, and the value
 # with which they are left out of it.
-ADDED: dict[str, tuple[str, Any]] = {"data.format": ("download", None)}
+ADDED: dict[str, tuple[str, Any]] = {
+    "data.format": ("download", None),
+    "train.parallel": ("train", "elastic"),
+    "train.micro_batches": ("train", "auto"),
+}
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes
@@ -72,6 +77,7 @@ ADDED: dict[str, tuple[str, Any]] = {"data.format": ("download", None)}
 FORMER: dict[str, Any] = {
     "train.evaluate_every": 100, "train.evaluate_documents": 64, "train.checkpoint_every": 100,
 }  # fmt: skip
+_PROCESSES = {"train.processes": "auto"}  # likewise; a run of a fixed number had it in its key
 _LARGE = {"train.evaluate_every": 250, "train.evaluate_documents": 512}
 FORMER_OF_RECIPES: dict[str, dict[str, Any]] = {
     "tinystories": {**_LARGE, "train.checkpoint_every": 250},
@@ -104,7 +110,8 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     later = [key for key, (owner, old) in ADDED.items() if owner == stage and flat[key] != old]
     values = {name: flat[name] for name in (*names, *later)}
     if stage == "train":
-        return _nested(values | FORMER | FORMER_OF_RECIPES.get(config.recipe, {}))
+        former = FORMER | _PROCESSES | FORMER_OF_RECIPES.get(config.recipe, {})
+        return _nested(values | former)
     return dict(*_nested(values).values())
 
 
@@ -157,5 +164,21 @@ def config_sha256(config: PipelineConfig) -> str:
 
 
 def config_hashes(config: PipelineConfig) -> list[str]:
-    """`config_sha256`, and what it was of this config while the settings of `FORMER` counted."""
-    return [sha256_json(fields) for fields in train_fields(config)]
+    """`config_sha256`, and what it was of this config while those of `FORMER` counted, and the
+    processes.
+    """
+    known = train_fields(config)
+    processes = config.train.processes
+    former = [{**f, "train": {**f["train"], "processes": processes}} for f in known]
+    return [sha256_json(fields) for fields in (*known, *former)]
+
+
+def resumable_hashes(config: PipelineConfig) -> list[str]:
+    """What a checkpoint may carry that this config can resume: it may be of any `parallel`."""
+    train = config.train
+    configs = [config] + [
+        config.model_copy(update={"train": train.model_copy(update={"parallel": parallel})})
+        for parallel in get_args(TrainConfig.model_fields["parallel"].annotation)
+        if parallel != train.parallel
+    ]
+    return [digest for each in configs for digest in config_hashes(each)]

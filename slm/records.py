@@ -170,7 +170,7 @@ class Run(Record):
     seconds: float  # spent in steps
     parameters: int
     weights_sha256: str  # of the final weights
-    level: str  # what is promised bit for bit: C (CPU), D (GPU) or E (several processes)
+    level: str  # what is promised bit for bit, by docs/reliability.md
     environment: dict[str, Any] = Field(default_factory=dict)
 
     def checkpoint(self, which: str) -> Path:
@@ -288,7 +288,7 @@ class Plan(Frozen):
     max_steps: int  # where the clock decides the cooldown, the probe's estimate
     rows: int  # per step, over all processes
     micro_batch_size: int  # rows per device and pass; a last pass that is short is padded
-    world_size: int
+    world_size: int = 1  # of an older run: its processes, each with a micro-batch of its own
     device: Literal["cpu", "cuda", "mps"]
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int
@@ -299,6 +299,13 @@ class Plan(Frozen):
     cooldown_by_clock: bool = False  # whether a Decision ends the training; not `max_steps`
     warmup_steps: int | None = None  # of the shorter training that this continues; None: as usual
     ended_at: int | None = None  # the last step, before the schedule's end: see Derivation
+    parallel: Literal["elastic", "ddp", "fsdp"] = "elastic"  # how several processes train
+    micro_batches: int = 1  # per step; their gradients are summed in a tree (elastic)
+
+    @property
+    def leaves(self) -> int:
+        """The leaves of the tree in which the gradients of a step are summed."""
+        return self.world_size if self.world_size > 1 else self.micro_batches
 
     def end(self, decision: "Decision | None") -> int | None:
         """The last step of the training; None while the clock has not decided it."""
@@ -311,10 +318,12 @@ class Plan(Frozen):
     @property
     def level(self) -> str:
         """What is promised bit for bit, by the levels of docs/reliability.md."""
-        if self.device == "mps":
-            return "B"  # Metal's kernels promise no bits
-        if self.world_size > 1:
-            return "E"
+        if self.device == "mps" or self.world_size > 2:
+            return "B"  # Metal's kernels promise no bits, and nor did older sums over three or more
+        if self.parallel != "elastic":
+            return "E" if self.device == "cpu" else "B"  # NCCL's sums are not proved to repeat
+        if self.leaves > 1:
+            return "F"
         return "C" if self.device == "cpu" else "D"
 
 
@@ -365,4 +374,5 @@ class JournalEntry(TypedDict, total=False):
     name: str  # of a checkpoint
     max_steps: int
     parameters: int
+    processes: int  # that train from there on, of a start or resume
     seconds: float  # of the training so far, in steps and evaluations, where the clock ends it

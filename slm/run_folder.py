@@ -279,7 +279,8 @@ class RunFolder:
         return self._fixed(PLAN, Plan)
 
     def write_plan(self, plan: Plan) -> None:
-        storage.write_versioned(self.path / PLAN, plan.model_dump(mode="json"))
+        older = {"world_size"} if plan.world_size == 1 else set()
+        storage.write_versioned(self.path / PLAN, plan.model_dump(mode="json", exclude=older))
 
     @property
     def decision(self) -> Decision | None:

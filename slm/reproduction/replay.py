@@ -60,8 +60,10 @@ def verify_steps(
             newest checkpoint before `stop`.
         stop: the last step. None: the newest checkpoint, or the last step of a run without one.
 
-    Raises UserError for steps that the run does not have, and for a run of several processes;
-    CorruptionError where shards or journal are damaged.
+    One process verifies a run of several under `elastic`, whose bits do not depend on their number.
+
+    Raises UserError for steps that the run does not have, and for a run of several processes whose
+    sums one does not repeat; CorruptionError where shards or journal are damaged.
     """
     plan = _plan(run)
     losses = {e["step"]: e.get("train_loss") for e in run.journal if e["event"] == "step"}
@@ -100,12 +102,21 @@ def _plan(run: RunFolder) -> Plan:
     plan = run.plan
     if plan is None:
         raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
-    if plan.world_size > 1:
+    counts = process_counts(run)
+    if plan.world_size > 2 or (plan.parallel != "elastic" and counts != {1}):
+        by = "an older slm" if plan.world_size > 2 else f"train.parallel={plan.parallel}"
         raise UserError(
-            f"{run.name} was trained by {plan.world_size} processes, and one cannot verify it: "
-            "train it again with as many and compare the checkpoints' sha256"
+            f"{run.name} was trained by {max(plan.world_size, *counts)} processes under {by}, "
+            "whose sums one process does not repeat: train it again with as many and compare the "
+            "checkpoints' sha256"
         )
     return plan
+
+
+def process_counts(run: RunFolder) -> set[int]:
+    """The numbers of processes that have trained a run. A journal of before that was noted: 1."""
+    begun = ("start", "resume")
+    return {e.get("processes", 1) for e in run.journal if e["event"] in begun} or {1}
 
 
 def _checkpoints(run: RunFolder) -> dict[int, Checkpoint]:

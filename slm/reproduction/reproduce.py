@@ -37,6 +37,7 @@ from slm.progress import Progress, automatic
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
 from slm.reproduction.claims import Claims, compare_data, compare_results, compare_training
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
+from slm.reproduction.replay import process_counts
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
 from slm.source.download import download
 from slm.source.hub_client import keep_cache_in
@@ -180,8 +181,15 @@ def _obstacle(
         return ("the commit of the dataset is not known any more",), Difference(what="dataset")
     plan = run.plan
     assert plan is not None, "a finished run has one"
-    if plan.device == "cuda" and torch.cuda.device_count() < plan.world_size:
-        gpus = f"{torch.cuda.device_count()} GPUs here, {plan.world_size} needed"
+    counts = process_counts(run)
+    if plan.world_size > 2 or (plan.parallel != "elastic" and len(counts) > 1):
+        sums = (
+            f"{max(plan.world_size, *counts)} processes summed gradients in an order that is lost"
+        )
+        return (sums,), Difference(what="environment")
+    needed = 1 if plan.parallel == "elastic" else max(counts)
+    if plan.device == "cuda" and torch.cuda.device_count() < needed:
+        gpus = f"{torch.cuda.device_count()} GPUs here, {needed} needed"
         return (gpus,), Difference(what="environment")
     if plan.device == "mps" and not has_mps():
         return ("it was trained on mps, and torch sees no Apple GPU here",), Difference(
@@ -348,6 +356,10 @@ class _Rebuild:
         run.write_plan(plan)
         if decision := self.run.decision:
             run.write_decision(decision)
+        if plan.parallel != "elastic":  # whose bits are those of a number of processes
+            [count] = process_counts(self.run)
+            train = config.train.model_copy(update={"processes": count})
+            config = config.model_copy(update={"train": train})
         launch.supervise(run, config, self.progress, lambda event: None)
         rebuilt = run.verified_record
         assert rebuilt is not None, f"{run.path} ended without a record"

@@ -70,7 +70,7 @@ class Loader:
         seq_len: T, tokens per row.
         rows: rows per step, over all processes.
         seed: of the order.
-        rank, world_size: each process takes its own slice of a step's rows.
+        own: those of a step's rows that this process takes; None: all of them.
         device: where batches go; the tokens too, if it is a GPU with room.
     """
 
@@ -81,15 +81,13 @@ class Loader:
         seq_len: int,
         rows: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        own: range | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.tokens = tokens
         self.starts = np.cumsum([0, *(len(shard) for shard in tokens)])
         self.seq_len, self.rows, self.seed = seq_len, rows, seed
-        assert rows % world_size == 0, f"{rows} rows do not divide among {world_size} processes"
-        self.slice = slice(rank * rows // world_size, (rank + 1) * rows // world_size)
+        self.own = range(rows) if own is None else own
         self.device = device or torch.device("cpu")
         # One window less than would fit leaves room for every epoch's offset.
         self.windows = int((self.starts[-1] - 1) // seq_len) - 1
@@ -116,7 +114,7 @@ class Loader:
             torch.cuda.set_device(self.device)
 
     def window_starts(self, step: int) -> npt.NDArray[np.int64]:
-        """The first token of each of this process's rows; (rows / world_size,).
+        """The first token of each of this process's rows; (R,).
 
         100 tokens have 11 windows of 8, so the four rows of step 2 are at positions 8, 9 and 10
         of epoch 0 and 0 of epoch 1. Those are windows 4, 5 and 8 at offset 4, and 9 at offset 2;
@@ -126,7 +124,7 @@ class Loader:
         [36, 44, 68, 74]
         """
         first = np.uint64(step * self.rows)
-        positions = np.arange(self.rows, dtype=np.uint64)[self.slice] + first  # (R,)
+        positions = np.arange(self.own.start, self.own.stop, dtype=np.uint64) + first  # (R,)
         epochs = positions // np.uint64(self.windows)  # (R,)
         starts = np.empty(len(positions), dtype=np.int64)  # (R,)
         for epoch in np.unique(epochs):  # one, or two where an epoch ends within the step
@@ -138,14 +136,16 @@ class Loader:
         return starts
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step, (rows / world_size, T) each, int64."""
+        """Inputs and targets of a step, (R, T) each of this process's rows, int64."""
         starts = self.window_starts(step)
         if self.resident is not None:
             index = torch.from_numpy(starts).to(self.device)[:, None]  # (R, 1)
             index = index + torch.arange(self.seq_len + 1, device=self.device)  # (R, T + 1)
             rows = self.resident[index].long()
         else:
-            rows = torch.from_numpy(np.stack([self._window(start) for start in starts]))
+            windows = [self._window(start) for start in starts]
+            empty = np.empty((0, self.seq_len + 1), dtype=np.int64)
+            rows = torch.from_numpy(np.stack(windows) if windows else empty)
             if self.device.type == "cuda":
                 rows = rows.pin_memory().to(self.device, non_blocking=True)
             else:

@@ -74,11 +74,15 @@ class CheckpointWriter:
         optimizer: dict[str, Tensor],
         state: dict[str, Any],
         then: Callable[[Checkpoint], None],
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
-        """Copy everything now, write it in the background, and then call `then` there."""
+        """Copy everything now, write it in the background, and then call `then` there.
+
+        `weights`: of a model that is sharded, whole; they and `optimizer` are copies already.
+        """
         self.wait()
-        state_dict: dict[str, Tensor] = model.state_dict()
-        weights, moments = copy_to_cpu(state_dict), copy_to_cpu(optimizer)
+        moments = optimizer if weights else copy_to_cpu(optimizer)
+        weights = weights or copy_to_cpu(model.state_dict())
         config = describe_model(model)
         folder = self.folder / checkpoint_name(record.step)
         staging = folder.with_name(folder.name + ".tmp")

@@ -2,21 +2,15 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from slm.machine import pick_device
 
 
-def average_gradients(model: nn.Module, loss: Tensor) -> None:
-    """One all-reduce over all gradients and the loss, flattened in the parameters' order."""
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    sizes = [grad.numel() for grad in grads]
-    for grad, part in zip(grads, torch.split(flat[:-1], sizes), strict=True):
-        grad.copy_(part.view_as(grad))
-    loss.copy_(flat[-1])
+def average(value: Tensor) -> Tensor:
+    """The mean of the processes' values, in all of them."""
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
 
 
 def all_reduce_max(value: float) -> float:

@@ -24,6 +24,7 @@ from slm.figures import size
 from slm.machine import pick_device
 from slm.records import Plan, Shards, ShardSplit
 from slm.run_folder import RunFolder
+from slm.training.elastic import max_nodes
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
 from slm.training.needs import measure, planned_steps
@@ -36,7 +37,7 @@ from slm.training.plan import (
     thread_count,
 )
 from slm.training.process import set_up_kernels
-from slm.training.session import Session, synthetic_session
+from slm.training.session import Session, micro_batch_count, synthetic_session
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     """
     unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     plan = make_plan(config, splits.get("train", unknown), processes)
-    rows = plan.rows // processes
+    count = micro_batch_count(plan, processes)
+    rows = math.ceil(count / processes) * (plan.rows // count)
     session = synthetic_session(*probed(config, plan, rows), config.data.vocab_size)
     session.model.train()
     x, y = session.loader.batch(0)
@@ -179,6 +181,8 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
         peak = memory_with_a_save(session, x, y)
         unprobed = (plan.micro_batch_size - session.plan.micro_batch_size) * config.model.seq_len
         peak += unprobed * activation_bytes(config, plan.device, plan.precision)
+    if plan.parallel == "elastic":
+        peak += (max_nodes(count, processes) - 1) * measure(config).gradients
     seconds = max(0.0, (config.train.max_seconds or 0) - compile_seconds)
     max_steps = plan.max_steps or max(1, int(seconds / step_seconds))
     tokens = max_steps * config.train.tokens_per_step
@@ -209,7 +213,7 @@ def probed(config: PipelineConfig, plan: Plan, rows: int) -> tuple[PipelineConfi
             pass_rows, max(1, int(PROBE_FLOPS / (measure(config).flops_per_token * seq_len)))
         )
     small = plan.model_copy(
-        update={"rows": min(rows, 2 * pass_rows), "micro_batch_size": pass_rows, "world_size": 1}
+        update={"rows": min(rows, 2 * pass_rows), "micro_batch_size": pass_rows, "micro_batches": 1}
     )
     train = config.train.model_copy(update={"tokens_per_step": small.rows * seq_len})
     return config.model_copy(update={"train": train}), small

@@ -6,6 +6,7 @@ set in its environment. The child is `slm/training/process.py`.
 """
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -49,7 +50,7 @@ from slm.training.agent import Agent, EndpointLost, final_message, kill
 from slm.training.identity import find_run, run_inputs, run_keys
 from slm.training.nodes import FROM_TORCHRUN, VISIBLE_SECONDS, Nodes, elsewhere, nodes_of
 from slm.training.peers import LEAVE
-from slm.training.plan import thread_count
+from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_count
 from slm.training.process import ENDED
 from slm.training.selection import check_resumable, select
 from slm.training.status import Status, estimated_end
@@ -59,13 +60,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 FIRST_NODE = "first-node.lock"  # held by the node that shows the training elsewhere
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, after the signal to stop
-
-MIN_TOKENS_PER_DEVICE = 16_384
-"""Tokens per step that are worth a GPU of their own.
-
-With fewer, a GPU is not filled, and the exchange of gradients, which takes the same time for any
-batch, outweighs what its share of the work saves.
-"""
 
 
 def prepare(
@@ -338,28 +332,48 @@ def watch_child(
 
 
 def process_count(run: RunFolder, config: PipelineConfig) -> int:
-    """The processes that train a run: as many as it was started with, else those of its config."""
+    """The processes that train a run: as its config has them now, whatever it was started with.
+
+    Of a run that was started on GPUs, as many as there are here at most.
+    """
     plan = run.plan
     if plan is None:
         return planned_processes(config)
-    if plan.device == "cuda" and gpu_count() < plan.world_size:
+    device = config.train.model_copy(update={"device": plan.device})
+    count = planned_processes(config.model_copy(update={"train": device}), plan.leaves)
+    if plan.device != "cuda" or count <= (gpus := gpu_count()):
+        return count
+    if not gpus:
         raise UserError(
-            f"{run.name} was started on {plan.world_size} GPUs, and {gpu_count()} are here: resume "
-            "it where there are as many, or start another run with train.device=cpu"
+            f"{run.name} was started on a GPU, and torch sees none here: resume it where there is "
+            "one, or start another run with train.device=cpu"
         )
-    return plan.world_size
+    logger.warning("%d GPUs are here: as many processes train, not %d", gpus, count)
+    return gpus
 
 
-def planned_processes(config: PipelineConfig) -> int:
-    """The processes of a new run. `auto`: one per GPU, of as many as divide its rows and pay."""
+def planned_processes(config: PipelineConfig, micro_batches: int | None = None) -> int:
+    """The processes that train. `auto`: one per GPU, of as many as pay.
+
+    Under `elastic` no more than there are micro-batches; else as many as divide the rows.
+
+    `micro_batches`: those of the plan; None: of a new run.
+    """
     train = config.train
+    gpus = gpu_count() if train.device in ("auto", "cuda") else 0
+    paying = min(gpus, train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
+    if train.parallel == "elastic":
+        leaves = micro_batches or pick_micro_batches(config, "cuda" if gpus else "cpu")
+        if train.processes != "auto":
+            return min(train.processes, leaves)
+        each = math.ceil(leaves / max(1, min(paying, leaves)))
+        return math.ceil(leaves / each)  # the fewest that are as fast
     if train.processes != "auto":
         return train.processes
-    gpus = gpu_count() if train.device in ("auto", "cuda") else 0
     rows = train.tokens_per_step // config.model.seq_len
     per_pass = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
-    paying = min(gpus, train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
-    return max((n for n in range(2, paying + 1) if rows % (n * per_pass) == 0), default=1)
+    most = gpus if train.parallel == "fsdp" else paying
+    return max((n for n in range(2, most + 1) if rows % (n * per_pass) == 0), default=1)
 
 
 def processes_here(config: PipelineConfig) -> int:

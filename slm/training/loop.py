@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from slm.errors import Interrupted, TrainingError, UserError
+from slm.errors import Interrupted, TrainingError
 from slm.evaluation.scoring import MAX_LOSS, Score, score
 from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
@@ -46,14 +47,24 @@ from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
 from slm.training.clock import decide_cooldown, note, start_countdown
-from slm.training.distributed import all_reduce_max, average_gradients, broadcast_from_rank0
+from slm.training.distributed import all_reduce_max, average, broadcast_from_rank0
+from slm.training.elastic import Node, TreeSum, sum_over_processes
 from slm.training.journal import Journal
 from slm.training.optim import set_learning_rate
-from slm.training.plan import autocast_dtype, make_plan, memory_bytes, peak_flops, steps_within
+from slm.training.parallel import exchanging, is_sharded, sharded_again, whole
+from slm.training.plan import (
+    autocast_dtype,
+    check_rows,
+    make_plan,
+    memory_bytes,
+    peak_flops,
+    steps_within,
+)
 from slm.training.provenance import environment
 from slm.training.session import (
     Job,
     Session,
+    micro_batch_count,
     new_session,
     only_trainer,
     open_job,
@@ -121,6 +132,7 @@ def train_locked(
             step=session.step,
             max_steps=plan.max_steps,
             parameters=model.parameter_count(),
+            processes=job.world_size,
         )
         held_out = held_out_slice(session)
         if session.is_done:
@@ -172,7 +184,7 @@ def train_locked(
             asking = session.step >= next_question and not done
             if asking:
                 stopping = bool(all_reduce_max(should_stop()))
-                next_question = session.step + steps_between_questions(plan, seconds)
+                next_question = session.step + steps_between_questions(job.world_size, seconds)
 
             # ---- checkpoint
             due = session.step % config.train.checkpoint_every == 0
@@ -184,21 +196,24 @@ def train_locked(
             if stopping:
                 break
         writer.wait()
-        if job.rank > 0:  # rank 0 alone saves, scores the final weights, and reports the end
+        # Rank 0 alone saves, scores the final weights, and reports the end.
+        if job.rank > 0 and not (session.is_done and is_sharded(model)):
             return None
         if not session.is_done:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
         with interruptible(session, should_stop):
-            return finish(session, journal, machine)
+            fault_point("train.finish")
+            final = evaluate_slice(session, list(documents(job.shards, "val")))
+        return finish(session, journal, machine, final) if job.rank == 0 else None
 
 
-def steps_between_questions(plan: Plan, step_seconds: float) -> int:
+def steps_between_questions(world_size: int, step_seconds: float) -> int:
     """After how many steps `should_stop` is called again; the same number in all processes.
 
     Each question is an exchange between them all: they ask every `STOP_SECONDS`. One process alone
     asks at every step.
     """
-    if plan.world_size == 1:
+    if world_size == 1:
         return 1
     return max(1, int(STOP_SECONDS / all_reduce_max(step_seconds)))
 
@@ -207,7 +222,7 @@ def steps_between_questions(plan: Plan, step_seconds: float) -> int:
 
 
 def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """One optimizer step over this process's rows of the batch, in micro-steps.
+    """One optimizer step over this process's rows of the batch.
 
     Args:
         x, y: inputs and targets, (rows, T) each.
@@ -216,32 +231,14 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
         The mean loss in nats per token, over all processes, and the gradient's norm before
         clipping. Where the norm is not finite, in fp16, no optimizer has made a step.
     """
-    plan, model, config = session.plan, session.model, session.job.config.train
-    torch.manual_seed(derive_seed(config.seed, "dropout", session.step, session.job.rank))
-    dtype = autocast_dtype(plan)
-    total = torch.zeros((), device=session.device)
-    for micro_x, micro_y in zip(
-        torch.split(x, plan.micro_batch_size), torch.split(y, plan.micro_batch_size), strict=True
-    ):
-        with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-            hidden = forward_padded(session.forward, micro_x, plan.micro_batch_size)  # (B, T, C)
-        hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
-        share = len(x) / len(micro_x)  # the loss is divided once, by the rows of the step
-        mean = cross_entropy(
-            hidden, model.embed.weight, micro_y.flatten(), gradient=session.loss_gradient
-        )
-        loss = mean / share
-        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        fault_point("train.micro_step")
-    if plan.world_size > 1:
-        average_gradients(model, total)
+    model, config = session.model, session.job.config.train
+    total = step_gradient(session, x, y)
     for optimizer in session.optimizers:
         session.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    norm = clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
     # launch: whether they may step at all depends on it, for all of them together.
-    mean_loss, grad_norm = torch.stack((total, norm)).tolist()
+    mean_loss, grad_norm = torch.stack((total, whole(norm))).tolist()
     check_step(session, mean_loss, grad_norm)
     if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
         for optimizer in session.optimizers:
@@ -249,6 +246,60 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     session.scaler.update()
     model.zero_grad(set_to_none=True)
     return mean_loss, grad_norm
+
+
+def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
+    """Leave the gradient of the step's mean loss in the parameters; return that loss.
+
+    Both are the same in all processes. Of several micro-batches of `elastic` they are summed in a
+    tree; ddp and fsdp average the gradients of the processes while these are computed.
+    """
+    plan, world_size, own = session.plan, session.job.world_size, session.micro_batches
+    if plan.parallel != "elastic" or micro_batch_count(plan, world_size) == world_size == 1:
+        loss = micro_batch_gradient(session, own.start, x, y, of=len(x))
+        return average(loss) if world_size > 1 else loss
+    parameters, tree = list(session.model.parameters()), TreeSum()
+    rows = plan.rows // plan.leaves
+    for index, part_x, part_y in zip(own, torch.split(x, rows), torch.split(y, rows), strict=True):
+        loss = micro_batch_gradient(session, index, part_x, part_y, of=plan.rows)
+        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        session.model.zero_grad(set_to_none=True)
+        tree.add(Node(index, 1, [*gradient, loss]))
+    if world_size > 1:
+        zero = torch.zeros((), device=session.device)
+        *gradient, loss = sum_over_processes(tree, plan.leaves, [*parameters, zero])
+    else:
+        *gradient, loss = tree.total()
+    for parameter, grad in zip(parameters, gradient, strict=True):
+        parameter.grad = grad
+    return loss
+
+
+def micro_batch_gradient(session: Session, index: int, x: Tensor, y: Tensor, of: int) -> Tensor:
+    """Add to the gradients those of a micro-batch, in passes; return its part of the step's loss.
+
+    Args:
+        index: of the micro-batch in its step, by which dropout is seeded.
+        of: rows that the loss is the mean over: it is divided once, by those of the step.
+    """
+    plan, model = session.plan, session.model
+    torch.manual_seed(derive_seed(session.job.config.train.seed, "dropout", session.step, index))
+    dtype, size = autocast_dtype(plan), min(plan.micro_batch_size, len(x))
+    total, left = torch.zeros((), device=session.device), len(x)
+    for pass_x, pass_y in zip(torch.split(x, size), torch.split(y, size), strict=True):
+        left -= len(pass_x)
+        with exchanging(session.forward, last=left == 0):
+            with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
+                hidden = forward_padded(session.forward, pass_x, size)  # (B, T, C)
+            hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
+            mean = cross_entropy(
+                hidden, model.embed.weight, pass_y.flatten(), gradient=session.loss_gradient
+            )
+            loss = mean / (of / len(pass_x))
+            session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        fault_point("train.micro_step")
+    return total
 
 
 def forward_padded(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
@@ -321,7 +372,7 @@ def step_metrics(
     rate = tokens / seconds
     flops = session.model.flops_per_token() * rate
     peak = peak_flops(session.plan.device, session.plan.precision)
-    speed = {"mfu": flops / peak / session.plan.world_size} if peak else {"gflops": flops / 1e9}
+    speed = {"mfu": flops / peak / session.job.world_size} if peak else {"gflops": flops / 1e9}
     return {
         "step": session.step,
         "train_loss": loss,
@@ -345,8 +396,9 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
     """Score documents. Raises TrainingError where the loss is not finite or beyond `MAX_LOSS`."""
-    tokenizer, dtype = session.job.tokenizer, autocast_dtype(session.plan)
-    scored = score(session.model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
+    model, tokenizer, dtype = session.model, session.job.tokenizer, autocast_dtype(session.plan)
+    with sharded_again(model):
+        scored = score(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
     if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
         raise TrainingError(
             f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
@@ -357,10 +409,14 @@ def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Sc
 
 @contextmanager
 def interruptible(session: Session, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Within the block the model raises Interrupted before a batch is scored, if it should stop."""
+    """Within the block the model raises Interrupted before a batch is scored, if it should stop.
+
+    A sharded one is scored by all processes, and all of them stop.
+    """
 
     def check(*_: object) -> None:
-        if should_stop():
+        stops = should_stop()
+        if bool(all_reduce_max(stops)) if is_sharded(session.model) else stops:
             raise Interrupted(
                 f"stopped after step {session.step}, the last; its checkpoint is saved"
             )
@@ -386,11 +442,7 @@ def fix_plan(job: Job, clock: Callable[[], float]) -> Plan:
         plan = job.run.plan or make_plan(job.config, train_split, job.world_size)
         text = plan.model_dump_json()
     plan = Plan.model_validate_json(broadcast_from_rank0(text))
-    if plan.world_size != job.world_size:
-        raise UserError(
-            f"{job.run.name} was started with {plan.world_size} processes and cannot resume "
-            f"with {job.world_size}: the same bits are promised for the same number only"
-        )
+    check_rows(plan.parallel, plan.rows, job.world_size)
     if plan.max_steps == 0:
         plan = probe(new_session(job, plan), clock)
     if job.rank == 0 and job.run.plan is None:
@@ -446,11 +498,8 @@ def score_early_end(
 
 
 @hashing_once()
-def finish(session: Session, journal: Journal, machine: dict[str, Any]) -> Run:
-    """Score the final weights on all of val and write the run's record."""
-    fault_point("train.finish")
-    held_out = list(documents(session.job.shards, "val"))
-    final = evaluate_slice(session, held_out)
+def finish(session: Session, journal: Journal, machine: dict[str, Any], final: Score) -> Run:
+    """Write the run's record. `final`: the score of the final weights on all of val."""
     steps = [e for e in session.job.run.journal if e["event"] == "step"]
     tail = steps[-max(1, len(steps) // 10) :]
     tokens = session.job.config.train.tokens_per_step

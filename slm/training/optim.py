@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from slm.config import TrainConfig
 from slm.model.gpt import GPT
 from slm.records import Decision, Plan
+from slm.training.parallel import part_like, whole
 
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -94,7 +95,8 @@ class Muon(Optimizer):
     """Muon (Jordan et al. 2024), with all matrices of one shape orthogonalised together.
 
     In bf16 to the bit `torch.optim.Muon` with its defaults, which takes them one by one: four times
-    as long for the many small ones of a small model.
+    as long for the many small ones of a small model. Of sharded ones each process orthogonalises
+    the whole, and keeps its part.
     """
 
     def __init__(
@@ -115,11 +117,12 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in shapes.items():
-                update = self.orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
+                momenta = [whole(self._momentum(p)) for p in parameters]
+                update = self.orthogonalise(torch.stack(momenta))
                 rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
                 for parameter, direction in zip(parameters, update, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction, alpha=-rate)
+                    parameter.add_(part_like(parameter, direction), alpha=-rate)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """The gradient under Nesterov momentum."""
@@ -229,4 +232,4 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         name, _, state = key.rpartition("/")
         parameter = parameters[name]
-        owner[id(parameter)].state[parameter][state] = value.to(parameter.device)
+        owner[id(parameter)].state[parameter][state] = part_like(parameter, value)

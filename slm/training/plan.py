@@ -29,7 +29,14 @@ Device = Literal["cpu", "cuda", "mps"]
 
 CPU_MICRO_TOKENS = 4096  # a pass on a CPU: larger ones are no faster, and take more memory
 GPU_MICRO_TOKENS = 65_536
+MIN_TOKENS_PER_DEVICE = 16_384
+"""Tokens per step that are worth a GPU of their own.
+
+With fewer, a GPU is not filled, and the exchange of gradients, which takes the same time for any
+batch, outweighs what its share of the work saves.
+"""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_AUTO_MICRO_BATCHES = 8  # GPUs that can share a training without a setting
 MIN_COMPILED_STEPS = 2000  # from which a minute of compiling is worth it on a GPU
 
 # GPUs by the whole name that CUDA reports, since an H100 PCIe is no H100 SXM: dense rates of matrix
@@ -61,7 +68,8 @@ def autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def plan_sha256(plan: Plan) -> str:
     """What every checkpoint carries, so that it is resumed by its own plan alone."""
-    return sha256_json(plan.model_dump(mode="json", exclude_defaults=True))
+    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"parallel"})
+    return sha256_json({"world_size": plan.world_size, **fields})  # which once had no default
 
 
 def decision_sha256(decision: Decision | None, step: int) -> str:
@@ -71,21 +79,21 @@ def decision_sha256(decision: Decision | None, step: int) -> str:
     return sha256_json(decision.model_dump(mode="json"))
 
 
-def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan:
+def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int = 1) -> Plan:
     """All that is known before a probe; a limit in seconds leaves `max_steps` at 0.
 
-    `data`: the train split.
+    Args:
+        data: the train split.
+        world_size: the processes that it begins with, to refuse what they cannot do. No field of
+            the plan depends on it.
     """
     device = cast(Device, pick_device(config.train.device).type)
     if device == "mps" and world_size > 1:
         raise UserError(f"train.processes={world_size}: one process trains on mps; use auto or 1")
     precision = pick_precision(config.train.precision, device)
     rows = config.train.tokens_per_step // config.model.seq_len
-    if rows % world_size:
-        raise UserError(
-            f"train.tokens_per_step={config.train.tokens_per_step} is {rows} rows of "
-            f"model.seq_len={config.model.seq_len}: they do not divide among {world_size} processes"
-        )
+    micro_batches = pick_micro_batches(config, device)
+    check_rows(config.train.parallel, rows, world_size)
     max_steps = planned_steps(config, data)
     pays = device == "cuda" and max_steps >= MIN_COMPILED_STEPS  # a limit in seconds: 0 steps yet
     compiles = pays if config.train.compile == "auto" else config.train.compile
@@ -93,15 +101,52 @@ def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int) -> Plan
         max_steps=max_steps,
         cooldown_by_clock=config.train.schedule == "wsd" and config.train.max_seconds is not None,
         rows=rows,
-        micro_batch_size=pick_micro_batch(config, rows, device, precision, world_size),
-        world_size=world_size,
+        micro_batch_size=pick_micro_batch(config, rows // micro_batches, device, precision),
         device=device,
         precision=precision,
         threads=torch.get_num_threads(),
         compile=compiles,
         muon_precision=pick_muon_precision(config.train, device),
         parts=pick_parts(config, device, compiles),
+        parallel=config.train.parallel,
+        micro_batches=micro_batches,
     )
+
+
+def check_rows(parallel: str, rows: int, world_size: int) -> None:
+    """Raises UserError where the rows of a step do not divide among processes that need it."""
+    if parallel != "elastic" and rows % world_size:
+        raise UserError(
+            f"train.tokens_per_step is {rows} rows of model.seq_len: they do not divide among "
+            f"{world_size} processes, as train.parallel={parallel} needs it"
+        )
+
+
+def pick_micro_batches(config: PipelineConfig, device: str) -> int:
+    """The micro-batches of a step, whose gradients are summed in a tree: as configured, or `auto`.
+
+    That is 1 but on GPUs; there it is the largest power of two up to 8 that divides the rows and
+    leaves each as many tokens as are worth a GPU. It never depends on the number of processes.
+    """
+    train = config.train
+    rows = train.tokens_per_step // config.model.seq_len
+    if train.parallel != "elastic":
+        return 1  # each process has its share of the rows
+    if train.micro_batches == "auto":
+        paying = train.tokens_per_step // MIN_TOKENS_PER_DEVICE if device == "cuda" else 1
+        count = MAX_AUTO_MICRO_BATCHES
+        while count > 1 and (count > paying or rows % count):
+            count //= 2
+        return count
+    if rows % train.micro_batches:
+        divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+        nearest = sorted(divisors, key=lambda n: abs(n - int(train.micro_batches)))[:2]
+        raise UserError(
+            f"train.micro_batches={train.micro_batches}: a step has {rows} rows "
+            f"(train.tokens_per_step={train.tokens_per_step} of model.seq_len="
+            f"{config.model.seq_len}), which they must divide: use {' or '.join(map(str, nearest))}"
+        )
+    return train.micro_batches
 
 
 def steps_within(
@@ -131,14 +176,16 @@ def steps_within(
 def thread_count(config: TrainConfig, processes: int = 1) -> int:
     """Threads of each process: as configured; `auto`: OMP_NUM_THREADS, or its share of the cores.
 
-    `processes`: those that train on this machine.
+    The cores are shared among as many as can work, a configured number of micro-batches, so that
+    the bits do not depend on how many do. `processes`: those that train on this machine.
     """
     if config.threads != "auto":
         return config.threads
     exported = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": by nesting level
     if exported.isdigit() and int(exported) > 0:
         return int(exported)
-    return max(1, available_cores() // processes)
+    sharing = processes if config.micro_batches == "auto" else config.micro_batches
+    return max(1, available_cores() // sharing)
 
 
 def pick_precision(choice: Precision | Literal["auto"], device: str) -> Precision:
@@ -178,36 +225,35 @@ def pick_parts(config: PipelineConfig, device: str, compiles: bool) -> Literal["
     return "fused" if fused else "plain"
 
 
-def pick_micro_batch(
-    config: PipelineConfig, rows: int, device: str, precision: Precision, world_size: int = 1
-) -> int:
-    """Rows per pass of a process: as configured; `auto`: those whose activations fit.
+def pick_micro_batch(config: PipelineConfig, rows: int, device: str, precision: Precision) -> int:
+    """Rows per pass: as configured; `auto`: those whose activations fit.
 
-    The largest divisor of its rows where that is at least half of what fits; else passes of nearly
+    The largest divisor of the rows where that is at least half of what fits; else passes of nearly
     equal size, of which the last is padded. Of 256 rows with room for 100 a pass has 64. 257 rows
     are a prime number: three passes of 86 hold 258, one of padding.
 
-    `rows`: per step, over all processes.
+    `rows`: of a micro-batch.
     """
-    own, size = rows // world_size, config.train.micro_batch_size
+    size = config.train.micro_batch_size
     if size != "auto":
-        return min(size, own)
-    fitting = fitting_tokens(config, device, precision, world_size) // config.model.seq_len
-    limit = min(own, max(1, fitting))
-    divisor = max(d for d in range(1, limit + 1) if own % d == 0)
-    return divisor if 2 * divisor >= limit else math.ceil(own / math.ceil(own / limit))
+        return min(size, rows)
+    fitting = fitting_tokens(config, device, precision) // config.model.seq_len
+    limit = min(rows, max(1, fitting))
+    divisor = max(d for d in range(1, limit + 1) if rows % d == 0)
+    return divisor if 2 * divisor >= limit else math.ceil(rows / math.ceil(rows / limit))
 
 
-def fitting_tokens(
-    config: PipelineConfig, device: str, precision: Precision, world_size: int = 1
-) -> int:
+def fitting_tokens(config: PipelineConfig, device: str, precision: Precision) -> int:
     """Tokens per pass whose activations fit into half of a process's memory.
 
-    It has a whole GPU, or its share of the machine. Of all of it, not of what is free: the same
-    machine decides the same each time.
+    It has a whole GPU, or its share of the machine where a configured number of micro-batches may
+    be trained next to each other. Of all of it, not of what is free, and whatever the number of
+    processes: the same machine decides the same each time.
     """
     if device == "cpu":
-        memory, limit = available_memory() // world_size, CPU_MICRO_TOKENS
+        sharing = config.train.micro_batches
+        memory, limit = available_memory(), CPU_MICRO_TOKENS
+        memory //= 1 if sharing == "auto" else sharing
     elif device == "mps":  # which shares the machine's memory
         memory, limit = available_memory(), GPU_MICRO_TOKENS
     else:

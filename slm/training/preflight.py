@@ -16,16 +16,17 @@ from slm.config import PipelineConfig, ReportConfig
 from slm.errors import SlmError, UserError
 from slm.figures import size
 from slm.machine import available_cores, available_memory, pick_device
-from slm.records import Shards, ShardSplit, Source
+from slm.records import Plan, Shards, ShardSplit, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import is_made_with
 from slm.storage import read_record
 from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
-from slm.training.launch import MIN_TOKENS_PER_DEVICE, gpu_count, planned_processes
+from slm.training.elastic import max_nodes
+from slm.training.launch import gpu_count, planned_processes
 from slm.training.needs import Needs, measure
-from slm.training.plan import make_plan
+from slm.training.plan import MIN_TOKENS_PER_DEVICE, make_plan
 
 MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
 
@@ -87,11 +88,12 @@ def check_machine(config: PipelineConfig, root: Path | None = None) -> list[str]
             f"train.processes={processes}: one trains on each GPU, and this machine has "
             f"{gpu_count()}: use auto"
         )
-    make_plan(config, _UNKNOWN, processes)  # it refuses rows and precision
+    plan = make_plan(config, _UNKNOWN, processes)  # it refuses rows and precision
     _check_threads(config, processes)
     needs = measure(config)
-    _check_memory(config, needs, device, processes)
+    _check_memory(config, needs, held(needs, plan, processes), device, processes)
     return [
+        *_idle_processes(config, plan.leaves),
         *_idle_gpus(config, device, processes),
         *_check_disk(config, needs, DataRoot(root).path),
     ]
@@ -107,20 +109,39 @@ def _check_threads(config: PipelineConfig, processes: int) -> None:
         )
 
 
-def _check_memory(config: PipelineConfig, needs: Needs, device: str, processes: int) -> None:
-    """Raises UserError where what a training holds at least is more than there is."""
+def held(needs: Needs, plan: Plan, processes: int) -> Needs:
+    """What each process of a training holds at least.
+
+    Under `elastic` it has a further set of gradients for each level of the tree that it adds up,
+    under `fsdp` a part of everything.
+    """
+    if plan.parallel == "elastic":
+        sets = max_nodes(plan.leaves, processes)
+        return needs.model_copy(update={"gradients": sets * needs.gradients})
+    parts = processes if plan.parallel == "fsdp" else 1
+    sizes = {name: getattr(needs, name) // parts for name in ("weights", "gradients", "optimizer")}
+    return needs.model_copy(update=sizes)
+
+
+def _check_memory(
+    config: PipelineConfig, needs: Needs, each: Needs, device: str, processes: int
+) -> None:
+    """Raises UserError where what a training holds at least is more than there is.
+
+    `each`: what one of its processes holds.
+    """
     memory = available_memory()
     copies = processes if device != "cuda" else 0
-    if device == "cuda" and needs.state > (gpu := torch.cuda.mem_get_info()[1]):
-        raise _too_large(config, needs, 1, 0, f"its GPU has {size(gpu)}")
+    if device == "cuda" and each.state > (gpu := torch.cuda.mem_get_info()[1]):
+        raise _too_large(config, each, 1, 0, f"its GPU has {size(gpu)}")
     if needs.batches > memory:
         raise UserError(
             f"train.tokens_per_step={config.train.tokens_per_step}: the tokens of two steps take "
             f"{size(needs.batches)}, and this machine has {size(memory)}: lower it"
         )
-    if copies * needs.state + needs.checkpoint + needs.batches > memory:
+    if copies * each.state + needs.checkpoint + needs.batches > memory:
         here = f"this machine has {size(memory)}"
-        raise _too_large(config, needs, copies, needs.checkpoint, here)
+        raise _too_large(config, each, copies, needs.checkpoint, here)
 
 
 def _too_large(
@@ -164,12 +185,32 @@ def _check_disk(config: PipelineConfig, needs: Needs, data: Path) -> list[str]:
     return []
 
 
+def _idle_processes(config: PipelineConfig, micro_batches: int) -> list[str]:
+    """A warning where more processes are asked for than there are micro-batches in a step."""
+    train = config.train
+    if train.parallel != "elastic" or train.processes == "auto":
+        return []
+    if train.processes <= micro_batches:
+        return []
+    return [
+        f"train.processes={train.processes}: a step has {micro_batches} of train.micro_batches, "
+        f"and {'one process trains' if micro_batches == 1 else 'no more processes train'}; "
+        f"train.micro_batches={train.processes}, which is another run, would use all"
+    ]
+
+
 def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]:
-    """A warning where the rows of a step do not divide among the GPUs that would pay."""
+    """A warning where fewer GPUs train than would pay."""
     train, seq_len = config.train, config.model.seq_len
     paying = min(gpu_count(), train.tokens_per_step // MIN_TOKENS_PER_DEVICE)
     if device != "cuda" or train.processes != "auto" or processes >= paying:
         return []
+    if train.parallel == "elastic":
+        return [
+            f"train.micro_batches={train.micro_batches}: {processes} of {paying} GPUs will train on "
+            f"the {train.tokens_per_step // seq_len} rows of a step (train.tokens_per_step="
+            f"{train.tokens_per_step}): more micro-batches, which is another run, would use more"
+        ]
     near = max(1, round(train.tokens_per_step / (paying * seq_len))) * paying * seq_len
     return [
         f"train.tokens_per_step={train.tokens_per_step} is {train.tokens_per_step // seq_len} rows "

@@ -47,6 +47,7 @@ from slm.training.checkpoint import (
     shared_with_longer,
 )
 from slm.training.distributed import broadcast_from_rank0, wait_for_rank0
+from slm.training.elastic import share_of
 from slm.training.journal import Journal
 from slm.training.nodes import LOST_SECONDS, VISIBLE_SECONDS
 from slm.training.optim import (
@@ -56,6 +57,7 @@ from slm.training.optim import (
     optimizer_tensors,
     planned_factor,
 )
+from slm.training.parallel import gather, is_sharded, load_weights_into, replicate, shard
 from slm.training.plan import decision_sha256, plan_sha256
 
 NONE_YET = "none yet"  # a broadcast is of some bytes
@@ -105,6 +107,14 @@ class Session:
             self.forward = torch.compile(self.model)
             if self.plan.device == "cuda":
                 self.loss_gradient = compiled_gradient()
+        if self.plan.parallel == "ddp" and self.job.world_size > 1:
+            self.forward = replicate(self.forward, self.device)
+
+    @property
+    def micro_batches(self) -> range:
+        """The micro-batches of a step that this process trains on."""
+        job = self.job
+        return share_of(micro_batch_count(self.plan, job.world_size), job.rank, job.world_size)
 
     @property
     def max_steps(self) -> int | None:
@@ -226,20 +236,24 @@ def new_session(
     """
     config, device = job.config, pick_device(plan.device)
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    model = GPT(config.model, job.shards.vocab_size).to(device)
+    model = GPT(config.model, job.shards.vocab_size)
     if job.parent:
         model.load_state_dict(load_weights(job.parent.path))
     if plan.parts == "fused":
         model.use_fused_parts()
+    if plan.parallel == "fsdp" and job.world_size > 1:
+        shard(model, device)
+    model = model.to(device)
     if tokens is None:
         tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
+    count = micro_batch_count(plan, job.world_size)
+    share, rows = share_of(count, job.rank, job.world_size), plan.rows // count
     loader = Loader(
         tokens,
         seq_len=config.model.seq_len,
         rows=plan.rows,
         seed=config.train.seed,
-        rank=job.rank,
-        world_size=job.world_size,
+        own=range(share.start * rows, share.stop * rows),
         device=device,
     )
     optimizers = build_optimizers(model, config.train, plan.muon_precision)
@@ -248,10 +262,15 @@ def new_session(
     return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)
 
 
+def micro_batch_count(plan: Plan, world_size: int) -> int:
+    """The micro-batches of a step. Those of `elastic` do not depend on the number of processes."""
+    return plan.leaves if plan.parallel == "elastic" else world_size
+
+
 def restore(session: Session, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a new session. Refuses one of another config or data."""
     for part, saved, now in (
-        ("config", checkpoint.config_sha256, keys.config_hashes(session.job.config)),
+        ("config", checkpoint.config_sha256, keys.resumable_hashes(session.job.config)),
         ("shards", checkpoint.shards_key, [session.job.shards.key]),
         ("tokenizer", checkpoint.tokenizer_sha256, [session.job.tokenizer.sha256]),
     ):
@@ -270,7 +289,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
             "made by"
         )
     weights, moments, state = load_training_state(checkpoint.path)
-    session.model.load_state_dict(weights)
+    load_weights_into(session.model, weights)
     load_optimizer_tensors(session.model, session.optimizers, moments)
     session.scaler.load_state_dict(state["scaler"])
     session.step, session.resumed_from = checkpoint.step, checkpoint.weights_sha256
@@ -295,8 +314,13 @@ def save(
 
     Raises TrainingError, in all processes, where a tensor of it is not finite.
     """
+    weights: dict[str, Tensor] = session.model.state_dict()
     moments = optimizer_tensors(session.model, session.optimizers)
-    if tensor := first_not_finite({**session.model.state_dict(), **moments}):
+    sharded = is_sharded(session.model)
+    if sharded:  # all processes gather what rank 0 saves
+        writes = session.job.rank == 0
+        (weights, first), (moments, second) = gather(weights, writes), gather(moments, writes)
+    if tensor := first or second if sharded else first_not_finite({**weights, **moments}):
         raise TrainingError(
             f"step {session.step}: {tensor} is not finite after it, so nothing is saved; the "
             "checkpoints before it are kept; lower train.learning_rate, which is another run, or "
@@ -331,4 +355,6 @@ def save(
         journal.write("checkpoint", step=record.step, name=name)
         prune(writer.folder, keep, {best, *shared_with_longer(writer.folder, start)})
 
-    writer.save(record, session.model, moments, state, then=saved)
+    writer.save(
+        record, session.model, moments, state, then=saved, weights=weights if sharded else None
+    )

@@ -39,6 +39,7 @@ def config(tiny_config: Config) -> PipelineConfig:
         **{
             "data.documents": 60,
             "train.processes": 2,
+            "train.micro_batches": 2,
             "train.max_steps": 6,
             "train.tokens_per_step": 128,
             "train.evaluate_every": 3,
@@ -194,7 +195,7 @@ def test_rank_1_neither_waits_for_the_last_save_nor_reads_it(
     assert pair(work) == [0, 0], (tmp_path / "log1").read_text()
     record = run.verified_record
     assert record is not None
-    assert record.level == "E"
+    assert record.level == "F"
 
 
 def test_only_rank_0_reports_that_the_state_is_saved(
@@ -254,8 +255,8 @@ def test_the_processes_agree_on_a_stop_at_the_same_few_steps(
 
     def work(rank: int) -> None:
         steps_between_questions = slm.training.loop.steps_between_questions
-        slm.training.loop.steps_between_questions = lambda plan, _: steps_between_questions(
-            plan, 0.005 + 0.04 * rank
+        slm.training.loop.steps_between_questions = lambda count, _: steps_between_questions(
+            count, 0.005 + 0.04 * rank
         )
 
         def should_stop() -> bool:
