@@ -30,6 +30,7 @@ SETTINGS = (
     "train.optimizer=muon",
     "train.evaluate_every=100000",
     "train.checkpoint_every=100",
+    "train.micro_batches=4",
     "train.threads=1",
     "train.precision=fp32",
     "train.device=cpu",
@@ -43,7 +44,7 @@ class Cluster:
 
     hosts: list[Host]
     folder: Path
-    steps: int = 1500
+    steps: int = 1000
 
     def start(self, host: Host, nnodes: str, *more: str) -> "subprocess.Popen[Any]":
         """Start `slm train` on a host."""
@@ -74,10 +75,6 @@ class Cluster:
         steps = [entry["step"] for entry in self.run.journal if entry["event"] == "step"]
         return max(steps, default=0)
 
-    def starts(self) -> int:
-        """How often training started or resumed."""
-        return sum(entry["event"] in ("start", "resume") for entry in self.run.journal)
-
     def wait_for_step(self, step: int, seconds: float = 120) -> float:
         """Wait until a step is made; returns the seconds that it took."""
         begin = time.monotonic()
@@ -87,9 +84,9 @@ class Cluster:
         return time.monotonic() - begin
 
     def wait_for_start(self, number: int, seconds: float = 120) -> float:
-        """Wait until training has started so many times, and made a step since."""
+        """Wait until training has started so many times; returns the seconds that it took."""
         begin = time.monotonic()
-        while self.starts() < number:
+        while len(self.resumed()) < number:
             assert time.monotonic() - begin < seconds, self.output()
             time.sleep(0.05)
         return time.monotonic() - begin
@@ -107,10 +104,18 @@ class Cluster:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {seconds} s\n{self.output()}")
 
-    def results(self) -> list[str]:
-        """The weights that the finished commands reported."""
-        last = [self.log(host).read_text().rstrip().rpartition("\n{")[2] for host in self.hosts]
-        return [json.loads("{" + text.lstrip("{"))["weights_sha256"] for text in last]
+    def result(self, host: Host) -> str:
+        """The weights that a finished command reported."""
+        text = self.log(host).read_text()
+        return str(json.loads(text[text.rindex("\n{") :])["weights_sha256"])
+
+    def resumed(self) -> list[tuple[int, int]]:
+        """From which steps training started and resumed, and by how many processes."""
+        return [
+            (entry["step"], entry["processes"])
+            for entry in self.run.journal
+            if entry["event"] in ("start", "resume")
+        ]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -142,10 +147,10 @@ _undisturbed: dict[str, Bits] = {}
 
 @pytest.fixture
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Bits:
-    """The bits of a training of two processes on one machine that nothing disturbs."""
+    """The bits of a training of one process that nothing disturbs."""
     if not _undisturbed:
         folder = project(tmp_path_factory.mktemp("undisturbed"))
-        chosen = (*SETTINGS, "train.max_steps=1500", "train.processes=2")
+        chosen = (*SETTINGS, "train.max_steps=1000")
         settings = [f"--set={setting}" for setting in chosen]
         done = subprocess.run(
             [sys.executable, "-m", "slm.cli.main", "train", "tiny", *settings],
@@ -170,7 +175,8 @@ def test_two_hosts_train_what_one_does(
     assert bits(cluster.run) == expected
     record = cluster.run.verified_record
     assert record is not None
-    assert cluster.results() == [record.weights_sha256] * 2
+    assert [cluster.result(host) for host in cluster.hosts] == [record.weights_sha256] * 2
+    assert cluster.resumed() == [(0, 2)]
     again = cluster.start(cluster.hosts[1], "2")  # alone, since there is nothing to train
     assert cluster.codes(again, seconds=60) == [0]
 
@@ -191,3 +197,96 @@ def test_a_signal_to_one_of_two_stops_both_at_one_step(
     both = [cluster.start(each, "2") for each in cluster.hosts]
     assert cluster.codes(*both) == [0, 0], cluster.output()
     assert bits(cluster.run) == expected
+
+
+@pytest.mark.parametrize("how", ["killed", "without power", "cut off"])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_others_continue_without_a_host_that_is_lost(
+    how: str, lost: int, make_cluster: Callable[[int], Cluster], expected: Bits
+) -> None:
+    """Host 1 of 0, 1, 2 has rank 1, host 2 the last one; the first is where they meet."""
+    cluster = make_cluster(3)
+    commands = [cluster.start(host, "1:3") for host in cluster.hosts]
+    cluster.wait_for_step(150)
+    host, gone = cluster.hosts[lost], commands.pop(lost)
+    begin = time.monotonic()
+    if how == "cut off":
+        host.cut()
+    else:
+        host.kill(silently=how == "without power")
+    resumed = cluster.wait_for_start(2)
+    report(f"a host {how}: {resumed:.0f} s until the others resumed")
+    assert cluster.codes(*commands) == [0, 0], cluster.output()
+    assert cluster.resumed()[0] == (0, 3)
+    assert cluster.resumed()[1][0] >= 100
+    assert cluster.resumed()[1][1] == 2
+    assert bits(cluster.run) == expected
+    assert [cluster.result(cluster.hosts[i]) for i in range(3) if i != lost] == [
+        expected.weights
+    ] * 2
+    if how == "cut off":  # it notices too, and explains itself
+        assert cluster.codes(gone, seconds=60) == [1], cluster.output()
+        assert "nothing answers at 10.0.0.1:29400" in cluster.log(host).read_text()
+        report(f"the host itself ended {time.monotonic() - begin:.0f} s after it was cut off")
+
+
+def test_hosts_come_and_go(make_cluster: Callable[[int], Cluster], expected: Bits) -> None:
+    """One joins a training, and leaves it by a signal: nothing is trained twice."""
+    cluster = make_cluster(2)
+    first = cluster.start(cluster.hosts[0], "1:2")
+    cluster.wait_for_step(100)
+    second = cluster.start(cluster.hosts[1], "1:2")
+    report(f"a host joins: {cluster.wait_for_start(2):.0f} s from its command to the resumption")
+    cluster.wait_for_step(cluster.step() + 50)
+    second.send_signal(signal.SIGTERM)
+    report(f"a host leaves: {cluster.wait_for_start(3):.0f} s until the other resumed")
+    assert cluster.codes(second, first) == [INTERRUPTED, 0], cluster.output()
+    assert bits(cluster.run) == expected
+    assert [processes for _, processes in cluster.resumed()] == [1, 2, 1]
+
+
+def test_slm_stop_ends_all_hosts(make_cluster: Callable[[int], Cluster], expected: Bits) -> None:
+    """Whatever number of them could go on; and one machine alone can finish the run."""
+    cluster = make_cluster(2)
+    both = [cluster.start(each, "1:2") for each in cluster.hosts]
+    cluster.wait_for_step(100)
+    stop = [sys.executable, "-m", "slm.cli.main", "stop", str(cluster.run.path)]
+    done = cluster.hosts[1].run(stop, env={**os.environ, **environment(cluster.folder)})
+    assert done.returncode == 0
+    assert cluster.codes(*both, seconds=60) == [INTERRUPTED] * 2, cluster.output()
+    assert cluster.run.last is not None
+    assert cluster.run.last.step == cluster.step()
+    alone = cluster.start(cluster.hosts[1], "1")
+    assert cluster.codes(alone) == [0], cluster.output()
+    assert bits(cluster.run) == expected
+
+
+@pytest.mark.parametrize("how", ["killed", "without power"])
+def test_they_meet_elsewhere_when_the_host_is_lost_where_they_met(
+    how: str, make_cluster: Callable[[int], Cluster], expected: Bits
+) -> None:
+    cluster = make_cluster(3)
+    meeting = ",".join(f"{host.address}:29400" for host in cluster.hosts[:2])
+    other = f"train.launch.rdzv_endpoint={meeting}"
+    commands = [cluster.start(host, "1:3", other) for host in cluster.hosts]
+    cluster.wait_for_step(150)
+    cluster.hosts[0].kill(silently=how == "without power")
+    resumed = cluster.wait_for_start(2)
+    report(f"the host where they meet {how}: {resumed:.0f} s until the others resumed")
+    assert cluster.codes(*commands[1:]) == [0, 0], cluster.output()
+    assert bits(cluster.run) == expected
+
+
+def test_a_folder_that_is_not_shared_is_refused(
+    make_cluster: Callable[[int], Cluster], tmp_path: Path
+) -> None:
+    cluster = make_cluster(2)
+    elsewhere = Cluster(cluster.hosts, project(tmp_path / "elsewhere"))
+    both = cluster.start(cluster.hosts[0], "2"), elsewhere.start(cluster.hosts[1], "2")
+    assert cluster.codes(*both) == [2, 2], cluster.output()
+    assert "is not shared by the nodes" in cluster.log(cluster.hosts[0]).read_text()
+
+
+def report(figure: str) -> None:
+    """Measured values of docs/clusters.md: shown by `pytest -s`."""
+    print(figure, flush=True)
