@@ -76,6 +76,8 @@ class Host:
             for process in self.started:
                 process.poll()
             time.sleep(0.05)
+        for process in self.started:
+            process.wait(10)
 
 
 def _ip(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -260,7 +260,8 @@ def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
         return average(loss) if world_size > 1 else loss
     parameters, tree = list(session.model.parameters()), TreeSum()
     rows = plan.rows // plan.leaves
-    for index, part_x, part_y in zip(own, torch.split(x, rows), torch.split(y, rows), strict=True):
+    parts = (t.unflatten(0, (len(own), rows)) for t in (x, y))  # (0, rows, T) of an idle process
+    for index, part_x, part_y in zip(own, *parts, strict=True):
         loss = micro_batch_gradient(session, index, part_x, part_y, of=plan.rows)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
         session.model.zero_grad(set_to_none=True)
