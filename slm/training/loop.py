@@ -260,7 +260,7 @@ def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
         return average(loss) if world_size > 1 else loss
     parameters, tree = list(session.model.parameters()), TreeSum()
     rows = plan.rows // plan.leaves
-    parts = (t.unflatten(0, (len(own), rows)) for t in (x, y))  # (0, rows, T) of an idle process
+    parts = (t.view(len(own), rows, t.shape[1]) for t in (x, y))  # (0, rows, T) of an idle process
     for index, part_x, part_y in zip(own, *parts, strict=True):
         loss = micro_batch_gradient(session, index, part_x, part_y, of=plan.rows)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]

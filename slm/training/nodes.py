@@ -16,7 +16,7 @@ from slm.errors import UserError
 
 DEFAULT_PORT = 29_400  # torchrun's own
 JOIN_SECONDS = 600  # that a node waits for as many others as must be there
-LATE_SECONDS = 10
+LATE_SECONDS = 5
 """That those who may start wait for more to come, where their number is a range.
 
 Who comes later joins too: the others save, and all start again from there.
