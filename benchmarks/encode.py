@@ -6,6 +6,11 @@ loop gets its texts in memory and discards the tokens. The third is the preparat
 nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
 
 Last, the loader reads these shards, compared with the training loop of `quickstart`.
+
+With `--runner dask` or `ray` the same stage is done by processes of this machine and by the workers
+of a cluster of as many, in turn. That takes as many seconds longer as the Prefect server and the
+cluster need to start and to end, which a source of one document shows, and then is as fast as what
+is left: `without the start`.
 """
 
 import argparse
@@ -31,12 +36,12 @@ import pyarrow.parquet as pq
 
 from slm.config import PipelineConfig, data_root
 from slm.machine import available_cores
+from slm.orchestration.encoding import encode
 from slm.recipes import load_recipe
 from slm.records import Source
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.storage import read_record
-from slm.tokens.encode import encode
 from slm.tokens.shards.reading import read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 
@@ -48,6 +53,7 @@ def run(
     data: Path | None = None,
     repeats: int = 3,
     peers: bool = True,
+    runner: str | None = None,
 ) -> dict[str, Any]:
     """Measure and return `{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
@@ -56,6 +62,7 @@ def run(
         data: parquet files for half of the documents, repeated; the others are generated stories.
         repeats: of each measurement; the median is reported.
         peers: whether to measure tiktoken and `datasets.map` too.
+        runner: `dask` or `ray`, to measure that next to processes of this machine, and no peer.
 
     `ratio` is the value divided by that of one tiktoken thread; the loader's, by the training loop.
     """
@@ -68,6 +75,9 @@ def run(
         memory: list[float] = []
         cores = available_cores()
         tokenizer = gpt2(Path(folder))
+        if runner:
+            rows = _on_a_cluster(source, size, Path(folder), runner, repeats)
+            return _result(size, rows)
         for _ in range(repeats):
             for vocab_size in VOCAB_SIZES:
                 elapsed, peak = _measured(partial(_ours, source, Path(folder), vocab_size))
@@ -88,6 +98,10 @@ def run(
     rows.append(limits.row("slm, all processes", "peak memory", max(memory), "MB"))
     for name, speed in (("loader", loading), ("training loop, quickstart", training)):
         rows.append(limits.row(name, "throughput", speed, "tokens/s", speed / training))
+    return _result(size, rows)
+
+
+def _result(size: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     limit = limits.measure()
     return {
         "machine": limits.machine(),
@@ -142,17 +156,49 @@ def _texts(source: Source) -> list[str]:
 # ---- the three ways ---------------------------------------------------------------------------
 
 
-def _ours(source: Source, folder: Path, vocab_size: int) -> float:
+def _ours(source: Source, folder: Path, vocab_size: int, runner: str = "local") -> float:
     """Seconds from parquet to verified shards, timed by a fresh process around its own work."""
     shutil.rmtree(folder / "shards", ignore_errors=True)
-    command = [sys.executable, __file__, "--encode", str(source.path), str(vocab_size), str(folder)]
+    arguments = [str(source.path), str(vocab_size), str(folder), runner]
+    command = [sys.executable, __file__, "--encode", *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _encode_once(source_path: Path, vocab_size: int, root: Path) -> None:
+def _on_a_cluster(
+    source: Source, size: int, folder: Path, runner: str, repeats: int
+) -> list[dict[str, Any]]:
+    """Rows of the stage by processes of this machine, and by a cluster of as many workers."""
+    one = download(_config({"source": "stories", "documents": 12}), root=folder / "one")
+    seconds: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name in ("local", runner):
+            for what, of in (("all", source), ("start", one)):
+                elapsed = _ours(of, folder, VOCAB_SIZES[0], name)
+                seconds.setdefault(f"{name} {what}", []).append(elapsed)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    start = median[f"{runner} start"] - median["local start"]
+    speed = {name: size / 1e6 / median[f"{name} all"] for name in ("local", runner)}
+    without = size / 1e6 / max(1e-9, median[f"{runner} all"] - start)
+    rows = [
+        (
+            f"{name}, {available_cores()} workers",
+            "throughput",
+            value,
+            "MB/s",
+            value / speed["local"],
+        )
+        for name, value in (*speed.items(), (f"{runner} without the start", without))
+    ]
+    return [
+        limits.row(*row) for row in (*rows, (f"{runner}, start and end", "time", start, "s", None))
+    ]
+
+
+def _encode_once(source_path: Path, vocab_size: int, root: Path, runner: str) -> None:
     source = read_record(source_path, Source, verify=False)
     assert source is not None
-    config = _config({"source": "stories", "documents": 1, "vocab_size": vocab_size})
+    fields = {"source": "stories", "documents": 1, "vocab_size": vocab_size, "runner": runner}
+    config = _config(fields)
     begin = time.perf_counter()
     shards = encode(config, source, root=root)
     read_shards(shards.path)
@@ -290,17 +336,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="parquet files to mix with the stories")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="measure slm alone")
-    parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--runner", choices=("dask", "ray"), help="measure a cluster of it too")
+    parser.add_argument("--encode", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
         sys.stdout.write(json.dumps(_load_and_train(options.load)))
         return
     if options.encode:
-        source, vocab_size, root = options.encode
-        _encode_once(Path(source), int(vocab_size), Path(root))
+        source, vocab_size, root, runner = options.encode
+        _encode_once(Path(source), int(vocab_size), Path(root), runner)
         return
-    result = run(options.megabytes, options.data, options.repeats, not options.alone)
+    result = run(
+        options.megabytes, options.data, options.repeats, not options.alone, options.runner
+    )
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return

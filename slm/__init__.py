@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "load_recipe": "slm.recipes",
     "download": "slm.source.download",
-    "encode": "slm.tokens.encode",
+    "encode": "slm.orchestration.encoding",
     "train": "slm.training.launch",
     "resume": "slm.training.launch",
     "stop": "slm.training.stop",

@@ -2,6 +2,7 @@ from slm.config import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError
 from slm.evaluation.evaluate import evaluate as evaluate
+from slm.orchestration.encoding import encode as encode
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.outline import run as run
 from slm.planning.plan import plan as plan
@@ -16,7 +17,6 @@ from slm.report.write import write_report as write_report
 from slm.run_folder import DataRoot as DataRoot
 from slm.run_folder import RunFolder as RunFolder
 from slm.source.download import download as download
-from slm.tokens.encode import encode as encode
 from slm.training.derive import finish as finish
 from slm.training.derive import train_longer as train_longer
 from slm.training.launch import resume as resume

@@ -36,6 +36,13 @@ _DATA_SUFFIXES = re.compile(
     r"(\.(parquet|arrow|jsonl?|ndjson|csv|tsv|txt|text|md|rst|log|gz|zst))+$", re.IGNORECASE
 )
 
+_HOST_PORT = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}"
+# What an address of each kind of cluster looks like, and an example.
+_RUNNER_ADDRESSES = {
+    "dask": (rf"(tcp|tls|wss?)://{_HOST_PORT}", "tcp://HOST:8786"),
+    "ray": (rf"(ray://)?{_HOST_PORT}", "ray://HOST:10001"),
+}
+
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -174,6 +181,26 @@ class DataConfig(Section):
         100_000_000, "Tokens per shard file.", gt=0, lt=2**31
     )
     workers: int = setting(0, "Encoding processes; 0: one per core. The shards are the same.", ge=0)
+    runner: Literal["local", "dask", "ray"] = setting(
+        "local",
+        "What encodes: processes of this machine, or the workers of a Dask or Ray cluster (the "
+        "extras dask and ray). The shards are the same.",
+    )
+    runner_address: str = setting(
+        "",
+        "Address of the cluster, tcp://HOST:8786 (Dask) or ray://HOST:10001; empty: one of "
+        "data.workers processes is started on this machine, and closed at the end.",
+    )
+
+    @model_validator(mode="after")
+    def _address_is_of_the_runner(self) -> Self:
+        pattern, example = _RUNNER_ADDRESSES.get(self.runner, ("", ""))
+        if self.runner_address and not re.fullmatch(pattern or ".*", self.runner_address):
+            raise ValueError(
+                f"data.runner_address={self.runner_address!r} is no address of a {self.runner} "
+                f"cluster, such as {example}; empty: a cluster is started on this machine"
+            )
+        return self
 
     @field_validator("separator")
     @classmethod

@@ -5,7 +5,10 @@ from importlib.util import find_spec
 from slm.errors import UserError
 
 DISTRIBUTION = "slm-pipeline"  # that brings the package `slm`
-EXTRAS = {"ftfy": "clean", "datasketch": "clean", "harper": "grammar"}  # module → its extra
+EXTRAS = {  # module → its extra
+    "ftfy": "clean", "datasketch": "clean", "harper": "grammar",
+    "prefect_dask": "dask", "prefect_ray": "ray", "ray": "ray",
+}  # fmt: skip
 
 
 def is_installed(module: str) -> bool:

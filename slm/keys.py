@@ -51,7 +51,8 @@ SETTINGS = {
 
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
-    "recipe", "name", "data.workers", "train.processes", "train.checkpoint_every",
+    "recipe", "name", "data.workers", "data.runner", "data.runner_address",
+    "train.processes", "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.launch.nnodes", "train.launch.rdzv_endpoint", "train.launch.max_restarts",
     "train.launch.lost_seconds",

@@ -26,6 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -193,6 +194,21 @@ def write_file(path: Path, data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     fsync_path(path.parent)
+
+
+def replace_file(path: Path, *parts: bytes) -> None:
+    """Write one file, whole or not at all, but not durably: for what is made again if it is lost.
+
+    Any process may do so at any time, on other machines that share the folder too.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

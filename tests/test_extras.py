@@ -49,6 +49,8 @@ def test_what_is_imported_is_declared_in_the_core_or_in_an_extra() -> None:
     owners, core = packages_distributions(), names(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
     for module, file in imported():
+        if module in EXTRAS and not is_installed(module):  # ray, which is not among dev's
+            continue
         given = {canonicalize_name(name) for name in owners[module]}
         declared = names(extras[EXTRAS[module]]) if module in EXTRAS else core
         if module in BROUGHT:
@@ -84,7 +86,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.mark.parametrize("module", EXTRAS)
 def test_a_feature_without_its_extra_names_it(module: str, without: Callable[[str], None]) -> None:
-    require(module, "it")
+    if is_installed(module):
+        require(module, "it")
     without(module)
     assert not is_installed(module)
     with pytest.raises(UserError, match=rf"^it needs {module}.*slm-pipeline\[{EXTRAS[module]}\]"):

@@ -68,6 +68,7 @@ def encode(
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
+        stages.check_encoding(config)
         shards = stages.encode(config, stages.download(config))
     splits = shards.splits.values()
     result = {

@@ -68,6 +68,8 @@ def run_pipeline(
     with showing(current()) as display:
         if count > get_args(Until).index("train"):
             stages.preflight(config)
+        elif count > get_args(Until).index("encode"):
+            stages.check_encoding(config)
         made = summary(config, islice(outline(steps, config), count))
         return {**made, "seconds": display.seconds, "reused": display.reused}
 

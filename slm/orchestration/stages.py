@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from slm.config import PipelineConfig, data_root
+from slm.config import CleanConfig, PipelineConfig, data_root
 from slm.errors import UserError
 from slm.figures import duration
 from slm.orchestration.display import current, stage
@@ -34,6 +34,15 @@ def preflight(config: PipelineConfig) -> None:
         logger.warning(warning)
 
 
+def check_encoding(config: PipelineConfig) -> None:
+    """Refuse what cannot be encoded here, before any download; `preflight` does too."""
+    if config.data.runner == "local" and config.data.clean == CleanConfig():
+        return
+    from slm.training.preflight import check_encoding
+
+    check_encoding(config)
+
+
 @stage("download")
 def download(progress: Progress, config: PipelineConfig) -> Source:
     """A dataset of the hub, local files or the generated corpus → parquet files."""
@@ -47,11 +56,11 @@ def encode(
     progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
 ) -> Shards:
     """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
-    import slm.tokens.encode
+    import slm.orchestration.encoding
     from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
     tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
-    return slm.tokens.encode.encode(config, source, tokenizer=tokenizer, progress=progress)
+    return slm.orchestration.encoding.encode(config, source, tokenizer=tokenizer, progress=progress)
 
 
 def check_tracking(config: PipelineConfig) -> None:

@@ -11,7 +11,7 @@ vocabulary takes a second pass: the first counts the tokens of train, the second
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -45,7 +45,16 @@ from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
-from slm.tokens.units import Encoded, Unit, encode_unit, is_done, plan_units, remap_unit
+from slm.tokens.units import (
+    Encoded,
+    Pool,
+    Unit,
+    Work,
+    encode_unit,
+    is_done,
+    plan_units,
+    remap_unit,
+)
 from slm.tokens.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -57,6 +66,7 @@ IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer 
 SPLITS = ("train", "val")
 
 Choice = dict[str, Mask]  # split → which documents of a unit go there
+MakePool = Callable[[list[Unit]], AbstractContextManager[Pool]]
 
 
 @storage.hashing_once()
@@ -67,6 +77,7 @@ def encode(
     tokenizer: Tokenizer | None = None,
     root: Path | None = None,
     progress: Progress = automatic,
+    pool: MakePool | None = None,
 ) -> Shards:
     """The shards of a source in `<root>/shards/<name>-<key>/`.
 
@@ -75,6 +86,8 @@ def encode(
 
     Args:
         tokenizer: of the model that is to be trained further; None: made from the source.
+        pool: makes what encodes these units; None: processes of this machine, whatever
+            `data.runner` is.
 
     Raises UserError where no document is left for train or val, or a library that cleaning needs is
     not installed, CorruptionError where the source
@@ -91,7 +104,9 @@ def encode(
         work.mkdir(exist_ok=True)
         base = gpt2(data.path)
         try:
-            return _write_shards(key, config.data, source, base, tokenizer, work, staging, progress)
+            return _write_shards(
+                key, config.data, source, base, tokenizer, work, staging, progress, pool
+            )
         except UserError:  # which the same call would raise again
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -138,6 +153,7 @@ def _write_shards(
     work: Path,
     staging: Path,
     progress: Progress,
+    pool: MakePool | None,
 ) -> Shards:
     """Write every file of the shards to `staging` and return their record.
 
@@ -151,7 +167,7 @@ def _write_shards(
     units = plan_units(source, work / TOKENIZER, data.clean, work, splits_ends=rule == "ends")
     selection = Selection(data, source, base)
     tokenizer = base
-    with Workers(_worker_count(data, units)) as workers:
+    with pool(units) if pool else Workers(_worker_count(data, units)) as workers:
         outputs = {unit: unit.output for unit in units}
         encoded: Iterator[Encoded] = _in_order(workers, "encode", encode_unit, outputs, progress)
         if selection.is_small:
@@ -210,9 +226,9 @@ def _worker_count(data: DataConfig, units: list[Unit]) -> int:
 
 
 def _in_order(
-    workers: Workers,
+    workers: Pool,
     task: str,
-    work: Callable[[Unit], None],
+    work: Work,
     outputs: Mapping[Unit, Path],
     progress: Progress,
 ) -> Generator[Encoded]:

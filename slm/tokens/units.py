@@ -2,15 +2,18 @@
 
 A unit is a range of row groups of one parquet file. Worker processes turn each into a file of
 tokens that begins with its own sha256, so an interrupted encoding knows what it has finished.
+
+The workers may be on other machines: they need the same files under the same paths, and only units
+and paths are passed between processes.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -85,14 +88,15 @@ class Encoded:
         return tokens, self.lengths[mask], self.sizes[mask]
 
     def write(self, path: Path) -> None:
-        """Not synced nor renamed into place: a torn file fails its hash and is written again."""
+        """Write it whole or not at all, whoever else writes the same; not synced.
+
+        A torn file fails its hash and is written again.
+        """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         tally = json.dumps({"dropped": self.tally.dropped, "changed": self.tally.changed})
         payload = safetensors.numpy.save(arrays, {"tally": tally})
         storage.fault_point("write")
-        with path.open("wb") as file:
-            file.write(hashlib.sha256(payload).digest())
-            file.write(payload)
+        storage.replace_file(path, hashlib.sha256(payload).digest(), payload)
 
     @classmethod
     def read(cls, path: Path) -> "Encoded":
@@ -113,6 +117,16 @@ class Encoded:
 
 
 _ARRAYS = ("tokens", "lengths", "sizes", "hashes", "draws", "signatures")
+
+
+Work: TypeAlias = Callable[[Unit], Path]  # what is done for a unit → the file that has its result
+
+
+class Pool(Protocol):
+    """What does the work of units: processes of this machine, or the workers of a cluster."""
+
+    def spread(self, work: Work, units: Sequence[Unit], /) -> Generator[tuple[Unit, Path]]:
+        """Do `work` for each unit; yield pairs of unit and file as they are done, in any order."""
 
 
 def plan_units(
@@ -184,8 +198,13 @@ def _vocab_remap(base: Path, trimmed: Path) -> VocabRemap:
     return VocabRemap(_tokenizer(base), Tokenizer.load(trimmed))
 
 
-def encode_unit(unit: Unit) -> None:
-    """Clean and encode the documents of a unit, and write them to its output."""
+def encode_unit(unit: Unit) -> Path:
+    """Clean and encode the documents of a unit, and write them to its output.
+
+    Where another worker that was thought dead has done so, nothing is left to do.
+    """
+    if is_done(unit.output):
+        return unit.output
     tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
     dtype = token_dtype(tokenizer.n_vocab)
     parts = [np.empty(0, dtype)]
@@ -215,6 +234,7 @@ def encode_unit(unit: Unit) -> None:
         tally=tally,
     ).write(unit.output)
     storage.fault_point("encode.unit")
+    return unit.output
 
 
 def _parts(unit: Unit, raw: str, text: str) -> list[tuple[bytes, str]]:
@@ -225,14 +245,17 @@ def _parts(unit: Unit, raw: str, text: str) -> list[tuple[bytes, str]]:
     return [(document_hash(raw.encode()) if unit.settings.fix_text else b"", text)]
 
 
-def remap_unit(unit: Unit, trimmed: Path) -> None:
+def remap_unit(unit: Unit, trimmed: Path) -> Path:
     """Rewrite the tokens of an encoded unit in the vocabulary of a trimmed tokenizer's file."""
+    if is_done(unit.remapped):
+        return unit.remapped
     encoded = Encoded.read(unit.output)
     remap = _vocab_remap(unit.tokenizer, trimmed)
     tokens = remap(encoded.tokens).astype(token_dtype(remap.trimmed.n_vocab))
     lengths = _lengths(tokens, remap.trimmed.eot)
     replace(encoded, tokens=tokens, lengths=lengths).write(unit.remapped)
     storage.fault_point("encode.remap")
+    return unit.remapped
 
 
 def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:

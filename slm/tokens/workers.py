@@ -1,25 +1,35 @@
-"""Spawned worker processes, which neither fail silently nor outlive their parent."""
+"""Spawned worker processes, which neither fail silently nor outlive their parent.
+
+Those of a cluster are in `slm.orchestration.cluster`; here is what can be known of it beforehand.
+"""
 
 import atexit
 import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Self, TypeVar
+from urllib.parse import urlsplit
 
-from slm.errors import SlmError
+from slm.config import DataConfig
+from slm.errors import SlmError, UserError
+from slm.extras import require
 
 logger = logging.getLogger(__name__)
 
+RUNNERS = {"dask": "prefect_dask", "ray": "prefect_ray"}  # `data.runner` → the module it needs
+CONNECT_SECONDS = 10.0
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -71,7 +81,7 @@ class Workers:
         for _ in range(2):
             pool = self._idle.get()
             try:
-                with _bare_main():
+                with bare_main():
                     future = pool.submit(work, job)
                 return job, future.result()
             except BrokenProcessPool:
@@ -83,6 +93,25 @@ class Workers:
         raise SlmError(f"{job}: its worker process was killed, twice; is there enough memory?")
 
 
+def check_runner(data: DataConfig) -> None:
+    """Raises UserError where the library of `data.runner` is missing or its cluster unreachable."""
+    if data.runner == "local":
+        return
+    require(RUNNERS[data.runner], f"data.runner={data.runner}")
+    if not data.runner_address:
+        return
+    address = urlsplit(
+        data.runner_address if "//" in data.runner_address else f"//{data.runner_address}"
+    )
+    try:
+        socket.create_connection((address.hostname, address.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"nothing answers at data.runner_address={data.runner_address} ({error}): start the "
+            f"{data.runner} cluster, or encode here: --set data.runner=local gives the same shards"
+        ) from None
+
+
 def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin)
 
@@ -92,10 +121,11 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     atexit.register(os._exit, 0)  # all is on disk, and a normal exit takes 0.2 s
-    _keep_memory()
+    keep_memory()
 
 
-def _keep_memory() -> None:
+@cache
+def keep_memory() -> None:
     """Keep freed arrays for the next ones, instead of returning them to the kernel each time.
 
     Without it, encoding took a third of its time in the kernel. Arrow's own allocator has no such
@@ -118,17 +148,24 @@ def _follow_parent() -> None:
 
 
 _spawning = threading.Lock()
+_blocks, _main = 0, sys.modules["__main__"]  # how many of `bare_main` are entered; what they hide
 
 
 @contextmanager
-def _bare_main() -> Iterator[None]:
-    """Hide the main script while a process is spawned, in one thread at a time.
+def bare_main() -> Iterator[None]:
+    """Hide the main script while processes are spawned, in any number of threads.
 
     A spawned process imports its parent's main script first; our workers do not need it.
     """
+    global _blocks, _main
     with _spawning:
-        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
+        if not _blocks:
+            _main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _spawning:
+            _blocks -= 1
+            if not _blocks:
+                sys.modules["__main__"] = _main

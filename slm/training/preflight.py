@@ -23,6 +23,7 @@ from slm.storage import read_record
 from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
+from slm.tokens.workers import check_runner
 from slm.training.elastic import max_nodes
 from slm.training.launch import gpu_count, planned_processes
 from slm.training.needs import Needs, measure
@@ -39,7 +40,7 @@ def check_before_download(config: PipelineConfig, root: Path | None = None) -> l
     A training that is finished already is not checked against the machine. Raises UserError.
     """
     check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
-    _check_cleaning(config, root)
+    check_encoding(config, root)
     try:
         return check_machine(config, root)
     except UserError:
@@ -67,10 +68,11 @@ def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], To
             )
 
 
-def _check_cleaning(config: PipelineConfig, root: Path | None) -> None:
-    """Raises UserError where shards are to be made, and cleaning lacks a library."""
+def check_encoding(config: PipelineConfig, root: Path | None = None) -> None:
+    """Raises UserError where shards are to be made, and a library or the cluster is missing."""
     try:
         check_extras(config.data.clean)
+        check_runner(config.data)
     except UserError:
         if known_shards(config, root) is None:
             raise
