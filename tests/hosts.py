@@ -40,17 +40,24 @@ class Host:
         inside = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", named]
         process = subprocess.Popen(
             [*inside, self.name, *command],
-            env={**os.environ, **(environment or {})},
+            env=without_proxy({**os.environ, **(environment or {})}),
             start_new_session=True,
             **options,
         )
         self.started.append(process)
         return process
 
-    def run(self, command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command on this host to its end."""
-        inside = ["ip", "netns", "exec", self.name]
-        return subprocess.run([*inside, *command], text=True, check=False, **options)
+        return subprocess.run(
+            ["ip", "netns", "exec", self.name, *command],
+            env=without_proxy({**os.environ, **(environment or {})}),
+            text=True,
+            check=False,
+            **options,
+        )
 
     def cut(self) -> None:
         """Pull its cable: no connection is closed, no packet comes or goes."""
@@ -85,6 +92,11 @@ def _ip(*arguments: str) -> "subprocess.CompletedProcess[str]":
     if done.returncode:
         raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done
+
+
+def without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """Without this machine's way to the network, which no host has."""
+    return {name: text for name, text in variables.items() if not name.lower().endswith("_proxy")}
 
 
 def missing() -> str | None:

@@ -1,9 +1,9 @@
 """Several hosts, in network namespaces: a Prefect worker and the workers of clusters on another."""
 
 import json
-import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +44,7 @@ class Office:
 
     def environment(self, **more: str) -> dict[str, str]:
         homes = {"SLM_DATA": str(self.folder / "data"), "PREFECT_HOME": str(self.folder / "home")}
-        return {**os.environ, **homes, "PREFECT_API_URL": self.api, **more}
+        return {**homes, "PREFECT_API_URL": self.api, **more}
 
     def start(self, host: Host, *command: str, **variables: str) -> None:
         """Start a program that runs on until the end of the test."""
@@ -56,7 +56,7 @@ class Office:
     def run(self, host: Host, *command: str, **variables: str) -> str:
         """Run a command to its end; returns its output."""
         done = host.run(
-            command, env=self.environment(**variables), cwd=self.folder, capture_output=True
+            command, self.environment(**variables), cwd=self.folder, capture_output=True
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.output()
         return done.stdout
@@ -131,7 +131,16 @@ def test_a_ray_cluster_of_two_hosts_encodes_the_same_bytes(office: Office) -> No
     pytest.importorskip("prefect_ray")
     cli = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1")
     few = ("--disable-usage-stats", "--object-store-memory", str(100 << 20))
-    head = ("--head", "--node-ip-address", office.first.address, "--port", "6379")
+    short = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the path of a socket has 107 characters
+    head = (
+        "--head",
+        "--temp-dir",
+        short,
+        "--node-ip-address",
+        office.first.address,
+        "--port",
+        "6379",
+    )
     office.start(office.first, *cli, *few, *head, "--include-dashboard", "false")
     office.wait_for(office.second, office.first.address, 6379)
     address = f"{office.first.address}:6379"
@@ -140,6 +149,7 @@ def test_a_ray_cluster_of_two_hosts_encodes_the_same_bytes(office: Office) -> No
     wait_for_log(office, office.second, "Ray runtime started")
     shards = encode(office, "data", "--set=data.runner=ray", f"--set=data.runner_address={address}")
     assert shards.files == encode(office, "alone").files
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def wait_for_log(office: Office, host: Host, text: str) -> None:

@@ -29,6 +29,7 @@ from slm.training import launch, nodes, peers, process
 from slm.training.agent import Agent, EndpointLost
 from slm.training.nodes import Nodes, nodes_of
 from slm.training.peers import AGAIN, LOST, End, Peers
+from slm.training.preflight import check_machine
 from slm.training.provenance import environment
 
 Config = Callable[..., PipelineConfig]
@@ -130,6 +131,22 @@ def test_what_cannot_meet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_NNODES", "many")
     with pytest.raises(UserError, match="PET_NNODES=many: give a number of machines"):
         nodes_of(LaunchConfig())
+
+
+def test_machines_that_would_only_wait_are_a_warning(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "local_address", lambda endpoint: "10.0.0.2")
+    settings: dict[str, object] = {
+        "train.device": "cpu",
+        "train.launch.nnodes": "1:4",
+        "train.launch.rdzv_endpoint": "node1",
+    }
+    [warning] = check_machine(tiny_config(**settings))
+    assert "up to 4 processes start, and a step has 1 of train.micro_batches" in warning
+    assert check_machine(tiny_config(**settings, **{"train.micro_batches": 4})) == []
+    with pytest.raises(UserError, match="needs train\\.launch\\.rdzv_endpoint"):
+        check_machine(tiny_config(**settings | {"train.launch.rdzv_endpoint": None}))
 
 
 # ---- torchrun ---------------------------------------------------------------------------------
