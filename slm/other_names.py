@@ -67,8 +67,10 @@ _OTHER_NAMES = {
     "train.max_tokens": "num_tokens total_tokens train_tokens",
     "train.micro_batch_size": "device_batch_size mbs micro_batch per_device_batch_size "
     "per_device_train_batch_size",
+    "train.micro_batches": "elastic_parts n_micro_batches num_microbatches",
     "train.muon_learning_rate": "matrix_lr muon_lr",
     "train.optimizer": "optim optimizer_name optimizer_type",
+    "train.parallel": "distributed_strategy distributed_type parallelism strategy",
     "train.precision": "amp bf16 dtype fp16 half mixed_precision torch_dtype",
     "train.processes": "devices gpus n_gpus nproc nproc_per_node num_gpus world_size",
     "train.schedule": "lr_decay lr_schedule lr_scheduler lr_scheduler_type scheduler",

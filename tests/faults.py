@@ -26,6 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
 from slm import storage
 from slm.config import PipelineConfig
@@ -78,6 +79,24 @@ def fork(work: Callable[[], object], *, fault: str = "", log: Path | None = None
 def wait(child: int) -> int:
     """A fork's exit code, negative where a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def fork_group(work: Callable[[], object], count: int, folder: Path) -> list[int]:
+    """The same work in several forks of one process group, rank 0 first; returns their ids.
+
+    One alone is in no group. Each writes to `log<rank>` in the folder.
+    """
+    meeting = folder / f"group{time.monotonic_ns()}"
+
+    def member(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+        if count > 1:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count
+            )
+        work()
+
+    return [fork(partial(member, r), log=folder / f"log{r}") for r in range(count)]
 
 
 # ---- trainings --------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ NO_TOKENS = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
 SHAPE = (*(name for name in keys.SETTINGS["train"] if name.startswith("model.")), "data.vocab_size")
 SPEED = (
     *SHAPE, "train.tokens_per_step", "train.micro_batch_size", "train.optimizer", "train.device",
-    "train.precision", "train.compile", "train.threads", "train.processes",
+    "train.precision", "train.compile", "train.threads", "train.processes", "train.parallel",
+    "train.micro_batches",
 )  # fmt: skip
 
 

@@ -27,7 +27,9 @@ PROMISES = {
     "B": "So is the order of the training text; of the weights nothing is promised on this device.",
     "C": "On a CPU of the same kind, with the same torch and as many threads, so are the weights.",
     "D": "On a GPU of the same model, with the same driver and torch, so are the weights.",
-    "E": "On as many GPUs of the same model, with the same driver and torch, so are the weights.",
+    "E": "With as many processes, on the same kind of machine and torch, so are the weights.",
+    "F": "With any number of processes, on the same kind of CPU or GPU with the same torch, so are "
+    "the weights.",
 }
 
 

@@ -280,6 +280,7 @@ def _plan(recorded: Claims, rebuilt: Claims) -> Iterator[tuple[str, str, str]]:
     plan, config, shards = recorded.plan, recorded.config, rebuilt.shards
     if plan is None or config is None:
         return
+    yield "plan.parallel", plan.parallel, config.train.parallel
     yield "plan.rows", exact(plan.rows), exact(config.train.tokens_per_step // config.model.seq_len)
     if shards and (steps := planned_steps(config, shards.splits["train"])):
         yield "plan.max_steps", exact(plan.end(recorded.decision)), exact(steps)

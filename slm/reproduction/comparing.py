@@ -48,6 +48,7 @@ CLOCK = {
     "gflops": "of the clock: compared with tok_per_sec",
     "mfu": "of the clock: compared with tok_per_sec",
     "memory_bytes": "of the machine",
+    "processes": "of the machine",
 }
 INTERRUPTIONS = {
     "resume": "of an interruption: checked by itself",

@@ -129,7 +129,7 @@ def sum_over_processes(tree: TreeSum, count: int, like: Sequence[Tensor]) -> lis
         for (start, size), part in zip(everyone, received, strict=True):
             slices.add(Node(start, size, [part]))
         whole = torch.empty(world_size * width, device=device)
-        dist.all_gather(list(whole.split(width)), slices.total()[0])
+        dist.all_gather(list(whole.view(world_size, width)), slices.total()[0])
         parts = torch.split(whole[: sum(sizes[i] for i in bucket)], [sizes[i] for i in bucket])
         for i, part in zip(bucket, parts, strict=True):
             result[i].copy_(part.view_as(result[i]))

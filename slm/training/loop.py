@@ -8,10 +8,11 @@ decided is an input too.
 
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from slm.errors import Interrupted, TrainingError
 from slm.evaluation.scoring import MAX_LOSS, Score, score
-from slm.model.loss import cross_entropy
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
 from slm.run_folder import (
@@ -43,15 +42,14 @@ from slm.storage import (
     reading,
     write_record,
 )
-from slm.tokens.loader import derive_seed
 from slm.tokens.shards.reading import documents
 from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
 from slm.training.clock import decide_cooldown, note, start_countdown
-from slm.training.distributed import all_reduce_max, average, broadcast_from_rank0
-from slm.training.elastic import Node, TreeSum, sum_over_processes
+from slm.training.distributed import all_reduce_max, broadcast_from_rank0
+from slm.training.gradients import step_gradient
 from slm.training.journal import Journal
 from slm.training.optim import set_learning_rate
-from slm.training.parallel import exchanging, is_sharded, sharded_again, whole
+from slm.training.parallel import is_sharded, sharded_again, whole
 from slm.training.plan import (
     autocast_dtype,
     check_rows,
@@ -64,7 +62,6 @@ from slm.training.provenance import environment
 from slm.training.session import (
     Job,
     Session,
-    micro_batch_count,
     new_session,
     only_trainer,
     open_job,
@@ -107,12 +104,14 @@ def train(
         Interrupted: stopped, state saved.
         InUse: another process trains this run.
     """
-    with only_trainer(run):
+    reported = nullcontext() if os.environ.get("RANK", "0") == "0" else suppress(Interrupted)
+    with reported, only_trainer(run):
         if record := run.record:  # of a process that held the lock until now
             return record
         job = open_job(run)
         with reading(job.shards.path):
             return train_locked(job, should_stop, clock)
+    return None
 
 
 def train_locked(
@@ -201,8 +200,8 @@ def train_locked(
             return None
         if not session.is_done:
             raise Interrupted(f"stopped after step {session.step}; its checkpoint is saved")
+        fault_point("train.finish")
         with interruptible(session, should_stop):
-            fault_point("train.finish")
             final = evaluate_slice(session, list(documents(job.shards, "val")))
         return finish(session, journal, machine, final) if job.rank == 0 else None
 
@@ -235,7 +234,7 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     total = step_gradient(session, x, y)
     for optimizer in session.optimizers:
         session.scaler.unscale_(optimizer)
-    norm = clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
     # launch: whether they may step at all depends on it, for all of them together.
     mean_loss, grad_norm = torch.stack((total, whole(norm))).tolist()
@@ -246,71 +245,6 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
     session.scaler.update()
     model.zero_grad(set_to_none=True)
     return mean_loss, grad_norm
-
-
-def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
-    """Leave the gradient of the step's mean loss in the parameters; return that loss.
-
-    Both are the same in all processes. Of several micro-batches of `elastic` they are summed in a
-    tree; ddp and fsdp average the gradients of the processes while these are computed.
-    """
-    plan, world_size, own = session.plan, session.job.world_size, session.micro_batches
-    if plan.parallel != "elastic" or micro_batch_count(plan, world_size) == world_size == 1:
-        loss = micro_batch_gradient(session, own.start, x, y, of=len(x))
-        return average(loss) if world_size > 1 else loss
-    parameters, tree = list(session.model.parameters()), TreeSum()
-    rows = plan.rows // plan.leaves
-    parts = (t.view(len(own), rows, t.shape[1]) for t in (x, y))  # (0, rows, T) of an idle process
-    for index, part_x, part_y in zip(own, *parts, strict=True):
-        loss = micro_batch_gradient(session, index, part_x, part_y, of=plan.rows)
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        session.model.zero_grad(set_to_none=True)
-        tree.add(Node(index, 1, [*gradient, loss]))
-    if world_size > 1:
-        zero = torch.zeros((), device=session.device)
-        *gradient, loss = sum_over_processes(tree, plan.leaves, [*parameters, zero])
-    else:
-        *gradient, loss = tree.total()
-    for parameter, grad in zip(parameters, gradient, strict=True):
-        parameter.grad = grad
-    return loss
-
-
-def micro_batch_gradient(session: Session, index: int, x: Tensor, y: Tensor, of: int) -> Tensor:
-    """Add to the gradients those of a micro-batch, in passes; return its part of the step's loss.
-
-    Args:
-        index: of the micro-batch in its step, by which dropout is seeded.
-        of: rows that the loss is the mean over: it is divided once, by those of the step.
-    """
-    plan, model = session.plan, session.model
-    torch.manual_seed(derive_seed(session.job.config.train.seed, "dropout", session.step, index))
-    dtype, size = autocast_dtype(plan), min(plan.micro_batch_size, len(x))
-    total, left = torch.zeros((), device=session.device), len(x)
-    for pass_x, pass_y in zip(torch.split(x, size), torch.split(y, size), strict=True):
-        left -= len(pass_x)
-        with exchanging(session.forward, last=left == 0):
-            with torch.autocast(session.device.type, dtype, enabled=dtype is not None):
-                hidden = forward_padded(session.forward, pass_x, size)  # (B, T, C)
-            hidden = hidden.flatten(0, 1).to(dtype or hidden.dtype)
-            mean = cross_entropy(
-                hidden, model.embed.weight, pass_y.flatten(), gradient=session.loss_gradient
-            )
-            loss = mean / (of / len(pass_x))
-            session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        fault_point("train.micro_step")
-    return total
-
-
-def forward_padded(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-    """The hidden states of some rows; as many as `rows` go forward, so that all passes are alike.
-
-    The rows of padding, of token 0, get no gradient.
-    """
-    if len(x) == rows:
-        return forward(x)
-    return forward(torch.nn.functional.pad(x, (0, 0, 0, rows - len(x))))[: len(x)]
 
 
 def check_step(session: Session, loss: float, grad_norm: float) -> None:

@@ -27,6 +27,8 @@ def shard(model: GPT, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh  # half a second to import
     from torch.distributed.fsdp import fully_shard
 
+    # A norm returns a view, and nothing of ours adds to it in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
@@ -41,13 +43,15 @@ def replicate(forward: Callable[[Tensor], Tensor], device: torch.device) -> Dist
     """
     assert isinstance(forward, nn.Module)
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-    return DistributedDataParallel(
-        forward,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has a new name
+        return DistributedDataParallel(
+            forward,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
 
 
 def exchanging(forward: Callable[[Tensor], Tensor], last: bool) -> AbstractContextManager[None]:

@@ -28,7 +28,12 @@ from slm.training.elastic import max_nodes
 from slm.training.launch import gpu_count, planned_processes, processes_here
 from slm.training.needs import Needs, measure
 from slm.training.nodes import nodes_of
-from slm.training.plan import MIN_TOKENS_PER_DEVICE, make_plan
+from slm.training.plan import (
+    MAX_AUTO_MICRO_BATCHES,
+    MIN_TOKENS_PER_DEVICE,
+    make_plan,
+    pick_micro_batches,
+)
 
 MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
 
@@ -228,11 +233,14 @@ def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]
     if device != "cuda" or train.processes != "auto" or processes >= paying:
         return []
     if train.parallel == "elastic":
-        return [
-            f"train.micro_batches={train.micro_batches}: {processes} of {paying} GPUs will train on "
-            f"the {train.tokens_per_step // seq_len} rows of a step (train.tokens_per_step="
-            f"{train.tokens_per_step}): more micro-batches, which is another run, would use more"
-        ]
+        count = pick_micro_batches(config, device)
+        largest = 2 ** int(math.log2(min(paying, MAX_AUTO_MICRO_BATCHES)))
+        if train.micro_batches != "auto" or count >= largest:
+            return [
+                f"{processes} of {paying} GPUs will train, since a step has {count} micro-batches: "
+                f"train.micro_batches={paying}, which is another run, would use all"
+            ]
+        paying = largest
     near = max(1, round(train.tokens_per_step / (paying * seq_len))) * paying * seq_len
     return [
         f"train.tokens_per_step={train.tokens_per_step} is {train.tokens_per_step // seq_len} rows "

@@ -211,7 +211,9 @@ def share_decision(decision: Decision | None) -> Decision | None:
     return None if text == NONE_YET else Decision.model_validate_json(text)
 
 
-def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Session:
+def synthetic_session(
+    config: PipelineConfig, plan: Plan, vocab_size: int, rank: int = 0, world_size: int = 1
+) -> Session:
     """A session on random tokens and no folder: for probes and benchmarks."""
     shards = Shards(
         key="",
@@ -221,7 +223,7 @@ def synthetic_session(config: PipelineConfig, plan: Plan, vocab_size: int) -> Se
         eot=vocab_size - 1,
         splits={},
     )
-    job = Job(RunFolder(Path()), "", config, shards, Tokenizer([]), rank=0, world_size=1)
+    job = Job(RunFolder(Path()), "", config, shards, Tokenizer([]), rank, world_size)
     count = 4 * config.train.tokens_per_step
     tokens = np.random.default_rng(0).integers(0, vocab_size, count)
     return new_session(job, plan, [tokens])

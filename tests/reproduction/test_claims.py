@@ -39,7 +39,7 @@ from slm.training.loop import train
 
 UNREPEATED = {name for fields in NOT_REPEATED.values() for name in fields}
 OF_THE_CLOCK = {"tok_per_sec", "seconds", "gflops"}
-NOT_COMPARED = {"time", "memory_bytes"}  # of a journal: nothing else holds them
+NOT_COMPARED = {"time", "memory_bytes", "processes"}  # of a journal: nothing else holds them
 
 
 @pytest.fixture(autouse=True)

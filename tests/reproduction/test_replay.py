@@ -147,8 +147,13 @@ def test_steps_that_are_not_there_are_refused(run: Path, start: int, stop: int |
 
 def test_what_cannot_be_replayed_is_refused(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
-    (run / "plan.json").write_text(json.dumps({**plan, "world_size": 2}))
-    with pytest.raises(UserError, match="trained by 2 processes"):
+    (run / "plan.json").write_text(json.dumps({**plan, "world_size": 3}))
+    with pytest.raises(UserError, match="trained by 3 processes under an older slm"):
+        verify_steps(RunFolder(run))
+    journal = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(journal.replace('"processes": 1', '"processes": 4'))
+    (run / "plan.json").write_text(json.dumps({**plan, "parallel": "ddp"}))
+    with pytest.raises(UserError, match=r"trained by 4 processes under train\.parallel=ddp"):
         verify_steps(RunFolder(run))
     (run / "plan.json").unlink()
     with pytest.raises(UserError, match="no step of it was trained yet"):

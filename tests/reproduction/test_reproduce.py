@@ -381,6 +381,10 @@ def test_more_gpus_than_there_are_cannot(run: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     plan = json.loads((run / "plan.json").read_bytes())
     chain = lineage(RunFolder(run))
-    (run / "plan.json").write_text(json.dumps({**plan, "device": "cuda", "world_size": 8}))
+    journal = (run / "metrics.jsonl").read_text()
+    assert '"processes": 1' in journal
+    (run / "metrics.jsonl").write_text(journal.replace('"processes": 1', '"processes": 8'))
+    forged = {**plan, "device": "cuda", "parallel": "ddp"}
+    (run / "plan.json").write_text(json.dumps(forged))
     reproduction = reproduce(RunFolder(run), chain=chain)
     assert_cannot(reproduction, "environment", "1 GPUs here, 8 needed")

@@ -21,7 +21,7 @@ from slm.run_folder import CHECKPOINTS, JOURNAL, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, describe_files, read_record, write_record
 from slm.tokens.encode import encode
-from slm.training import launch, loop
+from slm.training import gradients, launch, loop
 from slm.training.checkpoint import OPTIMIZER
 from slm.training.loop import MAX_SKIPPED_STEPS, train
 from slm.training.optim import optimizer_tensors
@@ -89,14 +89,14 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, range],
     """Multiplies the gradients of some calls of the loss, whose value stays as it is."""
 
     def spoil(factor: float, calls: range) -> None:
-        honest, counted = loop.cross_entropy, iter(range(10**6))
+        honest, counted = gradients.cross_entropy, iter(range(10**6))
 
         def spoiled(hidden: Tensor, *rest: Tensor, **options: Any) -> Tensor:
             if next(counted) in calls:
                 hidden.register_hook(lambda gradient: gradient * factor)
             return honest(hidden, *rest, **options)
 
-        monkeypatch.setattr(loop, "cross_entropy", spoiled)
+        monkeypatch.setattr(gradients, "cross_entropy", spoiled)
 
     return spoil
 

@@ -96,14 +96,16 @@ def test_of_several_processes_the_share_of_one_is_probed(
         return train_step(session, x, y)
 
     monkeypatch.setattr(module, "train_step", step)
-    cost = probe(tiny_config(**{"train.tokens_per_step": 128}), {}, processes=2)
+    settings = {"train.tokens_per_step": 128, "train.micro_batches": 2}
+    cost = probe(tiny_config(**settings), {}, processes=2)
     assert set(rows) == {2}  # of 4 rows of 32 tokens
     assert cost.processes == 2
     assert cost.tokens == 4 * 128
 
 
 def test_a_forecast_has_the_processes_of_the_training(tiny_config: Config) -> None:
-    assert forecast(tiny_config(**{"train.processes": 2}), None).processes == 2
+    settings = {"train.processes": 2, "train.micro_batches": 2}
+    assert forecast(tiny_config(**settings), None).processes == 2
 
 
 def test_the_probe_has_the_share_of_the_cores_that_a_process_of_the_training_has(
@@ -118,7 +120,7 @@ def test_the_probe_has_the_share_of_the_cores_that_a_process_of_the_training_has
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
     monkeypatch.setattr(subprocess, "run", run)
-    forecast(tiny_config(**{"train.processes": 2}), None)
+    forecast(tiny_config(**{"train.processes": 2, "train.micro_batches": 2}), None)
     assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["4"]
 
 

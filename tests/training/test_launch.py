@@ -65,11 +65,16 @@ def changed(config: PipelineConfig, **fields: object) -> PipelineConfig:
         (0, {}, 1),
         (1, {}, 1),
         (4, {}, 4),
-        (5, {}, 4),  # 12 rows
-        (8, {"micro_batch_size": 4}, 3),
-        (8, {"micro_batch_size": 12}, 1),
+        (5, {}, 4),  # 12 rows: 4 micro-batches
+        (8, {"micro_batches": 6}, 6),
+        (5, {"micro_batches": 6}, 3),  # as fast as 4 or 5
+        (8, {"micro_batches": 6, "processes": 4}, 4),
         (8, {"device": "cpu"}, 1),
-        (8, {"processes": 5}, 5),  # as configured, and refused by the plan
+        (8, {"processes": 5}, 4),  # as many as there are micro-batches
+        (5, {"parallel": "ddp"}, 4),
+        (8, {"parallel": "ddp", "micro_batch_size": 4}, 3),
+        (8, {"parallel": "ddp", "micro_batch_size": 12}, 1),
+        (8, {"parallel": "ddp", "processes": 5}, 5),  # as configured, and refused by the plan
         (8, {"tokens_per_step": 2 * launch.MIN_TOKENS_PER_DEVICE}, 2),
     ],
 )
@@ -93,16 +98,23 @@ def test_a_small_batch_takes_one_gpu(tiny_config: Config, monkeypatch: pytest.Mo
     assert launch.planned_processes(tiny_config(**small)) == 1
 
 
-def test_a_run_resumes_with_the_processes_that_it_was_started_with(
+def test_a_run_resumes_with_as_many_processes_as_can_work_now(
     config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The plan has two micro-batches: it is of an older run that was started with two."""
+    run, gpus = RunFolder(tmp_path), changed(config, device="auto")
     monkeypatch.setattr(launch, "gpu_count", lambda: 1)
     write_json(tmp_path / PLAN, PLANNED.model_dump(mode="json"))
-    assert launch.process_count(RunFolder(tmp_path), changed(config, device="auto")) == 2
+    assert launch.process_count(run, gpus) == 1
+    assert launch.process_count(run, changed(config, processes=5)) == 2
     on_gpus = PLANNED.model_copy(update={"device": "cuda"})
     write_json(tmp_path / PLAN, on_gpus.model_dump(mode="json"))
-    with pytest.raises(UserError, match="started on 2 GPUs, and 1 are here"):
-        launch.process_count(RunFolder(tmp_path), changed(config, device="auto"))
+    assert launch.process_count(run, changed(gpus, processes=2)) == 1
+    monkeypatch.setattr(launch, "gpu_count", lambda: 8)
+    assert launch.process_count(run, gpus) == 2
+    monkeypatch.setattr(launch, "gpu_count", lambda: 0)
+    with pytest.raises(UserError, match="started on a GPU, and torch sees none here"):
+        launch.process_count(run, gpus)
 
 
 # ---- the child's environment ------------------------------------------------------------------
@@ -156,7 +168,7 @@ def test_a_training_is_started_with_each_process_share_of_the_cores(
         def poll(self) -> int:
             return self.returncode
 
-    two = changed(config, processes=2)
+    two = changed(config, processes=2, micro_batches=2)
     run = launch.prepare(two, shards, root=tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(plan_module, "available_cores", lambda: 8)

@@ -26,7 +26,7 @@ from slm.run_folder import PLAN, DataRoot, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, lock, lock_of, reading
 from slm.tokens.encode import encode
-from slm.training import launch, loop
+from slm.training import gradients, launch, loop
 from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
@@ -319,13 +319,13 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=7), shards, root=root)
-    real, calls = loop.cross_entropy, iter(range(10**6))
+    real, calls = gradients.cross_entropy, iter(range(10**6))
 
     def broken(*arguments: Any, **options: Any) -> torch.Tensor:
         poison = float("nan") if next(calls) == 13 else 1.0  # in the 7th step: 2 micro-steps each
         return real(*arguments, **options) * poison
 
-    monkeypatch.setattr(loop, "cross_entropy", broken)
+    monkeypatch.setattr(gradients, "cross_entropy", broken)
     with pytest.raises(TrainingError, match=r"step 7: train_loss is nan.*those of step 6"):
         train(run)
     saved = latest_checkpoint(run.path / "checkpoints")
@@ -497,7 +497,7 @@ def test_two_processes_train_on_the_same_rows(
     exact = changed(config, precision="fp32", seed=11, micro_batch_size=1)
     exact = exact.model_copy(update={"model": exact.model.model_copy(update={"dropout": 0.0})})
     alone = launch.train(exact, shards, root=root)
-    pair = launch.train(changed(exact, processes=2), shards, root=root)
+    pair = launch.train(changed(exact, processes=2, parallel="ddp"), shards, root=root)
     assert pair.level == "E"
     for (_, one), (_, two) in zip(losses(alone), losses(pair), strict=True):
         assert float.fromhex(one) == pytest.approx(float.fromhex(two), rel=1e-4)

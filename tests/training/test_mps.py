@@ -50,7 +50,10 @@ def test_the_plan_of_a_training_on_mps(tiny_config: Config) -> None:
     ("settings", "message"),
     [
         ({"train.precision": "fp16"}, r"train\.precision='fp16' is for GPUs: .* on mps"),
-        ({"train.processes": 2}, r"train\.processes=2: one process trains on mps"),
+        (
+            {"train.processes": 2, "train.micro_batches": 2},
+            r"train\.processes=2: one process trains on mps",
+        ),
     ],
 )
 def test_what_mps_cannot_do_is_refused(

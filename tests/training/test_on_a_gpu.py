@@ -97,17 +97,28 @@ def test_a_training_process_of_its_own(on_the_gpu: Config, tmp_path: Path) -> No
     assert run.weights_sha256 == trained(config, tmp_path / "here").weights_sha256
 
 
+def test_micro_batches_in_a_tree_resume_to_the_same_bits(
+    on_the_gpu: Config, tmp_path: Path
+) -> None:
+    """Level F on one GPU: 8 micro-batches, whose sum no number of processes changes."""
+    config = on_the_gpu(micro_batches=8, tokens_per_step=16 * 32)
+    runs = [trained(config, tmp_path / str(stop), stop) for stop in (None, 2, 7)]
+    assert len({run.weights_sha256 for run in runs}) == 1
+    assert runs[0].level == "F"
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_resume_with_the_bits_of_an_uninterrupted_run(
     on_the_gpu: Config, tmp_path: Path
 ) -> None:
-    config = on_the_gpu(processes=2)
+    config = on_the_gpu(processes=2, micro_batches=2)
     hashes = {
         launch.train(
             config, shards_of(config, tmp_path / name), root=tmp_path / name
         ).weights_sha256
         for name in ("first", "second")
     }
+    hashes.add(trained(config, tmp_path / "alone").weights_sha256)
     assert len(hashes) == 1
 
 

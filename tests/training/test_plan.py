@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from slm.config import PipelineConfig
+from slm.errors import UserError
 from slm.model.gpt import GPT
 from slm.records import Plan, ShardSplit
 from slm.storage import sha256_json
@@ -19,6 +20,7 @@ from slm.training.plan import (
     make_plan,
     peak_flops,
     pick_micro_batch,
+    pick_micro_batches,
     pick_parts,
     pick_precision,
     plan_sha256,
@@ -63,20 +65,52 @@ def test_processes_of_one_machine_share_its_memory(
 ) -> None:
     with_memory(monkeypatch, 5 << 30)
     assert fitting_tokens(wide, "cpu", "bf16") == 2555
-    assert fitting_tokens(wide, "cpu", "bf16", world_size=2) == 1277
-    assert pick_micro_batch(wide, 16, "cpu", "bf16", world_size=2) == 1
+    train = wide.train.model_copy(update={"micro_batches": 2})
+    shared = wide.model_copy(update={"train": train})
+    assert fitting_tokens(shared, "cpu", "bf16") == 1277
+    assert pick_micro_batch(shared, 8, "cpu", "bf16") == 1
 
 
-def test_a_plan_gives_each_process_its_share_of_the_memory(
+def test_a_plan_does_not_depend_on_the_number_of_processes(
     wide: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """5 GB hold two rows of one process, or one row of each of two."""
+    """5 GB hold two rows of one micro-batch, or one row of each of two: whoever trains on them."""
     with_memory(monkeypatch, 5 << 30)
-    train = wide.train.model_copy(update={"device": "cpu", "precision": "bf16"})
-    config = wide.model_copy(update={"train": train})
     data = ShardSplit(files=[], documents=1, tokens=1, bytes=1)
-    rows = [make_plan(config, data, processes).micro_batch_size for processes in (1, 2)]
-    assert rows == [2, 1]
+    for micro_batches, rows in ((1, 2), (2, 1)):
+        fixed = {"device": "cpu", "precision": "bf16", "micro_batches": micro_batches}
+        train = wide.train.model_copy(update=fixed)
+        config = wide.model_copy(update={"train": train})
+        plans = [make_plan(config, data, processes) for processes in (1, 2, 3)]
+        assert plans[0] == plans[1] == plans[2]
+        assert plans[0].micro_batch_size == rows
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "count"),
+    [
+        ("cpu", {}, 1),
+        ("cuda", {}, 8),
+        ("cuda", {"tokens_per_step": 2 * 65_536}, 8),
+        ("cuda", {"tokens_per_step": 65_536}, 4),  # 16,384 tokens are worth a GPU
+        ("cuda", {"tokens_per_step": 3 * 65_536 + 32}, 1),  # an odd number of rows
+        ("cpu", {"micro_batches": 6, "tokens_per_step": 12 * 32}, 6),
+        ("cuda", {"parallel": "ddp"}, 1),
+    ],
+)
+def test_micro_batches_follow_from_the_config_and_the_kind_of_device(
+    device: str, settings: dict[str, object], count: int, tiny_config: Config
+) -> None:
+    fixed = {f"train.{n}": value for n, value in {"tokens_per_step": 1 << 20, **settings}.items()}
+    assert pick_micro_batches(tiny_config(**{"model.seq_len": 32, **fixed}), device) == count
+
+
+def test_micro_batches_that_do_not_divide_the_rows_are_refused(tiny_config: Config) -> None:
+    config = tiny_config(**{"train.tokens_per_step": 12 * 32, "train.micro_batches": 5})
+    with pytest.raises(UserError, match=r"micro_batches=5: a step has 12 rows .* use 4 or 6"):
+        pick_micro_batches(config, "cpu")
+    with pytest.raises(UserError, match=r"is for train\.parallel=elastic"):
+        tiny_config(**{"train.parallel": "fsdp", "train.micro_batches": 2})
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,12 @@ def test_a_prompt_fits_where_it_can_be_sampled_from(tiny_config: Config) -> None
         ({"train.device": "cuda"}, "train.device='cuda': torch sees no CUDA GPU"),
         ({"train.precision": "fp16"}, "train.precision='fp16' is for GPUs"),
         ({"train.threads": 100_000}, "train.threads=100000: this machine has 2 cores"),
-        ({"train.threads": 20, "train.processes": 2}, "for each of 2 processes"),
-        ({"train.processes": 3}, "do not divide among 3 processes"),
+        (
+            {"train.threads": 20, "train.processes": 2, "train.micro_batches": 2},
+            "for each of 2 processes",
+        ),
+        ({"train.processes": 3, "train.parallel": "ddp"}, "do not divide among 3 processes"),
+        ({"train.micro_batches": 3}, "train.micro_batches=3: a step has"),
         ({"train.tokens_per_step": 32 * 10**12}, "train.tokens_per_step=32000000000000: the"),
     ],
 )
@@ -93,7 +97,7 @@ def test_more_processes_than_gpus_are_refused(
 ) -> None:
     with_gpus(monkeypatch, 2)
     with pytest.raises(UserError, match=r"train\.processes=4.*this machine has 2"):
-        check_before_download(tiny_config(**{"train.processes": 4}))
+        check_before_download(tiny_config(**{"train.processes": 4, "train.micro_batches": 4}))
 
 
 def test_rows_that_leave_gpus_idle_are_a_warning_with_a_near_number_that_does_not(
@@ -104,6 +108,18 @@ def test_rows_that_leave_gpus_idle_are_a_warning_with_a_near_number_that_does_no
     assert "2053 rows" in warning
     assert "do not divide among 4 GPUs: 1 of them will train; 65664 would use all" in warning
     assert check_before_download(tiny_config(**{"train.tokens_per_step": 65664})) == []
+
+
+def test_processes_without_a_micro_batch_are_a_warning(
+    tiny_config: Config, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (warning,) = check_before_download(tiny_config(**{"train.processes": 2}))
+    assert "train.processes=2: a step has 1 of train.micro_batches" in warning
+    with_gpus(monkeypatch, 4)
+    (warning,) = check_before_download(
+        tiny_config(**{"train.tokens_per_step": 65664, "train.micro_batches": 2})
+    )
+    assert "2 of 4 GPUs will train, since a step has 2 micro-batches" in warning
 
 
 # ---- memory and disk --------------------------------------------------------------------------
@@ -153,10 +169,15 @@ def test_each_process_of_a_cpu_holds_its_own_state(
 ) -> None:
     needs = measure(tiny_config())
     with_memory(monkeypatch, needs.state + needs.checkpoint + needs.batches)
-    cpu = {"train.device": "cpu"}
+    cpu, ddp = {"train.device": "cpu"}, {"train.parallel": "ddp"}
     assert check_before_download(tiny_config(**cpu)) == []
     with pytest.raises(UserError, match="in each of 2 processes weights"):
-        check_before_download(tiny_config(**cpu, **{"train.processes": 2}))
+        check_before_download(tiny_config(**cpu, **{"train.processes": 2, **ddp}))
+    trees = {"train.processes": 2, "train.micro_batches": 4}
+    with_memory(monkeypatch, 2 * needs.state + needs.checkpoint + needs.batches)
+    assert check_before_download(tiny_config(**cpu, **{"train.processes": 2, **ddp})) == []
+    with pytest.raises(UserError, match="does not fit"):  # two sets of gradients in each
+        check_before_download(tiny_config(**cpu, **trees))
     with_memory(monkeypatch, needs.state + needs.checkpoint + needs.batches - 1)
     with pytest.raises(UserError, match="does not fit"):
         check_before_download(tiny_config(**cpu))

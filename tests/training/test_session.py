@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_the_share_of_the_peak_is_of_the_runs_precision_and_of_all_its_devices(
     split = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
     plan = make_plan(config, split, world_size=1)
     opened = session.synthetic_session(config, plan, 512)
-    opened.plan = plan.model_copy(update={"world_size": 5})
+    opened.job = replace(opened.job, world_size=5)
     rate = opened.model.flops_per_token() * config.train.tokens_per_step / 0.5  # FLOP/s
     peaks = {"bf16": 2 * rate, "fp32": rate}
     monkeypatch.setattr(loop, "peak_flops", lambda device, precision: peaks[precision])

@@ -182,7 +182,8 @@ def test_the_same_command_resumes_to_the_same_bits(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_to_all_processes_at_once_saves(project: Project, processes: int) -> None:
     """As a service manager ends a service: torchrun and the command signal the trainers again."""
-    process = project.start("train", f"train.processes={processes}")
+    several = (f"train.processes={processes}", f"train.micro_batches={processes}")
+    process = project.start("train", *several)
     project.wait_for_steps(process)
     for member in [*process.children(recursive=True), process]:
         member.send_signal(signal.SIGTERM)
