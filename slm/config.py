@@ -29,6 +29,7 @@ LIMITS = ("max_steps", "max_tokens", "max_seconds", "epochs")
 MAX_SEED = 2**63 - 1
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
+ENDPOINT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9_.-]*)(:[0-9]{1,5})?"  # HOST:PORT
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -262,6 +263,55 @@ class ModelConfig(Section):
         return self
 
 
+class LaunchConfig(Section):
+    """Several machines (nodes) that train one run together, each by the same command.
+
+    No result depends on it.
+    """
+
+    nnodes: str | None = setting(
+        None,
+        "Machines that train one run together: a number, or MIN:MAX, between which they may come "
+        "and go; null: the variable PET_NNODES, else this machine alone.",
+    )
+    rdzv_endpoint: str | None = setting(
+        None,
+        "Where they meet: HOST:PORT of one of them, and after a comma that of others, should it be "
+        "lost; null: PET_RDZV_ENDPOINT, else MASTER_ADDR and MASTER_PORT.",
+        pattern=f"^{ENDPOINT}(,{ENDPOINT})*$",
+    )
+    max_restarts: int = setting(
+        10,
+        "How often training restarts from its last checkpoint after a process or a machine was "
+        "lost.",
+        ge=0,
+    )
+    lost_seconds: float = setting(
+        60.0, "Seconds without a sign of life after which a machine is taken as lost.", ge=5
+    )
+
+    @field_validator("nnodes", mode="before")
+    @classmethod
+    def _node_counts(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if node_range(str(value)) is None:
+            raise ValueError(
+                f"train.launch.nnodes={value}: give a number of machines, such as 2, or the fewest "
+                "and the most, such as 1:4"
+            )
+        return str(value)
+
+
+def node_range(text: str) -> tuple[int, int] | None:
+    """The fewest and the most machines of `2` or `1:4`; None where it is neither."""
+    numbers = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", text)
+    if numbers is None:
+        return None
+    fewest, most = int(numbers[1]), int(numbers[2] or numbers[1])
+    return (fewest, most) if fewest <= most else None
+
+
 class TrainConfig(Section):
     """How the model is trained. Exactly one of `max_steps` … `epochs` ends it."""
 
@@ -339,13 +389,15 @@ class TrainConfig(Section):
     )
     processes: PositiveInt | Literal["auto"] = setting(
         "auto",
-        "Training processes, one per GPU, under torchrun; another number resumes the same run.",
+        "Training processes on each machine, one per GPU, under torchrun; another number resumes "
+        "the same run.",
     )
     parallel: Literal["elastic", "ddp", "fsdp"] = setting(
         "elastic",
         "How several processes train: elastic, the same bits for any number of them; ddp, torch's "
         "DistributedDataParallel; fsdp, its fully_shard, for models that do not fit one GPU.",
     )
+    launch: LaunchConfig = Field(LaunchConfig(), description=LaunchConfig.__doc__)
     deterministic: bool = setting(True, "Deterministic CUDA kernels, at a small cost in speed.")
 
     evaluate_every: PositiveInt = setting(100, "Steps between evaluations.")

@@ -52,7 +52,8 @@ SETTINGS = {
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
     "recipe", "name", "data.workers", "data.runner", "data.runner_address", "train.processes",
-    "train.checkpoint_every", "train.keep_checkpoints",
+    "train.launch.nnodes", "train.launch.rdzv_endpoint", "train.launch.max_restarts",
+    "train.launch.lost_seconds", "train.checkpoint_every", "train.keep_checkpoints",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
     "registry.max_bpb", "registry.beat_baselines", "registry.max_degenerate",
     "registry.max_memorised",

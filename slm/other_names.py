@@ -58,6 +58,8 @@ _OTHER_NAMES = {
     "train.grad_clip": "clip clip_grad clip_grad_norm grad_norm_clip gradient_clip_val "
     "gradient_clipping max_grad_norm",
     "train.keep_checkpoints": "keep save_total_limit",
+    "train.launch.nnodes": "n_nodes nodes num_machines num_nodes",
+    "train.launch.rdzv_endpoint": "main_process_ip master_addr rendezvous rendezvous_endpoint",
     "train.learning_rate": "adam_lr base_lr lr max_lr peak_lr",
     "train.max_seconds": "max_minutes max_time seconds time time_limit train_seconds",
     "train.max_steps": "iterations iters max_iterations max_iters n_steps num_iterations num_steps "

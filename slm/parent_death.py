@@ -46,7 +46,7 @@ def main() -> None:
         signal_when_parent_dies(signal.SIGTERM)
         os.execvp(sys.argv[1], sys.argv[1:])
     child = subprocess.Popen(sys.argv[1:])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     signal_when_parent_dies(signal.SIGTERM)
     code = child.wait()

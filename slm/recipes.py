@@ -58,10 +58,24 @@ class Recipe:
     shipped: bool  # whether it comes with slm
 
 
+class _PlainNumbers(yaml.SafeLoader):
+    """YAML whose numbers are decimal: `nnodes: 1:4` is that text, not 64, a number of base 60."""
+
+    def decimal_or_text(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return node.value
+        integer = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
+
+
+_PlainNumbers.add_constructor("tag:yaml.org,2002:int", _PlainNumbers.decimal_or_text)
+_PlainNumbers.add_constructor("tag:yaml.org,2002:float", _PlainNumbers.decimal_or_text)
+
+
 def read_pipelines(path: Path) -> dict[str, Any]:
     """A parsed `pipelines.yaml`. Raises UserError where it is missing or not such a file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = _PlainNumbers(path.read_text(encoding="utf-8")).get_single_data() or {}
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist: `slm init` makes one, or work in a folder that has one"

@@ -8,7 +8,6 @@ set in its environment. The child is `slm/training/process.py`.
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,15 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import Any, NoReturn
 
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, Interrupted, TrainingError, UserError
+from slm.errors import CorruptionError, Interrupted, InUse, TrainingError, UserError
 from slm.machine import thread_waiting
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
@@ -50,7 +47,10 @@ from slm.storage import (
     run_stage,
     unmark_complete,
 )
+from slm.training.agent import Agent, EndpointLost, final_message, kill
 from slm.training.identity import find_run, run_inputs, run_keys
+from slm.training.nodes import FROM_TORCHRUN, VISIBLE_SECONDS, Nodes, elsewhere, nodes_of
+from slm.training.peers import LEAVE
 from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_count
 from slm.training.process import ENDED
 from slm.training.selection import check_resumable, select
@@ -59,7 +59,7 @@ from slm.training.status import Status, estimated_end
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
+FIRST_NODE = "first-node.lock"  # held by the node that shows the training elsewhere
 GRACE_SECONDS = 30.0  # for the child to finish its step and save, after the signal to stop
 
 
@@ -217,15 +217,37 @@ def train_folder(
     on_event: Callable[[JournalEntry], None],
     around: Callable[[RunFolder], AbstractContextManager[Any]],
 ) -> Run:
-    """Train an unfinished run in a child process; return its record."""
-    with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
-        # another trainer is reported here, not after the child's seconds of start
-        renew_settings(run, config)
-    with around(run):
-        supervise(run, config, progress, on_event)
-    record = run.verified_record
+    """Train an unfinished run in a child process; return its record.
+
+    On several nodes each does so; the first process of all holds the run's lock, and the node that
+    was here first does what is `around`.
+    """
+    nodes = nodes_of(config.train.launch)
+    try:
+        with lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS):
+            # another trainer is reported here, not after the child's seconds of start
+            renew_settings(run, config)
+    except InUse:
+        if nodes is None:
+            raise
+    with ExitStack() as stack:
+        if nodes is None or holds(stack, run.path / FIRST_NODE):
+            stack.enter_context(around(run))
+        supervise(run, config, progress, on_event, nodes)
+    deadline = time.monotonic() + (VISIBLE_SECONDS if nodes else 0)
+    while (record := run.verified_record) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)  # another node wrote it
     assert record is not None, f"{run.path} ended without a record"
     return record
+
+
+def holds(stack: ExitStack, path: Path) -> bool:
+    """Whether this process gets a lock, which the stack then holds."""
+    try:
+        stack.enter_context(lock(path, wait=False))
+    except InUse:
+        return False
+    return True
 
 
 def reopen(run: RunFolder, error: CorruptionError) -> None:
@@ -251,30 +273,63 @@ def supervise(
     config: PipelineConfig,
     progress: Progress,
     on_event: Callable[[JournalEntry], None],
+    nodes: Nodes | None = None,
 ) -> None:
-    """Run the child to its end. Whatever interrupts this process stops the child gracefully."""
-    with (run.path / LOG).open("ab") as log:
+    """Run the child to its end. Whatever interrupts this process stops the child gracefully.
+
+    `nodes`: the machines that train together; None: this one alone. Where they meet elsewhere,
+    should the machine be lost where they do, it is run again.
+    """
+    while True:
+        try:
+            return watch_child(run, config, progress, on_event, nodes)
+        except EndpointLost as error:
+            others = elsewhere(nodes) if nodes else None
+            if others is None:
+                raise
+            logger.warning("%s; now at %s", error, others.endpoint)
+            nodes = others
+
+
+def watch_child(
+    run: RunFolder,
+    config: PipelineConfig,
+    progress: Progress,
+    on_event: Callable[[JournalEntry], None],
+    nodes: Nodes | None,
+) -> None:
+    """`supervise`, with the nodes that meet at one place."""
+    path = run.path / LOG
+    if nodes:  # two machines cannot append to one file
+        path = path.with_stem(f"{path.stem}-{nodes.address.replace(':', '_')}")
+    with path.open("ab") as log:
         begin = log.tell()
-        processes = process_count(run, config)
+        processes = processes_here(config) if nodes else process_count(run, config)
         child = subprocess.Popen(
-            command(run, processes),
+            command(run, processes, nodes),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=child_environment(config, processes),
+            env=environment(config, processes, nodes),
             start_new_session=True,  # the terminal's Ctrl-C reaches it through this process alone
         )
+        agent = Agent(child, nodes, path, begin) if nodes else None
         events, status = follow(run.path / JOURNAL), Status(run.journal)
         progress("starting", 0, None)
         try:
             while child.poll() is None:
                 report(run, next(events), progress, on_event, status)
+                if agent:
+                    agent.check()
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            stop(child)
+            stop(child, LEAVE if nodes else signal.SIGTERM)
             raise
         report(run, next(events), progress, on_event, status)
-    check_exit(child.returncode, run, begin)
+    if agent is None:
+        check_exit(child.returncode, run, begin)
+    elif end := agent.end(run):
+        raise_end(*end, run)
 
 
 def process_count(run: RunFolder, config: PipelineConfig) -> int:
@@ -322,14 +377,32 @@ def planned_processes(config: PipelineConfig, micro_batches: int | None = None) 
     return max((n for n in range(2, most + 1) if rows % (n * per_pass) == 0), default=1)
 
 
-def command(run: RunFolder, processes: int) -> list[str]:
+def processes_here(config: PipelineConfig) -> int:
+    """The processes of this machine, where several train. `auto`: one per GPU, or one."""
+    train = config.train
+    if train.processes != "auto":
+        return train.processes
+    return max(1, gpu_count()) if train.device in ("auto", "cuda") else 1
+
+
+def command(run: RunFolder, processes: int, nodes: Nodes | None = None) -> list[str]:
     """The child's command line: under torchrun where there is more than one process."""
     python = [sys.executable, "-m"]
     train = ["slm.training.process", str(run.path)]
-    if processes == 1:
+    if processes == 1 and nodes is None:
         return [*python, *train]
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    meeting = nodes.torchrun(run.name) if nodes else ["--standalone"]
+    torchrun = ["torch.distributed.run", *meeting, f"--nproc-per-node={processes}", "-m"]
     return [*python, "slm.parent_death", *python, *torchrun, *train]
+
+
+def environment(config: PipelineConfig, processes: int, nodes: Nodes | None) -> dict[str, str]:
+    """`child_environment`, of several nodes or one; without what torchrun sets and reads."""
+    variables = child_environment(config, processes)
+    for name in list(variables):
+        if name in FROM_TORCHRUN or name.startswith("PET_"):
+            del variables[name]
+    return {**variables, **(nodes.environment() if nodes else {})}
 
 
 def gpu_count() -> int:
@@ -407,7 +480,7 @@ def report(
         progress(status.line(max_steps, estimate), status.step, max_steps or estimate)
 
 
-def stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
     """Ask the child to save and end; kill it after the grace period, or on a second Ctrl-C.
 
     A second SIGTERM is ignored: a service manager may send it to all processes of a service, and
@@ -415,14 +488,10 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     """
     try:
         with ignoring_signal(signal.SIGTERM):
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(number)
             child.wait(GRACE_SECONDS)
     except BaseException:  # too late, or Ctrl-C
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(child.pid).children(recursive=True):
-                process.kill()  # torchrun's workers
-        child.kill()
-        child.wait()
+        kill(child)
 
 
 @contextmanager
@@ -448,6 +517,11 @@ def check_exit(code: int, run: RunFolder, begin: int) -> None:
     message = final_message(run.path / LOG, begin)
     if ended := ENDED.fullmatch(message):  # torchrun returns codes of its own only
         code, message = int(ended[1]), ended[2]
+    raise_end(code, message, run)
+
+
+def raise_end(code: int, message: str, run: RunFolder) -> NoReturn:
+    """Raises what an exit code of the training process means."""
     if code == -signal.SIGKILL:
         raise TrainingError(
             f"the training process of {run.name} was killed (SIGKILL), as the system does when "
@@ -466,16 +540,3 @@ def check_exit(code: int, run: RunFolder, begin: int) -> None:
         if code == kind.exit_code:
             raise kind(message)
     raise TrainingError(f"the training process of {run.name} ended with code {code}: {message}")
-
-
-def final_message(log: Path, begin: int) -> str:
-    """The line that explains the child's end: its own, else the first error, else the last."""
-    with log.open("rb") as file:
-        file.seek(begin)
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    own = [line for line in lines if ENDED.fullmatch(line)]
-    errors = [line for line in lines if ERROR.search(line)]
-    return next(
-        (line for line in [*own[:1], *errors[:1], *reversed(lines)] if line),
-        f"no message in {log}",
-    )

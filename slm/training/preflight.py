@@ -25,8 +25,9 @@ from slm.tokens.encode import encode_key
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 from slm.tokens.workers import check_runner
 from slm.training.elastic import max_nodes
-from slm.training.launch import gpu_count, planned_processes
+from slm.training.launch import gpu_count, planned_processes, processes_here
 from slm.training.needs import Needs, measure
+from slm.training.nodes import nodes_of
 from slm.training.plan import (
     MAX_AUTO_MICRO_BATCHES,
     MIN_TOKENS_PER_DEVICE,
@@ -101,6 +102,7 @@ def check_machine(config: PipelineConfig, root: Path | None = None) -> list[str]
     _check_memory(config, needs, held(needs, plan, processes), device, processes)
     return [
         *_idle_processes(config, plan.leaves),
+        *_idle_nodes(config, plan.leaves),
         *_idle_gpus(config, device, processes),
         *_check_disk(config, needs, DataRoot(root).path),
     ]
@@ -203,6 +205,24 @@ def _idle_processes(config: PipelineConfig, micro_batches: int) -> list[str]:
         f"train.processes={train.processes}: a step has {micro_batches} of train.micro_batches, "
         f"and {'one process trains' if micro_batches == 1 else 'no more processes train'}; "
         f"train.micro_batches={train.processes}, which is another run, would use all"
+    ]
+
+
+def _idle_nodes(config: PipelineConfig, micro_batches: int) -> list[str]:
+    """A warning where several machines have more processes than a step has micro-batches.
+
+    Raises UserError where the machines could not meet.
+    """
+    nodes = nodes_of(config.train.launch)
+    if nodes is None or config.train.parallel != "elastic":
+        return []
+    most = nodes.most * processes_here(config)
+    if most <= micro_batches:
+        return []
+    return [
+        f"train.launch.nnodes={nodes.count}: up to {most} processes start, and a step has "
+        f"{micro_batches} of train.micro_batches: no more train, the others only take over when "
+        f"one is lost; train.micro_batches={most}, which is another run, would use all"
     ]
 
 

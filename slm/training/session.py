@@ -2,6 +2,8 @@
 
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -47,6 +49,7 @@ from slm.training.checkpoint import (
 from slm.training.distributed import broadcast_from_rank0, wait_for_rank0
 from slm.training.elastic import share_of
 from slm.training.journal import Journal
+from slm.training.nodes import LOST_SECONDS, VISIBLE_SECONDS
 from slm.training.optim import (
     build_optimizers,
     cooldown_start,
@@ -153,10 +156,16 @@ def open_job(run: RunFolder) -> Job:
 
 
 def only_trainer(run: RunFolder) -> AbstractContextManager[None]:
-    """The run's lock, which rank 0 holds for all processes."""
+    """The run's lock, which rank 0 holds for all processes.
+
+    On several nodes an earlier rank 0 that was cut off holds it until it notices that.
+    """
     if os.environ.get("RANK", "0") != "0":
         return nullcontext()
-    return lock(run.path / LOCK, wait=False, patience=LOCK_PATIENCE_SECONDS)
+    patience = LOCK_PATIENCE_SECONDS
+    if LOST_SECONDS in os.environ:
+        patience += 2 * float(os.environ[LOST_SECONDS])
+    return lock(run.path / LOCK, wait=False, patience=patience)
 
 
 def open_session(job: Job, plan: Plan) -> Session:
@@ -172,9 +181,28 @@ def open_session(job: Job, plan: Plan) -> Session:
     checkpoint = checkpoint_to_resume(folder, max(steps, default=0))
     if job.rank == 0:
         wait_for_rank0()
-    if checkpoint:
+    if checkpoint := as_rank0_sees(checkpoint, folder, max(steps, default=0)):
         restore(session, checkpoint)
     return session
+
+
+def as_rank0_sees(checkpoint: Checkpoint | None, folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint that all processes resume from, once this one sees it.
+
+    Another node may see a new folder of a shared file system seconds later.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    expected = broadcast_from_rank0(checkpoint.weights_sha256 if checkpoint else NONE_YET)
+    while (checkpoint.weights_sha256 if checkpoint else NONE_YET) != expected:
+        if time.monotonic() > deadline:
+            seen = checkpoint.name if checkpoint else "none"
+            raise TrainingError(
+                f"{socket.gethostname()} does not see the checkpoint in {folder} that the first "
+                f"node resumes from, but {seen}: the nodes must share the data folder"
+            )
+        time.sleep(0.5)
+        checkpoint = checkpoint_to_resume(folder, step)
+    return checkpoint
 
 
 def share_decision(decision: Decision | None) -> Decision | None:

@@ -1,6 +1,5 @@
 """Stop a training from outside: whichever process of this machine trains a run saves and ends."""
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from slm.errors import SlmError
 from slm.records import Frozen, Run
 from slm.run_folder import LOCK_PATIENCE_SECONDS, RunFolder
 from slm.training.launch import as_folder
+from slm.training.peers import STOP_ALL
 
 MODULE = "slm.training.process"  # that a training process runs
 AGENT = "torch.distributed.run"  # which starts several of them, and trains nothing itself
@@ -102,9 +102,12 @@ def _run_of(process: psutil.Process) -> Path | None:
 
 
 def _ask(process: psutil.Process, run: RunFolder) -> None:
-    """Send SIGTERM; psutil refuses a pid that another process has taken over meanwhile."""
+    """Send a signal; psutil refuses a pid that another process has taken over meanwhile.
+
+    SIGINT, which ends a training on several nodes on all of them.
+    """
     try:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(STOP_ALL)
     except psutil.NoSuchProcess:
         return
     except psutil.AccessDenied as error:
