@@ -38,6 +38,11 @@ SCHEDULERS = ("PET_NNODES", "PET_RDZV_ENDPOINT", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.1)
+
+
+@pytest.fixture(autouse=True)
 def no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*SCHEDULERS, *nodes.FROM_TORCHRUN):
         monkeypatch.delenv(name, raising=False)
@@ -290,11 +295,8 @@ def start(tmp_path: Path) -> Callable[..., int]:
     return fork
 
 
-def test_a_process_that_is_not_heard_of_is_lost(
-    start: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_process_that_is_not_heard_of_is_lost(start: Callable[..., int], tmp_path: Path) -> None:
     """As one whose machine has no power: it closes no connection."""
-    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.1)
 
     def work(node: int) -> None:
         peers.connect()
@@ -389,7 +391,6 @@ def test_an_error_of_one_is_the_end_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """torchrun would start them again and again; the other one waits in an exchange."""
-    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(peers, "ENDING_SECONDS", 0.5)
 
     def work(node: int) -> int:
