@@ -91,5 +91,5 @@ def parse_address(text: str) -> Address:
 
 def redacted(text: str) -> str:
     """A text without what may be credentials in an address: before '@' and after '?' or '#'."""
-    text = re.sub(r"(://|^)\S*@", r"\1***@", text)
+    text = re.sub(r"((?:\w+://)?)\S*@", r"\1***@", text)
     return re.sub(r"[?#]\S+", "?***", text)

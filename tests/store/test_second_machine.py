@@ -3,11 +3,13 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stores import assert_whole, blob_of, entries, facts, memory_store, only_run, verify_folder
+from tiny_pipelines import PIPELINES
 from tiny_run import CLEAN, code, flip_byte
 
 import slm
@@ -23,10 +25,18 @@ from slm.orchestration.outline import run_pipeline
 from slm.orchestration.stages import need_shards
 from slm.planning.plan import plan_config
 from slm.recipes import load_recipe, store_address
-from slm.run_folder import RunFolder
 
 STAGES = ["download", "encode", "train", "evaluate", "report"]
 Machine = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class First:
+    """A first machine: its data folder, the store that it filled, and what its run returned."""
+
+    root: Path
+    store: str
+    made: dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +63,19 @@ def store(monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> First:
+    """A machine that has run the pipeline once, up to the report, and filled its store."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "pipelines.yaml").write_text(PIPELINES)
+    with pytest.MonkeyPatch.context() as patch, code(CLEAN):
+        patch.chdir(folder)
+        patch.setenv("SLM_DATA", str(folder / "a"))
+        patch.setenv("SLM_STORE", f"file://{folder / 'store'}")
+        made = run_pipeline(load_recipe("tiny"), "report")
+    return First(folder / "a", f"file://{folder / 'store'}", made)
+
+
 def config(**overrides: Any) -> PipelineConfig:
     return load_recipe("tiny", overrides)
 
@@ -71,40 +94,40 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_machine_computes_nothing(
-    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch
+    first: First, on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = on("a")
-    made = run_pipeline(config(), "report")
-    assert made["reused"] == []
-    assert sorted(entry.kind for entry in assert_whole(store)) == sorted(
-        ["source", "shards", "run", "evaluation", "report"]
-    )
+    assert first.made["reused"] == []
+    kinds = sorted(entry.kind for entry in assert_whole(first.store))
+    assert kinds == sorted(["source", "shards", "run", "evaluation", "report"])
     second = on("b")
+    monkeypatch.setenv("SLM_STORE", first.store)
     forbid_work(monkeypatch)
     again = run_pipeline(config(), "report")
     assert again["pulled"] == again["reused"] == STAGES
-    assert again["val_bpb"] == made["val_bpb"]
-    assert verify_folder(second) == verify_folder(first)
-    assert facts(only_run(second).verified_record) == facts(only_run(first).verified_record)
+    assert again["val_bpb"] == first.made["val_bpb"]
+    assert verify_folder(second) == verify_folder(first.root)
+    finished = only_run(first.root).verified_record
+    assert facts(only_run(second).verified_record) == facts(finished)
     third = run_pipeline(config(), "report")
     assert third["reused"] == STAGES
     assert "pulled" not in third
 
 
-def test_a_plan_shows_what_would_be_pulled_and_loads_nothing(on: Machine, store: str) -> None:
-    on("a")
-    made = run_pipeline(config(), "report")
+def test_a_plan_shows_what_would_be_pulled_and_writes_nothing(
+    first: First, on: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     second = on("b")
+    monkeypatch.setenv("SLM_STORE", first.store)
     planned = plan_config(config())
     assert [planned[stage].action for stage in STAGES] == ["to pull"] * 5
-    assert planned["train"].key == RunFolder(Path(made["run"])).settings.key
+    assert planned["train"].key == only_run(first.root).settings.key
     assert planned["register"].action == "to run"
     assert not second.exists()
     other = plan_config(config(**{"train.learning_rate": 1e-4}))
     assert [other[stage].action for stage in STAGES[:3]] == ["to pull", "to pull", "to run"]
     run_pipeline(config(), "encode")
-    assert [plan_config(config())[stage].action for stage in STAGES[:3]] == [
-        "reused", "reused", "to pull",
+    assert [plan_config(config())[stage].action for stage in STAGES] == [
+        "reused", "reused", "to pull", "to pull", "to pull",
     ]  # fmt: skip
 
 
@@ -121,20 +144,17 @@ def test_what_was_there_before_the_store_is_sent_when_it_is_reused(
 
 
 def test_an_unfinished_training_takes_its_end_from_the_store(
-    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch
+    first: First, on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on("a")
-    made = run_pipeline(config(), "train")
     second = on("b")
     settings = config()
     shards = slm.encode(settings, slm.download(settings))
     slm.training.launch.prepare(settings, shards)
+    monkeypatch.setenv("SLM_STORE", first.store)
     forbid_work(monkeypatch)
-    again = run_pipeline(settings, "train")
-    assert again["pulled"] == ["train"]
-    assert facts(only_run(second).verified_record) == facts(
-        RunFolder(Path(made["run"])).verified_record
-    )
+    assert run_pipeline(settings, "train")["pulled"] == ["train"]
+    finished = only_run(first.root).verified_record
+    assert facts(only_run(second).verified_record) == facts(finished)
 
 
 def test_a_store_that_is_down_is_a_warning_and_the_pipeline_computes(
@@ -197,19 +217,14 @@ def test_a_wrong_address_is_refused_before_any_work(
     assert not (root / "sources").exists()
 
 
-def test_no_key_or_record_has_the_store_in_it(
-    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = on("a")
-    run_pipeline(config(), "train")
-    monkeypatch.setenv("SLM_STORE", "")
+def test_no_key_or_record_has_the_store_in_it(first: First, on: Machine) -> None:
     second = on("b")
     run_pipeline(config(), "encode")
-    names = [sorted(p.name for p in root.glob("s*/*")) for root in (first, second)]
-    assert names[0] == names[1]
-    for path in first.rglob("*.json"):
-        assert store not in path.read_text()
-    shutil.rmtree(second)
+    for kind in ("sources", "shards"):
+        names = [sorted(p.name for p in (r / kind).iterdir()) for r in (first.root, second)]
+        assert names[0] == names[1]
+    for path in first.root.rglob("*.json"):
+        assert first.store not in path.read_text()
 
 
 def test_a_store_that_is_readable_alone_is_asked_all_the_same(
@@ -243,12 +258,11 @@ def test_an_entry_of_a_newer_slm_is_a_warning(
 
 
 def test_the_shards_of_a_run_are_pulled_where_they_are_gone(
-    on: Machine, store: str, monkeypatch: pytest.MonkeyPatch
+    first: First, on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = on("a")
-    run_pipeline(config(), "train")
-    shutil.rmtree(root / "shards")
-    shutil.rmtree(root / "sources")
+    root = on("b")
+    shutil.copytree(first.root / "runs", root / "runs")
+    monkeypatch.setenv("SLM_STORE", first.store)
     forbid_work(monkeypatch)
     run = only_run(root)
     assert need_shards(run).key == run.settings.shards_key
