@@ -247,7 +247,8 @@ def _dask(data: DataConfig, workers: int) -> Iterator[TaskRunner[Any]]:
     if not data.runner_address:
         local = {
             "n_workers": workers, "threads_per_worker": 1, "memory_limit": 0,
-            "preload": [_NO_SIGINT], "dashboard_address": None, "silence_logs": logging.ERROR,
+            "preload": [_NO_SIGINT], "dashboard_address": "127.0.0.1:0",
+            "silence_logs": logging.ERROR,
         }  # fmt: skip
         options = {"cluster_kwargs": local}
     # Workers that are killed are spawned anew at any time, so the main script stays hidden.
@@ -266,7 +267,8 @@ def _ray(data: DataConfig, workers: int) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not data.runner_address:
         options |= {
-            "num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 << 20,
+            "_node_ip_address": "127.0.0.1", "num_cpus": workers, "include_dashboard": False,
+            "object_store_memory": 128 << 20,
         }  # fmt: skip
     with RayTaskRunner(data.runner_address or "local", options) as runner:
         yield runner

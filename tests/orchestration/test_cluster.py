@@ -39,8 +39,9 @@ LOST = "write:2:kill"  # each worker dies before it has written its second unit
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several units even of little text."""
+    """Several units even of little text, and of those several in a batch."""
     monkeypatch.setattr(units, "UNIT_BYTES", 1)
+    monkeypatch.setattr(slm.orchestration.cluster, "BATCHES_PER_WORKER", 1)
     storage.reset_fault_points()
 
 
@@ -54,7 +55,7 @@ def start_cluster() -> Any:
     return distributed.LocalCluster(
         n_workers=2,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         silence_logs=100,
     )
@@ -109,9 +110,7 @@ def test_the_bytes_are_those_of_this_process(
     tiny_config: Config,
     data_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slm.orchestration.cluster, "BATCHES_PER_WORKER", 3)
     config = tiny_config(**on(cluster))
     calls: list[tuple[str, float, float | None]] = []
     before = pids(cluster)
