@@ -16,6 +16,7 @@ from pathlib import Path
 
 DAEMONS = ("slurmctld", "slurmd", "sbatch", "scontrol")
 NODES = ("node1", "node2")
+PATIENCE_SECONDS = 600.0  # of a machine that others use as well
 MISSING = (
     "needs slurmctld and slurmd (apt-get install slurm-wlm)"
     if not all(map(shutil.which, DAEMONS))
@@ -80,13 +81,15 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, number: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for(
+        self, number: str, *states: str, seconds: float = PATIENCE_SECONDS
+    ) -> dict[str, str]:
         """The fields of a job once it is in one of these states."""
         until(lambda: self.job(number)["JobState"] in states, f"{number} is {states}", seconds)
         return self.job(number)
 
 
-def until(condition: Callable[[], object], words: str, seconds: float = 120) -> None:
+def until(condition: Callable[[], object], words: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until something is so; fails with the words where it is not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -122,15 +125,21 @@ def slurm(folder: Path) -> Iterator[Slurm]:
             start("slurmd", "-D", "-N", node)
         until(lambda: _is_idle(cluster), f"the nodes of {folder} are idle", 60)
         yield cluster
-        for number in cluster.run("squeue", "--noheader", "--format=%A").split():
-            with suppress(AssertionError):  # it has ended meanwhile
-                cluster.run("scancel", number)
-        until(lambda: not cluster.run("squeue", "--noheader"), "no job is left", 60)
     finally:
+        end_jobs(cluster)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(30)
+
+
+def end_jobs(cluster: Slurm) -> None:
+    """Cancel whatever is queued or runs, and wait for its end: no process may outlive the test."""
+    with suppress(AssertionError):  # no controller answers: there are no jobs
+        for number in cluster.run("squeue", "--noheader", "--format=%A").split():
+            with suppress(AssertionError):  # it has ended meanwhile
+                cluster.run("scancel", number)
+        until(lambda: not cluster.run("squeue", "--noheader"), "no job is left", 120)
 
 
 def _is_idle(cluster: Slurm) -> bool:
