@@ -137,6 +137,7 @@ def train_locked(
         if session.is_done:
             score_early_end(session, writer, journal, held_out, machine)
         model.train()
+        compile_ahead(session)
         batches = session.loader.batches(session.step)
         countdown = start_countdown(session, clock)
         loss, saved_step = 0.0, session.step
@@ -395,6 +396,7 @@ def probe(session: Session, clock: Callable[[], float]) -> Plan:
     held_out = held_out_slice(session)
     set_learning_rate(session.optimizers, 0.0)
     session.model.train()
+    compile_ahead(session)
 
     def timed(work: Callable[[], object]) -> float:
         begin = clock()
@@ -409,6 +411,13 @@ def probe(session: Session, clock: Callable[[], float]) -> Plan:
         every=config.evaluate_every,
     )
     return session.plan.model_copy(update={"max_steps": max_steps, "probe": measured})
+
+
+def compile_ahead(session: Session) -> None:
+    """Compile, by a gradient that is dropped, before a limit in seconds counts."""
+    if session.plan.compile and session.job.config.train.max_seconds and not session.is_done:
+        step_gradient(session, *session.loader.batch(session.step))
+        session.model.zero_grad(set_to_none=True)
 
 
 def score_early_end(

@@ -302,6 +302,36 @@ def test_a_training_whose_speed_halves_ends_within_the_limit(
     assert rates[-1] == pytest.approx(peak / (decision.max_steps - decision.cooldown_start))
 
 
+def test_compiling_takes_nothing_of_the_limit_and_changes_no_bits(
+    new_run: Callable[..., RunFolder], timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that takes ten times the limit, in the probe and in the training."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda model: model)
+        patch.setattr(slm.training.loop, "compile_ahead", lambda session: None)
+        plain = train(new_run("at once", compile=True), clock=timed(steady))
+    clock = timed(steady)
+
+    def compile_slowly(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        left = [10 * LIMIT]
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            clock.passed += left.pop() if left else 0.0
+            return model(x)  # type: ignore[no-any-return]
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    run = new_run("compiled", compile=True)
+    record = train(run, clock=clock)
+    assert plain is not None
+    assert record is not None
+    assert run.plan is not None
+    assert run.plan.compile
+    assert clock.passed > 20 * LIMIT
+    assert (record.step, record.weights_sha256) == (plain.step, plain.weights_sha256)
+
+
 def test_checkpoints_carry_the_decision_from_the_cooldown_on(
     new_run: Callable[..., RunFolder], timed: Timed
 ) -> None:
