@@ -1,6 +1,7 @@
 """Several hosts, in network namespaces: a Prefect worker and the workers of clusters on another."""
 
 import json
+import secrets
 import shutil
 import sys
 import tempfile
@@ -126,9 +127,13 @@ def test_a_dask_cluster_of_two_hosts_encodes_the_same_bytes(office: Office) -> N
     assert shards.files == encode(office, "alone").files
 
 
-def test_a_ray_cluster_of_two_hosts_encodes_the_same_bytes(office: Office) -> None:
+def test_a_ray_cluster_of_two_hosts_encodes_the_same_bytes(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     pytest.importorskip("prefect_ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # else a head of an address makes one for itself
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cli = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1")
     few = ("--disable-usage-stats", "--object-store-memory", str(100 << 20))
     short = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the path of a socket has 107 characters
