@@ -5,6 +5,7 @@ result in place when it is whole. So a damaged blob, a full disk or a kill leave
 """
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,6 +104,8 @@ class Receiver:
     def folder(self, entry: Entry, run: RunFolder | None) -> Path:
         """Where a result belongs here; one of the same key under another name stays there."""
         if run:
+            if not re.fullmatch(rf"{entry.kind}(-[0-9a-f]+)?", entry.name):
+                raise CorruptionError(f"{self.store}/{entry.place} is of a folder {entry.name!r}")
             return run.path / entry.name
         return self.home.folder(FOLDERS[entry.kind], stem(entry), entry.key)
 

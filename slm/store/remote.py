@@ -238,10 +238,10 @@ class Store:
 
     def _write_local(self, path: Path, content: Any, **options: bool) -> bool:
         with self._reached("written"):
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                for folder in path.relative_to(cast(Path, self.address.folder)).parents:
-                    storage.fsync_path(cast(Path, self.address.folder) / folder)
+            missing = [folder for folder in path.parents if not folder.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in missing:
+                storage.fsync_path(folder.parent)
             return storage.write_file(path, content, **options)
 
 

@@ -65,6 +65,20 @@ def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: P
     assert "prefect" not in again["stderr"].lower()  # it is quiet
 
 
+def test_a_flow_on_another_machine_pulls_what_the_store_has(
+    client: SyncPrefectClient, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_STORE", f"file://{tmp_path / 'store'}")
+    results = []
+    for machine in ("a", "b"):
+        monkeypatch.setenv("SLM_DATA", str(tmp_path / machine))
+        state = pipeline.pipeline("tiny", until="encode", return_state=True)
+        results.append(state.result())
+    assert results[0]["reused"] == []
+    assert results[1]["pulled"] == ["download", "encode"]
+    APILogHandler().flush()
+
+
 @pytest.mark.slow
 def test_what_runs_around_a_training_changes_no_weight(
     server: str, project: Path, data_root: Path, tmp_path: Path

@@ -24,7 +24,7 @@ from slm import storage
 from slm.errors import CorruptionError, UserError
 from slm.run_folder import DataRoot
 from slm.store.entries import Blob, Entry, place
-from slm.store.remote import StoreError
+from slm.store.remote import StoreError, open_store
 
 KINDS = ["source", "shards", "run", "evaluation"]
 
@@ -247,6 +247,19 @@ def test_an_entry_cannot_name_a_file_outside(name: str) -> None:
     text = Entry.model_construct(kind="run", key="1" * 64, name="a-1", files=blob).to_json()
     with pytest.raises(CorruptionError, match="cannot be read"):
         Entry.from_json(text, "there")
+
+
+def test_what_belongs_to_a_run_cannot_replace_another_part_of_it(
+    root: Path, tmp_path: Path
+) -> None:
+    store, run = memory_store(), only_run(root)
+    slm.push(run.name, store, root=root, data=False)
+    [evaluation] = [entry for entry in entries(store) if entry.kind == "evaluation"]
+    other = evaluation.model_copy(update={"name": "checkpoints", "key": "1" * 64})
+    open_store(store).add(other)
+    with pytest.raises(CorruptionError, match="folder 'checkpoints'"):
+        slm.pull(run.name, store, root=tmp_path / "b")
+    assert only_run(tmp_path / "b").verified_record
 
 
 def test_an_entry_of_a_newer_format_is_refused() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import KILLED, fork, wait
+from faults import KILLED, UNSYNCED, Disk, fork, left_by, power_cuts, rebuild, wait
 from stores import assert_whole, entries, facts, files_below, only_run, verify_folder
 from tiny_run import copy_run
 
@@ -101,6 +101,28 @@ def test_a_pull_that_is_killed_anywhere_leaves_a_whole_result_or_none(
     pull()
     assert verify_folder(there) == verify_folder(root)
     assert not list(there.rglob("*.tmp"))
+
+
+def test_after_a_power_cut_at_any_moment_of_a_push_what_is_seen_is_whole(
+    root: Path, tmp_path: Path
+) -> None:
+    """And what a push has reported as sent survives every one that comes later."""
+    shards, disk = only_run(root).shards, Disk(tmp_path / "disk")
+    assert shards
+    disk.root.mkdir()
+    with disk.watching():
+        slm.push(shards, f"file://{disk.root / 'store'}", root=root)
+    cuts = 0
+    for _, _, tree in power_cuts(disk):
+        target = tmp_path / "left"
+        rebuild(tree, target)
+        assert_whole(f"file://{target / 'store'}")
+        shutil.rmtree(target)
+        cuts += 1
+    assert cuts > 50
+    for unsynced in UNSYNCED:
+        kept = rebuild(left_by(disk.moments[-1], unsynced), tmp_path / unsynced)
+        assert len(entries(f"file://{kept / 'store'}")) == 2
 
 
 def verify_folder_but_leftovers(root: Path) -> None:
