@@ -17,7 +17,7 @@ _OTHER_NAMES = {
     "data.documents": "limit max_docs max_documents max_samples max_train_samples num_samples",
     "data.path": "corpus data_dir data_path dataset dataset_name dataset_path file files folder "
     "input input_file train_data train_file",
-    "data.runner": "backend engine executor runner task_runner",
+    "data.runner": "backend engine executor task_runner",
     "data.runner_address": "cluster_address dask_address ray_address scheduler_address",
     "data.text_column": "column content_column text_field text_key",
     "data.val_fraction": "test_size val_ratio val_size val_split_ratio validation_split",
