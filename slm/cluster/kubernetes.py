@@ -87,8 +87,8 @@ def launch_kubernetes(
     own = not find_recipes()[recipe].shipped
     resources = {"cpu": cpus, "memory": memory, "nvidia.com/gpu": gpus_per_node}
     settings = settings_of(overrides)
-    job = [recipe, settings, image, until, nodes, resources, claim, service_account, save_seconds]
-    name = _job_name(config.folder_name, sha256_json(job))
+    given = [image, until, nodes, resources, claim, service_account, save_seconds]
+    name = _job_name(config.folder_name, sha256_json([config.flat(), settings, *given]))
     if nodes > 1:
         settings += [
             f"train.launch.nnodes={nodes}", f"train.launch.rdzv_endpoint={name}-0.{name}:{PORT}",

@@ -133,6 +133,14 @@ def test_the_same_job_has_the_same_name_and_another_one_another() -> None:
     assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,56}[a-z0-9])", each) for each in names)
 
 
+def test_a_recipe_that_was_edited_is_another_job(project: Path) -> None:
+    before = launch_kubernetes("tiny", image=IMAGE)
+    file = project / "pipelines.yaml"
+    file.write_text(file.read_text().replace("max_steps: 4", "max_steps: 5"))
+    jobs = [manifests(text)["Job"] for text in (before, launch_kubernetes("tiny", image=IMAGE))]
+    assert jobs[0]["metadata"]["name"] != jobs[1]["metadata"]["name"]
+
+
 def test_nothing_runs_as_root() -> None:
     pod, container = pod_of(manifests(launch_kubernetes("quickstart", image=IMAGE))["Job"])
     assert pod["securityContext"]["runAsNonRoot"] is True

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import bits
@@ -12,6 +13,7 @@ from slurm import MISSING, Slurm, slurm, until
 
 import slm
 from slm.cluster.slurm import launch_slurm
+from slm.recipes import dotted_keys
 from slm.run_folder import RunFolder
 
 pytestmark = [
@@ -39,7 +41,8 @@ def venv(tmp_path: Path) -> Path:
     program = tmp_path / "a venv" / "bin" / "slm"
     program.parent.mkdir(parents=True)
     python = shlex.quote(sys.executable)
-    program.write_text(f'#!/bin/sh\nexec {python} -m slm.cli.main "$@"\n')
+    late = '[ "${SLURM_PROCID:-0}" = 0 ] || sleep 20'  # nodes of one address: one listens first
+    program.write_text(f'#!/bin/sh\n{late}\nexec {python} -m slm.cli.main "$@"\n')
     program.chmod(0o755)
     paths = os.pathsep.join([str(Path(slm.__file__).parents[1]), *filter(None, sys.path)])
     (program.parent / "activate").write_text(
@@ -134,3 +137,38 @@ def test_a_job_resumes_after_its_time_limit_and_stays_away_when_it_is_cancelled(
     last = RunFolder(run.path).last
     assert last is not None
     assert last.step > saved
+
+
+@pytest.mark.skipif(
+    "train.launch.nnodes" not in set(dotted_keys()), reason="needs the setting train.launch"
+)
+def test_two_nodes_that_train_together_are_requeued_with_the_bits_of_one(
+    tmp_path: Path, project: Path, venv: Path
+) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    overrides = {**OVERRIDES, "train.max_steps": 400, "train.micro_batches": 2}
+    options: dict[str, Any] = {"until": "train", "venv": venv, "time": "3:00:00"}
+    with slurm(tmp_path / "slurm") as cluster:
+        script = launch_slurm("tiny", overrides, data=alone, log="alone.log", **options)
+        first = submit(cluster, script, project)
+        assert cluster.wait_for(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+        script = launch_slurm("tiny", overrides, nodes=2, data=together, log="job.log", **options)
+        assert "address=$first:" in script
+        # The nodes of this cluster have names that only Slurm knows.
+        job = submit(cluster, script.replace("address=$first:", "address=127.0.0.1:"), project)
+        for count, how in enumerate(("USR1", "requeue"), 1):
+            before = steps(together)
+            until(lambda: steps(together) > before + 10, f"new steps after {before}")  # noqa: B023
+            if how == "USR1":
+                cluster.run("scancel", "--batch", "--signal=USR1", job)
+            else:
+                cluster.run("scontrol", "requeue", job)
+            until(lambda: cluster.job(job)["Restarts"] == str(count), f"requeue {count}")  # noqa: B023
+        ended = cluster.wait_for(job, "COMPLETED", "FAILED")
+    log = (project / "job.log").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), log
+    assert "1: train" in log  # both nodes show it
+    one, two = run_in(alone), run_in(together)
+    assert one is not None
+    assert two is not None
+    assert bits(one) == bits(two)
