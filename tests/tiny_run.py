@@ -91,7 +91,7 @@ def code(state: dict[str, Any]) -> Iterator[None]:
     """Report this state of the code, and train without a child process, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "code_state", lambda: state)
-        patch.setattr(launch, "supervise", lambda run, config, progress, on_event: train(run))
+        patch.setattr(launch, "supervise", lambda run, *_: train(run))
         yield
 
 

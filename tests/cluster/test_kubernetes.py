@@ -82,7 +82,7 @@ def test_several_nodes_meet_at_the_name_of_the_first() -> None:
     settings = parse_overrides(container["command"][4::2])
     (port,) = made["Service"]["spec"]["ports"]
     assert settings == {
-        "train.launch.nnodes": 4,
+        "train.launch.nnodes": "4",
         "train.launch.rdzv_endpoint": f"{name}-0.{name}:{port['port']}",
     }
     assert container["command"][:3] == ["slm", "train", "quickstart"]

@@ -13,7 +13,6 @@ from slurm import MISSING, Slurm, slurm, until
 
 import slm
 from slm.cluster.slurm import launch_slurm
-from slm.recipes import dotted_keys
 from slm.run_folder import RunFolder
 
 pytestmark = [
@@ -139,9 +138,6 @@ def test_a_job_resumes_after_its_time_limit_and_stays_away_when_it_is_cancelled(
     assert last.step > saved
 
 
-@pytest.mark.skipif(
-    "train.launch.nnodes" not in set(dotted_keys()), reason="needs the setting train.launch"
-)
 def test_two_nodes_that_train_together_are_requeued_with_the_bits_of_one(
     tmp_path: Path, project: Path, venv: Path
 ) -> None:

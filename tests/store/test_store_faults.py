@@ -27,6 +27,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "a"
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_anywhere_is_never_seen_as_complete(
     root: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_it_trains_as_one_process_does(
     assert record.level == "E"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_stopped_and_resumed_by_as_many_processes_it_gives_the_same_bits(
     parallel: str, make_lab: Callable[..., Lab]
