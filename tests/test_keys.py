@@ -11,6 +11,7 @@ from slm.recipes import load_recipe
 from slm.records import FileEntry, Source
 from slm.report.identity import REPORT_VERSION
 from slm.source.download import download_key
+from slm.storage import sha256_json
 from slm.tokens.encode import encode_key
 from slm.training.identity import TRAIN_VERSION
 
@@ -191,3 +192,27 @@ def test_the_fields_of_a_time_when_the_cadence_was_in_the_key() -> None:
         == keys.config_sha256(config)
         == GOLDEN["tinystories"]["config_sha256"]
     )
+
+
+def test_a_run_of_a_number_of_processes_has_the_key_of_any_other() -> None:
+    """What changes bits is in it; a checkpoint whose hash has the number of then is resumed."""
+    config = load_recipe("tinystories")
+    key = keys.config_sha256(config)
+    two, four = (load_recipe("tinystories", {"train.processes": n}) for n in (2, 4))
+    assert keys.config_sha256(two) == keys.config_sha256(four) == key
+    others = ({"train.parallel": "ddp"}, {"train.parallel": "fsdp"}, {"train.micro_batches": 4})
+    assert len({key, *(keys.config_sha256(load_recipe("tinystories", o)) for o in others)}) == 4
+    fields = keys.stage_fields("train", two)
+    of_then = sha256_json({**fields, "train": {**fields["train"], "processes": 2}})
+    assert of_then != key
+    assert of_then in keys.config_hashes(two)
+    assert of_then not in keys.config_hashes(four)
+
+
+def test_a_checkpoint_of_any_parallel_is_resumed_and_of_other_micro_batches_is_not() -> None:
+    by = {name: load_recipe("tinystories", {"train.parallel": name}) for name in ("ddp", "elastic")}
+    assert keys.config_sha256(by["ddp"]) in keys.resumable_hashes(by["elastic"])
+    assert keys.config_sha256(by["elastic"]) in keys.resumable_hashes(by["ddp"])
+    assert keys.config_sha256(by["ddp"]) not in keys.config_hashes(by["elastic"])
+    other = load_recipe("tinystories", {"train.micro_batches": 4})
+    assert keys.config_sha256(other) not in keys.resumable_hashes(by["elastic"])
