@@ -104,6 +104,7 @@ def left(root: Path) -> list[str]:
 # ---- the same bytes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_this_process(
     server: str,
     cluster: Any,
@@ -133,6 +134,7 @@ def test_shards_that_are_complete_need_no_cluster(tiny_config: Config, data_root
     assert encode(config, download(config)).key == shards.key
 
 
+@pytest.mark.slow
 def test_a_flow_encodes_on_a_cluster_and_its_page_has_the_batches(
     client: SyncPrefectClient, cluster: Any, project: Path, data_root: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_flow_encodes_on_a_cluster_and_its_page_has_the_batches(
 # ---- what goes wrong --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_damage_is_named_as_it_is_here(
     server: str, cluster: Any, tiny_config: Config, data_root: Path
 ) -> None:
@@ -170,6 +173,7 @@ def test_damage_is_named_as_it_is_here(
     assert [name for name in left(data_root) if not name.endswith(".units")] == []
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_reach_the_prefect_server_are_named(
     server: str, cluster: Any, tiny_config: Config, data_root: Path
 ) -> None:

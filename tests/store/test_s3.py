@@ -82,6 +82,7 @@ def test_a_run_goes_over_s3(root: Path, store: str, tmp_path: Path) -> None:
     assert verify_folder(tmp_path / "b") == verify_folder(root)
 
 
+@pytest.mark.slow
 def test_two_pushers_at_once_end_with_one_whole_result_on_s3(
     root: Path, store: str, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_an_entry_is_written_once(store: str) -> None:
     assert remote.entry("run", "1" * 64) == first
 
 
+@pytest.mark.slow
 def test_a_damaged_blob_on_s3_is_refused_and_repaired(
     root: Path, store: str, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def losses(run: RunFolder) -> list[float]:
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_it_trains_as_one_process_does(
     parallel: str, optimizer: str, make_lab: Callable[..., Lab]
 ) -> None:
