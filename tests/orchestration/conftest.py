@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from slm.orchestration.local import start_server, wait_until_healthy
@@ -18,6 +19,7 @@ def server() -> Iterator[str]:
     wait_until_healthy(api)
     with temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield api
+        EventsWorker.drain_all(timeout=10)  # else the next module's events would go to this server
     assert process.stdin
     process.stdin.close()
     process.wait(30)

@@ -238,7 +238,6 @@ def test_a_training_that_waits_reports_it_and_gets_the_slot_of_one_that_died(
     assert "slm prefect gcl update gpu --active-slots 0" in lines[0]
 
 
-@pytest.mark.slow  # alone: events of this process go to the first server that it has used
 def test_who_holds_the_limit_is_named(client: SyncPrefectClient) -> None:
     @flow(name="holder")
     def holder() -> tuple[str, list[str]]:
