@@ -9,10 +9,9 @@ from slm.model.loss import cross_entropy
 from slm.storage import fault_point
 from slm.tokens.loader import derive_seed
 from slm.training.distributed import average
-from slm.training.elastic import Node, TreeSum, sum_over_processes
 from slm.training.parallel import exchanging
 from slm.training.plan import autocast_dtype
-from slm.training.session import Session, micro_batch_count
+from slm.training.session import Session
 
 
 def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
@@ -21,25 +20,19 @@ def step_gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
     Both are the same in all processes. Of several micro-batches of `elastic` they are summed in a
     tree; ddp and fsdp average the gradients of the processes while these are computed.
     """
-    plan, world_size, own = session.plan, session.job.world_size, session.micro_batches
-    if plan.parallel != "elastic" or micro_batch_count(plan, world_size) == world_size == 1:
+    plan, world_size, own, total = (
+        session.plan, session.job.world_size, session.micro_batches, session.step_sum,
+    )  # fmt: skip
+    if total is None:
         loss = micro_batch_gradient(session, own.start, x, y, of=len(x))
         return average(loss) if world_size > 1 else loss
-    parameters, tree = list(session.model.parameters()), TreeSum()
     rows = plan.rows // plan.leaves
     for place, index in enumerate(own):
         part = slice(place * rows, (place + 1) * rows)
-        loss = micro_batch_gradient(session, index, x[part], y[part], of=plan.rows)
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        session.model.zero_grad(set_to_none=True)
-        tree.add(Node(index, 1, [*gradient, loss]))
-    if world_size > 1:
-        zero = torch.zeros((), device=session.device)
-        *gradient, loss = sum_over_processes(tree, plan.leaves, [*parameters, zero])
-    else:
-        *gradient, loss = tree.total()
-    for parameter, grad in zip(parameters, gradient, strict=True):
-        parameter.grad = grad
+        total.add_loss(micro_batch_gradient(session, index, x[part], y[part], of=plan.rows))
+    gradients, loss = total.finish()
+    for parameter, gradient in zip(session.model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
     return loss
 
 
@@ -64,6 +57,8 @@ def micro_batch_gradient(session: Session, index: int, x: Tensor, y: Tensor, of:
                 hidden, model.embed.weight, pass_y.flatten(), gradient=session.loss_gradient
             )
             loss = mean / (of / len(pass_x))
+            if left == 0 and session.step_sum:
+                session.step_sum.expect(index)
             session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         fault_point("train.micro_step")

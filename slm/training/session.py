@@ -48,6 +48,7 @@ from slm.training.checkpoint import (
 )
 from slm.training.distributed import broadcast_from_rank0, wait_for_rank0
 from slm.training.elastic import share_of
+from slm.training.exchange import StepSum
 from slm.training.journal import Journal
 from slm.training.nodes import LOST_SECONDS, VISIBLE_SECONDS
 from slm.training.optim import (
@@ -100,6 +101,7 @@ class Session:
     decision: Decision | None = None  # of the clock, where that decides the cooldown
     forward: Callable[[Tensor], Tensor] = field(init=False)  # of the model, or its compiled form
     loss_gradient: Gradient = differentiate
+    step_sum: StepSum | None = field(init=False, default=None)  # of several micro-batches (elastic)
 
     def __post_init__(self) -> None:
         self.forward = self.model
@@ -109,6 +111,10 @@ class Session:
                 self.loss_gradient = compiled_gradient()
         if self.plan.parallel == "ddp" and self.job.world_size > 1:
             self.forward = replicate(self.forward, self.device)
+        rank, world_size = self.job.rank, self.job.world_size
+        if self.plan.parallel == "elastic" and max(self.plan.leaves, world_size) > 1:
+            parameters = list(self.model.parameters())
+            self.step_sum = StepSum(parameters, self.plan.leaves, rank, world_size)
 
     @property
     def micro_batches(self) -> range:

@@ -24,8 +24,9 @@ from slm.reproduction.replay import verify_steps
 from slm.run_folder import JOURNAL, RunFolder
 from slm.source.download import download
 from slm.tokens.encode import encode
-from slm.training import elastic
-from slm.training.elastic import Node, TreeSum, max_nodes, nodes_of, share_of, sum_over_processes
+from slm.training import exchange
+from slm.training.elastic import Node, TreeSum, max_nodes, nodes_of, share_of
+from slm.training.exchange import StepSum
 from slm.training.loop import train
 from slm.training.provenance import environment
 
@@ -95,7 +96,7 @@ def as_defined(leaves: list[torch.Tensor]) -> torch.Tensor:
 def summed(leaves: list[torch.Tensor], share: range) -> TreeSum:
     tree = TreeSum()
     for index in share:
-        tree.add(Node(index, 1, [leaves[index].clone()]))
+        tree.add(Node(index, 1, leaves[index].clone()))
     return tree
 
 
@@ -112,7 +113,7 @@ def test_the_sum_has_the_same_bits_for_any_number_of_processes(
         assert [(node.start, node.size) for node in own.nodes] == nodes_of(share)
         for node in own.nodes:
             last.add(node)
-    assert torch.equal(last.total()[0], as_defined(leaves))
+    assert torch.equal(last.total(), as_defined(leaves))
 
 
 @given(count=COUNTS, processes=COUNTS)
@@ -134,26 +135,38 @@ def test_a_process_holds_as_many_sums_as_the_tree_is_deep_and_one_more() -> None
     assert [max_nodes(8, processes) for processes in (1, 2, 4, 8)] == [4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
-def test_the_exchange_gives_all_processes_the_sum(
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_all_processes_get_the_sum_of_gradients_and_losses(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In several buckets; the last of five processes has no leaf of the four."""
-    monkeypatch.setattr(elastic, "BUCKET_BYTES", 4 * 10)
+    """In several buckets, and twice; the last of five processes has no leaf of the four."""
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", 4 * 10)
     generator = torch.Generator().manual_seed(0)
     leaves = [
-        [torch.randn(shape, generator=generator) for shape in ((3, 2), (7,), (), (20,))]
+        [torch.randn(shape, generator=generator) for shape in ((3, 2), (7,), (20,), ())]
         for _ in range(4)
     ]
 
     def work() -> None:
-        tree = TreeSum()
-        for index in share_of(4, dist.get_rank(), processes):
-            tree.add(Node(index, 1, [tensor.clone() for tensor in leaves[index]]))
-        total = sum_over_processes(tree, 4, leaves[0])
-        for place, tensor in enumerate(total):
-            expected = as_defined([leaf[place] for leaf in leaves])
-            assert torch.equal(tensor, expected)
+        parameters = [torch.zeros_like(tensor).requires_grad_() for tensor in leaves[0][:-1]]
+        rank = dist.get_rank() if processes > 1 else 0
+        total = StepSum(parameters, 4, rank, processes)
+        for _ in range(2):
+            for index in share_of(4, rank, processes):
+                *gradient, loss = leaves[index]
+                halves = [  # of two passes, whose gradients are summed first
+                    sum(((p * g).sum() for p, g in zip(parameters, gradient, strict=True)), x)
+                    for x in (torch.zeros(()), torch.zeros(()))
+                ]
+                (halves[0] * 0.5).backward()
+                total.expect(index)
+                (halves[1] * 0.5).backward()
+                total.add_loss(loss.clone())
+                assert all(parameter.grad is None for parameter in parameters)
+            gradients, loss = total.finish()
+            for place, tensor in enumerate([*gradients, loss]):
+                expected = as_defined([leaf[place] for leaf in leaves])
+                assert torch.equal(tensor, expected)
 
     assert together(work, processes, tmp_path) == [0] * processes, (tmp_path / "log0").read_text()
 
