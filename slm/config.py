@@ -266,7 +266,7 @@ class ModelConfig(Section):
 class LaunchConfig(Section):
     """Several machines (nodes) that train one run together, each by the same command.
 
-    No result depends on it.
+    No result depends on it where `train.parallel` is elastic.
     """
 
     nnodes: str | None = setting(
@@ -389,8 +389,8 @@ class TrainConfig(Section):
     )
     processes: PositiveInt | Literal["auto"] = setting(
         "auto",
-        "Training processes on each machine, one per GPU, under torchrun; another number resumes "
-        "the same run.",
+        "Training processes on each machine, one per GPU, under torchrun; where parallel is "
+        "elastic another number resumes the same run, else it is another run.",
     )
     parallel: Literal["elastic", "ddp", "fsdp"] = setting(
         "elastic",

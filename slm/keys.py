@@ -62,6 +62,11 @@ UNHASHED = (
     "retrain.approval", "retrain.approval_hours",
 )  # fmt: skip
 
+# … but for these under ddp and fsdp, whose sums follow the number of processes: see `run_fields`.
+# With one of these values they are left out: one process, or what the machine has.
+PROCESSES = ("train.processes", "train.launch.nnodes")
+_ALONE = ("auto", None, 1, "1", "1:1")
+
 # Settings added after the lists above were first used: the key that they belong to, and the value
 # with which they are left out of it.
 ADDED: dict[str, tuple[str, Any]] = {
@@ -143,6 +148,25 @@ def train_fields(config: PipelineConfig) -> tuple[dict[str, Any], dict[str, Any]
     fields, flat = stage_fields("train", config), config.flat()
     former = {name.removeprefix("train."): flat[name] for name in FORMER}
     return fields, {**fields, "train": {**fields["train"], **former}}
+
+
+def run_fields(config: PipelineConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the key of a run is made from: `train_fields`, and the processes where they count.
+
+    A checkpoint's hash of the config never has them: any number may resume a run that exists.
+    """
+    flat = config.flat()
+    given = {name: flat[name] for name in process_settings(config)}
+    several = {name.removeprefix("train."): n for name, n in given.items() if n not in _ALONE}
+    now, former = (
+        {**fields, "train": {**fields["train"], **several}} for fields in train_fields(config)
+    )
+    return now, former
+
+
+def process_settings(config: PipelineConfig) -> tuple[str, ...]:
+    """The settings of the number of processes, where a run's bits follow it: under ddp and fsdp."""
+    return () if config.train.parallel == "elastic" else PROCESSES
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from slm.report.identity import REPORT_VERSION
 from slm.source.download import download_key
 from slm.storage import sha256_json
 from slm.tokens.encode import encode_key
-from slm.training.identity import TRAIN_VERSION
+from slm.training.identity import TRAIN_VERSION, run_keys
 
 # Of inputs that are made up. A key here changes only with its recipe, or with the version of its
 # stage: then every result of that stage is rebuilt, everywhere.
@@ -209,6 +209,27 @@ def test_a_run_of_a_number_of_processes_has_the_key_of_any_other() -> None:
     assert of_then != key
     assert of_then in keys.config_hashes(two)
     assert of_then not in keys.config_hashes(four)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_key_of_a_run_has_the_processes_that_its_sums_follow(parallel: str) -> None:
+    """A checkpoint's hash has not: any number may resume the run that exists."""
+
+    def run_key(**settings: object) -> str:
+        train = {f"train.{name}": value for name, value in settings.items()}
+        return run_keys(load_recipe("tinystories", train), "5" * 64)[0]
+
+    alone = run_key(parallel=parallel)
+    assert run_key(parallel=parallel, processes=1) == alone
+    two = run_key(parallel=parallel, processes=2)
+    nodes = run_key(parallel=parallel, **{"launch.nnodes": "2"})
+    assert len({alone, two, nodes, run_key(parallel=parallel, processes=3)}) == 4
+    assert run_key(processes=2) == run_key(**{"launch.nnodes": "2"}) == run_key()
+    configs = [
+        load_recipe("tinystories", {"train.parallel": parallel, "train.processes": count})
+        for count in (1, 2)
+    ]
+    assert len({keys.config_sha256(config) for config in configs}) == 1
 
 
 def test_a_checkpoint_of_any_parallel_is_resumed_and_of_other_micro_batches_is_not() -> None:

@@ -16,7 +16,11 @@ UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
 OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
     "download": lambda config: keys.names_of("download", config.data.source),
     "encode": lambda config: keys.names_of("encode"),
-    "train": lambda config: (*keys.names_of("train"), *keys.names_of("select")),
+    "train": lambda config: (
+        *keys.names_of("train"),
+        *keys.process_settings(config),
+        *keys.names_of("select"),
+    ),
     "evaluate": lambda config: keys.names_of("evaluate"),
     "report": lambda config: keys.names_of("report"),
 }

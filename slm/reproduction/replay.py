@@ -11,14 +11,16 @@ import safetensors.torch
 
 from slm.errors import CorruptionError, UserError
 from slm.model.saved import MODEL
-from slm.progress import Progress, automatic
+from slm.progress import Progress, automatic, silent
 from slm.records import Checkpoint, Plan
 from slm.reproduction.comparing import TensorDifference, exact, tensor_differences
 from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, reading, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
+from slm.training.journal import process_counts
 from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors, set_learning_rate
+from slm.training.parallel import gather
 from slm.training.process import torch_as_in
 from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
@@ -60,11 +62,36 @@ def verify_steps(
             newest checkpoint before `stop`.
         stop: the last step. None: the newest checkpoint, or the last step of a run without one.
 
-    One process verifies a run of several under `elastic`, whose bits do not depend on their number.
+    One process verifies a run of several under `elastic`, whose bits do not depend on their number;
+    others are verified by as many processes as trained them.
 
-    Raises UserError for steps that the run does not have, and for a run of several processes whose
-    sums one does not repeat; CorruptionError where shards or journal are damaged.
+    Raises UserError for steps that the run does not have, and for a run whose sums no number of
+    processes repeats; CorruptionError where shards or journal are damaged.
     """
+    stretch = stretch_of(run, start, stop)
+    [count] = {1} if stretch.plan.parallel == "elastic" else process_counts(run)
+    if count == 1:
+        return replay(run, stretch, progress)
+    from slm.reproduction.together import replay_together
+
+    progress(f"by {count} processes", 0, None)
+    return replay_together(run, stretch.start, stretch.stop, count)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The steps of a run that are trained again, and what is recorded of them."""
+
+    plan: Plan
+    origin: int  # the step of the checkpoint before them; 0: the seed
+    start: int
+    stop: int
+    losses: dict[int, float | None]
+    kept: dict[int, Checkpoint]
+
+
+def stretch_of(run: RunFolder, start: int | None = None, stop: int | None = None) -> Stretch:
+    """The steps `start` to `stop` of a run, as of `verify_steps`, which raises the same."""
     plan = _plan(run)
     losses = {e["step"]: e.get("train_loss") for e in run.journal if e["event"] == "step"}
     if not losses:
@@ -82,19 +109,26 @@ def verify_steps(
         )
     if missing := set(range(origin + 1, stop + 1)) - set(losses):
         raise CorruptionError(f"the journal of {run.name} has no loss of step {min(missing)}")
-    result = Replay(run.name, start, stop, origin, plan.level)
-    job = open_job(run)
-    with reading(run.path, job.shards.path), torch_as_in(run):
-        session = new_session(job, plan)
-        session.decision = run.decision
-        if origin:
-            restore(session, kept[origin])
-        facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})
-        now = environment()
-        result.changed = [
-            f"{k}: {facts[k]} → {now.get(k)}" for k in facts if facts[k] != now.get(k)
-        ]
-        _retrain(session, result, losses, kept, progress)
+    return Stretch(plan, origin, start, stop, losses, kept)
+
+
+def replay(run: RunFolder, stretch: Stretch, progress: Progress = silent) -> Replay:
+    """Train a stretch again in this process, or in all of its group; compare it."""
+    origin, kept = stretch.origin, stretch.kept
+    result = Replay(run.name, stretch.start, stretch.stop, origin, stretch.plan.level)
+    with reading(run.path), torch_as_in(run):
+        job = open_job(run)
+        with reading(job.shards.path):
+            session = new_session(job, stretch.plan)
+            session.decision = run.decision
+            if origin:
+                restore(session, kept[origin])
+            facts = next((kept[step].environment for step in sorted(kept, reverse=True)), {})
+            now = environment()
+            result.changed = [
+                f"{k}: {facts[k]} → {now.get(k)}" for k in facts if facts[k] != now.get(k)
+            ]
+            _retrain(session, result, stretch.losses, kept, progress)
     return result
 
 
@@ -103,20 +137,19 @@ def _plan(run: RunFolder) -> Plan:
     if plan is None:
         raise UserError(f"{run.name} has no {PLAN}: no step of it was trained yet")
     counts = process_counts(run)
-    if plan.world_size > 2 or (plan.parallel != "elastic" and counts != {1}):
-        by = "an older slm" if plan.world_size > 2 else f"train.parallel={plan.parallel}"
+    if plan.world_size > 2:
         raise UserError(
-            f"{run.name} was trained by {max(plan.world_size, *counts)} processes under {by}, "
-            "whose sums one process does not repeat: train it again with as many and compare the "
-            "checkpoints' sha256"
+            f"{run.name} was trained by {max(plan.world_size, *counts)} processes under an older "
+            "slm, whose sums are not repeated here: train it again and compare the checkpoints' "
+            "sha256"
+        )
+    if plan.parallel != "elastic" and len(counts) > 1:
+        numbers = ", then ".join(map(str, sorted(counts)))
+        raise UserError(
+            f"{run.name} was trained by {numbers} processes under train.parallel={plan.parallel}, "
+            "whose sums follow their number: no number of them repeats it"
         )
     return plan
-
-
-def process_counts(run: RunFolder) -> set[int]:
-    """The numbers of processes that have trained a run. A journal of before that was noted: 1."""
-    begun = ("start", "resume")
-    return {e.get("processes", 1) for e in run.journal if e["event"] in begun} or {1}
 
 
 def _checkpoints(run: RunFolder) -> dict[int, Checkpoint]:
@@ -163,8 +196,9 @@ def _first_difference(session: Session, checkpoint: Checkpoint) -> TensorDiffere
         MODEL: session.model.state_dict(),
         OPTIMIZER: optimizer_tensors(session.model, session.optimizers),
     }
-    for file, current in tensors.items():
-        rebuilt = {name: tensor.detach().cpu().contiguous() for name, tensor in current.items()}
+    whole = {file: gather(current, keep=True)[0] for file, current in tensors.items()}
+    for file, copies in whole.items():
+        rebuilt = {name: tensor.contiguous() for name, tensor in copies.items()}
         if sha256_bytes(safetensors.torch.save(rebuilt)) != checkpoint.files[file].sha256:
             recorded = safetensors.torch.load_file(checkpoint.path / file)
             if differences := tensor_differences(checkpoint.step, recorded, rebuilt):

@@ -37,7 +37,6 @@ from slm.progress import Progress, automatic
 from slm.records import Evaluation, Frozen, Parent, Record, Run, Shards, Source
 from slm.reproduction.claims import Claims, compare_data, compare_results, compare_training
 from slm.reproduction.comparing import Compared, Comparisons, Difference, tensor_differences
-from slm.reproduction.replay import process_counts
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, RunFolder
 from slm.source.download import download
 from slm.source.hub_client import keep_cache_in
@@ -47,6 +46,7 @@ from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training import launch
 from slm.training.identity import TRAIN_VERSION, run_inputs, run_keys
+from slm.training.journal import process_counts
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight

@@ -49,7 +49,8 @@ class StepSum:
             self._targets = dict(zip(firsts, views, strict=False))
             self._sums = views[0]
         for place, parameter in enumerate(reversed(parameters)):
-            parameter.register_post_accumulate_grad_hook(partial(self._take, place))
+            hook = partial(self._take, place)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def expect(self, leaf: int) -> None:
         """The next backward pass completes the gradients of a micro-batch."""

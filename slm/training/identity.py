@@ -39,7 +39,7 @@ def run_keys(config: PipelineConfig, inputs: Any, version: int | None = None) ->
     """
     version = version or TRAIN_VERSION
     now, former = (
-        keys.stage_key("train", version, fields, inputs) for fields in keys.train_fields(config)
+        keys.stage_key("train", version, fields, inputs) for fields in keys.run_fields(config)
     )
     return now, former
 
@@ -80,11 +80,11 @@ def cadence(config: PipelineConfig) -> dict[str, int]:
 
 def _former_runs(config: PipelineConfig, inputs: Any, root: DataRoot) -> Iterator[RunFolder]:
     """The runs of a recipe that have the weights of a config and a key of former settings."""
-    fields = keys.stage_fields("train", config)
+    fields = keys.run_fields(config)[0]
     for folder in root.results("runs", config.recipe):
         with suppress(CorruptionError, NewerFormat):
             settings = RunFolder(folder).settings
-            if keys.stage_fields("train", settings.config) != fields:
+            if keys.run_fields(settings.config)[0] != fields:
                 continue
             if settings.key == run_keys(settings.config, inputs)[1]:
                 yield RunFolder(folder)

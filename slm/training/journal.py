@@ -105,3 +105,9 @@ class Journal:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return to_json(entry).encode() + b"\n"
+
+
+def process_counts(run: RunFolder) -> set[int]:
+    """The numbers of processes that have trained a run. A journal of before that was noted: 1."""
+    begun = ("start", "resume")
+    return {e.get("processes", 1) for e in run.journal if e["event"] in begun} or {1}

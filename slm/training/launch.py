@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -387,13 +387,20 @@ def processes_here(config: PipelineConfig) -> int:
 
 def command(run: RunFolder, processes: int, nodes: Nodes | None = None) -> list[str]:
     """The child's command line: under torchrun where there is more than one process."""
-    python = [sys.executable, "-m"]
     train = ["slm.training.process", str(run.path)]
     if processes == 1 and nodes is None:
-        return [*python, *train]
-    meeting = nodes.torchrun(run.name) if nodes else ["--standalone"]
-    torchrun = ["torch.distributed.run", *meeting, f"--nproc-per-node={processes}", "-m"]
-    return [*python, "slm.parent_death", *python, *torchrun, *train]
+        return [sys.executable, "-m", *train]
+    return under_torchrun(train, processes, nodes.torchrun(run.name) if nodes else ())
+
+
+def under_torchrun(module: Sequence[str], processes: int, meeting: Sequence[str] = ()) -> list[str]:
+    """The command line of a module and its arguments in several processes.
+
+    `meeting`: torchrun's options for several nodes; of none this machine is alone.
+    """
+    python = [sys.executable, "-m"]
+    options = [*(meeting or ("--standalone",)), f"--nproc-per-node={processes}", "-m"]
+    return [*python, "slm.parent_death", *python, "torch.distributed.run", *options, *module]
 
 
 def environment(config: PipelineConfig, processes: int, nodes: Nodes | None) -> dict[str, str]:

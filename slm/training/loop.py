@@ -47,7 +47,7 @@ from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
 from slm.training.clock import decide_cooldown, note, start_countdown
 from slm.training.distributed import all_reduce_max, broadcast_from_rank0
 from slm.training.gradients import step_gradient
-from slm.training.journal import Journal
+from slm.training.journal import Journal, process_counts
 from slm.training.optim import set_learning_rate
 from slm.training.parallel import is_sharded, sharded_again, whole
 from slm.training.plan import (
@@ -468,11 +468,17 @@ def finish(session: Session, journal: Journal, machine: dict[str, Any], final: S
         seconds=sum(tokens / e["tok_per_sec"] for e in steps),
         parameters=session.model.parameter_count(),
         weights_sha256=last.weights_sha256,
-        level=session.plan.level,
+        level=level(session),
         environment=machine,
     )
     write_record(session.job.run.path, record)
     return record
+
+
+def level(session: Session) -> str:
+    """The plan's; B under ddp and fsdp where other numbers of processes have trained the run."""
+    plan, counts = session.plan, process_counts(session.job.run)
+    return plan.level if plan.parallel == "elastic" or len(counts) == 1 else "B"
 
 
 def kept_files(session: Session, last: Checkpoint) -> list[Path]:

@@ -151,9 +151,10 @@ def test_what_cannot_be_replayed_is_refused(run: Path) -> None:
     with pytest.raises(UserError, match="trained by 3 processes under an older slm"):
         verify_steps(RunFolder(run))
     journal = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(journal.replace('"processes": 1', '"processes": 4'))
+    other = '{"event": "resume", "step": 8, "processes": 4, "time": 1.0}\n'
+    (run / "metrics.jsonl").write_text(journal + other)
     (run / "plan.json").write_text(json.dumps({**plan, "parallel": "ddp"}))
-    with pytest.raises(UserError, match=r"trained by 4 processes under train\.parallel=ddp"):
+    with pytest.raises(UserError, match=r"by 1, then 4 processes under train\.parallel=ddp"):
         verify_steps(RunFolder(run))
     (run / "plan.json").unlink()
     with pytest.raises(UserError, match="no step of it was trained yet"):

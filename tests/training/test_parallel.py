@@ -18,8 +18,10 @@ import torch.distributed as dist
 from faults import Bits, Lab, bits, fork_group, wait
 
 from slm.config import PipelineConfig
-from slm.errors import Interrupted, TrainingError
+from slm.errors import Interrupted, TrainingError, UserError
 from slm.model.saved import MODEL
+from slm.reproduction.replay import verify_steps
+from slm.reproduction.reproduce import reproduce
 from slm.run_folder import CHECKPOINTS, RunFolder
 from slm.source.download import download
 from slm.storage import sha256_file
@@ -189,6 +191,25 @@ def test_a_checkpoint_of_any_kind_is_resumed_by_any_other(
         codes = together(partial(work, make_lab(second)), 2, run.path)
         assert codes == [0, 0], (run.path / "log0").read_text()
     assert digests == {name: sha256_file(checkpoint.path / name) for name in digests}
+
+
+def test_ddp_resumed_by_another_number_of_processes_promises_no_bits(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Any number may resume a run that exists; journal and level have it."""
+    lab = make_lab("ddp")
+    run = lab.prepare(lab.root())
+    stop = partial(train, run, should_stop=lambda: True)
+    assert together(stop, 2, run.path)[0] == Interrupted.exit_code
+    assert together(lambda: train(run), 3, run.path) == [0] * 3, (run.path / "log0").read_text()
+    record = run.verified_record
+    assert record is not None
+    assert record.level == "B"
+    with pytest.raises(UserError, match=r"by 2, then 3 processes under train\.parallel=ddp"):
+        verify_steps(run)
+    reproduction = reproduce(run)
+    assert reproduction.verdict == "cannot"
+    assert "summed gradients in an order that is lost" in reproduction.sentence
 
 
 def test_a_weight_that_is_not_finite_ends_all_processes(
