@@ -14,6 +14,7 @@ Every turn is in processes of its own, and they take turns; the medians count.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import statistics
@@ -37,6 +38,9 @@ from slm.training.launch import child_environment
 from slm.training.loop import train_step
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import synthetic_session
+
+
+TURN_SECONDS = 600  # after which a turn prints where its processes stand, and fails
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def train_once(name: str, batches: int) -> dict[str, float]:
 
 def time_steps(name: str, batches: int) -> dict[str, float]:
     """Tokens/s by the median step, and the peak memory, of this process."""
+    faulthandler.dump_traceback_later(TURN_SECONDS, exit=True)
     setting, rank = SETTINGS[name], int(os.environ["RANK"])
     config, count = setting.config, setting.processes
     torch.set_num_threads(setting.threads)
@@ -152,6 +157,8 @@ def time_steps(name: str, batches: int) -> dict[str, float]:
         begin = time.perf_counter()
         train_step(session, x, y)
         times.append(time.perf_counter() - begin)
+    if count > 1:
+        dist.barrier()  # none ends while another one is in its last exchange
     seconds = statistics.median(times)
     return {
         "tok_per_sec": config.train.tokens_per_step / seconds,
@@ -168,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.setting:
         print(json.dumps(time_steps(arguments.setting, arguments.batches)), flush=True)
-        os._exit(0)  # the other process may still be in its last exchange
+        os._exit(0)
     result = run(arguments.rounds, arguments.batches)
     if arguments.json:
         print(json.dumps(result))
