@@ -39,7 +39,6 @@ from slm.training.loop import train_step
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import synthetic_session
 
-
 TURN_SECONDS = 600  # after which a turn prints where its processes stand, and fails
 
 
