@@ -58,6 +58,8 @@ _MODULES = {
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.registry.sampling",
+    "export": "slm.registry.exporting",
+    "verify_published": "slm.registry.published",
     "doctor": "slm.orchestration.health",
     "launch_slurm": "slm.cluster.slurm",
     "launch_kubernetes": "slm.cluster.kubernetes",

@@ -10,9 +10,11 @@ from slm.orchestration.outline import run as run
 from slm.planning.plan import plan as plan
 from slm.project.start import init as init
 from slm.recipes import load_recipe as load_recipe
+from slm.registry.exporting import export as export
 from slm.registry.gate import promote as promote
 from slm.registry.opening import load_model as load_model
 from slm.registry.opening import open_run as open_run
+from slm.registry.published import verify_published as verify_published
 from slm.registry.register import register as register
 from slm.registry.sampling import sample as sample
 from slm.report.write import write_report as write_report

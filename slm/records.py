@@ -4,6 +4,7 @@ Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
 Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
 Checkpoint, Selection, Evaluation, Report → one folder each inside the run's
+Export  → export: a model in the format of other programs
 Version → register: a model version in the MLflow registry
 """
 
@@ -213,6 +214,20 @@ class Report(Record):
     html: str = "index.html"
     markdown: str = "report.md"
     card: str = "README.md"
+
+
+class Export(Record):
+    """A model in the format of other programs: a Hugging Face folder, or one GGUF file.
+
+    `files` has the files that were written; those of a GGUF export are next to each other.
+    """
+
+    to: Literal["hf", "gguf"]
+    dtype: str  # f32, f16, bf16, q8_0
+    claim: dict[str, str]  # what it is made from: weights_sha256, tokenizer_sha256, run, version …
+    parity: dict[str, float] = Field(default_factory=dict)  # what comparing it with ours gave
+    warnings: list[str] = Field(default_factory=list, exclude=True)  # readers that cannot load it
+    pushed: str | None = Field(default=None, exclude=True)  # its address on the hub
 
 
 def model_uri(name: str, version: str | None = None, *, alias: str | None = None) -> str:

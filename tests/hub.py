@@ -1,9 +1,11 @@
-"""A small Hugging Face hub on 127.0.0.1: dataset repositories with commits, and scripted faults.
+"""A small Hugging Face hub on 127.0.0.1: repositories with commits, and scripted faults.
 
 It answers what `huggingface_hub` and `datasets` ask: repository info, trees, path infos, and files
-by revision with HEAD, ETag, ranges and, for large files, a redirect to a storage host.
+by revision with HEAD, ETag, ranges and, for large files, a redirect to a storage host. With a token
+it also makes repositories of models and takes commits, large files by the LFS protocol.
 """
 
+import base64
 import hashlib
 import json
 import socket
@@ -18,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-LFS_SUFFIXES = {".parquet", ".gz", ".zst"}
+LFS_SUFFIXES = {".parquet", ".gz", ".zst", ".safetensors", ".gguf"}
 Files = dict[str, bytes]
 
 
@@ -69,6 +71,8 @@ class Hub:
         self.requests: list[Request] = []
         self.on_request: Callable[[str], None] = lambda line: None
         self.closing = threading.Event()
+        self.write_token = ""  # of who may make repositories and commits
+        self.uploads: dict[str, bytes] = {}  # large files, by their sha256
         self.storage_host = ""  # if set, large files are redirected there, as by the real hub
         self.endpoint = ""
 
@@ -121,6 +125,7 @@ def serve_this_process(home: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for module, values in (
             (constants, {"ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
             (constants, {"HUGGINGFACE_CO_URL_TEMPLATE": template}),
+            (constants, {"HF_HUB_DISABLE_XET": True}),  # its protocol is not spoken here
             (constants, {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}),
             (constants, {"HF_HUB_DOWNLOAD_TIMEOUT": 0.4, "DOWNLOAD_CHUNK_SIZE": 4096}),
             (datasets.config, {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False}),
@@ -174,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     # ---- routes ----
 
     def _answer(self) -> None:
@@ -191,8 +199,14 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         address = urlsplit(self.path)
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
-        if parts[:2] == ["api", "datasets"]:
+        if parts[:2] in (["api", "datasets"], ["api", "models"]):
+            if {"preupload", "commit"} & set(parts):
+                return self._write(parts[2:], body)
             return self._api(parts[2:], parse_qs(address.query), parse_qs(body.decode()))
+        if parts[:2] == ["api", "repos"] or parts[-1] == "batch" or parts[0] == "uploads":
+            return self._write(parts, body)
+        if len(parts) > 4 and parts[2] == "resolve":
+            return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), fault)
         if parts[0] == "datasets" and "resolve" in parts:
             at = parts.index("resolve")
             return self._file(
@@ -203,6 +217,52 @@ class _Handler(BaseHTTPRequestHandler):
             content = self.hub.repositories["/".join(parts[1:3])].commits[commit][path]
             return self._content(content, {}, fault)
         return self._send(404, b"{}")
+
+    def _write(self, parts: list[str], body: bytes) -> None:
+        """What a push asks: a repository, how files are sent, large files, the commit."""
+        if parts[0] == "uploads":  # its address is the permission
+            self.hub.uploads[parts[1]] = body
+            return self._json({})
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if not self.hub.write_token or token != self.hub.write_token:
+            return self._send(403, b'{"error": "this token may not write"}')
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            exists = name in self.hub.repositories
+            if not exists:
+                self.hub.add(name, {".gitattributes": b"*.gguf filter=lfs\n"})
+            answer = json.dumps({"url": f"{self.hub.endpoint}/{name}"}).encode()
+            return self._send(409 if exists else 200, answer)
+        if parts[-1] == "batch":
+            objects = json.loads(body)["objects"]
+            for each in objects:
+                place = f"{self.hub.endpoint}/uploads/{each['oid']}"
+                each["actions"] = {"upload": {"href": place, "header": {}}}
+            return self._json({"objects": objects, "transfer": "basic"})
+        name, verb = "/".join(parts[:2]), parts[2]
+        repository = self.hub.repositories[name]
+        if verb == "preupload":
+            paths = [each["path"] for each in json.loads(body)["files"]]
+            modes = [
+                {
+                    "path": path,
+                    "uploadMode": "lfs" if is_lfs(path) else "regular",
+                    "shouldIgnore": False,
+                }
+                for path in paths
+            ]
+            return self._json({"files": modes})
+        files = dict(repository.commits[repository.branches["main"]])
+        for line in body.splitlines():
+            value = json.loads(line)["value"]
+            if "content" in value:
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif "oid" in value:
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+        commit = repository.commit(files)
+        place = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        return self._json({"commitUrl": place, "commitOid": commit, "success": True})
 
     def _api(
         self, parts: list[str], query: dict[str, list[str]], form: dict[str, list[str]]

@@ -16,6 +16,7 @@ from slm.cli.completion import (
     settings_and_recipes,
     shard_names,
 )
+from slm.cli.export import verify_published
 from slm.cli.options import (
     AsJson,
     Settings,
@@ -71,24 +72,41 @@ def inspect(
 
 def verify(
     folder: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="FOLDER",
-            help="A run, shards or a source, by name; or any folder of data/.",
+            metavar="[FOLDER]",
+            help="A run, shards or a source, by name; or any folder of data/. With --published: "
+            "the run or version that it must be.",
             autocompletion=result_names,
         ),
-    ],
+    ] = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="A:B", help="Of a run: replay these steps (also A: or :B)."),
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|FILE|ORG/NAME",
+            help="Whether an export, or a repository of the hub, is the model that it claims to "
+            "be: weights, config and tokenizer.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hash every file again; of a run, also replay a range of steps and compare the bits.
 
-    Example: slm verify RUN --steps 100:120
+    Examples: slm verify RUN --steps 100:120 · slm verify --published out
     """
     from slm.tokens.shards import inspecting
+
+    if published is not None:
+        if steps is not None:
+            raise UserError("--published compares files, and --steps trains: give one of them")
+        verify_published(published, folder, as_json)
+        return
+    if folder is None:
+        raise UserError("name a run, shards, a source or a folder of data/; or give --published")
 
     data = (data_root() / kind / folder for kind in ("shards", "sources"))
     path = next((p for p in (Path(folder), *data) if p.is_dir()), Path(folder))
@@ -181,6 +199,7 @@ def check(
         return
     config = load(recipe, settings)
     from slm.cli import tables
+    from slm.model.export.readers import limits
     from slm.training import forecast, needs, preflight
 
     warnings = preflight.check_before_download(config)
@@ -191,7 +210,7 @@ def check(
         show_wide(tables.needs(needs.measure(config)))
         print("timing some steps on this machine …", flush=True)
     cost = forecast.forecast(config, shards)
-    advice = [*warnings, *forecast.advice(config, cost, shards)]
+    advice = [*warnings, *forecast.advice(config, cost, shards), *limits(config.model)]
     if as_json:
         print(to_json({**cost.model_dump(), "advice": advice}))
         return

@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 from slm import __version__, machine
 from slm.cli.doctor import doctor
 from slm.cli.ending import finish, stop
+from slm.cli.export import export
 from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.init import init
@@ -41,7 +42,7 @@ from slm.cli.options import (
 )
 from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
-from slm.cli.sampling import chat, export, sample
+from slm.cli.sampling import chat, sample
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.cli.store import pull, push
 from slm.config import PipelineConfig, data_root

@@ -4,7 +4,6 @@ import io
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -158,23 +157,3 @@ def chat(
 def _read_from_stdin(prompt: str) -> str:
     """`input` without its prompt, which goes to stdout."""
     return input()
-
-
-def export(
-    run: RunName,
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write a model as a Hugging Face folder that `transformers` loads.
-
-    Example: slm export models:/slm@champion out
-    """
-    from slm.model.export.hugging_face import export as write
-
-    files = write(model_folder(run), folder)
-    result = {"folder": str(folder.resolve()), "files": files if as_json else ", ".join(files)}
-    show(result, as_json)
-    if "README.md" in files:
-        suggest(as_json, f"{folder / 'README.md'} has an example for transformers")
-    else:  # the card is part of the report
-        suggest(as_json, f"slm report {run}  # before an export, which then has a model card")

@@ -46,6 +46,16 @@ def with_retries(data: DataConfig, request: Callable[[Any], T]) -> T:
     A rate limit (429) comes with the seconds to wait. Other failures become an error that names
     the dataset and the remedy.
     """
+    return retried(data.path, request, lambda error: _explained(data, error))
+
+
+def retried(
+    name: str, request: Callable[[Any], T], explain: Callable[[Exception], SlmError | None]
+) -> T:
+    """`request(HfApi)` of the repository of a name, repeated where the failure is transient.
+
+    `explain`: the error for the user; None for one that is not about the hub, which is raised.
+    """
     from huggingface_hub import HfApi
 
     _refuse_user_info()
@@ -59,12 +69,12 @@ def with_retries(data: DataConfig, request: Callable[[Any], T]) -> T:
         except Exception as error:
             asked = _retry_after(error)
             if wait is None or asked > MAX_WAIT or not _is_transient(error):
-                explained = _explained(data, error)
+                explained = explain(error)
                 if explained is None:
                     raise
                 raise explained from error
             seconds = max(wait, asked)
-            logger.warning("%s: %s; retrying in %.0f s", data.path, _summary(error), seconds)
+            logger.warning("%s: %s; retrying in %.0f s", name, _summary(error), seconds)
             time.sleep(seconds)
     raise AssertionError("the last wait is None")
 
@@ -104,7 +114,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
     for cause in _causes(error):
         if (response := getattr(cause, "response", None)) is not None:
@@ -139,12 +149,12 @@ def _is_transient(error: BaseException) -> bool:
 
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
         return False
-    status = _status(error)
+    status = status_of(error)
     return status in (408, 429) or (status or 0) >= 500 or (status is None and _unreachable(error))
 
 
 def _summary(error: BaseException) -> str:
-    status = _status(error)
+    status = status_of(error)
     return f"the hub answered {status}" if status else f"no answer ({type(error).__name__})"
 
 
@@ -179,11 +189,18 @@ def _explained(data: DataConfig, error: Exception) -> SlmError | None:
         return UserError(f"{at} has no data files that can be read ({error})")
     if caused_by(hub.OfflineModeIsEnabled):
         return SlmError(f"{at} is needed from the hub, but HF_HUB_OFFLINE is set: unset it")
-    if _status(error) is not None:
-        return SlmError(f"{at}: {constants.ENDPOINT} answered {_status(error)}; try again later")
+    return failure(at, error, ", or use data.source=files with a local copy")
+
+
+def failure(at: str, error: Exception, remedy: str = "") -> SlmError | None:
+    """The error for a hub that answers with a failure or not at all; None for any other."""
+    from huggingface_hub import constants
+
+    if status_of(error) is not None:
+        return SlmError(f"{at}: {constants.ENDPOINT} answered {status_of(error)}; try again later")
     if _unreachable(error):
         return SlmError(
-            f"{at}: cannot reach {constants.ENDPOINT} ({type(error).__name__}): check the network, "
-            "or use data.source=files with a local copy"
+            f"{at}: cannot reach {constants.ENDPOINT} ({type(error).__name__}): check the network"
+            f"{remedy}"
         )
     return None

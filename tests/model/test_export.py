@@ -13,17 +13,23 @@ from tiny_model import BYTES, SEQ_LEN, tiny_model
 
 from slm.config import ModelConfig
 from slm.errors import UserError
-from slm.model.export.hugging_face import export, usage, with_usage
+from slm.model.export.hugging_face import usage, with_usage
 from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.model.saved import CONFIG, MODEL, describe_model
 from slm.recipes import load_recipe, read_pipelines
-from slm.records import Evaluation, Record, Report
+from slm.records import Evaluation, Export, Report
+from slm.registry import exporting
 from slm.registry.opening import model_folder
 from slm.storage import commit, mismatches, read_record, sha256_file
 from slm.tokens.tokenizer.bpe import TOKENIZER
 
 PIPELINES = Path(__file__).parents[2] / "pipelines.yaml"
+
+
+def export(checkpoint: Path, target: Path) -> list[str]:
+    """Export a checkpoint; return the names of the files."""
+    return sorted(exporting.export(checkpoint, target).files)
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
@@ -78,7 +84,7 @@ def test_a_pipeline_writes_in_batches_what_slm_sample_writes(
 
 
 def test_other_readers_see_the_same_tokenizer(tmp_path: Path) -> None:
-    """`tokenizers` alone, as vLLM's server reads it, and llama.cpp's converter, from the JSON."""
+    """`tokenizers` alone, and who reads the JSON."""
     tokenizers = pytest.importorskip("tokenizers")
     export(save(tiny_model("gpt2"), tmp_path / "checkpoint"), tmp_path / "out")
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -150,7 +156,7 @@ def test_a_card_of_today_is_exported_as_it_is() -> None:
 def test_the_folder_is_complete_and_nothing_is_overwritten(tmp_path: Path) -> None:
     checkpoint = save(tiny_model("gpt2"), tmp_path / "run" / "checkpoints" / "step_000001")
     files = export(checkpoint, tmp_path / "out")
-    record = read_record(tmp_path / "out", Record)
+    record = read_record(tmp_path / "out", Export)
     assert record is not None
     assert sorted(record.files) == files
     assert mismatches(tmp_path / "out", record.files) == []

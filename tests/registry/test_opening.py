@@ -11,7 +11,7 @@ from tiny_run import copy_run
 import slm
 from slm.errors import UserError
 from slm.model import saved
-from slm.model.export.hugging_face import export
+from slm.registry.exporting import export
 from slm.registry.opening import finished_run, load_model, model_folder, open_run
 
 

@@ -1,7 +1,8 @@
 """A checkpoint as a Hugging Face folder: config, safetensors, tokenizer, model card.
 
-`transformers` loads it as `GPT2LMHeadModel` or `Qwen3ForCausalLM`, with the same logits; so do
-the programs that read its format: vLLM, llama.cpp's converter, Ollama. It holds no pickle.
+`transformers` loads it as `GPT2LMHeadModel` or `Qwen3ForCausalLM`, with the same logits and the
+same greedy text. It holds no pickle. llama.cpp reads the GGUF file of `slm.model.export.gguf`; its
+own converter knows no trimmed vocabulary.
 
 In training every document began with end-of-text. The tokenizer puts it before every text, as
 `slm sample` does, and pads with it on the left.
@@ -9,23 +10,21 @@ In training every document began with end-of-text. The tokenizer puts it before 
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from slm import storage
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError
 from slm.model.gpt import GPT, NORM_EPS
-from slm.model.saved import MODEL, load_model
-from slm.records import Record
 from slm.run_folder import run_of_checkpoint
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer
+
+WEIGHTS = "model.safetensors"
+TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 GPT2_NAMES = {  # ours → theirs, the first that fits
     "embed.": "transformer.wte.",
@@ -74,52 +73,24 @@ def usage(prompt: str) -> str:
     return _USAGE.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
 
 
-def export(checkpoint: Path, target: Path) -> list[str]:
-    """Write the model of a checkpoint folder into a new folder; return the names of its files.
+def write_hugging_face(folder: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "f32") -> None:
+    """Write the files of a model, without its card, into an empty folder.
 
-    The model card is that of the run's report, where it has one of this checkpoint.
-
-    Raises:
-        UserError: `target` exists already, or it cannot be written.
-        CorruptionError: the checkpoint's files are not those that its record names.
+    The same model and dtype give the same bytes. `dtype`: one of `TORCH_DTYPES`.
     """
-    if target.exists():
-        raise UserError(f"{target} exists already: name a folder that does not")
-    model, tokenizer = load_model(checkpoint)
-    with _staging(target) as staging:
-        safetensors.torch.save_file(
-            hugging_face_weights(model), staging / "model.safetensors", {"format": "pt"}
-        )
-        for name, content in (
-            ("config.json", hugging_face_config(model, tokenizer)),
-            ("generation_config.json", _generation_config(model, tokenizer)),
-            ("tokenizer.json", _tokenizer(tokenizer)),
-            ("tokenizer_config.json", _tokenizer_config(model)),
-        ):
-            (staging / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-        key = storage.sha256_file(checkpoint / MODEL)
-        if card := _card(checkpoint, key):
-            (staging / "README.md").write_bytes(with_usage(card.read_bytes()))
-        return sorted(storage.commit(staging, target, Record(key=key)).files)
+    kind = TORCH_DTYPES[dtype]
+    weights = {name: tensor.to(kind) for name, tensor in hugging_face_weights(model).items()}
+    safetensors.torch.save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    for name, content in (
+        ("config.json", hugging_face_config(model, tokenizer, dtype)),
+        ("generation_config.json", _generation_config(model, tokenizer)),
+        ("tokenizer.json", _tokenizer(tokenizer)),
+        ("tokenizer_config.json", _tokenizer_config(model)),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
 
 
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """An empty folder next to `target`, of a unique name; what is left in it is deleted."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {target.parent} ({error.strerror}): name another folder"
-        ) from error
-    with temporary as name:
-        staging = Path(name) / target.name  # a temporary folder is closed to all other users
-        staging.mkdir()
-        yield staging
-
-
-def _card(checkpoint: Path, weights_sha256: str) -> Path | None:
+def model_card(checkpoint: Path, weights_sha256: str) -> Path | None:
     """The model card of the run, where it has a sound report of these weights."""
     run = run_of_checkpoint(checkpoint)
     with suppress(CorruptionError):  # a damaged report is no reason to keep a sound model in
@@ -161,22 +132,27 @@ def _renamed(name: str, names: dict[str, str]) -> str:
     return name
 
 
-def hugging_face_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
+def inner_width(model: GPT) -> int:
+    """The hidden width of the MLP."""
+    return next(t.shape[0] for n, t in model.named_parameters() if n.endswith("up_proj.weight"))
+
+
+def hugging_face_config(model: GPT, tokenizer: Tokenizer, dtype: str = "f32") -> dict[str, Any]:
     """The content of `config.json`."""
     c = model.config
     common = {
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": True,
-        "dtype": "float32",
+        "dtype": str(TORCH_DTYPES[dtype]).removeprefix("torch."),
         **_ends(tokenizer),
     }
-    width = next(t.shape[0] for n, t in model.named_parameters() if n.endswith("up_proj.weight"))
+    width = inner_width(model)
     if c.architecture == "gpt2":
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             "n_positions": c.seq_len,
-            "n_ctx": c.seq_len,  # the same by its older name, which llama.cpp's converter reads
+            "n_ctx": c.seq_len,  # the same by its older name
             "n_embd": c.n_embd,
             "n_layer": c.n_layer,
             "n_head": c.n_head,

@@ -185,9 +185,14 @@ class Tokenizer:
             for rank, token in enumerate(self.tokens)
         ]
 
+    @property
+    def spelling(self) -> list[str]:
+        """Each token as other programs' files spell it: a visible character for each byte."""
+        return ["".join(map(_BYTE_CHARS.__getitem__, token)) for token in self.tokens]
+
     def to_hugging_face(self) -> dict[str, Any]:
         """As the content of a Hugging Face `tokenizer.json`."""
-        spelling = ["".join(map(_BYTE_CHARS.__getitem__, token)) for token in self.tokens]
+        spelling = self.spelling
         pairs = filter(None, self.merges)
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
