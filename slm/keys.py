@@ -42,6 +42,7 @@ SETTINGS = {
     ),
     "select": ("train.evaluate_every", "train.evaluate_documents"),
     "evaluate": ("evaluate.documents", "evaluate.checkpoint"),
+    "benchmark": ("benchmark.tasks", "benchmark.baselines"),
     "report": (
         "report.prompts", "report.temperatures", "report.top_ks", "report.max_new_tokens",
         "report.seed", "report.license", "report.language", "report.judge_url",

@@ -3,7 +3,7 @@
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
 Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
-Checkpoint, Selection, Evaluation, Report → one folder each inside the run's
+Checkpoint, Selection, Evaluation, Benchmarks, Report → one folder each inside the run's
 Version → register: a model version in the MLflow registry
 """
 
@@ -204,6 +204,53 @@ class Evaluation(Record):
     val_loss: float  # nats per token
     val_bpb: float  # bits per UTF-8 byte
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+class GroupScore(Frozen):
+    """How well a model does a part of a task, such as a paradigm or a field of BLiMP."""
+
+    items: int
+    accuracy: float
+    stderr: float
+    field: str | None = None  # of a paradigm: the field that it belongs to
+
+
+class TaskScore(Frozen):
+    """How well a model does a task of a benchmark.
+
+    Where a task has paradigms, every figure of the whole is the mean over these, each counted
+    alike, as BabyLM does.
+    """
+
+    name: str
+    kind: Literal["minimal_pairs", "multiple_choice"]
+    source: str  # where its items were read from, as it was given
+    sha256: str  # of its items: a task of the same name may have others
+    items: int
+    accuracy: float  # share of items whose right answer has the greatest log-likelihood
+    stderr: float  # of the accuracy
+    chance: float  # expected accuracy of guessing
+    distinguishable: bool  # from chance: that is outside the 95 % interval of the accuracy
+    accuracy_per_byte: float | None = None  # by log-likelihood per UTF-8 byte of the answer
+    bits_per_byte: float | None = None  # of the right answer, given its context
+    ties: int = 0  # items of which several answers are the most likely: they count as wrong
+    truncated: int = 0  # items of which the context lost its beginning
+    groups: dict[str, GroupScore] = Field(default_factory=dict)  # by paradigm
+    by_field: dict[str, GroupScore] = Field(default_factory=dict)  # by field: over its paradigms
+    baselines: dict[str, float] = Field(default_factory=dict)  # accuracy of what is not the model
+
+
+class Benchmarks(Record):
+    """A checkpoint scored on the tasks of some benchmarks, with the outcome of every item."""
+
+    run: str
+    checkpoint: str
+    weights_sha256: str
+    tasks: tuple[TaskScore, ...]
+    items: str = "items.parquet"  # a row per item: see slm/evaluation/benchmark/results.py
+
+    def __getitem__(self, task: str) -> TaskScore:
+        return next(score for score in self.tasks if score.name == task)
 
 
 class Report(Record):
