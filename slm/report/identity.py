@@ -48,7 +48,6 @@ def report_folder(
 ) -> Path:
     """Where the report of a key belongs: the plain name is for the run's own settings."""
     home = RunFolder.of(run)
-    shown = [result.path.name for result in (evaluation, *benchmarks)]
-    tasks = [BENCHMARKS] if home.config.benchmark.tasks else []
-    own = config.report == home.config.report and shown == [EVALUATION, *tasks]
+    shown = {result.path.name for result in (evaluation, *benchmarks)}
+    own = config.report == home.config.report and shown <= {EVALUATION, BENCHMARKS}
     return home.result_folder(REPORT, None if own else key)

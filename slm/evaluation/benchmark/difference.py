@@ -56,7 +56,8 @@ def task_difference(
     """The difference in accuracy of two models.
 
     Its interval is that of paired differences, one per item, so that what makes an item hard
-    cancels out; the variance of each paradigm is estimated from its own items.
+    cancels out; the variance of each paradigm is estimated from its own items, where it has two or
+    more, else from all.
 
     Args:
         first, second: which items each model has right, (N,), in the same order.
@@ -66,8 +67,9 @@ def task_difference(
     counts = np.bincount(group)  # items of each paradigm, (G,)
     a, b = (np.bincount(group, each) / counts for each in (first, second))  # accuracies, (G,)
     differences = b - a
-    rest = second.astype(np.float64) - first - differences[group]
-    variances = np.bincount(group, rest**2) / counts / np.maximum(counts - 1, 1)  # of the means
+    by_item = second.astype(np.float64) - first  # (N,)
+    within = np.bincount(group, (by_item - differences[group]) ** 2) / np.maximum(counts - 1, 1)
+    variances = np.where(counts > 1, within, by_item.var()) / counts  # of the differences, (G,)
     spread = Z * math.sqrt(variances.sum()) / len(counts)
     difference = float(differences.mean())
     return TaskDifference(

@@ -60,7 +60,7 @@ rule pronoun number
 - {Girl} lost the <{thing}/{things}> and looked for (it/them) near the {mark}.
 - {Boy} liked the <{thing}/{things}>, because (it was/they were) {look}.
 - "Where <is/are> the <{thing}/{things}>?" asked {girl}. "(It is/They are) near the {mark}."
-- When the <{animal}/{animals}> woke up, (it was/they were) {mood}.
+- When the <{animal}/{animals}> woke up, (it was/they were) [happy|hungry|angry|afraid|sad].
 
 rule pronoun case
 - {Boy} was {mood}. <The {animal} saw/Then> (him/he) <and came closer/sat down>.
@@ -120,7 +120,7 @@ rule determiner and noun
 - "Look at <this/these> ({thing}/{things})," said {girl}.
 - There <was a/were many> ({thing}/{things}) behind the {mark}.
 - {Girl} wanted to see <every/all the> ({thing}/{things}).
-- {Boy} knew <one/seven> ({animal}/{animals}) in {a_place}.
+- {Boy} met <one/seven> ({animal}/{animals}) near {a_place}.
 
 rule article
 - {Girl} saw (a/an) <{plain}/{vowel}> near the {mark}.
@@ -149,7 +149,7 @@ rule animal
 - [donkey ; donkeys|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles|hedgehog ; hedgehogs]
 
 rule thing
-- [apple ; apples|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|cup ; cups]
+- [pear ; pears|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|cup ; cups]
 - [cake ; cakes|kite ; kites|letter ; letters|lamp ; lamps|pumpkin ; pumpkins|seed ; seeds]
 - [shell ; shells|stick ; sticks|flower ; flowers|feather ; feathers|button ; buttons]
 
