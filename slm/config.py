@@ -542,6 +542,11 @@ class RegistryConfig(Section):
     max_memorised: Fraction = setting(
         0.25, "Maximum share of samples that copy more of the training data than human text does."
     )
+    benchmarks: dict[str, Annotated[float, Field(ge=0, le=1)]] = setting(
+        {},
+        "Tasks of benchmark.tasks, each with the accuracy by which the challenger may be worse, at "
+        "95 % confidence: {blimp: 0.01}.",
+    )
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:

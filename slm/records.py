@@ -8,6 +8,7 @@ Version → register: a model version in the MLflow registry
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
@@ -251,6 +252,15 @@ class Benchmarks(Record):
 
     def __getitem__(self, task: str) -> TaskScore:
         return next(score for score in self.tasks if score.name == task)
+
+
+def task_scores(benchmarks: Iterable[Benchmarks]) -> list[TaskScore]:
+    """The score of every task; of one that several results have, the first."""
+    scores: dict[str, TaskScore] = {}
+    for result in benchmarks:
+        for score in result.tasks:
+            scores.setdefault(score.name, score)
+    return list(scores.values())
 
 
 class Report(Record):

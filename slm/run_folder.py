@@ -435,6 +435,10 @@ class RunFolder:
                     results.append(record)
         return results
 
+    def benchmarks_of(self, weights_sha256: str) -> tuple[Benchmarks, ...]:
+        """Those of `all_benchmarks` that are of these weights."""
+        return tuple(r for r in self.all_benchmarks if r.weights_sha256 == weights_sha256)
+
     @property
     def report(self) -> Report | None:
         """The report by the run's own settings; None where none was written."""

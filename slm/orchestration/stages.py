@@ -242,12 +242,21 @@ def report(
     evaluation: Evaluation,
     shards: Shards | None,
 ) -> Report:
-    """A run and its evaluation → a page that compares it with the champion, and a model card."""
+    """A run and its evaluation → a page that compares it with the champion, and a model card.
+
+    It shows every task of a benchmark that the checkpoint was scored on.
+    """
     import slm.report.write
     from slm.registry.versions import champion_run
 
     return slm.report.write.write_report(
-        config, run, evaluation, shards, champion=lambda: champion_run(config), progress=progress
+        config,
+        run,
+        evaluation,
+        shards,
+        RunFolder.of(run).benchmarks_of(evaluation.weights_sha256),
+        champion=lambda: champion_run(config),
+        progress=progress,
     )
 
 

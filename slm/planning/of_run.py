@@ -80,8 +80,9 @@ def plan_report(lines: Lines, run: Run | None, evaluation: Evaluation | None) ->
     if run is None or evaluation is None:
         lines.make("report", None, candidates, reasons=[after("evaluate")])
         return None
-    key = report_key(lines.config, run, evaluation)
-    folder = report_folder(lines.config, run, evaluation, key)
+    benchmarks = RunFolder.of(run).benchmarks_of(evaluation.weights_sha256)
+    key = report_key(lines.config, run, evaluation, benchmarks)
+    folder = report_folder(lines.config, run, evaluation, key, benchmarks)
     report, damage = lines.complete(folder, Report, key)
     if report:
         lines.reuse("report", report, candidates)

@@ -82,7 +82,7 @@ def _keys(
     trained, evaluation = run.record, run.evaluation
     if trained is None or evaluation is None:
         return ()
-    return [slm.report.identity.report_key(config, trained, evaluation, version)]
+    return [slm.report.identity.report_key(config, trained, evaluation, version=version)]
 
 
 def _source_keys(source: Source, config: PipelineConfig, version: int) -> Iterable[str]:

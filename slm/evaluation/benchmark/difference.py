@@ -1,0 +1,90 @@
+"""Two models on the same items of a task: the difference in accuracy, with its interval."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.records import Benchmarks, Frozen
+
+Z = 1.959964  # standard errors from the mean of a normal distribution to the ends of 95 % of it
+
+
+class TaskDifference(Frozen):
+    """The accuracy of two models on the same items of a task; differences are second minus first.
+
+    As in the accuracy of a task, each paradigm counts alike.
+    """
+
+    task: str
+    items: int
+    first: float  # accuracy
+    second: float
+    difference: float
+    low: float  # the 95 % interval of the difference
+    high: float
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the second is better; None where that is not shown."""
+        return None if self.low <= 0 <= self.high else self.low > 0
+
+    @property
+    def figures(self) -> str:
+        """In percentage points, such as `+1.2 points (95 %: +0.4 to +2.0) on the same 900 items`."""
+        points = (f"{100 * value:+.1f}" for value in (self.difference, self.low, self.high))
+        middle, low, high = points
+        return f"{middle} points (95 %: {low} to {high}) on the same {self.items:,} items"
+
+    @property
+    def sentence(self) -> str:
+        """Which of the two is better, as far as the interval shows, as A and B."""
+        result = {True: "B is better", False: "A is better", None: "no difference is shown"}
+        both = f"{100 * self.first:.1f} % and {100 * self.second:.1f} % right"
+        return f"{result[self.better]}: {both}, {self.figures}, B - A"
+
+    @property
+    def comparison(self) -> str:
+        """Both accuracies and their difference."""
+        ours, theirs = (f"{100 * value:.1f} %" for value in (self.second, self.first))
+        return f"{ours} right, the champion {theirs}: {self.figures}"
+
+
+def task_difference(
+    task: str, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], groups: npt.ArrayLike
+) -> TaskDifference:
+    """The difference in accuracy of two models.
+
+    Its interval is that of paired differences, one per item, so that what makes an item hard
+    cancels out; the variance of each paradigm is estimated from its own items, where it has two or
+    more, else from all.
+
+    Args:
+        first, second: which items each model has right, (N,), in the same order.
+        groups: the paradigm of each item, (N,).
+    """
+    _, group = np.unique(np.asarray(groups), return_inverse=True)  # (N,), a number per paradigm
+    counts = np.bincount(group)  # items of each paradigm, (G,)
+    a, b = (np.bincount(group, each) / counts for each in (first, second))  # accuracies, (G,)
+    differences = b - a
+    by_item = second.astype(np.float64) - first  # (N,)
+    within = np.bincount(group, (by_item - differences[group]) ** 2) / np.maximum(counts - 1, 1)
+    variances = np.where(counts > 1, within, by_item.var()) / counts  # of the differences, (G,)
+    spread = Z * math.sqrt(variances.sum()) / len(counts)
+    difference = float(differences.mean())
+    return TaskDifference(
+        task=task,
+        items=len(group),
+        first=float(a.mean()),
+        second=float(b.mean()),
+        difference=difference,
+        low=difference - spread,
+        high=difference + spread,
+    )
+
+
+def outcomes(
+    benchmarks: Benchmarks, task: str
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_]]:
+    """Which items of a task the model has right, and their paradigms, (N,) each, in order."""
+    raise NotImplementedError
