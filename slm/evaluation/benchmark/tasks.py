@@ -1,6 +1,7 @@
 """Tasks by their names: built in, from a file, from a folder of files, or from the hub.
 
     blimp                                     built in; read from the hub, at a commit
+    stories                                   built in; minimal pairs in the stories' vocabulary
     FILE or FOLDER                            json, jsonl, parquet, csv or tsv
     NAME=FILE or NAME=FOLDER                  the same, by this name
     NAME=hf:OWNER/DATASET@COMMIT[/PATH]       a file or folder of a dataset on the hub
@@ -17,7 +18,8 @@ from typing import NamedTuple
 
 from slm.config import DataConfig, data_name
 from slm.errors import CorruptionError, SlmError, UserError, check_utf8, excerpt, unknown
-from slm.evaluation.benchmark.items import Item, Kind, Row, Task, item_of
+from slm.evaluation.benchmark.items import Item, Kind, Row, Task, item_of, minimal_pair
+from slm.evaluation.benchmark.pairs import story_pairs
 from slm.progress import Progress, silent
 from slm.source.documents import FORMATS, format_of
 from slm.source.formats.contents import refuse_others
@@ -26,7 +28,13 @@ from slm.source.formats.text import MAX_DOCUMENT_BYTES, lines_of
 
 HUB = "hf:"
 BLIMP = "hf:nyu-mll/blimp@877fba0801ffb7cbd8c39c1ff314a46f053f6036"
-BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP}
+
+
+def _stories() -> list[Item]:
+    return [minimal_pair(pair.good, pair.bad, pair.paradigm) for pair in story_pairs()]
+
+
+BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP, "stories": _stories}
 """Built-in tasks: where each is on the hub, or what makes its items, which are minimal pairs."""
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
@@ -81,6 +89,21 @@ def read_tasks(tasks: Iterable[str], progress: Progress = silent) -> list[Task]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two tasks are named {twice[0]}: name one of them anew, NAME=PATH")
     return [read_task(source, progress) for source in sources]
+
+
+def are_here(tasks: Iterable[str]) -> bool:
+    """Whether all tasks can be read without the hub: they are local, or in its cache."""
+    for source in map(parse_task, tasks):
+        where = BUILT_IN.get(source.where) or source.where
+        if isinstance(where, str) and where.startswith(HUB):
+            from slm.source import hub
+
+            data, commit, inside = _dataset(source.name, where)
+            files = hub.kept_files(data, commit)
+            chosen = [file for file in files or () if _is_of(file.path, inside)]
+            if files is None or not all(map(hub.is_kept, chosen)):
+                return False
+    return True
 
 
 def read_task(source: TaskSource, progress: Progress = silent) -> Task:
@@ -202,6 +225,21 @@ def _fetch(name: str, address: str, progress: Progress) -> list[tuple[str, Path]
     """
     from slm.source import hub
 
+    data, commit, inside = _dataset(name, address)
+    try:
+        chosen = [file for file in hub.files_at(data, commit) if _is_of(file.path, inside)]
+        paths = [hub.fetch(data, commit, file, progress) for file in chosen]
+    except SlmError as error:
+        raise _of_task(name, error) from error
+    if not chosen:
+        raise UserError(f"task {name}: {address} has no file of items: {', '.join(_SUFFIXES)}")
+    files = list(zip((Path(file.path) for file in chosen), paths, strict=True))
+    one_each = len({file.parent for file, _ in files}) == len(files) > 1
+    return [(file.parent.name if one_each else data_name(file.name), at) for file, at in files]
+
+
+def _dataset(name: str, address: str) -> tuple[DataConfig, str, str]:
+    """The dataset of a task's address, its commit, and the path in it. Raises UserError."""
     parts = _ON_HUB.fullmatch(address)
     if parts is None:
         raise UserError(
@@ -214,17 +252,7 @@ def _fetch(name: str, address: str, progress: Progress) -> list[tuple[str, Path]
             f"task {name}: {excerpt(commit)!r} is not a commit of {dataset}: give its 40 digits, "
             "so that the items never change"
         )
-    data = DataConfig(source="hub", path=dataset, revision=commit)
-    try:
-        chosen = [file for file in hub.files_at(data, commit) if _is_of(file.path, inside)]
-        paths = [hub.fetch(data, commit, file, progress) for file in chosen]
-    except SlmError as error:
-        raise _of_task(name, error) from error
-    if not chosen:
-        raise UserError(f"task {name}: {address} has no file of items: {', '.join(_SUFFIXES)}")
-    files = list(zip((Path(file.path) for file in chosen), paths, strict=True))
-    one_each = len({file.parent for file, _ in files}) == len(files) > 1
-    return [(file.parent.name if one_each else data_name(file.name), at) for file, at in files]
+    return DataConfig(source="hub", path=dataset, revision=commit), commit, inside
 
 
 def _is_of(path: str, inside: str) -> bool:
