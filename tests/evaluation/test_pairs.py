@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_none_is_in_the_training_text(count: int) -> None:
     texts = {text for pair in story_pairs() for text in (pair.good, pair.bad)}
     for story in stories(0, 0, count):
         sentences = re.split(r'(?<=[.!?])"?\s+', story)
-        pieces = {*sentences, *map(" ".join, zip(sentences, sentences[1:], strict=False))}
+        pieces = {*sentences, *map(" ".join, pairwise(sentences))}
         assert not pieces & texts
 
 

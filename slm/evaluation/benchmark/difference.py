@@ -5,9 +5,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from slm.evaluation.benchmark.results import Z, read_items
 from slm.records import Benchmarks, Frozen
-
-Z = 1.959964  # standard errors from the mean of a normal distribution to the ends of 95 % of it
 
 
 class TaskDifference(Frozen):
@@ -31,7 +30,7 @@ class TaskDifference(Frozen):
 
     @property
     def figures(self) -> str:
-        """In percentage points, such as `+1.2 points (95 %: +0.4 to +2.0) on the same 900 items`."""
+        """In percentage points: `+1.2 points (95 %: +0.4 to +2.0) on the same 900 items`."""
         points = (f"{100 * value:+.1f}" for value in (self.difference, self.low, self.high))
         middle, low, high = points
         return f"{middle} points (95 %: {low} to {high}) on the same {self.items:,} items"
@@ -87,4 +86,6 @@ def outcomes(
     benchmarks: Benchmarks, task: str
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_]]:
     """Which items of a task the model has right, and their paradigms, (N,) each, in order."""
-    raise NotImplementedError
+    table = read_items(benchmarks, task)
+    correct = table["correct"].to_numpy().astype(bool)
+    return correct, np.array([group or "" for group in table["group"].to_pylist()])

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from slm.evaluation.benchmark.items import Item, minimal_pair
 from slm.source.stories import Draws, Grammar, Storyteller, Template, parse_rules, story_grammar
 
 PAIRS_PER_PARADIGM = 300
@@ -145,8 +146,8 @@ rule negation
 WORDS = """
 rule animal
 - [cat ; cats|dog ; dogs|horse ; horses|duck ; ducks|frog ; frogs|bird ; birds|bear ; bears]
-- [rabbit ; rabbits|goat ; goats|cow ; cows|crow ; crows|pig ; pigs|squirrel ; squirrels]
-- [donkey ; donkeys|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles|hedgehog ; hedgehogs]
+- [rabbit ; rabbits|goat ; goats|cow ; cows|crow ; crows|pig ; pigs|donkey ; donkeys]
+- [hedgehog ; hedgehogs|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles]
 
 rule thing
 - [pear ; pears|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|cup ; cups]
@@ -197,6 +198,11 @@ def story_pairs() -> tuple[Pair, ...]:
         for seed, (paradigm, templates) in enumerate(paradigms)
         for pair in _pairs(paradigm, templates, seed)
     )
+
+
+def story_items() -> tuple[Item, ...]:
+    """The pairs as items of a task."""
+    return tuple(minimal_pair(pair.good, pair.bad, pair.paradigm) for pair in story_pairs())
 
 
 def _pairs(paradigm: str, templates: Sequence[Template], seed: int) -> Iterator[Pair]:
