@@ -10,9 +10,11 @@ compares neither what arrives nor what is in its cache with the hub's hash.
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
@@ -243,6 +245,32 @@ def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubF
     if missing := set(paths) - set(described):
         raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
     return described
+
+
+def files_at(data: DataConfig, commit: str) -> list[HubFile]:
+    """Every file of a dataset at a commit, in the order of their paths.
+
+    The hub is asked once: the cache keeps the list, since a commit never changes.
+    """
+    from huggingface_hub import constants
+
+    place = storage.make_folder(Path(constants.HF_HOME) / "trees")
+    path = place / f"{storage.sha256_json([data.path, commit])}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return [HubFile(*entry) for entry in json.loads(path.read_bytes())]
+    request = methodcaller(
+        "list_repo_tree", data.path, revision=commit, repo_type="dataset", recursive=True
+    )
+    entries = with_retries(data, lambda api: list(request(api)))
+    files = [
+        HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        for entry in sorted(entries, key=lambda entry: str(entry.path))
+        if hasattr(entry, "size")  # else it is a folder
+    ]
+    if wrong := [file.path for file in files if not _DIGEST.fullmatch(file.digest)]:
+        raise SlmError(f"{data.path}: the hub gives no usable hash for {wrong[0]}")
+    storage.write_json(path, [[file.path, file.size, file.digest] for file in files])
+    return files
 
 
 # ---- downloading --------------------------------------------------------------------------------
