@@ -10,9 +10,9 @@ import numpy.typing as npt
 from slm import storage
 from slm.errors import UserError
 from slm.evaluation.benchmark.benchmark import do_task
-from slm.evaluation.benchmark.difference import TaskDifference, outcomes, task_difference
+from slm.evaluation.benchmark.difference import outcomes, task_difference
 from slm.evaluation.benchmark.tasks import TaskSource, read_task
-from slm.records import Benchmarks, TaskScore
+from slm.records import Benchmarks, TaskDifference, TaskScore
 from slm.registry.versions import ModelVersion
 
 if TYPE_CHECKING:

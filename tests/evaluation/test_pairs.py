@@ -10,7 +10,7 @@ from slm.evaluation.benchmark.pairs import PAIRS_PER_PARADIGM, Pair, story_pairs
 from slm.source.stories import stories
 from slm.storage import sha256_json
 
-SHA256 = "6a80cbdd9317b5c05ce5529786489f8c582300eaf4af2ea93048caab95129405"
+SHA256 = "066372677062a876dd7fae10434979f9022cd346dec92b3d4f62ea80ab20bf8d"
 MIN_PARADIGMS = 8
 
 

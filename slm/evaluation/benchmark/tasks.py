@@ -1,6 +1,7 @@
 """Tasks by their names: built in, from a file, from a folder of files, or from the hub.
 
     blimp                                     built in; read from the hub, at a commit
+    stories                                   built in; made from the grammar of the stories
     FILE or FOLDER                            json, jsonl, parquet, csv or tsv
     NAME=FILE or NAME=FOLDER                  the same, by this name
     NAME=hf:OWNER/DATASET@COMMIT[/PATH]       a file or folder of a dataset on the hub
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from slm.config import DataConfig, data_name
 from slm.errors import CorruptionError, SlmError, UserError, check_utf8, excerpt, unknown
 from slm.evaluation.benchmark.items import Item, Kind, Row, Task, item_of
+from slm.evaluation.benchmark.pairs import story_items
 from slm.progress import Progress, silent
 from slm.source.documents import FORMATS, format_of
 from slm.source.formats.contents import refuse_others
@@ -26,7 +28,7 @@ from slm.source.formats.text import MAX_DOCUMENT_BYTES, lines_of
 
 HUB = "hf:"
 BLIMP = "hf:nyu-mll/blimp@877fba0801ffb7cbd8c39c1ff314a46f053f6036"
-BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP}
+BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP, "stories": story_items}
 """Built-in tasks: where each is on the hub, or what makes its items, which are minimal pairs."""
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
