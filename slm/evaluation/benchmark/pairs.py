@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from slm.evaluation.benchmark.items import Item, minimal_pair
 from slm.source.stories import Draws, Grammar, Storyteller, Template, parse_rules, story_grammar
 
 PAIRS_PER_PARADIGM = 300
@@ -198,11 +197,6 @@ def story_pairs() -> tuple[Pair, ...]:
         for seed, (paradigm, templates) in enumerate(paradigms)
         for pair in _pairs(paradigm, templates, seed)
     )
-
-
-def story_items() -> tuple[Item, ...]:
-    """The pairs as items of a task."""
-    return tuple(minimal_pair(pair.good, pair.bad, pair.paradigm) for pair in story_pairs())
 
 
 def _pairs(paradigm: str, templates: Sequence[Template], seed: int) -> Iterator[Pair]:

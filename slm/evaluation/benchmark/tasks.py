@@ -1,7 +1,7 @@
 """Tasks by their names: built in, from a file, from a folder of files, or from the hub.
 
     blimp                                     built in; read from the hub, at a commit
-    stories                                   built in; made from the grammar of the stories
+    stories                                   built in; minimal pairs in the stories' vocabulary
     FILE or FOLDER                            json, jsonl, parquet, csv or tsv
     NAME=FILE or NAME=FOLDER                  the same, by this name
     NAME=hf:OWNER/DATASET@COMMIT[/PATH]       a file or folder of a dataset on the hub
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from slm.config import DataConfig, data_name
 from slm.errors import CorruptionError, SlmError, UserError, check_utf8, excerpt, unknown
-from slm.evaluation.benchmark.items import Item, Kind, Row, Task, item_of
-from slm.evaluation.benchmark.pairs import story_items
+from slm.evaluation.benchmark.items import Item, Kind, Row, Task, item_of, minimal_pair
+from slm.evaluation.benchmark.pairs import story_pairs
 from slm.progress import Progress, silent
 from slm.source.documents import FORMATS, format_of
 from slm.source.formats.contents import refuse_others
@@ -28,7 +28,13 @@ from slm.source.formats.text import MAX_DOCUMENT_BYTES, lines_of
 
 HUB = "hf:"
 BLIMP = "hf:nyu-mll/blimp@877fba0801ffb7cbd8c39c1ff314a46f053f6036"
-BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP, "stories": story_items}
+
+
+def _stories() -> list[Item]:
+    return [minimal_pair(pair.good, pair.bad, pair.paradigm) for pair in story_pairs()]
+
+
+BUILT_IN: dict[str, str | Callable[[], Sequence[Item]]] = {"blimp": BLIMP, "stories": _stories}
 """Built-in tasks: where each is on the hub, or what makes its items, which are minimal pairs."""
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
