@@ -254,6 +254,46 @@ class Benchmarks(Record):
         return next(score for score in self.tasks if score.name == task)
 
 
+class TaskDifference(Frozen):
+    """The accuracy of two models on the same items of a task; differences are second minus first.
+
+    As in the accuracy of a task, each paradigm counts alike.
+    """
+
+    task: str
+    items: int
+    first: float  # accuracy
+    second: float
+    difference: float
+    low: float  # the 95 % interval of the difference
+    high: float
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the second is better; None where that is not shown."""
+        return None if self.low <= 0 <= self.high else self.low > 0
+
+    @property
+    def figures(self) -> str:
+        """In percentage points: `+1.2 points (95 %: +0.4 to +2.0) on the same 900 items`."""
+        points = (f"{100 * value:+.1f}" for value in (self.difference, self.low, self.high))
+        middle, low, high = points
+        return f"{middle} points (95 %: {low} to {high}) on the same {self.items:,} items"
+
+    @property
+    def sentence(self) -> str:
+        """Which of the two is better, as far as the interval shows, as A and B."""
+        result = {True: "B is better", False: "A is better", None: "no difference is shown"}
+        both = f"{100 * self.first:.1f} % and {100 * self.second:.1f} % right"
+        return f"{result[self.better]}: {both}, {self.figures}, B - A"
+
+    @property
+    def comparison(self) -> str:
+        """Both accuracies and their difference."""
+        ours, theirs = (f"{100 * value:.1f} %" for value in (self.second, self.first))
+        return f"{ours} right, the champion {theirs}: {self.figures}"
+
+
 def task_scores(benchmarks: Iterable[Benchmarks]) -> list[TaskScore]:
     """The score of every task; of one that several results have, the first."""
     scores: dict[str, TaskScore] = {}

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.config import PipelineConfig
-from slm.evaluation.benchmark.difference import TaskDifference, outcomes, task_difference
+from slm.evaluation.benchmark.difference import outcomes, task_difference
 from slm.evaluation.evaluate import DETAILS
 from slm.evaluation.intervals import paired_interval
-from slm.records import Benchmarks, Evaluation, Frozen, Run, TaskScore
+from slm.records import Benchmarks, Evaluation, Frozen, Run, TaskDifference, TaskScore
 from slm.run_folder import REPORT, RunFolder
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)

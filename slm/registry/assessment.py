@@ -12,7 +12,6 @@ from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.baselines import naive_baselines
-from slm.evaluation.benchmark.difference import TaskDifference
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.evaluation.intervals import paired_interval
 from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
@@ -20,7 +19,7 @@ from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
-from slm.records import Shards
+from slm.records import Shards, TaskDifference
 from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256

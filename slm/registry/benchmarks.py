@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from slm import storage
 from slm.errors import UserError
-from slm.evaluation.benchmark.difference import TaskDifference, task_difference
-from slm.records import Benchmarks, TaskScore
+from slm.evaluation.benchmark.benchmark import do_task
+from slm.evaluation.benchmark.difference import outcomes, task_difference
+from slm.evaluation.benchmark.tasks import TaskSource, read_task
+from slm.records import Benchmarks, TaskDifference, TaskScore
 from slm.registry.versions import ModelVersion
 
 if TYPE_CHECKING:
@@ -80,9 +85,22 @@ def compare_tasks(
         if theirs := _find(champion, task.name, root, task.sha256):
             correct, _ = outcomes(theirs.result, task.name)
         else:
-            correct = score_again(task, model, tokenizer, progress)
+            correct = _score(task, model, tokenizer, progress)
         compared.append(task_difference(task.name, correct, ours, groups))
     return compared
+
+
+def _score(
+    score: TaskScore, model: "GPT", tokenizer: "Tokenizer", progress: "Progress"
+) -> npt.NDArray[np.bool_]:
+    """Which items of a task a model has right, (N,), scored now on the items that a score is of."""
+    task = read_task(TaskSource(score.name, score.source), progress)
+    if task.sha256 != score.sha256:
+        raise UserError(
+            f"{score.source} has other items of {score.name} by now than the challenger was scored "
+            "on, and the champion was not: `slm benchmark` both"
+        )
+    return np.array([outcome.correct for outcome in do_task(model, tokenizer, task, progress)])
 
 
 def worse_tasks(compared: Sequence[TaskDifference], margins: Mapping[str, float]) -> list[str]:

@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field, ValidationError
 from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError, UserError, listing, unknown
-from slm.evaluation.benchmark.difference import TaskDifference
 from slm.model.saved import MODEL_FILES
 from slm.records import (
     LATEST,
     Frozen,
     Parent,
+    TaskDifference,
     Version,
     model_uri,
     names_version,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slm.evaluation.benchmark.difference import Z
+from slm.evaluation.benchmark.results import Z
 from slm.records import Benchmarks, GroupScore, TaskScore, task_scores
 from slm.report.plots import Dot, dot_plot
 from slm.report.summary import Finding
@@ -69,7 +69,9 @@ def _task(score: TaskScore) -> Task:
         others.append(("items with a tie, which count as wrong", f"{score.ties:,}"))
     if score.truncated:
         others.append(("items whose context was cut", f"{score.truncated:,}"))
-    return Task(score.name, description, score.chance, whole, parts, others, _plot(score, [whole, *shown]))
+    return Task(
+        score.name, description, score.chance, whole, parts, others, _plot(score, [whole, *shown])
+    )
 
 
 def _rows(scores: Mapping[str, GroupScore], chance: float) -> list[Row]:
@@ -79,8 +81,9 @@ def _rows(scores: Mapping[str, GroupScore], chance: float) -> list[Row]:
 
 def _row(name: str, score: TaskScore | GroupScore, chance: float) -> Row:
     spread = Z * score.stderr
+    spread = spread or 3 / score.items  # all right or all wrong: by the rule of three
     low, high = score.accuracy - spread, score.accuracy + spread
-    above = None if low <= chance <= high else low > chance
+    above = None if abs(score.accuracy - chance) <= spread else score.accuracy > chance
     return Row(name, score.items, score.accuracy, max(0.0, low), min(1.0, high), above)
 
 

@@ -240,9 +240,7 @@ def front_matter(
         "pipeline_tag": "text-generation",
         "tags": ["slm", "small-language-model", config.model.architecture],
         "metrics": ["bits_per_byte", "loss", *(["accuracy"] if scores else [])],
-        "model-index": [
-            {"name": evaluation.run, "results": [result, *map(_task_result, scores)]}
-        ],
+        "model-index": [{"name": evaluation.run, "results": [result, *map(_task_result, scores)]}],
     }
     if config.data.source == "hub":
         fields["datasets"] = [dataset]

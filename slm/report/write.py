@@ -82,9 +82,7 @@ def write_report(
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
-        facts, samples = gather(
-            config, run, evaluation, shards, benchmarks, champion(), progress
-        )
+        facts, samples = gather(config, run, evaluation, shards, benchmarks, champion(), progress)
         (staging / report.html).write_bytes(render("page.html.j2", facts))
         (staging / report.markdown).write_bytes(render("page.md.j2", facts))
         (staging / report.card).write_bytes(render("card.md.j2", facts))

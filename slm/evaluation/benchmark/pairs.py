@@ -145,8 +145,8 @@ rule negation
 WORDS = """
 rule animal
 - [cat ; cats|dog ; dogs|horse ; horses|duck ; ducks|frog ; frogs|bird ; birds|bear ; bears]
-- [rabbit ; rabbits|goat ; goats|cow ; cows|crow ; crows|pig ; pigs|squirrel ; squirrels]
-- [donkey ; donkeys|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles|hedgehog ; hedgehogs]
+- [rabbit ; rabbits|goat ; goats|cow ; cows|crow ; crows|pig ; pigs|donkey ; donkeys]
+- [hedgehog ; hedgehogs|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles]
 
 rule thing
 - [pear ; pears|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|cup ; cups]

@@ -217,9 +217,7 @@ def _with_article(noun: str) -> str:
 
 def parse_rules(text: str) -> dict[str, tuple[Template, ...]]:
     """The rules of a table that has nothing else, by name."""
-    return {
-        head.removeprefix("rule "): tuple(map(_parse, items)) for head, *items in _blocks(text)
-    }
+    return {head.removeprefix("rule "): tuple(map(_parse, items)) for head, *items in _blocks(text)}
 
 
 @cache
