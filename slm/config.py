@@ -440,6 +440,29 @@ class EvaluateConfig(Section):
     checkpoint: Literal["best", "last"] = setting("best", "Checkpoint to score.")
 
 
+class BenchmarkConfig(Section):
+    """The tasks that the model is scored on, after its evaluation: see docs/benchmarks.md."""
+
+    tasks: tuple[str, ...] = setting(
+        (),
+        "Tasks: blimp, a file or a folder of them, or NAME=WHERE, which is such a path or "
+        "hf:OWNER/DATASET@COMMIT/PATH on the hub; in a recipe a path is relative to the folder of "
+        "its pipelines.yaml.",
+    )
+    baselines: bool = setting(
+        False,
+        "Whether a 5-gram model of the training documents and the untrained model do the tasks "
+        "too.",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [task for task in tasks if tasks.count(task) > 1]:
+            raise ValueError(f"benchmark.tasks has {twice[0]!r} twice: name a task once")
+        return tasks
+
+
 class ReportConfig(Section):
     """The samples that the report shows: every prompt at every temperature and top_k."""
 
@@ -519,6 +542,11 @@ class RegistryConfig(Section):
     max_memorised: Fraction = setting(
         0.25, "Maximum share of samples that copy more of the training data than human text does."
     )
+    benchmarks: dict[str, Annotated[float, Field(ge=0, le=1)]] = setting(
+        {},
+        "Tasks of benchmark.tasks, each with the accuracy by which the challenger may be worse, at "
+        "95 % confidence: {blimp: 0.01}.",
+    )
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:
@@ -582,6 +610,7 @@ class PipelineConfig(Section):
     model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)
     train: TrainConfig = Field(description=TrainConfig.__doc__)
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description=EvaluateConfig.__doc__)
+    benchmark: BenchmarkConfig = Field(BenchmarkConfig(), description=BenchmarkConfig.__doc__)
     report: ReportConfig = Field(ReportConfig(), description=ReportConfig.__doc__)
     registry: RegistryConfig = Field(RegistryConfig(), description=RegistryConfig.__doc__)
     retrain: RetrainConfig = Field(RetrainConfig(), description=RetrainConfig.__doc__)

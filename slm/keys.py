@@ -42,6 +42,7 @@ SETTINGS = {
     ),
     "select": ("train.evaluate_every", "train.evaluate_documents"),
     "evaluate": ("evaluate.documents", "evaluate.checkpoint"),
+    "benchmark": ("benchmark.tasks", "benchmark.baselines"),
     "report": (
         "report.prompts", "report.temperatures", "report.top_ks", "report.max_new_tokens",
         "report.seed", "report.license", "report.language", "report.judge_url",
@@ -56,7 +57,7 @@ UNHASHED = (
     "train.launch.lost_seconds", "train.checkpoint_every", "train.keep_checkpoints",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
     "registry.max_bpb", "registry.beat_baselines", "registry.max_degenerate",
-    "registry.max_memorised",
+    "registry.max_memorised", "registry.benchmarks",
     "retrain.min_new_fraction", "retrain.max_gone_fraction", "retrain.drift_threshold",
     "retrain.bpb_rise", "retrain.sample_documents", "retrain.continue_fraction",
     "retrain.approval", "retrain.approval_hours",

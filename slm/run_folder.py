@@ -12,6 +12,7 @@
         parent/                   the model it continued from   RunFolder.parent
         record.json               its results, once finished    RunFolder.record
         evaluation/, report/      of the best checkpoint        RunFolder.evaluation, .report
+        benchmarks/               its scores on tasks           RunFolder.benchmarks
         selection-<key>/          the best by another cadence   training.selection
 
 The name is the recipe's, or the setting `name`. The key alone says what a result is: one of the
@@ -44,6 +45,7 @@ from slm.errors import (
 )
 from slm.records import (
     LATEST,
+    Benchmarks,
     Checkpoint,
     Decision,
     Derivation,
@@ -61,10 +63,11 @@ from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
-SELECTION, DECISION = "selection", "decision.json"
+SELECTION, DECISION, BENCHMARKS = "selection", "decision.json", "benchmarks"
 F = TypeVar("F", bound=Frozen)
 MIN_DIGITS = 4  # of a key's beginning, so that it names a run
 KEY_DIGITS = 12  # of a key that end a folder's name
+_OF_KEY = re.compile(rf"-[0-9a-f]{{{KEY_DIGITS}}}$")
 LOCK = "lock"  # held by a run's trainer
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
 
@@ -413,6 +416,30 @@ class RunFolder:
         return storage.read_record(self.result_folder(EVALUATION), Evaluation)
 
     @property
+    def benchmarks(self) -> Benchmarks | None:
+        """The scores on the tasks of the run's own settings; None where it has none."""
+        return storage.read_record(self.result_folder(BENCHMARKS), Benchmarks)
+
+    @property
+    def all_benchmarks(self) -> list[Benchmarks]:
+        """The scores on tasks by whatever settings, those of its own first, then the newest.
+
+        Their files are not verified; a folder that cannot be read is left out.
+        """
+        own = self.result_folder(BENCHMARKS)
+        others = [path for path in self.path.glob(f"{BENCHMARKS}-*") if _OF_KEY.search(path.name)]
+        results = []
+        for folder in (own, *sorted(others, key=_finished, reverse=True)):
+            with suppress(CorruptionError):
+                if record := storage.read_record(folder, Benchmarks, verify=False):
+                    results.append(record)
+        return results
+
+    def benchmarks_of(self, weights_sha256: str) -> tuple[Benchmarks, ...]:
+        """Those of `all_benchmarks` that are of these weights."""
+        return tuple(r for r in self.all_benchmarks if r.weights_sha256 == weights_sha256)
+
+    @property
     def report(self) -> Report | None:
         """The report by the run's own settings; None where none was written."""
         return storage.read_record(self.result_folder(REPORT), Report)
@@ -445,7 +472,7 @@ class RunFolder:
     # ---- results by other settings than the run's own ----
 
     def result_folder(self, kind: str, key: str | None = None) -> Path:
-        """Where a result belongs: `kind` is EVALUATION, REPORT or SELECTION.
+        """Where a result belongs: `kind` is EVALUATION, BENCHMARKS, REPORT or SELECTION.
 
         One by the run's own settings, those of its `config.json`, has the plain name. Any other
         is next to it, with its key, so that no two commands overwrite each other's result.
@@ -456,6 +483,13 @@ class RunFolder:
         """The evaluation of a key; None where it is not here."""
         folders = (self.result_folder(EVALUATION), self.result_folder(EVALUATION, key))
         return _record_of_key(folders, Evaluation, key)
+
+
+def _finished(folder: Path) -> float:
+    """When a result was finished, in unix seconds; 0 where it is not."""
+    with suppress(OSError):
+        return (folder / storage.RECORD).stat().st_mtime
+    return 0.0
 
 
 def _record_of_key(folders: Iterable[Path], kind: type[R], key: str) -> R | None:

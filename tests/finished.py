@@ -5,8 +5,11 @@ from typing import Any
 
 from slm import keys, storage
 from slm.config import PipelineConfig
+from slm.evaluation.benchmark.identity import benchmark_folder, benchmark_key
+from slm.evaluation.benchmark.tasks import read_tasks
 from slm.evaluation.identity import evaluate_key, evaluation_folder
 from slm.records import (
+    Benchmarks,
     Checkpoint,
     Evaluation,
     Plan,
@@ -45,6 +48,8 @@ def finish(root: Path, config: PipelineConfig) -> RunFolder:
     record = run.record
     assert record is not None
     evaluation = finish_evaluation(config, record, shards)
+    if config.benchmark.tasks:
+        finish_benchmark(config, record)
     report = finish_report(config, record, evaluation)
     register(root, config, record, shards, evaluation, report)
     return run
@@ -167,14 +172,33 @@ def finish_evaluation(config: PipelineConfig, run: Run, shards: Shards) -> Evalu
     return storage.run_stage(folder, Evaluation, key, build, keys.made("evaluate", config))
 
 
+def finish_benchmark(config: PipelineConfig, run: Run) -> Benchmarks:
+    """Of a run's own tasks, without their scores."""
+    checkpoint = RunFolder.of(run).checkpoint(run.checkpoint(config.evaluate.checkpoint).name)
+    assert checkpoint is not None
+    tasks = read_tasks(config.benchmark.tasks)
+    key = benchmark_key(config, tasks, checkpoint.weights_sha256, run.shards_key)
+
+    def build(staging: Path) -> Benchmarks:
+        (staging / "benchmarks.json").write_text(f"scores {key}")
+        return Benchmarks(
+            key=key, run=run.name, checkpoint=checkpoint.name,
+            weights_sha256=checkpoint.weights_sha256, tasks=(),
+        )  # fmt: skip
+
+    folder = benchmark_folder(config, run, key)
+    return storage.run_stage(folder, Benchmarks, key, build, keys.made("benchmark", config))
+
+
 def finish_report(config: PipelineConfig, run: Run, evaluation: Evaluation) -> Report:
-    key = report_key(config, run, evaluation)
+    benchmarks = RunFolder.of(run).benchmarks_of(evaluation.weights_sha256)
+    key = report_key(config, run, evaluation, benchmarks)
 
     def build(staging: Path) -> Report:
         (staging / "index.html").write_text(f"report {key}")
         return Report(key=key, run=run.name)
 
-    folder = report_folder(config, run, evaluation, key)
+    folder = report_folder(config, run, evaluation, key, benchmarks)
     return storage.run_stage(folder, Report, key, build, keys.made("report", config))
 
 

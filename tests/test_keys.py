@@ -153,6 +153,7 @@ def test_a_setting_that_is_added_changes_no_key_at_its_old_value(
         ("report.prompts", ["Once"], {"report"}),
         ("report.prompts", None, {"report"}),
         ("registry.margin", 0.5, set()),
+        ("registry.benchmarks", {"stories": 0.01}, set()),
     ],
 )
 def test_a_setting_changes_the_key_of_its_stage_alone(

@@ -20,12 +20,16 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         show({"versions": versions}, as_json)
         return
-    names = ("name", "aliases", "val_bpb", "decision", "registered", "run")
+    names = ["name", "aliases", "val_bpb", "benchmarks", "decision", "registered", "run"]
     rows = [
-        (v["name"], ", ".join(v["aliases"]), v["val_bpb"], v["decision"], date(v["registered"]),
-         v["run"])
+        [v["name"], ", ".join(v["aliases"]), v["val_bpb"], tables.accuracies(v["benchmarks"]),
+         v["decision"], date(v["registered"]), v["run"]]
         for v in versions
     ]  # fmt: skip
+    if not any(v["benchmarks"] for v in versions):
+        at = names.index("benchmarks")
+        for row in (names, *rows):
+            del row[at]
     none = "no versions yet: `slm register RUN` makes one"
     show_wide(tables.listing(names, rows) if rows else none)
     if versions:

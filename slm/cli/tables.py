@@ -63,6 +63,11 @@ def cell(value: Any) -> Text:
     return Text(f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
 
 
+def accuracies(benchmarks: Mapping[str, float]) -> str:
+    """The accuracy of each task, such as `blimp 61.2 %`."""
+    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in benchmarks.items())
+
+
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -205,8 +210,11 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
     """
     narrow = width < MIN_WIDTH_OF_RUNS
     short = width < MIN_WIDTH_OF_DATES
-    names = ("name", "state", "started", "step", "val_bpb", "in training", "seconds", "differs in")
-    left_out = ["in training", "seconds"] if narrow else []
+    facts = list(facts)
+    names = ("name", "state", "started", "step", "val_bpb", "in training", "benchmarks", "seconds",
+             "differs in")  # fmt: skip
+    left_out = ["in training", "benchmarks", "seconds"] if narrow else []
+    left_out += [] if any(f.benchmarks for f in facts) else ["benchmarks"]
     left_out += ["state", "started", "step", "differs in"] if short else []
     rows = []
     for f in facts:
@@ -218,6 +226,7 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
             "step": f.step,
             "val_bpb": in_training if narrow and f.val_bpb is None else f.val_bpb,
             "in training": f.slice_val_bpb,
+            "benchmarks": accuracies(f.benchmarks),
             "seconds": f.seconds and round(f.seconds),
             "differs in": " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in f.differs.items()),
         }
@@ -284,6 +293,8 @@ def comparison(compared: "Comparison") -> RenderableType:
         result = f"{compared.interval.sentence}, B - A, 95 % interval over {count}"
     else:
         result = f"no interval: {compared.no_interval}"
+    result += "".join(f"\n{task.task}: {task.sentence}" for task in compared.benchmarks)
+    result += "".join(f"\n{name}: {why}" for name, why in compared.not_compared.items())
     parts: list[RenderableType] = [Text(f"A  {compared.a}\nB  {compared.b}\n\n{result}"), ""]
     parts += [by_setting if compared.config else "the same settings", "", figures, ""]
     parts += [curves, ""] if compared.at_equal_tokens else []

@@ -73,14 +73,14 @@ def naive_baselines(
     """
     held_out = first_documents(held_out, HELD_OUT_BYTES, tokenizer.count_bytes)
     size = sum(map(tokenizer.count_bytes, held_out))
-    unigram = _unigram(shards, _train_stream(shards), _stream(shards, held_out), size)
+    unigram = _unigram(shards, training_stream(shards), _stream(shards, held_out), size)
     text = b"\n".join(map(tokenizer.decode_bytes, held_out))
     return len(held_out), [unigram, _xz(text, size)]
 
 
 def _counting(shards: Shards, held_out: Sequence[Ids], size: int) -> list[Baseline]:
     """The unigram and the 5-gram model; both score the closing end-of-text, as the model does."""
-    train, stream = _train_stream(shards), _stream(shards, held_out)
+    train, stream = training_stream(shards), _stream(shards, held_out)
     unigram = _unigram(shards, train, stream, size)
     smoothed = KneserNey(train, shards.vocab_size, shards.eot).nats(stream)
     bpb = bits_per_byte(float(smoothed.sum()), size)
@@ -99,7 +99,7 @@ def _stream(shards: Shards, held_out: Sequence[Ids]) -> Ints:
     return np.append(stream, shards.eot).astype(np.int64)
 
 
-def _train_stream(shards: Shards) -> Ints:
+def training_stream(shards: Shards) -> Ints:
     """The first training tokens, whole documents, with end-of-text at both ends."""
     parts, left = [], TRAIN_TOKENS
     for name in shards.splits["train"].files:

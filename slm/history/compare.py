@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.config import PipelineConfig
+from slm.evaluation.benchmark.difference import outcomes, task_difference
 from slm.evaluation.evaluate import DETAILS
 from slm.evaluation.intervals import paired_interval
-from slm.records import Evaluation, Frozen, Run
+from slm.records import Benchmarks, Evaluation, Frozen, Run, TaskDifference, TaskScore
 from slm.run_folder import REPORT, RunFolder
 
 Curve = list[tuple[int, float]]  # (tokens trained on, val_bpb on the fixed slice)
@@ -72,6 +73,8 @@ class Comparison(Frozen):
     at_equal_tokens: list[tuple[int, float, float]]  # tokens, val_bpb of A, of B
     interval: Interval | None
     no_interval: str | None  # why there is none
+    benchmarks: list[TaskDifference]  # of the tasks that both were scored on: A, B
+    not_compared: dict[str, str]  # task → why there is no difference
     samples: list[SamplePair]
 
 
@@ -84,6 +87,7 @@ def compare(a: RunFolder, b: RunFolder) -> Comparison:
     evaluations = (a.evaluation, b.evaluation)
     curves = (_curve(a), _curve(b))
     interval, reason = _interval((a, b), evaluations)
+    benchmarks, not_compared = _benchmarks(a, b)
     scored = evaluations if all(evaluations) else runs  # of both the same: one measure
     return Comparison(
         a=a.name,
@@ -97,6 +101,8 @@ def compare(a: RunFolder, b: RunFolder) -> Comparison:
         at_equal_tokens=at_equal_tokens(*curves),
         interval=interval,
         no_interval=reason,
+        benchmarks=benchmarks,
+        not_compared=not_compared,
         samples=_samples(a, b),
     )
 
@@ -172,6 +178,36 @@ def _documents(evaluation: Evaluation) -> npt.NDArray[np.float64]:
     """(N, 3): nats, tokens and bytes of every document that a run was scored on."""
     details = json.loads((evaluation.path / DETAILS).read_bytes())
     return np.array(details["documents"], np.float64)
+
+
+def _benchmarks(a: RunFolder, b: RunFolder) -> tuple[list[TaskDifference], dict[str, str]]:
+    """The tasks that both were scored on, and those of which their items cannot be compared."""
+    ours, theirs = _scores(a), _scores(b)
+    compared, reasons = [], {}
+    for name, (score, result) in ours.items():
+        if name not in theirs:
+            continue
+        other, other_result = theirs[name]
+        if other.sha256 != score.sha256:
+            reasons[name] = "they were scored on other items"
+            continue
+        try:
+            first, groups = outcomes(result, name)
+            second, _ = outcomes(other_result, name)
+        except (OSError, ValueError, KeyError) as error:
+            reasons[name] = f"a result cannot be read: {error}"
+            continue
+        compared.append(task_difference(name, first, second, groups))
+    return compared, reasons
+
+
+def _scores(run: RunFolder) -> dict[str, tuple[TaskScore, Benchmarks]]:
+    """Every task that a run was scored on, with the first result that has it."""
+    scores: dict[str, tuple[TaskScore, Benchmarks]] = {}
+    for result in run.all_benchmarks:
+        for score in result.tasks:
+            scores.setdefault(score.name, (score, result))
+    return scores
 
 
 # ---- samples ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from slm.errors import CorruptionError, NewerFormat, unknown
 from slm.keys import UNHASHED
-from slm.records import Evaluation, Frozen, JournalEntry, Run
+from slm.records import Evaluation, Frozen, JournalEntry, Run, TaskScore, task_scores
 from slm.run_folder import DataRoot, RunFolder
 
 Order = Literal["started", "name", "step", "val_bpb", "seconds"]
@@ -24,6 +24,7 @@ class RunFacts(Frozen):
     started: float | None  # unix seconds
     step: int
     val_bpb: float | None  # of the evaluation
+    benchmarks: dict[str, float] = Field(default_factory=dict)  # task → accuracy
     slice_val_bpb: float | None  # the last one in training, on the fixed slice of val
     seconds: float | None  # spent in steps
     recipe: str | None = None  # None where its settings cannot be read
@@ -107,22 +108,25 @@ def _facts(run: RunFolder) -> RunFacts:
     entries: list[JournalEntry] = []
     record: Run | None = None
     evaluation: Evaluation | None = None
+    scores: list[TaskScore] = []
     try:
         for entry in run.journal:
             entries.append(entry)  # one by one, so that those before a broken line are kept
         record, evaluation = run.record, run.evaluation
+        scores = task_scores(run.all_benchmarks)
         state = "finished" if record else "training" if run.is_training else "stopped"
     except NewerFormat:
         state = "newer"
     except CorruptionError:
         state = "damaged"
-    scores = [entry["val_bpb"] for entry in entries if entry.get("val_bpb") is not None]
+    slices = [entry["val_bpb"] for entry in entries if entry.get("val_bpb") is not None]
     return RunFacts(
         run=run.name,
         state=state,
         started=run.started,
         step=max((entry.get("step") or 0 for entry in entries), default=0),
         val_bpb=evaluation.val_bpb if evaluation else None,
-        slice_val_bpb=scores[-1] if scores else None,
+        benchmarks={score.name: score.accuracy for score in scores},
+        slice_val_bpb=slices[-1] if slices else None,
         seconds=record.seconds if record else None,
     )

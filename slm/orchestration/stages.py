@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from slm.config import CleanConfig, PipelineConfig, data_root
 from slm.errors import UserError
 from slm.figures import duration
-from slm.orchestration.display import current, stage
+from slm.orchestration.display import current, outcome_of_record, stage
 from slm.progress import Progress, silent
 from slm.recipes import store_address
-from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
+from slm.records import (
+    Benchmarks,
+    Evaluation,
+    JournalEntry,
+    Parent,
+    Report,
+    Run,
+    Shards,
+    Source,
+    Version,
+)
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once
 
@@ -233,6 +243,25 @@ def evaluate(progress: Progress, config: PipelineConfig, run: Run, shards: Shard
     return slm.evaluation.evaluate.evaluate(config, run, shards, progress=progress)
 
 
+def _scores(result: Benchmarks) -> tuple[str, str]:
+    """The line of its stage, with the accuracies."""
+    from slm.evaluation.benchmark.results import show_score
+
+    word, place = outcome_of_record(result)
+    return word, f"{place}   {'; '.join(map(show_score, result.tasks))}"
+
+
+@stage("benchmark", _scores)
+@shared
+def benchmark(
+    progress: Progress, config: PipelineConfig, run: Run, shards: Shards | None = None
+) -> Benchmarks:
+    """A checkpoint → its accuracy on the tasks of `benchmark.tasks`."""
+    import slm.evaluation.benchmark.benchmark
+
+    return slm.evaluation.benchmark.benchmark.benchmark(config, run, shards, progress=progress)
+
+
 @stage("report")
 @shared
 def report(
@@ -242,12 +271,21 @@ def report(
     evaluation: Evaluation,
     shards: Shards | None,
 ) -> Report:
-    """A run and its evaluation → a page that compares it with the champion, and a model card."""
+    """A run and its evaluation → a page that compares it with the champion, and a model card.
+
+    It shows every task of a benchmark that the checkpoint was scored on.
+    """
     import slm.report.write
     from slm.registry.versions import champion_run
 
     return slm.report.write.write_report(
-        config, run, evaluation, shards, champion=lambda: champion_run(config), progress=progress
+        config,
+        run,
+        evaluation,
+        shards,
+        RunFolder.of(run).benchmarks_of(evaluation.weights_sha256),
+        champion=lambda: champion_run(config),
+        progress=progress,
     )
 
 

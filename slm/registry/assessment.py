@@ -19,7 +19,8 @@ from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
-from slm.records import Shards
+from slm.records import Shards, TaskDifference
+from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot
@@ -39,7 +40,8 @@ PROMPT_TOKENS = 8
 
 def gate_settings(config: RegistryConfig) -> dict[str, float]:
     """The settings that the gate decides by; the others name the registry."""
-    return config.model_dump(exclude={"model", "tracking_uri"})
+    settings = config.model_dump(exclude={"model", "tracking_uri", "benchmarks"})
+    return settings | {f"benchmarks.{name}": margin for name, margin in config.benchmarks.items()}
 
 
 def assess(
@@ -62,6 +64,7 @@ def assess(
     shards = _shards(version, root)
     run = version.run(root)
     limits = thresholds or (run.config.registry if run.exists else RegistryConfig())
+    scores = scores_to_compare(version, limits.benchmarks, root)
     texts = _held_out(shards, limits.gate_documents)
     sizes = np.array([len(text.encode()) for text in texts])  # bytes, (N,)
 
@@ -71,11 +74,14 @@ def assess(
     bpb = _bits_per_byte(nats, sizes)
     measured: dict[str, float] = {}
     baselines: dict[str, float] = {}
+    benchmarks: list[TaskDifference] = []
     if other:
         other_model, other_tokenizer = load_model(
             fetch_version(client, other, root), device_of(folder)
         )
         other_nats = _score(other_model, other_tokenizer, texts, progress)
+        benchmarks = compare_tasks(scores, other, other_model, other_tokenizer, root, progress)
+        against += worse_tasks(benchmarks, limits.benchmarks)
         difference, low, high = paired_interval(nats, other_nats, sizes)
         measured = {"difference": difference, "low": low, "high": high}
         measured["champion_bpb"] = _bits_per_byte(other_nats, sizes)
@@ -110,6 +116,7 @@ def assess(
         vetoes=against,
         reason=reason,
         baselines=baselines,
+        benchmarks=tuple(benchmarks),
         **measured,
     )
 

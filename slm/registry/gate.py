@@ -2,10 +2,11 @@
 
 Challenger and champion are scored on the same held-out documents, those of the challenger's own
 shards. The difference in bits per byte decides, with its interval from a bootstrap over the
-documents; samples that are broken or copied veto, and so do a gap in the lineage and a champion of
-another dataset. The decision is written into an audit log and on the version, and only then the
-alias moves, so a call after a killed one completes it. A version that has its decision is not
-assessed again until the champion or the gate's settings are others.
+documents; samples that are broken or copied veto, and so do a gap in the lineage, a champion of
+another dataset and a benchmark of `registry.benchmarks` that the champion does better. The decision
+is written into an audit log and on the version, and only then the alias moves, so a call after a
+killed one completes it. A version that has its decision is not assessed again until the champion or
+the gate's settings are others.
 """
 
 import json
@@ -264,6 +265,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
         "",
         f"{decision.documents} held-out documents, sha256 `{decision.documents_sha256[:12]}`{how}.",
         "",
+        *(f"- Benchmark {task.task}: {task.comparison}." for task in decision.benchmarks),
         *(f"- Veto: {veto}." for veto in decision.vetoes),
     ]
     if decision.approval:

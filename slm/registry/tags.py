@@ -12,6 +12,7 @@ from typing import Any
 from slm import keys, storage
 from slm.config import PipelineConfig
 from slm.records import (
+    Benchmarks,
     Checkpoint,
     Derivation,
     Evaluation,
@@ -21,6 +22,7 @@ from slm.records import (
     Shards,
     Source,
     Version,
+    task_scores,
 )
 from slm.run_folder import PARENT, RunFolder
 from slm.tracking.entities import public_uri
@@ -30,6 +32,7 @@ REGISTER_VERSION = 1
 """Goes up whenever the same run gives another model version."""
 
 PREFIX = "slm."  # of our tags
+BENCHMARK, ACCURACY = "benchmark.", ".accuracy"  # around a task's name, in the tag of its score
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Ingredients:
     evaluation: Evaluation
     report: Report | None
     derived: Derivation | None = None  # how the run was made from another one, if it was
+    benchmarks: tuple[Benchmarks, ...] = ()  # of these weights, those of the run's own tasks first
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,20 @@ REQUIRED = tuple(tag.name for tag in CHAIN if tag.required)
 def chain_tags(made: Ingredients) -> dict[str, str]:
     """The tags of the chain, without their prefix. What is gone from here is left out."""
     values = ((tag.name, tag.value(made)) for tag in CHAIN)
-    return {name: public_uri(str(value)) for name, value in values if value is not None}
+    tags = {name: public_uri(str(value)) for name, value in values if value is not None}
+    return tags | {
+        f"{BENCHMARK}{score.name}{ACCURACY}": str(score.accuracy)
+        for score in task_scores(made.benchmarks)
+    }
+
+
+def benchmark_accuracies(tags: Mapping[str, str]) -> dict[str, float]:
+    """The accuracy of each task that a version with these tags was scored on."""
+    return {
+        tag.removeprefix(BENCHMARK).removesuffix(ACCURACY): float(value)
+        for tag, value in tags.items()
+        if tag.startswith(BENCHMARK) and tag.endswith(ACCURACY)
+    }
 
 
 # ---- registration -----------------------------------------------------------------------------
@@ -113,16 +130,18 @@ def ingredients(
     shards: Shards | None,
 ) -> Ingredients:
     """What a version of a run is made of, as its data folder has it now."""
+    home = RunFolder.of(run)
     return Ingredients(
         config=config,
-        source=RunFolder.of(run).root.source(shards.source_key) if shards else None,
+        source=home.root.source(shards.source_key) if shards else None,
         shards=shards,
         parent=storage.read_record(run.path / PARENT, Parent, verify=False),
         run=run,
         checkpoint=checkpoint,
         evaluation=evaluation,
         report=report,
-        derived=RunFolder.of(run).settings.derived,
+        derived=home.settings.derived,
+        benchmarks=home.benchmarks_of(checkpoint.weights_sha256),
     )
 
 

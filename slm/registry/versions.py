@@ -19,12 +19,13 @@ from slm.records import (
     LATEST,
     Frozen,
     Parent,
+    TaskDifference,
     Version,
     model_uri,
     names_version,
     parse_version,
 )
-from slm.registry.tags import PREFIX
+from slm.registry.tags import PREFIX, benchmark_accuracies
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking.entities import public_uri
 from slm.tracking.server import (
@@ -65,6 +66,7 @@ class GateDecision(Frozen):
     low: float | None = None  # the 95 % interval of the difference
     high: float | None = None
     baselines: dict[str, float] = Field(default_factory=dict)  # of a first champion: their bpb
+    benchmarks: tuple[TaskDifference, ...] = ()  # of registry.benchmarks: champion, challenger
     margin: float
     limits: dict[str, float] = Field(default_factory=dict)  # the gate's settings, by their names
     documents: int
@@ -143,6 +145,7 @@ class ModelVersion:
             "aliases": list(self.aliases),
             "run": self.tags.get("run"),
             "val_bpb": float(val_bpb) if val_bpb else None,
+            "benchmarks": benchmark_accuracies(self.tags),
             "decision": self.tags.get("decision"),
             "registered": self.registered,
         }

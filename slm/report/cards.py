@@ -15,7 +15,16 @@ from slm.config import LIMITS, PipelineConfig, Section
 from slm.errors import SlmError
 from slm.figures import duration
 from slm.recipes import load_recipe
-from slm.records import Checkpoint, Evaluation, Run, Shards, Source
+from slm.records import (
+    Benchmarks,
+    Checkpoint,
+    Evaluation,
+    Run,
+    Shards,
+    Source,
+    TaskScore,
+    task_scores,
+)
 from slm.report.plots import short
 from slm.report.prompts import sample_command
 from slm.run_folder import PARENT, RunFolder
@@ -206,7 +215,12 @@ def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
 # ---- the model card ---------------------------------------------------------------------------
 
 
-def front_matter(config: PipelineConfig, evaluation: Evaluation, source: Source | None) -> str:
+def front_matter(
+    config: PipelineConfig,
+    evaluation: Evaluation,
+    source: Source | None,
+    benchmarks: Sequence[Benchmarks] = (),
+) -> str:
     """The YAML at the head of a model card (huggingface.co/docs/hub/model-cards)."""
     generated = config.data.source == "stories"
     dataset = source.dataset if source else config.data.path or config.data.source
@@ -218,18 +232,29 @@ def front_matter(config: PipelineConfig, evaluation: Evaluation, source: Source 
             {"type": "loss", "name": "nats per token", "value": evaluation.val_loss},
         ],
     }
+    scores = task_scores(benchmarks)
     fields: dict[str, Any] = {
         "language": config.report.language,
         "license": config.report.license or ("mit" if generated else "unknown"),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["slm", "small-language-model", config.model.architecture],
-        "metrics": ["bits_per_byte", "loss"],
-        "model-index": [{"name": evaluation.run, "results": [result]}],
+        "metrics": ["bits_per_byte", "loss", *(["accuracy"] if scores else [])],
+        "model-index": [{"name": evaluation.run, "results": [result, *map(_task_result, scores)]}],
     }
     if config.data.source == "hub":
         fields["datasets"] = [dataset]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def _task_result(score: TaskScore) -> dict[str, Any]:
+    """A task of a benchmark as a result of a model card."""
+    metric = {"type": "accuracy", "name": "accuracy", "value": score.accuracy}
+    return {
+        "task": {"type": "text-generation", "name": score.kind.replace("_", " ").capitalize()},
+        "dataset": {"type": score.name, "name": score.name},
+        "metrics": [metric],
+    }
 
 
 # ---- text -------------------------------------------------------------------------------------

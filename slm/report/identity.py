@@ -5,8 +5,8 @@ from pathlib import Path
 
 from slm import keys
 from slm.config import PipelineConfig
-from slm.records import Evaluation, Run
-from slm.run_folder import EVALUATION, REPORT, RunFolder
+from slm.records import Benchmarks, Evaluation, Run
+from slm.run_folder import BENCHMARKS, EVALUATION, REPORT, RunFolder
 from slm.storage import content_hash
 
 REPORT_VERSION = 4
@@ -19,10 +19,12 @@ def report_key(
     config: PipelineConfig,
     run: Run,
     evaluation: Evaluation,
+    benchmarks: Sequence[Benchmarks] = (),
+    *,
     version: int | None = None,
     left_out: Sequence[str] = (),
 ) -> str:
-    """The key of the report of a run and its evaluation.
+    """The key of the report of a run, its evaluation and its scores on benchmarks, if it has any.
 
     Args:
         version: of the stage; None: today's.
@@ -30,14 +32,22 @@ def report_key(
             key is another and the report is rebuilt.
     """
     inputs = [run.key, run.weights_sha256, content_hash(evaluation)]
+    inputs += map(content_hash, benchmarks)
     fields = keys.stage_fields("report", config)
     if left_out:
         fields["left_out"] = list(left_out)
     return keys.stage_key("report", version or REPORT_VERSION, fields, inputs)
 
 
-def report_folder(config: PipelineConfig, run: Run, evaluation: Evaluation, key: str) -> Path:
+def report_folder(
+    config: PipelineConfig,
+    run: Run,
+    evaluation: Evaluation,
+    key: str,
+    benchmarks: Sequence[Benchmarks] = (),
+) -> Path:
     """Where the report of a key belongs: the plain name is for the run's own settings."""
     home = RunFolder.of(run)
-    own = config.report == home.config.report and evaluation.path.name == EVALUATION
+    shown = {result.path.name for result in (evaluation, *benchmarks)}
+    own = config.report == home.config.report and shown <= {EVALUATION, BENCHMARKS}
     return home.result_folder(REPORT, None if own else key)

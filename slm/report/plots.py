@@ -224,10 +224,52 @@ def bar_plot(name: str, alt: str, x: str, y: str, bars: Mapping[str, float]) -> 
     return _svg(figure, name, alt)
 
 
-def _axes(x: str, y: str) -> Any:
+@dataclass(frozen=True)
+class Dot:
+    """A value with its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    strong: bool = False  # the one that the others are parts of
+    faint: bool = False  # it shows nothing
+
+
+def dot_plot(
+    name: str, alt: str, title: str, dots: Sequence[Dot], line: float, marks: Mapping[str, float]
+) -> str:
+    """A row per value, from top to bottom, over a dashed line.
+
+    `marks`: further values, of the first row, as small crosses with their names in the legend.
+    """
+    figure, axes = _axes("", title, (SIZE[0], 0.9 + 0.24 * len(dots)))
+    axes.axvline(line, color=MUTED, lw=1, ls=(0, (4, 3)))
+    for row, dot in enumerate(dots):
+        colour = MUTED if dot.faint else SECOND if dot.strong else FIRST
+        axes.plot([dot.low, dot.high], [row, row], color=colour, lw=1.6, solid_capstyle="butt")
+        face = "none" if dot.faint else colour
+        axes.plot([dot.value], [row], "o", ms=5, mec=colour, mfc=face, mew=1.2)
+    for shape, (label, value) in zip("x+1234", marks.items(), strict=False):
+        axes.plot([value], [0], shape, ms=6, mew=1.4, color=INK, label=label)
+    if marks:
+        figure.legend(
+            loc="outside lower left", ncols=3, frameon=False, labelcolor=INK, fontsize=8,
+            handletextpad=0.2, columnspacing=1.0,
+        )  # fmt: skip
+    axes.set_yticks(range(len(dots)), [dot.name for dot in dots], color=INK)
+    axes.set_ylim(len(dots) - 0.5, -0.5)
+    lowest = min([line, *(dot.low for dot in dots), *marks.values()])
+    axes.set_xlim(max(0, lowest - 5), 101)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=LINE, lw=0.8)
+    return _svg(figure, name, alt)
+
+
+def _axes(x: str, y: str, size: tuple[float, float] = SIZE) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     figure.patch.set_alpha(0)

@@ -27,7 +27,8 @@ from slm.model.export.hugging_face import usage
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
-from slm.records import Evaluation, Report, Run, Shards, Source, check_input
+from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
+from slm.report import benchmarks as report_benchmarks
 from slm.report import cards, evidence, plots
 from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
@@ -52,6 +53,7 @@ def write_report(
     run: Run,
     evaluation: Evaluation,
     shards: Shards | None,
+    benchmarks: Sequence[Benchmarks] = (),
     *,
     champion: Callable[[], RunFolder | None] = lambda: None,
     progress: Progress = automatic,
@@ -62,22 +64,25 @@ def write_report(
     other settings, to `<run>/report-<key>/`.
 
     Args:
+        benchmarks: scores of the checkpoint on the tasks of benchmarks, to show.
         champion: finds the run of the present champion, to compare with. A report that is complete
             stays as it is when the champion changes.
     """
     check_input(run, Run)
     check_input(evaluation, Evaluation)
-    key = report_key(config, run, evaluation)
+    key = report_key(config, run, evaluation, benchmarks)
     if grammar.is_left_out(config.report.language):
-        whole, key = key, report_key(config, run, evaluation, left_out=(grammar.LEFT_OUT,))
+        left_out = (grammar.LEFT_OUT,)
+        whole, key = key, report_key(config, run, evaluation, benchmarks, left_out=left_out)
         with suppress(CorruptionError):  # one that was made where nothing is left out is better
-            report = read_record(report_folder(config, run, evaluation, whole), Report)
+            folder = report_folder(config, run, evaluation, whole, benchmarks)
+            report = read_record(folder, Report)
             if report and report.key == whole:
                 return report.model_copy(update={"reused": True})
 
     def build(staging: Path) -> Report:
         report = Report(key=key, run=run.name)
-        facts, samples = gather(config, run, evaluation, shards, champion(), progress)
+        facts, samples = gather(config, run, evaluation, shards, benchmarks, champion(), progress)
         (staging / report.html).write_bytes(render("page.html.j2", facts))
         (staging / report.markdown).write_bytes(render("page.md.j2", facts))
         (staging / report.card).write_bytes(render("card.md.j2", facts))
@@ -86,7 +91,7 @@ def write_report(
         (staging / "samples.json").write_bytes(text.encode("utf-8", "replace"))
         return report
 
-    folder = report_folder(config, run, evaluation, key)
+    folder = report_folder(config, run, evaluation, key, benchmarks)
     with reading(*([shards.path] if shards else [])):
         return run_stage(folder, Report, key, build, keys.made("report", config))
 
@@ -99,6 +104,7 @@ def gather(
     run: Run,
     evaluation: Evaluation,
     shards: Shards | None,
+    benchmarks: Sequence[Benchmarks] = (),
     champion: RunFolder | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[ReportSample]]:
@@ -117,6 +123,7 @@ def gather(
     curves = plots.read_curves(home)
     quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
     others = find_other_runs(run, champion, config.folder_name, samples)
+    tasks = report_benchmarks.tasks(benchmarks)
     findings = [
         *training_findings(
             curves.evaluations,
@@ -126,6 +133,7 @@ def gather(
             evidence.comparable_bpb(evaluation),
             evidence.references_by_name(evaluation),
         ),
+        *report_benchmarks.findings(tasks),
         *other_run_findings(others),
     ]
     references = evidence.references(checkpoint, evaluation)
@@ -151,13 +159,14 @@ def gather(
         "evaluation": cards.evaluation_card(evaluation),
         "references": references,
         "reference_plot": plots.reference_plot(references),
+        "benchmarks": tasks,
         "extremes": evidence.extremes(evaluation, shards, tokenizer),
         "duplicates": evidence.duplicates(evaluation),
         "cleaning": evidence.cleaning(source, shards),
         "other_runs": others,
         "judge": ask_judge(samples, config.report, progress),
         "usage": usage(next(iter(prompts), "")),
-        "front_matter": cards.front_matter(config, evaluation, source),
+        "front_matter": cards.front_matter(config, evaluation, source, benchmarks),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),
@@ -267,12 +276,14 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"md": escape_markdown, "fenced": fenced}
+    percent = report_benchmarks.percent
+    environment.filters |= {"md": escape_markdown, "fenced": fenced, "percent": percent}
     css = Markup((folder / "page.css").read_text("utf-8"))
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped
         for name in ("training_plots", "reference_plot", "evaluation_plots", "data_plots")
     }
+    svg["benchmark_plots"] = [Markup(task.plot) for task in facts["benchmarks"]]
     extra = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
     text = environment.get_template(template).render({**facts, **svg, **extra})
     return text.encode("utf-8", "replace")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Decision, Evaluation, Plan, Run
+from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, TaskScore
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -102,6 +102,22 @@ def description(run: Run, evaluation: Evaluation) -> str:
         "artifacts.\n\n"
         f"```\nslm lineage {run.name}\nslm sample {run.name}\n```"
     )
+
+
+def benchmark_metrics(score: TaskScore) -> dict[str, float]:
+    """The figures of a task by their metrics' names, such as `benchmark.blimp.accuracy`."""
+    figures = {
+        "accuracy": score.accuracy,
+        "stderr": score.stderr,
+        "chance": score.chance,
+        "accuracy_per_byte": score.accuracy_per_byte,
+        "bits_per_byte": score.bits_per_byte,
+    }
+    return {
+        f"benchmark.{score.name}.{name}": value
+        for name, value in figures.items()
+        if value is not None
+    }
 
 
 def run_tags(run: Run) -> dict[str, str]:

@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from slm import storage
 from slm.errors import UserError
-from slm.records import Evaluation, Run
+from slm.records import Benchmarks, Evaluation, Record, Run, task_scores
 from slm.run_folder import CONFIG, JOURNAL, RunFolder
 from slm.tracking import entities, system
 from slm.tracking.server import (
@@ -262,6 +262,11 @@ class RunMirror:
             self._send_evaluation(evaluation)
             note = {"mlflow.note.content": entities.description(run, evaluation)}
             self._tag({**note, "slm.evaluation": storage.content_hash(evaluation)})
+        benchmarks = self.folder.all_benchmarks
+        digest = storage.sha256_json([storage.content_hash(each) for each in benchmarks])
+        if benchmarks and sent.get("slm.benchmarks") != digest:
+            self._send_benchmarks(benchmarks)
+            self._tag({"slm.benchmarks": digest})
         if report and sent.get("slm.report") != storage.content_hash(report):
             self.client.log_artifacts(self.run_id, str(report.path), "report")
             self._tag({"slm.report": storage.content_hash(report)})
@@ -320,13 +325,27 @@ class RunMirror:
 
         # MLflow shows the point with the highest step, and of several the latest. With step 0 for
         # all that is the newest evaluation, of whichever checkpoint. A repeat is one row.
-        moment = round((evaluation.path / storage.RECORD).stat().st_mtime * 1000)
+        moment = round(_finished(evaluation) * 1000)
         measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
         points = [Metric(key, value, moment, 0) for key, value in measured.items()]
         self.client.log_batch(self.run_id, metrics=points)
         self.client.log_artifact(
             self.run_id, str(evaluation.path / "evaluation.json"), "evaluation"
         )
+
+    def _send_benchmarks(self, benchmarks: Sequence[Benchmarks]) -> None:
+        """Every task's figures; of one that several results have, those of the first."""
+        from mlflow.entities import Metric
+
+        moment = round(max(_finished(each) for each in benchmarks) * 1000)
+        points = [
+            Metric(key, value, moment, 0)
+            for score in task_scores(benchmarks)
+            for key, value in entities.benchmark_metrics(score).items()
+        ]
+        self.client.log_batch(self.run_id, metrics=points)
+        for each in benchmarks:
+            self.client.log_artifact(self.run_id, str(each.path / storage.RECORD), each.path.name)
 
     def _update_status(self, run: "MlflowRun", in_training: bool) -> None:
         """FINISHED, RUNNING or KILLED, as the folder is."""
@@ -340,3 +359,8 @@ class RunMirror:
             self.client.update_run(self.run_id, status=status)
         else:
             self.client.set_terminated(self.run_id, status, self.journal.last_time)
+
+
+def _finished(result: Record) -> float:
+    """When a result was finished, in unix seconds."""
+    return (result.path / storage.RECORD).stat().st_mtime

@@ -13,7 +13,8 @@ import torch
 
 from slm import keys
 from slm.config import PipelineConfig, ReportConfig
-from slm.errors import SlmError, UserError
+from slm.errors import SlmError, UserError, listing
+from slm.evaluation.benchmark.tasks import parse_task
 from slm.figures import size
 from slm.machine import available_cores, available_memory, pick_device
 from slm.records import Plan, Shards, ShardSplit, Source
@@ -47,6 +48,7 @@ def check_before_download(config: PipelineConfig, root: Path | None = None) -> l
     """
     check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
     check_encoding(config, root)
+    check_gate_tasks(config)
     try:
         return check_machine(config, root)
     except UserError:
@@ -82,6 +84,17 @@ def check_encoding(config: PipelineConfig, root: Path | None = None) -> None:
     except UserError:
         if known_shards(config, root) is None:
             raise
+
+
+def check_gate_tasks(config: PipelineConfig) -> None:
+    """Raises UserError where the gate is to compare a task that the pipeline does not run."""
+    tasks = [parse_task(task).name for task in config.benchmark.tasks]
+    for name in config.registry.benchmarks:
+        if name not in tasks:
+            raise UserError(
+                f"registry.benchmarks has {name}, a task that benchmark.tasks does not run "
+                f"({listing(tasks) if tasks else 'it is empty'}): add it there, or remove it here"
+            )
 
 
 # ---- the machine ------------------------------------------------------------------------------

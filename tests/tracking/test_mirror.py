@@ -27,6 +27,7 @@ from run_folders import (
     step_events,
     write_journal,
 )
+from scored import add_scores, task_of
 
 from slm import storage
 from slm.config import RegistryConfig
@@ -238,6 +239,29 @@ def test_evaluation_and_report_follow(root: Path) -> None:
     note = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert "**0.2500 bits per byte**" in note
     assert f"slm lineage {run.name}" in note
+
+
+def test_scores_on_benchmarks_follow(root: Path) -> None:
+    path = start_run(root)
+    write_journal(path, step_events(1, 60))
+    run = finish_run(path)
+    run_id = mirror.sync(RunFolder(path))
+    add_scores(run, task_of(40), [number < 30 for number in range(40)])
+    other = f"benchmarks-{'c' * 12}"  # of other tasks than the run's own
+    add_scores(run, task_of(20, "more"), [True] * 20, other, key="c" * 64)
+    client = connect(tracking_uri(CONFIG, root))
+    for again in range(3):
+        mirror.sync(RunFolder(path))
+        measured = client.get_run(run_id).data.metrics
+        assert measured["benchmark.pairs.accuracy"] == 0.75
+        assert measured["benchmark.pairs.chance"] == 0.5
+        assert 0.06 < measured["benchmark.pairs.stderr"] < 0.08
+        assert measured["benchmark.more.accuracy"] == 1
+        assert len(points(root, run_id, "benchmark.pairs.accuracy")) == 1
+        artifacts = root / "mlflow" / "artifacts" / run_id / "artifacts"
+        assert (artifacts / "benchmarks" / "record.json").exists()
+        if again == 1:
+            client.delete_tag(run_id, "slm.benchmarks")  # as if killed before it was set
 
 
 def test_an_evaluation_made_anew_is_what_the_page_shows(root: Path) -> None:

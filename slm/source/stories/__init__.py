@@ -132,39 +132,39 @@ class Storyteller:
     def tell(self) -> str:
         plot = self.draws.pick(self.grammar.plots)
         self._cast(plot)
-        paragraphs = [[self._rule(f"open {plot.opening}")]]
+        paragraphs = [[self.rule(f"open {plot.opening}")]]
         for number, beats in enumerate(plot.paragraphs):
             sentences = [] if number else paragraphs.pop()
             for beat in beats:
                 if not beat.maybe or self.draws.below(100) < _MAYBE_PERCENT:
-                    sentences.append(self._expand(self.draws.pick(beat.alternatives)))
+                    sentences.append(self.expand(self.draws.pick(beat.alternatives)))
             paragraphs.append(sentences)
         if self.draws.below(100) < _CODA_PERCENT:
-            paragraphs[-1].append(self._rule("coda"))
+            paragraphs[-1].append(self.rule("coda"))
         separator = " " if self.draws.below(100) < _ONE_PARAGRAPH_PERCENT else "\n\n"
         return separator.join(" ".join(sentences) for sentences in paragraphs)
 
     def _cast(self, plot: Plot) -> None:
         """Choose a row of the plot, then a hero, a place and a helper who fit it."""
         row = self.draws.pick(plot.rows)
-        heroes, places = (self._expand(cell).split() for cell in row[:2])
+        heroes, places = (self.expand(cell).split() for cell in row[:2])
         hero = self.draws.pick(heroes)
         kind, gender, home, look = self._fields(f"hero {hero}")
         place = self.draws.pick(places)
         if place == "any":
-            place = self._rule("place any")
+            place = self.rule("place any")
         self.slots.update(kind=kind, home=home, who=look)
-        self.slots["name"] = self._rule(f"name {hero} {gender}")
+        self.slots["name"] = self.rule(f"name {hero} {gender}")
         self._pronouns("", gender)
         self.slots["elder"], elder_gender = self._fields(f"elder {hero}")
         self._pronouns("elder_", elder_gender)
-        self.slots["place"] = self._rule(f"place {place}")
+        self.slots["place"] = self.rule(f"place {place}")
         helpers = [kind for kind in plot.helpers if (hero, kind) != ("animal", "child")]
         self._cast_helper(self.draws.pick(helpers), place, gender)
         for key in _PLACE_RULES:
-            self.slots[key] = self._rule(f"{key} {place}")
+            self.slots[key] = self.rule(f"{key} {place}")
         for column, cell in zip(plot.columns[2:], row[2:], strict=True):
-            self.slots[column] = self._expand(cell)
+            self.slots[column] = self.expand(cell)
 
     def _cast_helper(self, kind: str, place: str, hero_gender: str) -> None:
         """A second character, mostly of the other gender so that pronouns stay clear."""
@@ -172,35 +172,37 @@ class Storyteller:
         gender = "she" if (hero_gender == "she") == same else "he"
         name = self.slots["name"]
         while name in (self.slots["name"], self.slots["kind"]):
-            name = self._rule(f"helper {kind} {place if kind == 'animal' else gender}")
+            name = self.rule(f"helper {kind} {place if kind == 'animal' else gender}")
         if kind == "child":
             noun = "girl" if gender == "she" else "boy"
             self.slots.update(pal=name, a_pal=f"a {noun} named {name}")
         else:
-            look = self._rule(f"look {kind}")
+            look = self.rule(f"look {kind}")
             self.slots.update(pal=f"the {name}", a_pal=_with_article(f"{look} {name}"))
         self._pronouns("pal_", gender)
-        self.slots["pal_detail"] = self._rule(f"detail {kind}")
+        self.slots["pal_detail"] = self.rule(f"detail {kind}")
 
     def _pronouns(self, prefix: str, gender: str) -> None:
         for key, word in zip(("he", "him", "his", "himself"), _PRONOUNS[gender], strict=True):
             self.slots[prefix + key] = word
 
     def _fields(self, rule: str) -> list[str]:
-        return self._rule(rule).split(" ; ")
+        return self.rule(rule).split(" ; ")
 
-    def _rule(self, name: str) -> str:
-        return self._expand(self.draws.pick(self.grammar.rules[name]))
+    def rule(self, name: str) -> str:
+        """One alternative of a rule, expanded."""
+        return self.expand(self.draws.pick(self.grammar.rules[name]))
 
-    def _expand(self, template: Template) -> str:
+    def expand(self, template: Template) -> str:
+        """The template with its choices made and its slots filled."""
         out = []
         for node in template:
             if isinstance(node, str):
                 out.append(node)
             elif isinstance(node, Choice):
-                out.append(self._expand(self.draws.pick(node.parts)))
+                out.append(self.expand(self.draws.pick(node.parts)))
             else:
-                text = self.slots.get(node.key) or self._rule(node.key)
+                text = self.slots.get(node.key) or self.rule(node.key)
                 if node.article:
                     text = _with_article(text)
                 out.append(text[0].upper() + text[1:] if node.capital else text)
@@ -211,6 +213,11 @@ def _with_article(noun: str) -> str:
     """The noun after "a" or "an"; the spelling decides, so the tables avoid words like "hour"."""
     vowel = noun[0] in "aeiou"
     return f"{'an' if vowel else 'a'} {noun}"
+
+
+def parse_rules(text: str) -> dict[str, tuple[Template, ...]]:
+    """The rules of a table that has nothing else, by name."""
+    return {head.removeprefix("rule "): tuple(map(_parse, items)) for head, *items in _blocks(text)}
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Benchmarks: tasks with right answers, and how a model scores them."""
