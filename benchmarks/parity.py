@@ -138,8 +138,8 @@ def measure(model: GPT, tokenizer: Tokenizer, prompts: int, text: list[str]) -> 
         for dtype in ("f32", "q8_0"):
             write_gguf(path / dtype, model, tokenizer, dtype, {})  # type: ignore[arg-type]
             loaded[dtype] = Llama(
-                str(path / dtype), n_ctx=SEQ_LEN, logits_all=True, verbose=False, n_threads=2,
-                n_threads_batch=2, type_k=F32, type_v=F32,
+                str(path / dtype), n_ctx=SEQ_LEN, logits_all=True, verbose=False, n_threads=1,
+                n_threads_batch=1, type_k=F32, type_v=F32,
             )  # fmt: skip
         logits = [ours_of(model, ids) for ids in documents]
         with torch.no_grad():
