@@ -73,7 +73,8 @@ def export(
     check_readable(loaded.model.config, to, dtype)
     with _staging(target) as staging:
         write = _write_folder if to == "hf" else _write_file
-        record = write(folder, loaded, staging, target, dtype, claim)
+        texts = held_out(folder, loaded.tokenizer, claim, root)
+        record = write(folder, loaded, texts, staging, target, dtype, claim)
     warnings = limits(loaded.model.config) if to == "hf" else []
     address = send(record, target, push) if push is not None else None
     return record.model_copy(update={"warnings": warnings, "pushed": address})
@@ -127,6 +128,7 @@ def identify(model: "Given", root: Path | None = None) -> tuple[Path, dict[str, 
 def _write_folder(
     folder: Path,
     loaded: "LoadedModel",
+    texts: list["Ids"],
     staging: Path,
     target: Path,
     dtype: str,
@@ -139,7 +141,6 @@ def _write_folder(
     staged.mkdir()
     hugging_face.write_hugging_face(staged, model, tokenizer, dtype)
     exported = reading.read_hugging_face(staged)
-    texts = held_out(folder, tokenizer, claim)
     compared = parity.check_parity(model, tokenizer, exported, dtype, texts)
     weights_sha256 = claim["weights_sha256"]
     if card := hugging_face.model_card(folder, weights_sha256):
@@ -151,6 +152,7 @@ def _write_folder(
 def _write_file(
     folder: Path,
     loaded: "LoadedModel",
+    texts: list["Ids"],
     staging: Path,
     target: Path,
     dtype: str,
@@ -162,7 +164,6 @@ def _write_file(
     model, tokenizer = loaded
     staged = staging / target.name
     gguf.write_gguf(staged, model, tokenizer, dtype, claim)  # type: ignore[arg-type]
-    texts = held_out(folder, tokenizer, claim)
     compared = parity.check_parity(model, tokenizer, reading.read_gguf(staged), dtype, texts)
     entry = FileEntry(bytes=staged.stat().st_size, sha256=storage.sha256_file(staged))
     key = claim["weights_sha256"]
@@ -210,11 +211,13 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def held_out(folder: Path, tokenizer: "Tokenizer", claim: dict[str, str]) -> list["Ids"]:
+def held_out(
+    folder: Path, tokenizer: "Tokenizer", claim: dict[str, str], root: Path | None = None
+) -> list["Ids"]:
     """The first held-out documents of a model's run; generated stories where they are not here."""
     run = run_of_checkpoint(folder)
     if (run is None or not run.exists) and "run" in claim:
-        run = DataRoot().named_run(claim["run"])
+        run = DataRoot(root).named_run(claim["run"])
     texts: list[Ids] = []
     if run is not None and run.exists:
         texts = _of_run(run, tokenizer)

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from hub import Hub, serve_this_process
-from tiny_run import copy_run
+from run_folders import CONFIG, add_evaluation, empty_store, finish_run, start_run
+from tiny_run import copy_run, shards_of
 from typer.testing import CliRunner
 
 import slm
 from slm.cli.main import app
 from slm.errors import UserError
+from slm.registry import register
 from slm.registry.published import Published
+from slm.storage import write_record
 
 pytest.importorskip("gguf")
 
@@ -115,6 +118,29 @@ def test_another_model_is_not_the_one_that_is_named(
         slm.verify_published(place / "hf")
     with pytest.raises(UserError, match="neither a folder"):
         slm.verify_published("nothing")
+
+
+def test_a_version_is_held_to_what_the_registry_has(
+    data_root: Path, tmp_path: Path, empty_registry: Path
+) -> None:
+    """Another version's name on sound files is seen, however consistent they are."""
+    for key, trained in (("a", 0), ("b", 3)):
+        path = start_run(data_root, key=key * 64)
+        run = finish_run(path, key=key * 64, trained=trained)
+        register.register(CONFIG, run, add_evaluation(run), None, shards_of(run), root=data_root)
+    record = slm.export("models:/slm/1", tmp_path / "out")
+    assert record.claim["version"] == "models:/slm/1"
+    result = slm.verify_published(tmp_path / "out")
+    assert result.identical
+    assert result.model == "models:/slm/1"
+    claim = {**record.claim, "version": "models:/slm/2"}
+    write_record(tmp_path / "out", record.model_copy(update={"claim": claim}))
+    assert list(differing(slm.verify_published(tmp_path / "out"))) == ["weights"]
+
+
+@pytest.fixture
+def empty_registry(data_root: Path) -> Path:
+    return empty_store(data_root)
 
 
 def test_the_command_exits_with_1_where_it_differs(place: Path) -> None:
