@@ -18,7 +18,7 @@ from slm.report.identity import report_folder, report_key
 from slm.report.write import write_report
 from slm.run_folder import RunFolder
 
-SHORT = {"prompts": ["Once"], "temperatures": [0.8], "top_ks": [10], "max_new_tokens": 4}
+SHORT = {"prompts": ("Once",), "temperatures": (0.8,), "top_ks": (10,), "max_new_tokens": 4}
 
 
 @pytest.fixture
