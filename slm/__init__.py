@@ -47,6 +47,7 @@ _MODULES = {
     "finish": "slm.training.derive",
     "train_longer": "slm.training.derive",
     "evaluate": "slm.evaluation.evaluate",
+    "benchmark": "slm.evaluation.benchmark.benchmark",
     "write_report": "slm.report.write",
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",

@@ -3,6 +3,7 @@ from slm.cluster.slurm import launch_slurm as launch_slurm
 from slm.config import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError
+from slm.evaluation.benchmark.benchmark import benchmark as benchmark
 from slm.evaluation.evaluate import evaluate as evaluate
 from slm.orchestration.encoding import encode as encode
 from slm.orchestration.health import doctor as doctor

@@ -154,6 +154,8 @@ def load_recipe(
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     if "path" not in _mapping(changes.get("data")):
         merged = _with_data_path(merged, recipes[name].file.parent)
+    if "tasks" not in _mapping(changes.get("benchmark")):
+        merged = _with_task_paths(merged, recipes[name].file.parent)
     return _checked({**_with_name(merged), "recipe": name})
 
 
@@ -168,6 +170,25 @@ def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     above = str(folder.resolve())
     placed = Path(glob.escape(above) if glob.has_magic(path) else above, path)
     return {**fields, "data": {**data, "path": os.path.normpath(placed)}}
+
+
+def _with_task_paths(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, with relative paths of tasks as ones below the folder of the recipe."""
+    section = _mapping(fields.get("benchmark"))
+    tasks = section.get("tasks")
+    if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
+        return fields
+    placed = [_placed_task(task, folder.resolve()) for task in tasks]
+    return {**fields, "benchmark": {**section, "tasks": placed}}
+
+
+def _placed_task(task: str, folder: Path) -> str:
+    """A task with an absolute path; a built-in one, or one of the hub, stays as it is."""
+    name, equals, path = task.rpartition("=")
+    is_path = "/" in path or equals or (folder / path).is_file()
+    if path.startswith(("~", "hf:", "/")) or not path or not is_path:
+        return task
+    return f"{name}{equals}{os.path.normpath(folder / path)}"
 
 
 def _with_name(fields: dict[str, Any]) -> dict[str, Any]:

@@ -218,6 +218,7 @@ class _Survey:
         evaluations = (_record(f, Evaluation) for f in run.path.glob(f"{EVALUATION}*"))
         selections = (_record(f, Selection) for f in run.path.glob(f"{SELECTION}-*"))
         used = {e.checkpoint for e in evaluations if e} | {s.best for s in selections if s}
+        used |= {scored.checkpoint for scored in run.all_benchmarks}
         if path.name in {record.best, record.last, *used}:
             return "the best, the last or an evaluated one"
         if path.name in _shared_with_longer(run):

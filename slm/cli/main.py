@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from slm import __version__, machine
+from slm.cli.benchmark import benchmark
 from slm.cli.doctor import doctor
 from slm.cli.ending import finish, stop
 from slm.cli.help import Command, Group, first_hour, usage_message
@@ -217,7 +218,10 @@ def prefect(arguments: typer.Context) -> None:
 
 for title, commands in (
     ("The whole pipeline", (init, run, plan, retrain, up)),
-    ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
+    (
+        "One stage",
+        (download, encode, train, stop, finish, evaluate, benchmark, report, register, sync),
+    ),
     ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, doctor)),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),

@@ -169,7 +169,7 @@ def _name(stage: "Stage") -> str:
     path = Path(stage.nearest or "")
     if not path.is_absolute():
         return str(stage.nearest)  # a version
-    inside = stage.stage in ("evaluate", "report")
+    inside = stage.stage in ("evaluate", "benchmark", "report")
     return f"{path.parent.name}/{path.name}" if inside else path.name
 
 

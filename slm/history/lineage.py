@@ -6,7 +6,7 @@ knows of a version is added by `slm.registry.chain`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,19 @@ from pydantic import Field
 from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
+from slm.evaluation.benchmark.results import show_score
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Derivation, Evaluation, Frozen, Parent, Run, Shards, Source
+from slm.records import (
+    Benchmarks,
+    Checkpoint,
+    Derivation,
+    Evaluation,
+    Frozen,
+    Parent,
+    Run,
+    Shards,
+    Source,
+)
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
 from slm.source.stories import STORIES_VERSION
@@ -144,6 +155,7 @@ class _Chain:
             self._dataset(), self._source(), self._cleaning(config.state), self._tokenizer(),
             self._shards(), config, self._code(), self._environment(), *parent,
             self._run(*(link.name for link in parent)), self._checkpoint(), self._evaluation(),
+            *self._benchmarks(),
         )  # fmt: skip
         return Lineage(name=self.run.name, links=links)
 
@@ -376,6 +388,15 @@ class _Chain:
             note = f"it is of other weights than {saved.path}"
             return link.model_copy(update={"state": "changed", "notes": (*link.notes, note)})
         return link
+
+    def _benchmarks(self) -> Iterator[Link]:
+        """The scores of the checkpoint on the tasks of benchmarks, a link per result."""
+        saved = self.checkpoint.record
+        for result in self.run.benchmarks_of(saved.weights_sha256) if saved else ():
+            value = "; ".join(map(show_score, result.tasks))
+            checked = self._read(result.path, Benchmarks)
+            digest = storage.content_hash(result)
+            yield checked.link(result.path.name, value, digest, "checkpoint")
 
 
 def _derived_status(run: RunFolder, other: RunFolder, derived: Derivation) -> Status:

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from slm.figures import duration
 from slm.history.lineage import lineage
-from slm.records import Evaluation, Report, Run, Version
+from slm.records import Benchmarks, Evaluation, Report, Run, Version
 from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
 from slm.tracking.entities import public_uri
@@ -96,6 +96,23 @@ def publish_metrics(run: Run, evaluation: Evaluation) -> None:
         [{"metric": name, "value": value} for name, value in figures.items()],
         key="metrics",
         description=f"{evaluation.val_bpb:.4f} bits per byte: {run.name}, {evaluation.checkpoint}",
+    )
+
+
+def publish_benchmarks(benchmarks: Benchmarks) -> None:
+    """Leave a table of the accuracy on each task as an artifact."""
+    rows = [
+        {
+            "task": score.name,
+            "items": f"{score.items:,}",
+            "accuracy": f"{score.accuracy:.1%} ± {score.stderr:.1%}",
+            "chance": f"{score.chance:.1%}",
+            "distinguishable from chance": "yes" if score.distinguishable else "no",
+        }
+        for score in benchmarks.tasks
+    ]
+    create_table_artifact(
+        rows, key="benchmarks", description=f"{benchmarks.run}, {benchmarks.checkpoint}"
     )
 
 

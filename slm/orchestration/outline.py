@@ -6,23 +6,27 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from slm.config import PipelineConfig
-from slm.errors import unknown
+from slm.errors import UserError, unknown
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
 from slm.recipes import default_recipe, load_recipe
-from slm.records import Evaluation, Report, Run, Shards, Source, Version
+from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, Version
 from slm.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
     from slm.registry.versions import GateDecision
 
-    Result: TypeAlias = Source | Shards | Run | Evaluation | Report | Version | GateDecision | None
+    Result: TypeAlias = (
+        Source | Shards | Run | Evaluation | Benchmarks | Report | Version | GateDecision | None
+    )
 
-Until = Literal["download", "encode", "train", "evaluate", "report", "register", "promote"]
+Until = Literal[
+    "download", "encode", "train", "evaluate", "benchmark", "report", "register", "promote"
+]
 
 
 def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
-    """Every stage's result, in order. A stage runs when its result is asked for.
+    """Every stage's result, in order, as of `stages_of`. A stage runs when its result is asked for.
 
     `steps`: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
     """
@@ -30,9 +34,16 @@ def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
     yield (shards := steps.encode(config, source))
     yield (run := steps.train(config, shards))
     yield (evaluation := steps.evaluate(config, run, shards))
+    if config.benchmark.tasks:
+        yield steps.benchmark(config, run, shards)
     yield (report := steps.report(config, run, evaluation, shards))
     yield (version := steps.register(config, run, evaluation, report, shards))
     yield steps.promote(config, version)
+
+
+def stages_of(config: PipelineConfig) -> list[str]:
+    """The stages of a config, in order: benchmark is one only where there are tasks."""
+    return [name for name in get_args(Until) if name != "benchmark" or config.benchmark.tasks]
 
 
 def run(
@@ -62,13 +73,16 @@ def run_pipeline(
     """
     if until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
-    count = get_args(Until).index(until) + 1
-    if count > get_args(Until).index("train"):
+    every = stages_of(config)
+    if until not in every:
+        raise UserError("until=benchmark, but no task is given: set benchmark.tasks=[blimp]")
+    count = every.index(until) + 1
+    if count > every.index("train"):
         stages.check_tracking(config)
     with showing(current()) as display:
-        if count > get_args(Until).index("train"):
+        if count > every.index("train"):
             stages.preflight(config)
-        elif count > get_args(Until).index("encode"):
+        elif count > every.index("encode"):
             stages.check_encoding(config)
         made = summary(config, islice(outline(steps, config), count))
         return {**made, **took(display)}
@@ -99,6 +113,8 @@ def _facts(result: "Result") -> dict[str, Any]:
         case Evaluation(val_loss=val_loss, val_bpb=val_bpb):
             checkpoint = result.path.parent / CHECKPOINTS / result.checkpoint
             return {"checkpoint": str(checkpoint), "val_loss": val_loss, "val_bpb": val_bpb}
+        case Benchmarks(tasks=tasks):
+            return {"benchmarks": {score.name: score.accuracy for score in tasks}}
         case Report():
             return {"report": str(result.path / result.html)}
         case Version():

@@ -57,11 +57,12 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         shards = tasks.encode(training, source, parent)
         run = tasks.train(training, shards, parent)
         evaluation = tasks.evaluate(training, run, shards)
+        scored = [tasks.benchmark(training, run, shards)] if training.benchmark.tasks else []
         report = tasks.report(training, run, evaluation, shards)
         version = tasks.register(training, run, evaluation, report, shards)
         slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
         promotion = promote(config, version, decision)
-        results = (source, shards, run, evaluation, report, version, promotion)
+        results = (source, shards, run, evaluation, *scored, report, version, promotion)
         data = {**outcome(decision), **summary(training, results)}
         data |= took(display)
         ended = f"{promotion.decision}: {promotion.reason}" if promotion else "is champion"

@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from slm.config import CleanConfig, PipelineConfig, data_root
 from slm.errors import UserError
 from slm.figures import duration
-from slm.orchestration.display import current, stage
+from slm.orchestration.display import current, outcome_of_record, stage
 from slm.progress import Progress, silent
 from slm.recipes import store_address
-from slm.records import Evaluation, JournalEntry, Parent, Report, Run, Shards, Source, Version
+from slm.records import (
+    Benchmarks,
+    Evaluation,
+    JournalEntry,
+    Parent,
+    Report,
+    Run,
+    Shards,
+    Source,
+    Version,
+)
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once
 
@@ -231,6 +241,25 @@ def evaluate(progress: Progress, config: PipelineConfig, run: Run, shards: Shard
     import slm.evaluation.evaluate
 
     return slm.evaluation.evaluate.evaluate(config, run, shards, progress=progress)
+
+
+def _scores(result: Benchmarks) -> tuple[str, str]:
+    """The line of its stage, with the accuracies."""
+    from slm.evaluation.benchmark.results import show_score
+
+    word, place = outcome_of_record(result)
+    return word, f"{place}   {'; '.join(map(show_score, result.tasks))}"
+
+
+@stage("benchmark", _scores)
+@shared
+def benchmark(
+    progress: Progress, config: PipelineConfig, run: Run, shards: Shards | None = None
+) -> Benchmarks:
+    """A checkpoint → its accuracy on the tasks of `benchmark.tasks`."""
+    import slm.evaluation.benchmark.benchmark
+
+    return slm.evaluation.benchmark.benchmark.benchmark(config, run, shards, progress=progress)
 
 
 @stage("report")

@@ -18,7 +18,7 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
 from slm.orchestration.gpu_limit import gpu_slot
-from slm.records import Evaluation, Parent, Report, Run, Shards, Source, Version
+from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Source, Version
 from slm.registry.versions import GateDecision
 
 P = ParamSpec("P")
@@ -73,6 +73,14 @@ def evaluate(config: PipelineConfig, run: Run, shards: Shards) -> Evaluation:
     evaluation = stages.evaluate(config, run, shards)
     artifacts.publish_metrics(run, evaluation)
     return evaluation
+
+
+@stage_task
+def benchmark(config: PipelineConfig, run: Run, shards: Shards) -> Benchmarks:
+    """A run → its scores on tasks, with a table of them."""
+    scored = stages.benchmark(config, run, shards)
+    artifacts.publish_benchmarks(scored)
+    return scored
 
 
 @stage_task

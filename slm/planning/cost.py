@@ -91,7 +91,12 @@ def _timed(results: Iterable[Result], lines: Lines, names: Iterable[str]) -> Res
 def _inside_run(line: Stage, lines: Lines) -> dict[str, Any]:
     """An evaluation or a report of a model of this shape, that this machine made."""
     results = lines.results
-    look = {"evaluate": results.evaluations, "report": results.reports}.get(line.stage)
+    kinds = {
+        "evaluate": results.evaluations,
+        "benchmark": results.benchmarks,
+        "report": results.reports,
+    }
+    look = kinds.get(line.stage)
     if look is None:
         return {}
     newest = sorted(results.runs, key=lambda run: -run.time)

@@ -51,6 +51,7 @@ class Lines:
         self.shards: Shards | None = None
         self.reference = against  # the run that is reused, or the nearest one
         self.cadence_counts = True  # whether another cadence chooses another checkpoint
+        self.benchmarked = True  # whether the scores on tasks are complete, or there are none
         self.best_known = True  # whether no checkpoint has to be scored to choose the best
         self.store = _store()  # of the project, which a run asks before it computes
         self.pulled: Entry | None = None  # the run that would be pulled from it
@@ -137,7 +138,7 @@ class Lines:
         """
         own = OWN[stage](self.config)
         best = nearest(candidates, self.flat, (*own, *upstream))
-        reasons, version, changed = list(reasons), None, Changed()
+        reasons, version, changed = list(reasons), None, facts.pop("changed", Changed())
         if best is None:
             reasons = reasons or ["there is no result of this stage yet"]
         else:

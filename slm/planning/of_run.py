@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from slm import keys
+from slm.evaluation.benchmark.identity import benchmark_folder, benchmark_key
+from slm.evaluation.benchmark.tasks import are_here, read_tasks
 from slm.evaluation.grammar import LEFT_OUT
 from slm.evaluation.identity import evaluate_key, evaluation_folder
 from slm.planning.lines import Lines
-from slm.planning.results import Changed
-from slm.planning.stage import Stage, after
-from slm.records import Evaluation, Report, Run, Shards, Version
+from slm.planning.results import Changed, differences
+from slm.planning.stage import OWN, Stage, after
+from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Version
 from slm.registry.tags import (
     PREFIX,
     chain_tags,
@@ -20,6 +22,7 @@ from slm.registry.tags import (
 )
 from slm.report.identity import report_folder, report_key
 from slm.run_folder import RunFolder
+from slm.source.hub_client import keep_cache_in
 from slm.store.entries import Entry
 from slm.tracking.server import recorded_uri, tracking_uri
 from slm.tracking.store import file_of, version_tags
@@ -72,13 +75,56 @@ def _stored_evaluation(lines: Lines, run: Entry, shards: Shards) -> Evaluation |
     return None
 
 
+def plan_benchmark(lines: Lines, run: Run | None) -> None:
+    """Add the scores of a run on tasks, where there are any."""
+    config = lines.config
+    if not config.benchmark.tasks:
+        return
+    candidates = lines.results.benchmarks(lines.reference) if lines.reference else []
+    checkpoint = None
+    if run is not None and (config.evaluate.checkpoint == "last" or lines.best_known):
+        checkpoint = RunFolder.of(run).checkpoint(run.checkpoint(config.evaluate.checkpoint).name)
+    keep_cache_in(lines.results.root.path)
+    lines.benchmarked = False
+    facts: dict[str, Any] = {}
+    if lines.reference and not candidates:
+        old = lines.reference.config.flat()
+        facts["changed"] = differences(old, lines.flat, OWN["benchmark"](config))
+    if run is None or checkpoint is None:
+        lines.make("benchmark", None, candidates, reasons=[after("train")], **facts)
+        return
+    if not are_here(config.benchmark.tasks):
+        reason = "its key is known once the hub has sent the items"
+        lines.make("benchmark", None, candidates, reasons=[reason], **facts)
+        return
+    tasks = read_tasks(config.benchmark.tasks)
+    key = benchmark_key(config, tasks, checkpoint.weights_sha256, run.shards_key)
+    folder = benchmark_folder(config, run, key)
+    scored, damage = lines.complete(folder, Benchmarks, key)
+    if scored:
+        lines.benchmarked = True
+        lines.reuse("benchmark", scored, candidates)
+        return
+    lines.make(
+        "benchmark", key, candidates,
+        upstream=keys.names_of("select"), inputs=checkpoint.weights_sha256, result=str(folder),
+        reasons=[f"damaged: {damage}"] if damage else [], **facts,
+    )  # fmt: skip
+
+
 def plan_report(lines: Lines, run: Run | None, evaluation: Evaluation | None) -> Report | None:
     """Add the report of a run; returns the one that it would reuse."""
     candidates = lines.results.reports(lines.reference) if lines.reference else []
-    if lines.pulled and evaluation and _stored_report(lines, lines.pulled, evaluation):
+    if (
+        lines.pulled
+        and evaluation
+        and lines.benchmarked
+        and _stored_report(lines, lines.pulled, evaluation)
+    ):
         return None
-    if run is None or evaluation is None:
-        lines.make("report", None, candidates, reasons=[after("evaluate")])
+    if run is None or evaluation is None or not lines.benchmarked:
+        reason = after("benchmark" if evaluation else "evaluate")
+        lines.make("report", None, candidates, reasons=[reason])
         return None
     benchmarks = RunFolder.of(run).benchmarks_of(evaluation.weights_sha256)
     key = report_key(lines.config, run, evaluation, benchmarks)

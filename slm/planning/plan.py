@@ -11,7 +11,7 @@ from slm.machine import cpu_name
 from slm.planning.cost import with_cost
 from slm.planning.data import plan_download, plan_encode
 from slm.planning.lines import Lines
-from slm.planning.of_run import plan_evaluate, plan_register, plan_report
+from slm.planning.of_run import plan_benchmark, plan_evaluate, plan_register, plan_report
 from slm.planning.results import Changed, Results, differences
 from slm.planning.stage import OWN, Stage
 from slm.planning.training import plan_train
@@ -65,6 +65,7 @@ def plan_config(
     lines.shards = plan_encode(lines, lines.source)
     run = plan_train(lines, lines.shards)
     evaluation = plan_evaluate(lines, run, lines.shards)
+    plan_benchmark(lines, run)
     report = plan_report(lines, run, evaluation)
     plan_register(lines, run, evaluation, report)
     stages = tuple(with_cost(stage, lines) for stage in lines.stages)

@@ -10,8 +10,8 @@ from typing import Any
 
 from slm import keys, storage
 from slm.errors import SlmError
-from slm.records import Evaluation, Made, Record, Report, Shards, Source
-from slm.run_folder import EVALUATION, REPORT, DataRoot, RunFolder
+from slm.records import Benchmarks, Evaluation, Made, Record, Report, Shards, Source
+from slm.run_folder import BENCHMARKS, EVALUATION, REPORT, DataRoot, RunFolder
 from slm.run_folder import Settings as RunSettings
 from slm.storage import R
 
@@ -133,6 +133,13 @@ class Results:
         for record, made, settings in self._inside(run, EVALUATION, Evaluation):
             results.append(Result(record, run.config.recipe, settings, record.weights_sha256, made))
         return results
+
+    def benchmarks(self, run: RunFolder) -> list[Result]:
+        """The scores of a run on the tasks of benchmarks, by whatever settings."""
+        return [
+            Result(record, run.config.recipe, settings, record.weights_sha256, made)
+            for record, made, settings in self._inside(run, BENCHMARKS, Benchmarks)
+        ]
 
     def reports(self, run: RunFolder) -> list[Result]:
         """The reports of a run, by whatever settings."""

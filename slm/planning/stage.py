@@ -18,6 +18,7 @@ OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
     "encode": lambda config: keys.names_of("encode"),
     "train": lambda config: (*keys.names_of("train"), *keys.names_of("select")),
     "evaluate": lambda config: keys.names_of("evaluate"),
+    "benchmark": lambda config: keys.names_of("benchmark") if config.benchmark.tasks else (),
     "report": lambda config: keys.names_of("report"),
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import slm.evaluation.benchmark.identity
 import slm.evaluation.identity
 import slm.report.identity
 import slm.source.download
@@ -14,7 +15,7 @@ import slm.training.identity
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.planning.results import Result
-from slm.records import Evaluation, Shards, Source
+from slm.records import Benchmarks, Evaluation, Shards, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.files import find_files
 
@@ -31,6 +32,7 @@ def version_change(
         "encode": slm.tokens.encode.ENCODE_VERSION,
         "train": slm.training.identity.TRAIN_VERSION,
         "evaluate": slm.evaluation.identity.EVALUATE_VERSION,
+        "benchmark": slm.evaluation.benchmark.identity.BENCHMARK_VERSION,
         "report": slm.report.identity.REPORT_VERSION,
     }[stage]
     with suppress(SlmError, OSError, ValidationError):
@@ -79,6 +81,8 @@ def _keys(
         return [
             slm.evaluation.identity.evaluate_key(config, record.weights_sha256, shards_key, version)
         ]
+    if isinstance(record, Benchmarks):
+        return [record.key]  # of the only version so far
     trained, evaluation = run.record, run.evaluation
     if trained is None or evaluation is None:
         return ()

@@ -14,7 +14,6 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
@@ -252,25 +251,38 @@ def files_at(data: DataConfig, commit: str) -> list[HubFile]:
 
     The hub is asked once: the cache keeps the list, since a commit never changes.
     """
+    if (kept := kept_files(data, commit)) is not None:
+        return kept
+    info = with_retries(data, lambda api: api.dataset_info(data.path, revision=commit))
+    described = _describe(data, commit, sorted(file.rfilename for file in info.siblings or ()))
+    files = [described[path] for path in sorted(described)]
+    place = _kept_list(data, commit)
+    storage.make_folder(place.parent)
+    storage.write_json(place, [[file.path, file.size, file.digest] for file in files])
+    return files
+
+
+def kept_files(data: DataConfig, commit: str) -> list[HubFile] | None:
+    """What the cache knows of the files of a dataset at a commit; None where it knows nothing."""
+    try:
+        return [HubFile(*entry) for entry in json.loads(_kept_list(data, commit).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_kept(file: HubFile) -> bool:
+    """Whether the cache has a file of this name and size under its hash; it is not read."""
     from huggingface_hub import constants
 
-    place = storage.make_folder(Path(constants.HF_HOME) / "trees")
-    path = place / f"{storage.sha256_json([data.path, commit])}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return [HubFile(*entry) for entry in json.loads(path.read_bytes())]
-    request = methodcaller(
-        "list_repo_tree", data.path, revision=commit, repo_type="dataset", recursive=True
-    )
-    entries = with_retries(data, lambda api: list(request(api)))
-    files = [
-        HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-        for entry in sorted(entries, key=lambda entry: str(entry.path))
-        if hasattr(entry, "size")  # else it is a folder
-    ]
-    if wrong := [file.path for file in files if not _DIGEST.fullmatch(file.digest)]:
-        raise SlmError(f"{data.path}: the hub gives no usable hash for {wrong[0]}")
-    storage.write_json(path, [[file.path, file.size, file.digest] for file in files])
-    return files
+    path = Path(constants.HF_HOME) / "files" / file.digest / PurePosixPath(file.path).name
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _kept_list(data: DataConfig, commit: str) -> Path:
+    from huggingface_hub import constants
+
+    name = storage.sha256_json([data.path, commit])
+    return Path(constants.HF_HOME) / "trees" / f"{name}.json"
 
 
 # ---- downloading --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
     shards/<key>.json
     run/<key>.json
     run/<key>/evaluation/<key>.json     what belongs to a run
+    run/<key>/benchmarks/<key>.json
     run/<key>/report/<key>.json
     run/<key>/selection/<key>.json
     version/<model>/<key>.json          what a model version was made of
@@ -24,6 +25,7 @@ from slm import storage
 from slm.config import NAME
 from slm.errors import CorruptionError, NewerFormat, UserError, first_invalid
 from slm.records import (
+    Benchmarks,
     Evaluation,
     FileEntry,
     Frozen,
@@ -38,17 +40,20 @@ from slm.records import (
 FORMAT = 1
 """The format number of an entry."""
 
-Kind = Literal["source", "shards", "run", "evaluation", "report", "selection", "version"]
+Kind = Literal[
+    "source", "shards", "run", "evaluation", "benchmarks", "report", "selection", "version"
+]
 KINDS: dict[type[Record], Kind] = {
     Source: "source",
     Shards: "shards",
     Run: "run",
     Evaluation: "evaluation",
+    Benchmarks: "benchmarks",
     Report: "report",
     Selection: "selection",
 }
 FOLDERS: dict[Kind, str] = {"source": "sources", "shards": "shards", "run": "runs"}
-INSIDE: tuple[Kind, ...] = ("evaluation", "report", "selection")  # a run's folder
+INSIDE: tuple[Kind, ...] = ("evaluation", "benchmarks", "report", "selection")  # a run's folder
 
 
 def _check_path(name: str) -> str:

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from slm import storage
 from slm.errors import CorruptionError
 from slm.progress import Progress, silent
 from slm.records import (
+    Benchmarks,
     Checkpoint,
     Evaluation,
     FileEntry,
@@ -21,7 +23,7 @@ from slm.records import (
     Shards,
     Source,
 )
-from slm.run_folder import EVALUATION, LOCK, PARENT, REPORT, SELECTION, RunFolder
+from slm.run_folder import BENCHMARKS, EVALUATION, LOCK, PARENT, REPORT, SELECTION, RunFolder
 from slm.storage import R
 from slm.store.entries import KINDS, Blob, Entry, Kind, blob_place, describe
 from slm.store.remote import Store
@@ -29,8 +31,10 @@ from slm.store.remote import Store
 logger = logging.getLogger(__name__)
 
 SENDERS = 8  # threads: blobs on their way together
-OF_RUN: dict[str, type[Evaluation] | type[Report] | type[Selection]] = {
+OfRun: TypeAlias = Evaluation | Benchmarks | Report | Selection
+OF_RUN: dict[str, type[OfRun]] = {
     EVALUATION: Evaluation,
+    BENCHMARKS: Benchmarks,
     REPORT: Report,
     SELECTION: Selection,
 }
@@ -140,8 +144,8 @@ def send_run(sender: Sender, run: RunFolder, record: Run) -> None:
         sender.send(describe("run", record, files, needs=needs), run.path)
 
 
-def send_of_run(sender: Sender, run: RunFolder, record: Evaluation | Report | Selection) -> None:
-    """Send an evaluation, a report or a selection of a run."""
+def send_of_run(sender: Sender, run: RunFolder, record: OfRun) -> None:
+    """Send what belongs to a run, such as its evaluation."""
     key = run.settings.key
     with storage.lock_shared(run.path / LOCK):
         files = {**_verified(record.path, type(record)).files, **_own_files(record.path)}
@@ -149,8 +153,8 @@ def send_of_run(sender: Sender, run: RunFolder, record: Evaluation | Report | Se
         sender.send(entry, record.path)
 
 
-def results_of_run(run: RunFolder) -> Iterator[Evaluation | Report | Selection]:
-    """The evaluations, reports and selections in a run's folder; what is damaged is left out."""
+def results_of_run(run: RunFolder) -> Iterator[OfRun]:
+    """What belongs to a run, such as its evaluations; what is damaged is left out."""
     for begin, kind in OF_RUN.items():
         for path in sorted(run.path.glob(f"{begin}*")):
             if path.is_dir() and not storage.LEFTOVER.fullmatch(path.name):

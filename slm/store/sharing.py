@@ -17,7 +17,17 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, InUse, NewerFormat
 from slm.progress import Progress, silent
 from slm.recipes import store_address
-from slm.records import Evaluation, Parent, Record, Report, Run, Selection, Shards, Source
+from slm.records import (
+    Benchmarks,
+    Evaluation,
+    Parent,
+    Record,
+    Report,
+    Run,
+    Selection,
+    Shards,
+    Source,
+)
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import hub_keys
 from slm.source.hub import is_commit
@@ -152,7 +162,7 @@ class SharedStore:
                     for inner in results_of_run(run):
                         if isinstance(inner, Selection) and self._lacks(inner):
                             send_of_run(sender, run, inner)
-                case Evaluation() | Report() if self._lacks(record):
+                case Evaluation() | Benchmarks() | Report() if self._lacks(record):
                     send_of_run(sender, RunFolder(record.path.parent), record)
 
         name = record.path.name if isinstance(record, Record) else ""

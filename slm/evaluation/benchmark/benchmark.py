@@ -25,7 +25,7 @@ from slm.evaluation.ngrams import KneserNey
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
-from slm.records import Benchmarks, Run, Shards, TaskScore, check_input
+from slm.records import Benchmarks, Run, Shards, check_input
 from slm.run_folder import RunFolder
 from slm.source.hub_client import keep_cache_in
 from slm.storage import run_stage, write_json
@@ -107,15 +107,6 @@ def do_task(
         progress(f"{task.name}: texts", done, total)
 
     return _outcomes(task, prepared, log_likelihoods(model, prepared.requests, report))
-
-
-def show_score(score: TaskScore) -> str:
-    """A score in a line: `blimp 62.1 % ± 0.2 (chance 50 %)`."""
-    unclear = "" if score.distinguishable else ", not distinguishable from chance"
-    return (
-        f"{score.name} {score.accuracy:.1%} ± {score.stderr:.1%} "
-        f"(chance {score.chance:.0%}{unclear})"
-    )
 
 
 class _Prepared:

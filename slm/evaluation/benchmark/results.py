@@ -174,6 +174,15 @@ def _by_field(groups: dict[str, GroupScore]) -> dict[str, GroupScore]:
     return result
 
 
+def show_score(score: TaskScore) -> str:
+    """A score in a line: `blimp 62.1 % ± 0.2 (chance 50 %)`."""
+    unclear = "" if score.distinguishable else ", not distinguishable from chance"
+    return (
+        f"{score.name} {score.accuracy:.1%} ± {score.stderr:.1%} "
+        f"(chance {score.chance:.0%}{unclear})"
+    )
+
+
 # ---- the file ---------------------------------------------------------------------------------
 
 

@@ -91,6 +91,21 @@ def read_tasks(tasks: Iterable[str], progress: Progress = silent) -> list[Task]:
     return [read_task(source, progress) for source in sources]
 
 
+def are_here(tasks: Iterable[str]) -> bool:
+    """Whether all tasks can be read without the hub: they are local, or in its cache."""
+    for source in map(parse_task, tasks):
+        where = BUILT_IN.get(source.where) or source.where
+        if isinstance(where, str) and where.startswith(HUB):
+            from slm.source import hub
+
+            data, commit, inside = _dataset(source.name, where)
+            files = hub.kept_files(data, commit)
+            chosen = [file for file in files or () if _is_of(file.path, inside)]
+            if files is None or not all(map(hub.is_kept, chosen)):
+                return False
+    return True
+
+
 def read_task(source: TaskSource, progress: Progress = silent) -> Task:
     """The items of a task.
 
@@ -210,6 +225,21 @@ def _fetch(name: str, address: str, progress: Progress) -> list[tuple[str, Path]
     """
     from slm.source import hub
 
+    data, commit, inside = _dataset(name, address)
+    try:
+        chosen = [file for file in hub.files_at(data, commit) if _is_of(file.path, inside)]
+        paths = [hub.fetch(data, commit, file, progress) for file in chosen]
+    except SlmError as error:
+        raise _of_task(name, error) from error
+    if not chosen:
+        raise UserError(f"task {name}: {address} has no file of items: {', '.join(_SUFFIXES)}")
+    files = list(zip((Path(file.path) for file in chosen), paths, strict=True))
+    one_each = len({file.parent for file, _ in files}) == len(files) > 1
+    return [(file.parent.name if one_each else data_name(file.name), at) for file, at in files]
+
+
+def _dataset(name: str, address: str) -> tuple[DataConfig, str, str]:
+    """The dataset of a task's address, its commit, and the path in it. Raises UserError."""
     parts = _ON_HUB.fullmatch(address)
     if parts is None:
         raise UserError(
@@ -222,17 +252,7 @@ def _fetch(name: str, address: str, progress: Progress) -> list[tuple[str, Path]
             f"task {name}: {excerpt(commit)!r} is not a commit of {dataset}: give its 40 digits, "
             "so that the items never change"
         )
-    data = DataConfig(source="hub", path=dataset, revision=commit)
-    try:
-        chosen = [file for file in hub.files_at(data, commit) if _is_of(file.path, inside)]
-        paths = [hub.fetch(data, commit, file, progress) for file in chosen]
-    except SlmError as error:
-        raise _of_task(name, error) from error
-    if not chosen:
-        raise UserError(f"task {name}: {address} has no file of items: {', '.join(_SUFFIXES)}")
-    files = list(zip((Path(file.path) for file in chosen), paths, strict=True))
-    one_each = len({file.parent for file, _ in files}) == len(files) > 1
-    return [(file.parent.name if one_each else data_name(file.name), at) for file, at in files]
+    return DataConfig(source="hub", path=dataset, revision=commit), commit, inside
 
 
 def _is_of(path: str, inside: str) -> bool:
