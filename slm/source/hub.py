@@ -253,17 +253,9 @@ def files_at(data: DataConfig, commit: str) -> list[HubFile]:
     """
     if (kept := kept_files(data, commit)) is not None:
         return kept
-    request = methodcaller(
-        "list_repo_tree", data.path, revision=commit, repo_type="dataset", recursive=True
-    )
-    entries = with_retries(data, lambda api: list(request(api)))
-    files = [
-        HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-        for entry in sorted(entries, key=lambda entry: str(entry.path))
-        if hasattr(entry, "size")  # else it is a folder
-    ]
-    if wrong := [file.path for file in files if not _DIGEST.fullmatch(file.digest)]:
-        raise SlmError(f"{data.path}: the hub gives no usable hash for {wrong[0]}")
+    info = with_retries(data, lambda api: api.dataset_info(data.path, revision=commit))
+    described = _describe(data, commit, sorted(file.rfilename for file in info.siblings or ()))
+    files = [described[path] for path in sorted(described)]
     place = _kept_list(data, commit)
     storage.make_folder(place.parent)
     storage.write_json(place, [[file.path, file.size, file.digest] for file in files])

@@ -10,7 +10,7 @@ from slm.evaluation.benchmark.pairs import PAIRS_PER_PARADIGM, Pair, story_pairs
 from slm.source.stories import stories
 from slm.storage import sha256_json
 
-SHA256 = "066372677062a876dd7fae10434979f9022cd346dec92b3d4f62ea80ab20bf8d"
+SHA256 = "80e21768798f821819f6cecda4fec49cd5a98cead7d6b619ad8966c5d228c566"
 MIN_PARADIGMS = 8
 
 

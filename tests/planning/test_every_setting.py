@@ -58,7 +58,7 @@ def candidates(annotation: Any, value: Any) -> Iterator[Any]:
     elif isinstance(value, int | float):
         yield from (value * 2, value + 1, value // 2, value / 2, value * 0.9, value + 0.01, 3, 0.5)
     elif isinstance(value, list):
-        yield from ([*value, *value], value[:1], ["stories"], [])
+        yield from ([*value, *value], value[:1], ["stories"], ["blimp"])
     elif isinstance(value, dict):
         yield {"stories": 0.5}
     else:
@@ -101,7 +101,7 @@ def companions(key: str, value: Any, file: Path) -> dict[str, Any]:
 
 def is_read(key: str, config: PipelineConfig) -> bool:
     """Whether any key has a setting, by the lists of slm/keys.py."""
-    if key in keys.UNHASHED:
+    if key in keys.UNHASHED or (key == "benchmark.baselines" and not config.benchmark.tasks):
         return False
     of_download = {name for names in keys.DOWNLOAD_SETTINGS.values() for name in names}
     if key in of_download:

@@ -90,7 +90,8 @@ def test_a_challenger_that_predicts_better_is_refused_where_it_is_worse_on_a_tas
     (task,) = decision.benchmarks
     assert (task.task, task.items) == ("pairs", COUNT)
     assert (task.first, task.second) == (pytest.approx(0.8), pytest.approx(0.7))
-    assert task.low < task.difference == pytest.approx(-0.1) < task.high < 0
+    assert task.difference == pytest.approx(-0.1)
+    assert task.low < task.difference < task.high < 0
     assert decision.vetoes == [
         f"benchmark pairs: -10.0 points (95 %: {100 * task.low:+.1f} to {100 * task.high:+.1f}) "
         "on the same 400 items, margin 1"

@@ -18,7 +18,7 @@ from slm.report.identity import report_folder, report_key
 from slm.report.write import write_report
 from slm.run_folder import RunFolder
 
-SHORT = {"prompts": ["Once"], "temperatures": [0.8], "top_ks": [10], "max_new_tokens": 4}
+SHORT = {"prompts": ("Once",), "temperatures": (0.8,), "top_ks": (10,), "max_new_tokens": 4}
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_a_page_shows_each_paradigm_next_to_chance(run: RunFolder) -> None:
     assert 'aria-label="Accuracy on pairs, chance 50.0 %: all 75.0 %, agreement 100.0 %' in page
     assert "pronoun &lt;case&gt;" in page
     assert "<case>" not in page
-    assert "Benchmark pairs: 75.0 % right (95 %: 70.0 % to 80.0 %), above chance." in page
+    assert "Benchmark pairs: 75.0 % right (95 %: 70.1 % to 79.9 %), above chance." in page
     for name in ("report.md", "README.md"):
         text = (report.path / name).read_text()
-        assert "| pairs | 75.0 % | 70.0 % to 80.0 % | 50.0 % | above chance |" in text
+        assert "| pairs | 75.0 % | 70.1 % to 79.9 % | 50.0 % | above chance |" in text
         assert "| 100 | 50.0 % |" in text
     card = (report.path / "README.md").read_text()
     assert "type: accuracy" in card

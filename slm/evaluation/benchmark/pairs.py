@@ -28,13 +28,13 @@ PAIRS_PER_PARADIGM = 300
 PARADIGMS = """
 rule agreement
 - The <{animal}/{animals}> (was/were) {mood}.
-- Once the <{animal}/{animals}> (was/were) very {mood}.
+- There (was/were) <a {thing}/two {things}> near the {mark}.
 - The <{thing}/{things}> (was/were) {look}.
-- At night, the <{animal}/{animals}> (was/were) {mood}.
+- {Girl} saw that the <{animal}/{animals}> (was/were) {mood}.
 - "The <{thing}/{things}> (is/are) {look}," said {girl}.
 - "My <{thing}/{things}> (is/are) gone," said {boy}.
-- "Look, the <{animal}/{animals}> (is/are) {mood}," said {girl}.
-- {Boy} knew that the <{animal}/{animals}> (was/were) {mood}.
+- There (was/were) <a {animal}/many {animals}> near {a_place}.
+- {Boy} knew that the <{thing}/{things}> (was/were) {look}.
 
 rule agreement across a phrase
 - The <{animal}/{animals}> near the <{marks}/{mark}> (was/were) {mood}.
@@ -45,19 +45,19 @@ rule agreement across a phrase
 - "The <{animal}/{animals}> near the <{marks}/{mark}> (is/are) {mood}," said {boy}.
 
 rule pronoun gender
+- Once upon a time, there was a little <girl/boy> named <{girl}/{boy}>. (She/He) was {mood}.
 - One day <{girl}/{boy}> went to {a_place}. (She/He) was {mood}.
 - <{Girl}/{Boy}> was {mood}, so (she/he) sat down near the {mark}.
 - Everybody helped <{girl}/{boy}>, because (she/he) was {mood}.
 - The little <girl/boy> was {mood}. (She/He) had lost the {thing}.
 - The {trait} <woman/man> smiled, and (she/he) gave them a {thing}.
-- "Look at <{girl}/{boy}>," said the {animal}. "(She/He) is {mood}."
+- <{Girl}/{Boy}> sat down near the {mark} and closed (her/his) eyes.
 - A little <girl/boy> lived near {a_place}. (Her/His) name was <{girl}/{boy}>.
-- Nobody knew that <{girl}/{boy}> had a {thing}, because (she/he) never told anybody.
 
 rule pronoun number
+- {Boy} found <a {thing}/two {things}>. (It was/They were) {look}.
+- {Girl} had <a {thing}/three {things}> and put (it/them) into a sack.
 - The <{thing}/{things}> fell down, and {girl} could not see (it/them).
-- {Boy} found the <{thing}/{things}> and put (it/them) into a bag.
-- {Girl} lost the <{thing}/{things}> and looked for (it/them) near the {mark}.
 - {Boy} liked the <{thing}/{things}>, because (it was/they were) {look}.
 - "Where <is/are> the <{thing}/{things}>?" asked {girl}. "(It is/They are) near the {mark}."
 - When the <{animal}/{animals}> woke up, (it was/they were) [happy|hungry|angry|afraid|sad].
@@ -71,20 +71,20 @@ rule pronoun case
 - {Boy} had a {thing}. <{Girl} asked/Suddenly> (him/he) <about it/dropped it>.
 
 rule reflexive
-- {Time} <{girl}/{boy}> saw (herself/himself) in the mirror.
+- A little <girl/boy> named <{girl}/{boy}> saw (herself/himself) in the [mirror|water|window].
 - <{Girl}/{Boy}> made a {thing} for (herself/himself).
 - <{Girl}/{Boy}> was {mood} and talked to (herself/himself).
 - The {trait} <woman/man> wanted to keep the {thing} for (herself/himself).
-- <{Girl}/{Boy}> asked (herself/himself) where the {thing} was.
+- "Where is the {thing}?" <{girl}/{boy}> asked (herself/himself).
 - The {trait} <girls/girl> hid (themselves/herself) behind the {mark}.
 - The {trait} <boys/boy> hid (themselves/himself) behind the {mark}.
 - The <{animals}/{animal}> near the {mark} could see (themselves/itself) in the water.
 
 rule tense
 - (Yesterday/Tomorrow) {girl} <went/will go> to {a_place}.
-- (Yesterday/Tomorrow) {boy} <was/will be> {mood}.
+- <Once/Tomorrow> {boy} (was/will be) very {mood}.
 - {Girl} <went/will go> to {a_place} (yesterday/tomorrow).
-- (Last/Next) week {girl} <saw/will see> a {animal} near the {mark}.
+- <One day/Next year> {girl} (saw/will see) a {animal} near the {mark}.
 - {Boy} <found/will find> the {thing} (last/next) week.
 - {Girl} and {boy} <came/will come> home (two days ago/in two days).
 - As soon as {girl} <found/finds> the {thing}, {boy} (was/will be) [glad|happy|sad|angry].
@@ -144,18 +144,18 @@ rule negation
 # other form of one.
 WORDS = """
 rule animal
-- [cat ; cats|dog ; dogs|horse ; horses|duck ; ducks|frog ; frogs|bird ; birds|bear ; bears]
-- [rabbit ; rabbits|goat ; goats|cow ; cows|crow ; crows|pig ; pigs|donkey ; donkeys]
-- [hedgehog ; hedgehogs|seal ; seals|lamb ; lambs|kitten ; kittens|turtle ; turtles]
+- [dog ; dogs|horse ; horses|duck ; ducks|frog ; frogs|bird ; birds|crow ; crows|lamb ; lambs]
+- [pigeon ; pigeons|snail ; snails|butterfly ; butterflies|swallow ; swallows|sailor ; sailors]
 
 rule thing
-- [pear ; pears|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|cup ; cups]
-- [cake ; cakes|kite ; kites|letter ; letters|lamp ; lamps|pumpkin ; pumpkins|seed ; seeds]
-- [shell ; shells|stick ; sticks|flower ; flowers|feather ; feathers|button ; buttons]
+- [pear ; pears|ball ; balls|basket ; baskets|bell ; bells|boat ; boats|box ; boxes|bag ; bags]
+- [letter ; letters|pumpkin ; pumpkins|seed ; seeds|shell ; shells|stick ; sticks|shoe ; shoes]
+- [flower ; flowers|feather ; feathers|button ; buttons|picture ; pictures|bucket ; buckets]
+- [cookie ; cookies|key ; keys|rope ; ropes|wheel ; wheels|board ; boards]
 
 rule mark
-- [tree ; trees|stone ; stones|door ; doors|wall ; walls|bush ; bushes|fence ; fences]
-- [house ; houses|window ; windows|rock ; rocks|barrel ; barrels]
+- [tree ; trees|stone ; stones|door ; doors|wall ; walls|bush ; bushes|rock ; rocks]
+- [window ; windows|branch ; branches|ship ; ships|barrel ; barrels]
 
 rule mood
 - [happy|sad|tired|afraid|hungry|quiet|glad|angry|proud|cold|wet|careful|clever|worried]
@@ -164,16 +164,14 @@ rule look
 - [old|new|small|big|red|blue|green|heavy|beautiful|wet|broken|dirty|round|soft]
 
 rule act
-- [see ; saw|find ; found|forget ; forgot|paint ; painted|choose ; chose|draw ; drew|hide ; hid]
+- [see ; saw|find ; found|forget ; forgot|take ; took|hold ; held|lose ; lost|bring ; brought]
+- [follow ; followed|carry ; carried]
 
 rule vowel
 - [apple|owl|old [man|woman|house|dog]|egg|empty [box|cup|house]|umbrella|eagle|acorn]
 
 rule a_place
 - the [woods|park|beach|farm|lake|garden|meadow|river|market|orchard|harbor]
-
-rule time
-- [One day|Once|Later|In the evening|At home|Soon|At last|Then]
 
 rule plain
 - [pear|cat|house|little [cat|house|dog]|big [box|cup|tree]|letter|new [hat|cup|kite]|bell|seed]
@@ -210,6 +208,7 @@ def _pairs(paradigm: str, templates: Sequence[Template], seed: int) -> Iterator[
         teller.slots.update(_cast(teller))
         text = teller.expand(template)
         drawing += 1
+        assert drawing < 100 * PAIRS_PER_PARADIGM, f"{paradigm}: a template has too few fillings"
         pairs = [Pair(paradigm, _read(text, i, i), _read(text, i, 1 - i)) for i in (0, 1)]
         if not seen.intersection(pair.good for pair in pairs):
             seen.update(pair.good for pair in pairs)

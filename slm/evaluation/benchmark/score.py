@@ -27,7 +27,7 @@ from slm.progress import Progress, silent
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 ROW = 256  # positions of a row, unless a text is longer
-BATCH_TOKENS = 8192  # positions of a batch of rows
+BATCH_TOKENS = 2048  # positions of a batch of rows: their activations fit into the caches
 
 Ints = npt.NDArray[np.int64]
 
@@ -50,21 +50,29 @@ class LogLikelihoods(NamedTuple):
 def requests_of(
     tokenizer: Tokenizer, context: str, continuation: str, seq_len: int
 ) -> list[Request]:
-    """What has to be scored so that the log-likelihoods sum up to that of a continuation.
+    """What has to be scored so that the log-likelihoods sum up to that of a continuation."""
+    return fitted(*request_of(tokenizer, context, continuation), seq_len)
+
+
+def request_of(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
+    """The ids of a context and what follows it, and the index of the first that is scored.
 
     Without a context it begins a document, after end-of-text. With one, both are encoded together,
-    and blanks at the end of the context belong to the continuation: as in lm-eval. What is longer
-    than the context length loses its beginning; a continuation that is longer itself is scored in
-    windows that overlap by half, as documents are.
+    and blanks at the end of the context belong to the continuation: as in lm-eval.
     """
-    if not context:
-        ids, first = [tokenizer.eot, *tokenizer.encode(continuation)], 1
-    else:
-        stripped = context.rstrip()
-        ids = tokenizer.encode(context + continuation)
-        first = min(len(tokenizer.encode(stripped)), len(ids) - 1)
-        if not stripped:  # it is blanks alone: a part of the continuation
-            ids, first = [tokenizer.eot, *ids], 1
+    stripped = context.rstrip()
+    ids = tokenizer.encode(context + continuation)
+    if not stripped:
+        return [tokenizer.eot, *ids], 1
+    return ids, min(len(tokenizer.encode(stripped)), len(ids) - 1)
+
+
+def fitted(ids: list[int], first: int, seq_len: int) -> list[Request]:
+    """Ids, of which those from `first` on are scored, as requests that fit the context length.
+
+    What is longer loses its beginning. A continuation that is longer itself is scored in windows
+    that overlap by half, as documents are.
+    """
     if len(ids) <= seq_len + 1:
         return [Request(tuple(ids), first)]
     if len(ids) - first <= seq_len:
