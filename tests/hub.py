@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on 127.0.0.1: dataset repositories with commits, and scripted faults.
+"""A small Hugging Face hub on 127.0.0.1: repositories with commits, and scripted faults.
 
 It answers what `huggingface_hub` and `datasets` ask: repository info, trees, path infos, and files
 by revision with HEAD, ETag, ranges and, for large files, a redirect to a storage host.
@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-LFS_SUFFIXES = {".parquet", ".gz", ".zst"}
+LFS_SUFFIXES = {".parquet", ".gz", ".zst", ".safetensors"}
 Files = dict[str, bytes]
 
 
@@ -191,13 +191,12 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         address = urlsplit(self.path)
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
-        if parts[:2] == ["api", "datasets"]:
+        if parts[:2] in (["api", "datasets"], ["api", "models"]):
             return self._api(parts[2:], parse_qs(address.query), parse_qs(body.decode()))
-        if parts[0] == "datasets" and "resolve" in parts:
+        if "resolve" in parts and parts[0] != "storage":  # of a model without "datasets" before it
             at = parts.index("resolve")
-            return self._file(
-                "/".join(parts[1:at]), parts[at + 1], "/".join(parts[at + 2 :]), fault
-            )
+            name = "/".join(parts[parts[0] == "datasets" : at])
+            return self._file(name, parts[at + 1], "/".join(parts[at + 2 :]), fault)
         if parts[0] == "storage":
             commit, path = parts[3], "/".join(parts[4:])
             content = self.hub.repositories["/".join(parts[1:3])].commits[commit][path]

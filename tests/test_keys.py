@@ -113,6 +113,7 @@ def test_every_setting_is_in_a_key_or_in_none_on_purpose() -> None:
         *(name for names in keys.SETTINGS.values() for name in names),
         *keys.UNHASHED,
         *keys.ADDED,
+        *keys.BY_CONTENT,
     ]
     assert sorted(listed) == sorted(recipe("quickstart").flat())
 

@@ -14,6 +14,7 @@ from slm.records import Evaluation, Report, Run, Shards, Source, Version
 from slm.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
+    from slm.registry.initial import Start
     from slm.registry.versions import GateDecision
 
     Result: TypeAlias = Source | Shards | Run | Evaluation | Report | Version | GateDecision | None
@@ -21,14 +22,19 @@ if TYPE_CHECKING:
 Until = Literal["download", "encode", "train", "evaluate", "report", "register", "promote"]
 
 
-def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
+def outline(
+    steps: ModuleType, config: PipelineConfig, start: "Start | None" = None
+) -> "Iterator[Result]":
     """Every stage's result, in order. A stage runs when its result is asked for.
 
-    `steps`: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
+    Args:
+        steps: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
+        start: what the training starts from, as of `stages.starting_point`; None: the seed.
     """
     yield (source := steps.download(config))
-    yield (shards := steps.encode(config, source))
-    yield (run := steps.train(config, shards))
+    parent = steps.initial_model(start) if start else None
+    yield (shards := steps.encode(config, source, parent))
+    yield (run := steps.train(config, shards, parent))
     yield (evaluation := steps.evaluate(config, run, shards))
     yield (report := steps.report(config, run, evaluation, shards))
     yield (version := steps.register(config, run, evaluation, report, shards))
@@ -66,12 +72,16 @@ def run_pipeline(
     if count > get_args(Until).index("train"):
         stages.check_tracking(config)
     with showing(current()) as display:
+        start = None
+        if count > get_args(Until).index("encode"):
+            config, start = steps.starting_point(config)
         if count > get_args(Until).index("train"):
-            stages.preflight(config)
+            stages.preflight(config, start)
         elif count > get_args(Until).index("encode"):
-            stages.check_encoding(config)
-        made = summary(config, islice(outline(steps, config), count))
-        return {**made, **took(display)}
+            stages.check_encoding(config, start)
+        made = summary(config, islice(outline(steps, config, start), count))
+        started = {"init_from": start.model} if start else {}
+        return {**made, **started, **took(display)}
 
 
 def took(display: Display) -> dict[str, Any]:

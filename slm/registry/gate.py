@@ -265,6 +265,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
         f"{decision.documents} held-out documents, sha256 `{decision.documents_sha256[:12]}`{how}.",
         "",
         *(f"- Veto: {veto}." for veto in decision.vetoes),
+        *(f"- Warning: {warning}." for warning in decision.warnings),
     ]
     if decision.approval:
         lines.append(f"- Approval: {decision.approval}")
