@@ -85,7 +85,10 @@ def resolve(config: PipelineConfig, root: Path | None = None) -> Start | None:
     if text.startswith(HUGGING_FACE):
         return of_hub(text, home) if is_of_hub(text) else of_folder(text, home)
     if names_version(text):
-        return known(as_parent(text, config, home), home)
+        try:
+            return known(as_parent(text, config, home), home)
+        except UserError as error:
+            raise UserError(f"train.init_from={text}: {error}") from error
     folder = folder_of_run(text, home)
     if (folder / storage.RECORD).is_file():
         storage.check_files(folder, MODEL_FILES)

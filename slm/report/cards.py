@@ -111,6 +111,8 @@ def data_card(config: PipelineConfig, shards: Shards | None, source: Source | No
 
 def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_size: int) -> Pairs:
     shape, train = config.model, config.train
+    if train.init_from:  # which the recipe leaves to the weights
+        shape = RunFolder.of(run).config.model
     heads = f"{shape.n_head}"
     if shape.n_kv_head not in (None, shape.n_head):
         heads += f", {shape.n_kv_head} of keys and values"

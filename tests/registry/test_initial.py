@@ -28,8 +28,10 @@ from slm.records import Parent, Run, Shards
 from slm.registry import assessment, register
 from slm.registry.initial import agreed, initial_model, open_parent, resolve
 from slm.registry.tags import chain_tags, ingredients
+from slm.report import cards
 from slm.reproduction.reproduce import reproduce
 from slm.run_folder import RunFolder
+from slm.tracking.entities import run_tags
 from slm.tracking.server import connect, default_uri
 from slm.training import launch
 from slm.training.loop import train
@@ -112,6 +114,7 @@ def test_a_run_its_version_and_its_export_are_the_same_start(
 def test_what_is_no_start(base: RunFolder, tmp_path: Path) -> None:
     export(base.best.path, tmp_path / "out")  # type: ignore[union-attr]
     (tmp_path / "empty").mkdir()
+    as_version(base)
     unfinished = Path(shutil.copytree(base.path, base.path.with_name("half-0123456789ab")))
     (unfinished / storage.RECORD).unlink()
     for text, message in (
@@ -123,6 +126,7 @@ def test_what_is_no_start(base: RunFolder, tmp_path: Path) -> None:
         (f"hf:{tmp_path}/empty", "has no "),
         (f"hf:{base.best.path}", "is a model of our own: leave out hf:"),  # type: ignore[union-attr]
         ("hf:a/b/c", "is neither hf:ORG/NAME"),
+        ("models:/slm@champoin", "train.init_from=models:/slm@champoin: model 'slm'"),
     ):
         with pytest.raises(UserError, match=message):
             resolve(starting(text))
@@ -279,6 +283,7 @@ def test_a_plan_names_the_version_and_what_changed(base: RunFolder, texts: Path)
     after = plan_config(config)
     assert [after[name].action for name in ("encode", "train")] == ["reused", "reused"]
     assert after["train"].key == run.key
+    check_cards(config, run)
     assert [plan_config(config, verify=True)[n].key for n in ("init_from", "train")] == [
         RunFolder.of(run).settings.parent_key,
         run.key,
@@ -288,6 +293,23 @@ def test_a_plan_names_the_version_and_what_changed(base: RunFolder, texts: Path)
     from_seed = config.train.model_copy(update={"init_from": None, "tokens_per_step": 256})
     seed = plan_config(config.model_copy(update={"train": from_seed}))
     assert seed["encode"].changed["train.init_from"] == ("models:/slm@champion", None)
+
+
+def check_cards(config: PipelineConfig, run: Run) -> None:
+    """The report names the version, and its command starts from that, whatever the alias is."""
+    best = RunFolder.of(run).best
+    assert best is not None
+    card = dict(cards.model_card(config, run, best, 512))
+    assert (card["started from"], card["width"]) == ("models:/slm/1", "32")
+    (command,) = [line for line in cards.commands(config, run) if line.startswith("slm run")]
+    assert 'train.init_from="models:/slm/1"' in command
+    assert "model.n_embd" not in command
+    tags = run_tags(run)
+    assert tags["slm.parent"] == "models:/slm/1"
+    commit = "hf:org/base@" + "4" * 40
+    pinned = {"hf:org/base@main": False, "run/step_000002": False, "models:/slm@champion": False}
+    assert {name: cards.is_pinned(name) for name in pinned} == pinned
+    assert cards.is_pinned(commit)
 
 
 def test_a_plan_of_a_folder_knows_it_after_the_first_import(
