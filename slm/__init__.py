@@ -40,6 +40,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "load_recipe": "slm.recipes",
     "download": "slm.source.download",
+    "initial_model": "slm.registry.initial",
     "encode": "slm.orchestration.encoding",
     "train": "slm.training.launch",
     "resume": "slm.training.launch",

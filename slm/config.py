@@ -327,6 +327,14 @@ class TrainConfig(Section):
         None, "End after this many passes over the training tokens."
     )
 
+    init_from: str | None = setting(
+        None,
+        "Model that the weights start from, with its vocabulary: a run, models:/NAME@ALIAS, "
+        "models:/NAME/VERSION, hf:FOLDER or hf:ORG/NAME[@REVISION] of Hugging Face; its shape may "
+        "be left out of model. null: from the seed.",
+        min_length=1,
+    )
+
     tokens_per_step: PositiveInt = setting(
         16_384, "Tokens per optimizer step: the global batch, over all devices."
     )
@@ -617,6 +625,8 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> Self:
+        if self.train.init_from and "seq_len" not in self.model.model_fields_set:
+            return self  # the context is that of the weights
         if self.train.tokens_per_step % self.model.seq_len:
             raise ValueError(
                 f"train.tokens_per_step={self.train.tokens_per_step} is not a multiple of "

@@ -76,6 +76,9 @@ ADDED: dict[str, tuple[str, Any]] = {
     "train.micro_batches": ("train", "auto"),
 }
 
+# Settings that name an input, and the stages that read it: their keys have the hash of the input.
+BY_CONTENT: dict[str, tuple[str, ...]] = {"train.init_from": ("encode", "train")}
+
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes
 # which were shipped with others.
@@ -120,6 +123,11 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     return dict(*_nested(values).values())
 
 
+def default_of(name: str) -> Any:
+    """The value of a setting in results from before it was added. Raises KeyError."""
+    return None if name in BY_CONTENT else ADDED[name][1]
+
+
 def names_of(stage: str, source: str | None = None) -> tuple[str, ...]:
     """The settings that a stage's result can depend on, by their dotted keys.
 
@@ -127,6 +135,7 @@ def names_of(stage: str, source: str | None = None) -> tuple[str, ...]:
     them, though the key has what is in the files instead.
     """
     later = [name for name, (owner, _) in ADDED.items() if owner == stage]
+    later += [name for name, stages in BY_CONTENT.items() if stage in stages]
     if stage != "download":
         return (*SETTINGS[stage], *later)
     kinds = [source] if source else list(DOWNLOAD_SETTINGS)

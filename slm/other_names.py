@@ -57,6 +57,10 @@ _OTHER_NAMES = {
     "train.final_lr": "end_lr final_learning_rate lr_min min_learning_rate min_lr",
     "train.grad_clip": "clip clip_grad clip_grad_norm grad_norm_clip gradient_clip_val "
     "gradient_clipping max_grad_norm",
+    "train.init_from": "base_model from_pretrained init_checkpoint init_weights "
+    "initial_checkpoint_dir initial_load_path load_from model_name_or_path model_path "
+    "pretrained pretrained_model pretrained_model_name_or_path pretrained_path start_from "
+    "warm_start warm_start_from",
     "train.keep_checkpoints": "keep save_total_limit",
     "train.launch.nnodes": "n_nodes nodes num_machines num_nodes",
     "train.launch.rdzv_endpoint": "main_process_ip master_addr rendezvous rendezvous_endpoint",
@@ -86,6 +90,8 @@ OTHER_NAMES = {name: key for key, names in _OTHER_NAMES.items() for name in name
 _NOTES = {
     "train.cooldown": "It is a fraction of the steps",
     "train.final_lr": "It is a fraction of the peak learning rate",
+    "train.init_from": "It names a run, models:/NAME@ALIAS, or hf:FOLDER or hf:ORG/NAME of Hugging "
+    "Face",
     "train.learning_rate": "With train.optimizer=muon it is the rate of AdamW's part alone, and "
     "train.muon_learning_rate that of the matrices",
     "train.tokens_per_step": "It counts tokens: the rows of all devices and passes, times "

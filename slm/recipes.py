@@ -123,7 +123,7 @@ def load_recipe(
     """The config of a recipe with overrides by dotted key, checked.
 
     A relative `data.path` of local files is relative to the recipe's file where the recipe gives
-    it, and to the working folder where an override does.
+    it, and to the working folder where an override does; so is a folder in `train.init_from`.
 
     Args:
         path: as of `find_recipes`.
@@ -156,6 +156,8 @@ def load_recipe(
         merged = _with_data_path(merged, recipes[name].file.parent)
     if "tasks" not in _mapping(changes.get("benchmark")):
         merged = _with_task_paths(merged, recipes[name].file.parent)
+    if "init_from" not in _mapping(changes.get("train")):
+        merged = _with_start_path(merged, recipes[name].file.parent)
     return _checked({**_with_name(merged), "recipe": name})
 
 
@@ -189,6 +191,22 @@ def _placed_task(task: str, folder: Path) -> str:
     if path.startswith(("~", "hf:", "/")) or not path or not is_path:
         return task
     return f"{name}{equals}{os.path.normpath(folder / path)}"
+
+
+def _with_start_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, with `train.init_from` below the folder of the recipe where such a folder is there.
+
+    Else it is the name of a run, of a version or of a model of the hub.
+    """
+    train = _mapping(fields.get("train"))
+    text = train.get("init_from")
+    if not isinstance(text, str) or text.startswith(("models:", "~")):
+        return fields
+    scheme = "hf:" if text.startswith("hf:") else ""
+    placed = folder.resolve() / text.removeprefix(scheme)
+    if Path(text.removeprefix(scheme)).is_absolute() or not (placed / "config.json").is_file():
+        return fields
+    return {**fields, "train": {**train, "init_from": f"{scheme}{os.path.normpath(placed)}"}}
 
 
 def _with_name(fields: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Source  → download: parquet files, one row a document
 Shards  → encode: token shards of each split, and the tokenizer
-Run     → train: the run folder, finished; a Parent is the model that it continued from, if any
+Run     → train: the run folder, finished; a Parent is the model that it started from, if any
 Checkpoint, Selection, Evaluation, Benchmarks, Report → one folder each inside the run's
 Export  → export: a model in the format of other programs
 Version → register: a model version in the MLflow registry
@@ -124,6 +124,14 @@ class Shards(Record):
     length_histogram: dict[str, int] = Field(default_factory=dict)  # "≤ tokens" → documents
 
 
+class Imported(Record):
+    """A Hugging Face model in our form: weights, shape and vocabulary, in `data/imported/`."""
+
+    model: str  # hf:ORG/NAME@COMMIT, or hf:FOLDER
+    origin: dict[str, str]  # each of its files that was read → its sha256
+    tokenizer_sha256: str
+
+
 class Parent(Record):
     """A model that a training continues from: weights, shape and vocabulary. Its key is their hash.
 
@@ -131,9 +139,11 @@ class Parent(Record):
     happens to the model's own run.
     """
 
-    model: str  # where it came from: models:/NAME/VERSION, or run/checkpoint
-    run: str  # that it was trained in
+    # where it came from: models:/NAME/VERSION, run/checkpoint, hf:ORG/NAME@COMMIT or hf:FOLDER
+    model: str
+    run: str  # that it was trained in; empty: not known
     tokenizer_sha256: str
+    origin: dict[str, str] = Field(default_factory=dict)  # of one that was imported: as there
 
     @property
     def weights_sha256(self) -> str:

@@ -1,7 +1,8 @@
 """What can be deleted from a data folder: what no kept run needs, and leftovers of interruptions.
 
 Kept are every run that a version was made from, every run that is training or can resume, and
-whatever changed within the last `GRACE` seconds, since a command may be about to use it. Of the
+whatever changed within the last `GRACE` seconds, since a command may be about to use it. A run
+holds a copy of the model that it started from. Of the
 finished runs without a version the newest are kept. A kept run keeps its shards and their source.
 All else that is deleted can be rebuilt, except the older runs themselves.
 """
@@ -21,6 +22,7 @@ from pydantic import Field
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
 from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source
+from slm.registry.initial import IMPORTED
 from slm.registry.tags import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
 from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_RUNS = 5  # finished ones that no version was made from
 GRACE = 3600.0  # seconds
+IMPORT_DAYS = 7  # for which a Hugging Face model that was imported stays after its last use
 _SUFFIX = re.compile(r"\.(tmp|units|old(-\d+)?|corrupt-\d+)$")  # of a leftover
 
 
@@ -143,7 +146,7 @@ class _Survey:
     def candidates(self) -> Iterator[Path]:
         """All that is decided about, in the order in which it can be deleted."""
         yield from _leftovers(self.root / "mlflow" / "models")
-        for kind in (REPRODUCED, "runs", "shards", "sources"):
+        for kind in (REPRODUCED, IMPORTED, "runs", "shards", "sources"):
             yield from _leftovers(self.root / kind)
             for folder in _folders(self.root / kind):
                 yield folder
@@ -174,6 +177,9 @@ class _Survey:
             need = self._checkpoint_need(path)
         elif path.parent.name == "runs":
             need = self._run_need(RunFolder(path))
+        elif path.parent.name == IMPORTED:
+            if _changed(path) > time.time() - IMPORT_DAYS * 86_400:
+                need = f"used within the last {IMPORT_DAYS} days"
         elif path.parent.name == "shards":
             need = _data_need(path, Shards, self._needed_shards)
         elif path.parent.name == "sources":
@@ -192,9 +198,11 @@ class _Survey:
         if kind == "runs":
             done = RunFolder(path).is_finished
             return "an older run without a version" if done else "no step of it was trained"
-        return (
-            "rebuilt by slm reproduce" if kind == REPRODUCED else f"{kind} that no kept run needs"
-        )
+        texts = {
+            REPRODUCED: "rebuilt by slm reproduce",
+            IMPORTED: "each run that started from it holds a copy",
+        }
+        return texts.get(kind, f"{kind} that no kept run needs")
 
     def _run_need(self, run: RunFolder) -> str | None:
         with suppress(CorruptionError):
@@ -303,7 +311,9 @@ def _locks(root: Path, path: Path) -> list[Path]:
         locks.append(root / kind / name / LOCK)
     if is_leftover and path.is_file():
         locks.append(path)  # a file that is being written is its own lock
-    elif kind in ("shards", "sources") or (is_leftover and path.parent.name != CHECKPOINTS):
+    elif kind in (IMPORTED, "shards", "sources") or (
+        is_leftover and path.parent.name != CHECKPOINTS
+    ):
         result = _SUFFIX.sub("", path.name).removeprefix("." if is_leftover else "")
         locks.append(storage.lock_of(path.with_name(result)))
     return locks

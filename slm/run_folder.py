@@ -459,6 +459,13 @@ class RunFolder:
         return parent
 
     @property
+    def parent_record(self) -> Parent | None:
+        """The record of `parent`, whose files are not verified; None where it cannot be read."""
+        with suppress(CorruptionError):
+            return storage.read_record(self.path / PARENT, Parent, verify=False)
+        return None
+
+    @property
     def shards(self) -> Shards | None:
         """What it was trained on; None where that is not here."""
         return self.root.shards(self.settings.shards_key)

@@ -205,13 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._api(parts[2:], parse_qs(address.query), parse_qs(body.decode()))
         if parts[:2] == ["api", "repos"] or parts[-1] == "batch" or parts[0] == "uploads":
             return self._write(parts, body)
-        if len(parts) > 4 and parts[2] == "resolve":
-            return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), fault)
-        if parts[0] == "datasets" and "resolve" in parts:
+        if "resolve" in parts and parts[0] != "storage":  # of a model without "datasets" before it
             at = parts.index("resolve")
-            return self._file(
-                "/".join(parts[1:at]), parts[at + 1], "/".join(parts[at + 2 :]), fault
-            )
+            name = "/".join(parts[parts[0] == "datasets" : at])
+            return self._file(name, parts[at + 1], "/".join(parts[at + 2 :]), fault)
         if parts[0] == "storage":
             commit, path = parts[3], "/".join(parts[4:])
             content = self.hub.repositories["/".join(parts[1:3])].commits[commit][path]

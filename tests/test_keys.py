@@ -66,10 +66,19 @@ GOLDEN = {
         "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
         "report": "636c28dfe46cdfe27be28c1939ee26fbc73825cd07a80693edbc75a590a5ba82",
     },
+    "finetune": {
+        "download": "83802b22d6feb0046304fe876eaabc33dc182f1183cc7ad96e3b4ac574c045d6",
+        "encode": "f87bfd9943580584d8250be6b9136bf905b24ca83ca74c564a232f1331159e96",
+        "train": "92ad46ddf547782983d9df9acd1d1d5f3c9aaa00d6de086bcf0eff1d782175db",
+        "config_sha256": "e66cbdeff968e46ae3cabf643a335e6680ea746308c68a42ad760e1cff3fae07",
+        "evaluate": "f12d956b8071f2dbb51f8d27333f7ed01872a71c866db50faf3823b0dfe0468e",
+        "report": "636c28dfe46cdfe27be28c1939ee26fbc73825cd07a80693edbc75a590a5ba82",
+    },
 }
 LEFT_TO_THE_COMMAND_LINE = {
     "tinystories-sample": {"data.path": "."},
     "files": {"data.path": "."},
+    "finetune": {"data.path": "."},
 }
 
 
@@ -113,6 +122,7 @@ def test_every_setting_is_in_a_key_or_in_none_on_purpose() -> None:
         *(name for names in keys.SETTINGS.values() for name in names),
         *keys.UNHASHED,
         *keys.ADDED,
+        *keys.BY_CONTENT,
     ]
     assert sorted(listed) == sorted(recipe("quickstart").flat())
 

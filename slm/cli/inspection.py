@@ -197,13 +197,15 @@ def check(
         print(to_json(counts) if as_json else text)
         suggest(as_json, "slm recipes")
         return
-    config = load(recipe, settings)
     from slm.cli import tables
     from slm.model.export.readers import limits
+    from slm.orchestration import stages
     from slm.training import forecast, needs, preflight
 
-    warnings = preflight.check_before_download(config)
-    shards = preflight.known_shards(config)
+    config, start = stages.starting_point(load(recipe, settings))
+    vocabulary = start.tokenizer_sha256 if start else None
+    warnings = preflight.check_before_download(config, tokenizer_sha256=vocabulary)
+    shards = preflight.known_shards(config, tokenizer_sha256=vocabulary)
     forecast.check_limit(config, shards)
     if not as_json:
         show_wide(tables.stated(config))

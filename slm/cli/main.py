@@ -48,6 +48,7 @@ from slm.cli.stages import download, encode, evaluate, register, report, sync, t
 from slm.cli.store import pull, push
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
+from slm.orchestration import stages
 from slm.orchestration.display import shorten
 from slm.recipes import default_recipe
 from slm.run_folder import RunFolder
@@ -159,7 +160,8 @@ def check_before_server(config: PipelineConfig) -> None:
     """Report bad input before any server starts. The flow checks again, and logs warnings."""
     from slm.training.preflight import check_before_download
 
-    check_before_download(config)
+    config, start = stages.starting_point(config)
+    check_before_download(config, tokenizer_sha256=start.tokenizer_sha256 if start else None)
     if config.data.source == "files":
         from slm.source.files import find_files
 

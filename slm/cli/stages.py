@@ -68,8 +68,10 @@ def encode(
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
-        stages.check_encoding(config)
-        shards = stages.encode(config, stages.download(config))
+        config, start = stages.starting_point(config)
+        stages.check_encoding(config, start)
+        source = stages.download(config)
+        shards = stages.encode(config, source, stages.initial_model(start) if start else None)
     splits = shards.splits.values()
     result = {
         "shards": str(shards.path),
@@ -128,8 +130,11 @@ def train(
         config = load(recipe, settings, name)
         stages.check_tracking(config)
         with display_for(as_json):
-            stages.preflight(config)
-            run = stages.train(config, stages.encode(config, stages.download(config)))
+            config, start = stages.starting_point(config)
+            stages.preflight(config, start)
+            source = stages.download(config)
+            parent = stages.initial_model(start) if start else None
+            run = stages.train(config, stages.encode(config, source, parent), parent)
     show(train_result(run), as_json)
     suggest(as_json, f"slm evaluate {run.name}", f"slm report {run.name} --open")
 

@@ -338,7 +338,9 @@ class _Chain:
             return ()
         parent = self._read(self.run.path / PARENT, Parent)
         record = parent.record
-        value = f"{record.model}, of {record.run}" if record else self.tags.get("parent", "a model")
+        value = _origin_of(record) if record else self.tags.get("parent", "a model")
+        if self.settings and self.settings.config.train.init_from:
+            value = f"initialised from {value}"
         link = parent.link("parent", value, self.parent_key)
         if record and record.key != self.parent_key:
             link = link.model_copy(update={"state": "changed", "notes": ("it is another model",)})
@@ -397,6 +399,15 @@ class _Chain:
             checked = self._read(result.path, Benchmarks)
             digest = storage.content_hash(result)
             yield checked.link(result.path.name, value, digest, "checkpoint")
+
+
+def _origin_of(parent: Parent) -> str:
+    """Where a parent came from, with the hash of the weights that were imported."""
+    if not parent.origin:
+        return f"{parent.model}, of {parent.run}" if parent.run else parent.model
+    weights = [n for n in parent.origin if n.endswith(".safetensors")]
+    hashes = ", ".join(f"{name} sha256 {parent.origin[name]}" for name in weights)
+    return f"{parent.model}, {hashes}"
 
 
 def _derived_status(run: RunFolder, other: RunFolder, derived: Derivation) -> Status:

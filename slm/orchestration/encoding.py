@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import slm.tokens.encode
 from slm.config import PipelineConfig
 from slm.progress import Progress, automatic
-from slm.records import Shards, Source
+from slm.records import Parent, Shards, Source
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 if TYPE_CHECKING:
-    from slm.tokens.tokenizer.bpe import Tokenizer
     from slm.tokens.units import Pool, Unit
 
 
@@ -21,7 +21,7 @@ def encode(
     config: PipelineConfig,
     source: Source,
     *,
-    tokenizer: "Tokenizer | None" = None,
+    parent: Parent | None = None,
     root: Path | None = None,
     progress: Progress = automatic,
 ) -> Shards:
@@ -31,7 +31,8 @@ def encode(
     from them, by whatever runner.
 
     Args:
-        tokenizer: of the model that is to be trained further; None: made from the source.
+        parent: the model that is to be trained further, which has its vocabulary; None: that is
+            made from the source.
 
     Raises UserError where no document is left for train or val, or a library that cleaning or the
     runner needs is not installed, CorruptionError where the source cannot be read, SlmError where
@@ -53,7 +54,7 @@ def encode(
     return slm.tokens.encode.encode(
         config,
         source,
-        tokenizer=tokenizer,
+        tokenizer=Tokenizer.load(parent.path / TOKENIZER) if parent else None,
         root=root,
         progress=progress,
         pool=None if config.data.runner == "local" else cluster,

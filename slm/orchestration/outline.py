@@ -14,6 +14,7 @@ from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, Ver
 from slm.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
+    from slm.registry.initial import Start
     from slm.registry.versions import GateDecision
 
     Result: TypeAlias = (
@@ -25,14 +26,19 @@ Until = Literal[
 ]
 
 
-def outline(steps: ModuleType, config: PipelineConfig) -> "Iterator[Result]":
+def outline(
+    steps: ModuleType, config: PipelineConfig, start: "Start | None" = None
+) -> "Iterator[Result]":
     """Every stage's result, in order, as of `stages_of`. A stage runs when its result is asked for.
 
-    `steps`: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
+    Args:
+        steps: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
+        start: what the training starts from, as of `stages.starting_point`; None: the seed.
     """
     yield (source := steps.download(config))
-    yield (shards := steps.encode(config, source))
-    yield (run := steps.train(config, shards))
+    parent = steps.initial_model(start) if start else None
+    yield (shards := steps.encode(config, source, parent))
+    yield (run := steps.train(config, shards, parent))
     yield (evaluation := steps.evaluate(config, run, shards))
     if config.benchmark.tasks:
         yield steps.benchmark(config, run, shards)
@@ -80,12 +86,16 @@ def run_pipeline(
     if count > every.index("train"):
         stages.check_tracking(config)
     with showing(current()) as display:
+        start = None
+        if count > every.index("encode"):
+            config, start = steps.starting_point(config)
         if count > every.index("train"):
-            stages.preflight(config)
+            stages.preflight(config, start)
         elif count > every.index("encode"):
-            stages.check_encoding(config)
-        made = summary(config, islice(outline(steps, config), count))
-        return {**made, **took(display)}
+            stages.check_encoding(config, start)
+        made = summary(config, islice(outline(steps, config, start), count))
+        started = {"init_from": start.model} if start else {}
+        return {**made, **started, **took(display)}
 
 
 def took(display: Display) -> dict[str, Any]:

@@ -47,13 +47,15 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
     check_registry(config, patience=PATIENCE_SECONDS)
     stages.check_tracking(config)
     with showing(current()) as display:
-        stages.preflight(config)
+        config, start = tasks.starting_point(config)
+        stages.preflight(config, start)
         source = tasks.download(config)
-        decision = tasks.decide(config, source)
+        initial = tasks.initial_model(start) if start else None
+        decision = tasks.decide(config, source, initial)
         publish_decision(decision)
         if not decision.trains:
             return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
-        training, parent = slm.retraining.decide.training(config, decision)
+        training, parent = slm.retraining.decide.training(config, decision, initial)
         shards = tasks.encode(training, source, parent)
         run = tasks.train(training, shards, parent)
         evaluation = tasks.evaluate(training, run, shards)

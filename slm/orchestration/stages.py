@@ -32,6 +32,7 @@ from slm.run_folder import RunFolder
 from slm.storage import hashing_once
 
 if TYPE_CHECKING:
+    from slm.registry.initial import Start
     from slm.registry.versions import GateDecision
     from slm.retraining.decide import Decision
     from slm.store.sharing import SharedStore
@@ -41,11 +42,38 @@ R = TypeVar("R")
 logger = logging.getLogger("slm.training")  # below `slm`, so that its lines reach the Prefect page
 
 
-def preflight(config: PipelineConfig) -> None:
-    """Refuse what cannot be trained on this machine, before any stage; log what is unlikely."""
+def starting_point(config: PipelineConfig) -> "tuple[PipelineConfig, Start | None]":
+    """The config with the shape of the model that it starts from, and that model.
+
+    Without `train.init_from` the config is as it was, and the model is None. Of a model of the hub
+    only small files are downloaded: `initial_model` gets the weights.
+    """
+    if config.train.init_from is None:
+        return config, None
+    import slm.registry.initial
+
+    start = slm.registry.initial.resolve(config)
+    assert start is not None, "it is named"
+    return slm.registry.initial.agreed(config, start), start
+
+
+@stage("init_from", lambda parent: ("done", parent.model))
+def initial_model(progress: Progress, start: "Start") -> Parent:
+    """What a training starts from, with its weights: downloaded and converted if need be."""
+    import slm.registry.initial
+
+    return slm.registry.initial.open_parent(start, progress=progress)
+
+
+def preflight(config: PipelineConfig, start: "Start | None" = None) -> None:
+    """Refuse what cannot be trained on this machine, before any stage; log what is unlikely.
+
+    `start`: of `starting_point`, where that is not the seed.
+    """
     from slm.training.preflight import check_before_download
 
-    for warning in check_before_download(config):
+    tokenizer_sha256 = start.tokenizer_sha256 if start else None
+    for warning in check_before_download(config, tokenizer_sha256=tokenizer_sha256):
         logger.warning(warning)
 
 
@@ -77,13 +105,13 @@ def shared(
     return call
 
 
-def check_encoding(config: PipelineConfig) -> None:
+def check_encoding(config: PipelineConfig, start: "Start | None" = None) -> None:
     """Refuse what cannot be encoded here, before any download; `preflight` does too."""
     if config.data.runner == "local" and config.data.clean == CleanConfig():
         return
     from slm.training.preflight import check_encoding
 
-    check_encoding(config)
+    check_encoding(config, tokenizer_sha256=start.tokenizer_sha256 if start else None)
 
 
 @stage("download")
@@ -105,10 +133,8 @@ def encode(
 ) -> Shards:
     """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
     import slm.orchestration.encoding
-    from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
-    tokenizer = Tokenizer.load(parent.path / TOKENIZER) if parent else None
-    return slm.orchestration.encoding.encode(config, source, tokenizer=tokenizer, progress=progress)
+    return slm.orchestration.encoding.encode(config, source, parent=parent, progress=progress)
 
 
 def check_tracking(config: PipelineConfig) -> None:
@@ -305,11 +331,16 @@ def register(
 
 
 @stage("decide", lambda decision: (decision.action, decision.reason))
-def decide(progress: Progress, config: PipelineConfig, source: Source) -> "Decision":
-    """A source and the champion → whether to train again, and how much."""
+def decide(
+    progress: Progress, config: PipelineConfig, source: Source, initial: Parent | None = None
+) -> "Decision":
+    """A source and the champion → whether to train again, and how much.
+
+    `initial`: of `initial_model`, what a training of the recipe starts from; None: the seed.
+    """
     import slm.retraining.decide
 
-    return slm.retraining.decide.decide(config, source, progress=progress)
+    return slm.retraining.decide.decide(config, source, initial, progress=progress)
 
 
 def _outcome(decision: "GateDecision | None") -> tuple[str, str]:

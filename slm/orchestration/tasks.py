@@ -1,7 +1,7 @@
 """The stages as Prefect tasks, with what the Prefect page shows of their results.
 
 Prefect's result cache stays off: keys and records on disk decide what is complete, with and
-without Prefect. Only the download is retried, as only it needs the network.
+without Prefect. Only what downloads is retried, as only it needs the network.
 """
 
 import logging
@@ -18,7 +18,8 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
 from slm.orchestration.gpu_limit import gpu_slot
-from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Source, Version
+from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Version
+from slm.registry.initial import Start
 from slm.registry.versions import GateDecision
 
 P = ParamSpec("P")
@@ -34,22 +35,29 @@ def stage_task(work: Callable[P, R], **options: Any) -> Task[P, R]:
     )
 
 
-def may_pass(task: Task[..., Source], task_run: TaskRun, state: State[Source]) -> bool:
+def may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether the hub could not be reached. Bad input, damage and bugs come back the same."""
     error = state.result(raise_on_failure=False)
     return type(error) is SlmError or isinstance(error, ConnectionError | TimeoutError)
 
 
-download = stage_task(
-    stages.download,
-    retries=3,
-    retry_delay_seconds=[5, 20, 60],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=may_pass,
-)
+asks_the_hub: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [5, 20, 60],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_pass,
+}
+download = stage_task(stages.download, **asks_the_hub)
+initial_model = stage_task(stages.initial_model, **asks_the_hub)
+_starting_point = stage_task(stages.starting_point, **asks_the_hub)
 encode = stage_task(stages.encode)
 decide = stage_task(stages.decide)
 assess = stage_task(stages.assess)
+
+
+def starting_point(config: PipelineConfig) -> tuple[PipelineConfig, Start | None]:
+    """The config with the shape of what it starts from: a task only where that is not the seed."""
+    return _starting_point(config) if config.train.init_from else (config, None)
 
 
 @stage_task

@@ -72,7 +72,10 @@ def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
     if source is None:
         lines.make("encode", None, candidates, upstream=upstream, reasons=[after("download")])
         return None
-    key = encode_key(lines.config, source, None)
+    if lines.start is None and not lines.start_known:
+        lines.make("encode", None, candidates, upstream=upstream, reasons=[after("init_from")])
+        return None
+    key = encode_key(lines.config, source, lines.start.tokenizer_sha256 if lines.start else None)
     folder = lines.results.root.folder("shards", lines.config.folder_name, key)
     shards, damage = lines.complete(folder, Shards, key)
     if shards:

@@ -16,6 +16,7 @@ from slm.run_folder import RunFolder
 from slm.storage import R
 
 if TYPE_CHECKING:
+    from slm.registry.initial import Start
     from slm.store.entries import Entry, Kind
     from slm.store.sharing import SharedStore
 
@@ -55,6 +56,8 @@ class Lines:
         self.best_known = True  # whether no checkpoint has to be scored to choose the best
         self.store = _store()  # of the project, which a run asks before it computes
         self.pulled: Entry | None = None  # the run that would be pulled from it
+        self.start: Start | None = None  # what the training starts from; None: the seed
+        self.start_known = True  # whether its weights are, which the keys have the hash of
 
     # ---- what is here ----
 

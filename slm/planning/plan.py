@@ -60,7 +60,16 @@ def plan_config(
 
     Raises UserError for what a run would refuse before its first stage, such as missing files.
     """
-    lines = Lines(config, Results(DataRoot(root)), verify=verify, against=against)
+    results = Results(DataRoot(root))
+    if config.train.init_from is None:
+        lines = Lines(config, results, verify=verify, against=against)
+    else:  # which loads PyTorch
+        from slm.planning.initial import plan_start
+
+        config, start, line = plan_start(config, results.root.path, verify=verify)
+        lines = Lines(config, results, verify=verify, against=against)
+        lines.start, lines.start_known = start, line.key is not None
+        lines.stages.append(line)
     lines.source = plan_download(lines)
     lines.shards = plan_encode(lines, lines.source)
     run = plan_train(lines, lines.shards)

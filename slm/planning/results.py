@@ -49,7 +49,8 @@ def differences(old: Settings, new: Settings, names: Iterable[str]) -> Changed:
     """
     changed: Changed = {}
     for name in names:
-        before = old.get(name, keys.ADDED[name][1] if name in keys.ADDED else new[name])
+        added = name in keys.ADDED or name in keys.BY_CONTENT
+        before = old.get(name, keys.default_of(name) if added else new[name])
         if before != new[name]:
             changed[name] = (before, new[name])
     return changed

@@ -22,8 +22,17 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
         best = lines.make("train", None, runs, upstream=upstream, reasons=[after("encode")])
         _refer_to(lines, best)
         return None
-    folder = find_run(lines.config, shards, None, lines.results.root)
-    both = run_keys(lines.config, run_inputs(shards, None))
+    parent = lines.start.parent if lines.start else None
+    if not lines.start_known:
+        best = lines.make(
+            "train", None, runs,
+            upstream=upstream, inputs=shards.key, reasons=[after("init_from")],
+        )  # fmt: skip
+        _refer_to(lines, best)
+        return None
+    parent_key = parent.key if parent else None
+    folder = find_run(lines.config, shards, parent_key, lines.results.root)
+    both = run_keys(lines.config, run_inputs(shards, parent_key))
     key, damage = both[0], ""
     reasons: list[str] = []
     if folder.exists:
@@ -49,6 +58,8 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
     )  # fmt: skip
     if best and best.inputs != shards.key:
         lines.add_reason(_other_shards(lines, best, shards))
+    if best and (start := _other_start(lines, best)):
+        lines.add_reason(start)
     _refer_to(lines, best)
     return None
 
@@ -84,6 +95,18 @@ def _other_shards(lines: Lines, best: Result, shards: Shards) -> str:
     other = old is not None and old.tokenizer_sha256 != shards.tokenizer_sha256
     tokenizer = ", by another tokenizer" if other else ""
     return f"other shards: {shards.name} instead of {name}{tokenizer}"
+
+
+def _other_start(lines: Lines, best: Result) -> str:
+    """The other model that the nearest run started from; empty where it is the same."""
+    with suppress(CorruptionError):
+        run, parent = RunFolder(best.path), lines.start.parent if lines.start else None
+        old, new = run.settings.parent_key, parent.key if parent else None
+        if old != new and old and new:
+            before = run.parent_record
+            name = before.model if before else old[:12]
+            return f"other weights to start from: {name} → {lines.start.model}"  # type: ignore[union-attr]
+    return ""
 
 
 def _trained(lines: Lines, folder: RunFolder, record: Run, runs: list[Result]) -> Run | None:

@@ -1,5 +1,6 @@
 """What the gate measures: a version's loss compared with the champion's, and its vetoes."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -12,6 +13,7 @@ from slm import storage
 from slm.config import RegistryConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.baselines import naive_baselines
+from slm.evaluation.duplicates import contamination
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.evaluation.intervals import paired_interval
 from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
@@ -23,7 +25,7 @@ from slm.records import Shards, TaskDifference
 from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
-from slm.run_folder import DataRoot
+from slm.run_folder import DataRoot, RunFolder
 from slm.tokens.shards.reading import documents, read_shards, read_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Ids, Tokenizer
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from slm.model.gpt import GPT
+
+logger = logging.getLogger(__name__)
 
 MIN_DOCUMENTS = 20  # below that, the interval cannot be trusted
 SAMPLES = 32  # texts that the vetoes look at
@@ -102,6 +106,9 @@ def assess(
         against.append("its loss is not a number")
     if against:
         reason += "; vetoed: " + "; ".join(against)
+    warnings = seen_by_ancestors(run, shards, texts)
+    for warning in warnings:
+        logger.warning("%s: %s", version.uri, warning)
     return GateDecision(
         model=version.name,
         version=version.version,
@@ -114,11 +121,43 @@ def assess(
         documents=len(texts),
         documents_sha256=storage.sha256_json(texts),
         vetoes=against,
+        warnings=warnings,
         reason=reason,
         baselines=baselines,
         benchmarks=tuple(benchmarks),
         **measured,
     )
+
+
+def seen_by_ancestors(run: RunFolder, shards: Shards, texts: Sequence[str]) -> list[str]:
+    """Which models that a run started from may have seen its held-out documents, a line each.
+
+    The duplicates are those of `slm.evaluation.duplicates`, in what each of them was trained on. A
+    champion of the same line knows those documents too, any other one does not.
+
+    `shards`: the run's own, whose duplicates the evaluation has counted.
+    """
+    lines = []
+    while parent := run.parent_record:
+        ancestor = run.root.named_run(parent.run) if parent.run else None
+        trained_on = ancestor.shards if ancestor and ancestor.exists else None
+        if ancestor is None or trained_on is None:
+            lines.append(
+                f"what {parent.model} was trained on is not known here, so nor is whether the "
+                "held-out documents were in it"
+            )
+            break
+        run = ancestor
+        if trained_on.key == shards.key:
+            continue
+        tokenizer = Tokenizer.load(trained_on.path / TOKENIZER)
+        counts = contamination(trained_on, tokenizer, _encoded(tokenizer, texts))
+        if known := counts["exact"] + counts["near"]:
+            lines.append(
+                f"{known} of {counts['documents']} held-out documents are in what {parent.model} "
+                "was trained on, whole or nearly: its figure is too good"
+            )
+    return lines
 
 
 def _bits_per_byte(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> float:

@@ -267,6 +267,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
         "",
         *(f"- Benchmark {task.task}: {task.comparison}." for task in decision.benchmarks),
         *(f"- Veto: {veto}." for veto in decision.vetoes),
+        *(f"- Warning: {warning}." for warning in decision.warnings),
     ]
     if decision.approval:
         lines.append(f"- Approval: {decision.approval}")

@@ -81,6 +81,7 @@ CHAIN = (
     ChainTag("recipe", lambda made: made.config.recipe),
     ChainTag("parent", lambda made: made.parent and made.parent.model),
     ChainTag("parent_sha256", lambda made: made.parent and made.parent.key, "parent"),
+    ChainTag("init_from", lambda made: made.parent and made.config.train.init_from),
     ChainTag("made_from", lambda made: made.derived and made.derived.text),
     ChainTag("made_from_key", lambda made: made.derived and made.derived.key, "made from"),
     ChainTag("run", lambda made: made.run.name),

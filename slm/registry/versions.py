@@ -72,6 +72,7 @@ class GateDecision(Frozen):
     documents: int
     documents_sha256: str
     vetoes: list[str]
+    warnings: list[str] = Field(default_factory=list)  # what may make its figure too good
     approval: str | None = None  # who approved or rejected it before the alias moved, and why
     reason: str
     reused: bool = Field(default=False, exclude=True)  # an earlier decision; nothing moved
@@ -318,6 +319,14 @@ def champion_and_challenger(
     return find_alias(client, name, CHAMPION), find_alias(client, name, CHALLENGER)
 
 
+@explained()
+def linked_version(uri: str, config: PipelineConfig, root: Path) -> ModelVersion | None:
+    """The version that another one names in its tags; None where it is gone, or was none."""
+    with suppress(UserError):
+        return find_version(connect(tracking_uri(config, root)), uri)
+    return None
+
+
 def champion_run(config: PipelineConfig) -> RunFolder | None:
     """The run of the champion of the config's model, for a report; None where it is not here.
 
@@ -443,17 +452,20 @@ def stored_weights_sha256(client: "MlflowClient", version: ModelVersion, root: P
 
 
 @explained()
-def as_parent(uri: str, config: PipelineConfig, root: Path) -> Parent:
-    """A version as the model that a training continues from; its files are fetched if need be."""
+def as_parent(reference: str, config: PipelineConfig, root: Path) -> Parent:
+    """A version as the model that a training continues from; its files are fetched if need be.
+
+    `reference`: as of `find_version`.
+    """
     client = connect(tracking_uri(config, root))
-    version = find_version(client, uri)
+    version = find_version(client, reference)
     folder = fetch_version(client, version, root)
     files = storage.describe_files(folder, [folder / file for file in MODEL_FILES])
     return Parent(
         key=storage.sha256_json({n: e.sha256 for n, e in files.items()}),
         path=folder,
         files=files,
-        model=uri,
+        model=version.uri,
         run=version.required("run"),
         tokenizer_sha256=version.required("tokenizer_sha256"),
     )

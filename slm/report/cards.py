@@ -4,6 +4,7 @@ the model card.
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from slm.config import LIMITS, PipelineConfig, Section
+from slm.config import LIMITS, ModelConfig, PipelineConfig, Section
 from slm.errors import SlmError
 from slm.figures import duration
 from slm.recipes import load_recipe
@@ -31,6 +32,10 @@ from slm.run_folder import PARENT, RunFolder
 
 Pairs = list[tuple[str, str]]  # name, value
 
+_WITH_WEIGHTS = {
+    *(f"model.{name}" for name in ModelConfig.model_fields if name not in ("dropout", "seq_len")),
+    "data.vocab_size",
+}
 PRIVATE = {"registry.tracking_uri", "report.judge_url"}  # addresses: no model depends on them
 PROMISES = {
     "B": "So is the order of the training text; of the weights nothing is promised on this device.",
@@ -115,6 +120,8 @@ def data_card(config: PipelineConfig, shards: Shards | None, source: Source | No
 
 def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_size: int) -> Pairs:
     shape, train = config.model, config.train
+    if train.init_from:  # which the recipe leaves to the weights
+        shape = RunFolder.of(run).config.model
     heads = f"{shape.n_head}"
     if shape.n_kv_head not in (None, shape.n_head):
         heads += f", {shape.n_kv_head} of keys and values"
@@ -126,11 +133,27 @@ def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_s
         ("heads", heads),
         ("width", f"{shape.n_embd}"),
         ("context", f"{shape.seq_len:,} tokens"),
+        *((("started from", started_from(config, run)),) if train.init_from else ()),
         ("optimizer", f"{train.optimizer}, {train.schedule} schedule"),
         ("tokens per step", f"{train.tokens_per_step:,}"),
         ("trained for", _steps(run, checkpoint)),
         ("intended use", "research and teaching: it writes text like its data and knows no facts"),
     ]
+
+
+def started_from(config: PipelineConfig, run: Run) -> str:
+    """The model that `train.init_from` named when the training was made."""
+    parent = RunFolder.of(run).parent_record
+    return without_folders(parent.model if parent else str(config.train.init_from))
+
+
+def without_folders(text: str) -> str:
+    """The text with only the last part of each path that begins at the root, or at a home.
+
+    >>> without_folders("hf:/home/me/models/mine, models:/slm/3")
+    'hf:mine, models:/slm/3'
+    """
+    return re.sub(r"(^|hf:|\s)(?:~|\.{1,2})?/(?:[^/\s,]+/)*([^/\s,]+)/?", r"\1\2", text)
 
 
 # ---- origin -----------------------------------------------------------------------------------
@@ -139,7 +162,8 @@ def model_card(config: PipelineConfig, run: Run, checkpoint: Checkpoint, vocab_s
 def commands(config: PipelineConfig, run: Run, prompts: Sequence[str] = ()) -> list[str]:
     """The commands that reproduce this run, and those that use it."""
     changes = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in _overrides(config, run)]
-    by_config = not (run.path / PARENT).is_dir() and RunFolder.of(run).settings.derived is None
+    is_continued = (run.path / PARENT).is_dir() and config.train.init_from is None
+    by_config = not is_continued and RunFolder.of(run).settings.derived is None
     rerun = [" ".join(["slm run", config.recipe, *changes])] if by_config else []
     return [
         f"slm reproduce {run.name}",
@@ -159,6 +183,10 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
         ours |= {"train.max_seconds": None, "train.max_steps": run.step}
         ours |= _decided_settings(config, RunFolder.of(run))
     theirs = recipe.flat() if (recipe := _recipe(config)) else {}
+    if config.train.init_from:  # the shape comes with the weights, of the version that it was then
+        ours = {key: value for key, value in ours.items() if key not in _WITH_WEIGHTS}
+        if is_pinned(name := started_from(config, run)):
+            ours["train.init_from"] = name
     limits = {f"train.{name}" for name in LIMITS}
     return [
         (key, json.dumps(value, ensure_ascii=False))
@@ -167,6 +195,11 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
         and theirs.get(key) != value
         and not (key in limits and value is None)
     ]
+
+
+def is_pinned(model: str) -> bool:
+    """Whether a name stays that of the same weights: a version's number, a commit of the hub."""
+    return re.fullmatch(r"models:/[^/@]+/\d+|hf:[^/@]+(/[^/@]+)?@[0-9a-f]{40}", model) is not None
 
 
 def _decided_settings(config: PipelineConfig, run: RunFolder) -> dict[str, float]:
@@ -217,6 +250,7 @@ def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
 
 def front_matter(
     config: PipelineConfig,
+    run: Run,
     evaluation: Evaluation,
     source: Source | None,
     benchmarks: Sequence[Benchmarks] = (),
@@ -244,6 +278,9 @@ def front_matter(
     }
     if config.data.source == "hub":
         fields["datasets"] = [dataset]
+    base = started_from(config, run) if config.train.init_from else ""
+    if base.startswith("hf:") and is_pinned(base):
+        fields["base_model"] = base.removeprefix("hf:").partition("@")[0]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 

@@ -117,6 +117,8 @@ def gather(
     prompts = report_prompts(config, shards)
     if config.data.source == "files":
         config, source, chain = _without_folders(config, source, chain)
+    if config.train.init_from:
+        config, chain = _without_folder_of_start(config, chain)
     # On the CPU wherever it was trained, so that the samples do not depend on the machine's GPU.
     model, tokenizer = load_model(checkpoint.path)
     samples = write_samples(model, tokenizer, prompts, config.report, progress)
@@ -166,7 +168,7 @@ def gather(
         "other_runs": others,
         "judge": ask_judge(samples, config.report, progress),
         "usage": usage(next(iter(prompts), "")),
-        "front_matter": cards.front_matter(config, evaluation, source, benchmarks),
+        "front_matter": cards.front_matter(config, run, evaluation, source, benchmarks),
         "evaluation_plots": plots.evaluation_plots(evaluation),
         "data": cards.data_card(config, shards, source),
         "data_plots": plots.data_plots(shards),
@@ -195,6 +197,24 @@ def _without_folders(
     return (
         config.model_copy(update={"data": data}),
         source and source.model_copy(update={"dataset": name(source.dataset)}),
+        chain.model_copy(update={"links": links}),
+    )
+
+
+def _without_folder_of_start(
+    config: PipelineConfig, chain: Lineage
+) -> tuple[PipelineConfig, Lineage]:
+    """The same without the folders that the model was in which the training started from."""
+    named = cards.without_folders(config.train.init_from or "")
+    train = config.train.model_copy(update={"init_from": named})
+    links = tuple(
+        link.model_copy(update={"value": cards.without_folders(link.value)})
+        if link.name == "parent"
+        else link
+        for link in chain.links
+    )
+    return (
+        config.model_copy(update={"train": train}),
         chain.model_copy(update={"links": links}),
     )
 

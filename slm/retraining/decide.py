@@ -5,6 +5,10 @@ pure function of it and of the recipe's thresholds. Continuing from a model whos
 cheaper than training from scratch and, with the rate warmed up again and the old documents among
 the new, about as good (Ibrahim et al. 2024, arXiv:2403.08763). It keeps the old vocabulary, so
 documents of another language call for training from scratch.
+
+From scratch is from the seed, or from what `train.init_from` names. Another model there, by its
+hash, is a reason to train again. A version of the config's own model is none: else the champion
+that a training has just made would be the reason for the next one.
 """
 
 from contextlib import suppress
@@ -15,14 +19,20 @@ from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
 from slm.progress import Progress, silent
-from slm.records import Frozen, Parent, Source
-from slm.registry.versions import ModelVersion, as_parent, champion_and_challenger
+from slm.records import Frozen, Parent, Source, model_uri
+from slm.registry.versions import (
+    ModelVersion,
+    as_parent,
+    champion_and_challenger,
+    linked_version,
+)
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
 from slm.run_folder import DataRoot
 from slm.storage import reading
 from slm.tokens.encode import encode_key
 
+SEED = "the seed"  # what a training starts from without `train.init_from`
 Action = Literal["nothing", "skip", "continue", "retrain"]
 WORDS: dict[Action, str] = {
     "nothing": "Nothing to do",
@@ -39,6 +49,7 @@ class Evidence(Frozen):
     made_already: str | None = None  # the version that was trained on the same data and config
     cadence: tuple[str, ...] = ()  # settings by which its best checkpoint was chosen otherwise
     settings: tuple[str, ...] = ()  # that are not those of the champion
+    start: tuple[str, str] | None = None  # what the champion and a training now start from
     missing: tuple[str, ...] = ()  # of what the champion was made of
     changes: Changes | None = None
     drift: Drift | None = None
@@ -69,6 +80,7 @@ class Decision(Frozen):
 def decide(
     config: PipelineConfig,
     source: Source,
+    initial: Parent | None = None,
     *,
     root: Path | None = None,
     progress: Progress = silent,
@@ -77,9 +89,12 @@ def decide(
 
     Where nothing has changed, no document is read. Raises CorruptionError where the champion's
     files are damaged.
+
+    `initial`: what `train.init_from` names, and the config has its shape: see
+    `slm.registry.initial`; None: the seed.
     """
     with reading(source.path):
-        evidence = gather(config, source, root or data_root(), progress)
+        evidence = gather(config, source, initial, root or data_root(), progress)
     action, reason = choose(evidence, config.retrain)
     return Decision(
         recipe=config.recipe,
@@ -105,6 +120,9 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
         return "retrain", "there is no champion yet"
     if evidence.settings:
         return "retrain", f"the recipe has changed: {', '.join(evidence.settings)}"
+    if evidence.start:
+        before, now = evidence.start
+        return "retrain", f"what training starts from has changed: {before} → {now}"
     if evidence.missing:
         return (
             "retrain",
@@ -138,11 +156,18 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
 
 
 def training(
-    config: PipelineConfig, decision: Decision, *, root: Path | None = None
+    config: PipelineConfig,
+    decision: Decision,
+    initial: Parent | None = None,
+    *,
+    root: Path | None = None,
 ) -> tuple[PipelineConfig, Parent | None]:
-    """The config to train by, and the model to continue from; None: from the seed."""
+    """The config to train by, and the model to start from; None: from the seed.
+
+    `initial`: as of `decide`.
+    """
     if decision.action != "continue":
-        return config, None
+        return config, initial
     assert decision.evidence.champion is not None
     return continued(config), as_parent(decision.evidence.champion, config, root or data_root())
 
@@ -150,25 +175,34 @@ def training(
 def continued(config: PipelineConfig) -> PipelineConfig:
     """The config with `retrain.continue_fraction` of its training limit.
 
-    The schedule starts again with its warmup, at the same peak, over the fewer steps.
+    The schedule starts again with its warmup, at the same peak, over the fewer steps. The weights
+    are those of the champion, whatever that had started from.
     """
     limit = next(name for name in LIMITS if getattr(config.train, name) is not None)
     whole = getattr(config.train, limit)
     part = whole * config.retrain.continue_fraction
     scaled = max(1, round(part)) if isinstance(whole, int) else part
-    train = config.train.model_copy(update={limit: scaled})
+    train = config.train.model_copy(update={limit: scaled, "init_from": None})
     return config.model_copy(update={"train": train})
 
 
 # ---- evidence ---------------------------------------------------------------------------------
 
 
-def gather(config: PipelineConfig, source: Source, root: Path, progress: Progress) -> Evidence:
+def gather(
+    config: PipelineConfig,
+    source: Source,
+    initial: Parent | None,
+    root: Path,
+    progress: Progress,
+) -> Evidence:
     """What is known of the champion and of the source, as much as the decision needs."""
     champion, challenger = champion_and_challenger(config, root)
     evidence = Evidence(champion=champion.uri if champion else None)
     for version in filter(None, (champion, _refused(challenger, champion))):
-        if _was_made_of(version, config, source, root):
+        if _other_start(version, config, initial, root):
+            continue
+        if _was_made_of(version, config, source, initial, root):
             cadence = _differences("select", config, version, root)
             return evidence.model_copy(update={"made_already": version.uri, "cadence": cadence})
     if champion is None:
@@ -180,8 +214,10 @@ def gather(config: PipelineConfig, source: Source, root: Path, progress: Progres
     parts = {"its documents": old_source, "its shards": old_shards, "its settings": made_by}
     missing = tuple(f"{name} are gone from here" for name, part in parts.items() if part is None)
     settings = _other_settings(config, champion, root)
-    evidence = evidence.model_copy(update={"settings": settings, "missing": missing})
-    if settings or old_source is None or old_shards is None or made_by is None:
+    start = _other_start(champion, config, initial, root)
+    update = {"settings": settings, "missing": missing, "start": start}
+    evidence = evidence.model_copy(update=update)
+    if settings or start or old_source is None or old_shards is None or made_by is None:
         return evidence
     progress("documents", 0, None)
     changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
@@ -207,7 +243,34 @@ def _config(version: ModelVersion, root: Path) -> PipelineConfig | None:
     return None
 
 
-def _was_made_of(version: ModelVersion, config: PipelineConfig, source: Source, root: Path) -> bool:
+def _other_start(
+    version: ModelVersion, config: PipelineConfig, initial: Parent | None, root: Path
+) -> tuple[str, str] | None:
+    """What a version and a training now start from, where that is not the same model.
+
+    A version that was continued starts from what the first of its line did; None too where that is
+    not known, and where the config starts from a version of its own model.
+    """
+    if initial and initial.model.startswith(f"{model_uri(config.model_name)}/"):
+        return None
+    first: ModelVersion | None = version
+    while first and _is_continued(first):
+        first = linked_version(first.tags.get("parent", ""), config, root)
+    if first is None:
+        return None
+    digest = first.tags.get("parent_sha256")
+    if digest == (initial.key if initial else None):
+        return None
+    return first.tags.get("parent", SEED), initial.model if initial else SEED
+
+
+def _was_made_of(
+    version: ModelVersion,
+    config: PipelineConfig,
+    source: Source,
+    initial: Parent | None,
+    root: Path,
+) -> bool:
     """Whether a version was made of this data by this config.
 
     Its tags decide where its settings are gone from here.
@@ -217,15 +280,16 @@ def _was_made_of(version: ModelVersion, config: PipelineConfig, source: Source, 
         return False
     if _config(version, root) is not None:
         return not _other_settings(config, version, root)
-    tokenizer_sha256 = tags.get("tokenizer_sha256") if _is_continued(version) else None
+    is_given = _is_continued(version) or initial
+    tokenizer_sha256 = tags.get("tokenizer_sha256") if is_given else None
     return tags.get("shards_key") == encode_key(config, source, tokenizer_sha256) and tags.get(
         "config_sha256"
     ) in keys.config_hashes(_as_made(config, version))
 
 
 def _is_continued(version: ModelVersion) -> bool:
-    """Whether its training continued from another version."""
-    return "parent_sha256" in version.tags
+    """Whether its training continued from a champion, and did not start as the recipe does."""
+    return "parent_sha256" in version.tags and "init_from" not in version.tags
 
 
 def _as_made(config: PipelineConfig, version: ModelVersion) -> PipelineConfig:

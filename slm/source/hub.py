@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what a dataset holds at one commit, and those bytes, verified.
+"""The Hugging Face hub: what a repository holds at one commit, and those bytes, verified.
 
 `datasets` lists the files of each configuration and split, `huggingface_hub` downloads them. A
 revision is resolved to a commit first and everything else is requested by that commit, so a branch
@@ -28,7 +28,7 @@ from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
 from slm.source.documents import check_name, format_of, unsupported
 from slm.source.formats.template import Template
-from slm.source.hub_client import token, with_retries
+from slm.source.hub_client import ModelRepo, Repo, kind_of, token, with_retries
 from slm.source.splits import (
     Layout,
     check_settings,
@@ -70,15 +70,18 @@ def is_commit(revision: str | None) -> bool:
     return bool(revision and _COMMIT.fullmatch(revision))
 
 
-def resolve_commit(data: DataConfig) -> str:
-    """The commit that `data.revision` (default: the main branch) stands for.
+def resolve_commit(data: Repo) -> str:
+    """The commit that a revision (default: the main branch) stands for.
 
-    A full commit is returned as it is, without the network. Raises UserError where the dataset or
-    the revision does not exist.
+    A full commit is returned as it is, without the network. Raises UserError where the repository
+    or the revision does not exist.
     """
     if is_commit(data.revision):
         return str(data.revision)
-    info = with_retries(data, lambda api: api.dataset_info(data.path, revision=data.revision))
+    kind = kind_of(data)
+    info = with_retries(
+        data, lambda api: api.repo_info(data.path, revision=data.revision, repo_type=kind)
+    )
     if not _COMMIT.fullmatch(str(info.sha)):
         raise SlmError(f"the hub gave no commit for {data.path}, but {info.sha!r}")
     return str(info.sha)
@@ -228,21 +231,32 @@ def read_ranges(data: DataConfig, commit: str, path: str, read: Callable[[Binary
     return with_retries(data, request)
 
 
+def model_files(repo: ModelRepo, commit: str, names: list[str]) -> dict[str, HubFile]:
+    """Those of some files that a model's repository has at a commit, with size and hash."""
+    return _present(repo, commit, names)
+
+
 def _describe(data: DataConfig, commit: str, paths: list[str]) -> dict[str, HubFile]:
-    """Size and hash of files, as the hub records them."""
+    """Size and hash of files, as the hub records them. Raises SlmError where it lacks one."""
+    described = _present(data, commit, paths)
+    if missing := set(paths) - set(described):
+        raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
+    return described
+
+
+def _present(data: Repo, commit: str, paths: list[str]) -> dict[str, HubFile]:
+    """Size and hash of the files that a repository has, as the hub records them."""
     described: dict[str, HubFile] = {}
     for start in range(0, len(paths), _PATHS_PER_REQUEST):
         some = paths[start : start + _PATHS_PER_REQUEST]
         request = methodcaller(
-            "get_paths_info", data.path, some, revision=commit, repo_type="dataset"
+            "get_paths_info", data.path, some, revision=commit, repo_type=kind_of(data)
         )
         for info in with_retries(data, request):
             digest = info.lfs.sha256 if info.lfs else info.blob_id
             if not _DIGEST.fullmatch(digest):
                 raise SlmError(f"{data.path}: the hub gives no usable hash for {info.path}")
             described[info.path] = HubFile(info.path, info.size, digest)
-    if missing := set(paths) - set(described):
-        raise SlmError(f"{data.path}: the hub has no record of {', '.join(sorted(missing)[:3])}")
     return described
 
 
@@ -288,8 +302,8 @@ def _kept_list(data: DataConfig, commit: str) -> Path:
 # ---- downloading --------------------------------------------------------------------------------
 
 
-def fetch(data: DataConfig, commit: str, file: HubFile, progress: Progress) -> Path:
-    """Download a file of the dataset and return its verified local path.
+def fetch(data: Repo, commit: str, file: HubFile, progress: Progress) -> Path:
+    """Download a file of a repository and return its verified local path.
 
     The cache keeps files by their hash: what another revision or an interrupted call has left
     there is checked and used. A file with other bytes is quarantined and downloaded once more.
@@ -331,7 +345,7 @@ def digest_of(path: Path, file: HubFile) -> str:
 
 
 def _complete(
-    data: DataConfig, commit: str, file: HubFile, path: Path, progress: Progress, api: Any
+    data: Repo, commit: str, file: HubFile, path: Path, progress: Progress, api: Any
 ) -> bool:
     """Download what is missing of a file; False if the bytes cannot be that file's."""
     from huggingface_hub import hf_hub_url
@@ -340,7 +354,7 @@ def _complete(
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(
-        data.path, file.path, repo_type="dataset", revision=commit, endpoint=api.endpoint
+        data.path, file.path, repo_type=kind_of(data), revision=commit, endpoint=api.endpoint
     )
     headers = {**build_hf_headers(token=token()), "Accept-Encoding": "identity"}
     with path.open("ab") as stream:

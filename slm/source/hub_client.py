@@ -8,8 +8,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from slm.config import DataConfig
@@ -22,6 +23,27 @@ WAITS = (1.0, 2.0, 4.0)  # seconds before each retry, unless the hub asks for mo
 MAX_WAIT = 600.0  # seconds; a hub that asks for more is given up
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelRepo:
+    """A model on the hub, as `train.init_from` names it."""
+
+    path: str  # OWNER/NAME
+    revision: str | None = None
+
+
+Repo: TypeAlias = DataConfig | ModelRepo
+
+
+def kind_of(repo: Repo) -> Literal["dataset", "model"]:
+    """What the hub calls it."""
+    return "model" if isinstance(repo, ModelRepo) else "dataset"
+
+
+def setting_of(repo: Repo) -> str:
+    """The setting that names a repository, as messages begin."""
+    return f"{'train.init_from=hf:' if kind_of(repo) == 'model' else 'data.path='}{repo.path}"
 
 
 def keep_cache_in(root: Path) -> None:
@@ -40,11 +62,11 @@ def token() -> str | bool:
     return value or False
 
 
-def with_retries(data: DataConfig, request: Callable[[Any], T]) -> T:
+def with_retries(data: Repo, request: Callable[[Any], T]) -> T:
     """`request(HfApi)`, repeated after a while where the failure is transient.
 
     A rate limit (429) comes with the seconds to wait. Other failures become an error that names
-    the dataset and the remedy.
+    the repository and the remedy.
     """
     return retried(data.path, request, lambda error: _explained(data, error))
 
@@ -158,7 +180,7 @@ def _summary(error: BaseException) -> str:
     return f"the hub answered {status}" if status else f"no answer ({type(error).__name__})"
 
 
-def _explained(data: DataConfig, error: Exception) -> SlmError | None:
+def _explained(data: Repo, error: Exception) -> SlmError | None:
     """The error for the user; None for one that is not about the hub."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
@@ -170,26 +192,28 @@ def _explained(data: DataConfig, error: Exception) -> SlmError | None:
     def caused_by(*errors: type) -> bool:
         return any(issubclass(kind, errors) for kind in kinds)
 
-    at = f"data.path={data.path}"
+    at, kind = setting_of(data), kind_of(data)
     if caused_by(hub.HFValidationError):
-        return UserError(f"{at} is not a dataset id: write OWNER/NAME, as on {constants.ENDPOINT}")
+        return UserError(f"{at} is not a {kind} id: write OWNER/NAME, as on {constants.ENDPOINT}")
     if caused_by(hub.GatedRepoError) or "gated dataset" in str(error):
+        page = f"datasets/{data.path}" if kind == "dataset" else data.path
         return UserError(
-            f"{at} is gated: ask for access at {constants.ENDPOINT}/datasets/{data.path}, then "
+            f"{at} is gated: ask for access at {constants.ENDPOINT}/{page}, then "
             "set HF_TOKEN to a token of that account"
         )
     if caused_by(hub.RevisionNotFoundError):
         return UserError(f"{at} has no revision {data.revision!r}: give a branch, tag or commit")
     if caused_by(hub.RepositoryNotFoundError, DatasetNotFoundError):
         return UserError(
-            f"{at}: {constants.ENDPOINT} has no such dataset, or shows it only to its members: "
+            f"{at}: {constants.ENDPOINT} has no such {kind}, or shows it only to its members: "
             "check the id, or set HF_TOKEN"
         )
     if caused_by(FileNotFoundDatasetsError, EmptyDatasetError):
         return UserError(f"{at} has no data files that can be read ({error})")
     if caused_by(hub.OfflineModeIsEnabled):
         return SlmError(f"{at} is needed from the hub, but HF_HUB_OFFLINE is set: unset it")
-    return failure(at, error, ", or use data.source=files with a local copy")
+    local = {"dataset": "data.source=files with a local copy", "model": "hf:FOLDER of a copy"}
+    return failure(at, error, f", or use {local[kind]}")
 
 
 def failure(at: str, error: Exception, remedy: str = "") -> SlmError | None:

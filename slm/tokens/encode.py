@@ -94,6 +94,11 @@ def encode(
     cannot be read, SlmError where a worker is killed twice on the same unit.
     """
     check_input(source, Source)
+    if config.train.init_from and tokenizer is None:
+        raise UserError(
+            f"train.init_from={config.train.init_from}: its vocabulary comes with the model, which "
+            "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
+        )
     data = DataRoot(root)
     key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
     folder = data.folder("shards", config.folder_name, key)

@@ -135,6 +135,8 @@ def run_tags(run: Run) -> dict[str, str]:
     with suppress(CorruptionError):  # its settings are not here
         if derived := RunFolder.of(run).settings.derived:
             tags = {"slm.made_from": derived.text, **tags}
+        if parent := RunFolder.of(run).parent_record:
+            tags = {"slm.parent": parent.model, "slm.parent_sha256": parent.key, **tags}
     commit = run.environment.get("commit")
     return environment | ({"mlflow.source.git.commit": str(commit)} if commit else {}) | tags
 

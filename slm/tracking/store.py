@@ -13,6 +13,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from slm import storage
+from slm.records import LATEST
 from slm.tracking import relocation
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,32 @@ def _content(file: Path) -> bytes:
 
 
 # ---- read without MLflow ----------------------------------------------------------------------
+
+
+def version_number(file: Path, model: str, chosen: str | None) -> str | None:
+    """The number of the version that an alias, `latest` or a number names, read without MLflow.
+
+    `chosen`: None: the champion, or else the newest. None where there is no such version, or the
+    file is no store that can be read.
+    """
+    alias = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
+    newest = (
+        "SELECT version FROM model_versions WHERE name = ? "
+        "AND current_stage != 'Deleted_Internal' ORDER BY version DESC LIMIT 1"
+    )
+    if chosen and chosen.isdigit():
+        return chosen
+    address = f"{file.resolve().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as store:
+            row = None
+            if chosen != LATEST:
+                row = store.execute(alias, (model, chosen or "champion")).fetchone()
+            if row is None and chosen in (None, LATEST):
+                row = store.execute(newest, (model,)).fetchone()
+            return str(row[0]) if row else None
+    except sqlite3.Error:
+        return None
 
 
 def version_tags(file: Path, model: str, number: str) -> dict[str, str] | None:

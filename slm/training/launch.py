@@ -79,6 +79,8 @@ def prepare(
         key: of a run that is rebuilt; None: the config's.
         derived: how a run that is rebuilt was made from another one, if it was.
     """
+    if config.train.init_from and parent is None:
+        raise UserError(starts_elsewhere(config))
     parent_key = parent.key if parent else None
     if key:
         run = RunFolder(DataRoot(root).folder("runs", config.folder_name, key))
@@ -91,6 +93,14 @@ def prepare(
             keep_parent(parent, run)
         run.write_settings(Settings(key, config, shards.key, parent_key, derived))
     return run
+
+
+def starts_elsewhere(config: PipelineConfig) -> str:
+    """Why a config cannot be trained as it is: the model that it starts from is not given."""
+    return (
+        f"train.init_from={config.train.init_from}: `config, parent = slm.initial_model(config)` "
+        "opens that model; give it as parent=parent"
+    )
 
 
 def renew_settings(run: RunFolder, config: PipelineConfig) -> None:
@@ -114,8 +124,11 @@ def keep_parent(parent: Parent, run: RunFolder) -> None:
     """Copy the parent's files into the run's folder."""
 
     def copy(staging: Path) -> Parent:
-        for name in MODEL_FILES:
-            shutil.copy(parent.path / name, staging / name)
+        try:
+            for name in MODEL_FILES:
+                shutil.copy(parent.path / name, staging / name)
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{error.filename} was deleted meanwhile: try again") from error
         return parent
 
     kept = run_stage(run.path / PARENT, Parent, parent.key, copy)

@@ -41,18 +41,22 @@ MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
 _UNKNOWN = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
 
 
-def check_before_download(config: PipelineConfig, root: Path | None = None) -> list[str]:
+def check_before_download(
+    config: PipelineConfig, root: Path | None = None, *, tokenizer_sha256: str | None = None
+) -> list[str]:
     """Refuse what cannot be trained and reported on this machine; return warnings, a line each.
 
     A training that is finished already is not checked against the machine. Raises UserError.
+
+    `tokenizer_sha256`: of the model that the training starts from, where it is one.
     """
     check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
-    check_encoding(config, root)
+    check_encoding(config, root, tokenizer_sha256=tokenizer_sha256)
     check_gate_tasks(config)
     try:
         return check_machine(config, root)
     except UserError:
-        if is_trained(config, root):
+        if is_trained(config, root, tokenizer_sha256=tokenizer_sha256):
             return []
         raise
 
@@ -76,13 +80,15 @@ def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], To
             )
 
 
-def check_encoding(config: PipelineConfig, root: Path | None = None) -> None:
+def check_encoding(
+    config: PipelineConfig, root: Path | None = None, *, tokenizer_sha256: str | None = None
+) -> None:
     """Raises UserError where shards are to be made, and a library or the cluster is missing."""
     try:
         check_extras(config.data.clean)
         check_runner(config.data)
     except UserError:
-        if known_shards(config, root) is None:
+        if known_shards(config, root, tokenizer_sha256=tokenizer_sha256) is None:
             raise
 
 
@@ -262,11 +268,13 @@ def _idle_gpus(config: PipelineConfig, device: str, processes: int) -> list[str]
     ]
 
 
-def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
+def is_trained(
+    config: PipelineConfig, root: Path | None = None, *, tokenizer_sha256: str | None = None
+) -> bool:
     """Whether a finished run of these settings is here, as far as names and records tell."""
     data = DataRoot(root)
     try:
-        shards = known_shards(config, root)
+        shards = known_shards(config, root, tokenizer_sha256=tokenizer_sha256)
         runs = [RunFolder(path) for path in data.results("runs")]
         return shards is not None and any(
             run.is_finished
@@ -279,13 +287,18 @@ def is_trained(config: PipelineConfig, root: Path | None = None) -> bool:
         return False
 
 
-def known_shards(config: PipelineConfig, root: Path | None = None) -> Shards | None:
-    """The newest finished shards that these settings made; None where there are none."""
+def known_shards(
+    config: PipelineConfig, root: Path | None = None, *, tokenizer_sha256: str | None = None
+) -> Shards | None:
+    """The newest finished shards that these settings made; None where there are none.
+
+    `tokenizer_sha256`: of a given vocabulary.
+    """
     data = DataRoot(root)
     named = data.results("sources", config.folder_name)
     dataset = "stories" if config.data.source == "stories" else config.data.path
     keys = [
-        encode_key(config, source, None)
+        encode_key(config, source, tokenizer_sha256)
         for folder in data.results("sources")
         if (source := read_record(folder, Source, verify=False))
         and (folder in named or source.dataset == dataset)  # the others are hardly the same files

@@ -246,7 +246,7 @@ def new_session(
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     model = GPT(config.model, job.shards.vocab_size)
     if job.parent:
-        model.load_state_dict(load_weights(job.parent.path))
+        model.load_state_dict(initial_weights(job.parent, model))
     if plan.parts == "fused":
         model.use_fused_parts()
     if plan.parallel == "fsdp" and job.world_size > 1:
@@ -268,6 +268,15 @@ def new_session(
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
     return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)
+
+
+def initial_weights(parent: Parent, model: GPT) -> dict[str, Tensor]:
+    """The weights of a parent for a model whose context may be shorter: its first positions."""
+    weights = load_weights(parent.path)
+    if model.positions is not None:
+        positions = weights["positions.weight"][: model.config.seq_len]  # (T, C)
+        weights = {**weights, "positions.weight": positions}
+    return weights
 
 
 def micro_batch_count(plan: Plan, world_size: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
-from tiny_run import CLEAN, add_documents, code, flip_byte, shards_of, tiny_config
+from tiny_run import CLEAN, add_documents, code, copy_run, flip_byte, shards_of, tiny_config
 
 from slm import keys
 from slm.config import PipelineConfig, RegistryConfig, RetrainConfig
@@ -18,9 +18,10 @@ from slm.errors import CorruptionError, Interrupted, InUse
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
 from slm.model.saved import MODEL
-from slm.records import Run
+from slm.records import Parent, Run
 from slm.registry import gate, register, versions
 from slm.registry.chain import version_lineage
+from slm.registry.initial import parent_of_run
 from slm.reproduction.reproduce import reproduce
 from slm.retraining import decide as deciding
 from slm.retraining import drift
@@ -74,6 +75,7 @@ def evidence(**changes: Any) -> Evidence:
         ({"champion": None}, "retrain", "no champion"),
         ({"champion": None, "made_already": "models:/slm/1"}, "nothing", "models:/slm/1"),
         ({"settings": ("model.n_layer",)}, "retrain", r"model\.n_layer"),
+        ({"start": ("the seed", "models:/b/2")}, "retrain", "has changed: the seed → models:/b/2"),
         ({"missing": ("its shards are gone",)}, "retrain", "its shards are gone"),
         ({"settings": ("train.seed",), "missing": ("x",)}, "retrain", r"train\.seed"),
         ({"gone": 20}, "continue", "new or changed"),
@@ -203,6 +205,64 @@ def test_a_dataset_grows_and_the_champion_with_it(
         assert reproduce(RunFolder(run.path)).verdict == "bit-identical"
     flip_byte(run.path / "parent" / MODEL)
     assert lineage(RunFolder(run.path))["parent"].state == "changed"
+
+
+def test_what_a_training_starts_from_is_a_reason_where_it_is_another_model(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    """Not where it is a version of the model itself: its promotion would be the next reason."""
+    config = settings(folder, max_steps=2, init_from="models:/base@champion")
+    parents = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        made = copy_run(tmp_path / name, seed=seed)
+        best = RunFolder(made).best
+        assert best is not None
+        parents[name] = parent_of_run(best.path, best.files).model_copy(
+            update={"model": f"models:/base/{seed}"}
+        )
+    one, two = parents["one"], parents["two"]
+    source = download(config, root=root)
+
+    def decide_from(initial: Parent | None, by: PipelineConfig = config) -> Decision:
+        return deciding.decide(by, source, initial, root=root)
+
+    first = decide_from(one)
+    assert (first.action, deciding.training(config, first, one)) == ("retrain", (config, one))
+    tokenizer = Tokenizer.load(one.path / "tokenizer.tiktoken")
+    shards = encode(config, source, tokenizer=tokenizer, root=root)
+    with code(CLEAN):
+        run = launch.train(config, shards, parent=one, root=root)
+        evaluation = evaluate(config, run, shards)
+        register.register(config, run, evaluation, None, shards, root=root)
+    gate.promote("models:/dataset@challenger", root=root, force="for the test")
+    assert decide_from(one).action == "nothing"
+    other = decide_from(two)
+    assert (other.action, other.reason) == (
+        "retrain",
+        "what training starts from has changed: models:/base/1 → models:/base/2",
+    )
+    plain = settings(folder, max_steps=2)
+    assert "models:/base/1 → the seed" in decide_from(None, plain).reason
+    own = two.model_copy(update={"model": "models:/dataset/1"})
+    assert decide_from(own).action == "nothing"
+
+    add_documents(folder / "b.jsonl", 8, 60)
+    source = download(config, root=root)
+    grown = decide_from(one)
+    assert grown.action == "continue"
+    again, champion = deciding.training(config, grown, one, root=root)
+    assert again.train.init_from is None
+    assert champion is not None
+    assert champion.model == "models:/dataset/1"
+    shards = encode(
+        again, source, tokenizer=Tokenizer.load(champion.path / "tokenizer.tiktoken"), root=root
+    )
+    with code(CLEAN):
+        run = launch.train(again, shards, parent=champion, root=root)
+        register.register(again, run, evaluate(again, run, shards), None, shards, root=root)
+    gate.promote("models:/dataset@challenger", root=root, force="for the test")
+    assert decide_from(one).action == "nothing"  # the first of its line started from that
+    assert "models:/base/1 → models:/base/2" in decide_from(two).reason
 
 
 def test_documents_are_locked_while_they_are_compared(

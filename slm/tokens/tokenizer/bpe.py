@@ -43,8 +43,7 @@ def gpt2(root: Path | None = None) -> "Tokenizer":
     for left, right in gpt2_files.merges(root):
         merges.append((ranks[left], ranks[right]))
         ranks[left + right] = len(ranks)
-    bytes_of = {ord(char): chr(byte) for byte, char in _BYTE_CHARS.items()}
-    tokenizer = Tokenizer([spelling.translate(bytes_of).encode("latin-1") for spelling in ranks])
+    tokenizer = Tokenizer([from_spelling(spelling) for spelling in ranks])
     tokenizer.merges = merges
     return tokenizer
 
@@ -177,7 +176,8 @@ class Tokenizer:
 
         They are what its bytes become when merged with the tokens of lower rank alone. A token
         only ever arises from this pair, whatever is around it: no merge crosses its borders, and
-        within them the lowest rank is merged first as here.
+        within them the lowest rank is merged first as here. Raises ValueError where a token is no
+        such merge.
         """
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         return [
@@ -231,6 +231,14 @@ _BYTE_CHARS = {b: chr(b) for b in _VISIBLE} | {
 }
 
 
+_BYTES_OF = {ord(char): chr(byte) for byte, char in _BYTE_CHARS.items()}
+
+
+def from_spelling(text: str) -> bytes:
+    """The bytes of a token as GPT-2's files spell it. Raises ValueError where it is no spelling."""
+    return text.translate(_BYTES_OF).encode("latin-1")
+
+
 def _valid(text: str) -> str:
     """The text with U+FFFD for each lone surrogate."""
     try:
@@ -241,7 +249,10 @@ def _valid(text: str) -> str:
 
 
 def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int]:
-    """The ids of the two tokens that a token is merged from; `ranks` holds all tokens' ids."""
+    """The ids of the two tokens that a token is merged from; `ranks` holds all tokens' ids.
+
+    Raises ValueError where it is not merged from others.
+    """
     splits = [
         (left, right)
         for i in range(1, len(token))
@@ -254,7 +265,8 @@ def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[int, int
     while len(parts) > 2:
         pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
         lowest = min(pairs)
-        assert lowest < rank, f"token {token!r} is not merged from tokens of lower rank"
+        if lowest == rank:
+            raise ValueError(f"token {token!r} is not merged from tokens of lower rank")
         at = pairs.index(lowest)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return ranks[parts[0]], ranks[parts[1]]
