@@ -40,9 +40,9 @@ SHAPES = {
     "grouped": {"architecture": "qwen3", "n_kv_head": 2},
 }
 TRIMMED = 2048  # tokens
-SEQ_LEN, ROWS, LEARNING_RATE = 128, 8, 3e-3
+SEQ_LEN, ROWS, LEARNING_RATE = 64, 4, 3e-3
 NEW_TOKENS, PROMPT_WORDS = 32, 4
-SCORED = 40  # held-out stories
+SCORED = 10  # held-out stories
 F32 = 0  # GGML's type, of the KV cache
 SEED = 5
 
@@ -55,7 +55,7 @@ def run(
     train = list(stories(SEED, 0, 2000))
     ids = base.encode_utf8(text.encode() for text in train)
     counts = np.bincount(ids[ids != base.eot], minlength=base.n_vocab)
-    tokenizers = {"full": base, "trimmed": trim_vocabulary(base, counts, TRIMMED)}
+    tokenizers = {"trimmed": trim_vocabulary(base, counts, TRIMMED), "full": base}
     text = list(texts(megabytes, data))
     rows = []
     for shape, fields in SHAPES.items():
