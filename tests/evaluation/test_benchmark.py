@@ -106,7 +106,7 @@ def test_a_context_keeps_its_end_and_a_long_answer_is_scored_whole() -> None:
 def test_an_answer_is_scored_after_its_context_alone() -> None:
     words = tokenizer()
     [request] = requests_of(words, "the cat ", "sat", 32)
-    assert words.decode(request.ids[: request.first]) == "the cat"
+    assert words.decode(request.ids[1 : request.first]) == "the cat"
     assert words.decode(request.ids[request.first :]) == " sat"
 
 
