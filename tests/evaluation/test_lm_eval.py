@@ -29,8 +29,8 @@ PARADIGMS = (
 )  # fmt: skip
 ITEMS = 40  # of each paradigm and question task
 WORDS = [
-    "the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "two", "small", "dogs", "run", "home",
-    "in", "rain",
+    "the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "two", "small", "dogs", "run",
+    "home", "in", "rain",
 ]  # fmt: skip
 
 
