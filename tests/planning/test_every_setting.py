@@ -121,6 +121,8 @@ def is_read(key: str, config: PipelineConfig) -> bool:
     """Whether any key has a setting, by the lists of slm/keys.py."""
     if key in keys.UNHASHED or (key == "benchmark.baselines" and not config.benchmark.tasks):
         return False
+    if key in keys.SETTINGS["benchmark"]:
+        return bool(config.benchmark.tasks)
     of_download = {name for names in keys.DOWNLOAD_SETTINGS.values() for name in names}
     if key in of_download:
         return key in keys.DOWNLOAD_SETTINGS[config.data.source] or (
