@@ -106,11 +106,11 @@ def test_a_context_keeps_its_end_and_a_long_answer_is_scored_whole() -> None:
 def test_an_answer_is_scored_after_its_context_alone() -> None:
     words = tokenizer()
     [request] = requests_of(words, "the cat ", "sat", 32)
-    assert words.decode(request.ids[: request.first]) == "the cat"
+    assert words.decode(request.ids[1 : request.first]) == "the cat"
     assert words.decode(request.ids[request.first :]) == " sat"
 
 
-# ---- figures ----
+# ---- figures -----------------------------------------------------------------------------------
 
 
 def outcome(right: float, wrong: float) -> Outcome:
@@ -146,7 +146,7 @@ def test_accuracy_per_byte_divides_by_the_length_of_the_answer() -> None:
     assert score.chance == 0.5
 
 
-# ---- tasks ----
+# ---- tasks -------------------------------------------------------------------------------------
 
 
 def test_the_same_items_from_every_format_are_the_same_task(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_task_of_the_hub_is_asked_for_once(
         assert len(part.items) == len(PAIRS)
 
 
-# ---- the stage ----
+# ---- the stage -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -57,14 +57,13 @@ def requests_of(
 def request_of(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
     """The ids of a context and what follows it, and the index of the first that is scored.
 
-    Without a context it begins a document, after end-of-text. With one, both are encoded together,
-    and blanks at the end of the context belong to the continuation: as in lm-eval.
+    Both are encoded together, after end-of-text, where documents begin in training; blanks at the
+    end of the context belong to the continuation. As in lm-eval of our export, whose tokenizer puts
+    end-of-text before each text.
     """
-    stripped = context.rstrip()
-    ids = tokenizer.encode(context + continuation)
-    if not stripped:
-        return [tokenizer.eot, *ids], 1
-    return ids, min(len(tokenizer.encode(stripped)), len(ids) - 1)
+    ids = [tokenizer.eot, *tokenizer.encode(context + continuation)]
+    before = tokenizer.encode(context.rstrip())
+    return ids, min(1 + len(before), len(ids) - 1)
 
 
 def fitted(ids: list[int], first: int, seq_len: int) -> list[Request]:
