@@ -28,7 +28,24 @@ PARADIGMS = (
     "regular_plural_subject_verb_agreement_1",
 )  # fmt: skip
 ITEMS = 40  # of each paradigm and question task
-WORDS = "the cat sat on a red mat and saw two small dogs run home in rain".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "red",
+    "mat",
+    "and",
+    "saw",
+    "two",
+    "small",
+    "dogs",
+    "run",
+    "home",
+    "in",
+    "rain",
+]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "qwen3"])
