@@ -102,7 +102,7 @@ def _plot(score: TaskScore, rows: Sequence[Row]) -> str:
     alt = f"Accuracy on {score.name}, chance {percent(score.chance)}: " + ", ".join(
         f"{row.name} {percent(row.accuracy)}" for row in rows
     )
-    title = f"{score.name}: % right, with 95 % intervals; dashed: chance"
+    title = "% right; dashed: chance"
     lines = {name: 100 * value for name, value in score.baselines.items()}
     return dot_plot(f"benchmark-{score.name}", f"{alt}.", title, dots, 100 * score.chance, lines)
 

@@ -260,7 +260,7 @@ def dot_plot(
     axes.set_yticks(range(len(dots)), [dot.name for dot in dots], color=INK)
     axes.set_ylim(len(dots) - 0.5, -0.5)
     lowest = min([line, *(dot.low for dot in dots), *marks.values()])
-    axes.set_xlim(max(0, lowest - 5), 101)
+    axes.set_xlim(max(0, lowest - 5), 102)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=LINE, lw=0.8)
     return _svg(figure, name, alt)
