@@ -51,7 +51,10 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "models": models.names()}
+        names = models.names()
+        if not all(models.get(name).engine.alive for name in names):
+            raise failed()
+        return {"status": "ok", "models": names}
 
     @app.get("/metrics", dependencies=[Depends(check)])
     async def metrics_page() -> Response:

@@ -91,6 +91,10 @@ class Engine:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 
