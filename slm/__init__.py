@@ -62,6 +62,7 @@ _MODULES = {
     "sample": "slm.registry.sampling",
     "export": "slm.registry.exporting",
     "verify_published": "slm.registry.published",
+    "serve": "slm.server.listen",
     "doctor": "slm.orchestration.health",
     "launch_slurm": "slm.cluster.slurm",
     "launch_kubernetes": "slm.cluster.kubernetes",
