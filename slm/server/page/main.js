@@ -121,7 +121,7 @@ function receive(text, chunk) {
   const [choice] = chunk.choices;
   if (chunk.usage) text.count = chunk.usage.completion_tokens;
   if (!choice) return showState(text);
-  if (chunk.model) text.part(".name").textContent = chunk.model;
+  text.part(".name").textContent = named(chunk);
   text.tokens.add(choice.text, choice.logprobs);
   if (text.tokens.tokens.length) $("legend").hidden = false;
   const now = performance.now();
@@ -134,6 +134,11 @@ function receive(text, chunk) {
   showState(text);
   speak(text, false);
   return undefined;
+}
+
+/** `slm@champion · models:/slm/3`: what was asked for, and the version that it is now. */
+function named({ model, system_fingerprint: version }) {
+  return version && version !== model ? `${model} · ${version}` : model;
 }
 
 function ending(reason, stop) {

@@ -1,6 +1,7 @@
 // A text as its tokens, each with its probability and its alternatives.
 
 const EDGES = [0.6, 0.2, 0.05, 0.005]; // probabilities between the shades, as the legend names them
+const END = "<|endoftext|>";
 const HIDE_AFTER = 200; // ms, in which the pointer may move on to the alternatives
 const GAP = 8; // pixels between a token and its alternatives
 
@@ -38,6 +39,7 @@ export class Tokens {
   /** The text is whole: tokens after a stop text, which are not part of it, go. */
   finish() {
     while (this.tokens.length && !this.tokens.at(-1).element.textContent) {
+      if (this.tokens.at(-1).token === END) return;
       this.tokens.pop().element.remove();
     }
   }
@@ -49,6 +51,7 @@ export class Tokens {
     element.setAttribute("role", "option");
     element.setAttribute("aria-selected", "false");
     element.setAttribute("aria-label", `${spoken(token)}, ${percent(probability)}`);
+    if (token === END) element.classList.add("end");
     element.tabIndex = this.tokens.length ? -1 : 0;
     this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-orientation", "horizontal");
@@ -217,7 +220,7 @@ export function visible(token) {
 }
 
 function spoken(token) {
-  return token.replaceAll("\n", " line break ").trim() || "blank";
+  return token === END ? "end of text" : token.replaceAll("\n", " line break ").trim() || "blank";
 }
 
 /** 0.1234 → 12 %. */
