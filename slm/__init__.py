@@ -58,6 +58,7 @@ _MODULES = {
     "open_run": "slm.registry.opening",
     "load_model": "slm.registry.opening",
     "sample": "slm.registry.sampling",
+    "serve": "slm.server.listen",
     "doctor": "slm.orchestration.health",
     "launch_slurm": "slm.cluster.slurm",
     "launch_kubernetes": "slm.cluster.kubernetes",

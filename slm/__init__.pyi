@@ -18,6 +18,7 @@ from slm.registry.sampling import sample as sample
 from slm.report.write import write_report as write_report
 from slm.run_folder import DataRoot as DataRoot
 from slm.run_folder import RunFolder as RunFolder
+from slm.server.listen import serve as serve
 from slm.source.download import download as download
 from slm.store.pull import pull as pull
 from slm.store.push import push as push

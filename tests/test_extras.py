@@ -24,7 +24,7 @@ from slm.training.preflight import check_before_download
 PROJECT = tomllib.loads((Path(slm.__file__).parents[1] / "pyproject.toml").read_text())["project"]
 BROUGHT = {  # module → the dependency that has it as its own, and whose objects it is used on
     "httpx": "prefect", "httpx2": "huggingface-hub", "markupsafe": "jinja2", "pandas": "mlflow",
-    "pydantic_core": "pydantic", "uvicorn": "prefect",
+    "pydantic_core": "pydantic",
 }  # fmt: skip
 Config = Callable[..., PipelineConfig]
 

@@ -42,6 +42,7 @@ from slm.cli.options import (
 from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, export, sample
+from slm.cli.serve import serve
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.cli.store import pull, push
 from slm.config import PipelineConfig, data_root
@@ -218,7 +219,10 @@ def prefect(arguments: typer.Context) -> None:
 for title, commands in (
     ("The whole pipeline", (init, run, plan, retrain, up)),
     ("One stage", (download, encode, train, stop, finish, evaluate, report, register, sync)),
-    ("Inspect and generate", (sample, chat, export, inspect, verify, check, recipes, doctor)),
+    (
+        "Inspect and generate",
+        (sample, chat, serve, export, inspect, verify, check, recipes, doctor),
+    ),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),
     ("Other machines", (push, pull)),

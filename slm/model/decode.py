@@ -26,6 +26,8 @@ from slm.model.int8 import MAX_ROWS, MIN_SHARED, Int8Product, check_int8, round_
 
 MIN_SCREENED_BYTES = 1 << 25  # of an output layer: a smaller one stays in the caches
 STRETCH = 128  # positions: a GPU's step reads a multiple of them
+LANES = 16  # float32 numbers in a CPU's register
+CHUNK = 256  # positions that a CPU's step attends to at once
 
 Product = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor] | None
@@ -73,7 +75,7 @@ class Decoder:
         int8 = weights == "int8"
         if int8:
             check_int8(model)
-        self.model = model
+        self.model, self.weights = model, weights
         self.config = model.config
         weight = model.embed.weight.detach()
         self.embed = round_to_int8(weight) if int8 else weight
@@ -84,6 +86,9 @@ class Decoder:
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self.layers = [_Layer(block, int8) for block in blocks]
         self.final_norm = _norm(model.final_norm)
+        self.mask = torch.zeros(model.config.seq_len + LANES, dtype=weight.dtype)
+        self.mask[-LANES:] = -torch.inf  # a window of it is the mask of rows of one length
+        self.mask = self.mask.to(weight.device)
         largest = max(layer.largest for layer in self.layers)  # weights in a product
         read = largest * (1 if int8 else weight.itemsize)
         self.small = weight.device.type == "cpu" and read < MIN_SHARED
@@ -130,16 +135,19 @@ class Decoder:
             (B, C) hidden states after the final norm.
         """
         lengths = cache.lengths.tolist()
-        S = max(lengths) + 1
+        filled = max(lengths) + 1
+        S = min(LANES * math.ceil(filled / LANES), cache.keys.shape[3])
         if ids.device.type == "cuda":
-            hidden = self._replay(ids, cache, S)
-        elif min(lengths) + 1 < S:
+            hidden = self._replay(ids, cache, filled)
+        elif min(lengths) + 1 < filled:
             hidden = self.padded_step(ids, cache.lengths, cache, S)
-        else:  # rows of one length need neither mask nor index tensors
+        else:  # rows of one length need no index tensors
             x, rotation = self._embed(ids, cache.lengths)  # (B, C)
             slot = (slice(None), slice(None), lengths[0])
+            end = len(self.mask) - LANES  # the mask's first -inf
+            mask = self.mask[end - filled : end - filled + S].expand(len(ids), 1, 1, S)
             with one_thread() if self.small and len(ids) == 1 else nullcontext():
-                hidden = self._through_layers(x, rotation, cache, slot, None, S)
+                hidden = self._through_layers(x, rotation, cache, slot, mask, S)
         cache.lengths += 1
         return hidden
 
@@ -167,7 +175,7 @@ class Decoder:
         rotation: Rotation,
         cache: KVCache,
         slot: tuple[object, ...],
-        mask: Tensor | None,
+        mask: Tensor,
         S: int,
     ) -> Tensor:
         """All layers on (B, C), whose keys and values go to `slot` of the cache; (B, C)."""
@@ -175,12 +183,8 @@ class Decoder:
             q, k, v = layer.project(x, rotation)  # (B, n_head or n_kv_head, D)
             keys[slot] = k
             values[slot] = v
-            y = F.scaled_dot_product_attention(
-                q.view(len(x), k.shape[1], -1, k.shape[2]),  # (B, n_kv_head, queries that share, D)
-                keys[:, :, :S],  # (B, n_kv_head, S, D)
-                values[:, :, :S],
-                attn_mask=mask,
-            )
+            q = q.view(len(x), k.shape[1], -1, k.shape[2])  # (B, n_kv_head, queries that share, D)
+            y = attend(q, keys[:, :, :S], values[:, :, :S], mask)
             x = layer.finish(x, y.reshape(x.shape))
         return self.final_norm(x)
 
@@ -219,6 +223,47 @@ class Decoder:
         return x, (cos.to(x.dtype), sin.to(x.dtype))
 
 
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one position per row; a row's bits depend on its own positions alone.
+
+    On a CPU sums are made in registers, in blocks that follow from the number of keys that are
+    read. So it is always a multiple of a register, where what is masked adds zeros, and more than
+    `CHUNK` keys are read in chunks. With the scores 1, 3 and 2 in chunks of two:
+
+        chunk    a = logarithm of the sum of exponentials    its share of the whole
+        1 3      log(e¹ + e³)                                exp(a - log(e¹ + e³ + e²))
+        2        log(e²)                                     exp(a - log(e¹ + e³ + e²))
+
+    A chunk that is masked as a whole changes nothing.
+
+    Args:
+        q: (B, n_kv_head, queries that share, D).
+        keys, values: (B, n_kv_head, S, D).
+        mask: (B, 1, 1, S), 0 or -inf.
+    """
+    S = keys.shape[2]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    y: Tensor | None = None
+    for start in range(0, S, CHUNK):
+        part = slice(start, start + CHUNK)
+        # s: the chunk's logarithm, (B, n_kv_head, queries that share); total: that of all so far
+        new, s = _flash(q, keys[:, :, part], values[:, :, part], attn_mask=mask[..., part])
+        s = s.unsqueeze(-1).to(q.dtype)
+        if y is None:  # no row has its first chunk masked
+            y, total = new, s
+            continue
+        joined = torch.maximum(total, s) + torch.exp(-(total - s).abs()).log1p()
+        seen = mask[..., start, None] == 0  # (B, 1, 1, 1): whether the chunk's first position is
+        y = torch.where(seen, y * (total - joined).exp() + new * (s - joined).exp(), y)
+        total = torch.where(seen, joined, total)
+    assert y is not None
+    return y
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
 class Screen:
     """The likeliest next tokens of one row, at half the memory traffic: bf16 logits choose the
     candidates, of which float32 logits are computed.
@@ -239,9 +284,10 @@ class Screen:
     def __call__(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(1, C) hidden states → ids (N,) that hold the k likeliest, and their logits (1, N)."""
         rough = self.product(hidden.bfloat16()).float()  # (1, V)
+        k = min(max(k, 2), rough.shape[1])  # a product with one output channel rounds otherwise
         threshold = rough.topk(k).values[0, -1] - 2 * self.error * hidden.norm()
         ids = (rough[0] >= threshold).nonzero().flatten()
-        return ids, F.linear(hidden, self.weight[ids])
+        return ids, product(self.weight[ids])(hidden)
 
 
 class _Layer:

@@ -1,1 +1,1 @@
-"""Server: a model behind OpenAI's completions over HTTP, and a page to write with it."""
+"""An OpenAI-compatible HTTP server for models of this project: `slm serve`."""

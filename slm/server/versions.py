@@ -1,162 +1,102 @@
-"""The version that answers: opened once, or, of an alias, replaced whenever the alias moves.
+"""Which model answers a name."""
 
-A request keeps the version that it began with. The old version is closed when its last request has
-ended, and then nothing refers to it any more. A version that cannot be opened changes nothing: the
-old one goes on serving, and the reason is in `state`, for /health and /metrics.
-"""
-
-import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
 
-from slm.errors import SlmError
+from slm.config import Weights
+from slm.errors import UserError, unknown
+from slm.model.decode import Decoder
+from slm.model.saved import LoadedModel
 from slm.records import names_version
-from slm.registry.following import FollowedVersion
-from slm.registry.opening import model_folder
-
-logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 1.0
-RETRY_SECONDS = 30.0  # until a version that could not be opened is tried again
+from slm.registry.opening import load_model, model_folder
+from slm.registry.versions import open_version
+from slm.run_folder import run_of_checkpoint
+from slm.server.engine import Engine
+from slm.tokens.tokenizer.bpe import Tokenizer
 
 
-class Engine(Protocol):
-    """What answers requests with one model."""
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under a name, and the engine that generates with it."""
 
-    def close(self) -> None:
-        """Free it; no request is in flight."""
-
-
-E = TypeVar("E", bound=Engine)
-Open = Callable[[str, Path], E]  # (name of the version, folder of its files) → its engine
-
-
-@dataclass(eq=False)
-class OpenVersion(Generic[E]):
-    """A version and its engine while it is served."""
-
-    version: str  # models:/NAME/VERSION, or the name of a run
-    engine: E
+    name: str
+    version: str  # `models:/NAME/VERSION`, or the run that it is from
+    engine: Engine
+    tokenizer: Tokenizer
     opened: float = field(default_factory=time.time)  # unix seconds
-    in_flight: int = 0
-    replaced: bool = False
-
-
-class Served(Generic[E]):
-    """A model that is served by the name it was asked for: a run, a folder, a version, an alias."""
-
-    def __init__(self, reference: str, open_engine: Open[E], root: Path | None = None) -> None:
-        """Open the version that the reference names now. Raises UserError where there is none."""
-        self.reference = reference
-        self.swaps = 0
-        self.error: str | None = None  # why the alias is not followed at the moment
-        self._open_engine = open_engine
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._failed: tuple[str, float] = ("", 0.0)  # version that could not be opened, and when
-        self._followed = FollowedVersion(reference, root) if names_version(reference) else None
-        if self._followed is None:
-            folder = model_folder(reference, root)
-            self._current = OpenVersion(Path(reference).name, open_engine(reference, folder))
-        else:
-            version = self._followed.version()
-            engine = open_engine(version.uri, self._followed.folder(version))
-            self._current = OpenVersion(version.uri, engine)
 
     @property
-    def version(self) -> str:
-        """The version that a new request is answered by."""
-        return self._current.version
+    def seq_len(self) -> int:
+        return self.engine.decoder.config.seq_len
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """For /health: which version, since when, and why it is not a newer one."""
-        current = self._current
-        return {
-            "id": self.reference,
-            "version": current.version,
-            "since": current.opened,
-            "follows": self._thread is not None,
-            "swaps": self.swaps,
-            "error": self.error,
-        }
 
-    @contextmanager
-    def use(self) -> Iterator[OpenVersion[E]]:
-        """The version for one request, which stays open until the request has ended."""
-        with self._lock:
-            opened = self._current
-            opened.in_flight += 1
-        try:
-            yield opened
-        finally:
-            with self._lock:
-                opened.in_flight -= 1
-                unused = opened.replaced and not opened.in_flight
-            if unused:
-                self._free(opened)
+class ServedModels:
+    """The models of a server, by the names that requests call them."""
 
-    def check(self) -> bool:
-        """Look once where the alias is now, and serve that version; whether it is another one."""
-        if self._followed is None:
-            return False
-        try:
-            version = self._followed.version()
-            if version.uri == self.version:
-                self.error = None
-                return False
-            if self._failed[0] == version.uri and time.monotonic() < self._failed[1]:
-                return False
-            self._failed = (version.uri, time.monotonic() + RETRY_SECONDS)
-            engine = self._open_engine(version.uri, self._followed.folder(version))
-        except Exception as error:  # whatever it is, the old version goes on serving
-            self._report(error)
-            return False
-        self._replace(OpenVersion(version.uri, engine))
-        return True
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
 
-    def follow(self, seconds: float = POLL_SECONDS) -> None:
-        """Check in a thread of its own until `close`; nothing where no alias is served."""
-        if self._followed is None or not self._followed.may_move or self._thread is not None:
-            return
+    def names(self) -> list[str]:
+        return list(self._models)
 
-        def watch() -> None:
-            while not self._ended.wait(seconds):
-                self.check()
+    def get(self, name: str | None) -> ServedModel:
+        """The model of a name; None: the first one. Raises UserError where there is no such name.
 
-        self._thread = threading.Thread(target=watch, name="follow-alias", daemon=True)
-        self._thread.start()
+        `models:/NAME@ALIAS` and `NAME@ALIAS` are the same.
+        """
+        if name is None:
+            return next(iter(self._models.values()))
+        for model in self._models.values():
+            if model.name.removeprefix("models:/") == name.removeprefix("models:/"):
+                return model
+        raise unknown("model", name, self._models)
 
-    def close(self) -> None:
-        """Follow no longer, and free the engine; requests in flight are the caller's to end."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._current.engine.close()
+    def close(self, timeout: float | None = None) -> None:
+        """End the engines, once their texts are done or the timeout, seconds, is over."""
+        for model in self._models.values():
+            model.engine.close(timeout)
 
-    def _replace(self, opened: OpenVersion[E]) -> None:
-        with self._lock:
-            old, self._current = self._current, opened
-            old.replaced = True
-            unused = not old.in_flight
-            self.swaps += 1
-            self.error, self._failed = None, ("", 0.0)
-        logger.info("%s is now %s, no longer %s", self.reference, opened.version, old.version)
-        if unused:
-            self._free(old)
 
-    def _free(self, opened: OpenVersion[E]) -> None:
-        logger.info("%s: its last request has ended", opened.version)
-        opened.engine.close()
+def open_models(
+    references: Sequence[str | Path],
+    *,
+    weights: Weights = "float32",
+    device: str | None = None,
+    max_batch: int = 32,
+    queue: int = 256,
+    root: Path | None = None,
+) -> ServedModels:
+    """Load models, each under the name that it was asked for by.
 
-    def _report(self, error: Exception) -> None:
-        message = str(error) if isinstance(error, SlmError) else f"{type(error).__name__}: {error}"
-        if message != self.error:  # once, not at every look
-            logger.error("%s still answers as %s: %s", self.reference, self.version, message)
-        self.error = message
+    Args:
+        references: as of `slm.load_model`.
+        weights: "int8" rounds them to eight bits, on a CPU.
+        device: as of `slm.load_model`; with int8 it is the CPU.
+
+    Raises UserError where there is no such model, or one is named twice.
+    """
+    if len({str(reference) for reference in references}) < len(references):
+        raise UserError("a model is named twice: name each once")
+    device = "cpu" if weights == "int8" else device
+    models = []
+    for reference in map(str, references):
+        version = open_version(reference, root).uri if names_version(reference) else None
+        folder = model_folder(version or reference, root)
+        run = run_of_checkpoint(folder)
+        loaded = load_model(folder, device=device, root=root)
+        name = reference if version else (run.name if run else folder.name)
+        engine = engine_of(loaded, weights=weights, max_batch=max_batch, queue=queue)
+        models.append(
+            ServedModel(
+                name, version or (run.name if run else str(folder)), engine, loaded.tokenizer
+            )
+        )
+    return ServedModels(models)
+
+
+def engine_of(loaded: LoadedModel, *, weights: Weights, max_batch: int, queue: int) -> Engine:
+    """An engine for a loaded model."""
+    decoder = Decoder(loaded.model, weights)
+    return Engine(decoder, loaded.tokenizer, max_batch=max_batch, queue=queue)

@@ -15,7 +15,8 @@ import slm.model.decode
 from slm.errors import UserError
 from slm.model.decode import Decoder
 from slm.model.gpt import GPT
-from slm.model.sample import SamplingSettings, generate, row_seeds, sample_tokens
+from slm.model.next_token import SamplingSettings, sample_tokens
+from slm.model.sample import generate, row_seeds
 from slm.model.saved import LoadedModel
 
 PROMPTS = ["A little girl", "", "x", "went to the woods"]
@@ -194,7 +195,7 @@ def test_streaming_gives_the_same_text_in_whole_characters(
 def test_a_character_of_several_tokens_is_streamed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "né ✓ 🦊!".encode()
     forced = iter(expected)
-    monkeypatch.setattr("slm.model.sample.sample_tokens", lambda *_: torch.tensor([next(forced)]))
+    monkeypatch.setattr("slm.model.batch.sample_tokens", lambda *_: torch.tensor([next(forced)]))
     pieces: list[str] = []
     (sample,) = generate(
         tiny_model("gpt2"),

@@ -344,8 +344,8 @@ def test_a_version_holds_no_pickle_and_no_slm(root: Path) -> None:
 
 SHIPPED = {
     "__init__.py", "config.py", "errors.py", "figures.py", "records.py", "storage.py",
-    "model/__init__.py", "model/decode.py", "model/fused.py", "model/gpt.py", "model/int8.py",
-    "model/sample.py", "model/saved.py",
+    "model/__init__.py", "model/batch.py", "model/decode.py", "model/fused.py", "model/gpt.py",
+    "model/int8.py", "model/next_token.py", "model/sample.py", "model/saved.py",
     "tokens/__init__.py", "tokens/loader.py", "tokens/tokenizer/__init__.py",
     "tokens/tokenizer/bpe.py", "tokens/tokenizer/gpt2_files.py", "tokens/tokenizer/lookup.py",
     "tokens/tokenizer/pretokenize.py",
@@ -415,7 +415,7 @@ def test_versions_of_different_code_work_in_one_process(
     def changed(script: Path) -> dict[str, str]:
         sources = needed_modules(script)
         sample = "model/sample.py"
-        marked = sources[sample].replace("self.prompt, self.text,", "self.prompt, 'changed',")
+        marked = sources[sample].replace("row.prompt, row.text,", "row.prompt, 'changed',")
         assert marked != sources[sample]
         return {**sources, sample: marked}
 
