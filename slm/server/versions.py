@@ -107,7 +107,7 @@ def open_models(
         name = reference if version else (run.name if run else folder.name)
         if name.removeprefix("models:/") in {n.removeprefix("models:/") for n in chosen}:
             raise UserError(f"two of the models are called {name}: requests could not choose one")
-        chosen[name] = (version or (run.name if run else str(folder)), folder)
+        chosen[name] = (version or name, folder)
     how: dict[str, Any] = {
         "weights": weights, "device": device, "max_batch": max_batch, "queue": queue, "root": root,
     }  # fmt: skip

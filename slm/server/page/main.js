@@ -91,10 +91,9 @@ async function write() {
 async function stream(body, signal) {
   const card = $("result").content.cloneNode(true).firstElementChild;
   const part = (selector) => card.querySelector(selector);
-  const tokens = new Tokens(part(".tokens"), details);
+  const tokens = new Tokens(part(".tokens"), details, `Tokens of ${body.model}`);
   const text = { body, tokens, part, started: performance.now(), first: 0, last: 0, count: 0, end: "", spoken: 0 };
   part(".name").textContent = body.model;
-  part(".tokens").setAttribute("aria-label", `Tokens of ${body.model}`);
   part(".prompt").textContent = body.prompt;
   part(".copy").addEventListener("click", (event) => copy(body.prompt + tokens.text, event.target));
   card.classList.add("writing");

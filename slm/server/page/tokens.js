@@ -7,8 +7,9 @@ const GAP = 8; // pixels between a token and its alternatives
 
 /** The tokens of one text, in a listbox that the arrow keys go through. */
 export class Tokens {
-  constructor(list, details) {
+  constructor(list, details, label) {
     this.list = list;
+    this.label = label;
     this.details = details;
     this.characters = []; // code points of the text so far: offsets count these
     this.tokens = []; // {element, offset, logprob, alternatives}
@@ -55,6 +56,7 @@ export class Tokens {
     element.tabIndex = this.tokens.length ? -1 : 0;
     this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-orientation", "horizontal");
+    this.list.setAttribute("aria-label", this.label);
     this.tokens.push({ element, token, offset, probability, alternatives: alternatives ?? {} });
     this.list.append(element);
   }
@@ -70,7 +72,6 @@ export class Tokens {
   }
 
   #writePlain() {
-    this.list.removeAttribute("role");
     this.plain ??= this.list.appendChild(document.createElement("span"));
     this.plain.textContent = this.text;
   }
