@@ -10,6 +10,7 @@ from typing import Any
 from slm.config import Weights
 from slm.errors import UserError, unknown
 from slm.model.decode import Decoder
+from slm.model.int8 import MAX_ROWS
 from slm.model.saved import LoadedModel
 from slm.records import names_version
 from slm.registry.opening import load_model, model_folder
@@ -132,6 +133,8 @@ def open_model(
 
 
 def engine_of(loaded: LoadedModel, *, weights: Weights, max_batch: int, queue: int) -> Engine:
-    """An engine for a loaded model."""
+    """An engine for a loaded model; in int8 of as many texts as the kernel for eight bits takes."""
     decoder = Decoder(loaded.model, weights)
+    if weights == "int8":
+        max_batch = min(max_batch, MAX_ROWS)
     return Engine(decoder, loaded.tokenizer, max_batch=max_batch, queue=queue)
