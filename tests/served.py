@@ -1,6 +1,7 @@
 """Random tiny models behind the HTTP API: in this process, or on a port of 127.0.0.1."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
-from servers import free_port
 from tiny_model import BYTES, tiny_model
 
 from slm.model.saved import LoadedModel
@@ -50,17 +50,17 @@ def in_process(app: FastAPI) -> httpx.AsyncClient:
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """The application on a port; its address."""
-    port = free_port()
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="warning", lifespan="off", ws="none"
-    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    # The system would keep megabytes for a client that reads nothing, and hide what we do then.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

@@ -56,7 +56,7 @@ def ask(url: str, **changes: Any) -> str:
 def test_a_client_that_reads_nothing_holds_up_nobody() -> None:
     with tiny_app(**LIMITS) as app, listening(app) as url:
         alone = [ask(url, seed=seed) for seed in range(4)]
-        slow = send(url, {**LONG, "max_tokens": 600, "stream": True})
+        slow = send(url, {**LONG, "max_tokens": 300, "stream": True})
         wait_for(lambda: engine(app).running == 1)
         assert [ask(url, seed=seed) for seed in range(4)] == alone
         wait_for(lambda: engine(app).running == 0)  # it is done, although nobody has read it
