@@ -20,11 +20,13 @@ from slm.server.answers import Answer, Choice, prepare
 from slm.server.engine import Busy, Closed, Progress
 from slm.server.errors import ApiError, failed, timed_out
 from slm.server.metrics import Metrics
+from slm.server.page_files import add_page
 from slm.server.schema import CompletionRequest, parse
 from slm.server.settings import ServerSettings
 from slm.server.versions import ServedModel, ServedModels
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+CLOSING = "closing"  # the code of an error
 GONE = 499  # what nginx logs for a client that has left
 
 REQUEST_BODY = {
@@ -40,10 +42,13 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
     settings = settings or ServerSettings()
     metrics = Metrics(models)
     # The pages that show an API's schema load their code from elsewhere.
-    app = FastAPI(title="slm", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="slm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
     app.add_middleware(Measured, metrics=metrics)
     _report_errors(app)
+    add_page(app)
 
     def check(request: Request) -> None:
         _check_host(request, settings)
@@ -51,10 +56,12 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        names = models.names()
-        if not all(models.get(name).engine.alive for name in names):
+        served = {name: models.get(name) for name in models.names()}
+        if not all(each.engine.alive for each in served.values()):
             raise failed()
-        return {"status": "ok", "models": names}
+        versions = {name: each.version for name, each in served.items()}
+        stale = sorted(models.stale)  # aliases that are not followed; why: /v1/models, and the log
+        return {"status": "ok", "models": list(served), "versions": versions, "stale": stale}
 
     @app.get("/metrics", dependencies=[Depends(check)])
     async def metrics_page() -> Response:
@@ -62,19 +69,18 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
 
     @app.get("/v1/models", dependencies=[Depends(check)])
     async def list_models() -> dict[str, Any]:
-        served = [_describe(find(models, name)) for name in models.names()]
+        served = [_describe(find(models, name), models) for name in models.names()]
         return {"object": "list", "data": served}
 
     @app.get("/v1/models/{name:path}", dependencies=[Depends(check)])
     async def show_model(name: str) -> dict[str, Any]:
-        return _describe(find(models, name))
+        return _describe(find(models, name), models)
 
     @app.post("/v1/completions", dependencies=[Depends(check)], openapi_extra=REQUEST_BODY)
     async def complete(request: Request) -> Response:
         deadline = time.monotonic() + settings.timeout
         asked = parse(await read_body(request, settings))
-        answer = prepare(asked, find(models, asked.model), settings, deadline)
-        submit(answer)
+        answer = begin(asked, models, settings, deadline)
         if asked.stream:
             return EventStream(answer, settings, metrics)
         return await collect(answer, request, settings, metrics)
@@ -98,7 +104,7 @@ def find(models: ServedModels, name: str | None) -> ServedModel:
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
 
 
-def _describe(model: ServedModel) -> dict[str, Any]:
+def _describe(model: ServedModel, models: ServedModels) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
@@ -107,6 +113,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "version": model.version,
         "context": model.seq_len,
         "vocabulary": model.tokenizer.n_vocab,
+        "not_followed": models.stale.get(model.name),  # why a newer version is not served
     }
 
 
@@ -165,6 +172,25 @@ async def read_body(request: Request, settings: ServerSettings) -> bytes:
 # ---- answers ----------------------------------------------------------------------------------
 
 
+def begin(
+    request: CompletionRequest, models: ServedModels, settings: ServerSettings, deadline: float
+) -> Answer:
+    """The answer to a request, whose texts wait for a place. Raises ApiError where it is refused.
+
+    A model that was replaced since it was looked up takes no more texts: its successor does.
+    """
+    while True:
+        model = find(models, request.model)
+        answer = prepare(request, model, settings, deadline)
+        try:
+            submit(answer)
+        except ApiError as error:
+            if error.code != CLOSING or find(models, request.model) is model:
+                raise
+        else:
+            return answer
+
+
 def submit(answer: Answer) -> None:
     """Let the texts of an answer wait for a place. Raises ApiError where there is no room."""
     try:
@@ -182,7 +208,7 @@ def submit(answer: Answer) -> None:
             503,
             f"{error}: try again",
             kind="server_error",
-            code="closing",
+            code=CLOSING,
             headers={"Retry-After": "1"},
         ) from error
 

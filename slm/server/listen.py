@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def serve(
         UserError: there is no such model, the port is in use, or a key is missing.
         Interrupted: requests were cut off at the end.
     """
+    from slm.server.following import follow_aliases
     from slm.server.versions import open_models
 
     settings = _settings(host, api_key, limits)
@@ -61,16 +63,17 @@ def serve(
         raise UserError("name a run or a model version to serve")
     listener = bind(host, port)
     with listener:
-        served = open_models(
-            models,
-            weights=weights,
-            device=device,
-            max_batch=settings.max_batch,
-            queue=settings.queue,
-            root=root,
-        )
+        how: dict[str, Any] = {
+            "weights": weights,
+            "device": "cpu" if weights == "int8" else device,
+            "max_batch": settings.max_batch,
+            "queue": settings.queue,
+            "root": root,
+        }
+        served = open_models(models, **how)
         try:
-            _run(listener, served, settings, shutdown_timeout, on_ready)
+            with closing(follow_aliases(served, **how)):
+                _run(listener, served, settings, shutdown_timeout, on_ready)
         finally:
             served.close(timeout=0)
 

@@ -66,6 +66,15 @@ class _EngineMetrics(Collector):
                 "Passes over the weights.", lambda i: served[i].engine.counts.steps
             ),
         }  # fmt: skip
+        stale = self.models.stale
+        gauges["slm_alias_stale"] = (
+            "1 while an alias names a version that cannot be served.",
+            lambda i: float(served[i].name in stale),
+        )
+        counters["slm_version_swaps"] = (
+            "Versions that took the place of another one.",
+            lambda i: self.models.swaps[served[i].name],
+        )
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=["model", "version"])
             for i, model in enumerate(served):

@@ -1,9 +1,11 @@
 """Which model answers a name."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from slm.config import Weights
 from slm.errors import UserError, unknown
@@ -38,6 +40,9 @@ class ServedModels:
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.name: model for model in models}
+        self._leaving: list[ServedModel] = []  # replaced, with texts that are not done
+        self.stale: dict[str, str] = {}  # name of an alias → why it is not followed
+        self.swaps = dict.fromkeys(self._models, 0)
 
     def names(self) -> list[str]:
         return list(self._models)
@@ -54,9 +59,25 @@ class ServedModels:
                 return model
         raise unknown("model", name, self._models)
 
+    def replace(self, model: ServedModel) -> None:
+        """Let a model answer to its name from now on.
+
+        The one before it takes no more texts, and is freed once those that it has are done.
+        """
+        old, self._models[model.name] = self._models[model.name], model
+        self._leaving.append(old)
+        self.swaps[model.name] += 1
+        self.stale.pop(model.name, None)
+
+        def free() -> None:
+            old.engine.close()
+            self._leaving.remove(old)
+
+        threading.Thread(target=free, name="slm-replaced", daemon=True).start()
+
     def close(self, timeout: float | None = None) -> None:
         """End the engines, once their texts are done or the timeout, seconds, is over."""
-        for model in self._models.values():
+        for model in [*self._models.values(), *self._leaving]:
             model.engine.close(timeout)
 
 
@@ -78,23 +99,37 @@ def open_models(
 
     Raises UserError where there is no such model, or one is named twice.
     """
-    if len({str(reference) for reference in references}) < len(references):
-        raise UserError("a model is named twice: name each once")
     device = "cpu" if weights == "int8" else device
-    models = []
+    chosen: dict[str, tuple[str, Path]] = {}  # name → version, folder
     for reference in map(str, references):
         version = open_version(reference, root).uri if names_version(reference) else None
         folder = model_folder(version or reference, root)
         run = run_of_checkpoint(folder)
-        loaded = load_model(folder, device=device, root=root)
         name = reference if version else (run.name if run else folder.name)
-        engine = engine_of(loaded, weights=weights, max_batch=max_batch, queue=queue)
-        models.append(
-            ServedModel(
-                name, version or (run.name if run else str(folder)), engine, loaded.tokenizer
-            )
-        )
-    return ServedModels(models)
+        if name.removeprefix("models:/") in {n.removeprefix("models:/") for n in chosen}:
+            raise UserError(f"two of the models are called {name}: requests could not choose one")
+        chosen[name] = (version or name, folder)
+    how: dict[str, Any] = {
+        "weights": weights, "device": device, "max_batch": max_batch, "queue": queue, "root": root,
+    }  # fmt: skip
+    return ServedModels([open_model(name, *each, **how) for name, each in chosen.items()])
+
+
+def open_model(
+    name: str,
+    version: str,
+    folder: Path,
+    *,
+    weights: Weights,
+    device: str | None,
+    max_batch: int,
+    queue: int,
+    root: Path | None,
+) -> ServedModel:
+    """Load the model of a folder, and begin to serve it under a name."""
+    loaded = load_model(folder, device=device, root=root)
+    engine = engine_of(loaded, weights=weights, max_batch=max_batch, queue=queue)
+    return ServedModel(name, version, engine, loaded.tokenizer)
 
 
 def engine_of(loaded: LoadedModel, *, weights: Weights, max_batch: int, queue: int) -> Engine:
