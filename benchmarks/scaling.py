@@ -121,10 +121,10 @@ def summary(points: list[Point], quick: bool = False) -> dict[str, Any]:
     curves = {cost: fit(cost, points) for cost in COSTS}
     scale = at_scale(curves, points)
     rows = [
-        limits.row(f"{cost.stage}, {cost.of}", "fixed" if i == 0 else f"per {cost.terms[i - 1]}", c)
+        limits.row(f"{cost.stage}, {cost.of}", name, c, "")
         for cost, curve in curves.items()
-        for i, c in enumerate(curve["coefficients"])
-    ]  # fmt: skip
+        for name, c in zip(_names(cost.terms), curve["coefficients"], strict=False)
+    ]
     rows += [limits.row("a billion documents", n["what"], n["value"], n["unit"]) for n in scale
              if n["value"] is not None]  # fmt: skip
     return {
@@ -600,11 +600,10 @@ def markdown(result: dict[str, Any]) -> str:
     lines += _table(columns, [[p.get(name) for name in columns] for p in result["points"]])
     rows = []
     for cost in result["costs"]:
-        names = ("fixed", *(f"per {term}" for term in cost["terms"]))
         parts = [
             f"{name} {_cell(c)} ({_cell(low)} to {_cell(high)})"
             for name, c, (low, high) in zip(
-                names, cost["coefficients"], cost["intervals"], strict=False
+                _names(cost["terms"]), cost["coefficients"], cost["intervals"], strict=False
             )
         ]
         exponent = None
@@ -624,6 +623,11 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [[name, number] for name, number in {**result["target"], **result["assumed"]}.items()]
     lines += _table(("target and assumptions", "value"), rows)
     return "\n".join(lines)
+
+
+def _names(terms: Sequence[str]) -> tuple[str, ...]:
+    """Of the coefficients of a cost."""
+    return ("fixed", *(f"per {term}" for term in terms))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
