@@ -51,12 +51,13 @@ Point = dict[str, Any]
 Values = npt.NDArray[np.float64]
 
 BLOCK_DOCUMENTS = 20_000  # that are repeated
+IN_PROCESS = 30e6  # bytes: below it one process encodes alone, and its costs are others
 LONG = 16  # stories in a long document
 SEQ_LEN = 128
 SHAPES = {96: 3, 128: 4, 192: 5, 256: 6, 384: 7, 512: 9}  # of a model: its width → its layers
 PLANS: dict[str, dict[str, Any]] = {
     "full": {
-        "text": (10, 20, 50, 100, 200, 500), "large": (1000, 2000), "long": (20, 100, 500),
+        "text": (10, 40, 70, 100, 200, 300, 500), "large": (1000, 2000), "long": (20, 100, 500),
         "near": (1, 2, 4, 8, 12, 16), "widths": tuple(SHAPES), "tokens_per_step": (1024, 2048),
         "evaluated_megabytes": (8, 32, 96), "processes": (1, 2, 3, 4), "repeats": 2, "steps": 10,
     },
@@ -462,6 +463,8 @@ def fit(cost: Cost, points: Sequence[Point]) -> dict[str, Any]:
     coefficients of every resample.
     """
     of = [p for p in points if p["stage"] == cost.stage and p["series"] in cost.series]
+    if cost in (ENCODE, ENCODE_ALONE, ENCODE_MEMORY) and any(p["bytes"] > IN_PROCESS for p in of):
+        of = [p for p in of if p["bytes"] > IN_PROCESS]
     empty: dict[str, Any] = {
         "points": len(of), "coefficients": [], "intervals": [], "error": None,
         "exponent": None, "exponent_interval": None,
