@@ -26,7 +26,9 @@ test-slow: $(VENV)/dev  ## run the slow tests
 
 test-faults: $(VENV)/dev  ## run all recovery tests in full: kills, full disks, flipped bits
 	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' \
-		-k '(fault or kill or signals or overlap) and not stack'
+		-k '(faults or kill or signals or overlap) and not defaults' \
+		--ignore=tests/orchestration --ignore=tests/cluster --ignore=tests/server \
+		--ignore=tests/training/test_hosts.py --ignore=tests/training/test_nodes.py
 
 check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and deployments
 	$(BIN)/ruff format --check .

@@ -1,33 +1,41 @@
 """What each stage costs in seconds and memory, against how much there is of what it works on.
 
-Every point is measured in fresh processes, and its data are deleted before the next one: text from
-10 MB to 2 GB, models from 0.3 to 30 million parameters, one to four processes. The text is the
-generated stories, repeated, each copy made distinct by a number at its end.
+Every point is measured in a fresh process, and its data are deleted before the next one: text from
+10 MB to 2 GB, models from 0.7 to 30 million parameters, one to four processes. The text is 20,000
+generated stories, repeated, each copy made distinct by a number at its end; `long documents` are
+16 stories in one, so that what a document costs and what a byte costs can be told apart.
 
-Two curves are fitted to each series by least squares of the relative error: affine, with no part
-below zero, and a power law, whose exponent is near 1 where the affine one is right. With each comes
-its largest relative error. What they say of a billion documents and 64 GPUs follows from the affine
-ones by arithmetic; what no machine here can measure is assumed, and listed as such.
+A cost is a fixed part and a part per document, byte, token or parameter, none of them negative:
+non-negative least squares of the relative error, since a series covers orders of magnitude. Next to
+it are the largest relative error, 95 % intervals (the residuals resampled a thousand times), and
+the slope of the logarithms, which is near 1 where a cost grows in proportion.
 
-`--quick` takes about a minute and shows that it works; its points are too few to conclude from.
+What it comes to for a billion documents and 64 GPUs is arithmetic on these costs; what no machine
+here can measure is assumed, and listed as such. A cost of too few points, of points too near to
+each other or far from its curve is not projected: the reason is given in place of a value.
+
+`--quick` takes about a minute and shows that it works. The whole takes some twenty, and can be
+measured one `--part` after another, which `--write FOLDER` collects.
 """
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import limits
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,71 +43,73 @@ from scipy.optimize import nnls
 
 from slm.config import PipelineConfig, data_root
 from slm.machine import available_cores, available_memory
-from slm.records import Evaluation, Run, Shards, Source
+from slm.records import Run, Shards, Source
 from slm.source.stories import stories
 from slm.storage import make_folder, read_record
 
 Point = dict[str, Any]
+Values = npt.NDArray[np.float64]
 
 BLOCK_DOCUMENTS = 20_000  # that are repeated
-SHAPES = {  # of a model: its width → its layers
-    64: 2, 128: 4, 256: 5, 384: 6, 512: 9,
-}  # fmt: skip
+IN_PROCESS = 30e6  # bytes: below it one process encodes alone, and its costs are others
+LONG = 16  # stories in a long document
+SEQ_LEN = 128
+SHAPES = {96: 3, 128: 4, 192: 5, 256: 6, 384: 7, 512: 9}  # of a model: its width → its layers
 PLANS: dict[str, dict[str, Any]] = {
     "full": {
-        "megabytes": (10, 30, 100, 300, 1000, 2000), "fixed_megabytes": 200, "workers": (1, 2, 4),
-        "widths": (64, 128, 256, 384, 512), "tokens_per_step": (1024, 2048, 4096, 8192),
-        "processes": (1, 2, 4), "evaluated_megabytes": (2, 8, 32), "steps": 12,
-        "evaluated_widths": (64, 128, 256),
+        "text": (10, 40, 70, 100, 200, 300, 500), "large": (1000, 2000), "long": (20, 100, 500),
+        "near": (1, 2, 4, 8, 12, 16), "widths": tuple(SHAPES), "tokens_per_step": (1024, 2048),
+        "evaluated_megabytes": (8, 32, 96), "processes": (1, 2, 3, 4), "repeats": 2, "steps": 10,
     },
     "quick": {
-        "megabytes": (1, 2, 4), "fixed_megabytes": 4, "workers": (1, 2), "widths": (64, 128),
-        "tokens_per_step": (512,), "processes": (1, 2), "evaluated_megabytes": (1,), "steps": 3,
-        "evaluated_widths": (64,),
+        "text": (1, 2, 4), "large": (), "long": (2,), "near": (1,), "widths": (96, 128),
+        "tokens_per_step": (512,), "evaluated_megabytes": (), "processes": (1, 2), "repeats": 1,
+        "steps": 3,
     },
 }  # fmt: skip
+STEP_TOKENS = 4096  # of the series by parameters
+LEAVES = 12  # micro-batches of a step: as much for each of one, two, three or four processes
+
+RESAMPLES = 1000
+SPREAD = 8.0  # of what a cost is per: the largest over the smallest, at least
+MAX_ERROR = 0.25  # of the worst point, relative
 
 # What the figures of a billion documents are made for.
-TARGET = {"documents": 1e9, "gpus": 64, "parameters": 124e6, "tokens_per_step": 524_288}
-ASSUMED = {  # not measured here
-    "gpu_flops": 989e12,  # an H100's best in bf16
-    "gpu_share": 0.4,  # of it, that trainings of this size reach: nanochat 0.41, OLMo 0.39
-    "bytes_per_second": 25e9,  # between machines, per GPU: 200 Gbit/s
-    "hub_bytes_per_second": 100e6,  # of a download over a network
-    "machine_memory": 256e9,
+TARGET = {
+    "documents": 1e9, "gpus": 64, "parameters": 124e6, "tokens_per_step": 524_288,
+    "held_out": 0.01, "workers": 64,
+}  # fmt: skip
+ASSUMED = {
+    "tokens_per_second_of_a_gpu": 448_687,  # measured on an H100, 124 M, 36.2 % of its peak
+    "bytes_per_second_between_gpus": 25e9,  # for each of them: 200 Gbit/s
+    "bytes_per_second_of_a_download": 100e6,
+    "bytes_per_second_of_the_storage": 2e9,  # of a shared folder, read by one machine
+    "memory_of_a_machine": 256e9,
 }
 
 
-def run(quick: bool = False, folder: Path | None = None) -> dict[str, Any]:
-    """Measure; returns `{"machine", "points", "fits", "at_scale", "assumed", "rows"}`.
+def run(
+    quick: bool = False, parts: Sequence[str] | None = None, folder: Path | None = None
+) -> dict[str, Any]:
+    """Measure; returns `{"machine", "points", "costs", "at_scale", "assumed", "rows"}`.
 
     Args:
         quick: a few small points, in about a minute.
-        folder: where to write `scaling.json` and `scaling.md`; None: nowhere.
+        parts: of `PARTS`, what to measure; None: all.
+        folder: where `scaling.json` and `scaling.md` are written, and the points of other parts are
+            taken from; None: nowhere.
     """
     plan = PLANS["quick" if quick else "full"]
+    names = list(PARTS if parts is None else parts)
+    points: list[Point] = []
+    if folder and (folder / "scaling.json").exists():
+        known = json.loads((folder / "scaling.json").read_text())["points"]
+        points = [point for point in known if point["part"] not in names]
     parent = make_folder(data_root() / "benchmarks")
-    with tempfile.TemporaryDirectory(dir=parent, prefix="scaling-") as place:
-        points = [*_text_points(Path(place), plan), *_model_points(Path(place), plan)]
-    fits = _fits(points)
-    scale = _at_scale(points, fits)
-    rows = [
-        limits.row(f"{fit['stage']} by {fit['x']}", f"{fit['y']}, {kind}", value, "", None)
-        for fit in fits
-        for kind, value in (("per unit", fit["slope"]), ("exponent", fit["exponent"]))
-        if value is not None
-    ]
-    rows += [limits.row("a billion documents", n["what"], n["value"], n["unit"]) for n in scale]
-    result = {
-        "machine": {**limits.machine(), "memory_bytes": available_memory()},
-        "quick": quick,
-        "points": points,
-        "fits": fits,
-        "target": TARGET,
-        "assumed": ASSUMED,
-        "at_scale": scale,
-        "rows": rows,
-    }
+    for name in names:
+        with tempfile.TemporaryDirectory(dir=parent, prefix="scaling-") as place:
+            points += [{"part": name, **point} for point in PARTS[name](Path(place), plan)]
+    result = summary(points, quick)
     if folder:
         make_folder(folder)
         (folder / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -107,74 +117,117 @@ def run(quick: bool = False, folder: Path | None = None) -> dict[str, Any]:
     return result
 
 
+def summary(points: list[Point], quick: bool = False) -> dict[str, Any]:
+    """All that follows from the points."""
+    curves = {cost: fit(cost, points) for cost in COSTS}
+    scale = at_scale(curves, points)
+    rows = [
+        limits.row(f"{cost.stage}, {cost.of}", name, c, "")
+        for cost, curve in curves.items()
+        for name, c in zip(_names(cost.terms), curve["coefficients"], strict=False)
+    ]
+    rows += [limits.row("a billion documents", n["what"], n["value"], n["unit"]) for n in scale
+             if n["value"] is not None]  # fmt: skip
+    return {
+        "machine": {**limits.machine(), "memory_bytes": available_memory()},
+        "quick": quick,
+        "points": points,
+        "costs": [
+            {**cost._asdict(), **{name: v for name, v in curve.items() if name != "resampled"}}
+            for cost, curve in curves.items()
+        ],
+        "target": TARGET,
+        "assumed": ASSUMED,
+        "at_scale": scale,
+        "rows": rows,
+    }
+
+
 # ---- the points -------------------------------------------------------------------------------
 
 
-def _text_points(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
-    """Download and encode, of more and more text; then encode by more and more processes."""
-    for megabytes in plan["megabytes"]:
-        yield from _download_and_encode(place, megabytes, [available_cores()])
-    workers = [count for count in plan["workers"] if count <= 2 * available_cores()]
-    yield from _download_and_encode(place, plan["fixed_megabytes"], workers, series="processes")
+def _text(place: Path, plan: dict[str, Any], sizes: str = "text") -> Iterator[Point]:
+    """Download and encode, of more and more text."""
+    for megabytes in plan[sizes]:
+        yield from _download_and_encode(place, "text", megabytes)
+
+
+def _large(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+    yield from _text(place, plan, "large")
+
+
+def _documents(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+    """The same of long documents, and with near-duplicates dropped, of distinct ones."""
+    for megabytes in plan["long"]:
+        yield from _download_and_encode(place, "long documents", megabytes, LONG)
+    for megabytes in plan["near"]:
+        clean = {"near_duplicates": 0.8}
+        yield from _download_and_encode(place, "near-duplicates", megabytes, clean=clean)
 
 
 def _download_and_encode(
-    place: Path, megabytes: float, workers: Sequence[int], series: str = "text"
+    place: Path, series: str, megabytes: float, joined: int = 1, clean: dict[str, Any] | None = None
 ) -> Iterator[Point]:
-    root = make_folder(place / "text")
-    text = root / "text.parquet"
-    _write_text(text, int(megabytes * 1e6))
+    root, text = make_folder(place / "root"), place / "text.parquet"
+    _write_text(text, int(megabytes * 1e6), joined)
     job: dict[str, Any] = {"root": str(root), "data": {"source": "files", "path": str(text)}}
     facts, point = _measure({"stage": "download", **job})
     source = facts.pop("path")
     text.unlink()
-    if series == "text":
-        yield _point("download", "text", point, facts)
-    for count in workers:
-        shutil.rmtree(root / "shards", ignore_errors=True)
-        data = {**job["data"], "workers": count}
-        shards, point = _measure({"stage": "encode", **job, "data": data, "source": source})
-        shards.pop("path")
-        yield _point("encode", series, point, {**facts, **shards, "processes": count})
+    if clean is None:
+        yield _point("download", series, facts, point)
+    job["data"] |= {"clean": clean or {"exact_duplicates": "everywhere"}}
+    shards, point = _measure({"stage": "encode", **job, "source": source})
+    yield _point("encode", series, {**facts, **shards}, point)
     shutil.rmtree(root)
 
 
-def _model_points(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
-    """Training, by parameters, tokens per step and processes; evaluation, by model and by text."""
-    root = make_folder(place / "models")
-    tokens = plan["tokens_per_step"][len(plan["tokens_per_step"]) // 2]
-    width = plan["widths"][len(plan["widths"]) // 2]
-    first, *others = plan["evaluated_megabytes"]
-    with_data = _shards(root, first)
-    job = {"stage": "train", "root": str(root), "steps": plan["steps"], **with_data}
-    for each in plan["widths"]:
-        run, point = _measure({**job, "width": each, "tokens_per_step": tokens})
-        yield _point("train", "parameters", {**point, **_step(run)}, run)
-        if each in plan["evaluated_widths"]:
-            yield from _evaluated(root, run, with_data, "parameters")
-    for each in plan["tokens_per_step"]:
-        run, point = _measure({**job, "width": width, "tokens_per_step": each})
-        yield _point("train", "tokens", {**point, **_step(run)}, run)
-    most = max(plan["processes"])
-    for each in plan["processes"]:  # the same batch and micro-batches of everybody
-        shared = {"processes": each, "rows": max(1, tokens // 128 // most)}
-        run, point = _measure({**job, **shared, "width": width, "tokens_per_step": tokens})
-        yield _point("train", "processes", {**point, **_step(run)}, run)
-    smallest, _ = _measure({**job, "width": plan["widths"][0], "tokens_per_step": tokens})
-    for megabytes in others:
-        yield from _evaluated(root, smallest, _shards(root, megabytes), "text")
-    shutil.rmtree(root)
+def _processes(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+    """A step of the same micro-batches by one to four processes, of one thread each."""
+    data = _shards(place, 2)
+    tokens = LEAVES * 4 * SEQ_LEN
+    job = {"stage": "train", "root": str(place), **data, "width": max(plan["widths"][:4]),
+           "tokens_per_step": tokens, "steps": plan["steps"]}  # fmt: skip
+    for _ in range(plan["repeats"]):
+        for count in plan["processes"]:
+            facts, point = _measure({**job, "processes": count})
+            yield _point("train", "processes", facts, {**point, "seconds": facts["step_seconds"]})
 
 
-def _step(run: dict[str, Any]) -> dict[str, float]:
-    """A step's seconds in place of those of the whole training."""
-    return {"seconds": run["tokens_per_step"] / run["tok_per_sec"]}
+def _models(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+    """Training, evaluation and sampling by parameters; training by tokens per step."""
+    data = _shards(place, 2)
+    job = {"stage": "train", "root": str(place), "steps": plan["steps"], **data}
+    middle = plan["widths"][len(plan["widths"]) // 2]
+    for width in plan["widths"]:
+        for tokens in (STEP_TOKENS, *(plan["tokens_per_step"] if width == middle else ())):
+            facts, point = _measure({**job, "width": width, "tokens_per_step": tokens})
+            yield _point("train", "parameters", facts, {**point, "seconds": facts["step_seconds"]})
+        yield from _evaluate(place, facts, data)
+        own = {"parameters": facts["parameters"]}
+        sampled, point = _measure({"stage": "sample", "root": str(place), "run": facts["path"]})
+        yield _point("sample", "parameters", {**own, **sampled}, point)
 
 
-def _evaluated(root: Path, run: Point, data: Point, series: str) -> Iterator[Point]:
-    job = {"stage": "evaluate", "root": str(root), "run": run["path"], "shards": data["shards"]}
-    evaluation, point = _measure(job)
-    yield _point("evaluate", series, point, {**evaluation, "parameters": run["parameters"]})
+def _evaluation(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+    """Evaluation of a small model on more and more documents."""
+    first = _shards(place, 2)
+    job = {"stage": "train", "root": str(place), "steps": 1, **first}
+    facts, _ = _measure({**job, "width": plan["widths"][0], "tokens_per_step": STEP_TOKENS})
+    for megabytes in plan["evaluated_megabytes"]:
+        yield from _evaluate(place, facts, _shards(place, megabytes))
+
+
+def _evaluate(place: Path, of: Point, data: Point) -> Iterator[Point]:
+    job = {"stage": "evaluate", "root": str(place), "run": of["path"], "shards": data["shards"]}
+    facts, point = _measure(job)
+    yield _point("evaluate", "documents", {**facts, "parameters": of["parameters"]}, point)
+
+
+PARTS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Point]]] = {
+    "text": _text, "large": _large, "documents": _documents, "processes": _processes,
+    "models": _models, "evaluation": _evaluation,
+}  # fmt: skip
 
 
 def _shards(root: Path, megabytes: float) -> Point:
@@ -190,29 +243,30 @@ def _shards(root: Path, megabytes: float) -> Point:
     return {"shards": shards["path"], "data": job["data"]}
 
 
-def _point(stage: str, series: str, point: Point, facts: Point) -> Point:
-    kept = {name: value for name, value in facts.items() if name not in ("path", "shards")}
-    print(f"{stage} by {series}: {kept} {point}", file=sys.stderr)
-    return {"stage": stage, "series": series, **kept, **point}
+def _point(stage: str, series: str, facts: Point, point: Point) -> Point:
+    kept = {name: value for name, value in facts.items() if name not in ("path", "step_seconds")}
+    whole = {"stage": stage, "series": series, **kept, **point}
+    print(json.dumps(whole), file=sys.stderr)
+    return whole
 
 
 @cache
-def _block() -> tuple[list[str], int]:
-    """The stories that are repeated, and their bytes."""
-    texts = list(islice(stories(1337, 0, BLOCK_DOCUMENTS), BLOCK_DOCUMENTS))
-    return texts, sum(len(text.encode()) for text in texts)
+def _block() -> list[str]:
+    """The stories that are repeated."""
+    return list(islice(stories(1337, 0, BLOCK_DOCUMENTS), BLOCK_DOCUMENTS))
 
 
-def _write_text(path: Path, size: int) -> None:
-    """A parquet file of about `size` bytes of text, written a thousand documents at a time."""
-    texts, _ = _block()
+def _write_text(path: Path, size: int, joined: int = 1) -> None:
+    """A parquet file of about `size` bytes of text, written a thousand stories at a time."""
+    texts = _block()
     schema, written, number = pa.schema([("text", pa.string())]), 0, 0
     with pq.ParquetWriter(path, schema) as writer:
         while written < size:
             start = number % BLOCK_DOCUMENTS
             batch = [f"{t} {number + i}" for i, t in enumerate(texts[start : start + 1000])]
-            writer.write_table(pa.table([batch], schema=schema))
             number += len(batch)
+            batch = ["\n".join(batch[i : i + joined]) for i in range(0, len(batch), joined)]
+            writer.write_table(pa.table([batch], schema=schema))
             written += sum(map(len, batch))
 
 
@@ -248,14 +302,27 @@ def _measure(job: dict[str, Any]) -> tuple[dict[str, Any], Point]:
     if process.returncode:
         raise SystemExit(f"{job}: ended with code {process.returncode}")
     facts = json.loads(output.splitlines()[-1])
-    return facts, {"seconds": facts.pop("seconds"), "peak_bytes": peak}
+    names = ("seconds", "own_cpu_seconds", "own_peak_bytes")
+    return facts, {**{name: facts.pop(name) for name in names}, "peak_bytes": peak}
 
 
 def _do(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in this process; its facts, with the seconds of its own work."""
-    begin = time.perf_counter()
+    """Do one job in this process; its facts, with what it took.
+
+    `own_cpu_seconds` and `own_peak_bytes` are without those of its children: what no further
+    process takes over.
+    """
+    begin, cpu = time.perf_counter(), time.process_time()
     facts = _JOBS[job["stage"]](job, Path(job["root"]))
-    return {"seconds": time.perf_counter() - begin, **facts}
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": seconds,
+        "own_cpu_seconds": cpu,
+        "own_peak_bytes": peak * unit,
+        **facts,
+    }
 
 
 def _download(job: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -272,8 +339,11 @@ def _encode(job: dict[str, Any], root: Path) -> dict[str, Any]:
     source = read_record(Path(job["source"]), Source, verify=False)
     assert source is not None
     shards = encode(_config(job), source, root=root)
-    tokens = sum(split.tokens for split in shards.splits.values())
-    return {"path": str(shards.path), "tokens": tokens}
+    return {
+        "path": str(shards.path),
+        "tokens": sum(split.tokens for split in shards.splits.values()),
+        "dropped": sum(shards.dropped.values()),
+    }
 
 
 def _train(job: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -284,182 +354,283 @@ def _train(job: dict[str, Any], root: Path) -> dict[str, Any]:
     shutil.rmtree(root / "runs", ignore_errors=True)  # or a point of two series would be reused
     run = train(_config(job), shards, root=root)
     return {
-        "path": str(run.path), "parameters": run.parameters, "tok_per_sec": run.tok_per_sec,
+        "path": str(run.path), "parameters": run.parameters,
+        "step_seconds": job["tokens_per_step"] / run.tok_per_sec,
         "tokens_per_step": job["tokens_per_step"], "processes": job.get("processes", 1),
     }  # fmt: skip
 
 
-def _evaluate(job: dict[str, Any], root: Path) -> dict[str, Any]:
+def _score(job: dict[str, Any], root: Path) -> dict[str, Any]:
     from slm.evaluation.evaluate import evaluate
 
-    run = read_record(Path(job["run"]), Run, verify=False)
-    shards = read_record(Path(job["shards"]), Shards, verify=False)
-    assert run is not None
+    run, shards = _run_of(job), read_record(Path(job["shards"]), Shards, verify=False)
     assert shards is not None
     shutil.rmtree(run.path / "evaluation", ignore_errors=True)
-    done: Evaluation = evaluate(_config(job), run, shards)
-    return {
-        "documents": done.documents, "tokens": done.tokens, "bytes": done.bytes,
-        "train_tokens": shards.splits["train"].tokens,
-    }  # fmt: skip
+    done = evaluate(_config(job), run, shards)
+    return {"documents": done.documents, "tokens": done.tokens, "bytes": done.bytes}
 
 
-_JOBS = {"download": _download, "encode": _encode, "train": _train, "evaluate": _evaluate}
+def _sample(job: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The seconds of a token: of texts of a single row each."""
+    from slm.model.sample import generate
+    from slm.model.saved import load_model
+
+    run = _run_of(job)
+    model, tokenizer = load_model(run.checkpoint("best"))
+    generate(model, tokenizer, ["Once"], max_new_tokens=10)
+    samples = [
+        generate(model, tokenizer, ["Once"], max_new_tokens=100, seed=seed)[0] for seed in range(4)
+    ]
+    tokens = sum(sample.tokens + sample.ended for sample in samples)
+    return {"token_seconds": sum(sample.seconds for sample in samples) / tokens}
+
+
+def _run_of(job: dict[str, Any]) -> Run:
+    run = read_record(Path(job["run"]), Run, verify=False)
+    assert run is not None
+    return run
+
+
+_JOBS = {
+    "download": _download, "encode": _encode, "train": _train, "evaluate": _score,
+    "sample": _sample,
+}  # fmt: skip
 
 
 def _config(job: dict[str, Any]) -> PipelineConfig:
     """The config of a job. Processes have a thread each, where several are compared."""
     width = job.get("width", 64)
     train: dict[str, Any] = {
-        "max_steps": job.get("steps", 1), "tokens_per_step": job.get("tokens_per_step", 128),
+        "max_steps": job.get("steps", 1), "tokens_per_step": job.get("tokens_per_step", SEQ_LEN),
         "evaluate_every": 10**6, "checkpoint_every": 10**6,
     }  # fmt: skip
     if "processes" in job:
-        train |= {"processes": job["processes"], "threads": 1, "micro_batch_size": job["rows"]}
+        rows = job["tokens_per_step"] // SEQ_LEN // LEAVES
+        train |= {"processes": job["processes"], "threads": 1, "micro_batches": LEAVES,
+                  "micro_batch_size": rows}  # fmt: skip
+    model = {"n_embd": width, "n_head": width // 32, "n_layer": SHAPES.get(width, 2)}
     fields: dict[str, Any] = {
         "recipe": "bench",
         "data": job.get("data", {"source": "stories", "documents": 1}),
-        "model": {"n_embd": width, "n_head": width // 32, "n_layer": SHAPES[width], "seq_len": 128},
+        "model": {**model, "seq_len": SEQ_LEN},
         "train": train,
     }
     return PipelineConfig.model_validate(fields)
 
 
-# ---- the fits ---------------------------------------------------------------------------------
-
-# Series: its stage, its name, what is plotted against what.
-SERIES = (
-    ("download", "text", "bytes", "seconds"),
-    ("download", "text", "documents", "peak_bytes"),
-    ("encode", "text", "bytes", "seconds"),
-    ("encode", "text", "documents", "peak_bytes"),
-    ("encode", "processes", "1 / processes", "seconds"),
-    ("train", "parameters", "parameters x tokens_per_step", "seconds"),
-    ("train", "parameters", "parameters", "peak_bytes"),
-    ("train", "tokens", "tokens_per_step", "seconds"),
-    ("train", "processes", "1 / processes", "seconds"),
-    ("train", "processes", "processes", "peak_bytes"),
-    ("evaluate", "parameters", "parameters x tokens", "seconds"),
-    ("evaluate", "text", "documents", "seconds"),
-    ("evaluate", "text", "documents", "peak_bytes"),
-)
+# ---- the costs --------------------------------------------------------------------------------
 
 
-def _fits(points: list[Point]) -> list[dict[str, Any]]:
-    """The two curves of every series that has points enough."""
-    fits = []
-    for stage, series, x, y in SERIES:
-        of = [p for p in points if p["stage"] == stage and p["series"] == series]
-        if (stage, series) == ("evaluate", "text"):  # the smallest text is of the other series
-            shared = [p for p in points if p["stage"] == stage and p["series"] == "parameters"]
-            of = [*shared[:1], *of]
-        if len(of) >= 2:
-            xs, ys = [_value(p, x) for p in of], [float(p[y]) for p in of]
-            fits.append({"stage": stage, "series": series, "x": x, "y": y, **fit(xs, ys)})
-    return fits
+class Cost(NamedTuple):
+    """What is fitted: a value of the points of a stage, by terms that are products of others."""
+
+    stage: str
+    series: tuple[str, ...]
+    of: str  # seconds, bytes of memory
+    terms: tuple[str, ...]
 
 
-def _value(point: Point, name: str) -> float:
-    """A point's value on the axis of that name: `a`, `1 / a` or `a x b`."""
-    if name.startswith("1 / "):
-        return 1 / float(point[name.removeprefix("1 / ")])
+TEXT = ("text", "long documents")
+DOWNLOAD = Cost("download", TEXT, "seconds", ("bytes", "documents"))
+DOWNLOAD_MEMORY = Cost("download", TEXT, "peak_bytes", ("documents",))
+ENCODE = Cost("encode", TEXT, "seconds", ("bytes", "documents"))
+ENCODE_ALONE = Cost("encode", TEXT, "own_cpu_seconds", ("bytes", "documents"))
+ENCODE_MEMORY = Cost("encode", TEXT, "own_peak_bytes", ("documents",))
+NEAR = Cost("encode", ("near-duplicates",), "own_cpu_seconds", ("documents",))
+NEAR_MEMORY = Cost("encode", ("near-duplicates",), "own_peak_bytes", ("documents",))
+STEP = Cost("train", ("parameters",), "seconds", ("parameters x tokens_per_step", "parameters"))
+STEP_MEMORY = Cost("train", ("parameters",), "peak_bytes", ("parameters",))
+SCORE = Cost("evaluate", ("documents",), "seconds", ("parameters x tokens", "documents"))
+SCORE_MEMORY = Cost("evaluate", ("documents",), "peak_bytes", ("documents",))
+TOKEN = Cost("sample", ("parameters",), "token_seconds", ("parameters",))
+COSTS = (
+    DOWNLOAD, DOWNLOAD_MEMORY, ENCODE, ENCODE_ALONE, ENCODE_MEMORY, NEAR, NEAR_MEMORY, STEP,
+    STEP_MEMORY, SCORE, SCORE_MEMORY, TOKEN,
+)  # fmt: skip
+
+
+def value(point: Point, name: str) -> float:
+    """A point's value of a term: `a` or `a x b`."""
     return float(np.prod([float(point[part]) for part in name.split(" x ")]))
 
 
-def fit(xs: Sequence[float], ys: Sequence[float]) -> dict[str, float | None]:
-    """`intercept + slope · x` and `factor · x ** exponent`, each with its largest relative error.
+def fit(cost: Cost, points: Sequence[Point]) -> dict[str, Any]:
+    """The coefficients of a cost, the fixed one first, with how far they can be trusted.
 
-    The error is relative since a series covers orders of magnitude: of 1 s and of 1,000 s a tenth
-    is the same miss. No part of a cost is below zero.
+    Returns `points`, `coefficients`, `intervals` (95 %, of each), `error` (the largest relative
+    one), `exponent` (of the first term, alone, over the points in the upper half of its range),
+    `exponent_interval`, `refused` (why nothing is projected by it, or None) and `resampled`: the
+    coefficients of every resample.
     """
-    x, y = np.array(xs), np.array(ys)
-    (intercept, slope), _ = nnls(np.stack([1 / y, x / y], axis=1), np.ones(len(y)))
-    exponent, factor = np.polyfit(np.log(x), np.log(y), 1)
-    power = np.exp(factor) * x**exponent
+    of = [p for p in points if p["stage"] == cost.stage and p["series"] in cost.series]
+    if cost in (ENCODE, ENCODE_ALONE, ENCODE_MEMORY) and any(p["bytes"] > IN_PROCESS for p in of):
+        of = [p for p in of if p["bytes"] > IN_PROCESS]
+    empty: dict[str, Any] = {
+        "points": len(of), "coefficients": [], "intervals": [], "error": None,
+        "exponent": None, "exponent_interval": None,
+    }  # fmt: skip
+    needed = len(cost.terms) + 4
+    if len(of) < needed:
+        return {**empty, "refused": f"{len(of)} points of {needed} at least", "resampled": []}
+    terms = np.array([[value(p, term) for term in cost.terms] for p in of])  # (N, K)
+    y = np.array([float(p[cost.of]) for p in of])
+    spread = terms.max(axis=0) / terms.min(axis=0)  # (K,)
+    for name, ratio in zip(cost.terms, spread, strict=True):
+        if ratio < SPREAD:
+            why = f"its {name} differ by a factor of {ratio:.1f}, of {SPREAD:g} at least"
+            return {**empty, "refused": why, "resampled": []}
+    rng = np.random.default_rng(0)
+    coefficients = _least(terms, y)
+    curve = coefficients[0] + terms @ coefficients[1:]
+    residuals = y / curve - 1
+    spare = np.sqrt(len(y) / (len(y) - 1 - len(cost.terms)))  # fitted residuals are too small
+    drawn = [curve * (1 + spare * rng.choice(residuals, len(y))) for _ in range(RESAMPLES)]
+    resampled = np.array([_least(terms, np.maximum(d, curve / 100)) for d in drawn])
+    upper = terms[:, 0] >= np.sqrt(terms[:, 0].min() * terms[:, 0].max())
+    exponent, exponents = _slopes(terms[upper, 0], y[upper], [d[upper] for d in drawn])
+    error = float(np.abs(residuals).max())
+    refused = f"a point is {error:.0%} off the curve" if error > MAX_ERROR else None
     return {
         "points": len(y),
-        "intercept": float(intercept),
-        "slope": float(slope),
-        "error": float(np.max(np.abs((intercept + slope * x) / y - 1))),
-        "factor": float(np.exp(factor)),
-        "exponent": float(exponent),
-        "power_error": float(np.max(np.abs(power / y - 1))),
+        "coefficients": coefficients.tolist(),
+        "intervals": np.quantile(resampled, (0.025, 0.975), axis=0).T.tolist(),
+        "error": error,
+        "exponent": exponent,
+        "exponent_interval": np.quantile(exponents, (0.025, 0.975)).tolist(),
+        "refused": refused,
+        "resampled": resampled.tolist(),
     }
+
+
+def _least(terms: Values, y: Values) -> Values:
+    """Non-negative coefficients (1 + K,) of least relative error; terms (N, K), y (N,)."""
+    rows = np.column_stack([np.ones(len(y)), terms]) / y[:, None]
+    scale = np.linalg.norm(rows, axis=0)  # bytes are 10⁹ and the fixed part is 1
+    solution: Values = nnls(rows / scale, np.ones(len(y)))[0] / scale
+    return solution
+
+
+def _slopes(x: Values, y: Values, drawn: Sequence[Values]) -> tuple[float, list[float]]:
+    """The slope of log y by log x, and those of the resampled y."""
+    logs = np.log(x)
+    slopes = [float(np.polyfit(logs, np.log(np.maximum(v, 1e-12)), 1)[0]) for v in (y, *drawn)]
+    return slopes[0], slopes[1:]
 
 
 # ---- at scale ---------------------------------------------------------------------------------
 
 
-def _at_scale(points: list[Point], fits: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a billion documents and 64 GPUs cost by the affine fits and by what is assumed."""
-    by = {(f["stage"], f["series"], f["x"], f["y"]): f for f in fits}
+def at_scale(curves: dict[Cost, dict[str, Any]], points: Sequence[Point]) -> list[dict[str, Any]]:
+    """What a billion documents and 64 GPUs cost; rows of `what`, `value`, `low`, `high`, `unit`.
 
-    def cost(stage: str, series: str, x: str, y: str, at: float) -> float:
-        curve = by[stage, series, x, y]
-        return float(curve["intercept"] + curve["slope"] * at)
+    A row whose cost is not projected has `refused` in place of its value.
+    """
+    rows: list[dict[str, Any]] = []
 
-    largest = max((p for p in points if p["stage"] == "encode"), key=lambda p: p["bytes"])
+    def add(
+        what: str, unit: str, amount: float | None, low: float | None = None,
+        high: float | None = None, refused: str | None = None,
+    ) -> None:  # fmt: skip
+        names = {"value": amount, "low": low, "high": high, "refused": refused}
+        rows.append({"what": what, "unit": unit, **names})
+
+    def projected(what: str, unit: str, cost: Cost, at: Sequence[float], per: float = 1) -> None:
+        curve = curves[cost]
+        if curve["refused"]:
+            return add(what, unit, None, refused=curve["refused"])
+        terms = np.array([1.0, *at])
+        low, high = np.quantile(np.array(curve["resampled"]) @ terms, (0.025, 0.975)) / per
+        return add(what, unit, float(terms @ curve["coefficients"]) / per, float(low), float(high))
+
+    encoded = [p for p in points if p["stage"] == "encode" and p["series"] == "text"]
+    if not encoded:
+        return []
+    largest = max(encoded, key=lambda p: p["bytes"])
     documents = TARGET["documents"]
     size = documents * largest["bytes"] / largest["documents"]
     tokens = documents * largest["tokens"] / largest["documents"]
-    one = cost("encode", "text", "bytes", "seconds", size)
-    shares = by["encode", "processes", "1 / processes", "seconds"]
-    whole = shares["intercept"] + shares["slope"]  # of one process
-    by_workers = whole / (shares["intercept"] + shares["slope"] / available_cores())
-    serial = one * by_workers * shares["intercept"] / whole
+    add("text", "TB", size / 1e12)
+    add("tokens", "billion", tokens / 1e9)
+    add("disk: units, trimmed units, shards", "TB", (3 * 2 * tokens + 2 * 32 * documents) / 1e12)
+    add("download, over the network", "h", size / ASSUMED["bytes_per_second_of_a_download"] / 3600)
+    projected("download, its own work", "h", DOWNLOAD, (size, documents), 3600)
+    projected("download, memory", "GB", DOWNLOAD_MEMORY, (documents,), 1e9)
+    read = size / ASSUMED["bytes_per_second_of_the_storage"] / 3600
+    add("reading the text once, as each verification does", "h", read)
+    projected(f"encode, {available_cores()} cores", "h", ENCODE, (size, documents), 3600)
+    projected("encode, what one process does however many there are", "h", ENCODE_ALONE,
+              (size, documents), 3600)  # fmt: skip
+    projected("encode, memory of that process", "GB", ENCODE_MEMORY, (documents,), 1e9)
+    projected("encode, near-duplicates, that process", "h", NEAR, (documents,), 3600)
+    projected("encode, near-duplicates, its memory", "TB", NEAR_MEMORY, (documents,), 1e12)
+    held_out = documents * TARGET["held_out"]
+    projected("evaluate, memory of 1 % held out", "GB", SCORE_MEMORY, (held_out,), 1e9)
+    computing, exchanging = step_seconds()
     steps = tokens / TARGET["tokens_per_step"]
-    flops = 6 * TARGET["parameters"] * tokens
-    computing = flops / (TARGET["gpus"] * ASSUMED["gpu_flops"] * ASSUMED["gpu_share"])
-    exchange = steps * 2 * 4 * TARGET["parameters"] / ASSUMED["bytes_per_second"]
-    memory = {
-        stage: cost(stage, "text", "documents", "peak_bytes", documents) / 1e9
-        for stage in ("download", "encode")
-    }
-    room = by["encode", "text", "documents", "peak_bytes"]
-    most = (ASSUMED["machine_memory"] - room["intercept"]) / max(room["slope"], 1e-9)
-    on_disk = size + 2 * (2 * tokens) + 32 * documents  # units have four numbers per document
-    rows = [
-        ("text", size / 1e9, "GB"),
-        ("tokens", tokens / 1e9, "billion"),
-        ("download, over the network", size / ASSUMED["hub_bytes_per_second"] / 3600, "h"),
-        ("download, its own work", cost("download", "text", "bytes", "seconds", size) / 3600, "h"),
-        ("download, memory", memory["download"], "GB"),
-        (f"encode, {available_cores()} processes", one / 3600, "h"),
-        ("encode, 64 workers", (serial + (one * by_workers - serial) / 64) / 3600, "h"),
-        ("encode, any number of workers", serial / 3600, "h"),
-        ("encode, memory of its processes", memory["encode"], "GB"),
-        ("encode, documents that fill the assumed memory", most / 1e9, "billion"),
-        ("encode, disk: text, units, shards", on_disk / 1e9, "GB"),
-        ("train, 64 GPUs, computing", computing / 3600, "h"),
-        ("train, 64 GPUs, gradients if not overlapped", exchange / 3600, "h"),
-        ("train, steps", steps, ""),
-    ]  # fmt: skip
-    if ("evaluate", "text", "documents", "seconds") in by:
-        held_out = documents / 100
-        seconds = cost("evaluate", "text", "documents", "seconds", held_out)
-        peak = cost("evaluate", "text", "documents", "peak_bytes", held_out)
-        rows.append(("evaluate, a hundredth held out, smallest model", seconds / 3600, "h"))
-        rows.append(("evaluate, memory", peak / 1e9, "GB"))
-    return [{"what": name, "value": value, "unit": unit} for name, value, unit in rows]
+    add("train, steps", "", steps)
+    add("train, 64 GPUs, computing", "h", steps * computing / 3600)
+    add("train, 64 GPUs, exchanging gradients", "h", steps * exchanging / 3600)
+    add("train, 64 GPUs, share of their time that computes", "%",
+        100 * computing / (computing + exchanging))  # fmt: skip
+    return rows
+
+
+def step_seconds() -> tuple[float, float]:
+    """Seconds of a step of the target that compute, and those that exchange, by what is assumed.
+
+    `elastic` sends each float32 gradient twice, to the process that adds it up and back, after the
+    last micro-batch: nothing of it is hidden behind computing.
+    """
+    each = TARGET["tokens_per_step"] / TARGET["gpus"]
+    others = (TARGET["gpus"] - 1) / TARGET["gpus"]
+    sent = 2 * 4 * TARGET["parameters"] * others
+    return (
+        each / ASSUMED["tokens_per_second_of_a_gpu"],
+        sent / ASSUMED["bytes_per_second_between_gpus"],
+    )
 
 
 # ---- shown ------------------------------------------------------------------------------------
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The points, the fits and what they say, as three tables."""
+    """The points, the costs and what they come to, as tables."""
     machine = result["machine"]
     lines = [f"{limits.describe(machine)}, {machine['memory_bytes'] / 1e9:.0f} GB of memory", ""]
     columns = ("stage", "series", "bytes", "documents", "tokens", "parameters", "tokens_per_step",
-               "processes", "seconds", "peak_bytes")  # fmt: skip
+               "processes", "seconds", "token_seconds", "own_cpu_seconds", "peak_bytes",
+               "own_peak_bytes")  # fmt: skip
     lines += _table(columns, [[p.get(name) for name in columns] for p in result["points"]])
-    names = ("stage", "x", "y", "points", "intercept", "slope", "error", "exponent", "power_error")
-    lines += _table(names, [[each[name] for name in names] for each in result["fits"]])
-    rows = [[each["what"], each["value"], each["unit"]] for each in result["at_scale"]]
-    lines += _table(("a billion documents", "value", "unit"), rows)
-    rows = [[name, value] for name, value in {**result["target"], **result["assumed"]}.items()]
+    rows = []
+    for cost in result["costs"]:
+        parts = [
+            f"{name} {_cell(c)} ({_cell(low)} to {_cell(high)})"
+            for name, c, (low, high) in zip(
+                _names(cost["terms"]), cost["coefficients"], cost["intervals"], strict=False
+            )
+        ]
+        exponent = None
+        if cost["exponent"] is not None:
+            low, high = cost["exponent_interval"]
+            exponent = f"{cost['exponent']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([cost["stage"], ", ".join(cost["series"]), cost["of"], cost["points"],
+                     "; ".join(parts), cost["error"], exponent, cost["refused"]])  # fmt: skip
+    names = ("stage", "series", "of", "points", "cost (95 %)", "error", "log-log slope", "refused")
+    lines += _table(names, rows)
+    rows = [
+        [n["what"], "" if n["value"] is None else f"{_cell(n['value'])} {n['unit']}".strip(),
+         "" if n["low"] is None else f"{_cell(n['low'])} to {_cell(n['high'])}", n["refused"]]
+        for n in result["at_scale"]
+    ]  # fmt: skip
+    lines += _table(("a billion documents", "value", "95 %", "not projected"), rows)
+    rows = [[name, number] for name, number in {**result["target"], **result["assumed"]}.items()]
     lines += _table(("target and assumptions", "value"), rows)
     return "\n".join(lines)
+
+
+def _names(terms: Sequence[str]) -> tuple[str, ...]:
+    """Of the coefficients of a cost."""
+    return ("fixed", *(f"per {term}" for term in terms))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -468,23 +639,24 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [f"| {line} |" for line in (*header, *map(" | ".join, shown))] + [""]
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+def _cell(number: Any) -> str:
+    if isinstance(number, float):
+        return f"{number:,.0f}" if 1000 <= abs(number) < 1e6 else f"{number:.3g}"
+    return "" if number is None else f"{number:,}" if isinstance(number, int) else str(number)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--quick", action="store_true", help="a few small points, in a minute")
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure that alone")
     parser.add_argument("--write", type=Path, help="folder for scaling.json and scaling.md")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         print(json.dumps(_do(json.loads(options.job))))
         return
-    result = run(options.quick, options.write)
+    result = run(options.quick, options.part, options.write)
     if options.json:
         print(json.dumps(result))
         return

@@ -7,6 +7,7 @@ have a `description`, which nothing depends on. An override is a dotted key and 
 before any work starts.
 """
 
+import copy
 import glob
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -72,10 +73,16 @@ _PlainNumbers.add_constructor("tag:yaml.org,2002:int", _PlainNumbers.decimal_or_
 _PlainNumbers.add_constructor("tag:yaml.org,2002:float", _PlainNumbers.decimal_or_text)
 
 
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """The data of a YAML text. Not to be changed: the next call of the same text returns them."""
+    return _PlainNumbers(text).get_single_data()
+
+
 def read_pipelines(path: Path) -> dict[str, Any]:
     """A parsed `pipelines.yaml`. Raises UserError where it is missing or not such a file."""
     try:
-        content = _PlainNumbers(path.read_text(encoding="utf-8")).get_single_data() or {}
+        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"))) or {}
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist: `slm init` makes one, or work in a folder that has one"

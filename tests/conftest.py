@@ -31,6 +31,23 @@ from slm.recipes import load_recipe  # noqa: E402
 prepare()
 
 
+# Files of more than ten seconds. They are begun first: the other workers would wait for the last.
+LONG_FILES = (
+    "orchestration/test_flows.py", "orchestration/test_server_state.py",
+    "training/test_parallel.py", "training/test_elastic.py", "training/test_faults.py",
+    "retraining/test_decide.py", "store/test_second_machine.py", "store/test_s3.py",
+    "training/test_distributed.py", "test_overlap.py", "test_wheel.py", "cli/test_ending.py",
+    "reproduction/test_reproduce.py", "registry/test_gate.py", "tracking/test_mirror.py",
+    "training/test_loop.py", "training/test_signals.py", "orchestration/test_cluster.py",
+    "registry/test_register.py", "cli/test_history_commands.py", "cli/test_commands.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(SESSION_DATA, ignore_errors=True)
 

@@ -106,8 +106,10 @@ def compare(before: Source, now: Source, sample: int) -> tuple[Changes, list[str
 
 def _hashes(source: Source) -> Hashes:
     """Of every document, in order; (N,)."""
-    hashes = (document_hash(text.encode()) for text in source_texts(source))
-    return np.frombuffer(bytearray().join(hashes), "<u8")
+    hashes = bytearray()
+    for text in source_texts(source):  # a join would hold an object of 41 bytes for each of them
+        hashes += document_hash(text.encode())
+    return np.frombuffer(hashes, "<u8")
 
 
 def _ends(

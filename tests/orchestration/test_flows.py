@@ -17,6 +17,7 @@ import pytest
 import stages
 import tiny_run
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
@@ -259,16 +260,24 @@ def test_the_deploy_file_deploys_as_it_is(
     folder = tmp_path / "a project"
     shutil.copytree(ROOT / "flows", folder / "flows")
     shutil.copy(ROOT / "pipelines.yaml", folder)
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    for command in (
-        ["work-pool", "create", "slm-process", "--type", "process"],
-        ["deploy", "--all", "--prefect-file", "pipelines.yaml"],
-    ):
-        env = {**os.environ, "PREFECT_API_URL": server}
-        done = subprocess.run(
-            [*prefect, *command], cwd=folder, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    client.create_work_pool(WorkPoolCreate(name="slm-process", type="process"))
+    command = [
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--all",
+        "--prefect-file",
+        "pipelines.yaml",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
     expected = check(ROOT / "pipelines.yaml")
     flows = {flow.id: flow.name for flow in client.read_flows()}

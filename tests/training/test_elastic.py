@@ -174,7 +174,7 @@ def test_all_processes_get_the_sum_of_gradients_and_losses(
 # ---- trainings --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_any_number_of_processes_trains_to_the_same_bits(optimizer: str, lab: Lab) -> None:
     """3 do not divide the 4 micro-batches; one of 5 has none."""
     lab = changed(lab, optimizer=optimizer)

@@ -487,7 +487,7 @@ def test_a_journal_with_missing_steps_is_not_resumed_from(lab: Lab, expected: Bi
 # ---- two together -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("races", [5, short_and_long(100)])
+@pytest.mark.parametrize("races", [2, short_and_long(100)])
 @pytest.mark.timeout(500)
 def test_of_two_trainers_the_second_is_refused_at_once(
     lab: Lab, races: int, figure: Figure

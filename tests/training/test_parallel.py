@@ -163,7 +163,10 @@ def test_sharded_by_2_whole_in_1_and_sharded_by_2_the_weights_are_the_same(
     assert run.verified_record is not None
 
 
-@pytest.mark.parametrize("first", ["elastic", *PARALLEL])
+@pytest.mark.parametrize(
+    "first",
+    ["fsdp", *(pytest.param(other, marks=pytest.mark.slow) for other in ("elastic", "ddp"))],
+)
 def test_a_checkpoint_of_any_kind_is_resumed_by_any_other(
     first: str, make_lab: Callable[..., Lab]
 ) -> None:
