@@ -83,7 +83,7 @@ class _Layer:
 
     def __init__(self, block: Block) -> None:
         a, mlp = block.attention, block.mlp
-        self.heads, self.head_dim = (a.n_head, a.n_kv_head), a.head_dim
+        self.heads, self.head_dim = [a.n_head, a.n_kv_head], a.head_dim
         self.attention_norm, self.mlp_norm = _Norm(block.attention_norm), _Norm(block.mlp_norm)
         self.gain = None  # (heads of queries and keys, D)
         if a.q_norm is not None and a.k_norm is not None:

@@ -1,8 +1,8 @@
 """The log-likelihood of many short texts that often begin alike, each beginning computed once.
 
-The texts are sorted and put into rows. A row holds a tree (`slm.model.trees`): a text adds to it only
-what follows the beginning that it shares with the text before it. Of BLiMP's sentences that is about
-half of the positions.
+The texts are sorted and put into rows. A row holds a tree (`slm.model.trees`): a text adds to it
+only what follows the beginning that it shares with the text before it. Of BLiMP's sentences that is
+about half of the positions.
 """
 
 from collections.abc import Iterable, Sequence
