@@ -5,7 +5,10 @@ only what follows the beginning that it shares with the text before it. Of BLiMP
 about half of the positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +22,8 @@ from slm.progress import Progress, silent
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 ROW = 128  # positions of a row, unless a text is longer
-BATCH_TOKENS = {"cpu": 512}  # positions of a batch: their activations fit into the caches
-MAX_BATCH_TOKENS = 8192  # elsewhere
+CPU_BATCH = 512  # positions of a batch, so that their activations stay in a core's cache
+BATCH = 8192  # elsewhere
 LOGIT_CHUNK = 256  # positions whose logits exist at once
 
 Ints = npt.NDArray[np.int64]
@@ -86,7 +89,7 @@ def fitted(ids: list[int], first: int, seq_len: int) -> list[Request]:
 class Row(NamedTuple):
     """A tree of texts, and what is predicted from it."""
 
-    ids: list[int]  # of its positions, at most as many as the width
+    ids: list[int]  # of its positions
     depths: list[int]
     ends: list[int]  # of each position, where its subtree ends
     sources: list[int]  # of each prediction, the position that it is made from
@@ -94,8 +97,11 @@ class Row(NamedTuple):
     requests: list[int]  # and the request that it counts for
 
 
-def pack(requests: Sequence[Request], width: int) -> list[Row]:
-    """The requests in rows of at most `width` positions, those that begin alike together."""
+def pack(requests: Sequence[Request], width: int = ROW) -> list[Row]:
+    """The requests in rows of at most `width` positions, those that begin alike together.
+
+    A longer text has a row of its own.
+    """
     order = sorted(range(len(requests)), key=lambda number: requests[number].ids)
     rows: list[Row] = []
     path: list[int] = []  # the positions that lead to the end of the text before
@@ -143,7 +149,6 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 # ---- the model --------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def log_likelihoods(
     model: GPT, requests: Sequence[Request], progress: Progress = silent
 ) -> LogLikelihoods:
@@ -152,37 +157,72 @@ def log_likelihoods(
     The same requests give the same bits, whatever their order. None may be longer than the context
     and one token.
     """
-    device = model.embed.weight.device
     order = sorted(range(len(requests)), key=lambda number: requests[number])
     distinct: dict[Request, int] = {}
     number_of = np.empty(len(requests), np.int64)
     for number in order:
         number_of[number] = distinct.setdefault(requests[number], len(distinct))
-    width = max([ROW, *(len(request.ids) - 1 for request in distinct)])
-    rows = pack(list(distinct), width)
+    rows = pack(list(distinct))
     nats = np.zeros(len(distinct))
     greedy = np.ones(len(distinct), bool)
-    reader = TreeReader(model)
-    rows_per_batch = max(1, BATCH_TOKENS.get(device.type, MAX_BATCH_TOKENS) // width)
-    for start in range(0, len(rows), rows_per_batch):
-        batch = rows[start : start + rows_per_batch]
-        ids, depths, ends = (tensor.to(device) for tensor in _padded(batch, width))
-        hidden = reader.hidden(ids, depths, ends)  # (B·T, C)
-        sources = np.concatenate([width * i + np.array(r.sources) for i, r in enumerate(batch)])
-        targets = np.concatenate([np.array(row.targets) for row in batch])
-        owners = np.concatenate([np.array(row.requests) for row in batch])
-        figures, best = _predictions(reader, hidden, sources, targets)
-        np.add.at(nats, owners, figures)
-        greedy[owners[~best]] = False
-        progress("texts", int((start + len(batch)) / len(rows) * len(requests)), len(requests))
+    reader, on_cpu = TreeReader(model), model.embed.weight.device.type == "cpu"
+    batches = _batches(rows, CPU_BATCH if on_cpu else BATCH)
+    done = 0
+    with _workers(on_cpu) as pool:
+        for batch, scored in zip(batches, pool.map(partial(_scored, reader), batches), strict=True):
+            owners, figures, best = scored
+            np.add.at(nats, owners, figures)
+            greedy[owners[~best]] = False
+            done += len(batch)
+            progress("texts", int(done / len(rows) * len(requests)), len(requests))
     return LogLikelihoods(nats[number_of], greedy[number_of])
 
 
-def _padded(rows: Sequence[Row], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, depths and ends, (B, T) each."""
-    shape = (len(rows), width)
+def _batches(rows: Sequence[Row], positions: int) -> list[list[Row]]:
+    """Rows of similar length together, of so many positions with their padding; longest first."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].ids) > positions:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+@contextmanager
+def _workers(on_cpu: bool) -> Iterator[ThreadPoolExecutor]:
+    """Threads that score batches: on a CPU one per core, each with its batch in its own caches.
+
+    Several threads on one operation would wait for each other after each of them.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        threads if on_cpu else 1, initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def _scored(
+    reader: TreeReader, batch: Sequence[Row]
+) -> tuple[Ints, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The predictions of rows: the request of each, its log-likelihood, whether it is greedy."""
+    hidden = reader.hidden(*(tensor.to(reader.embed.device) for tensor in _padded(batch)))
+    width = len(batch[0].ids)
+    sources = np.concatenate([width * i + np.array(row.sources) for i, row in enumerate(batch)])
+    targets = np.concatenate([np.array(row.targets) for row in batch])
+    owners = np.concatenate([np.array(row.requests) for row in batch])
+    return owners, *_predictions(reader, hidden, sources, targets)
+
+
+def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, depths and ends, (B, T) each, of rows of which the first is the longest."""
+    shape = (len(rows), len(rows[0].ids))
     ids, depths = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    ends = np.tile(np.arange(1, width + 1), (len(rows), 1))
+    ends = np.tile(np.arange(1, shape[1] + 1), (len(rows), 1))
     for i, row in enumerate(rows):
         length = len(row.ids)
         ids[i, :length], depths[i, :length], ends[i, :length] = row.ids, row.depths, row.ends
