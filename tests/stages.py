@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import slm.evaluation.benchmark.benchmark
 import slm.evaluation.evaluate
 import slm.registry.register
 import slm.report.write
@@ -16,6 +17,7 @@ import slm.training.launch
 from slm.config import PipelineConfig
 from slm.progress import Progress, silent
 from slm.records import (
+    Benchmarks,
     Evaluation,
     FileEntry,
     Record,
@@ -77,6 +79,13 @@ EVALUATION = Evaluation(
     val_loss=5.25,
     val_bpb=2.5,
 )
+BENCHMARKS = Benchmarks(
+    key="7" * 64,
+    run=EVALUATION.run,
+    checkpoint="step_000002",
+    weights_sha256="7" * 64,
+    tasks=(),
+)
 REPORT = Report(key="8" * 64, run=EVALUATION.run)
 VERSION = Version(
     key="9" * 64,
@@ -112,6 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
         (slm.tokens.encode, "encode", SHARDS, root / "shards" / "tiny-2"),
         (slm.training.launch, "train", RUN, run),
         (slm.evaluation.evaluate, "evaluate", EVALUATION, run / "evaluation"),
+        (slm.evaluation.benchmark.benchmark, "benchmark", BENCHMARKS, run / "benchmarks"),
         (slm.report.write, "write_report", REPORT, run / "report"),
         (slm.registry.register, "register", VERSION, run),
     ):

@@ -12,7 +12,7 @@ from slm.errors import UserError
 from slm.orchestration.outline import Until, run, run_pipeline
 
 Config = Callable[..., PipelineConfig]
-CALLS = ["download", "encode", "train", "evaluate", "write_report", "register"]
+CALLS = ["download", "encode", "train", "evaluate", "benchmark", "write_report", "register"]
 
 
 @pytest.mark.parametrize(("count", "until"), list(enumerate(get_args(Until), 1)))
@@ -24,11 +24,21 @@ def test_it_runs_up_to_a_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called = stages.install(monkeypatch, data_root)
-    made = run_pipeline(tiny_config(), until)
+    made = run_pipeline(tiny_config(**{"benchmark.tasks": ["stories"]}), until)
     assert called == CALLS[:count]
     assert list(made["seconds"]) == list(get_args(Until))[:count]
     assert made["reused"] == (["encode"] if count > 1 else [])
-    assert ("val_bpb" in made, "champion" in made) == (count > 3, count > 6)
+    assert ("val_bpb" in made, "champion" in made) == (count > 3, count > 7)
+
+
+def test_without_tasks_there_is_no_stage_for_them(
+    tiny_config: Config, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    run_pipeline(tiny_config(), "report")
+    assert called == [name for name in CALLS if name not in ("benchmark", "register")]
+    with pytest.raises(UserError, match="no task is given"):
+        run_pipeline(tiny_config(), "benchmark")
 
 
 def test_all_of_it_gives_what_the_command_prints(
