@@ -80,11 +80,7 @@ EVALUATION = Evaluation(
     val_bpb=2.5,
 )
 BENCHMARKS = Benchmarks(
-    key="7" * 64,
-    run=EVALUATION.run,
-    checkpoint="step_000002",
-    weights_sha256="7" * 64,
-    tasks=(),
+    key="a" * 64, run=EVALUATION.run, checkpoint="step_000002", weights_sha256="7" * 64, tasks=()
 )
 REPORT = Report(key="8" * 64, run=EVALUATION.run)
 VERSION = Version(

@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Failed, Scheduled
+from scored import task_of, write_task
 
 import slm.source.download
 import slm.training.launch
@@ -121,6 +122,19 @@ def test_the_flow_leaves_its_results_on_the_server(
     filters = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     lines = [log.message for log in client.read_logs(filters)]
     assert any(line.startswith("train     done") for line in lines)
+
+
+def test_a_flow_with_tasks_leaves_a_table_of_them(
+    client: SyncPrefectClient, project: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stages.install(monkeypatch, data_root)
+    state = pipeline.pipeline("tiny", {"benchmark.tasks": ["stories"]}, return_state=True)
+    assert state.is_completed()
+    assert called[3:6] == ["evaluate", "benchmark", "write_report"]
+    run = client.read_flow_run(state.state_details.flow_run_id)
+    artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == run.id}
+    assert stages.BENCHMARKS.run in artifacts["benchmarks"].description
+    APILogHandler().flush()
 
 
 def test_a_flow_run_that_is_tried_again_has_its_artifacts_once(
@@ -306,6 +320,7 @@ def test_retrain_trains_once_and_again_when_documents_arrive(
     overrides = {
         "data.source": "files", "data.path": str(folder), "data.documents": None,
         "data.val_fraction": 0.2,
+        "benchmark.tasks": [str(write_task(project, task_of(4)).source)],
         "train.max_steps": 20, "registry.max_bpb": 100, "registry.beat_baselines": False,
         "registry.max_degenerate": 1, "registry.max_memorised": 1, "retrain.approval": True,
     }  # fmt: skip
@@ -329,6 +344,7 @@ def test_retrain_trains_once_and_again_when_documents_arrive(
         assert (first["action"], first["champion"]) == ("retrain", True)
         assert "approved by Ann: as I like it" in shown["verdict"]
         assert {"retrain:retrain", "verdict:promoted"} <= set(run.tags)
+        assert '"task": "pairs"' in shown["benchmarks"]
 
         trained = list(data_root.glob("runs/*"))
         second, run, shown = cycle()

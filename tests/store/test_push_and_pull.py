@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from scored import add_scores, task_of
 from stores import (
     assert_whole,
     blob_path,
@@ -22,6 +23,7 @@ from tiny_run import copy_run, flip_byte
 import slm
 from slm import storage
 from slm.errors import CorruptionError, UserError
+from slm.evaluation.benchmark.results import read_items
 from slm.run_folder import DataRoot
 from slm.store.entries import Blob, Entry, place
 from slm.store.remote import StoreError, open_store
@@ -61,6 +63,17 @@ def test_a_run_comes_over_whole_with_its_data_and_its_evaluation(
     assert other.shards
     assert other.source
     assert [path.name for _, path in other.checkpoints] == [p.name for _, p in run.checkpoints]
+
+
+def test_scores_on_tasks_come_over_with_their_items(root: Path, store: str, tmp_path: Path) -> None:
+    run = only_run(root)
+    scored = add_scores(run.verified_record, task_of(4), [True, True, False, True])  # type: ignore[arg-type]
+    slm.push(run.name, store, root=root)
+    assert [entry.kind for entry in assert_whole(store)] == [*KINDS, "benchmarks"]
+    slm.pull(run.name, store, root=tmp_path / "b")
+    [pulled] = only_run(tmp_path / "b").all_benchmarks
+    assert facts(pulled) == facts(scored)
+    assert read_items(pulled, "pairs").equals(read_items(scored, "pairs"))
 
 
 def test_a_second_push_and_a_second_pull_do_nothing(root: Path, store: str, tmp_path: Path) -> None:

@@ -1,33 +1,30 @@
 """The log-likelihood of many short texts that often begin alike, each beginning computed once.
 
-The texts are sorted and put into rows. A row holds a tree: a text adds to it only what follows the
-beginning that it shares with the text before it. Every position of a row attends to the positions
-that lead to it, at its depth in the tree, so its hidden state is the one that the whole text gives.
-The sentences "the cat sat down" and "the cat ran" (0 is end-of-text, a letter is a token):
-
-    ids     0  t  c  s  r      the last token of a text is predicted and not read
-    depth   0  1  2  3  3
-    parent  -  0  1  2  2      "s" and "r" both follow "c"; "r" does not see "s"
-
-Of BLiMP's sentences that is about half of the positions.
+The texts are sorted and put into rows. A row holds a tree (`slm.model.trees`): a text adds to it
+only what follows the beginning that it shares with the text before it. Of BLiMP's sentences that is
+about half of the positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from slm.evaluation.scoring import LOGIT_CHUNK
-from slm.model.gpt import GPT, Attention, Block
+from slm.model.gpt import GPT
+from slm.model.trees import TreeReader
 from slm.progress import Progress, silent
 from slm.tokens.tokenizer.bpe import Tokenizer
 
-ROW = 256  # positions of a row, unless a text is longer
-BATCH_TOKENS = 2048  # positions of a batch of rows: their activations fit into the caches
+ROW = 128  # positions of a row, unless a text is longer
+CPU_BATCH = 512  # positions of a batch, so that their activations stay in a core's cache
+BATCH = 8192  # elsewhere
+LOGIT_CHUNK = 256  # positions whose logits exist at once
 
 Ints = npt.NDArray[np.int64]
 
@@ -92,16 +89,19 @@ def fitted(ids: list[int], first: int, seq_len: int) -> list[Request]:
 class Row(NamedTuple):
     """A tree of texts, and what is predicted from it."""
 
-    ids: list[int]  # of its positions, at most as many as the width
-    parents: list[int]  # of each position; of the first of a text, itself
+    ids: list[int]  # of its positions
     depths: list[int]
+    ends: list[int]  # of each position, where its subtree ends
     sources: list[int]  # of each prediction, the position that it is made from
     targets: list[int]  # and the token that is predicted
     requests: list[int]  # and the request that it counts for
 
 
-def pack(requests: Sequence[Request], width: int) -> list[Row]:
-    """The requests in rows of at most `width` positions, those that begin alike together."""
+def pack(requests: Sequence[Request], width: int = ROW) -> list[Row]:
+    """The requests in rows of at most `width` positions, those that begin alike together.
+
+    A longer text has a row of its own.
+    """
     order = sorted(range(len(requests)), key=lambda number: requests[number].ids)
     rows: list[Row] = []
     path: list[int] = []  # the positions that lead to the end of the text before
@@ -110,22 +110,30 @@ def pack(requests: Sequence[Request], width: int) -> list[Row]:
         ids, first, _ = requests[number]
         read = ids[:-1]  # the last one is predicted alone
         shared = _common(before, read) if rows else 0
-        if not rows or len(rows[-1].ids) + len(read) - shared > width:
-            rows.append(Row([], [], [], [], [], []))
-            shared = 0
-        row = rows[-1]
+        full = not rows or len(rows[-1].ids) + len(read) - shared > width
+        shared = 0 if full else shared
+        _end(rows, path[shared:])
         del path[shared:]
-        for depth in range(shared, len(read)):
-            position = len(row.ids)
-            row.ids.append(read[depth])
-            row.parents.append(path[-1] if path else position)
-            row.depths.append(depth)
-            path.append(position)
+        if full:
+            rows.append(Row([], [], [], [], [], []))
+        row = rows[-1]
+        start = len(row.ids)
+        row.ids.extend(read[shared:])
+        row.depths.extend(range(shared, len(read)))
+        row.ends.extend([0] * (len(read) - shared))
+        path.extend(range(start, len(row.ids)))
         row.sources.extend(path[first - 1 :])
         row.targets.extend(ids[first:])
         row.requests.extend([number] * (len(ids) - first))
         before = read
+    _end(rows, path)
     return rows
+
+
+def _end(rows: Sequence[Row], positions: Iterable[int]) -> None:
+    """End the subtrees of positions of the last row at what it has so far."""
+    for position in positions:
+        rows[-1].ends[position] = len(rows[-1].ids)
 
 
 def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
@@ -141,7 +149,6 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 # ---- the model --------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def log_likelihoods(
     model: GPT, requests: Sequence[Request], progress: Progress = silent
 ) -> LogLikelihoods:
@@ -150,78 +157,80 @@ def log_likelihoods(
     The same requests give the same bits, whatever their order. None may be longer than the context
     and one token.
     """
-    device = model.embed.weight.device
     order = sorted(range(len(requests)), key=lambda number: requests[number])
     distinct: dict[Request, int] = {}
     number_of = np.empty(len(requests), np.int64)
     for number in order:
         number_of[number] = distinct.setdefault(requests[number], len(distinct))
-    width = max([ROW, *(len(request.ids) - 1 for request in distinct)])
-    rows = pack(list(distinct), width)
+    rows = pack(list(distinct))
     nats = np.zeros(len(distinct))
     greedy = np.ones(len(distinct), bool)
-    training = model.training
-    model.eval()
-    rows_per_batch = max(1, BATCH_TOKENS // width)
-    for start in range(0, len(rows), rows_per_batch):
-        batch = rows[start : start + rows_per_batch]
-        ids, depths, mask = (tensor.to(device) for tensor in _padded(batch, width))
-        hidden = _hidden(model, ids, depths, mask).flatten(0, 1)  # (B·T, C)
-        sources = np.concatenate([width * i + np.array(r.sources) for i, r in enumerate(batch)])
-        targets = np.concatenate([np.array(row.targets) for row in batch])
-        owners = np.concatenate([np.array(row.requests) for row in batch])
-        figures, best = _predictions(model, hidden, sources, targets)
-        nats += np.bincount(owners, figures, len(distinct))
-        greedy[owners[~best]] = False
-        progress("texts", int((start + len(batch)) / len(rows) * len(requests)), len(requests))
-    model.train(training)
+    reader, on_cpu = TreeReader(model), model.embed.weight.device.type == "cpu"
+    batches = _batches(rows, CPU_BATCH if on_cpu else BATCH)
+    done = 0
+    with _workers(on_cpu) as pool:
+        for batch, scored in zip(batches, pool.map(partial(_scored, reader), batches), strict=True):
+            owners, figures, best = scored
+            np.add.at(nats, owners, figures)
+            greedy[owners[~best]] = False
+            done += len(batch)
+            progress("texts", int(done / len(rows) * len(requests)), len(requests))
     return LogLikelihoods(nats[number_of], greedy[number_of])
 
 
-def _padded(rows: Sequence[Row], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and depths, (B, T) each, and which positions each one attends to, (B, 1, T, T)."""
-    shape = (len(rows), width)
+def _batches(rows: Sequence[Row], positions: int) -> list[list[Row]]:
+    """Rows of similar length together, of so many positions with their padding; longest first."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].ids) > positions:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+@contextmanager
+def _workers(on_cpu: bool) -> Iterator[ThreadPoolExecutor]:
+    """Threads that score batches: on a CPU one per core, each with its batch in its own caches.
+
+    Several threads on one operation would wait for each other after each of them.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        threads if on_cpu else 1, initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def _scored(
+    reader: TreeReader, batch: Sequence[Row]
+) -> tuple[Ints, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The predictions of rows: the request of each, its log-likelihood, whether it is greedy."""
+    hidden = reader.hidden(*(tensor.to(reader.embed.device) for tensor in _padded(batch)))
+    width = len(batch[0].ids)
+    sources = np.concatenate([width * i + np.array(row.sources) for i, row in enumerate(batch)])
+    targets = np.concatenate([np.array(row.targets) for row in batch])
+    owners = np.concatenate([np.array(row.requests) for row in batch])
+    return owners, *_predictions(reader, hidden, sources, targets)
+
+
+def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, depths and ends, (B, T) each, of rows of which the first is the longest."""
+    shape = (len(rows), len(rows[0].ids))
     ids, depths = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    parents = np.tile(np.arange(width), (len(rows), 1))  # of padding: itself
+    ends = np.tile(np.arange(1, shape[1] + 1), (len(rows), 1))
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)], depths[i, : len(row.ids)] = row.ids, row.depths
-        parents[i, : len(row.ids)] = row.parents
-    mask = np.zeros((len(rows), width, width), bool)
-    every = np.arange(len(rows))
-    for position in range(width):  # a parent comes before its children
-        mask[:, position] = mask[every, parents[:, position]]
-        mask[:, position, position] = True
-    return torch.from_numpy(ids), torch.from_numpy(depths), torch.from_numpy(mask[:, None])
-
-
-def _hidden(model: GPT, ids: Tensor, depths: Tensor, mask: Tensor) -> Tensor:
-    """The hidden states of trees, (B, T, C): `GPT.forward` with positions and mask given."""
-    x = model.embed(ids)
-    rotation = None
-    if model.positions is not None:
-        x = x + model.positions(depths)
-    else:
-        rotation = (model.cos[depths][:, :, None], model.sin[depths][:, :, None])  # (B, T, 1, D)
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        x = x + _attention(block.attention, block.attention_norm(x), rotation, mask)
-        x = x + block.mlp(block.mlp_norm(x))
-    out: Tensor = model.final_norm(x)
-    return out
-
-
-def _attention(
-    attention: Attention, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor
-) -> Tensor:
-    q, k, v = attention.heads(x, rotation)  # (B, H or fewer, T, D)
-    grouped = k.shape[1] != q.shape[1]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-    out: Tensor = attention.o_proj(y.transpose(1, 2).reshape(x.shape))
-    return out
+        length = len(row.ids)
+        ids[i, :length], depths[i, :length], ends[i, :length] = row.ids, row.depths, row.ends
+    return torch.from_numpy(ids), torch.from_numpy(depths), torch.from_numpy(ends)
 
 
 def _predictions(
-    model: GPT, hidden: Tensor, sources: Ints, targets: Ints
+    reader: TreeReader, hidden: Tensor, sources: Ints, targets: Ints
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """The log-likelihood of each target, (P,), and whether it is the most likely token.
 
@@ -236,8 +245,8 @@ def _predictions(
         mine = order[bounds[number] : bounds[number + 1]]  # the predictions of this chunk
         at = torch.from_numpy(inverse[mine] - number * LOGIT_CHUNK).to(hidden.device)
         token = torch.from_numpy(targets[mine]).to(hidden.device)
-        logits = model.logits(states).float()  # (LOGIT_CHUNK, V)
-        value = logits[at, token] - logits.logsumexp(-1)[at]
+        logprobs = reader.logits(states).float().log_softmax(-1)  # (LOGIT_CHUNK, V)
+        value = logprobs[at, token]
         figures[mine] = value.double().cpu().numpy()
-        best[mine] = (logits.argmax(-1)[at] == token).cpu().numpy()
+        best[mine] = (value == logprobs.amax(-1)[at]).cpu().numpy()
     return figures, best
