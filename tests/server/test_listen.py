@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from registered import Registry
 from run_folders import CONFIG, add_evaluation, empty_store, finish_run, start_run
 from served import GOOD, wait_for
 from tiny_run import copy_run, shards_of
@@ -57,6 +59,34 @@ def test_a_port_in_use_is_refused_before_a_model_is_loaded() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UserError, match="choose another port"):
         slm.serve("no such run", port=taken.getsockname()[1])
+
+
+def version_of_answer(url: str) -> str:
+    response = httpx.post(f"{url}/v1/completions", json=GOOD, timeout=60)
+    assert response.status_code == 200, response.text
+    return str(response.json()["system_fingerprint"])
+
+
+def test_a_server_follows_its_alias_until_it_is_asked_to_end(data_root: Path) -> None:
+    registry = Registry(data_root)
+    first, second = registry.add(1, "champion"), registry.add(2)
+    answered: list[str] = []
+
+    def use(url: str) -> None:
+        try:
+            answered.append(version_of_answer(url))
+            registry.move("champion", second)
+            wait_for(lambda: version_of_answer(url) == second)
+            answered.append(second)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def begin(url: str, names: list[str]) -> None:
+        assert names == ["slm@champion"]
+        threading.Thread(target=use, args=(url,)).start()
+
+    slm.serve("slm@champion", port=0, on_ready=begin)
+    assert answered == [first, second]
 
 
 def register(root: Path, key: str, trained: int) -> str:
