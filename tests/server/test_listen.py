@@ -167,7 +167,7 @@ def test_a_second_signal_cuts_off_what_is_not_done(tmp_path: Path) -> None:
 
     with server_process(run, tmp_path) as (url, server):
         host, _, port = url.removeprefix("http://").partition(":")
-        body = {"prompt": "Tom", "max_tokens": 2048, "n": 32, "logprobs": 5, "stream": True}
+        body = {**GOOD, "max_tokens": 2048, "temperature": 0, "n": 128, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
             next(reply.iter_lines())
             server.send_signal(signal.SIGTERM)
