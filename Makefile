@@ -40,7 +40,7 @@ check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and dep
 	$(BIN)/slm check
 
 bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
-	for name in encode train sample checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
+	for name in encode train sample serve checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
 
 clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
