@@ -1,4 +1,4 @@
-"""llama.cpp as the other benchmarks use it: a GGUF file, with a float32 KV cache.
+"""llama.cpp as the other benchmarks use it, by its plain C functions.
 
 It needs the package llama-cpp-python.
 """
@@ -10,6 +10,8 @@ from typing import Any
 import llama_cpp as library
 import numpy as np
 import numpy.typing as npt
+
+NO_FLASH = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 # llama.cpp's log; the callback has to live as long as the library.
 _SILENT = library.llama_log_callback(lambda level, text, data: None)
@@ -29,9 +31,18 @@ class Llama:
     Args:
         context: tokens that each sequence has room for; 0: only the vocabulary is read.
         sequences: how many texts `generate` makes in one batch at most.
+        exact: keys and values in float32. llama.cpp's own choice is float16, and its flash
+            attention rounds those of a float32 cache to float16 as well.
     """
 
-    def __init__(self, path: Path, context: int = 0, sequences: int = 1, threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        context: int = 0,
+        sequences: int = 1,
+        threads: int = 1,
+        exact: bool = True,
+    ) -> None:
         params = library.llama_model_default_params()
         params.vocab_only = not context
         params.use_extra_bufts = False
@@ -46,7 +57,9 @@ class Llama:
             options.n_seq_max = sequences
             options.n_ctx = context * sequences
             options.n_threads = options.n_threads_batch = threads
-            options.type_k = options.type_v = library.GGML_TYPE_F32
+            if exact:
+                options.type_k = options.type_v = library.GGML_TYPE_F32
+                options.flash_attn_type = NO_FLASH
             self._context = library.llama_init_from_model(self._model, options)
             self._rows = library.llama_batch_init(context * sequences, 0, 1)
 

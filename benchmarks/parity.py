@@ -4,8 +4,9 @@ Six small models, {gpt2, qwen3, qwen3 with grouped queries} × {GPT-2's vocabula
 are trained for some seconds on generated stories and exported. Of each: the largest difference of
 logits to ours, how many of the greedy texts each program writes as we do, and what eight bits
 (q8_0) change in bits per byte, by llama.cpp's own logits. llama.cpp runs in float32 with a float32
-KV cache. Of both vocabularies: whether all three tokenize megabytes of text in the same way, which
-does not depend on the model.
+KV cache, and without flash attention, which rounds keys and values to float16. Of both
+vocabularies: whether all three tokenize megabytes of text in the same way, which does not depend on
+the model.
 
 It needs the packages transformers, gguf and llama-cpp-python.
 
