@@ -138,7 +138,7 @@ def texts(megabytes: float, data: Path | None) -> Iterator[str]:
 
 def compare_tokens(tokenizer: Tokenizer, text: Sequence[str]) -> dict[str, Any]:
     """In how many pieces of text the other programs' tokens are not ours."""
-    from llama import Llama
+    from _llama import Llama
     from tokenizers import Tokenizer as TheirTokenizer
 
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=32, seq_len=SEQ_LEN), tokenizer.n_vocab)
@@ -166,7 +166,7 @@ def compare_tokens(tokenizer: Tokenizer, text: Sequence[str]) -> dict[str, Any]:
 def compare(model: GPT, tokenizer: Tokenizer, prompts: int) -> dict[str, Any]:
     """A model's logits, greedy texts and bits per byte in the other programs."""
     import transformers
-    from llama import Llama
+    from _llama import Llama
 
     held_out = list(stories(SEED + 2, 0, max(prompts, SCORED)))
     beginnings = [" ".join(story.split(" ")[:PROMPT_WORDS]) for story in held_out[:prompts]]

@@ -9,7 +9,7 @@ prompts of 71 tokens and 40 new ones have the mean context of the others' 200.
 llama.cpp takes part where llama-cpp-python is installed, with weights of the same shape as a GGUF
 file in float32 and in q8_0, Hugging Face's context, its own sampler and its own float16 cache;
 prompts are the sequences of one batch. `ONEDNN_MAX_CPU_ISA` does not hold its products, and it
-never uses AMX here (see `llama.Llama`).
+never uses AMX here (see `_llama.Llama`).
 """
 
 import argparse
@@ -195,7 +195,7 @@ def _hugging_face() -> Sampler:
 
 
 def _llama_cpp(dtype: Dtype) -> Sampler:
-    from llama import Llama
+    from _llama import Llama
 
     torch.manual_seed(0)
     model = GPT(SHAPE.model_copy(update={"seq_len": PEERS_CONTEXT}), VOCAB_SIZE).eval()
