@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT.parent / "shared" / "data" / "tinystories"
 VOCABULARIES = ("full", "trimmed")
-MAX_LOGITS = {"gpt2": 0.05, "qwen3": 1e-3, "grouped": 1e-3}
+# Of the largest logit. Float32 differs by the order of its sums (1e-6 was measured); llama.cpp's GELU
+# of GPT-2 is a table of float16, which rounds to 2⁻¹¹ (1.5e-4 was measured).
+MAX_LOGITS = {"gpt2": 2**-11, "qwen3": 1e-5, "grouped": 1e-5}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -37,8 +39,8 @@ def test_transformers_and_llama_agree_with_us_and_eight_bits_cost_little(
     row = measure(f"{model}/{vocabulary}")
     assert (row["model"], row["vocabulary"]) == (model, vocabulary)
     assert row["greedy_hf"] == row["greedy_llama"] == row["prompts"] == 100
-    assert row["logits_hf"] < 1e-4
-    assert row["logits_llama"] < MAX_LOGITS[model]
+    assert row["logits_hf"] < 1e-5 * row["largest_logit"]
+    assert row["logits_llama"] < MAX_LOGITS[model] * row["largest_logit"]
     assert abs(row["llama_change"]) < 1e-5
     assert row["q8_0_share"] > 0.95  # of the weights: it is eight bits that is measured
     assert 5 * row["logits_llama"] < row["q8_0_logits"] < 1
