@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT.parent / "shared" / "data" / "tinystories"
 VOCABULARIES = ("full", "trimmed")
-# Of the largest logit. Float32 differs by the order of its sums (1e-6 was measured); llama.cpp's
-# GELU of GPT-2 is a table of float16, which rounds to 2⁻¹¹ (1.5e-4 was measured).
+# Of the largest logit. Float32 differs by the order of its sums (1e-6 was measured); the GELU of
+# GPT-2 is a table of float16 in llama.cpp, which rounds to 2⁻¹¹.
 MAX_LOGITS = {"gpt2": 2**-11, "qwen3": 1e-5, "grouped": 1e-5}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
