@@ -34,7 +34,7 @@ from slm.source.stories import stories
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "qwen3": {"architecture": "qwen3"},
     "grouped": {"architecture": "qwen3", "n_kv_head": 2},
@@ -78,7 +78,7 @@ def trained(fields: dict[str, Any], tokenizer: Tokenizer, train: list[str], step
         begin = torch.randint(0, len(ids) - SEQ_LEN - 1, (ROWS,)).tolist()
         x = torch.stack([ids[i : i + SEQ_LEN + 1] for i in begin])
         logits = model.logits(model(x[:, :-1]))
-        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()
+        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -161,7 +161,7 @@ def measure(model: GPT, tokenizer: Tokenizer, prompts: int, text: list[str]) -> 
         fast = TheirTokenizer.from_file(str(path / "tokenizer.json"))
         loaded = {}
         for dtype in ("f32", "q8_0"):
-            write_gguf(path / dtype, model, tokenizer, dtype, {})  # type: ignore[arg-type]
+            write_gguf(path / dtype, model, tokenizer, dtype, {})
             loaded[dtype] = load_llama(path / dtype)
         logits = [ours_of(model, ids) for ids in documents]
         with torch.no_grad():

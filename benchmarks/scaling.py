@@ -14,7 +14,7 @@ What it comes to for a billion documents and 64 GPUs is arithmetic on these cost
 here can measure is assumed, and listed as such. A cost of too few points, of points too near to
 each other or far from its curve is not projected: the reason is given in place of a value.
 
-`--quick` takes about a minute and shows that it works. The whole takes some ten, and can be
+`--quick` takes some two minutes and shows that it works. The whole takes ten or more, and can be
 measured one `--part` after another, and some `--points` of a part after others, which `--write
 FOLDER` collects: what is measured again replaces what was there.
 """
@@ -99,7 +99,7 @@ def run(
     """Measure; returns `{"machine", "points", "costs", "at_scale", "assumed", "rows"}`.
 
     Args:
-        quick: a few small points, in about a minute.
+        quick: a few small points, in some two minutes.
         parts: of `PARTS`, what to measure; None: all.
         chosen: of the points of these parts, those to measure; None: all.
         folder: where `scaling.json` and `scaling.md` are written, and the other points are taken
@@ -666,7 +666,7 @@ def _cell(number: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--quick", action="store_true", help="a few small points, in a minute")
+    parser.add_argument("--quick", action="store_true", help="a few small points, in two minutes")
     parser.add_argument("--part", choices=PARTS, action="append", help="measure that alone")
     parser.add_argument(
         "--points",
