@@ -26,7 +26,7 @@ test-slow: $(VENV)/dev  ## run the slow tests
 
 test-faults: $(VENV)/dev  ## run all recovery tests in full: kills, full disks, flipped bits
 	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' \
-		-k '(faults or kill or signals or overlap) and not defaults' \
+		-k '(faults or a_fault or kill or signals or overlap) and not defaults and not grammar' \
 		--ignore=tests/orchestration --ignore=tests/cluster --ignore=tests/server \
 		--ignore=tests/training/test_hosts.py --ignore=tests/training/test_nodes.py
 
