@@ -26,7 +26,7 @@ test-slow: $(VENV)/dev  ## run the slow tests
 
 test-faults: $(VENV)/dev  ## run all recovery tests in full: kills, full disks, flipped bits
 	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' \
-		-k '(faults or kill or signals or overlap) and not defaults' \
+		-k '(faults or a_fault or kill or signals or overlap) and not defaults and not grammar' \
 		--ignore=tests/orchestration --ignore=tests/cluster --ignore=tests/server \
 		--ignore=tests/training/test_hosts.py --ignore=tests/training/test_nodes.py
 
@@ -40,7 +40,7 @@ check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and dep
 	$(BIN)/slm check
 
 bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
-	for name in encode train sample checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
+	for name in encode train sample serve checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
 
 clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

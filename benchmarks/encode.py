@@ -8,9 +8,9 @@ nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
 Last, the loader reads these shards, compared with the training loop of `quickstart`.
 
 With `--runner dask` or `ray` the same stage is done by processes of this machine and by the workers
-of a cluster of as many, in turn. That takes as many seconds longer as the Prefect server and the
-cluster need to start and to end, which a source of one document shows, and then is as fast as what
-is left: `without the start`.
+of a cluster of as many, in turn, to the same bytes. That takes as many seconds longer as the
+Prefect server and the cluster need to start and to end, which a source of one document shows, and
+then is as fast as what is left: `without the start`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from slm.config import PipelineConfig, data_root
 from slm.machine import available_cores
 from slm.orchestration.encoding import encode
 from slm.recipes import load_recipe
-from slm.records import Source
+from slm.records import FileEntry, Shards, Source
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.storage import read_record
@@ -170,11 +170,16 @@ def _on_a_cluster(
     """Rows of the stage by processes of this machine, and by a cluster of as many workers."""
     one = download(_config({"source": "stories", "documents": 12}), root=folder / "one")
     seconds: dict[str, list[float]] = {}
+    first: dict[str, dict[str, FileEntry]] = {}
     for _ in range(repeats):
         for name in ("local", runner):
             for what, of in (("all", source), ("start", one)):
                 elapsed = _ours(of, folder, VOCAB_SIZES[0], name)
                 seconds.setdefault(f"{name} {what}", []).append(elapsed)
+                shards = read_record(next((folder / "shards").glob("bench-*")), Shards)
+                assert shards is not None
+                if shards.files != first.setdefault(what, shards.files):
+                    raise SystemExit(f"the shards of {name} have other bytes")
     median = {name: statistics.median(times) for name, times in seconds.items()}
     start = median[f"{runner} start"] - median["local start"]
     speed = {name: size / 1e6 / median[f"{name} all"] for name in ("local", runner)}

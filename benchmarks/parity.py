@@ -2,20 +2,24 @@
 
 Six small models, {gpt2, qwen3, qwen3 with grouped queries} × {GPT-2's vocabulary, a trimmed one},
 are trained for some seconds on generated stories and exported. Of each: the largest difference of
-logits to ours, in how many of the greedy texts both programs write the same as we do, whether they
-tokenize megabytes of text as we do, and what eight bits (q8_0) change in bits per byte, measured by
-llama.cpp itself. llama.cpp runs in float32 with a float32 KV cache.
+logits to ours, how many of the greedy texts each program writes as we do, and what eight bits
+(q8_0) change in bits per byte, by llama.cpp's own logits. llama.cpp runs in float32 with a float32
+KV cache, and without flash attention, which rounds keys and values to float16. Of both
+vocabularies: whether all three tokenize megabytes of text in the same way, which does not depend on
+the model.
 
 It needs the packages transformers, gguf and llama-cpp-python.
 
     python benchmarks/parity.py --data FOLDER_OF_PARQUET
+    python benchmarks/parity.py --only gpt2/trimmed tokens/trimmed
 """
 
 import argparse
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,44 +32,59 @@ from slm.config import ModelConfig
 from slm.model.export.gguf import write_gguf
 from slm.model.export.hugging_face import write_hugging_face
 from slm.model.export.parity import ODD_TEXTS
+from slm.model.export.reading import Exported, read_gguf
 from slm.model.gpt import GPT
+from slm.model.loss import cross_entropy
 from slm.model.sample import generate
 from slm.source.stories import stories
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "qwen3": {"architecture": "qwen3"},
     "grouped": {"architecture": "qwen3", "n_kv_head": 2},
 }
+VOCABULARIES = ("full", "trimmed")
+TOKENS = "tokens"  # the part that is about a vocabulary alone
+PARTS = [f"{name}/{vocabulary}" for name in (*SHAPES, TOKENS) for vocabulary in VOCABULARIES]
 TRIMMED = 2048  # tokens
 SEQ_LEN, ROWS, LEARNING_RATE = 64, 4, 3e-3
 NEW_TOKENS, PROMPT_WORDS = 32, 4
-SCORED = 10  # held-out stories
-F32 = 0  # GGML's type, of the KV cache
+SCORED = 40  # held-out stories, up to SEQ_LEN tokens of each
+THREADS = 1  # llama.cpp waits for its others by spinning
 SEED = 5
 
 
 def run(
-    steps: int = 100, prompts: int = 100, megabytes: float = 10.0, data: Path | None = None
-) -> list[dict[str, Any]]:
-    """A row of each model; `data`: real stories for the tokenizers, besides generated text."""
+    steps: int = 300,
+    prompts: int = 100,
+    megabytes: float = 10.0,
+    data: Path | None = None,
+    only: Sequence[str] = PARTS,
+) -> dict[str, list[dict[str, Any]]]:
+    """`{"models": [a row of each model], "vocabularies": [a row of each]}`, printed as they come.
+
+    Args:
+        data: real stories for the tokenizers, besides generated text.
+        only: of PARTS.
+    """
     base = gpt2()
     train = list(stories(SEED, 0, 2000))
     ids = base.encode_utf8(text.encode() for text in train)
     counts = np.bincount(ids[ids != base.eot], minlength=base.n_vocab)
-    tokenizers = {"trimmed": trim_vocabulary(base, counts, TRIMMED), "full": base}
-    text = list(texts(megabytes, data))
-    rows = []
-    for shape, fields in SHAPES.items():
-        for vocabulary, tokenizer in tokenizers.items():
-            model = trained(fields, tokenizer, train, steps)
-            # The words of a vocabulary are the same in all three shapes.
-            row = measure(model, tokenizer, prompts, text if shape == "gpt2" else text[:200])
-            rows.append({"model": shape, "vocabulary": vocabulary, **row})
-            print(line(rows[-1]), flush=True)
-    return rows
+    result: dict[str, list[dict[str, Any]]] = {"models": [], "vocabularies": []}
+    for part in only:
+        name, _, vocabulary = part.partition("/")
+        tokenizer = base if vocabulary == "full" else trim_vocabulary(base, counts, TRIMMED)
+        if name == TOKENS:
+            row = compare_tokens(tokenizer, list(texts(megabytes, data)))
+            result["vocabularies"].append({"vocabulary": vocabulary, **row})
+        else:
+            row = compare(trained(SHAPES[name], tokenizer, train, steps), tokenizer, prompts)
+            result["models"].append({"model": name, "vocabulary": vocabulary, **row})
+        print(f"{part}: {row}", flush=True)
+    return result
 
 
 def trained(fields: dict[str, Any], tokenizer: Tokenizer, train: list[str], steps: int) -> GPT:
@@ -77,8 +96,9 @@ def trained(fields: dict[str, Any], tokenizer: Tokenizer, train: list[str], step
     for _ in range(steps):
         begin = torch.randint(0, len(ids) - SEQ_LEN - 1, (ROWS,)).tolist()
         x = torch.stack([ids[i : i + SEQ_LEN + 1] for i in begin])
-        logits = model.logits(model(x[:, :-1]))
-        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()
+        hidden = model(x[:, :-1]).flatten(0, 1).bfloat16()
+        loss = cross_entropy(hidden, model.embed.weight, x[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -108,154 +128,180 @@ def texts(megabytes: float, data: Path | None) -> Iterator[str]:
 
         for path in sorted(data.rglob("*.parquet")):
             pieces += [str(text) for text in pq.read_table(path).column("text").to_pylist()]
-    for piece in pieces:
-        piece = piece.replace(END_OF_TEXT, "")  # the library would take it for the token
-        yield piece
-        left -= len(piece.encode())
-    for piece in stories(SEED + 1, 0, 1_000_000):
+    for piece in chain(pieces, stories(SEED + 1, 0, 1_000_000)):
         if left <= 0:
             return
+        piece = piece.replace(END_OF_TEXT, "")  # tokenizers would take it for the token
         yield piece
         left -= len(piece.encode())
 
 
-def load_llama(path: Path) -> Any:
-    """The model of a GGUF file, by llama.cpp's plain products.
-
-    Its AMX products of eight bits configure the tiles from bytes that some compilers leave unset,
-    and the process ends without a word.
-    """
-    import llama_cpp
-    from llama_cpp import llama_cpp as library
-
-    defaults = library.llama_model_default_params
-
-    def plain() -> Any:
-        params = defaults()
-        params.use_extra_bufts = False
-        return params
-
-    library.llama_model_default_params = plain
-    try:
-        return llama_cpp.Llama(
-            str(path), n_ctx=SEQ_LEN, logits_all=True, verbose=False, n_threads=1,
-            n_threads_batch=1, type_k=F32, type_v=F32,
-        )  # fmt: skip
-    finally:
-        library.llama_model_default_params = defaults
-
-
-def measure(model: GPT, tokenizer: Tokenizer, prompts: int, text: list[str]) -> dict[str, Any]:
-    import transformers
+def compare_tokens(tokenizer: Tokenizer, text: Sequence[str]) -> dict[str, Any]:
+    """In how many pieces of text the other programs' tokens are not ours."""
+    from _llama import Llama
     from tokenizers import Tokenizer as TheirTokenizer
+
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=32, seq_len=SEQ_LEN), tokenizer.n_vocab)
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        write_hugging_face(path, model, tokenizer)
+        write_gguf(path / "model.gguf", model, tokenizer, "f16", {})
+        fast = TheirTokenizer.from_file(str(path / "tokenizer.json"))
+        llama = Llama(path / "model.gguf")
+    differing = {"hf": 0, "llama": 0}
+    for piece in text:
+        expected = tokenizer.encode(piece)
+        differing["hf"] += fast.encode(piece, add_special_tokens=False).ids != expected
+        differing["llama"] += llama.tokenize(piece) != expected
+    llama.close()
+    return {
+        "tokens": tokenizer.n_vocab,
+        "megabytes": sum(len(piece.encode()) for piece in text) / 1e6,
+        "pieces": len(text),
+        "hf_differs": differing["hf"],
+        "llama_differs": differing["llama"],
+    }
+
+
+def compare(model: GPT, tokenizer: Tokenizer, prompts: int) -> dict[str, Any]:
+    """A model's logits, greedy texts and bits per byte in the other programs."""
+    import transformers
+    from _llama import Llama
 
     held_out = list(stories(SEED + 2, 0, max(prompts, SCORED)))
     beginnings = [" ".join(story.split(" ")[:PROMPT_WORDS]) for story in held_out[:prompts]]
-    ours = generate(model, tokenizer, beginnings, max_new_tokens=NEW_TOKENS, temperature=0)
     documents = [[tokenizer.eot, *tokenizer.encode(s)][:SEQ_LEN] for s in held_out[:SCORED]]
+    samples = generate(model, tokenizer, beginnings, max_new_tokens=NEW_TOKENS, temperature=0)
+    ours = [sample.completion for sample in samples]
     with TemporaryDirectory() as folder:
         path = Path(folder)
         write_hugging_face(path, model, tokenizer)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
         read = transformers.AutoTokenizer.from_pretrained(path)
-        fast = TheirTokenizer.from_file(str(path / "tokenizer.json"))
-        loaded = {}
-        for dtype in ("f32", "q8_0"):
-            write_gguf(path / dtype, model, tokenizer, dtype, {})  # type: ignore[arg-type]
-            loaded[dtype] = load_llama(path / dtype)
-        logits = [ours_of(model, ids) for ids in documents]
+        write_gguf(path / "f32", model, tokenizer, "f32", {})
+        write_gguf(path / "q8_0", model, tokenizer, "q8_0", {})
+        llama = Llama(path / "f32", SEQ_LEN, prompts, THREADS)
+        quantized = Llama(path / "q8_0", SEQ_LEN, 1, THREADS)
+        share = q8_0_share(read_gguf(path / "q8_0"))
+    same_hf = count_same(ours, greedy_of_hf(theirs, read, beginnings))
+    same_llama = count_same(ours, greedy_of_llama(llama, beginnings))
+    largest = dict.fromkeys(("ours", "hf", "llama", "q8_0"), 0.0)
+    nats = dict.fromkeys(("ours", "llama", "q8_0"), 0.0)
+    for ids in documents:
         with torch.no_grad():
-            of_hf = [theirs(torch.tensor([ids])).logits[0].numpy() for ids in documents]
-        of_llama = {d: [llama_logits(llm, ids) for ids in documents] for d, llm in loaded.items()}
-        same_hf = same_llama = 0
-        for prompt, sample in zip(beginnings, ours, strict=True):
-            given = read(prompt, return_tensors="pt")
-            out = theirs.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
-            rest = out[0, given["input_ids"].shape[1] :]
-            same_hf += read.decode(rest, skip_special_tokens=True) == sample.completion
-            answer = loaded["f32"].create_completion(
-                prompt, max_tokens=NEW_TOKENS, temperature=0, repeat_penalty=1.0
+            x = torch.tensor([ids])
+            expected = model.logits(model(x))[0]  # (T, V)
+            of_hf = theirs(x).logits[0]
+        of_llama, of_q8 = (torch.from_numpy(each.logits(ids)) for each in (llama, quantized))
+        largest["ours"] = max(largest["ours"], float(expected.abs().max()))
+        for name, logits in (("hf", of_hf), ("llama", of_llama), ("q8_0", of_q8)):
+            largest[name] = max(largest[name], float((logits - expected).abs().max()))
+        for name, logits in (("ours", expected), ("llama", of_llama), ("q8_0", of_q8)):
+            nats[name] += float(
+                F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum")
             )
-            same_llama += answer["choices"][0]["text"] == sample.completion
-        wrong = {"hf": 0, "llama": 0}
-        for piece in text:
-            expected = tokenizer.encode(piece)
-            wrong["hf"] += fast.encode(piece, add_special_tokens=False).ids != expected
-            tokens = loaded["f32"].tokenize(piece.encode(), add_bos=False, special=False)
-            wrong["llama"] += tokens != expected
-    bits = bpb(logits, documents, tokenizer)
+    llama.close()
+    quantized.close()
+    size = sum(tokenizer.count_bytes(np.array(ids[1:])) for ids in documents)
     return {
-        "logits_hf": largest(logits, of_hf),
-        "logits_llama": largest(logits, of_llama["f32"]),
+        "largest_logit": largest["ours"],
+        "logits_hf": largest["hf"],
+        "logits_llama": largest["llama"],
         "prompts": prompts,
         "greedy_hf": same_hf,
         "greedy_llama": same_llama,
-        "megabytes": sum(len(piece.encode()) for piece in text) / 1e6,
-        "pieces": len(text),
-        "pieces_hf_differs": wrong["hf"],
-        "pieces_llama_differs": wrong["llama"],
-        "bpb": bits,
-        "bpb_llama_f32": bpb(of_llama["f32"], documents, tokenizer),
-        "bpb_llama_q8_0": bpb(of_llama["q8_0"], documents, tokenizer),
+        "scored": sum(len(ids) - 1 for ids in documents),
+        "bpb": nats["ours"] / math.log(2) / size,
+        "llama_change": nats["llama"] / nats["ours"] - 1,
+        "q8_0_share": share,  # of the weights
+        "q8_0_logits": largest["q8_0"],
+        "q8_0_change": nats["q8_0"] / nats["ours"] - 1,
     }
 
 
-def ours_of(model: GPT, ids: list[int]) -> Any:
-    with torch.no_grad():
-        return model.logits(model(torch.tensor([ids])))[0].numpy()  # (T, V)
+def greedy_of_hf(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The texts that transformers writes; prompts of one length in one batch, without padding."""
+    model.generation_config.max_length = None  # else it warns that there are two limits
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    texts = {}
+    for length, group in groupby(order, key=lambda i: len(encoded[i])):
+        numbers = list(group)
+        x = torch.tensor([encoded[i] for i in numbers])
+        out = model.generate(
+            x, attention_mask=torch.ones_like(x), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+        for i, row in zip(numbers, out, strict=True):
+            texts[i] = tokenizer.decode(row[length:], skip_special_tokens=True)
+    return [texts[i] for i in range(len(prompts))]
 
 
-def llama_logits(llm: Any, ids: list[int]) -> Any:
-    llm.reset()
-    llm.eval(ids)
-    return np.array(llm.scores[: len(ids)])
+def greedy_of_llama(llama: Any, prompts: Sequence[str]) -> list[str]:
+    """The texts that llama.cpp writes, in one batch."""
+    encoded = [llama.tokenize(prompt, begin=True) for prompt in prompts]
+    return [llama.text(ids) for ids in llama.generate(encoded, NEW_TOKENS)]
 
 
-def largest(ours: list[Any], theirs: list[Any]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+def q8_0_share(exported: Exported) -> float:
+    """How much of the weights a file holds in eight bits; norms, biases and positions stay."""
+    sizes = {name: tensor.numel() for name, tensor in exported.weights.items()}
+    eight = sum(size for name, size in sizes.items() if exported.stored[name] == "q8_0")
+    return eight / sum(sizes.values())
 
 
-def bpb(logits: list[Any], documents: list[list[int]], tokenizer: Tokenizer) -> float:
-    nats = sum(
-        float(F.cross_entropy(torch.tensor(each[:-1]), torch.tensor(ids[1:]), reduction="sum"))
-        for each, ids in zip(logits, documents, strict=True)
-    )
-    size = sum(tokenizer.count_bytes(np.array(ids[1:])) for ids in documents)
-    return nats / math.log(2) / size
+def count_same(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    return sum(a == b for a, b in zip(ours, theirs, strict=True))
 
 
-HEAD = (
+MODELS_HEAD = (
     "| model | vocabulary | logits, transformers | logits, llama.cpp | greedy texts, transformers "
-    "| greedy texts, llama.cpp | text | other tokens, tokenizers | other tokens, llama.cpp "
-    "| bpb | q8_0 in llama.cpp |\n" + "|---" * 11 + "|"
+    "| greedy texts, llama.cpp | bpb | q8_0: logits | q8_0: bpb |\n" + "|---" * 9 + "|"
+)
+VOCABULARIES_HEAD = (
+    "| vocabulary | tokens | text | pieces that differ, tokenizers | pieces that differ, llama.cpp "
+    "|\n" + "|---" * 5 + "|"
 )
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table in docs/export.md."""
-    count, change = row["prompts"], row["bpb_llama_q8_0"] / row["bpb"] - 1
+def model_line(row: dict[str, Any]) -> str:
+    """A row of the first table in docs/export.md."""
+    count = row["prompts"]
     cells = (
         row["model"], row["vocabulary"], f"{row['logits_hf']:.1e}", f"{row['logits_llama']:.1e}",
         f"{row['greedy_hf']} of {count}", f"{row['greedy_llama']} of {count}",
-        f"{row['megabytes']:.1f} MB", f"{row['pieces_hf_differs']} of {row['pieces']:,}",
-        f"{row['pieces_llama_differs']} of {row['pieces']:,}", f"{row['bpb']:.4f}",
-        f"{100 * change:+.3f} %",
+        f"{row['bpb']:.4f}", f"{row['q8_0_logits']:.1e}", f"{100 * row['q8_0_change']:+.4f} %",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def vocabulary_line(row: dict[str, Any]) -> str:
+    """A row of the second table."""
+    count = f"{row['pieces']:,}"
+    cells = (
+        row["vocabulary"], f"{row['tokens']:,}", f"{row['megabytes']:.1f} MB",
+        f"{row['hf_differs']} of {count}", f"{row['llama_differs']} of {count}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+        help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--data", type=Path, help="a folder of parquet with a column text")
-    parser.add_argument("--steps", type=int, default=100, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--megabytes", type=float, default=10.0, help="of text to tokenize")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    print(HEAD)
-    rows = run(given.steps, given.prompts, given.megabytes, given.data)
+    torch.set_num_threads(THREADS)
+    result = run(given.steps, given.prompts, given.megabytes, given.data, given.only)
+    if result["models"]:
+        print(MODELS_HEAD, *map(model_line, result["models"]), sep="\n")
+    if result["vocabularies"]:
+        print(VOCABULARIES_HEAD, *map(vocabulary_line, result["vocabularies"]), sep="\n")
     if given.json:
-        print(json.dumps({"rows": rows}))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ What it comes to for a billion documents and 64 GPUs is arithmetic on these cost
 here can measure is assumed, and listed as such. A cost of too few points, of points too near to
 each other or far from its curve is not projected: the reason is given in place of a value.
 
-`--quick` takes about a minute and shows that it works. The whole takes some twenty, and can be
-measured one `--part` after another, which `--write FOLDER` collects.
+`--quick` takes some two minutes and shows that it works. The whole takes ten or more, and can be
+measured one `--part` after another, and some `--points` of a part after others, which `--write
+FOLDER` collects: what is measured again replaces what was there.
 """
 
 import argparse
@@ -55,16 +56,17 @@ IN_PROCESS = 30e6  # bytes: below it one process encodes alone, and its costs ar
 LONG = 16  # stories in a long document
 SEQ_LEN = 128
 SHAPES = {96: 3, 128: 4, 192: 5, 256: 6, 384: 7, 512: 9}  # of a model: its width → its layers
-PLANS: dict[str, dict[str, Any]] = {
+PLANS: dict[str, dict[str, Any]] = {  # the points of each part, in what they are counted in
     "full": {
         "text": (10, 40, 70, 100, 200, 300, 500), "large": (1000, 2000), "long": (20, 100, 500),
-        "near": (1, 2, 4, 8, 12, 16), "widths": tuple(SHAPES), "tokens_per_step": (1024, 2048),
-        "evaluated_megabytes": (8, 32, 96), "processes": (1, 2, 3, 4), "repeats": 2, "steps": 10,
+        "near": (1, 2, 4, 8, 12, 16), "processes": (1, 2, 3, 4), "models": tuple(SHAPES),
+        "evaluation": (8, 32, 96), "middle": 256, "tokens_per_step": (1024, 2048), "repeats": 2,
+        "steps": 10,
     },
     "quick": {
-        "text": (1, 2, 4), "large": (), "long": (2,), "near": (1,), "widths": (96, 128),
-        "tokens_per_step": (512,), "evaluated_megabytes": (), "processes": (1, 2), "repeats": 1,
-        "steps": 3,
+        "text": (1, 2, 4), "large": (), "long": (2,), "near": (1,), "processes": (1, 2),
+        "models": (96, 128), "evaluation": (), "middle": 128, "tokens_per_step": (512,),
+        "repeats": 1, "steps": 3,
     },
 }  # fmt: skip
 STEP_TOKENS = 4096  # of the series by parameters
@@ -77,7 +79,7 @@ MAX_ERROR = 0.25  # of the worst point, relative
 # What the figures of a billion documents are made for.
 TARGET = {
     "documents": 1e9, "gpus": 64, "parameters": 124e6, "tokens_per_step": 524_288,
-    "held_out": 0.01, "workers": 64,
+    "tokens_per_pass": 8192, "held_out": 0.01,
 }  # fmt: skip
 ASSUMED = {
     "tokens_per_second_of_a_gpu": 448_687,  # measured on an H100, 124 M, 36.2 % of its peak
@@ -89,32 +91,44 @@ ASSUMED = {
 
 
 def run(
-    quick: bool = False, parts: Sequence[str] | None = None, folder: Path | None = None
+    quick: bool = False,
+    parts: Sequence[str] | None = None,
+    chosen: Sequence[int] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure; returns `{"machine", "points", "costs", "at_scale", "assumed", "rows"}`.
 
     Args:
-        quick: a few small points, in about a minute.
+        quick: a few small points, in some two minutes.
         parts: of `PARTS`, what to measure; None: all.
-        folder: where `scaling.json` and `scaling.md` are written, and the points of other parts are
-            taken from; None: nowhere.
+        chosen: of the points of these parts, those to measure; None: all.
+        folder: where `scaling.json` and `scaling.md` are written, and the other points are taken
+            from; None: nowhere.
     """
     plan = PLANS["quick" if quick else "full"]
-    names = list(PARTS if parts is None else parts)
     points: list[Point] = []
     if folder and (folder / "scaling.json").exists():
-        known = json.loads((folder / "scaling.json").read_text())["points"]
-        points = [point for point in known if point["part"] not in names]
+        points = json.loads((folder / "scaling.json").read_text())["points"]
     parent = make_folder(data_root() / "benchmarks")
-    for name in names:
+    for name in PARTS if parts is None else parts:
+        of = [value for value in plan[name] if chosen is None or value in chosen]
+        points = [p for p in points if p["part"] != name or p["at"] not in of]
         with tempfile.TemporaryDirectory(dir=parent, prefix="scaling-") as place:
-            points += [{"part": name, **point} for point in PARTS[name](Path(place), plan)]
+            for point in PARTS[name](Path(place), plan, of):
+                points.append({"part": name, **point})
+                if folder:  # before the next one, which may be ended
+                    _write(folder, "scaling.json", json.dumps({"points": points}))
+    order = list(PARTS)
+    points.sort(key=lambda p: (order.index(p["part"]), p["at"]))
     result = summary(points, quick)
     if folder:
-        make_folder(folder)
-        (folder / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-        (folder / "scaling.md").write_text(markdown(result))
+        _write(folder, "scaling.json", json.dumps(result, indent=1))
+        _write(folder, "scaling.md", markdown(result))
     return result
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    (make_folder(folder) / name).write_text(text.rstrip() + "\n")
 
 
 def summary(points: list[Point], quick: bool = False) -> dict[str, Any]:
@@ -146,94 +160,95 @@ def summary(points: list[Point], quick: bool = False) -> dict[str, Any]:
 # ---- the points -------------------------------------------------------------------------------
 
 
-def _text(place: Path, plan: dict[str, Any], sizes: str = "text") -> Iterator[Point]:
+def _text(place: Path, plan: dict[str, Any], megabytes: Sequence[int]) -> Iterator[Point]:
     """Download and encode, of more and more text."""
-    for megabytes in plan[sizes]:
-        yield from _download_and_encode(place, "text", megabytes)
+    for size in megabytes:
+        yield from _download_and_encode(place, "text", size)
 
 
-def _large(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
-    yield from _text(place, plan, "large")
+def _long(place: Path, plan: dict[str, Any], megabytes: Sequence[int]) -> Iterator[Point]:
+    """The same of long documents."""
+    for size in megabytes:
+        yield from _download_and_encode(place, "long documents", size, LONG)
 
 
-def _documents(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
-    """The same of long documents, and with near-duplicates dropped, of distinct ones."""
-    for megabytes in plan["long"]:
-        yield from _download_and_encode(place, "long documents", megabytes, LONG)
-    for megabytes in plan["near"]:
+def _near(place: Path, plan: dict[str, Any], megabytes: Sequence[int]) -> Iterator[Point]:
+    """Encode with near-duplicates dropped, of distinct documents."""
+    for size in megabytes:
         clean = {"near_duplicates": 0.8}
-        yield from _download_and_encode(place, "near-duplicates", megabytes, clean=clean)
+        yield from _download_and_encode(place, "near-duplicates", size, clean=clean)
 
 
 def _download_and_encode(
-    place: Path, series: str, megabytes: float, joined: int = 1, clean: dict[str, Any] | None = None
+    place: Path, series: str, megabytes: int, joined: int = 1, clean: dict[str, Any] | None = None
 ) -> Iterator[Point]:
     root, text = make_folder(place / "root"), place / "text.parquet"
-    _write_text(text, int(megabytes * 1e6), joined)
+    _write_text(text, megabytes * 10**6, joined)
     job: dict[str, Any] = {"root": str(root), "data": {"source": "files", "path": str(text)}}
     facts, point = _measure({"stage": "download", **job})
     source = facts.pop("path")
     text.unlink()
     if clean is None:
-        yield _point("download", series, facts, point)
+        yield _point("download", series, megabytes, facts, point)
     job["data"] |= {"clean": clean or {"exact_duplicates": "everywhere"}}
     shards, point = _measure({"stage": "encode", **job, "source": source})
-    yield _point("encode", series, {**facts, **shards}, point)
+    yield _point("encode", series, megabytes, {**facts, **shards}, point)
     shutil.rmtree(root)
 
 
-def _processes(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+def _processes(place: Path, plan: dict[str, Any], counts: Sequence[int]) -> Iterator[Point]:
     """A step of the same micro-batches by one to four processes, of one thread each."""
     data = _shards(place, 2)
     tokens = LEAVES * 4 * SEQ_LEN
-    job = {"stage": "train", "root": str(place), **data, "width": max(plan["widths"][:4]),
+    job = {"stage": "train", "root": str(place), **data, "width": plan["middle"],
            "tokens_per_step": tokens, "steps": plan["steps"]}  # fmt: skip
     for _ in range(plan["repeats"]):
-        for count in plan["processes"]:
+        for count in counts:
             facts, point = _measure({**job, "processes": count})
-            yield _point("train", "processes", facts, {**point, "seconds": facts["step_seconds"]})
+            seconds = {"seconds": facts["step_seconds"]}
+            yield _point("train", "processes", count, facts, {**point, **seconds})
 
 
-def _models(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+def _models(place: Path, plan: dict[str, Any], widths: Sequence[int]) -> Iterator[Point]:
     """Training, evaluation and sampling by parameters; training by tokens per step."""
     data = _shards(place, 2)
     job = {"stage": "train", "root": str(place), "steps": plan["steps"], **data}
-    middle = plan["widths"][len(plan["widths"]) // 2]
-    for width in plan["widths"]:
-        for tokens in (STEP_TOKENS, *(plan["tokens_per_step"] if width == middle else ())):
+    for width in widths:
+        for tokens in (*(plan["tokens_per_step"] if width == plan["middle"] else ()), STEP_TOKENS):
             facts, point = _measure({**job, "width": width, "tokens_per_step": tokens})
-            yield _point("train", "parameters", facts, {**point, "seconds": facts["step_seconds"]})
-        yield from _evaluate(place, facts, data)
+            seconds = {"seconds": facts["step_seconds"]}
+            yield _point("train", "parameters", width, facts, {**point, **seconds})
+        yield _evaluate(place, width, facts, data)
         own = {"parameters": facts["parameters"]}
         sampled, point = _measure({"stage": "sample", "root": str(place), "run": facts["path"]})
-        yield _point("sample", "parameters", {**own, **sampled}, point)
+        yield _point("sample", "parameters", width, {**own, **sampled}, point)
 
 
-def _evaluation(place: Path, plan: dict[str, Any]) -> Iterator[Point]:
+def _evaluation(place: Path, plan: dict[str, Any], megabytes: Sequence[int]) -> Iterator[Point]:
     """Evaluation of a small model on more and more documents."""
     first = _shards(place, 2)
     job = {"stage": "train", "root": str(place), "steps": 1, **first}
-    facts, _ = _measure({**job, "width": plan["widths"][0], "tokens_per_step": STEP_TOKENS})
-    for megabytes in plan["evaluated_megabytes"]:
-        yield from _evaluate(place, facts, _shards(place, megabytes))
+    facts, _ = _measure({**job, "width": min(SHAPES), "tokens_per_step": STEP_TOKENS})
+    for size in megabytes:
+        yield _evaluate(place, size, facts, _shards(place, size))
 
 
-def _evaluate(place: Path, of: Point, data: Point) -> Iterator[Point]:
+def _evaluate(place: Path, at: int, of: Point, data: Point) -> Point:
     job = {"stage": "evaluate", "root": str(place), "run": of["path"], "shards": data["shards"]}
     facts, point = _measure(job)
-    yield _point("evaluate", "documents", {**facts, "parameters": of["parameters"]}, point)
+    return _point("evaluate", "documents", at, {**facts, "parameters": of["parameters"]}, point)
 
 
-PARTS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Point]]] = {
-    "text": _text, "large": _large, "documents": _documents, "processes": _processes,
+PARTS: dict[str, Callable[[Path, dict[str, Any], Sequence[int]], Iterator[Point]]] = {
+    "text": _text, "large": _text, "long": _long, "near": _near, "processes": _processes,
     "models": _models, "evaluation": _evaluation,
 }  # fmt: skip
 
 
-def _shards(root: Path, megabytes: float) -> Point:
+def _shards(root: Path, megabytes: int) -> Point:
     """Shards of so much text, for a model of a small vocabulary."""
     text = root / f"{megabytes}.parquet"
-    _write_text(text, int(megabytes * 1e6))
+    _write_text(text, megabytes * 10**6)
     job: dict[str, Any] = {
         "root": str(root),
         "data": {"source": "files", "path": str(text), "vocab_size": 4096, "val_fraction": 0.1},
@@ -243,9 +258,9 @@ def _shards(root: Path, megabytes: float) -> Point:
     return {"shards": shards["path"], "data": job["data"]}
 
 
-def _point(stage: str, series: str, facts: Point, point: Point) -> Point:
+def _point(stage: str, series: str, at: int, facts: Point, point: Point) -> Point:
     kept = {name: value for name, value in facts.items() if name not in ("path", "step_seconds")}
-    whole = {"stage": stage, "series": series, **kept, **point}
+    whole = {"stage": stage, "series": series, "at": at, **kept, **point}
     print(json.dumps(whole), file=sys.stderr)
     return whole
 
@@ -565,29 +580,29 @@ def at_scale(curves: dict[Cost, dict[str, Any]], points: Sequence[Point]) -> lis
     projected("encode, near-duplicates, its memory", "TB", NEAR_MEMORY, (documents,), 1e12)
     held_out = documents * TARGET["held_out"]
     projected("evaluate, memory of 1 % held out", "GB", SCORE_MEMORY, (held_out,), 1e9)
-    computing, exchanging = step_seconds()
+    computing, exchanging, hidden = step_seconds()
     steps = tokens / TARGET["tokens_per_step"]
     add("train, steps", "", steps)
     add("train, 64 GPUs, computing", "h", steps * computing / 3600)
     add("train, 64 GPUs, exchanging gradients", "h", steps * exchanging / 3600)
-    add("train, 64 GPUs, share of their time that computes", "%",
-        100 * computing / (computing + exchanging))  # fmt: skip
+    for where, seen in (("nothing", exchanging), ("the last backward pass", exchanging - hidden)):
+        add(f"train, 64 GPUs, share of their time that computes, {where} hiding the exchange", "%",
+            100 * computing / (computing + seen))  # fmt: skip
     return rows
 
 
-def step_seconds() -> tuple[float, float]:
-    """Seconds of a step of the target that compute, and those that exchange, by what is assumed.
+def step_seconds(tokens_per_step: float = TARGET["tokens_per_step"]) -> tuple[float, float, float]:
+    """Seconds of a step that compute, that exchange, and that do both at most, by what is assumed.
 
-    `elastic` sends each float32 gradient twice, to the process that adds it up and back, after the
-    last micro-batch: nothing of it is hidden behind computing.
+    `elastic` sends each float32 gradient twice, to the process that adds it up and back, while the
+    backward pass of the last pass runs: that is two thirds of a pass.
     """
-    each = TARGET["tokens_per_step"] / TARGET["gpus"]
-    others = (TARGET["gpus"] - 1) / TARGET["gpus"]
-    sent = 2 * 4 * TARGET["parameters"] * others
-    return (
-        each / ASSUMED["tokens_per_second_of_a_gpu"],
-        sent / ASSUMED["bytes_per_second_between_gpus"],
-    )
+    gpus, speed = TARGET["gpus"], ASSUMED["tokens_per_second_of_a_gpu"]
+    each = tokens_per_step / gpus
+    sent = 2 * 4 * TARGET["parameters"] * (gpus - 1) / gpus
+    exchanging = sent / ASSUMED["bytes_per_second_between_gpus"]
+    backward = 2 / 3 * min(each, TARGET["tokens_per_pass"]) / speed
+    return each / speed, exchanging, min(exchanging, backward)
 
 
 # ---- shown ------------------------------------------------------------------------------------
@@ -600,7 +615,8 @@ def markdown(result: dict[str, Any]) -> str:
     columns = ("stage", "series", "bytes", "documents", "tokens", "parameters", "tokens_per_step",
                "processes", "seconds", "token_seconds", "own_cpu_seconds", "peak_bytes",
                "own_peak_bytes")  # fmt: skip
-    lines += _table(columns, [[p.get(name) for name in columns] for p in result["points"]])
+    names = [name for name in columns if any(name in p for p in result["points"])]
+    lines += _table(names, [[p.get(name) for name in names] for p in result["points"]])
     rows = []
     for cost in result["costs"]:
         parts = [
@@ -615,8 +631,10 @@ def markdown(result: dict[str, Any]) -> str:
             exponent = f"{cost['exponent']:.2f} ({low:.2f} to {high:.2f})"
         rows.append([cost["stage"], ", ".join(cost["series"]), cost["of"], cost["points"],
                      "; ".join(parts), cost["error"], exponent, cost["refused"]])  # fmt: skip
-    names = ("stage", "series", "of", "points", "cost (95 %)", "error", "log-log slope", "refused")
-    lines += _table(names, rows)
+    lines += _table(
+        ("stage", "series", "of", "points", "cost (95 %)", "error", "log-log slope", "refused"),
+        rows,
+    )
     rows = [
         [n["what"], "" if n["value"] is None else f"{_cell(n['value'])} {n['unit']}".strip(),
          "" if n["low"] is None else f"{_cell(n['low'])} to {_cell(n['high'])}", n["refused"]]
@@ -648,15 +666,25 @@ def _cell(number: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--quick", action="store_true", help="a few small points, in a minute")
+    parser.add_argument("--quick", action="store_true", help="a few small points, in two minutes")
     parser.add_argument("--part", choices=PARTS, action="append", help="measure that alone")
+    parser.add_argument(
+        "--points",
+        type=lambda text: [int(value) for value in text.split(",")],
+        metavar="N,N",
+        help="of these parts, those points alone: megabytes, processes or widths",
+    )
     parser.add_argument("--write", type=Path, help="folder for scaling.json and scaling.md")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         print(json.dumps(_do(json.loads(options.job))))
         return
-    result = run(options.quick, options.part, options.write)
+    plan = PLANS["quick" if options.quick else "full"]
+    known = {value for name in options.part or PARTS for value in plan[name]}
+    if not known.issuperset(options.points or ()):
+        parser.error(f"--points are of {', '.join(map(str, sorted(known)))}")
+    result = run(options.quick, options.part, options.points, options.write)
     if options.json:
         print(json.dumps(result))
         return

@@ -1,19 +1,20 @@
 """The server under load: tokens/s and latency of 1 and of 32 clients on loopback, and its memory.
 
-A server process answers clients of this one, each of which sends its next request when its last is
-answered. The model has the shape of `tinystories-sample` and random weights, unless a run is given.
+A server process answers clients of this one, on the same cores, each of which sends its next
+request when its last is answered. The model has the shape of `tinystories-sample` and random
+weights, unless a run is given.
 """
 
 import argparse
 import asyncio
 import json
-import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,42 +35,65 @@ CLIENTS = (1, 32)
 TOKENS = 100
 
 
-def run(seconds: float = 20, model: str | None = None, soak: float = 0) -> dict[str, Any]:
+def run(seconds: float = 20, model: str | None = None) -> dict[str, Any]:
     """`{"machine": …, "rows": [{name, metric, value, unit, ratio}]}`.
 
     Args:
         seconds: of each measurement.
         model: a run or version; None: random weights.
-        soak: seconds in which 8 clients ask one after the other while memory is watched.
+
+    `ratio` is the speed over that of one client.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as folder, serving(model or _random(Path(folder))) as server:
-        url, process = server
+    with serving(model) as (url, _):
         asyncio.run(load(url, 4, 3, False))  # the first requests warm it up
         for stream in (False, True):
             single = 0.0
             for clients in CLIENTS:
                 figures = asyncio.run(load(url, clients, seconds, stream))
                 single = single or figures["tok_per_sec"]
-                name = f"{clients} clients{', streaming' * stream}"
+                name = f"{clients} {'client' if clients == 1 else 'clients'}{', streams' * stream}"
                 ratio = figures["tok_per_sec"] / single
                 rows.append(row(name, "speed", figures["tok_per_sec"], "tokens/s", ratio))
                 for metric in ("p50", "p99"):
-                    rows.append(row(name, metric, figures[metric], "s", None))
-        if soak:
-            rows += asyncio.run(watch(url, process, soak))
+                    rows.append(row(name, metric, figures[metric], "s"))
     return {"machine": limits.machine(), "rows": rows}
 
 
+def soak(seconds: float, rate: float, model: str | None = None) -> dict[str, Any]:
+    """As `run`, of the server's memory while so many requests a second of all kinds arrive.
+
+    `"memory"` has its MiB at every sixtieth of the time. `ratio` is over the first of them after a
+    tenth of it.
+    """
+    with serving(model) as (url, process):
+        asyncio.run(load(url, 4, 3, False))
+        before = sum(process.cpu_times()[:2])
+        memory, sent = asyncio.run(watch(url, process, seconds, rate))
+        busy = sum(process.cpu_times()[:2]) - before
+    first = memory[len(memory) // 10]
+    rows = [
+        row("memory", "after a tenth", first, "MiB"),
+        row("memory", f"after {seconds:g} s", memory[-1], "MiB", memory[-1] / first),
+        row("memory", "most", max(memory), "MiB", max(memory) / first),
+        row("requests", "sent", sent, ""),
+        row("server", "cores used", busy / seconds, ""),
+    ]
+    return {"machine": limits.machine(), "rows": rows, "memory": memory}
+
+
 @contextmanager
-def serving(model: str) -> Iterator[tuple[str, psutil.Process]]:
-    command = [sys.executable, "-m", "slm.cli.main", "serve", model, "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
-        assert server.stdout is not None
-        try:
-            yield json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)
-        finally:
-            server.terminate()
+def serving(model: str | None) -> Iterator[tuple[str, psutil.Process]]:
+    """A server process: its address, once it answers, and the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = model or _random(Path(folder))
+        command = [sys.executable, "-m", "slm.cli.main", "serve", name, "--port", "0", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            try:
+                yield json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)
+            finally:
+                server.terminate()
 
 
 async def load(url: str, clients: int, seconds: float, stream: bool) -> dict[str, float]:
@@ -108,17 +132,39 @@ async def load(url: str, clients: int, seconds: float, stream: bool) -> dict[str
     }
 
 
-async def watch(url: str, process: psutil.Process, seconds: float) -> list[dict[str, Any]]:
-    """The server's memory at the end of the first tenth, and at the end."""
-    memory = []
-    for _ in range(10):
-        await load(url, 8, seconds / 10, True)
-        memory.append(process.memory_info().rss / 2**20)
-    growth = memory[-1] / memory[0]
-    return [
-        row("memory", "after a tenth", memory[0], "MiB", None),
-        row("memory", f"after {seconds:g} s", memory[-1], "MiB", growth),
-    ]
+async def watch(
+    url: str, process: psutil.Process, seconds: float, rate: float
+) -> tuple[list[float], int]:
+    """The server's MiB at every sixtieth of the time, and how many requests were sent."""
+    rng = random.Random(0)
+    memory: list[float] = []
+    asking: set[asyncio.Task[None]] = set()
+    start, sent = time.perf_counter(), 0
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        while (now := time.perf_counter() - start) < seconds:
+            if now >= len(memory) * seconds / 60:
+                memory.append(process.memory_info().rss / 2**20)
+            task = asyncio.create_task(_ask(http, rng))
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+            sent += 1
+            await asyncio.sleep(max(0.0, sent / rate - (time.perf_counter() - start)))
+        await asyncio.gather(*asking)
+    return [*memory, process.memory_info().rss / 2**20], sent
+
+
+async def _ask(http: httpx.AsyncClient, rng: random.Random) -> None:
+    """A request of any kind: whole or a stream, some with scores, some refused, some left."""
+    tokens = rng.choice([1, 10, 40])
+    body = {
+        "prompt": "Once upon a time"[: rng.randrange(1, 17)], "max_tokens": tokens, "top_k": 50,
+        "n": rng.choice([1, 1, 2]), "stream": rng.random() < 0.5,
+        "logprobs": rng.choice([None, 5]), "temperature": rng.choice([0.8, 0.8, 0.8, -1]),
+    }  # fmt: skip
+    async with http.stream("POST", "/v1/completions", json=body) as answer:
+        async for _ in answer.aiter_bytes():
+            if rng.random() < 0.05:
+                return
 
 
 def _random(folder: Path) -> str:
@@ -133,10 +179,25 @@ def _random(folder: Path) -> str:
     return str(folder)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--model", help="a run or version; without it random weights")
-    parser.add_argument("--soak", type=float, default=0, help="seconds of watching its memory")
-    given = parser.parse_args()
-    print(json.dumps(run(given.seconds, given.model, given.soak), indent=1))
+    parser.add_argument(
+        "--soak", type=float, default=0, help="watch its memory for so many seconds, instead"
+    )
+    parser.add_argument("--rate", type=float, default=20, help="requests a second meanwhile")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.soak:
+        result = soak(options.soak, options.rate, options.model)
+    else:
+        result = run(options.seconds, options.model)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        limits.show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ NAMES = [
     "load_recipe", "download", "initial_model", "encode", "train", "resume", "stop", "finish",
     "train_longer", "evaluate", "benchmark", "write_report", "register", "promote", "run", "init",
     "plan", "push", "pull", "open_run", "load_model", "sample", "export", "verify_published",
-    "doctor", "launch_slurm", "launch_kubernetes",
+    "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 

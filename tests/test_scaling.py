@@ -70,3 +70,31 @@ def test_what_is_projected_has_an_interval_around_it(scaling: ModuleType) -> Non
     largest = max(measured, key=lambda p: p["bytes"])
     size = 1e9 * largest["bytes"] / largest["documents"]
     assert row["value"] == pytest.approx((2 + 1e-8 * size + 4e-6 * 1e9) / 3600, rel=0.15)
+
+
+def test_points_that_are_measured_again_replace_their_own_alone(
+    scaling: ModuleType, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = 0
+
+    def measure(place: Path, plan: dict[str, Any], megabytes: list[int]) -> Any:
+        for size in megabytes:
+            [point] = points([size * 1000], [900])
+            yield {**point, "at": size, "turn": turn}
+
+    for name in ("text", "large"):
+        monkeypatch.setitem(scaling.PARTS, name, measure)
+    scaling.run(parts=["text", "large"], chosen=[1000, 40, 10], folder=tmp_path)
+    turn = 1
+    result = scaling.run(parts=["text"], chosen=[10, 70], folder=tmp_path)
+    measured = [(point["part"], point["at"], point["turn"]) for point in result["points"]]
+    assert measured == [("text", 10, 1), ("text", 40, 0), ("text", 70, 1), ("large", 1000, 0)]
+    assert "| encode | text |" in (tmp_path / "scaling.md").read_text()
+
+
+def test_an_exchange_is_hidden_by_no_more_than_the_last_backward_pass(scaling: ModuleType) -> None:
+    for tokens in (65_536, 524_288, 4_194_304):
+        computing, exchanging, hidden = scaling.step_seconds(tokens)
+        assert 0 < hidden < min(computing, exchanging)
+    assert hidden == pytest.approx(2 / 3 * 8192 / 448_687)  # of a pass, however many a step has
+    assert exchanging == pytest.approx(8 * 124e6 * 63 / 64 / 25e9)

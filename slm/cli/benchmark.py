@@ -37,7 +37,7 @@ def benchmark(
     """Score a run on minimal pairs and multiple-choice tasks.
 
     Examples: slm benchmark slm@champion --tasks blimp · slm benchmark RUN --tasks
-    blimp=blimp.parquet,colours.jsonl --baselines
+    blimp=blimp.parquet,mine.jsonl --groups
     """
     folder, record = finished_run(run)
     config = folder.config

@@ -235,19 +235,25 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
 
 
 def lineage(chain: "Lineage") -> RenderableType:
-    """The chain as a tree: the result at its root, what it was made of below it."""
+    """The chain as trees: each result at its root, what it was made of below it, once."""
     links = {link.name: link for link in chain.links}
+    drawn: set[str] = set()
 
     def grow(tree: Tree, link: "Link") -> None:
         for name in link.made_from:
-            grow(tree.add(_link(links[name])), links[name])
+            if name not in drawn:
+                drawn.add(name)
+                grow(tree.add(_link(links[name])), links[name])
 
-    last = chain.links[-1]
-    tree = Tree(_link(last), guide_style="dim")
-    grow(tree, last)
+    used = {name for link in chain.links for name in link.made_from}
+    trees = []
+    for link in chain.links:
+        if link.name not in used:
+            trees.append(Tree(_link(link), guide_style="dim"))
+            grow(trees[-1], link)
     broken = [f"{link.name} {link.state}" for link in chain.broken]
     ending = Text(", ".join(broken), "bold red") if broken else Text("nothing is gone or changed")
-    return Group(tree, ending)
+    return Group(*trees, ending)
 
 
 def _link(link: "Link") -> Text:

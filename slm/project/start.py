@@ -154,6 +154,7 @@ def _of_stories(folder: Path, name: str | None) -> Project:
         "data": "short stories from the project's own grammar: nothing is downloaded",
         "model": "small enough for minutes on a CPU",
         "train": f"as in the recipe {DEFAULT_RECIPE} that comes with slm",
+        "benchmark": "minimal pairs in the vocabulary of these stories",
         "report": "beginnings of the samples in the report",
     }
     for section, values in config.model_dump(mode="json", exclude_unset=True).items():

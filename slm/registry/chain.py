@@ -33,13 +33,14 @@ def version_lineage(text: str, root: Path | None = None, *, uri: str | None = No
     if not notes:
         state, notes = _stored_state(client, version, root)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+    used = {name for link in chain.links for name in link.made_from}
     link = Link(
         name="version",
         value=version.uri + aliases,
         digest=weights_sha256,
         state=state,
         notes=notes,
-        made_from=("evaluation",),
+        made_from=tuple(link.name for link in chain.links if link.name not in used),
     )
     return Lineage(name=version.uri, links=(*chain.links, link), tags=dict(version.tags))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from run_folders import empty_store
+from scored import add_scores, task_of
 from tiny_run import CLEAN, code, copy_run, flip_byte, shards_of
 
 from slm import storage
@@ -93,6 +94,16 @@ def test_lineage_and_models(invoke: Invoke, run: Path) -> None:
     assert "source gone" in shown.splitlines()[-1]
     assert [v["run"] for v in last_json(invoke("models", "--json")[1])["versions"]] == [run.name]
     assert "models:/slm/1  challenger" in invoke("models")[1]
+
+
+def test_scores_on_benchmarks_are_shown_next_to_the_evaluation(invoke: Invoke, run: Path) -> None:
+    record = RunFolder(run).record
+    assert record is not None
+    add_scores(record, task_of(4), [True, True, True, False])
+    out = invoke("lineage", run.name)[1]
+    roots = [line.split()[0] for line in out.splitlines() if line[0] not in " │├└"]
+    assert roots[:2] == ["evaluation", "benchmarks"]
+    assert out.count("dataset ") == 1
 
 
 def test_the_exit_code_of_reproduce_is_its_verdict(invoke: Invoke, run: Path) -> None:

@@ -12,9 +12,9 @@ from slm.config import ModelConfig
 from slm.evaluation.benchmark.benchmark import do_task
 from slm.evaluation.benchmark.items import Task
 from slm.evaluation.benchmark.tasks import read_tasks
-from slm.model.export.hugging_face import export
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, MODEL, describe_model, load_model
+from slm.registry.exporting import export
 from slm.storage import write_json
 from slm.tokens.tokenizer.bpe import TOKENIZER, gpt2
 

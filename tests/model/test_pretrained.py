@@ -12,9 +12,10 @@ from tiny_model import BYTES, tiny_model
 
 from slm.errors import CorruptionError, UserError
 from slm.model import pretrained
-from slm.model.export.hugging_face import export, hugging_face_weights
+from slm.model.export.hugging_face import hugging_face_weights
 from slm.model.gpt import GPT
 from slm.model.saved import CONFIG, MODEL, load_model
+from slm.registry.exporting import export
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 
 Fields = dict[str, Any]

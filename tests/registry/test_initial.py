@@ -20,12 +20,12 @@ from slm.errors import CorruptionError, Interrupted, SlmError, UserError
 from slm.evaluation.evaluate import evaluate
 from slm.history.lineage import lineage
 from slm.model import pretrained
-from slm.model.export.hugging_face import export
 from slm.model.saved import MODEL, load_model
 from slm.orchestration import stages
 from slm.planning.plan import plan_config
 from slm.records import Parent, Run, Shards
 from slm.registry import assessment, register
+from slm.registry.exporting import export
 from slm.registry.initial import agreed, initial_model, open_parent, resolve
 from slm.registry.tags import chain_tags, ingredients
 from slm.report import cards

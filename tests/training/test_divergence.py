@@ -14,9 +14,9 @@ from torch import Tensor
 from slm.config import PipelineConfig
 from slm.errors import Interrupted, SlmError, TrainingError, UserError
 from slm.evaluation.evaluate import evaluate
-from slm.model.export.hugging_face import export
 from slm.model.saved import MODEL, first_not_finite, load_model
 from slm.records import Checkpoint, Run, Shards
+from slm.registry.exporting import export
 from slm.run_folder import CHECKPOINTS, JOURNAL, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, describe_files, read_record, write_record
