@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import httpx
 import pytest
 from registered import Registry
 from run_folders import CONFIG, add_evaluation, empty_store, finish_run, start_run
-from served import GOOD, wait_for
+from served import ENDLESS, GOOD, wait_for
 from tiny_run import copy_run, shards_of
 
 import slm
-from slm.errors import UserError
+from slm.errors import Interrupted, UserError
 
 
 @contextmanager
@@ -89,6 +89,37 @@ def test_a_server_follows_its_alias_until_it_is_asked_to_end(data_root: Path) ->
     assert answered == [first, second]
 
 
+def test_a_second_signal_cuts_off_what_is_not_done(data_root: Path) -> None:
+    Registry(data_root).add(0, "champion")
+
+    def use(url: str) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+
+        def is_closed() -> bool:
+            try:
+                socket.create_connection((host, int(port))).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        body = {**ENDLESS, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(is_closed)
+            os.kill(os.getpid(), signal.SIGTERM)
+            with suppress(httpx.HTTPError):
+                for _ in lines:
+                    pass
+
+    def begin(url: str, _: list[str]) -> None:
+        threading.Thread(target=use, args=(url,)).start()
+
+    with pytest.raises(Interrupted, match="1 requests were cut off"):
+        slm.serve("slm@champion", port=0, max_tokens=ENDLESS["max_tokens"], on_ready=begin)
+
+
 def register(root: Path, key: str, trained: int) -> str:
     """A version of a model after so many steps; its address."""
     path = start_run(root, key=key * 32)
@@ -152,25 +183,3 @@ def test_a_server_answers_and_ends_after_its_requests(tmp_path: Path, number: in
             server.send_signal(number)
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.wait(60) == 0
-
-
-@pytest.mark.slow
-def test_a_second_signal_cuts_off_what_is_not_done(tmp_path: Path) -> None:
-    run = copy_run(tmp_path).name
-
-    def is_closed() -> bool:
-        try:
-            socket.create_connection((host, int(port))).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    with server_process(run, tmp_path) as (url, server):
-        host, _, port = url.removeprefix("http://").partition(":")
-        body = {**GOOD, "max_tokens": 2048, "temperature": 0, "n": 128, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
-            next(reply.iter_lines())
-            server.send_signal(signal.SIGTERM)
-            wait_for(is_closed)
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 130
