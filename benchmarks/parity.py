@@ -23,6 +23,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import torch
@@ -148,11 +149,13 @@ def compare_tokens(tokenizer: Tokenizer, text: Sequence[str]) -> dict[str, Any]:
         write_gguf(path / "model.gguf", model, tokenizer, "f16", {})
         fast = TheirTokenizer.from_file(str(path / "tokenizer.json"))
         llama = Llama(path / "model.gguf")
-    differing = {"hf": 0, "llama": 0}
+    differing = {"hf": 0, "llama": 0, "newer": 0}
     for piece in text:
         expected = tokenizer.encode(piece)
         differing["hf"] += fast.encode(piece, add_special_tokens=False).ids != expected
-        differing["llama"] += llama.tokenize(piece) != expected
+        if llama.tokenize(piece) != expected:
+            differing["llama"] += 1
+            differing["newer"] += any(category(c) == "Cn" for c in piece)
     llama.close()
     return {
         "tokens": tokenizer.n_vocab,
@@ -160,6 +163,7 @@ def compare_tokens(tokenizer: Tokenizer, text: Sequence[str]) -> dict[str, Any]:
         "pieces": len(text),
         "hf_differs": differing["hf"],
         "llama_differs": differing["llama"],
+        "llama_differs_newer": differing["newer"],  # with characters newer than Python's Unicode
     }
 
 

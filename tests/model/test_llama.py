@@ -51,4 +51,5 @@ def test_transformers_and_llama_agree_with_us_and_eight_bits_cost_little(
 def test_all_tokenize_as_we_do(vocabulary: str) -> None:
     row = measure(f"tokens/{vocabulary}")
     assert row["megabytes"] >= 10
-    assert row["hf_differs"] == row["llama_differs"] == 0
+    assert row["hf_differs"] == 0
+    assert row["llama_differs"] == row["llama_differs_newer"]  # letters that its tables do not have
