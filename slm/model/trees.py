@@ -1,4 +1,4 @@
-"""Many short texts that begin alike, read at once, each beginning a single time.
+"""Many short texts that begin alike, read together, each beginning once.
 
 A row holds a tree in preorder: after a position come all those that it leads to, then its siblings.
 Each one sees those that lead to it, at its depth, so its hidden state is that of the whole text.

@@ -1,6 +1,6 @@
 """`slm verify --published`: whether what was published is the model that it claims to be.
 
-The export is made again from the model's own files and compared with what was published, part by
+The export is rebuilt from the model's own files and compared with what was published, part by
 part: an export of the same model and dtype has the same bytes.
 """
 

@@ -1,4 +1,4 @@
-"""Continuous batching: a thread that generates for many requests at once.
+"""Continuous batching: a thread that generates for many requests together.
 
 A text joins the batch as soon as there is a place in it, and leaves when it is done, cancelled or
 out of time, between two tokens of the others. What it is does not depend on them
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(eq=False)
 class Ticket:
-    """A text that was asked for, and who is told of its progress."""
+    """A text that was asked for, and who gets its progress."""
 
     row: Completion
     put: Callable[[Progress], None]

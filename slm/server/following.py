@@ -1,7 +1,8 @@
 """An alias that moves: the version that it names is opened next to the one that is served, takes
 its place, and the old one is freed once its last text is done.
 
-A version that cannot be opened changes nothing: the old one goes on, and the reason is reported.
+A version that cannot be opened changes nothing: the old one keeps serving, and the reason is
+reported.
 """
 
 import logging

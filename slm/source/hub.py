@@ -71,7 +71,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def resolve_commit(data: Repo) -> str:
-    """The commit that a revision (default: the main branch) stands for.
+    """The commit that a revision (default: the main branch) names.
 
     A full commit is returned as it is, without the network. Raises UserError where the repository
     or the revision does not exist.
