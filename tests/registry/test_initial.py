@@ -413,8 +413,8 @@ def test_an_import_can_be_deleted_a_week_after_its_last_use(
     folder = opened(starting(f"hf:{tmp_path / 'out'}")).path
 
     def going() -> list[Path]:
-        found = retention.survey(base.root.path, [], grace=0).going
-        return [item.path for item in found if item.path == folder]
+        deletable = retention.survey(base.root.path, [], grace=0).going
+        return [item.path for item in deletable if item.path == folder]
 
     assert going() == []
     for path in folder.iterdir():

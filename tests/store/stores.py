@@ -21,8 +21,8 @@ def entries(address: str) -> list[Entry]:
     store = open_store(address)
     kinds: tuple[Kind, ...] = ("source", "shards", "run")
     top = [store.entry(kind, key) for kind in kinds for key in store.keys(kind)]
-    found = [entry for entry in top if entry]
-    return found + [inner for e in found if e.kind == "run" for inner in store.inside(e.key)]
+    filled = [entry for entry in top if entry]
+    return filled + [inner for e in filled if e.kind == "run" for inner in store.inside(e.key)]
 
 
 def assert_whole(address: str) -> list[Entry]:

@@ -50,16 +50,16 @@ def test_a_run_comes_over_whole_with_its_data_and_its_evaluation(
     pushed = slm.push(run.name, store, root=root)
     assert [name.partition("/")[0] for name in pushed.results] == KINDS
     assert [entry.kind for entry in assert_whole(store)] == KINDS
-    there = tmp_path / "b"
-    pulled = slm.pull(run.name, store, root=there)
+    other_root = tmp_path / "b"
+    pulled = slm.pull(run.name, store, root=other_root)
     assert len(pulled.pulled) == len(KINDS)
-    assert pulled.path == str(there / "runs" / run.name)
+    assert pulled.path == str(other_root / "runs" / run.name)
     for kind in ("sources", "shards"):
-        assert files_below(there / kind) == files_below(root / kind)
-    other = only_run(there)
+        assert files_below(other_root / kind) == files_below(root / kind)
+    other = only_run(other_root)
     assert facts(other.verified_record) == facts(run.verified_record)
     assert facts(other.evaluation) == facts(run.evaluation)
-    assert verify_folder(there) == verify_folder(root)
+    assert verify_folder(other_root) == verify_folder(root)
     assert other.shards
     assert other.source
     assert [path.name for _, path in other.checkpoints] == [p.name for _, p in run.checkpoints]
@@ -81,13 +81,13 @@ def test_a_second_push_and_a_second_pull_do_nothing(root: Path, store: str, tmp_
     first, again = (slm.push(name, store, root=root) for _ in range(2))
     assert first.sent > 10
     assert (again.sent, again.sent_bytes, again.bytes) == (0, 0, first.bytes)
-    there = tmp_path / "b"
-    slm.pull(name, store, root=there)
-    before = files_below(there)
-    again_pulled = slm.pull(name, store, root=there)
+    other_root = tmp_path / "b"
+    slm.pull(name, store, root=other_root)
+    before = files_below(other_root)
+    again_pulled = slm.pull(name, store, root=other_root)
     assert (again_pulled.pulled, again_pulled.bytes) == ((), 0)
     assert len(again_pulled.results) == len(KINDS)
-    assert files_below(there) == before
+    assert files_below(other_root) == before
 
 
 def test_only_missing_blobs_are_sent(root: Path, tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_shards_and_a_source_go_alone(root: Path, store: str, tmp_path: Path) ->
     assert [entry.kind for entry in entries(store)] == ["source"]
     slm.push(run.shards.name, store, root=root)
     assert [entry.kind for entry in entries(store)] == ["source", "shards"]
-    there = DataRoot(tmp_path / "b")
-    slm.pull(run.shards.name, store, root=there.path)
-    assert facts(there.shards(run.shards.key)) == facts(run.shards)
-    assert facts(there.source(run.source.key)) == facts(run.source)
+    other_root = DataRoot(tmp_path / "b")
+    slm.pull(run.shards.name, store, root=other_root.path)
+    assert facts(other_root.shards(run.shards.key)) == facts(run.shards)
+    assert facts(other_root.source(run.source.key)) == facts(run.source)
 
 
 def test_data_can_be_left_out(root: Path, store: str, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_damaged_local_file_is_not_pushed(root: Path) -> None:
 def test_a_damaged_blob_is_refused_by_its_hash_and_repaired(
     how: str, root: Path, tmp_path: Path
 ) -> None:
-    store, run, there = f"file://{tmp_path / 'store'}", only_run(root), tmp_path / "b"
+    store, run, other_root = f"file://{tmp_path / 'store'}", only_run(root), tmp_path / "b"
     slm.push(run.name, store, root=root)
     shards = run.shards
     assert shards
@@ -197,13 +197,13 @@ def test_a_damaged_blob_is_refused_by_its_hash_and_repaired(
     else:
         blob.unlink()
     with pytest.raises(CorruptionError, match=blob.name):
-        slm.pull(run.name, store, root=there)
-    assert not list((there / "shards").glob("[!.]*")), "nothing half-written"
+        slm.pull(run.name, store, root=other_root)
+    assert not list((other_root / "shards").glob("[!.]*")), "nothing half-written"
     repaired = slm.push(run.name, store, root=root, verify=True)
     assert repaired.sent == 1
     assert blob.read_bytes() == content
-    slm.pull(run.name, store, root=there)
-    assert facts(only_run(there).verified_record) == facts(run.verified_record)
+    slm.pull(run.name, store, root=other_root)
+    assert facts(only_run(other_root).verified_record) == facts(run.verified_record)
 
 
 def test_what_is_whole_here_survives_a_damaged_store(root: Path, tmp_path: Path) -> None:
@@ -324,13 +324,13 @@ def test_a_read_only_store_is_pulled_from_and_not_pushed_to(root: Path, tmp_path
 def test_a_full_disk_here_leaves_no_part_of_a_result(
     number: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, name, there = memory_store(), only_run(root).name, tmp_path / "b"
+    store, name, other_root = memory_store(), only_run(root).name, tmp_path / "b"
     slm.push(name, store, root=root)
     monkeypatch.setenv("SLM_FAULT", f"fsync:{number}:enospc")
     storage.reset_fault_points()
     with pytest.raises((OSError, UserError)):
-        slm.pull(name, store, root=there)
+        slm.pull(name, store, root=other_root)
     monkeypatch.delenv("SLM_FAULT")
-    assert not list(there.rglob("*.tmp"))
-    slm.pull(name, store, root=there)
-    assert verify_folder(there) == verify_folder(root)
+    assert not list(other_root.rglob("*.tmp"))
+    slm.pull(name, store, root=other_root)
+    assert verify_folder(other_root) == verify_folder(root)

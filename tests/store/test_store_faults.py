@@ -41,10 +41,12 @@ def test_a_push_that_is_killed_anywhere_is_never_seen_as_complete(
         every = assert_whole(f"file://{store}")
         assert len(every) >= seen, "what was complete stays"
         if "run" in [entry.kind for entry in every]:
-            there = tmp_path / "b"
-            slm.pull(name, f"file://{store}", root=there)
-            assert facts(only_run(there).verified_record) == facts(only_run(root).verified_record)
-            shutil.rmtree(there)
+            other_root = tmp_path / "b"
+            slm.pull(name, f"file://{store}", root=other_root)
+            assert facts(only_run(other_root).verified_record) == facts(
+                only_run(root).verified_record
+            )
+            shutil.rmtree(other_root)
         else:
             with pytest.raises(UserError, match="has no result"):
                 slm.pull(name, f"file://{store}", root=tmp_path / "b")
@@ -90,18 +92,18 @@ def test_a_pull_that_is_killed_anywhere_leaves_a_whole_result_or_none(
 ) -> None:
     chance, name, store = random.Random(5), only_run(root).name, f"file://{tmp_path / 'store'}"
     slm.push(name, store, root=root)
-    there = tmp_path / "b"
-    pull = partial(slm.pull, name, store, root=there)
+    other_root = tmp_path / "b"
+    pull = partial(slm.pull, name, store, root=other_root)
     kills = 0
     while kills < 15:
         code = wait(fork(pull, fault=f"*:{chance.randint(1, 60)}:kill"))
         kills += code == KILLED
-        verify_folder_but_leftovers(there)
+        verify_folder_but_leftovers(other_root)
         if code == 0:
-            shutil.rmtree(there)
+            shutil.rmtree(other_root)
     pull()
-    assert verify_folder(there) == verify_folder(root)
-    assert not list(there.rglob("*.tmp"))
+    assert verify_folder(other_root) == verify_folder(root)
+    assert not list(other_root.rglob("*.tmp"))
 
 
 def test_after_a_power_cut_at_any_moment_of_a_push_what_is_seen_is_whole(

@@ -64,23 +64,23 @@ def invoke(
 def test_a_version_comes_over_and_is_registered_with_its_chain(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, there = f"file://{tmp_path / 'store'}", empty_store(tmp_path / "b")
+    store, other_root = f"file://{tmp_path / 'store'}", empty_store(tmp_path / "b")
     pushed = slm.push("slm@champion", store)
     assert pushed.results[-1] == "version/slm"
-    monkeypatch.setenv("SLM_DATA", str(there))
+    monkeypatch.setenv("SLM_DATA", str(other_root))
     pulled = slm.pull("slm@champion", store)
     assert pulled.version == "models:/slm/1"
-    [here], [origin] = list_versions(there), list_versions(root)
+    [here], [origin] = list_versions(other_root), list_versions(root)
     assert here.aliases == ("challenger",), "only the gate here makes a champion here"
     own = {"run_id"}
     assert {k: v for k, v in here.tags.items() if k not in own} == {
         k: v for k, v in origin.tags.items() if k not in own
     }
-    chain = version_lineage("models:/slm/1", there)
+    chain = version_lineage("models:/slm/1", other_root)
     assert not [link.name for link in chain.broken if link.name != "dataset"]
     assert slm.pull("models:/slm/1", store).pulled == ()
-    assert [version.version for version in list_versions(there)] == ["1"]
-    assert facts(only_run(there).verified_record) == facts(only_run(root).verified_record)
+    assert [version.version for version in list_versions(other_root)] == ["1"]
+    assert facts(only_run(other_root).verified_record) == facts(only_run(root).verified_record)
     with pytest.raises(UserError, match=r"no version slm@nobody; it has models:/slm/1"):
         slm.pull("slm@nobody", store)
     with pytest.raises(UserError, match="no version of 'other'; its models: slm"):
