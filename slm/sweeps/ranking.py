@@ -60,7 +60,7 @@ def rank(bits: Sequence[Floats], sizes: npt.NDArray[np.int64], *, draws: int = D
         sizes: UTF-8 bytes of each document, (D,).
         draws: of the deviations; the intervals' ends vary by about a hundredth of their width.
 
-    Two held-out documents are the fewest: with one, every interval is infinite.
+    There are at least two documents: one alone shows nothing of chance.
     """
     total = sizes.sum()
     seeds = [each.sum(1) / total for each in bits]  # T × (S,): bits per byte of each seed
@@ -110,10 +110,8 @@ def _documents_covariance(bits: Floats, mean: Floats, sizes: npt.NDArray[np.int6
     The difference between the two is the same on both documents, so its variance is 0.
     """
     added = (bits - mean[:, None] * sizes) / sizes.sum()  # (T, D)
-    documents = len(sizes)
-    scale = documents / (documents - 1) if documents > 1 else np.inf
-    product: Floats = added @ added.T
-    return product * scale if documents > 1 else np.full_like(product, np.inf)
+    result: Floats = added @ added.T * len(sizes) / (len(sizes) - 1)
+    return result
 
 
 def _seed_deviation(seeds: Sequence[Floats], mean: Floats) -> tuple[float | None, int]:
@@ -140,8 +138,6 @@ def _draw(covariance: Floats, own: Floats, documents: int, freedom: int, draws: 
     """
     generator = np.random.Generator(np.random.PCG64(0))
     trials = len(own)
-    if documents < 1:
-        return np.zeros((draws, trials))
     jitter = 1e-9 * max(float(np.trace(covariance)), np.finfo(float).tiny) * np.eye(trials)
     root = np.linalg.cholesky(covariance + jitter)
     by_documents = generator.standard_normal((draws, trials)) @ root.T
