@@ -170,8 +170,8 @@ def load_sweep(name: str, **changes: Any) -> Sweep:
     fields = {key: value for key, value in sweeps[name].items() if key != DESCRIPTION}
     own = fields.get("overrides") or {}
     fields |= {key: value for key, value in changes.items() if value is not None}
-    if isinstance(own, dict) and "overrides" in fields:
-        fields["overrides"] = {**own, **fields["overrides"]}
+    merged = {**own, **(changes.get("overrides") or {})} if isinstance(own, dict) else own
+    fields["overrides"] = merged
     recipe, space = fields.pop("recipe", None), fields.pop("space", None)
     if not isinstance(recipe, str):
         raise UserError(f"the sweep {name} names no recipe: add `recipe: quickstart`")

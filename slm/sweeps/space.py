@@ -17,6 +17,7 @@ from slm.errors import UserError, excerpt, listing, unknown
 from slm.other_names import unknown_setting
 from slm.recipes import dotted_keys, parse_overrides, sections
 from slm.records import Frozen
+from slm.storage import to_json
 
 MAX_COMBINATIONS = 10_000  # of a grid, and of a space whose combinations are counted
 DIGITS = 6  # of a number drawn from a range
@@ -94,10 +95,15 @@ class Dimension(Frozen):
     def text(self) -> str:
         """As it is written on the command line, without its condition."""
         if self.choices:
-            return ",".join(map(str, self.choices))
+            return ",".join(map(written, self.choices))
         kind = f"{'log:' * self.log}{'int:' * self.integer}"
         low, high = self.corners
         return f"{kind}{low:g}:{high:g}" if not self.integer else f"{kind}{low}:{high}"
+
+
+def written(value: Any) -> str:
+    """A value as it is written: null for None, true and false."""
+    return value if isinstance(value, str) else to_json(value)
 
 
 # ---- reading ----------------------------------------------------------------------------------
