@@ -41,7 +41,7 @@ from slm.records import Frozen
 from slm.storage import sha256_json
 from slm.sweeps.checking import checked_space
 from slm.sweeps.halving import Halving, parse_halving
-from slm.sweeps.space import Dimension, check_grid, combinations, parse_dimension
+from slm.sweeps.space import Dimension, check_grid, combinations, parse_dimension, together
 
 Sampler = Literal["tpe", "random", "grid"]
 SWEEP_VERSION = 1
@@ -91,7 +91,7 @@ class Sweep(Frozen):
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
         """The recipe's config with the sweep's own overrides and those of a trial."""
-        return load_recipe(self.recipe, {**self.overrides, **(overrides or {})})
+        return load_recipe(self.recipe, together(self.overrides, overrides or {}))
 
     @property
     def key(self) -> str:

@@ -149,7 +149,7 @@ def test_whatever_ends_one_training_ends_those_next_to_it(tmp_path: Path) -> Non
         raise SlmError("no room on the disk")
 
     with pytest.raises(SlmError, match="no room"):
-        run(tiny_sweep(), tmp_path, Trainer(hurdle=hurdle), workers=2)
+        run(tiny_sweep(), tmp_path, Trainer(1, hurdle), workers=2)
     assert ended.is_set()
 
 
@@ -229,10 +229,10 @@ def test_a_trainer_that_is_killed_is_resumed(tmp_path: Path) -> None:
         if errors:
             raise errors.pop()
 
-    assert len(run(tiny_sweep(), tmp_path, Trainer(hurdle=hurdle)).trials) == 6
+    assert len(run(tiny_sweep(), tmp_path, Trainer(1, hurdle)).trials) == 6
     errors += [TrainingError("killed (SIGKILL)")] * driver.MAX_ATTEMPTS
     with pytest.raises(TrainingError, match="SIGKILL"):
-        run(tiny_sweep(seed=8), tmp_path, Trainer(hurdle=hurdle))
+        run(tiny_sweep(seed=8), tmp_path, Trainer(1, hurdle))
     assert SweepFolder.of(tiny_sweep(seed=8), tmp_path).trials == []  # none is taken as failed
 
 
@@ -246,7 +246,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
         if errors:
             raise errors.pop()
 
-    assert len(run(tiny_sweep(), tmp_path, Trainer(hurdle=hurdle)).trials) == 6
+    assert len(run(tiny_sweep(), tmp_path, Trainer(1, hurdle)).trials) == 6
 
 
 @pytest.mark.parametrize("error", [OSError(28, "no space"), Interrupted("stopped"), SlmError("x"),
@@ -256,7 +256,7 @@ def test_what_is_no_fault_of_the_settings_stops_the_sweep(tmp_path: Path, error:
         raise error
 
     with pytest.raises(type(error)):
-        run(tiny_sweep(), tmp_path, Trainer(hurdle=hurdle))
+        run(tiny_sweep(), tmp_path, Trainer(1, hurdle))
     assert SweepFolder.of(tiny_sweep(), tmp_path).trials == []
 
 
