@@ -69,9 +69,9 @@ def sweep(
     }  # fmt: skip
     asked = sweep_options.asked(name, space, settings, fields)
     if dry_run:
-        from slm.planning.sweep import plan_sweep
+        from slm.planning.sweep import plan_of_sweep
 
-        show_sweep_plan(plan_sweep(asked), as_json)
+        show_sweep_plan(plan_of_sweep(asked), as_json)
         return
     with display_for(as_json) as display:
         asked = sweep_outline.with_inputs(asked)

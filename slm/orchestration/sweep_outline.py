@@ -13,6 +13,7 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import NewerFormat, Untrainable, UserError
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
+from slm.planning.sweep import SweepPlan, plan_of_sweep
 from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Shards
@@ -49,6 +50,18 @@ def sweep(
             budget, halving.
     """
     return carry_out(asked(name, space, **fields), workers=workers)
+
+
+def plan_sweep(
+    name: str, space: Mapping[str, Any] | None = None, /, *, verify: bool = False, **fields: Any
+) -> SweepPlan:
+    """What `slm.sweep` of the same arguments would run and reuse, and its cost; nothing is done.
+
+    >>> slm.plan_sweep("quickstart", {"model.n_layer": [2, 4, 6]}, seeds=2).seconds
+
+    `verify`: as of `slm.plan`.
+    """
+    return plan_of_sweep(asked(name, space, **fields), verify=verify)
 
 
 def asked(name: str, space: Mapping[str, Any] | None = None, /, **fields: Any) -> Sweep:

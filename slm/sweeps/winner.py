@@ -173,6 +173,17 @@ def choose(folder: SweepFolder) -> Winner:
     )
 
 
+def choose_winner(reference: str) -> Winner:
+    """The winner of a sweep of the data folder, by its name, its folder or its key's beginning.
+
+    >>> slm.choose_winner("rates").sentence
+    "trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), better than all 11 others"
+
+    Raises UserError with the nearest name.
+    """
+    return choose(SweepFolder.open(reference))
+
+
 def winning_run(folder: SweepFolder, winner: Winner) -> tuple[Trial, SeedRun]:
     """The best trial, and of its seeds the one with the fewest bits per byte.
 
