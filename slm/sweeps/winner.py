@@ -104,7 +104,7 @@ class Standing(Frozen):
 
 
 def _all(others: int) -> str:
-    return "the other one" if others == 1 else f"all {others:,} others"
+    return {1: "the other one", 2: "both others"}.get(others, f"all {others:,} others")
 
 
 class Winner(Frozen):

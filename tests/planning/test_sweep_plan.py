@@ -10,6 +10,7 @@ from finished import finish_evaluation, finish_run, finish_shards, finish_source
 from swept import RATE, run_trials, tiny_sweep
 from typer.testing import CliRunner
 
+import slm
 from slm.cli.main import app
 from slm.config import PipelineConfig
 from slm.errors import UserError
@@ -186,6 +187,11 @@ def test_a_sweep_that_was_begun_is_planned_by_its_folder(data_root: Path) -> Non
     assert made["counts"] == {"recorded": 4, "to run": 2}
     with pytest.raises(UserError, match="keeps its settings"):
         output("plan", folder.name, "--seeds", "2")
+
+
+def test_the_same_from_python() -> None:
+    plan = slm.plan_sweep("tiny", {RATE: "log:1e-3:1e-2"}, trials=3)
+    assert plan == plan_of_sweep(tiny_sweep(trials=3))
 
 
 def test_options_of_a_sweep_need_one() -> None:
