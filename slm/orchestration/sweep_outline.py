@@ -13,6 +13,7 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import NewerFormat, Untrainable, UserError
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
+from slm.planning.sweep import SweepPlan, plan_of_sweep
 from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Shards
@@ -23,6 +24,7 @@ from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, 
 from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
+from slm.sweeps.winner import choose
 from slm.training.warm import warm_starts
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,18 @@ def sweep(
             budget, halving.
     """
     return carry_out(asked(name, space, **fields), workers=workers)
+
+
+def plan_sweep(
+    name: str, space: Mapping[str, Any] | None = None, /, *, verify: bool = False, **fields: Any
+) -> SweepPlan:
+    """What `slm.sweep` of the same arguments would run and reuse, and its cost; nothing is done.
+
+    >>> slm.plan_sweep("quickstart", {"model.n_layer": [2, 4, 6]}, seeds=2).seconds
+
+    `verify`: as of `slm.plan`.
+    """
+    return plan_of_sweep(asked(name, space, **fields), verify=verify)
 
 
 def asked(name: str, space: Mapping[str, Any] | None = None, /, **fields: Any) -> Sweep:
@@ -242,13 +256,15 @@ def trial_facts(trial: Trial) -> dict[str, Any]:
 
 def summary(folder: SweepFolder, result: SweepResult) -> dict[str, Any]:
     """What came of a sweep, as JSON values."""
-    winner = result.winner
+    winner = choose(folder)
+    best = next((trial for trial in result.trials if trial.number == winner.best), None)
     return {
         "sweep": str(folder.path),
         "ended": result.ended,
         "trials": [trial_facts(trial) for trial in result.trials],
-        "best": trial_facts(winner) if winner else None,
-        "distinguishable": None,
+        "best": trial_facts(best) if best else None,
+        "distinguishable": winner.distinguishable,
+        "winner": {"sentence": winner.sentence, **winner.model_dump(mode="json")},
         "seconds": result.seconds,
         "tokens": result.tokens,
         "correlations": [each.model_dump() for each in result.correlations],
