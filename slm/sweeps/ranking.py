@@ -25,6 +25,7 @@ from slm.evaluation.intervals import CONFIDENCE
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000
+MAX_DRAWN, MIN_DRAWS = 400_000, 1000  # numbers drawn for all trials; of each trial at least
 MIN_POOLED = 5  # trials whose seeds show how much a seed changes: the better half, or so many
 NEGLIGIBLE = 1e-14  # share of a variance that is rounding
 
@@ -58,7 +59,7 @@ def rank(bits: Sequence[Floats], sizes: npt.NDArray[np.int64], *, draws: int = D
     Args:
         bits: of each trial (S, D): what each of its S seeds spends on each document.
         sizes: UTF-8 bytes of each document, (D,).
-        draws: of the deviations; the intervals' ends vary by about a hundredth of their width.
+        draws: of the deviations, at most; the intervals' ends vary by a hundredth of their width.
 
     There are at least two documents: one alone shows nothing of chance.
     """
@@ -69,6 +70,7 @@ def rank(bits: Sequence[Floats], sizes: npt.NDArray[np.int64], *, draws: int = D
     covariance = _documents_covariance(np.stack([each.mean(0) for each in bits]), mean, sizes)
     seed_sd, freedom = _seed_deviation(seeds, mean)
     own = (seed_sd or 0.0) ** 2 / counts  # (T,): variance of each mean by its seeds
+    draws = min(draws, max(MIN_DRAWS, MAX_DRAWN // len(bits)))
     deviations = _draw(covariance, own, len(sizes) - 1, freedom, draws)  # (R, T)
 
     variance = np.diag(covariance)

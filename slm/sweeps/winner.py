@@ -91,13 +91,10 @@ class Standing(Frozen):
         close = listing((place.trial for place in self.close), MAX_NAMED)
         same = f"{counted(len(self.close), 'other')}: {close}"
         if self.seed_sd is None:
-            part = f"not even from {same}" if self.close else "from all others"
-            by_documents = (
-                f"the documents do not distinguish it from {same}"
-                if self.close
-                else f"the documents distinguish it {part}"
-            )
-            return f"{figure}; {by_documents}; how much another seed changes is not known"
+            shown = "distinguish it from all others"
+            if self.close:
+                shown = f"do not distinguish it from {same}"
+            return f"{figure}; the documents {shown}; how much another seed changes is not known"
         if self.close:
             return f"{figure}, not distinguishable from {same}"
         return f"{figure}, better than {_all(others)}"
