@@ -359,7 +359,7 @@ class _Chain:
         return (_link("made from", derived.text, derived.key, status),)
 
     def _sweep(self) -> tuple[Link, ...]:
-        """The trials of sweeps that the run is; one that its version names may be gone from here."""
+        """The trials of sweeps that the run is; one that its version names may be gone."""
         trials = trials_of(self.run)
         name, number = self.tags.get("sweep"), self.tags.get("trial")
         texts = [trial.text for trial in trials]

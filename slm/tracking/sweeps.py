@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
+from slm.errors import SlmError
 from slm.run_folder import DataRoot
 from slm.tracking import entities, pages
 from slm.tracking.mirror import INTERRUPTED_WAIT, LAST_PASS_WAIT, MAX_INTERVAL, PARAMS
@@ -101,6 +102,26 @@ def sync(sweep: TrackedSweep, *, uri: str | None = None) -> str:
     Raises SlmError where the server fails.
     """
     return SweepMirror(uri).send(sweep)
+
+
+def page(folder: Path, config: PipelineConfig) -> str | None:
+    """The address of a sweep's trials in parallel coordinates.
+
+    None for a store, which has no page, and where the server has no such sweep or is down.
+
+    Args:
+        folder: the sweep's.
+        config: as of `TrackedSweep`.
+    """
+    note, uri = folder / NOTE, tracking_uri(config, folder.parents[1])
+    if not (uri.startswith("http") and note.is_file()):
+        return None
+    with suppress(SlmError), explained():
+        run = connect(uri).get_run(json.loads(note.read_bytes())["run_id"])
+        key = run.data.tags[KEY_TAG]
+        server = entities.public_uri(uri)
+        return pages.sweep(server, run.info.experiment_id, key)
+    return None
 
 
 @contextmanager
@@ -245,7 +266,7 @@ class SweepMirror:
         links = dict(sweep.links)
         if self.address.startswith("http"):
             server = entities.public_uri(self.address)
-            page = pages.sweep(server, self.experiment, self.parent, sweep.key)
+            page = pages.sweep(server, self.experiment, sweep.key)
             links = {"The trials in parallel coordinates": page, **links}
         lines.append(" · ".join(f"[{text}]({address})" for text, address in links.items()))
         lines.append(f"```\nslm sweep {sweep.name}\nslm compare {sweep.name}\n```")
@@ -253,7 +274,8 @@ class SweepMirror:
 
     def _add_view(self) -> None:
         """A saved view of the experiment in which the settings that vary are coordinates."""
-        tag, value = pages.sweep_view(self.sweep.name, self.sweep.key, self.sweep.space)
+        sweep = self.sweep
+        tag, value = pages.sweep_view(sweep.name, sweep.key, self.parent, sweep.space)
         experiment = self.client.get_experiment(self.experiment)
         if experiment.tags.get(tag) != value:
             self.client.set_experiment_tag(self.experiment, tag, value)
@@ -323,11 +345,12 @@ class SweepMirror:
 
     def _add(self, trial: TrackedTrial, run: TrackedRun) -> None:
         folder = self.sweep.root.named_run(run.name) if run.name else None
-        if folder is None or not folder.exists:
-            return self._add_small(trial, run, None)
-        own = self.client.get_run(sync_run(folder, tracking_uri=self.address))
-        if self._has_other_parent(own):
-            return self._add_small(trial, run, own)
+        own = None
+        if folder and folder.exists:
+            own = self.client.get_run(sync_run(folder, tracking_uri=self.address))
+        if own is None or self._has_other_place(own, trial, run):
+            self._add_small(trial, run, own)
+            return
         # The parent is the mark of a run that is nested: it is set last.
         self._tag(own, self._tags(trial, run))
         self._tag(own, {PARENT: self.parent})
@@ -336,12 +359,14 @@ class SweepMirror:
         tags = {SWEEP_TAG: self.sweep.name, TRIAL_TAG: str(trial.number), "slm.seed": str(run.seed)}
         return {**tags, "slm.failed": run.reason} if run.reason else tags
 
-    def _has_other_parent(self, run: "MlflowRun") -> bool:
-        """Whether another sweep that is still in MLflow has a run."""
+    def _has_other_place(self, run: "MlflowRun", trial: TrackedTrial, asked: TrackedRun) -> bool:
+        """Whether an earlier trial has a run, of this sweep or of one that is still in MLflow."""
         from mlflow.exceptions import MlflowException
 
         parent = run.data.tags.get(PARENT)
-        if parent in (None, self.parent):
+        if parent == self.parent:
+            return _place(run) != (str(trial.number), str(asked.seed))
+        if parent is None:
             return False
         with suppress(MlflowException):
             return bool(self.client.get_run(parent).info.lifecycle_stage == "active")
@@ -356,7 +381,7 @@ class SweepMirror:
         text = f"Trial {trial.number} was refused: {run.reason}"
         if own is not None:
             tags[COPY_TAG] = own.info.run_id
-            text = f"A copy: another sweep has the run of trial {trial.number}, `{run.name}`."
+            text = f"A copy: another trial has the run of trial {trial.number}, `{run.name}`, too."
         elif run.name:
             text = f"The run of trial {trial.number}, `{run.name}`, is gone from the data folder."
         name = run.name or f"{self.sweep.name}-trial-{trial.number}"
