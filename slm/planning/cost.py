@@ -125,11 +125,15 @@ def _train(line: Stage, lines: Lines) -> dict[str, Any]:
     train = lines.config.train
     saves = math.ceil(steps / train.checkpoint_every) if steps else math.inf
     facts["disk_bytes"] = int(min(train.keep_checkpoints + 2, saves)) * needs.checkpoint
-    if line.action == "to run" and train.max_seconds is not None:
-        return facts | {"seconds": train.max_seconds, "seconds_from": "its limit in seconds"}
     speed, name = _speed(line, like)
+    left = steps - (line.step or 0) if steps else 0
+    if steps:
+        facts["tokens"] = left * train.tokens_per_step
+    if line.action == "to run" and train.max_seconds is not None:
+        if speed:
+            facts["tokens"] = round(speed * train.max_seconds)
+        return facts | {"seconds": train.max_seconds, "seconds_from": "its limit in seconds"}
     if speed and steps:
-        left = steps - (line.step or 0)
         facts["seconds"] = left * train.tokens_per_step / speed
         facts["seconds_from"] = f"estimated: {left:,} steps at the speed of {name}"
     return facts

@@ -35,6 +35,7 @@ class Lines:
     Args:
         verify: whether files are hashed and servers asked, as a run does.
         against: a run that all stages are compared with, instead of the nearest results.
+        explain: whether what has to run is compared with the nearest result, which takes longer.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Lines:
         *,
         verify: bool = False,
         against: RunFolder | None = None,
+        explain: bool = True,
     ) -> None:
         self.config, self.results, self.verify, self.against = config, results, verify, against
+        self.explain = explain
         self.flat = config.flat()
         self.stages: list[Stage] = []
         self.source: Source | None = None  # that is reused, as are the shards
@@ -140,11 +143,11 @@ class Lines:
             inputs: what it is made from; None: not known yet, and explained there.
         """
         own = OWN[stage](self.config)
-        best = nearest(candidates, self.flat, (*own, *upstream))
+        best = nearest(candidates, self.flat, (*own, *upstream)) if self.explain else None
         reasons, version, changed = list(reasons), None, facts.pop("changed", Changed())
-        if best is None:
+        if best is None and self.explain:
             reasons = reasons or ["there is no result of this stage yet"]
-        else:
+        elif best is not None:
             if best.recipe != self.config.recipe:
                 changed["recipe"] = (best.recipe, self.config.recipe)
             changed |= differences(best.settings, self.flat, own)

@@ -16,7 +16,7 @@ from slm.planning.results import Changed, Results, differences
 from slm.planning.stage import OWN, Stage
 from slm.planning.training import plan_train
 from slm.recipes import load_recipe
-from slm.records import Frozen
+from slm.records import Evaluation, Frozen, Run
 from slm.run_folder import DataRoot, RunFolder
 from slm.storage import hashing_once
 from slm.training.provenance import code_state
@@ -61,19 +61,7 @@ def plan_config(
     Raises UserError for what a run would refuse before its first stage, such as missing files.
     """
     results = Results(DataRoot(root))
-    if config.train.init_from is None:
-        lines = Lines(config, results, verify=verify, against=against)
-    else:  # which loads PyTorch
-        from slm.planning.initial import plan_start
-
-        config, start, line = plan_start(config, results.root.path, verify=verify)
-        lines = Lines(config, results, verify=verify, against=against)
-        lines.start, lines.start_known = start, line.key is not None
-        lines.stages.append(line)
-    lines.source = plan_download(lines)
-    lines.shards = plan_encode(lines, lines.source)
-    run = plan_train(lines, lines.shards)
-    evaluation = plan_evaluate(lines, run, lines.shards)
+    lines, run, evaluation = plan_scored(config, results, verify=verify, against=against)
     plan_benchmark(lines, run)
     report = plan_report(lines, run, evaluation)
     plan_register(lines, run, evaluation, report)
@@ -89,6 +77,33 @@ def plan_config(
         unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
         verified=verify,
     )
+
+
+def plan_scored(
+    config: PipelineConfig,
+    results: Results,
+    *,
+    verify: bool = False,
+    against: RunFolder | None = None,
+    explain: bool = True,
+) -> tuple[Lines, Run | None, Evaluation | None]:
+    """The stages up to evaluate, without what they cost, and the two that these would reuse.
+
+    The other arguments are those of `plan_config` and `Lines`.
+    """
+    if config.train.init_from is None:
+        lines = Lines(config, results, verify=verify, against=against, explain=explain)
+    else:  # which loads PyTorch
+        from slm.planning.initial import plan_start
+
+        config, start, line = plan_start(config, results.root.path, verify=verify)
+        lines = Lines(config, results, verify=verify, against=against, explain=explain)
+        lines.start, lines.start_known = start, line.key is not None
+        lines.stages.append(line)
+    lines.source = plan_download(lines)
+    lines.shards = plan_encode(lines, lines.source)
+    run = plan_train(lines, lines.shards)
+    return lines, run, plan_evaluate(lines, run, lines.shards)
 
 
 def plan(

@@ -43,6 +43,7 @@ class Stage(Frozen):
     max_steps: int | None = None  # its last step, where that is fixed
     seconds: float | None = None  # estimated; None: unknown
     seconds_from: str = ""  # what the estimate rests on
+    tokens: int | None = None  # that a training has left to train on; None: unknown
     memory_bytes: int | None = None  # of a training process
     memory_from: str = ""
     disk_bytes: int | None = None  # that its result takes
