@@ -27,7 +27,7 @@ from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
-from slm.sweeps.tracked import best_so_far, outcome, settings
+from slm.sweeps.tracked import outcome, settings
 from slm.tracking.entities import public_uri
 from slm.tracking.server import connect
 
@@ -96,10 +96,8 @@ class TrialTable:
     def update(self) -> None:
         """Show the trials that have ended so far."""
         try:
-            trials, result = self.folder.trials, self.folder.result
-            best = result.best if result else best_so_far(trials)
-            sentence = outcome(trials, best, result) or "no trial has ended yet"
-            self._publish(trial_rows(trials, best), sentence)
+            if trials := self.folder.trials:
+                self._publish(trial_rows(trials), outcome(self.folder))
         except Exception as error:
             logger.warning("the table of trials was not updated: %s", error)
 
@@ -114,43 +112,40 @@ class TrialTable:
             client.update_artifact(self.artifact, update)
 
 
-def trial_rows(trials: Sequence[Trial], best: int | None) -> list[dict[str, Any]]:
+def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """A row per trial, the best first and the failed last; few columns: the page cuts wide tables.
 
     A trial of a shorter limit is below every one of a longer.
     """
-    ordered = sorted(trials, key=lambda t: (t.val_bpb is None, -t.rung, t.val_bpb or 0.0, t.number))
+    finished = (trial for trial in trials if trial.val_bpb is not None)
+    ranked = sorted(finished, key=lambda trial: (-trial.rung, trial.val_bpb, trial.number))
+    failed = [trial for trial in trials if trial.val_bpb is None]
     return [
         {
-            "trial": f"{trial.number}, the best" if trial.number == best else str(trial.number),
-            "bits per byte": f"failed: {trial.reason}"
-            if trial.val_bpb is None
-            else f"{trial.val_bpb:.4f}",
-            "settings": settings(trial.values),
-            "trained": duration(trial.seconds),
+            "trial": str(trial.number),
+            "bits per byte": "failed" if trial.val_bpb is None else f"{trial.val_bpb:.4f}",
+            "settings": settings(trial.overrides),
+            "training": trial.reason or duration(trial.seconds),
         }
-        for trial in ordered
+        for trial in (*ranked, *failed)
     ]
 
 
 def publish_sweep(folder: SweepFolder, result: SweepResult) -> None:
     """Leave the outcome of a sweep, and what to do with it, as an artifact."""
-    sentence = outcome(list(result.trials), result.best, result)
+    sentence = outcome(folder)
     lines = [f"# {folder.name}", sentence]
     if winner := result.winner:
-        runs = ", ".join(f"`{seed.run}`" for seed in winner.seeds)
-        lines.append(f"Its runs: {runs}.")
-        lines.append(
-            "| setting | value |\n|---|---|\n"
-            + "\n".join(f"| {name} | {value} |" for name, value in winner.values.items())
-        )
+        rows = "\n".join(f"| {name} | {value} |" for name, value in winner.overrides.items())
+        lines += [f"| setting | value |\n|---|---|\n{rows}"]
+        lines += [f"Its run: {seed.run}" for seed in winner.seeds]
     ended = {
         "trials": "all its trials are done",
         "budget": "its budget is spent",
-        "space": "its space has no settings left",
+        "space": "no settings are left in its space",
     }
     lines.append(f"It ended because {ended[result.ended]}.")
-    lines.append(f"```\nslm compare {folder.name}\n```")
+    lines.append(f"`slm compare {folder.name}` compares its runs.")
     create_markdown_artifact("\n\n".join(lines), key="winner", description=sentence)
 
 

@@ -8,7 +8,7 @@ the slot is free again within `LEASE_SECONDS` and the server's next look at its 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -58,10 +58,15 @@ def slot(limit: str = GPU, stop: Callable[[], None] = lambda: None) -> Iterator[
 def _enter(held: ExitStack, name: str) -> bool:
     """Take a slot if one is free now. Prefect's own waiting would be silent."""
     try:
-        with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        with get_client(sync_client=True) as client:
             limit = client.read_global_concurrency_limit_by_name(name)
             if limit.active and limit.active_slots >= limit.limit:
                 return False
+    except ObjectNotFound:
+        return True
+    except httpx.TransportError:
+        return False
+    try:
         held.enter_context(concurrency(name, max_retries=0, lease_duration=LEASE_SECONDS))
     except (httpx.TransportError, ConcurrencySlotAcquisitionError) as error:
         if not _may_pass(error):

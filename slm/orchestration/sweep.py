@@ -1,10 +1,5 @@
 """The flow of a sweep: its trials as tasks, several at a time, and what is best of them."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import Annotated, Any
 
 from prefect import flow
@@ -13,16 +8,15 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-import slm.sweeps.definition
-from slm.orchestration import events, sweep_outline
+from slm.orchestration import events, sweep_outline, tasks
 from slm.orchestration.addresses import check_registry
 from slm.orchestration.artifacts import TrialTable, clear_earlier, publish_sweep
 from slm.orchestration.display import current, showing
 from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides
-from slm.orchestration.trials import Trials
+from slm.orchestration.sweep_winner import promote_winner
+from slm.orchestration.trials import Trials, check_deployment
 from slm.storage import hashing_once
 from slm.sweeps.folder import SweepFolder
-from slm.sweeps.records import Trial
 from slm.sweeps.tracked import outcome
 from slm.tracking.sweeps import page
 
@@ -47,6 +41,7 @@ def sweep(
     budget: str | None = None,
     workers: Annotated[int, Field(ge=1)] = 1,
     deployment: str | None = None,
+    promote: bool = False,
 ) -> Any:
     """Run the trials of a sweep that are not done yet, and report the best of all.
 
@@ -61,36 +56,36 @@ def sweep(
         workers: trials that run at a time, as far as the limits `gpu` and `trial` allow.
         deployment: of the flow `pipeline`, such as `pipeline/trial`, whose workers train the
             trials, each in a flow run of its own; None: this process.
+        promote: whether the winner is then registered and handed to the gate.
     """
-    given = {"trials": trials, "budget": budget}
-    asked = slm.sweeps.definition.load_sweep(sweep)
-    asked = asked.model_copy(
-        update={
-            "overrides": {**asked.overrides, **(overrides or {})},
-            **{name: value for name, value in given.items() if value is not None},
-        }
-    )
-    check_registry(asked.config(), patience=PATIENCE_SECONDS)
-    with ExitStack() as stack:
-        stack.enter_context(showing(current()))
-        stack.enter_context(hashing_once())  # source and shards, which all trials share
+    check_deployment(deployment)
+    asked = sweep_outline.asked(sweep, overrides=overrides or None, trials=trials, budget=budget)
+    config = asked.config()
+    check_registry(config, patience=PATIENCE_SECONDS)
+    with showing(current()), hashing_once():
         asked = sweep_outline.with_inputs(asked)
         folder = SweepFolder.of(asked)
         table = TrialTable(folder)
-        run_trial = Trials(asked, deployment)
-        stack.enter_context(noticing_signals(run_trial.stopping))
-
-        def ended(trial: Trial) -> None:
-            table.update()
-
+        table.update()
         result = sweep_outline.carry_out(
-            asked, workers=workers, run_trial=run_trial, on_trial=ended
+            asked,
+            workers=workers,
+            run_trial=Trials(asked, deployment),
+            on_trial=lambda trial: table.update(),
+            links=own_page(),
         )
         table.update()
+        made = sweep_outline.summary(folder, result)
         publish_sweep(folder, result)
         publish_page(folder)
-        sentence = outcome(list(result.trials), result.best, result)
-        return Completed(message=sentence, data=sweep_outline.summary(folder, result))
+        if promote:
+            made |= promote_winner(folder, steps=tasks)
+        return Completed(message=outcome(folder), data=made)
+
+
+def own_page() -> dict[str, str]:
+    """The page of this flow run, where the server has pages."""
+    return {"its page in Prefect": flow_run.ui_url} if flow_run.ui_url else {}
 
 
 def publish_page(folder: SweepFolder) -> None:
@@ -98,26 +93,3 @@ def publish_page(folder: SweepFolder) -> None:
     if address := page(folder.path, folder.sweep.config()):
         text = "the trials in parallel coordinates, in MLflow"
         create_link_artifact(address, text, key="mlflow-sweep", description=text)
-
-
-@contextmanager
-def noticing_signals(stopping: threading.Event) -> Iterator[None]:
-    """Set an event when a signal is to end this process, which does not reach its threads."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-        handler = before[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
-
-    for number in before:
-        signal.signal(number, notice)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,10 +7,9 @@ is free; this process then reads the result from the data folder or the store th
 trials are the same either way: what is proposed never depends on who has trained it.
 """
 
-import contextvars
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,7 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from slm.config import PipelineConfig
-from slm.errors import Interrupted, SlmError, TrainingError, UserError
+from slm.errors import Interrupted, NewerFormat, SlmError, TrainingError, Untrainable, UserError
 from slm.orchestration.display import Display, current, showing
 from slm.orchestration.gpu_limit import TRIAL, slot
 from slm.orchestration.sweep_outline import train_and_evaluate
@@ -37,17 +36,18 @@ from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run
 from slm.storage import canonical_json, sha256_json
-from slm.sweeps.definition import Sweep
+from slm.sweeps.definition import SEED, Sweep
+from slm.sweeps.driver import check_stopping
 from slm.sweeps.tracked import settings
 
 POLL_SECONDS = 2.0  # between two looks at a flow run on another worker
 MAX_TRIES = 3  # of a trial whose flow run crashed: its worker, or its machine, is gone
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
-STOPPED = "the sweep was stopped; it resumes where it was"
+KINDS = {kind.__name__: kind for kind in (UserError, NewerFormat, TrainingError, Untrainable)}
 
 
 class Trials:
-    """Trains the trials of a sweep, in any thread of the flow run that this is made in.
+    """Trains the trials of a sweep, in the threads of its driver.
 
     Args:
         deployment: whose flow runs train them, such as `pipeline/trial`; None: this process.
@@ -56,48 +56,37 @@ class Trials:
     def __init__(self, sweep: Sweep, deployment: str | None = None) -> None:
         self.sweep = sweep
         self.deployment = deployment
-        self.stopping = threading.Event()
-        self.context = contextvars.copy_context()
 
     def __call__(self, config: PipelineConfig) -> tuple[Run, Evaluation]:
         """A trial as a task, which waits for its turn. Raises as its stages do."""
         flat = config.flat()
-        values = {name: flat[name] for name in (*self.sweep.space, "train.seed")}
-        named = trial.with_options(task_run_name=settings(values))
-        # Threads do not inherit the flow run; a context is entered once at a time.
-        return self.context.copy().run(named, self, config)
-
-    def check(self) -> None:
-        """Raises Interrupted where the flow run is to end."""
-        if self.stopping.is_set():
-            raise Interrupted(STOPPED)
+        values = {name: flat[name] for name in (*self.sweep.space, SEED)}
+        return trial.with_options(task_run_name=settings(values))(self, config)
 
 
 @stage_task
 def trial(trials: Trials, config: PipelineConfig) -> tuple[Run, Evaluation]:
     """A config → its run and its evaluation."""
-    trials.check()
-    with showing(_Stoppable(current(), trials.check)):
+    with showing(_Stoppable(current())):
         if trials.deployment:
-            train_elsewhere(trials, trials.deployment, config)
+            train_elsewhere(trials.deployment, config, trials.sweep.overrides)
             return train_and_evaluate(config)  # of which every stage is complete
-        with slot(TRIAL, trials.check):
+        with slot(TRIAL, check_stopping):
             return train_and_evaluate(config, turn=gpu(config))
 
 
 class _Stoppable(Display):
-    """A display whose progress callbacks end the stage that calls them, once that is to stop."""
+    """A display whose progress callbacks end the stage that calls them, once the sweep ends."""
 
-    def __init__(self, display: Display, check: Callable[[], None]) -> None:
+    def __init__(self, display: Display) -> None:
         super().__init__(display.write, display.console)
-        self.check = check
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:
         with super().progress(name) as shown:
 
             def progress(what: str, done: float, total: float | None) -> None:
-                self.check()
+                check_stopping()
                 shown(what, done, total)
 
             yield progress
@@ -106,29 +95,44 @@ class _Stoppable(Display):
 # ---- on other workers -------------------------------------------------------------------------
 
 
-def train_elsewhere(trials: Trials, deployment: str, config: PipelineConfig) -> None:
+def train_elsewhere(deployment: str, config: PipelineConfig, overrides: Mapping[str, Any]) -> None:
     """Let a worker of a deployment train and evaluate a config; wait until it has.
 
     A flow run of the same trial that has not ended is waited for, and no second one is started.
 
-    Raises UserError and TrainingError where the trial failed by them, SlmError where the flow run
-    did not end otherwise.
+    `overrides`: those of the sweep, without which the recipe may not load.
+
+    Raises what the flow run failed by, SlmError where it did not complete for another reason.
     """
     parameters = {
         "recipe": config.recipe,
-        "overrides": differences(config, trials.sweep.overrides),
+        "overrides": differences(config, overrides),
         "until": "evaluate",
     }
     tag = f"trial:{sha256_json(parameters)[:16]}"
     for tries in range(1, MAX_TRIES + 1):
         with get_client(sync_client=True) as client:
             run = unfinished(client, tag) or start(deployment, parameters, tag)
-            state = wait(client, run, trials).state
+            state = wait(client, run).state
         assert state is not None
         if state.is_completed():
             return
         if tries == MAX_TRIES or not state.is_crashed():
-            raise failure(f"{run.name}, by {deployment}", state.message or state.name)
+            raise failure(f"{run.name}, by {deployment}", state.message or f"{state.name}")
+
+
+def check_deployment(deployment: str | None) -> None:
+    """Raises UserError where the server has no such deployment."""
+    if deployment is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(deployment)
+    except (ObjectNotFound, ValueError):
+        raise UserError(
+            f"deployment={deployment!r}: the Prefect server has no such deployment; "
+            "`slm prefect deployment ls` lists them"
+        ) from None
 
 
 def differences(config: PipelineConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,26 +160,21 @@ def unfinished(client: SyncPrefectClient, tag: str) -> FlowRun | None:
 
 
 def start(deployment: str, parameters: dict[str, Any], tag: str) -> FlowRun:
-    """Start a flow run of a deployment. Raises UserError where the server has no such one."""
-    try:
-        run = run_deployment(
-            deployment, parameters=parameters, tags=["trial", tag], timeout=0, as_subflow=True
-        )
-    except ObjectNotFound:
-        raise UserError(
-            f"deployment={deployment!r}: the Prefect server has no such deployment; "
-            "`slm prefect deployment ls` lists them"
-        ) from None
-    assert isinstance(run, FlowRun)
+    """Start a flow run of a deployment, below the trial's task on the sweep's page."""
+    run = run_deployment(deployment, parameters=parameters, tags=["trial", tag], timeout=0)
+    assert isinstance(run, FlowRun)  # a coroutine only where a loop is running
     return run
 
 
-def wait(client: SyncPrefectClient, run: FlowRun, trials: Trials) -> FlowRun:
-    """A flow run once it has ended; it is cancelled where the sweep is to end."""
+def wait(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    """A flow run once it has ended; it is cancelled where the sweep ends before it."""
     while not (run.state and run.state.is_final()):
-        if trials.stopping.wait(POLL_SECONDS):
+        time.sleep(POLL_SECONDS)
+        try:
+            check_stopping()
+        except Interrupted:
             client.set_flow_run_state(run.id, Cancelling())
-            raise Interrupted(STOPPED)
+            raise
         with suppress(httpx.TransportError):  # the server is being restarted
             run = client.read_flow_run(run.id)
     return run
@@ -184,7 +183,7 @@ def wait(client: SyncPrefectClient, run: FlowRun, trials: Trials) -> FlowRun:
 def failure(run: str, message: str) -> SlmError:
     """The error of a flow run that failed, from the message of its state."""
     raised = re.search(r"exception: (\w+): (.*)", message, re.DOTALL)
-    kinds = {"UserError": UserError, "TrainingError": TrainingError}
-    if raised and raised[1] in kinds:
-        return kinds[raised[1]](raised[2].strip())
+    kind = KINDS.get(raised[1]) if raised else None
+    if raised and kind:
+        return kind(raised[2].strip())
     return SlmError(f"{run} did not complete: {message}")

@@ -2,29 +2,31 @@
 
 from collections.abc import Mapping
 
-from slm.figures import counted
 from slm.run_folder import SWEEP
 from slm.storage import to_json
 from slm.sweeps.definition import Sweep
 from slm.sweeps.folder import TRIALS, SweepFolder
-from slm.sweeps.records import SweepResult, Trial
+from slm.sweeps.records import Trial, ranking
+from slm.sweeps.winner import choose
 from slm.tracking.sweeps import TrackedRun, TrackedSweep, TrackedTrial
 
 
-def tracked(folder: SweepFolder, links: Mapping[str, str] | None = None) -> TrackedSweep:
-    """A sweep as it is now.
+def tracked(folder: SweepFolder, links: Mapping[str, str] | None = None) -> TrackedSweep | None:
+    """A sweep as it is now; None before it has begun.
 
     Args:
         links: text → address, for its page.
     """
+    if not folder.exists:
+        return None
     sweep, trials, result = folder.sweep, folder.trials, folder.result
     state = "KILLED"
     if result or folder.is_running:
         state = "FINISHED" if result else "RUNNING"
-    best = result.best if result else best_so_far(trials)
+    ranked = ranking(trials)
     return TrackedSweep(
         path=folder.path,
-        key=sweep.key,
+        key=folder.key,
         config=sweep.config(),
         definition=_definition(sweep),
         extent={"trials": str(sweep.trials), "budget": sweep.budget or "none"},
@@ -32,28 +34,21 @@ def tracked(folder: SweepFolder, links: Mapping[str, str] | None = None) -> Trac
         trials=[_trial(folder, trial) for trial in trials],
         started=(folder.path / SWEEP).stat().st_mtime,
         state=state,
-        best=best,
-        outcome=outcome(trials, best, result),
+        best=ranked[0].number if ranked else None,
+        outcome=outcome(folder),
         links=links or {},
     )
 
 
-def best_so_far(trials: list[Trial]) -> int | None:
-    """The number of the best trial of the longest limit; None where none has finished."""
-    scored = [(-t.rung, t.val_bpb, t.number) for t in trials if t.val_bpb is not None]
-    return min(scored)[2] if scored else None
-
-
-def outcome(trials: list[Trial], best: int | None, result: SweepResult | None) -> str:
-    """One sentence about the best trial."""
-    winner = next((trial for trial in trials if trial.number == best), None)
-    if winner is None or winner.val_bpb is None:
-        return "No trial has finished." if trials else ""
-    when = f"of {counted(len(trials), 'trial')}" if result else "so far"
-    return (
-        f"Trial {winner.number} is the best {when}: {winner.val_bpb:.4f} bits per byte with "
-        f"{settings(winner.values)}."
-    )
+def outcome(folder: SweepFolder) -> str:
+    """One sentence about the best trial; before the sweep is complete, about the best so far."""
+    if folder.result:
+        return choose(folder).sentence
+    ranked = ranking(folder.trials)
+    if not ranked:
+        return "no trial has finished yet"
+    best = ranked[0]
+    return f"trial {best.number}: {best.val_bpb:.4f} bits per byte, the best so far"
 
 
 def settings(values: Mapping[str, object]) -> str:

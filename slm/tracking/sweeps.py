@@ -21,7 +21,13 @@ from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.run_folder import DataRoot
 from slm.tracking import entities, pages
-from slm.tracking.mirror import INTERRUPTED_WAIT, LAST_PASS_WAIT, MAX_INTERVAL, PARAMS
+from slm.tracking.mirror import (
+    INTERRUPTED_WAIT,
+    INTERVAL,
+    LAST_PASS_WAIT,
+    MAX_INTERVAL,
+    PARAMS,
+)
 from slm.tracking.mirror import sync as sync_run
 from slm.tracking.server import (
     connect,
@@ -125,11 +131,13 @@ def page(folder: Path, config: PipelineConfig) -> str | None:
 
 
 @contextmanager
-def mirror(read: Callable[[], TrackedSweep], uri: str | None = None) -> Iterator[threading.Event]:
+def mirror(
+    read: Callable[[], TrackedSweep | None], uri: str | None = None
+) -> Iterator[threading.Event]:
     """Keep a sweep's parent run up to date in the background while the block runs.
 
     Args:
-        read: returns the sweep as it is now.
+        read: returns the sweep as it is now; None before it has begun.
 
     Yields an event to set whenever a trial has ended. What cannot be sent is sent by the next pass,
     or by a later `sync`: the sweep never waits for MLflow, and never fails by it.
@@ -149,21 +157,25 @@ def mirror(read: Callable[[], TrackedSweep], uri: str | None = None) -> Iterator
 
 
 def _follow(
-    read: Callable[[], TrackedSweep],
+    read: Callable[[], TrackedSweep | None],
     uri: str | None,
     changed: threading.Event,
     stop: threading.Event,
 ) -> None:
     sweep_mirror, failures = SweepMirror(uri), 0
-    stopping = False
+    begun = stopping = False
     while not stopping:
         # After a pass that failed another one, also where no trial ends.
-        changed.wait(MAX_INTERVAL if failures else None)
+        changed.wait(MAX_INTERVAL if failures else INTERVAL if not begun else None)
         changed.clear()
         stopping = stop.is_set()
         try:
+            sweep = read()
+            if sweep is None:
+                continue
+            begun = True
             with explained():
-                sweep_mirror.send(read())
+                sweep_mirror.send(sweep)
             failures = 0
         except Exception as error:
             failures += 1

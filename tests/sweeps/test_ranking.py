@@ -12,8 +12,13 @@ CLOSE = 0.8 + 0.003 * np.arange(8)  # the true bits per byte of eight trials
 
 
 def simulated(
-    number: int, truth: Sequence[float] | np.ndarray, seeds: int, *, documents: int = 150,
-    seed_sd: float = 0.004, own_sd: float = 0.03,
+    number: int,
+    truth: Sequence[float] | np.ndarray,
+    seeds: int,
+    *,
+    documents: int = 150,
+    seed_sd: float = 0.004,
+    own_sd: float = 0.03,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Bits of each trial, seed and document, and bytes of the documents.
 
