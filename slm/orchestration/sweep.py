@@ -16,6 +16,7 @@ from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides
 from slm.orchestration.sweep_winner import promote_winner
 from slm.orchestration.trials import Trials, check_deployment
 from slm.storage import hashing_once
+from slm.sweeps.definition import load_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.tracked import outcome
 from slm.tracking.sweeps import page
@@ -59,7 +60,7 @@ def sweep(
         promote: whether the winner is then registered and handed to the gate.
     """
     check_deployment(deployment)
-    asked = sweep_outline.asked(sweep, overrides=overrides or None, trials=trials, budget=budget)
+    asked = load_sweep(sweep, overrides=overrides or None, trials=trials, budget=budget)
     config = asked.config()
     check_registry(config, patience=PATIENCE_SECONDS)
     with showing(current()), hashing_once():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.errors import SlmError
+from slm.errors import CorruptionError, SlmError
 from slm.run_folder import DataRoot
 from slm.tracking import entities, pages
 from slm.tracking.mirror import (
@@ -359,7 +359,8 @@ class SweepMirror:
         folder = self.sweep.root.named_run(run.name) if run.name else None
         own = None
         if folder and folder.exists:
-            own = self.client.get_run(sync_run(folder, tracking_uri=self.address))
+            with suppress(CorruptionError):  # one that is damaged stops no others
+                own = self.client.get_run(sync_run(folder, tracking_uri=self.address))
         if own is None or self._has_other_place(own, trial, run):
             self._add_small(trial, run, own)
             return
@@ -395,7 +396,7 @@ class SweepMirror:
             tags[COPY_TAG] = own.info.run_id
             text = f"A copy: another trial has the run of trial {trial.number}, `{run.name}`, too."
         elif run.name:
-            text = f"The run of trial {trial.number}, `{run.name}`, is gone from the data folder."
+            text = f"The run of trial {trial.number}, `{run.name}`, is gone or damaged."
         name = run.name or f"{self.sweep.name}-trial-{trial.number}"
         child = self._small_of(trial, run) or self.client.create_run(
             self.experiment,
