@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slm.cli import sweep_options
 from slm.cli.completion import recipe_and_run_names
 from slm.cli.options import AsJson, Settings, overrides, show_line, show_wide
+from slm.cli.sweep_plan import show_sweep_plan
 from slm.errors import UserError, excerpt
 from slm.figures import duration, size
 from slm.orchestration.display import shorten
@@ -32,22 +34,42 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE|RUN",
+            metavar="RECIPE|RUN|SWEEP",
             autocompletion=recipe_and_run_names,
-            help="A recipe of pipelines.yaml, by default that of `slm run`; or a run, which is "
-            "compared with its recipe.",
+            help="A recipe of pipelines.yaml, by default that of `slm run`; a run, which is "
+            "compared with its recipe; a sweep of pipelines.yaml, or the folder of one.",
         ),
     ] = None,
     settings: Settings = None,
+    space: sweep_options.Space = None,
+    trials: sweep_options.Trials = None,
+    batch: sweep_options.Batch = None,
+    sampler: sweep_options.Sampler = None,
+    seeds: sweep_options.Seeds = None,
+    seed: sweep_options.Seed = None,
+    budget: sweep_options.Budget = None,
+    halving: sweep_options.Halving = None,
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would reuse, resume and make, why, and what it would cost. Nothing is done.
+    """Show what a run or a sweep would reuse, resume and make, why, and what it would cost.
+
+    Nothing is done. The options from --space on are those of `slm sweep`.
 
     Examples: slm plan quickstart --set train.learning_rate=3e-3 · slm plan
-    quickstart-3693316e0b15
+    quickstart-3693316e0b15 · slm plan quickstart --space model.n_layer=2,4,6 --seeds 2
     """
-    show_plan(make_plan(recipe or default_recipe(), settings, verify=verify), as_json)
+    fields = {
+        "trials": trials, "batch": batch, "sampler": sampler, "seeds": seeds, "seed": seed,
+        "budget": budget, "halving": halving,
+    }  # fmt: skip
+    name = recipe or default_recipe()
+    if sweep := sweep_options.find(name, space, settings, fields):
+        from slm.planning.sweep import plan_sweep
+
+        show_sweep_plan(plan_sweep(sweep, verify=verify), as_json)
+        return
+    show_plan(make_plan(name, settings, verify=verify), as_json)
 
 
 def make_plan(

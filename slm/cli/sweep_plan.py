@@ -66,15 +66,15 @@ def explanation(made: "SweepPlan") -> Iterator[str]:
     each = f" of {counted(made.seeds, 'seed')} each" if made.seeds > 1 else ""
     yield f"{'trials':<9} {counted(len(begun), 'trial')}{each}: {parts or 'none'}"
     if made.ends == "budget":
-        yield f"{'budget':<9} {made.budget} are spent then: {len(made.trials) - len(begun)} trials less"
+        less = counted(len(made.trials) - len(begun), "trial")
+        yield f"{'budget':<9} {made.budget} are spent then: {less} less"
     if made.ends == "space":
         yield f"{'space':<9} it has no other settings"
     later = [trial for trial in begun if trial.values is None]
     if later:
-        of = "the trials that are known"
         yield (
-            f"{'later':<9} {counted(len(later), 'trial')} depend on results; each counts as much as "
-            f"the mean of {of}"
+            f"{'later':<9} {counted(len(later), 'trial')} whose settings depend on results: "
+            "counted at the mean of the others"
         )
     for trial in begun:
         if trial.reason:
@@ -85,7 +85,8 @@ def explanation(made: "SweepPlan") -> Iterator[str]:
         more = f", and {len(sources) - 1} more like it" if len(sources) > 1 else ""
         yield f"{'time':<9} a trial: {first}{more}"
     if made.seconds:
-        yield f"{'time':<9} {duration(made.seconds)} in all, one trial at a time, as far as it is known"
+        total = duration(made.seconds)
+        yield f"{'time':<9} {total} in all, one trial at a time, as far as it is known"
     if made.tokens:
         yield f"{'tokens':<9} {count(made.tokens)} to train on, as far as it is known"
     if made.disk_bytes:

@@ -25,6 +25,7 @@ from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
 from slm.sweeps.tracked import tracked
 from slm.tracking.sweeps import mirror
+from slm.sweeps.winner import choose
 
 logger = logging.getLogger(__name__)
 START = "train.init_from"
@@ -249,13 +250,15 @@ def trial_facts(trial: Trial) -> dict[str, Any]:
 
 def summary(folder: SweepFolder, result: SweepResult) -> dict[str, Any]:
     """What came of a sweep, as JSON values."""
-    winner = result.winner
+    winner = choose(folder)
+    best = next((trial for trial in result.trials if trial.number == winner.best), None)
     return {
         "sweep": str(folder.path),
         "ended": result.ended,
         "trials": [trial_facts(trial) for trial in result.trials],
-        "best": trial_facts(winner) if winner else None,
-        "distinguishable": None,
+        "best": trial_facts(best) if best else None,
+        "distinguishable": winner.distinguishable,
+        "winner": {"sentence": winner.sentence, **winner.model_dump(mode="json")},
         "seconds": result.seconds,
         "tokens": result.tokens,
         "correlations": [each.model_dump() for each in result.correlations],

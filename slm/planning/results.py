@@ -14,6 +14,7 @@ from slm.records import Benchmarks, Evaluation, Made, Record, Report, Shards, So
 from slm.run_folder import BENCHMARKS, EVALUATION, REPORT, DataRoot, RunFolder
 from slm.run_folder import Settings as RunSettings
 from slm.storage import R
+from slm.training.identity import Index, index_of
 
 Settings = Mapping[str, Any]  # by dotted key, as JSON values
 Changed = dict[str, tuple[Any, Any]]  # dotted key → old and new value
@@ -74,6 +75,11 @@ class Results:
             with suppress(SlmError):
                 readable.append((folder, folder.settings))
         return readable
+
+    @cached_property
+    def index(self) -> Index:
+        """The runs by what their weights depend on, for the plan of many configs."""
+        return index_of(self._settings)
 
     @cached_property
     def runs(self) -> list[Result]:

@@ -31,7 +31,9 @@ def plan_train(lines: Lines, shards: Shards | None) -> Run | None:
         _refer_to(lines, best)
         return None
     parent_key = parent.key if parent else None
-    folder = find_run(lines.config, shards, parent_key, lines.results.root)
+    results = lines.results
+    index = results.index if not lines.explain else None
+    folder = find_run(lines.config, shards, parent_key, results.root, index)
     both = run_keys(lines.config, run_inputs(shards, parent_key))
     key, damage = both[0], ""
     reasons: list[str] = []

@@ -212,7 +212,7 @@ def _width(settings: Sequence[Tried], *, curved: bool) -> int:
 
 def _fit(settings: Sequence[Tried], bpb: Floats) -> _Fit | None:
     """The model, with curvatures where the trials suffice; None where they suffice for neither."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     trials = len(bpb)
     enough = (

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from slm import storage
 from slm.errors import CorruptionError, UserError, listing
-from slm.evaluation.evaluate import DETAILS
 from slm.figures import counted, duration
 from slm.records import Evaluation, Frozen
 from slm.run_folder import EVALUATION, DataRoot
@@ -192,12 +191,12 @@ def winning_run(folder: SweepFolder, winner: Winner) -> tuple[Trial, SeedRun]:
 def _standings(trials: Sequence[Trial], root: DataRoot) -> tuple[tuple[Standing, ...], bool]:
     """The trials by what they were scored on, and whether that is the same for all."""
     tables = {trial.number: _tables(trial, root) for trial in trials}
-    groups: dict[tuple[int, ...], list[Trial]] = defaultdict(list)
+    groups: dict[bytes | tuple[int, int], list[Trial]] = defaultdict(list)
     complete = all(table is not None for table in tables.values())
     for trial in trials:
         table, first = tables[trial.number], trial.seeds[0]
         if table is not None and complete:
-            groups[tuple(table[0][:, 1].astype(int))].append(trial)
+            groups[table[0][:, 1].tobytes()].append(trial)
         else:
             groups[first.documents, first.bytes].append(trial)
     standings = [
@@ -210,16 +209,19 @@ def _standings(trials: Sequence[Trial], root: DataRoot) -> tuple[tuple[Standing,
 
 def _tables(trial: Trial, root: DataRoot) -> list[Bits] | None:
     """Of each seed of a trial (D, 2): bits and bytes of every document; None where one is gone."""
-    tables = [_table(seed, root) for seed in trial.seeds]
-    complete = [table for table in tables if table is not None]
-    same = complete and all((table[:, 1] == complete[0][:, 1]).all() for table in complete
-                            if len(table) == len(complete[0]))  # fmt: skip
-    alike = len({len(table) for table in complete}) == 1
-    return complete if len(complete) == len(tables) and same and alike else None
+    tables: list[Bits] = []
+    for seed in trial.seeds:
+        table = _table(seed, root)
+        if table is None or (tables and not np.array_equal(table[:, 1], tables[0][:, 1])):
+            return None
+        tables.append(table)
+    return tables
 
 
 def _table(seed: SeedRun, root: DataRoot) -> Bits | None:
     """The evaluation that a seed's score is of, by document."""
+    from slm.evaluation.evaluate import DETAILS  # which loads PyTorch
+
     run = root.named_run(seed.run)
     for path in sorted(run.path.glob(f"{EVALUATION}*")):
         with suppress(CorruptionError, OSError, ValueError, KeyError):

@@ -5,7 +5,7 @@ often is scored and on how many documents, its cadence, which only chooses the b
 checkpoints (`slm.training.selection`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, NewerFormat
 from slm.records import Derivation, Shards
 from slm.run_folder import DataRoot, RunFolder, Settings
-from slm.storage import content_hash
+from slm.storage import content_hash, sha256_json
 
 TRAIN_VERSION = 4
 """Goes up whenever the same config and shards give other weights."""
@@ -49,10 +49,28 @@ def has_former_key(settings: Settings, inputs: Any) -> bool:
     return settings.key != run_keys(settings.config, inputs)[0]
 
 
+Index = Mapping[str, Sequence[RunFolder]]  # hash of what a run's weights depend on → such runs
+
+
+def index_of(runs: Iterable[tuple[RunFolder, Settings]]) -> Index:
+    """Runs by what their weights depend on besides their inputs, for `find_run`."""
+    index: dict[str, list[RunFolder]] = {}
+    for folder, settings in runs:
+        fields = keys.run_fields(settings.config)[0]
+        index.setdefault(sha256_json(fields), []).append(folder)
+    return index
+
+
 def find_run(
-    config: PipelineConfig, shards: Shards, parent_key: str | None, root: DataRoot
+    config: PipelineConfig,
+    shards: Shards,
+    parent_key: str | None,
+    root: DataRoot,
+    index: Index | None = None,
 ) -> RunFolder:
     """The folder of the run that a config asks for; it may not be made yet.
+
+    `index`: of the runs in the data folder, for many calls; None: they are read if need be.
 
     Of several runs with these weights, made while the cadence was in the key, it is the one with
     the config's cadence, or else a finished one. Raises NewerFormat.
@@ -63,7 +81,7 @@ def find_run(
     runs = [run for run in (new, *other) if run.exists]
     if chosen := next((run for run in runs if _has_cadence(run, config)), None):
         return chosen
-    runs += [run for run in _former_runs(config, inputs, root) if run not in runs]
+    runs += [run for run in _former_runs(config, inputs, root, index) if run not in runs]
     return max(runs, key=lambda run: (_has_cadence(run, config), run.is_finished), default=new)
 
 
@@ -78,10 +96,16 @@ def cadence(config: PipelineConfig) -> dict[str, int]:
     return keys.stage_fields("select", config)
 
 
-def _former_runs(config: PipelineConfig, inputs: Any, root: DataRoot) -> Iterator[RunFolder]:
+def _former_runs(
+    config: PipelineConfig, inputs: Any, root: DataRoot, index: Index | None
+) -> Iterator[RunFolder]:
     """The runs of a recipe that have the weights of a config and a key of former settings."""
     fields = keys.run_fields(config)[0]
-    for folder in root.results("runs", config.recipe):
+    alike = None if index is None else {run.path for run in index.get(sha256_json(fields), ())}
+    folders = root.results("runs", config.recipe) if alike is None or alike else []
+    for folder in folders:
+        if alike is not None and folder not in alike:
+            continue
         with suppress(CorruptionError, NewerFormat):
             settings = RunFolder(folder).settings
             if keys.run_fields(settings.config)[0] != fields:
