@@ -24,8 +24,8 @@ from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
 from slm.sweeps.tracked import tracked
-from slm.tracking.sweeps import mirror
 from slm.sweeps.winner import choose
+from slm.tracking.sweeps import mirror
 
 logger = logging.getLogger(__name__)
 START = "train.init_from"

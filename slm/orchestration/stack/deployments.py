@@ -26,7 +26,7 @@ from slm.config import PIPELINES, project_root
 from slm.errors import UserError, first_invalid, plain, unknown
 from slm.orchestration.stack.worker import POOL
 from slm.recipes import check_recipes, load_recipe, read_pipelines
-from slm.sweeps.definition import load_sweep
+from slm.sweeps.definition import check_sweeps, load_sweep
 
 OURS = (
     "recipes",
@@ -54,6 +54,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
     for place, part, model in parts:
         _check_values(f"{place}." if place else "", part, model, path)
     check_recipes(path)
+    check_sweeps()
     deployments: dict[str, DeploymentConfig] = {}
     for fields in content.get("deployments") or []:
         flow = _load_flow(path.parent, fields["entrypoint"])
@@ -195,4 +196,4 @@ def _check_parameters(
     if "recipe" in given:
         load_recipe(given["recipe"], overrides, path=path)
     if "sweep" in given:
-        load_sweep(given["sweep"], path=path)
+        load_sweep(given["sweep"], overrides=overrides or None)
