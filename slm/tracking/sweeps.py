@@ -281,7 +281,7 @@ class SweepMirror:
             page = pages.sweep(server, self.experiment, sweep.key)
             links = {"The trials in parallel coordinates": page, **links}
         lines.append(" · ".join(f"[{text}]({address})" for text, address in links.items()))
-        lines.append(f"```\nslm sweep {sweep.name}\nslm compare {sweep.name}\n```")
+        lines.append(f"`slm compare {sweep.name}` compares its runs.")
         return "\n\n".join(filter(None, lines))
 
     def _add_view(self) -> None:
