@@ -86,7 +86,7 @@ def sweep(
 
 def own_page() -> dict[str, str]:
     """The page of this flow run, where the server has pages."""
-    return {"its page in Prefect": flow_run.ui_url} if flow_run.ui_url else {}
+    return {"Its page in Prefect": flow_run.ui_url} if flow_run.ui_url else {}
 
 
 def publish_page(folder: SweepFolder) -> None:

@@ -274,14 +274,15 @@ class SweepMirror:
         counts = f"{len(sweep.trials):,} trials have ended" + (
             f", {failed:,} of them failed." if failed else "."
         )
-        lines = [sweep.outcome, counts] if sweep.outcome else [counts]
+        best = f"{sweep.outcome[:1].upper()}{sweep.outcome[1:].rstrip('.')}."
+        lines = [best] if sweep.outcome else []
         links = dict(sweep.links)
         if self.address.startswith("http"):
             server = entities.public_uri(self.address)
             page = pages.sweep(server, self.experiment, sweep.key)
             links = {"The trials in parallel coordinates": page, **links}
         lines.append(" · ".join(f"[{text}]({address})" for text, address in links.items()))
-        lines.append(f"`slm compare {sweep.name}` compares its runs.")
+        lines.append(f"{counts} `slm compare {sweep.name}` compares them.")
         return "\n\n".join(filter(None, lines))
 
     def _add_view(self) -> None:

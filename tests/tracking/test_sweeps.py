@@ -94,7 +94,7 @@ def test_the_trials_are_below_one_parent(root: Path) -> None:
     assert run.data.params["sweep.space.train.learning_rate"] == "0.003,0.006"
     assert run.data.tags["slm.trials"] == "3"
     assert run.data.tags["slm.best_trial"] == "0"
-    assert run.data.tags["mlflow.note.content"].startswith("First.\n\n3 trials have ended.")
+    assert run.data.tags["mlflow.note.content"].startswith("First.\n\n3 trials have ended. `slm")
     assert run.data.metrics["full_val_bpb"] == 1.0
     history = client_of(root).get_metric_history(parent, "best_val_bpb")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 1.0), (2, 1.0)]
