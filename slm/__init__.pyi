@@ -8,7 +8,9 @@ from slm.evaluation.evaluate import evaluate as evaluate
 from slm.orchestration.encoding import encode as encode
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.outline import run as run
+from slm.orchestration.sweep_outline import plan_sweep as plan_sweep
 from slm.orchestration.sweep_outline import sweep as sweep
+from slm.orchestration.sweep_winner import promote_winner as promote_winner
 from slm.planning.plan import plan as plan
 from slm.project.start import init as init
 from slm.recipes import load_recipe as load_recipe
@@ -27,6 +29,7 @@ from slm.server.listen import serve as serve
 from slm.source.download import download as download
 from slm.store.pull import pull as pull
 from slm.store.push import push as push
+from slm.sweeps.winner import choose_winner as choose_winner
 from slm.training.derive import finish as finish
 from slm.training.derive import train_longer as train_longer
 from slm.training.launch import resume as resume

@@ -65,9 +65,9 @@ def plan(
     }  # fmt: skip
     name = recipe or default_recipe()
     if sweep := sweep_options.find(name, space, settings, fields):
-        from slm.planning.sweep import plan_sweep
+        from slm.planning.sweep import plan_of_sweep
 
-        show_sweep_plan(plan_sweep(sweep, verify=verify), as_json)
+        show_sweep_plan(plan_of_sweep(sweep, verify=verify), as_json)
         return
     show_plan(make_plan(name, settings, verify=verify), as_json)
 

@@ -1,7 +1,8 @@
 """The command `slm sweep`: many trials of a recipe, over a space of its settings."""
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,9 +70,9 @@ def sweep(
     }  # fmt: skip
     asked = sweep_options.asked(name, space, settings, fields)
     if dry_run:
-        from slm.planning.sweep import plan_sweep
+        from slm.planning.sweep import plan_of_sweep
 
-        show_sweep_plan(plan_sweep(asked), as_json)
+        show_sweep_plan(plan_of_sweep(asked), as_json)
         return
     with display_for(as_json) as display:
         asked = sweep_outline.with_inputs(asked)
@@ -79,21 +80,32 @@ def sweep(
         result = sweep_outline.carry_out(
             asked, workers=workers, on_trial=lambda trial: display.write(line(trial))
         )
-        promoted = {"promoted": sweep_winner.promote_winner(folder)} if promote else {}
+        promoted = sweep_winner.promote_winner(folder) if promote else None
     if as_json:
-        show({**sweep_outline.summary(folder, result), **promoted}, as_json)
+        facts = sweep_outline.summary(folder, result)
+        show({**facts, "promoted": promoted} if promote else facts, as_json)
         return
     show_result(folder, result)
-    if promote:
-        show(promoted["promoted"], as_json)
-    if winner := result.winner:
+    if promoted:
+        show_line(f"gate      {promotion(promoted)}")
+        suggest(as_json, f"slm report {Path(promoted['run']).name} --open")
+    elif winner := result.winner:
         changes = {**overrides(settings), **winner.overrides}
         words = shlex.join(w for k, v in changes.items() for w in ("--set", f"{k}={v}"))
         suggest(
             as_json,
             f"slm report {winner.seeds[0].run} --open",
-            *([] if promote else [f"slm run {asked.recipe} {words}  # the best, to the registry"]),
+            f"slm run {asked.recipe} {words}  # the best, to the registry",
         )
+
+
+def promotion(promoted: dict[str, Any]) -> str:
+    """What the gate made of the winner: `models:/slm/3: refused, +0.0012 bits per byte …`."""
+    word = "champion" if promoted["champion"] else "refused"
+    text = f"{promoted['version']}: {word}, {promoted['verdict']}"
+    if not promoted["distinguishable"]:
+        text += "; that the winner is not distinguishable from others does not count at the gate"
+    return text
 
 
 def show_result(folder: "SweepFolder", result: SweepResult) -> None:

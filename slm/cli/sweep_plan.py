@@ -1,6 +1,7 @@
 """The plan of a sweep, for a person."""
 
 from collections.abc import Iterator
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from slm.cli.options import show_line, show_wide
@@ -79,11 +80,9 @@ def explanation(made: "SweepPlan") -> Iterator[str]:
     for trial in begun:
         if trial.reason:
             yield f"{trial.action:<9} trial {trial.number}: {trial.reason}"
-    sources = {trial.seconds_from for trial in begun if trial.seconds and trial.values is not None}
+    sources = [trial.seconds_from for trial in begun if trial.seconds and trial.seconds_from]
     if sources:
-        first = sorted(sources)[0]
-        more = f", and {len(sources) - 1} more like it" if len(sources) > 1 else ""
-        yield f"{'time':<9} a trial: {first}{more}"
+        yield f"{'time':<9} of most trials: {mode(sources)}"
     if made.seconds:
         total = duration(made.seconds)
         yield f"{'time':<9} {total} in all, one trial at a time, as far as it is known"

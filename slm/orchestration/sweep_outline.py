@@ -13,10 +13,11 @@ from slm.config import PipelineConfig, data_root
 from slm.errors import NewerFormat, Untrainable, UserError
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
+from slm.planning.sweep import SweepPlan, plan_of_sweep
 from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Shards
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot
 from slm.storage import hashing_once, make_folder, sha256_json
 from slm.sweeps.checking import corners
 from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, warnings_of
@@ -26,6 +27,7 @@ from slm.sweeps.records import SweepResult, Trial
 from slm.sweeps.tracked import tracked
 from slm.sweeps.winner import choose
 from slm.tracking.sweeps import mirror
+from slm.training.warm import warm_starts
 
 logger = logging.getLogger(__name__)
 START = "train.init_from"
@@ -51,6 +53,18 @@ def sweep(
             budget, halving.
     """
     return carry_out(asked(name, space, **fields), workers=workers)
+
+
+def plan_sweep(
+    name: str, space: Mapping[str, Any] | None = None, /, *, verify: bool = False, **fields: Any
+) -> SweepPlan:
+    """What `slm.sweep` of the same arguments would run and reuse, and its cost; nothing is done.
+
+    >>> slm.plan_sweep("quickstart", {"model.n_layer": [2, 4, 6]}, seeds=2).seconds
+
+    `verify`: as of `slm.plan`.
+    """
+    return plan_of_sweep(asked(name, space, **fields), verify=verify)
 
 
 def asked(name: str, space: Mapping[str, Any] | None = None, /, **fields: Any) -> Sweep:
@@ -86,7 +100,7 @@ def carry_out(
     """
     for warning in warnings_of(sweep):
         logger.warning(warning)
-    with hashing_once():  # source and shards, which all trials share
+    with hashing_once(), warm_starts():  # source and shards are shared by all trials
         sweep = with_inputs(sweep)
         shards = prepare(sweep)
         folder = SweepFolder.of(sweep)
@@ -197,7 +211,7 @@ def _refusing(sweep: Sweep, shards: Shards, run_trial: RunTrial) -> RunTrial:
     def run(config: PipelineConfig) -> tuple[Run, Evaluation]:
         try:
             trained, evaluation = run_trial(config)
-            if own := RunFolder.of(trained).shards:
+            if own := DataRoot().shards(trained.shards_key):
                 check_held_out(own, shards)
         except NewerFormat:
             raise

@@ -16,18 +16,23 @@ from slm.sweeps.winner import choose, winning_run
 
 
 @hashing_once()
-def promote_winner(folder: SweepFolder, *, steps: ModuleType = stages) -> dict[str, Any]:
+def promote_winner(sweep: SweepFolder | str, *, steps: ModuleType = stages) -> dict[str, Any]:
     """Report and register the best trial of a sweep, and let the gate decide; train nothing.
+
+    >>> slm.promote_winner("rates")["verdict"]
 
     Of several seeds it is the run with the fewest bits per byte. Where the winner is not
     distinguishable from others, the gate decides all the same, and the sentence says so.
 
-    `steps`: `slm.orchestration.stages`, or `tasks`.
+    Args:
+        sweep: its name, its folder or its key's beginning.
+        steps: `slm.orchestration.stages`, or `tasks`.
 
     Returns what `run_pipeline` does, and `trial`, `distinguishable`, `winner` (a sentence).
 
     Raises UserError where there is no best trial, or its run is gone.
     """
+    folder = SweepFolder.open(sweep) if isinstance(sweep, str) else sweep
     winner = choose(folder)
     trial, seed = winning_run(folder, winner)
     home = folder.root.named_run(seed.run)

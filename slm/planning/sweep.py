@@ -79,7 +79,7 @@ class SweepPlan(Frozen):
 
 
 @hashing_once()
-def plan_sweep(sweep: Sweep, *, root: Path | None = None, verify: bool = False) -> SweepPlan:
+def plan_of_sweep(sweep: Sweep, *, root: Path | None = None, verify: bool = False) -> SweepPlan:
     """The plan of a sweep.
 
     What a later batch of `tpe` or of halving trains depends on results; such trials are counted at

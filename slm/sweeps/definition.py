@@ -156,7 +156,7 @@ def find_sweeps() -> dict[str, dict[str, Any]]:
     return sweeps
 
 
-def load_sweep(name: str, **changes: Any) -> Sweep:
+def load_sweep(name: str, /, **changes: Any) -> Sweep:
     """A sweep of `sweeps:` in `pipelines.yaml`, checked.
 
     Args:

@@ -111,7 +111,7 @@ def _why_not(setting: Tried) -> str:
 
 def _too_few(settings: Sequence[Tried], trials: int) -> str:
     least = MIN_PER_COEFFICIENT * _width(settings, curved=False)
-    return f"{trials} trials are too few for these settings: at least {least} would be enough"
+    return f"{trials} trials are too few for these settings: at least {least} are needed"
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

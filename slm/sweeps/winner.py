@@ -104,7 +104,7 @@ class Standing(Frozen):
 
 
 def _all(others: int) -> str:
-    return "the other one" if others == 1 else f"all {others:,} others"
+    return {1: "the other one", 2: "both others"}.get(others, f"all {others:,} others")
 
 
 class Winner(Frozen):
@@ -171,6 +171,17 @@ def choose(folder: SweepFolder) -> Winner:
         shorter=tuple(trial.number for trial in scored if trial.rung != longest),
         advice=_advice(sweep, chosen, standings),
     )
+
+
+def choose_winner(reference: str) -> Winner:
+    """The winner of a sweep of the data folder, by its name, its folder or its key's beginning.
+
+    >>> slm.choose_winner("rates").sentence
+    "trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), better than all 11 others"
+
+    Raises UserError with the nearest name.
+    """
+    return choose(SweepFolder.open(reference))
 
 
 def winning_run(folder: SweepFolder, winner: Winner) -> tuple[Trial, SeedRun]:

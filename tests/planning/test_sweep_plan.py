@@ -10,10 +10,11 @@ from finished import finish_evaluation, finish_run, finish_shards, finish_source
 from swept import RATE, run_trials, tiny_sweep
 from typer.testing import CliRunner
 
+import slm
 from slm.cli.main import app
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.planning.sweep import SweepPlan, plan_sweep, proposals
+from slm.planning.sweep import SweepPlan, plan_of_sweep, proposals
 from slm.sweeps.definition import Sweep
 from slm.sweeps.proposals import propose
 from slm.sweeps.records import TrialResult
@@ -64,7 +65,7 @@ def test_tpe_is_known_one_batch_further_than_its_results(data_root: Path) -> Non
     pytest.importorskip("optuna")
     sweep = tiny_sweep(sampler="tpe", trials=18, batch=4)
     folder = run_trials(data_root, sweep, [(0.8 + i / 100,) for i in range(12)])
-    trials = plan_sweep(sweep).trials
+    trials = plan_of_sweep(sweep).trials
     assert [trial.action for trial in trials[:12]] == ["recorded"] * 12
     assert [trial.values is None for trial in trials] == [False] * 16 + [True] * 2
     results = [trial.result for trial in folder.trials]
@@ -76,7 +77,7 @@ def test_who_is_trained_again_by_halving_is_not_known_yet() -> None:
     sweep = tiny_sweep(trials=6, batch=4, halving="2:2")
     planned = list(proposals(sweep, []))
     assert [(p.rung, known) for p, known in planned] == [(0, True)] * 4 + [(1, False)] * 2
-    trials = plan_sweep(sweep).trials
+    trials = plan_of_sweep(sweep).trials
     assert [trial.values is None for trial in trials] == [False] * 4 + [True] * 2
 
 
@@ -95,7 +96,7 @@ def finished(root: Path, sweep: Sweep, number: int, index: int = 0) -> PipelineC
 
 
 def test_an_empty_data_folder_has_everything_to_run(data_root: Path) -> None:
-    plan = plan_sweep(tiny_sweep(trials=5, seeds=2))
+    plan = plan_of_sweep(tiny_sweep(trials=5, seeds=2))
     assert actions(plan) == ["to run"] * 5
     assert [stage.stage for stage in plan.shared] == ["download", "encode"]
     assert plan.tokens == 5 * 2 * 4 * 128  # trials, seeds, steps, tokens per step
@@ -108,7 +109,7 @@ def test_runs_that_are_there_are_reused_seed_by_seed(data_root: Path) -> None:
     finished(data_root, sweep, 1)
     finished(data_root, sweep, 1, index=1)
     finished(data_root, sweep, 2)
-    plan = plan_sweep(sweep)
+    plan = plan_of_sweep(sweep)
     assert actions(plan) == ["to run", "reused", "to run"]
     assert [len(trial.runs) for trial in plan.trials] == [0, 2, 1]
     assert [stage.action for stage in plan.shared] == ["reused", "reused"]
@@ -121,12 +122,12 @@ def test_an_interrupted_run_is_resumed(data_root: Path) -> None:
     config = sweep.config_of(proposal.overrides, 0)
     shards = finish_shards(data_root, config, finish_source(data_root, config))
     save(start_run(data_root, config, shards), 250)
-    assert actions(plan_sweep(sweep)) == ["resumed", "to run"]
+    assert actions(plan_of_sweep(sweep)) == ["resumed", "to run"]
 
 
 def test_settings_that_are_refused_say_why() -> None:
     sweep = tiny_sweep(space={"model.n_embd": "int:32:36"}, trials=5)  # of two heads
-    reasons = {trial.values["model.n_embd"]: trial.reason for trial in plan_sweep(sweep).trials
+    reasons = {trial.values["model.n_embd"]: trial.reason for trial in plan_of_sweep(sweep).trials
                if trial.values}  # fmt: skip
     assert [value for value, reason in sorted(reasons.items()) if not reason] == [32, 36]
     assert "model.n_embd=33 is not a multiple of model.n_head=2" in reasons[33]
@@ -139,21 +140,21 @@ def test_settings_that_are_refused_say_why() -> None:
 def test_the_budget_cuts_at_a_batch(data_root: Path) -> None:
     sweep = tiny_sweep(trials=10, batch=2, overrides={"train.max_steps": None,
                                                       "train.max_seconds": 30})  # fmt: skip
-    plan = plan_sweep(sweep.model_copy(update={"budget": "100s"}))
+    plan = plan_of_sweep(sweep.model_copy(update={"budget": "100s"}))
     assert [trial.begins for trial in plan.trials] == [True] * 4 + [False] * 6
     assert (plan.ends, plan.seconds) == ("budget", 120)
-    whole = plan_sweep(sweep)
+    whole = plan_of_sweep(sweep)
     assert (whole.ends, whole.seconds) == ("trials", 300)
     tokens = tiny_sweep(trials=10, batch=2, budget="1000 tokens")  # 512 a trial
-    assert [trial.begins for trial in plan_sweep(tokens).trials].count(True) == 2
+    assert [trial.begins for trial in plan_of_sweep(tokens).trials].count(True) == 2
 
 
 def test_trials_that_are_not_known_yet_cost_the_mean(data_root: Path) -> None:
     pytest.importorskip("optuna")
     limit = {"train.max_steps": None, "train.max_seconds": 30}
-    plan = plan_sweep(tiny_sweep(sampler="tpe", trials=14, overrides=limit))
+    plan = plan_of_sweep(tiny_sweep(sampler="tpe", trials=14, overrides=limit))
     assert [trial.seconds for trial in plan.trials] == [30] * 14
-    halved = plan_sweep(tiny_sweep(trials=6, batch=4, halving="3:2", overrides=limit))
+    halved = plan_of_sweep(tiny_sweep(trials=6, batch=4, halving="3:2", overrides=limit))
     assert [trial.seconds for trial in halved.trials] == pytest.approx([10] * 4 + [30] * 1 + [10])
 
 
@@ -186,6 +187,11 @@ def test_a_sweep_that_was_begun_is_planned_by_its_folder(data_root: Path) -> Non
     assert made["counts"] == {"recorded": 4, "to run": 2}
     with pytest.raises(UserError, match="keeps its settings"):
         output("plan", folder.name, "--seeds", "2")
+
+
+def test_the_same_from_python() -> None:
+    plan = slm.plan_sweep("tiny", {RATE: "log:1e-3:1e-2"}, trials=3)
+    assert plan == plan_of_sweep(tiny_sweep(trials=3))
 
 
 def test_options_of_a_sweep_need_one() -> None:

@@ -98,7 +98,7 @@ def test_too_few_trials_say_so() -> None:
     settings, bpb = simulated(2, 6)
     results = effects(settings, bpb)
     assert not any(effect.levels for effect in results)
-    assert results[0].note == "6 trials are too few for these settings: at least 10 would be enough"
+    assert results[0].note == "6 trials are too few for these settings: at least 10 are needed"
 
 
 def test_a_setting_of_one_value_has_no_effect_to_show() -> None:
