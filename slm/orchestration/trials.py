@@ -60,7 +60,8 @@ class Trials:
     def __call__(self, config: PipelineConfig) -> tuple[Run, Evaluation]:
         """A trial as a task, which waits for its turn. Raises as its stages do."""
         flat = config.flat()
-        values = {name: flat[name] for name in (*self.sweep.space, SEED)}
+        names = (*self.sweep.space, SEED) if self.sweep.seeds > 1 else self.sweep.space
+        values = {name: flat[name] for name in names}
         return trial.with_options(task_run_name=settings(values))(self, config)
 
 

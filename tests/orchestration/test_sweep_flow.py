@@ -92,7 +92,7 @@ def test_a_sweep_leaves_its_trials_on_both_servers(
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
     assert artifacts["winner"].description == state.message
     names = {task.name for task in client.read_task_runs() if task.flow_run_id == run.id}
-    assert f"{first}, train.seed=1337" in names
+    assert first in names
     assert len(names) == 4
 
     mlflow = connect(store_uri(data_root))
