@@ -61,8 +61,7 @@ def sweep(
     """
     check_deployment(deployment)
     asked = load_sweep(sweep, overrides=overrides or None, trials=trials, budget=budget)
-    config = asked.config()
-    check_registry(config, patience=PATIENCE_SECONDS)
+    check_registry(asked.config(), patience=PATIENCE_SECONDS)
     with showing(current()), hashing_once():
         asked = sweep_outline.with_inputs(asked)
         folder = SweepFolder.of(asked)

@@ -27,7 +27,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from slm.config import PipelineConfig
-from slm.errors import Interrupted, NewerFormat, SlmError, TrainingError, Untrainable, UserError
+from slm.errors import (
+    Interrupted,
+    InUse,
+    NewerFormat,
+    SlmError,
+    TrainingError,
+    Untrainable,
+    UserError,
+)
 from slm.orchestration.display import Display, current, showing
 from slm.orchestration.gpu_limit import TRIAL, slot
 from slm.orchestration.sweep_outline import train_and_evaluate
@@ -43,7 +51,9 @@ from slm.sweeps.tracked import settings
 POLL_SECONDS = 2.0  # between two looks at a flow run on another worker
 MAX_TRIES = 3  # of a trial whose flow run crashed: its worker, or its machine, is gone
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
-KINDS = {kind.__name__: kind for kind in (UserError, NewerFormat, TrainingError, Untrainable)}
+KINDS = {
+    kind.__name__: kind for kind in (UserError, NewerFormat, TrainingError, Untrainable, InUse)
+}
 
 
 class Trials:
