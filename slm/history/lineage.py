@@ -18,6 +18,7 @@ from slm import keys, storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, UserError
 from slm.evaluation.benchmark.results import show_score
+from slm.history.sweeps import trials_of
 from slm.model.saved import CONFIG
 from slm.records import (
     Benchmarks,
@@ -150,7 +151,7 @@ class _Chain:
         self.source = self._read(self._folder("sources", self.source_key), Source)
 
     def lineage(self) -> Lineage:
-        config, parent = self._config(), (*self._parent(), *self._derived())
+        config, parent = self._config(), (*self._parent(), *self._derived(), *self._sweep())
         links = (
             self._dataset(), self._source(), self._cleaning(config.state), self._tokenizer(),
             self._shards(), config, self._code(), self._environment(), *parent,
@@ -356,6 +357,24 @@ class _Chain:
         if self.check:
             status = _derived_status(self.run, other, derived)
         return (_link("made from", derived.text, derived.key, status),)
+
+    def _sweep(self) -> tuple[Link, ...]:
+        """The trials of sweeps that the run is; one that its version names may be gone."""
+        trials = trials_of(self.run)
+        name, number = self.tags.get("sweep"), self.tags.get("trial")
+        texts = [trial.text for trial in trials]
+        status: Status = NOT_CHECKED
+        if self.check and trials:
+            key = self.settings.key if self.settings else self.tags.get("run_key")
+            status = _status(
+                f"trial {trial.trial} of {trial.sweep} was another run of this name"
+                for trial in trials
+                if trial.key != key
+            )
+        if name and name not in [trial.sweep for trial in trials]:
+            texts.insert(0, f"trial {number} of {name}")
+            status = (status[0], (*status[1], f"{name} is gone from here"))
+        return (_link("sweep", "; ".join(texts), None, status),) if texts else ()
 
     def _run(self, *parent: str) -> Link:
         inputs = ("shards", "config", "code", "environment", *parent)

@@ -16,6 +16,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 
@@ -24,6 +25,9 @@ from slm.history.lineage import lineage
 from slm.records import Benchmarks, Evaluation, Report, Run, Version
 from slm.report.write import escape_markdown
 from slm.run_folder import RunFolder
+from slm.sweeps.folder import SweepFolder
+from slm.sweeps.records import SweepResult, Trial
+from slm.sweeps.tracked import outcome, settings
 from slm.tracking.entities import public_uri
 from slm.tracking.server import connect
 
@@ -77,6 +81,72 @@ class LiveProgress:
             self.artifact = created
         else:
             update_progress_artifact(self.artifact, percent, description=text)
+
+
+class TrialTable:
+    """The trials of a sweep as a table, the best first, which grows as they end.
+
+    An ornament as `LiveProgress` is: where the server fails, the sweep continues without it.
+    """
+
+    def __init__(self, folder: SweepFolder) -> None:
+        self.folder = folder
+        self.artifact: UUID | None = None
+
+    def update(self) -> None:
+        """Show the trials that have ended so far."""
+        try:
+            if trials := self.folder.trials:
+                self._publish(trial_rows(trials), outcome(self.folder))
+        except Exception as error:
+            logger.warning("the table of trials was not updated: %s", error)
+
+    def _publish(self, rows: list[dict[str, Any]], description: str) -> None:
+        if self.artifact is None:
+            created = create_table_artifact(rows, key="trials", description=description)
+            assert isinstance(created, UUID)  # a coroutine only where a loop is running
+            self.artifact = created
+            return
+        with get_client(sync_client=True) as client:
+            update = ArtifactUpdate(data=json.dumps(rows), description=description)
+            client.update_artifact(self.artifact, update)
+
+
+def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A row per trial, the best first and the failed last; few columns: the page cuts wide tables.
+
+    A trial of a shorter limit is below every one of a longer.
+    """
+    finished = (trial for trial in trials if trial.val_bpb is not None)
+    ranked = sorted(finished, key=lambda trial: (-trial.rung, trial.val_bpb, trial.number))
+    failed = [trial for trial in trials if trial.val_bpb is None]
+    return [
+        {
+            "trial": str(trial.number),
+            "bits per byte": "failed" if trial.val_bpb is None else f"{trial.val_bpb:.4f}",
+            "settings": settings(trial.overrides),
+            "training": trial.reason or duration(trial.seconds),
+        }
+        for trial in (*ranked, *failed)
+    ]
+
+
+def publish_sweep(folder: SweepFolder, result: SweepResult) -> None:
+    """Leave the outcome of a sweep, and what to do with it, as an artifact."""
+    sentence = outcome(folder)
+    lines = [f"# {folder.name}", sentence]
+    if winner := result.winner:
+        rows = "\n".join(f"| {name} | {value} |" for name, value in winner.overrides.items())
+        lines += [f"| setting | value |\n|---|---|\n{rows}"]
+        lines += [f"Its run: {seed.run}" for seed in winner.seeds]
+    ended = {
+        "trials": "all its trials are done",
+        "budget": "its budget is spent",
+        "space": "no settings are left in its space",
+    }
+    lines.append(f"It ended because {ended[result.ended]}.")
+    lines.append(f"`slm compare {folder.name}` compares its runs.")
+    create_markdown_artifact("\n\n".join(lines), key="winner", description=sentence)
 
 
 def publish_metrics(run: Run, evaluation: Evaluation) -> None:

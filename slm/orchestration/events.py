@@ -5,6 +5,7 @@ slm.version.promoted    slm.model.NAME.VERSION      the gate's decision
 slm.version.refused     slm.model.NAME.VERSION      the gate's decision
 slm.data.drifted        slm.dataset.RECIPE          the decision to retrain and its figures
 slm.flow.failed         slm.recipe.RECIPE           the flow run and how it ended
+                        slm.sweep.NAME              the same of a sweep
 
 An event that cannot be sent is logged, and nothing else fails.
 """
@@ -37,7 +38,8 @@ def drifted(decision: Decision) -> None:
 
 def failed(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
     """A hook of flows: send that one has failed or crashed."""
-    recipe = str(flow_run.parameters.get("recipe", "unknown"))
+    kind = "sweep" if "sweep" in flow_run.parameters else "recipe"
+    name = str(flow_run.parameters.get(kind, "unknown"))
     facts = {
         "flow": flow.name,
         "flow_run": flow_run.name,
@@ -45,7 +47,7 @@ def failed(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> No
         "state": state.name,
         "message": state.message,
     }
-    _emit("slm.flow.failed", f"slm.recipe.{recipe}", recipe, facts)
+    _emit("slm.flow.failed", f"slm.{kind}.{name}", name, facts)
 
 
 def _emit(event: str, resource: str, name: str, payload: dict[str, Any]) -> None:

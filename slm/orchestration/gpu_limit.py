@@ -1,13 +1,14 @@
-"""The limit `gpu` of the Prefect server: as many trainings on a GPU at a time as it allows.
+"""Limits of the Prefect server: `gpu`, as many trainings on a GPU at a time as it allows, and
+`trial`, as many trials of sweeps, which a server has only where a person has made it.
 
-A training holds a lease on it, which it renews and which the server keeps on disk. Whatever dies,
+Who works holds a lease on one, which it renews and which the server keeps on disk. Whatever dies,
 the slot is free again within `LEASE_SECONDS` and the server's next look at its leases (15 s).
 """
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -19,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 
 from slm.orchestration.display import current
 
-GPU = "gpu"
+GPU, TRIAL = "gpu", "trial"
 LEASE_SECONDS = 60.0  # the shortest that Prefect allows
 RETRY_SECONDS = 5.0
 REPORT_SECONDS = 300.0  # until the same wait is reported again
@@ -29,15 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def gpu_slot() -> Iterator[None]:
-    """Hold a slot of the limit. While none is free, wait, and report who holds them.
+def slot(limit: str = GPU, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a slot of a limit. While none is free, wait, and report who holds them.
 
-    A server without the limit lets all train.
+    A server without the limit lets all work.
+
+    `stop`: called while it waits; what it raises ends the wait.
     """
     held = ExitStack()
     reported, due = "", 0.0
-    while not _enter(held):
-        message = describe_wait()
+    while not _enter(held, limit):
+        stop()
+        message = describe_wait(limit)
         if message != reported or time.monotonic() > due:
             current().write(message)
             reported, due = message, time.monotonic() + REPORT_SECONDS
@@ -48,17 +52,22 @@ def gpu_slot() -> Iterator[None]:
         try:
             held.close()
         except Exception as error:  # what was trained is not lost for it
-            logger.warning("the slot of %s becomes free when its lease expires: %s", GPU, error)
+            logger.warning("the slot of %s becomes free when its lease expires: %s", limit, error)
 
 
-def _enter(held: ExitStack) -> bool:
+def _enter(held: ExitStack, name: str) -> bool:
     """Take a slot if one is free now. Prefect's own waiting would be silent."""
     try:
-        with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-            limit = client.read_global_concurrency_limit_by_name(GPU)
+        with get_client(sync_client=True) as client:
+            limit = client.read_global_concurrency_limit_by_name(name)
             if limit.active and limit.active_slots >= limit.limit:
                 return False
-        held.enter_context(concurrency(GPU, max_retries=0, lease_duration=LEASE_SECONDS))
+    except ObjectNotFound:
+        return True
+    except httpx.TransportError:
+        return False
+    try:
+        held.enter_context(concurrency(name, max_retries=0, lease_duration=LEASE_SECONDS))
     except (httpx.TransportError, ConcurrencySlotAcquisitionError) as error:
         if not _may_pass(error):
             raise
@@ -74,30 +83,30 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(cause, httpx.TransportError)
 
 
-def describe_wait() -> str:
+def describe_wait(name: str = GPU) -> str:
     """For what a training waits, who holds it, and how to free it."""
     try:
         with get_client(sync_client=True) as client:
-            limit = client.read_global_concurrency_limit_by_name(GPU)
-        holders = ", ".join(gpu_holders()) or "a run that has died"
-        use = f", {limit.active_slots} of {limit.limit} in use, held by {holders}"
+            limit = client.read_global_concurrency_limit_by_name(name)
+        held_by = ", ".join(holders(name)) or "a run that has died"
+        use = f", {limit.active_slots} of {limit.limit} in use, held by {held_by}"
     except Exception as error:  # the wait does not depend on it
-        logger.debug("who holds %s is not known: %s", GPU, error)
+        logger.debug("who holds %s is not known: %s", name, error)
         use = ", on a server that does not answer now"
     return (
-        f"waiting for the limit {GPU!r}{use}. A run that died frees its slot within "
-        f"{LEASE_SECONDS + 30:.0f} s; `slm prefect gcl update {GPU} --active-slots 0` frees all, "
-        f"`slm prefect gcl update {GPU} --limit N` lets N train at a time"
+        f"waiting for the limit {name!r}{use}. A run that died frees its slot within "
+        f"{LEASE_SECONDS + 30:.0f} s; `slm prefect gcl update {name} --active-slots 0` frees all, "
+        f"`slm prefect gcl update {name} --limit N` lets N train at a time"
     )
 
 
-def gpu_holders() -> list[str]:
+def holders(name: str = GPU) -> list[str]:
     """The names of the flow runs that hold a slot, from the server's events.
 
     The last event of a holder is that it has acquired a slot, and it runs still.
     """
     with get_client(sync_client=True) as client:
-        limit = client.read_global_concurrency_limit_by_name(GPU)
+        limit = client.read_global_concurrency_limit_by_name(name)
         events = client.read_events(
             EventFilter(
                 event=EventNameFilter(prefix=["prefect.concurrency-limit."]),
@@ -112,8 +121,8 @@ def gpu_holders() -> list[str]:
                     last.setdefault(related.id, event.event)
         acquired = [
             id.removeprefix("prefect.flow-run.")
-            for id, name in last.items()
-            if name.endswith(".acquired")
+            for id, event in last.items()
+            if event.endswith(".acquired")
         ]
         if not acquired:
             return []

@@ -24,7 +24,9 @@ from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, 
 from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
+from slm.sweeps.tracked import tracked
 from slm.sweeps.winner import choose
+from slm.tracking.sweeps import mirror
 from slm.training.warm import warm_starts
 
 logger = logging.getLogger(__name__)
@@ -87,8 +89,11 @@ def carry_out(
     workers: int = 1,
     run_trial: RunTrial | None = None,
     on_trial: OnTrial = lambda trial: None,
+    links: Mapping[str, str] | None = None,
 ) -> SweepResult:
     """Run a sweep in the data folder in use, its inputs fixed first, its source and shards made.
+
+    MLflow shows it meanwhile: see `slm.tracking.sweeps`. `links`: text → address, for its page.
 
     `run_trial`: as of `run_sweep`, but it may raise UserError of settings that are refused too;
     None: `train_and_evaluate`.
@@ -98,8 +103,10 @@ def carry_out(
     with hashing_once(), warm_starts():  # source and shards are shared by all trials
         sweep = with_inputs(sweep)
         shards = prepare(sweep)
-        with current().progress("sweep") as show:
-            done = len(SweepFolder.of(sweep).trials)
+        folder = SweepFolder.of(sweep)
+        show_in_mlflow = mirror(lambda: tracked(folder, links))
+        with current().progress("sweep") as show, show_in_mlflow as changed:
+            done = len(folder.trials)
 
             def of_trial(config: PipelineConfig) -> tuple[Run, Evaluation]:
                 with showing(_OfTrial(lambda what, part, total: show(what, done, sweep.trials))):
@@ -108,6 +115,7 @@ def carry_out(
             def ended(trial: Trial) -> None:
                 nonlocal done
                 done += 1
+                changed.set()
                 on_trial(trial)
 
             return run_sweep(

@@ -17,7 +17,7 @@ import slm.training.launch
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
-from slm.orchestration.gpu_limit import gpu_slot
+from slm.orchestration.gpu_limit import slot
 from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Version
 from slm.registry.initial import Start
 from slm.registry.versions import GateDecision
@@ -72,7 +72,7 @@ def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
     on_cuda = config.train.device in ("auto", "cuda")
     if not (on_cuda and slm.training.launch.gpu_count()):
         return nullcontext()
-    return gpu_slot()
+    return slot()
 
 
 @stage_task

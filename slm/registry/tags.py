@@ -11,6 +11,7 @@ from typing import Any
 
 from slm import keys, storage
 from slm.config import PipelineConfig
+from slm.history.sweeps import TrialOf, trials_of
 from slm.records import (
     Benchmarks,
     Checkpoint,
@@ -48,6 +49,7 @@ class Ingredients:
     evaluation: Evaluation
     report: Report | None
     derived: Derivation | None = None  # how the run was made from another one, if it was
+    trial: TrialOf | None = None  # of a sweep that the run is, the earliest, if it is one
     benchmarks: tuple[Benchmarks, ...] = ()  # of these weights, those of the run's own tasks first
 
 
@@ -84,6 +86,8 @@ CHAIN = (
     ChainTag("init_from", lambda made: made.parent and made.config.train.init_from),
     ChainTag("made_from", lambda made: made.derived and made.derived.text),
     ChainTag("made_from_key", lambda made: made.derived and made.derived.key, "made from"),
+    ChainTag("sweep", lambda made: made.trial and made.trial.sweep),
+    ChainTag("trial", lambda made: made.trial and made.trial.trial),
     ChainTag("run", lambda made: made.run.name),
     ChainTag("run_key", lambda made: made.run.key, "run", True),
     ChainTag("checkpoint", lambda made: made.checkpoint.name),
@@ -142,6 +146,7 @@ def ingredients(
         evaluation=evaluation,
         report=report,
         derived=home.settings.derived,
+        trial=next(iter(trials_of(home)), None),
         benchmarks=home.benchmarks_of(checkpoint.weights_sha256),
     )
 

@@ -18,6 +18,7 @@ from typing import Literal
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
 from slm.errors import CorruptionError
+from slm.history.sweeps import trials_of
 from slm.progress import Progress, silent
 from slm.records import Frozen, Parent, Source, model_uri
 from slm.registry.versions import (
@@ -29,10 +30,11 @@ from slm.registry.versions import (
 from slm.retraining import drift
 from slm.retraining.drift import Changes, Drift
 from slm.run_folder import DataRoot
-from slm.storage import reading
+from slm.storage import canonical_json, reading
 from slm.tokens.encode import encode_key
 
 SEED = "the seed"  # what a training starts from without `train.init_from`
+KEEP = "to retrain with them, write {} into the recipe"  # the settings that a sweep chose
 Action = Literal["nothing", "skip", "continue", "retrain"]
 WORDS: dict[Action, str] = {
     "nothing": "Nothing to do",
@@ -49,6 +51,10 @@ class Evidence(Frozen):
     made_already: str | None = None  # the version that was trained on the same data and config
     cadence: tuple[str, ...] = ()  # settings by which its best checkpoint was chosen otherwise
     settings: tuple[str, ...] = ()  # that are not those of the champion
+    trial: str | None = (
+        None  # of a sweep that the champion is, such as trial 7 of rates-0123456789ab
+    )
+    chosen: tuple[str, ...] = ()  # what that sweep chose otherwise than this config, as key=value
     start: tuple[str, str] | None = None  # what the champion and a training now start from
     missing: tuple[str, ...] = ()  # of what the champion was made of
     changes: Changes | None = None
@@ -118,6 +124,15 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
         return "nothing", reason
     if evidence.champion is None:
         return "retrain", "there is no champion yet"
+    if evidence.chosen and evidence.settings:
+        others = [
+            n for n in evidence.settings if n not in {c.split("=")[0] for c in evidence.chosen}
+        ]
+        changed = f", and has changed: {', '.join(others)}" if others else ""
+        return "retrain", (
+            f"the recipe has not the settings of the champion, {evidence.trial}{changed}: "
+            f"{KEEP.format(', '.join(evidence.chosen))}"
+        )
     if evidence.settings:
         return "retrain", f"the recipe has changed: {', '.join(evidence.settings)}"
     if evidence.start:
@@ -199,6 +214,10 @@ def gather(
     """What is known of the champion and of the source, as much as the decision needs."""
     champion, challenger = champion_and_challenger(config, root)
     evidence = Evidence(champion=champion.uri if champion else None)
+    if champion and "sweep" in champion.tags:
+        trial = f"trial {champion.tags.get('trial')} of {champion.tags['sweep']}"
+        chosen = _chosen(config, champion, root)
+        evidence = evidence.model_copy(update={"trial": trial, "chosen": chosen})
     for version in filter(None, (champion, _refused(challenger, champion))):
         if _other_start(version, config, initial, root):
             continue
@@ -292,6 +311,18 @@ def _is_continued(version: ModelVersion) -> bool:
     return "parent_sha256" in version.tags and "init_from" not in version.tags
 
 
+def _chosen(config: PipelineConfig, champion: ModelVersion, root: Path) -> tuple[str, ...]:
+    """What the sweep of a champion chose otherwise than this config, as key=value."""
+    now = config.flat()
+    return tuple(
+        f"{name}={value}"
+        for trial in trials_of(champion.run(root))
+        if trial.sweep == champion.tags["sweep"] and str(trial.trial) == champion.tags.get("trial")
+        for name, value in trial.values.items()
+        if name in now and canonical_json(now[name]) != canonical_json(value)
+    )
+
+
 def _as_made(config: PipelineConfig, version: ModelVersion) -> PipelineConfig:
     """The config that a version would be trained by, from scratch or continued as it was."""
     return continued(config) if _is_continued(version) else config
@@ -325,6 +356,11 @@ def figures(decision: Decision) -> list[tuple[str, str]]:
     """What was measured, each with its threshold."""
     limits, changes, measured = decision.limits, decision.evidence.changes, decision.evidence.drift
     rows = [("champion", decision.evidence.champion or "none")]
+    if decision.evidence.trial:
+        rows.append(("the champion is", decision.evidence.trial))
+    if decision.evidence.chosen:
+        chosen = ", ".join(decision.evidence.chosen)
+        rows.append(("its settings that the recipe has not", chosen))
     if changes:
         rows += [
             ("documents of the champion", f"{changes.before:,}"),

@@ -59,10 +59,11 @@ def params(
     if decision:
         fields = decision.model_dump(mode="json")
         values |= {f"decision.{name}": value for name, value in fields.items()}
-    return {name: _text(value) for name, value in values.items()}
+    return {name: param_text(value) for name, value in values.items()}
 
 
-def _text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """A value as MLflow shows it: JSON where it is no text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -122,7 +123,7 @@ def benchmark_metrics(score: TaskScore) -> dict[str, float]:
 
 def run_tags(run: Run) -> dict[str, str]:
     environment = {
-        f"environment.{name}": _text(value)
+        f"environment.{name}": param_text(value)
         for name, value in run.environment.items()
         if value is not None
     }

@@ -43,7 +43,9 @@ def test_the_projects_own_file_is_in_order() -> None:
         "pipeline/quickstart",
         "pipeline/tinystories",
         "pipeline/tinystories-gpt2",
+        "pipeline/trial",
         "retrain/tinystories",
+        "sweep/rates",
         *(f"pipeline/tinystories-{stage}" for stage in stages),
     }
     for stage in stages:
@@ -53,6 +55,24 @@ def test_the_projects_own_file_is_in_order() -> None:
 
 def test_a_good_file_passes(file: Path) -> None:
     assert list(check(file)) == ["pipeline/tiny"]
+
+
+def test_a_sweep_is_deployed_whether_it_is_listed_or_not(file: Path) -> None:
+    sweeps = "sweeps:\n  rates: {recipe: tiny, space: {train.learning_rate: [0.001, 0.002]}}\n"
+    file.write_text(file.read_text() + sweeps)
+    made = check(file)
+    assert list(made) == ["pipeline/tiny", "sweep/rates"]
+    assert made["sweep/rates"].parameters == {"sweep": "rates"}
+    assert made["sweep/rates"].work_pool == made["pipeline/tiny"].work_pool
+    listed = (
+        "  - {name: rates, entrypoint: slm.orchestration.sweep.sweep, description: Rates,\n"
+        '     version: "2", parameters: {sweep: rates, workers: 4}, work_pool: {name: other}}\n'
+    )
+    file.write_text(file.read_text().replace(sweeps, listed + sweeps))
+    assert check(file)["sweep/rates"].parameters == {"sweep": "rates", "workers": 4}
+    file.write_text(file.read_text().replace("sweep: rates, workers", "sweep: rate, workers"))
+    with pytest.raises(UserError, match="did you mean 'rates'"):
+        check(file)
 
 
 def test_a_flow_may_be_named_by_its_module(file: Path) -> None:

@@ -27,7 +27,7 @@ from scored import task_of, write_task
 import slm.source.download
 import slm.training.launch
 from slm.errors import CorruptionError, SlmError, UserError
-from slm.orchestration import pipeline, retrain, tasks
+from slm.orchestration import pipeline, retrain, sweep, tasks
 from slm.orchestration.stack.deployments import check
 from slm.orchestration.stack.reaper import SILENCE
 from slm.recipes import load_recipe
@@ -304,12 +304,12 @@ def test_the_deploy_file_deploys_as_it_is(
         assert made.version == deployment.version
         assert made.tags == deployment.tags
         assert made.work_pool_name == "slm-process"
-        assert made.global_concurrency_limit.limit == 1
+        assert made.global_concurrency_limit.limit == (8 if name == "pipeline/trial" else 1)
         assert made.concurrency_options.collision_strategy == "ENQUEUE"
-        parameters = {"recipe", "overrides"} | (
-            {"until"} if name.startswith("pipeline/") else set()
-        )
-        assert set(made.parameter_openapi_schema["properties"]) == parameters
+        modules = {"pipeline": pipeline, "retrain": retrain, "sweep": sweep}
+        flow = name.partition("/")[0]
+        parameters = getattr(modules[flow], flow).parameters.properties
+        assert set(made.parameter_openapi_schema["properties"]) == set(parameters)
         assert str(folder) in str(made.pull_steps)
 
 

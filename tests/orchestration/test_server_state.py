@@ -241,15 +241,15 @@ def test_a_training_that_waits_reports_it_and_gets_the_slot_of_one_that_died(
 def test_who_holds_the_limit_is_named(client: SyncPrefectClient) -> None:
     @flow(name="holder")
     def holder() -> tuple[str, list[str]]:
-        with gpu_limit.gpu_slot():
+        with gpu_limit.slot():
             for _ in range(150):  # the event is on its way
-                if names := gpu_limit.gpu_holders():
+                if names := gpu_limit.holders():
                     break
             return str(running.name), names
 
     name, names = holder()
     assert names == [name]
-    assert gpu_limit.gpu_holders() == []  # it has ended
+    assert gpu_limit.holders() == []  # it has ended
 
 
 def test_no_training_on_a_cpu_waits(client: SyncPrefectClient, tiny_config: Any) -> None:

@@ -52,7 +52,7 @@ def deploy(api: str, environment: Mapping[str, str], path: Path) -> list[str]:
     Raises UserError where the file is wrong, SlmError where Prefect refuses it.
     """
     names = list(deployments.check(path))
-    content = read_pipelines(path)
+    content = deployments.with_sweeps(read_pipelines(path))
     entries = dict(zip(names, content.get("deployments") or [], strict=True))
     lines = []
     with SyncPrefectClient(api) as client:

@@ -24,7 +24,9 @@ from pydantic import BaseModel, ValidationError
 
 from slm.config import PIPELINES, project_root
 from slm.errors import UserError, first_invalid, plain, unknown
+from slm.orchestration.stack.worker import POOL
 from slm.recipes import check_recipes, load_recipe, read_pipelines
+from slm.sweeps.definition import check_sweeps, load_sweep
 
 OURS = (
     "recipes",
@@ -40,7 +42,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
     Raises UserError for the first key, recipe, flow, parameter or value that does not exist.
     """
     path = path or project_root() / PIPELINES
-    content = read_pipelines(path)
+    content = with_sweeps(read_pipelines(path))
     parts = list(_parts(content))
     for place, part, model in parts:
         keys = [*model.model_fields, *(OURS if model is PrefectYamlModel else ())]
@@ -52,6 +54,7 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
     for place, part, model in parts:
         _check_values(f"{place}." if place else "", part, model, path)
     check_recipes(path)
+    check_sweeps()
     deployments: dict[str, DeploymentConfig] = {}
     for fields in content.get("deployments") or []:
         flow = _load_flow(path.parent, fields["entrypoint"])
@@ -65,6 +68,37 @@ def check(path: Path | None = None) -> dict[str, DeploymentConfig]:
             _check_parameters(flow, given, f"{path.name}, deployment {name}", path)
         _check_schedules(schedules, f"{path.name}, deployment {name}")
     return deployments
+
+
+def with_sweeps(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's content, with a deployment of each of its sweeps that the file lists none of.
+
+    It runs in the pool of the first one that is listed. Prefect's own `deploy` makes those that
+    are listed, and no others.
+    """
+    listed = list(content.get("deployments") or [])
+    pool = next((each["work_pool"] for each in listed if each.get("work_pool")), {"name": POOL})
+    added = [
+        {
+            "name": name,
+            "entrypoint": "slm.orchestration.sweep.sweep",
+            "description": f"The trials of the sweep {name}, and what is best of them.",
+            "version": "1",
+            "tags": ["slm", "sweep"],
+            "parameters": {"sweep": name},
+            "work_pool": pool,
+            "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        }
+        for name in content.get("sweeps") or {}
+        if not any(_runs_sweep(each, name) for each in listed)
+    ]
+    return {**content, "deployments": [*listed, *added]}
+
+
+def _runs_sweep(deployment: Mapping[str, Any], name: str) -> bool:
+    """Whether a deployment of the file is `sweep/NAME`."""
+    entrypoint = str(deployment.get("entrypoint"))
+    return entrypoint.endswith((":sweep", ".sweep")) and deployment.get("name") == name
 
 
 def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], type[BaseModel]]]:
@@ -161,3 +195,5 @@ def _check_parameters(
         raise UserError(f"{where}: {wrong or error}") from error
     if "recipe" in given:
         load_recipe(given["recipe"], overrides, path=path)
+    if "sweep" in given:
+        load_sweep(given["sweep"], overrides=overrides or None)

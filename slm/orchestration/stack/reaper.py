@@ -28,7 +28,7 @@ from prefect.states import Cancelled, Crashed
 
 from slm.orchestration.stack.worker import POOL
 
-FLOWS = ["pipeline", "retrain"]
+FLOWS = ["pipeline", "retrain", "sweep"]
 STARTED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SILENCE = timedelta(seconds=90)  # three missed heartbeats, which come every 30 s (slm.machine)
 INTERVAL_SECONDS = 10.0

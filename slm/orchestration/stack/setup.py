@@ -16,11 +16,12 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
 from prefect.workers.process import ProcessWorker
 
-from slm.orchestration.gpu_limit import GPU
+from slm.orchestration.gpu_limit import GPU, TRIAL
 from slm.orchestration.stack.worker import POOL
 
 AUTOMATION = "slm: flow runs that fell silent"  # of older versions: `reaper.py` does its work
 MAX_LEASES = 10_000
+MAX_LIMITS = 200  # of one answer of the server
 
 
 def set_up(api: str, *, own_leases: bool = True) -> list[str]:
@@ -37,11 +38,15 @@ def set_up(api: str, *, own_leases: bool = True) -> list[str]:
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
         if automation := client.find_automation(AUTOMATION):
             client.delete_automation(automation.id)
-        limit = client.read_global_concurrency_limit_by_name(GPU)
-        if own_leases and limit.active_slots > (held := asyncio.run(slots_held(limit.id))):
-            freed = GlobalConcurrencyLimitUpdate(active_slots=held)
-            client.update_global_concurrency_limit(GPU, freed)
-            lines.append(f"freed     the limit {GPU!r}, which runs that have died still held")
+        for limit in client.read_global_concurrency_limits(limit=MAX_LIMITS):
+            if limit.name not in (GPU, TRIAL) or not own_leases:
+                continue
+            if limit.active_slots > (held := asyncio.run(slots_held(limit.id))):
+                freed = GlobalConcurrencyLimitUpdate(active_slots=held)
+                client.update_global_concurrency_limit(limit.name, freed)
+                lines.append(
+                    f"freed     the limit {limit.name!r}, which runs that have died still held"
+                )
     return lines
 
 
