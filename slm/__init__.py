@@ -54,6 +54,7 @@ _MODULES = {
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
     "sweep": "slm.orchestration.sweep_outline",
+    "ladder": "slm.orchestration.ladder_outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
     "push": "slm.store.push",
