@@ -1,4 +1,4 @@
-"""`slm ladder`: small models of several sizes, what they predict, and the best size for a budget."""
+"""`slm ladder`: small models of several sizes, and the best size for a budget."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

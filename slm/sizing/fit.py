@@ -182,7 +182,7 @@ class _Problem:
     reasons: dict[str, str]
     prior: Array  # of theta; of what is not fitted the value
     spread: Array  # of the prior; inf: none
-    free: Array  # the indices of what is fitted
+    free: npt.NDArray[np.intp]  # the indices of what is fitted
 
     @classmethod
     def of(cls, points: Sequence[Point], counted: Counted, excess: float | None) -> "_Problem":

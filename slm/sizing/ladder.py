@@ -238,9 +238,7 @@ def shape_of(config: PipelineConfig, size: str, speed: float | None = None) -> S
     )
 
 
-def rungs_of(
-    sweep: Sweep, trials: Iterable[Trial], root: DataRoot
-) -> tuple[list[Rung], list[str]]:
+def rungs_of(sweep: Sweep, trials: Iterable[Trial], root: DataRoot) -> tuple[list[Rung], list[str]]:
     """The finished trainings of a sweep of a ladder, and a line for each that failed.
 
     Raises UserError where their shards are gone.

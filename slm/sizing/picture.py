@@ -130,11 +130,9 @@ def residual_plot(result: LadderResult) -> str:
 def standalone(svg: str) -> str:
     """A drawing as a file of its own: with its name space and with the colours of the page."""
     colours = CSS.read_text("utf-8").split("* {")[0]
+    style = f"<style>{colours} svg {{ background: var(--page); font-family: sans-serif; }}</style>"
     head, _, rest = svg.partition(">")
-    return (
-        f'{head} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f"<style>{colours} svg {{ background: var(--page); font-family: sans-serif; }}</style>{rest}\n"
-    )
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 
 def page(result: LadderResult) -> str:

@@ -17,9 +17,11 @@ from typing import Any
 from slm.config import LIMITS, PipelineConfig
 from slm.errors import UserError
 from slm.records import Frozen
-from slm.sweeps.records import TrialResult
+from slm.sweeps.records import RankCorrelation, TrialResult
+from slm.sweeps.space import identity
 
 MIN_FACTOR = 2
+MIN_PAIRS = 3  # of a correlation
 
 
 class Halving(Frozen):
@@ -59,9 +61,48 @@ def limit_of(config: PipelineConfig, halving: Halving, rung: int) -> dict[str, A
 
 def promotions(halving: Halving, results: Sequence[TrialResult]) -> list[TrialResult]:
     """The results whose settings are trained again at the next rung, the highest rungs first."""
-    raise NotImplementedError
+    chosen = []
+    for rung in reversed(range(halving.rungs - 1)):
+        here = [result for result in results if result.rung == rung]
+        above = {identity(result.values) for result in results if result.rung == rung + 1}
+        best = sorted(
+            (result for result in here if result.val_bpb is not None),
+            key=lambda result: (result.val_bpb, result.number),
+        )[: len(here) // halving.factor]
+        chosen += [result for result in best if identity(result.values) not in above]
+    return chosen
 
 
-def rank_correlations(halving: Halving, results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Spearman's correlation of the scores at each rung and the next, over settings with both."""
-    raise NotImplementedError
+def rank_correlations(halving: Halving, results: Sequence[TrialResult]) -> list[RankCorrelation]:
+    """Spearman's correlation of the scores at each rung and the next, over settings with both.
+
+    These are the best of the lower rung alone, which makes it smaller than it is over all.
+    """
+    correlations = []
+    for rung in range(halving.rungs - 1):
+        lower, upper = (
+            {
+                identity(result.values): result.val_bpb
+                for result in results
+                if result.rung == each and result.val_bpb is not None
+            }
+            for each in (rung, rung + 1)
+        )
+        both = [name for name in lower if name in upper]
+        correlations.append(
+            RankCorrelation(
+                rung=rung,
+                trials=len(both),
+                spearman=_spearman([lower[n] for n in both], [upper[n] for n in both]),
+            )
+        )
+    return correlations
+
+
+def _spearman(first: list[float], second: list[float]) -> float | None:
+    """None of fewer than three pairs, and where all of a side are the same."""
+    if len(first) < MIN_PAIRS or len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(first, second).statistic)

@@ -1,6 +1,7 @@
 """What a sweep leaves of its trials: a record of each, written when all its seeds are done."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from slm.records import Frozen
@@ -33,7 +34,7 @@ class SeedRun(Frozen):
     seconds: float = 0.0  # of training, as the run's record has them
     tokens: int = 0  # trained on
     step: int = 0
-    reused: bool = False  # whether the run was complete before: nothing was trained for this trial
+    reused: bool = False  # whether the run was complete before this trial asked for it
 
 
 class Trial(Frozen):
@@ -45,7 +46,6 @@ class Trial(Frozen):
     overrides: dict[str, Any]  # all that differs from the sweep's recipe: values, a rung's limit
     rung: int = 0
     promoted_from: int | None = None  # the trial of the same values at the rung below
-    repeats: int | None = None  # an earlier trial of the same overrides: the same runs
     seeds: tuple[SeedRun, ...]
 
     @property
@@ -104,6 +104,19 @@ class SweepResult(Frozen):
     trials: tuple[Trial, ...] = ()
 
     @property
+    def ranked(self) -> list[Trial]:
+        """The trials of the longest limit that have finished, the best first."""
+        return ranking(self.trials)
+
+    @property
     def winner(self) -> Trial | None:
         """The best trial: of the longest limit, the lowest mean of bits per byte."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
+
+
+def ranking(trials: Iterable[Trial]) -> list[Trial]:
+    """Of the trials that have finished, those of the longest limit, the best first."""
+    finished = [trial for trial in trials if trial.val_bpb is not None]
+    rung = max((trial.rung for trial in finished), default=0)
+    longest = (trial for trial in finished if trial.rung == rung)
+    return sorted(longest, key=lambda trial: (trial.val_bpb, trial.number))

@@ -82,9 +82,13 @@ class Dimension(Frozen):
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         else:
             value = low + share * (high - low)
-        if self.integer:
-            return min(max(math.floor(value + 0.5), int(self.low)), int(self.high))
-        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> Any:
+        """The nearest value of a range that is written with few digits."""
+        low, high = self.corners
+        near = math.floor(value + 0.5) if self.integer else float(f"{value:.{DIGITS}g}")
+        return min(max(near, low), high)
 
     @property
     def text(self) -> str:
@@ -240,20 +244,31 @@ def point(space: Space, shares: Sequence[float]) -> dict[str, Any]:
 
 
 def combinations(space: Space) -> list[dict[str, Any]] | None:
-    """Every combination, the last setting fastest, each once; None where a range has numbers.
+    """Every combination, the last setting fastest, each once.
 
-    Raises UserError where there are more than MAX_COMBINATIONS.
+    None where a range has numbers, or there are more than MAX_COMBINATIONS.
     """
     values = [dimension.values for dimension in space.values()]
-    if any(each is None for each in values):
-        return None
     finite = [each for each in values if each is not None]
-    if (count := math.prod(map(len, finite))) > MAX_COMBINATIONS:
+    if len(finite) < len(values) or math.prod(map(len, finite)) > MAX_COMBINATIONS:
+        return None
+    return list(_distinct(space, product(*finite)))
+
+
+def check_grid(space: Space) -> None:
+    """Raises UserError where the combinations of a space cannot be listed, or are too many."""
+    for key, dimension in space.items():
+        if dimension.values is None:
+            raise UserError(
+                f"the sampler grid needs choices, and the space of {key} is the range "
+                f"{dimension.text}: give values such as {key}=1,2,3, or --sampler random"
+            )
+    if combinations(space) is None:
+        count = math.prod(len(dimension.values or ()) for dimension in space.values())
         raise UserError(
-            f"the space has {count:,} combinations, and at most {MAX_COMBINATIONS:,} are listed: "
+            f"the grid has {count:,} combinations, and at most {MAX_COMBINATIONS:,} are listed: "
             "give fewer values, or another sampler"
         )
-    return list(_distinct(space, product(*finite)))
 
 
 def _distinct(space: Space, tuples: Iterator[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from slm.sizing.best import Shape
 from slm.sizing.budgets import Budget
 from slm.sizing.fit import Law, Point
 from slm.sizing.ladder import Rung
-from slm.sizing.best import Shape
 
 NOISE = 0.004  # of the logarithm of a run's bits per byte
 VOCABULARY = 4096

@@ -24,7 +24,9 @@ def test_budgets_are_read_in_their_units_and_sorted(text, kind, amounts):
     assert {budget.kind for budget in budgets} == {kind}
 
 
-@pytest.mark.parametrize("text", ["", "10", "10s,2M", "1e15,30s", "2X", "-3s", "0s", "1e999", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "10s,2M", "1e15,30s", "2X", "-3s", "0s", "1e999", "nan"]
+)
 def test_what_is_no_budget_is_one_message(text):
     with pytest.raises(UserError, match="--for"):
         parse_budgets(text, "--for")

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from sizing.simulated import LAW, SHAPES, UNIQUE, rungs, shape
+from simulated import LAW, SHAPES, UNIQUE, rungs, shape
 
 from slm.errors import UserError
 from slm.sizing import picture
