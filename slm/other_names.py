@@ -31,7 +31,7 @@ _OTHER_NAMES = {
     "model.n_head": "heads n_heads num_attention_heads num_heads",
     "model.n_inner": "d_ff ff_dim ffn_dim ffn_hidden_size intermediate_size mlp_dim",
     "model.n_kv_head": "n_kv_heads n_query_groups num_key_value_heads num_kv_heads",
-    "model.n_layer": "depth layers n_blocks n_layers num_blocks num_hidden_layers num_layers",
+    "model.n_layer": "layers n_blocks n_layers num_blocks num_hidden_layers num_layers",
     "model.rope_theta": "rope_base",
     "model.seq_len": "block_size context context_len context_length context_size context_window "
     "ctx ctx_len max_len max_length max_position_embeddings max_seq_len max_seq_length n_ctx "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slm.history.lineage import Lineage, Link
     from slm.history.runs import RunFacts
     from slm.orchestration.health import Health
+    from slm.planning.plan import ModelSize
     from slm.reproduction.comparing import Compared
     from slm.training.forecast import Forecast
     from slm.training.needs import Needs
@@ -117,11 +118,28 @@ def stated(config: PipelineConfig) -> Table:
     return pairs(lines)
 
 
+def parameters(model: "Needs | ModelSize") -> str:
+    """A model's parameters; those inside the blocks, which `size` counts, and the vocabulary's."""
+    return (
+        f"{count(model.parameters)} ({model.parameters:,}): {count(model.non_embedding)} inside "
+        f"the blocks, {count(model.vocabulary)} of the vocabulary"
+    )
+
+
+def compute(model: "Needs | ModelSize") -> str:
+    """A model's FLOPs in training; those of the output layer apart."""
+    whole, vocabulary = model.flops_per_token, model.vocabulary_flops_per_token
+    return (
+        f"{count(whole, 'FLOP')} per token: {count(whole - vocabulary, 'FLOP')} inside the blocks, "
+        f"{count(vocabulary, 'FLOP')} of the vocabulary"
+    )
+
+
 def needs(measured: "Needs") -> Table:
     """What a model is, by its shape alone."""
     lines = {
-        "parameters": f"{count(measured.parameters)} ({measured.parameters:,})",
-        "compute": f"{count(measured.flops_per_token, 'FLOP')} per token",
+        "parameters": parameters(measured),
+        "compute": compute(measured),
         "state": f"{size(measured.state)} of weights, gradients and optimizer",
         "checkpoint": size(measured.checkpoint),
     }
