@@ -15,21 +15,20 @@ from slm.machine import cpu_name
 from slm.recipes import load_recipe
 from slm.records import Frozen, Run
 from slm.run_folder import DataRoot
+from slm.size import DIALS, MIN_SIZE
 from slm.sizing.best import Best, Shape, Speeds, best_shape, predicted
 from slm.sizing.budgets import Budget
 from slm.sizing.fit import Fit, Interval, Point, fit, interval
 from slm.sweeps.definition import Sweep, define_sweep
 from slm.sweeps.records import SeedRun, Trial
-from slm.training.needs import block_matrices, measure
+from slm.training.needs import measure
 
-DIALS = ("size", "depth")
 OWN = "own"  # in place of a size: the recipe's own model
 SIZES = ("0.3M", "1M", "3M", "10M")
 SEEDS = 2
 FURTHER = 10  # times the budget that is looked ahead
 SHAPES = 48  # sizes that are considered for a budget
 REACH = (0.5, 16.0)  # times the smallest and the largest size of the ladder
-MIN_SIZE = 25_000  # of those that are considered
 CHECK_RESAMPLES = 100
 
 
@@ -229,10 +228,7 @@ def shape_of(config: PipelineConfig, size: str, speed: float | None = None) -> S
         size=size,
         n_layer=model.n_layer,
         n_embd=model.n_embd,
-        parameters={
-            "non-embedding": model.n_layer * sum(block_matrices(model)),
-            "total": needs.parameters,
-        },
+        parameters={"non-embedding": needs.non_embedding, "total": needs.parameters},
         flops_per_token=needs.flops_per_token,
         tok_per_sec=speed,
     )
