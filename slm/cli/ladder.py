@@ -76,7 +76,7 @@ def ladder(
 
     Each training has a whole schedule. Killed anywhere, it resumes; what is complete is reused.
 
-    Example: slm ladder quickstart --budgets 1M,4M,16M --sizes 0.1M,0.3M,1M,3M --for 300s
+    Example: slm ladder quickstart --budgets 1M,4M,16M --for 300s
     """
     if draw is not None and draw.suffix not in DRAWN:
         raise UserError(f"--draw {draw}: give a file that ends in .svg or .html")
@@ -85,7 +85,7 @@ def ladder(
     from slm.sizing.budgets import parse_budgets
     from slm.sizing.sentences import sentences
 
-    asked = parse_budgets(spend, "--for") if spend else None
+    asked = parse_budgets(spend, "--for", mixed=True) if spend else None
     chosen = [size.strip() for size in sizes.split(",") if size.strip()]
     made, sweeps = ladder_outline.plan_ladder(
         recipe, budgets, chosen, seeds, overrides(settings), name

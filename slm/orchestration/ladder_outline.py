@@ -59,7 +59,7 @@ def ladder(
         name: of the sweep; None: that of the recipe with `-ladder`.
         workers: trainings that run at a time.
     """
-    asked = parse_budgets(spend, "--for") if spend else None
+    asked = parse_budgets(spend, "--for", mixed=True) if spend else None
     made, sweeps = plan_ladder(recipe, budgets, sizes, seeds, overrides, name)
     return climb(made, sweeps, asked, workers=workers)
 

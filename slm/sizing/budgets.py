@@ -34,10 +34,13 @@ class Budget(Frozen):
         return Budget(kind=self.kind, amount=self.amount * factor)
 
 
-def parse_budgets(text: str, option: str = "--budgets") -> tuple[Budget, ...]:
-    """`10s,30s`, `1e15,1e16` or `2M,8M tokens`, from the smallest to the largest, each once.
+def parse_budgets(
+    text: str, option: str = "--budgets", *, mixed: bool = False
+) -> tuple[Budget, ...]:
+    """`10s,30s`, `1e15,1e16` or `2M,8M tokens`, each once; from the smallest to the largest.
 
-    `m` are minutes and `M` millions of tokens. Raises UserError naming `option`.
+    `m` are minutes and `M` millions of tokens. Raises UserError naming `option`; and for several
+    kinds, unless they may be `mixed`.
     """
     words = text.strip()
     counted = words.endswith("tokens")
@@ -45,6 +48,8 @@ def parse_budgets(text: str, option: str = "--budgets") -> tuple[Budget, ...]:
         _budget(part.strip(), text, option, counted)
         for part in words.removesuffix("tokens").split(",")
     ]
+    if mixed:
+        return tuple(dict.fromkeys(budgets))
     if len({budget.kind for budget in budgets}) > 1:
         raise UserError(f"{option} {excerpt(repr(text))}: give one kind of {_FORMS}")
     return tuple(sorted(set(budgets), key=lambda budget: budget.amount))
