@@ -21,7 +21,7 @@ from slm.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slm.sizing.ladder import LadderResult
+    from slm.sizing.result import LadderResult
 
 DRAWN = (".svg", ".html")
 

@@ -13,18 +13,8 @@ from slm.run_folder import DataRoot
 from slm.sizing import picture
 from slm.sizing.best import Speeds
 from slm.sizing.budgets import Budget, parse_budgets
-from slm.sizing.ladder import (
-    SEEDS,
-    SIZES,
-    Ladder,
-    LadderResult,
-    conclude,
-    define_ladder,
-    ladder_of,
-    rungs_of,
-    shape_of,
-    speeds_of,
-)
+from slm.sizing.ladder import SEEDS, SIZES, Ladder, define_ladder, ladder_of
+from slm.sizing.result import LadderResult, conclude, rungs_of, shape_of, speeds_of
 from slm.sweeps.definition import Sweep, load_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import Trial

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from slm.figures import count, counted, duration
 from slm.sizing.best import Best, Shape
-from slm.sizing.fit import Interval
-from slm.sizing.ladder import FURTHER, OWN, Answer, Check, LadderResult, Own
+from slm.sizing.law import Interval
+from slm.sizing.result import FURTHER, OWN, Answer, Check, LadderResult, Own
 
 MAX_BEYOND = 10.0  # times the compute of the largest run, beyond which a prediction is a guess
 
