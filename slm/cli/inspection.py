@@ -200,6 +200,7 @@ def check(
     from slm.cli import tables
     from slm.model.export.readers import limits
     from slm.orchestration import stages
+    from slm.planning.plan import model_size
     from slm.training import forecast, needs, preflight
 
     config, start = stages.starting_point(load(recipe, settings))
@@ -214,7 +215,8 @@ def check(
     cost = forecast.forecast(config, shards)
     advice = [*warnings, *forecast.advice(config, cost, shards), *limits(config.model)]
     if as_json:
-        print(to_json({**cost.model_dump(), "advice": advice}))
+        parts = model_size(config).model_dump()
+        print(to_json({**parts, **cost.model_dump(), "advice": advice}))
         return
     show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:
