@@ -53,6 +53,8 @@ _MODULES = {
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
+    "sweep": "slm.orchestration.sweep_outline",
+    "ladder": "slm.orchestration.ladder_outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
     "push": "slm.store.push",
