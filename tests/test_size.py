@@ -244,7 +244,9 @@ recipes:
     size: 30K
     data: {source: files, path: documents.jsonl, vocab_size: 512, val_fraction: 0.2}
     model: {architecture: qwen3, seq_len: 32, n_head: 2}
-    train: {schedule: wsd, max_steps: 8, max_passes: 0.012, evaluate_every: 4, checkpoint_every: 4}
+    train:
+      {schedule: wsd, max_steps: 8, max_passes: 0.012, tokens_per_step: 32, evaluate_every: 4,
+       checkpoint_every: 4}
 """
 
 
