@@ -211,7 +211,8 @@ DERIVED = (
     "train.final_lr",
 )  # and a limit, with train.max_passes
 # Of a recipe that states its own shape: what a size on the command line is in place of.
-_REPLACED = (*DERIVED[:-2], "model.n_kv_head", "model.n_inner")
+_OWN = ("train.optimizer", "train.schedule", "train.final_lr")  # that it keeps
+_REPLACED = (*(k for k in DERIVED if k not in _OWN), "model.n_kv_head", "model.n_inner")
 
 
 def resolve(

@@ -133,6 +133,12 @@ def test_a_size_from_outside_replaces_the_shape_and_the_rates_of_a_recipe(
     assert dial("shaped", depth=3).size is None
 
 
+def test_a_recipe_keeps_its_optimizer_and_gets_the_rate_for_it() -> None:
+    train = load_recipe("tinystories-gpt2", {"size": "3M"}).train
+    assert (train.optimizer, train.schedule) == ("adamw", "cosine")
+    assert train.learning_rate == pytest.approx(1.16e-3, rel=0.05)  # Kaplan et al. 2020
+
+
 def test_a_recipe_limited_in_seconds_keeps_its_batch() -> None:
     stated = {"data.path": "."}
     own = load_recipe("tinystories-sample", stated)

@@ -35,6 +35,7 @@ from slm.orchestration.display import shorten
 from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
+from slm.size import settings_of
 from slm.storage import make_folder, to_json
 from slm.store.address import parse_address
 
@@ -262,14 +263,14 @@ def recipes(
                 "name": key,
                 "description": describe(key, recipe),
                 "shipped": known[key].shipped,
-                "settings": settings_of(recipe),
+                "settings": _stated(recipe),
             }
             for key, recipe in chosen.items()
         ]
         show({"recipes": facts}, as_json)
     elif name:
         show_wide(tables.pairs({"recipe": name, "": describe(name, by_name[name])}))
-        show_wide(tables.pairs(settings_of(by_name[name])))
+        show_wide(tables.pairs(_stated(by_name[name])))
         suggest(as_json, f"slm check {name}", f"slm run {name}")
     else:
         console().print(tables.recipes(by_name))
@@ -283,15 +284,9 @@ def recipes(
         suggest(as_json, "slm recipes NAME", "slm run NAME")
 
 
-def settings_of(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a recipe states, by dotted keys: {"train": {"epochs": 2}} → {"train.epochs": 2}."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= settings_of(value, f"{prefix}{key}.")
-        elif prefix or key != DESCRIPTION:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _stated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, by dotted keys."""
+    return settings_of({key: value for key, value in recipe.items() if key != DESCRIPTION})
 
 
 def bench(
