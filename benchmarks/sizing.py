@@ -31,6 +31,7 @@ SIZES = {64: 2, 128: 2, 192: 3, 256: 4}  # width → blocks
 BUDGETS = {65_536: 512, 196_608: 1024, 589_824: 1024}  # tokens → tokens per step
 SEEDS = (1, 2)
 CORPORA = ("tinystories", "stories")
+PARTS = ("ladder", "rates", "batch", "repeats", "shapes")
 HEAD_WIDTH = 64
 NEVER = 10**6  # steps between evaluations and checkpoints: only the last step has them
 
@@ -69,6 +70,7 @@ class Experiment(NamedTuple):
             "train.muon_learning_rate": self.muon_rate,
             "train.schedule": "linear",
             "train.final_lr": 0.0,
+            "train.threads": 1,  # two processes, one per corpus, are faster than two threads
             "train.seed": self.seed,
             "train.evaluate_every": NEVER,
             "train.checkpoint_every": NEVER,
@@ -187,9 +189,9 @@ def record(experiment: Experiment, data: Path) -> dict[str, Any]:
     }
 
 
-def run_all(data: Path, out: Path, parts: list[str]) -> None:
+def run_all(data: Path, out: Path, parts: list[str], corpora: list[str]) -> None:
     for experiment in experiments():
-        if parts and experiment.part not in parts:
+        if experiment.part not in parts or experiment.corpus not in corpora:
             continue
         lines = out.read_text().splitlines() if out.exists() else []
         asked = experiment.overrides(data)
@@ -210,9 +212,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of TinyStories' parquet")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to add to")
-    parser.add_argument("--parts", nargs="*", default=[], help="only these parts")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=CORPORA)
     arguments = parser.parse_args()
-    run_all(arguments.data, arguments.out, arguments.parts)
+    run_all(arguments.data, arguments.out, arguments.parts, arguments.corpora)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ _OTHER_NAMES = {
     "report.prompts": "prompt",
     "report.temperatures": "temperature",
     "report.top_ks": "top_k",
+    "size": "model_size n_parameters n_params num_parameters num_params param_count parameters",
     "train.beta1": "adam_beta1 beta_1 betas",
     "train.beta2": "adam_beta2 beta_2",
     "train.checkpoint_every": "checkpoint_interval ckpt_interval save_every save_interval "
@@ -88,6 +89,8 @@ _OTHER_NAMES = {
 OTHER_NAMES = {name: key for key, names in _OTHER_NAMES.items() for name in names.split()}
 # What is easily misunderstood about some of them.
 _NOTES = {
+    "depth": "It derives the width and the rates too; blocks alone are model.n_layer",
+    "size": "It counts the parameters inside the blocks, and derives the shape from them",
     "train.cooldown": "It is a fraction of the steps",
     "train.final_lr": "It is a fraction of the peak learning rate",
     "train.init_from": "It names a run, models:/NAME@ALIAS, or hf:FOLDER or hf:ORG/NAME of Hugging "

@@ -5,8 +5,8 @@ arXiv:2001.08361): then the shape does not depend on the vocabulary. `depth: 8` 
 times `ASPECT` wide. Both become plain settings before anything else reads them, so a run has the
 key of the same settings written out, and what is stated wins over what would be derived.
 
-The figures of the rules were fitted on runs of benchmarks/sizing.py; docs/sizing.md has these, and
-what they do not show. Nothing here loads PyTorch.
+docs/sizing.md has the figures of the rules, the runs that they rest on, and what is not shown.
+Nothing here loads PyTorch.
 """
 
 import math
@@ -39,17 +39,17 @@ ASPECT_COST = 0.05
 MIN_ASPECT, MAX_ASPECT = 24, 128
 HEAD_WIDTH = 64
 
-TOKENS_PER_PARAMETER = 20.0
+TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv:2203.15556
 MAX_PASSES = 4.0  # repeated data is worth little beyond: Muennighoff et al. 2023, arXiv:2305.16264
 
-# Peak rates of a model of a million parameters, and how they fall with the size.
-REFERENCE = 1_000_000
-MUON_RATE, MUON_EXPONENT = 0.02, 0.0
-MUON_REST_RATE, MUON_REST_EXPONENT = 1.2e-2, 0.0  # AdamW's part: embeddings and norms
-ADAMW_RATE, ADAMW_EXPONENT = 3e-3, 0.0
+# Peak rates of Muon, whose updates have the same norm at any width, and of AdamW's part, embeddings
+# and norms, which falls with the root of the width beyond the sizes that it was measured at.
+MUON_RATE = 0.02
+REST_RATE, REST_EXPONENT = 1.2e-2, 1 / 6
 
-# Tokens of a step, for a training of a million tokens, and how they grow with these.
-BATCH, BATCH_EXPONENT = 1024.0, 0.4
+# Tokens of a step, for a training of a million tokens, and how they grow with these, whatever the
+# size of the model is: Bergsma et al. 2025, arXiv:2505.13738.
+BATCH, BATCH_EXPONENT = 2048.0, 0.4
 
 
 # ---- the size of a shape ----------------------------------------------------------------------
@@ -125,7 +125,7 @@ def batch_for(tokens: int, seq_len: int) -> int:
     """Tokens of a step: whole rows, a power of two of them.
 
     >>> [batch_for(tokens, 256) for tokens in (100_000, 1_000_000, 100_000_000)]
-    [512, 1024, 8192]
+    [1024, 2048, 16384]
     """
     return _whole_rows(BATCH * (tokens / 1e6) ** BATCH_EXPONENT, seq_len)
 
@@ -152,12 +152,17 @@ class Rates(NamedTuple):
 
 
 def rates_for(parameters: int, optimizer: str = "muon") -> Rates:
-    """Peak rates of AdamW, or of its part, and of Muon, to two digits."""
-    scale = parameters / REFERENCE
-    muon = MUON_RATE * scale**-MUON_EXPONENT
+    """Peak rates of AdamW, or of its part, and of Muon, to two digits.
+
+    Of AdamW alone by Kaplan et al. 2020 (arXiv:2001.08361, appendix D.6).
+
+    >>> rates_for(3_000_000), rates_for(85_000_000), rates_for(85_000_000, "adamw")
+    (Rates(adamw=0.012, muon=0.02), Rates(adamw=0.0069, muon=0.02), Rates(adamw=0.00069, muon=0.02))
+    """
     if optimizer == "muon":
-        return Rates(_two_digits(MUON_REST_RATE * scale**-MUON_REST_EXPONENT), _two_digits(muon))
-    return Rates(_two_digits(ADAMW_RATE * scale**-ADAMW_EXPONENT), _two_digits(muon))
+        rest = REST_RATE * max(1.0, parameters / FITTED[1]) ** -REST_EXPONENT
+        return Rates(_two_digits(rest), MUON_RATE)
+    return Rates(_two_digits(0.003239 - 0.0001395 * math.log(parameters)), MUON_RATE)
 
 
 def _two_digits(value: float) -> float:
@@ -206,7 +211,8 @@ DERIVED = (
     "train.final_lr",
 )  # and a limit, with train.max_passes
 # Of a recipe that states its own shape: what a size on the command line is in place of.
-_REPLACED = (*DERIVED[:-2], "model.n_kv_head", "model.n_inner")
+_OWN = ("train.optimizer", "train.schedule", "train.final_lr")  # that it keeps
+_REPLACED = (*(k for k in DERIVED if k not in _OWN), "model.n_kv_head", "model.n_inner")
 
 
 def resolve(
@@ -302,11 +308,11 @@ def _derive(
     derived: Derived = {f"model.{name}": (getattr(model, name), why[name]) for name in SHAPE}
     derived |= {
         "train.tokens_per_step": (batch, f"for {trained} of training"),
-        "train.optimizer": ("muon", "the rates were fitted with it"),
+        "train.optimizer": ("muon", "the rates are those for it"),
         "train.learning_rate": (rates.adamw, of_size),
-        "train.muon_learning_rate": (rates.muon, of_size),
-        "train.schedule": ("linear", "the rates were fitted with it"),
-        "train.final_lr": (0.0, "the rates were fitted with it"),
+        "train.muon_learning_rate": (rates.muon, "the same for any size"),
+        "train.schedule": ("linear", "the rates are those for it"),
+        "train.final_lr": (0.0, "the rates are those for it"),
     }
     if not any(stated.get(f"train.{name}") is not None for name in LIMITS):
         whole = batch * math.ceil(tokens / batch)

@@ -1,16 +1,22 @@
 """The size dial: what it derives, what wins over it, and that it is no setting of any key."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from slm.config import ModelConfig, PipelineConfig
 from slm.errors import UserError
 from slm.keys import run_fields
-from slm.recipes import load_recipe, load_with_origins
-from slm.records import ShardSplit
+from slm.recipes import load_recipe, load_with_origins, parse_overrides
+from slm.records import Run, ShardSplit
+from slm.report.cards import commands
+from slm.reproduction.reproduce import reproduce
+from slm.retraining.decide import continued
+from slm.run_folder import RunFolder
 from slm.size import (
     DERIVED,
     FITTED,
@@ -22,6 +28,7 @@ from slm.size import (
     rates_for,
     tokens_for,
 )
+from slm.training.derive import train_longer
 from slm.training.needs import measure, planned_steps
 
 SIZES = [f"{n}K" for n in (30, 60, 100, 160, 250, 400, 640)] + [
@@ -126,6 +133,12 @@ def test_a_size_from_outside_replaces_the_shape_and_the_rates_of_a_recipe(
     assert dial("shaped", depth=3).size is None
 
 
+def test_a_recipe_keeps_its_optimizer_and_gets_the_rate_for_it() -> None:
+    train = load_recipe("tinystories-gpt2", {"size": "3M"}).train
+    assert (train.optimizer, train.schedule) == ("adamw", "cosine")
+    assert train.learning_rate == pytest.approx(1.16e-3, rel=0.05)  # Kaplan et al. 2020
+
+
 def test_a_recipe_limited_in_seconds_keeps_its_batch() -> None:
     stated = {"data.path": "."}
     own = load_recipe("tinystories-sample", stated)
@@ -227,3 +240,66 @@ def test_heads_that_are_stated_give_a_width_that_they_divide(
     model: ModelConfig = dial(**{"model.n_head": 7}).model
     assert model.n_head == 7
     assert abs(non_embedding(model) / 1e6 - 1) < 0.25
+
+
+# ---- a run ------------------------------------------------------------------------------------
+
+SIZED = """
+recipes:
+  sized:
+    size: 30K
+    data: {source: files, path: documents.jsonl, vocab_size: 512, val_fraction: 0.2}
+    model: {architecture: qwen3, seq_len: 32, n_head: 2}
+    train:
+      {schedule: wsd, max_steps: 8, max_passes: 0.012, tokens_per_step: 32, evaluate_every: 4,
+       checkpoint_every: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of the recipe of `SIZED`."""
+    folder = tmp_path_factory.mktemp("sized")
+    (folder / "pipelines.yaml").write_text(SIZED)
+    tiny_run.write_documents(folder / "documents.jsonl")
+    config = load_recipe("sized", path=folder / "pipelines.yaml")
+    with tiny_run.code(tiny_run.CLEAN):
+        return tiny_run.make_run(folder / "data", config)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_size_and_is_reproduced(sized: Run) -> None:
+    run = RunFolder.of(sized)
+    assert run.config.size == "30K"
+    assert reproduce(run).verdict == "bit-identical"
+
+
+def test_the_command_of_the_card_gives_the_same_run(
+    sized: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunFolder.of(sized).config
+    project = sized.path.parents[2]
+    monkeypatch.chdir(project)
+    for recipe in (SIZED, SIZED.replace("size: 30K", "size: 2M"), SIZED.replace("size: 30K", "")):
+        (project / "pipelines.yaml").write_text(recipe)
+        [command] = [line for line in commands(config, sized) if line.startswith("slm run")]
+        changes = [part for part in shlex.split(command)[3:] if part != "--set"]
+        repeated = load_recipe("sized", parse_overrides(changes))
+        assert run_fields(repeated) == run_fields(config)
+
+
+def test_a_longer_training_is_not_bounded_by_the_passes_of_the_first(sized: Run) -> None:
+    with tiny_run.code(tiny_run.CLEAN):
+        longer = train_longer(sized, 4)
+    config = RunFolder.of(longer).config  # max_passes alone would end it at step 9
+    assert (longer.step, config.size, config.train.max_passes) == (12, "30K", None)
+
+
+def test_a_continued_champion_gets_its_part_of_the_passes(
+    dial: Callable[..., PipelineConfig],
+) -> None:
+    config = dial()
+    train = continued(config).train
+    fraction = config.retrain.continue_fraction
+    assert train.max_passes == fraction * MAX_PASSES
+    assert train.max_tokens == round(fraction * (config.train.max_tokens or 0))

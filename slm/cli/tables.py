@@ -14,6 +14,7 @@ from rich.tree import Tree
 from slm.config import PipelineConfig
 from slm.figures import count, date, duration, size
 from slm.recipes import Setting, describe
+from slm.size import DIALS
 
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
@@ -112,6 +113,7 @@ def stated(config: PipelineConfig) -> Table:
     """The settings in force that a recipe and `--set` state; all others have their defaults."""
     lines = {"recipe": config.recipe}
     given = config.model_dump(mode="json", exclude_unset=True)
+    lines |= {name: f"{given[name]}, with what is derived" for name in DIALS if given.get(name)}
     for name, section in given.items():
         if isinstance(section, dict):
             lines[name] = "  ".join(f"{key}={value}" for key, value in section.items())

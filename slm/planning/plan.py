@@ -102,7 +102,7 @@ def plan_config(
         stages=stages,
         uncounted=_uncounted(lines, stages),
         environment=_environment(lines.reference),
-        model=_model_size(config) if lines.start_known else None,
+        model=model_size(config) if lines.start_known else None,
         derived=tuple(origins),
         seconds=sum(stage.seconds or 0.0 for stage in stages),
         unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
@@ -130,7 +130,8 @@ def plan(
     return plan_config(config, verify=verify, origins=origins)
 
 
-def _model_size(config: PipelineConfig) -> ModelSize:
+def model_size(config: PipelineConfig) -> ModelSize:
+    """How large the model of a config is."""
     needs = measure(config)
     return ModelSize(
         parameters=needs.parameters,
