@@ -132,10 +132,3 @@ def probed_speeds(made: Ladder, root: DataRoot, run: str) -> Speeds:
 def as_json(result: LadderResult) -> dict[str, Any]:
     """A result as JSON values, without what was resampled."""
     return result.model_dump(mode="json", exclude={"fit": {"resampled", "noise"}, "shapes": True})
-
-
-def copy_drawing(source: Path, file: Path) -> None:
-    """Copy a page or a drawing. Raises UserError where there is no such folder."""
-    if not file.parent.is_dir():
-        raise UserError(f"--draw {file}: there is no folder {file.parent}")
-    storage.write_file(file, source.read_bytes())
