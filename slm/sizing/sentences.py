@@ -32,7 +32,8 @@ def _answer(answer: Answer) -> Iterator[str]:
 def _shape(shape: Shape) -> str:
     name = "" if shape.size == OWN else f"size={shape.size}, "
     total = count(shape.parameters["total"])
-    return f"{name}{shape.n_layer} layers of width {shape.n_embd}, {total} parameters"
+    layers = counted(shape.n_layer, "layer")
+    return f"{name}{layers} of width {shape.n_embd}, {total} parameters"
 
 
 def _spent(best: Best) -> str:
