@@ -7,6 +7,7 @@ from slm.sizing.best import Best, Shape
 from slm.sizing.law import Interval
 from slm.sizing.result import FURTHER, OWN, Answer, Check, LadderResult, Own
 
+MAX_SCATTER = 0.02  # of runs from the law, beyond which it is not theirs
 MAX_BEYOND = 10.0  # times the compute of the largest run, beyond which a prediction is a guess
 
 
@@ -82,6 +83,11 @@ def _law(result: LadderResult) -> Iterator[str]:
         f"the law of {counted(len(result.rungs), 'run')}: {shown}; N is {fit.counted} parameters; "
         f"runs are {100 * fit.scatter:.1f} % from it"
     )
+    if fit.scatter > MAX_SCATTER:
+        yield (
+            f"the law does not describe these runs, which are {100 * fit.scatter:.0f} % from it: "
+            "very short trainings follow none; leave out the smallest budget, or add a larger one"
+        )
     for name, reason in fit.assumed.items():
         yield f"{name} is {fit.intervals[name].value:.3g}, {reason}"
     if result.check:

@@ -100,11 +100,11 @@ def test_the_worth_of_repetitions_is_fitted_where_there_are_many():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("unique", [10**12, 8_000_000])
 def test_the_band_has_a_held_out_run_in_nine_of_ten_simulations(unique):
-    """At four times the compute of the largest run, of 60 ladders with noise of their own."""
+    """At four times the compute of the largest run, of 40 ladders with noise of their own."""
     made, inside = shape("14M", *SHAPES["14M"]), 0
-    for seed in range(60):
-        law = fit(points(seed, unique=unique), resamples=100)
+    for seed in range(40):
+        law = fit(points(seed, unique=unique), resamples=60)
         band = law.predict(made.parameters[law.counted], 128e6, unique)
         run = noisy(LAW, made, 128e6, unique, np.random.default_rng(1000 + seed))
         inside += band.low <= run <= band.high
-    assert inside >= 54
+    assert inside >= 36

@@ -116,6 +116,13 @@ def test_the_sentences_have_the_best_size_its_doubts_and_the_law(result):
     assert best.shape.size in headline(result)
 
 
+def test_a_law_that_does_not_fit_is_said(result):
+    scattered = result.fit.model_copy(update={"residuals": (0.05, -0.05)})
+    assert not any("does not describe" in line for line in sentences(result))
+    lines = sentences(result.model_copy(update={"fit": scattered}))
+    assert any("does not describe these runs, which are 5 %" in line for line in lines)
+
+
 def test_the_page_has_every_run_and_nothing_from_elsewhere(result):
     page = picture.page(result)
     for rung in result.rungs:
