@@ -57,6 +57,7 @@ _MODULES = {
     "plan_sweep": "slm.orchestration.sweep_outline",
     "choose_winner": "slm.sweeps.winner",
     "promote_winner": "slm.orchestration.sweep_winner",
+    "ladder": "slm.orchestration.ladder_outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
     "push": "slm.store.push",

@@ -327,6 +327,12 @@ class TrainConfig(Section):
         None, "End after this many passes over the training tokens."
     )
 
+    max_passes: PositiveFloat | None = setting(
+        None,
+        "At most this many passes over the training tokens, where max_steps or max_tokens would be "
+        "more; null: any number.",
+    )
+
     init_from: str | None = setting(
         None,
         "Model that the weights start from, with its vocabulary: a run, models:/NAME@ALIAS, "
@@ -613,6 +619,15 @@ class PipelineConfig(Section):
         "of the data's file, folder or dataset. null: the folders have the recipe's name, the "
         "model that of the data.",
         pattern=NAME,
+    )
+    size: str | None = setting(
+        None,
+        "Parameters inside the blocks, such as 300K or 10M, from which the shape, the rates, the "
+        "batch and the tokens are derived where they are not stated; null: nothing is.",
+        min_length=1,
+    )
+    depth: PositiveInt | None = setting(
+        None, "Blocks, of 64 times as many wide, from which the same is derived; or give size."
     )
     data: DataConfig = Field(DataConfig(), description=DataConfig.__doc__)
     model: ModelConfig = Field(ModelConfig(), description=ModelConfig.__doc__)

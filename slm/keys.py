@@ -52,7 +52,8 @@ SETTINGS = {
 
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
-    "recipe", "name", "data.workers", "data.runner", "data.runner_address", "train.processes",
+    "recipe", "name", "size", "depth",
+    "data.workers", "data.runner", "data.runner_address", "train.processes",
     "train.launch.nnodes", "train.launch.rdzv_endpoint", "train.launch.max_restarts",
     "train.launch.lost_seconds", "train.checkpoint_every", "train.keep_checkpoints",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
@@ -74,6 +75,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     "data.format": ("download", None),
     "train.parallel": ("train", "elastic"),
     "train.micro_batches": ("train", "auto"),
+    "train.max_passes": ("train", None),
 }
 
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.

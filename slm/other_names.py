@@ -31,7 +31,7 @@ _OTHER_NAMES = {
     "model.n_head": "heads n_heads num_attention_heads num_heads",
     "model.n_inner": "d_ff ff_dim ffn_dim ffn_hidden_size intermediate_size mlp_dim",
     "model.n_kv_head": "n_kv_heads n_query_groups num_key_value_heads num_kv_heads",
-    "model.n_layer": "depth layers n_blocks n_layers num_blocks num_hidden_layers num_layers",
+    "model.n_layer": "layers n_blocks n_layers num_blocks num_hidden_layers num_layers",
     "model.rope_theta": "rope_base",
     "model.seq_len": "block_size context context_len context_length context_size context_window "
     "ctx ctx_len max_len max_length max_position_embeddings max_seq_len max_seq_length n_ctx "
@@ -43,6 +43,7 @@ _OTHER_NAMES = {
     "report.prompts": "prompt",
     "report.temperatures": "temperature",
     "report.top_ks": "top_k",
+    "size": "model_size n_parameters n_params num_parameters num_params param_count parameters",
     "train.beta1": "adam_beta1 beta_1 betas",
     "train.beta2": "adam_beta2 beta_2",
     "train.checkpoint_every": "checkpoint_interval ckpt_interval save_every save_interval "
@@ -88,6 +89,8 @@ _OTHER_NAMES = {
 OTHER_NAMES = {name: key for key, names in _OTHER_NAMES.items() for name in names.split()}
 # What is easily misunderstood about some of them.
 _NOTES = {
+    "depth": "It derives the width and the rates too; blocks alone are model.n_layer",
+    "size": "It counts the parameters inside the blocks, and derives the shape from them",
     "train.cooldown": "It is a fraction of the steps",
     "train.final_lr": "It is a fraction of the peak learning rate",
     "train.init_from": "It names a run, models:/NAME@ALIAS, or hf:FOLDER or hf:ORG/NAME of Hugging "

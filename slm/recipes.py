@@ -40,6 +40,7 @@ from slm.config import (
 )
 from slm.errors import UserError, excerpt, first_invalid, unknown
 from slm.other_names import unknown_setting
+from slm.size import Origin, resolve
 
 DESCRIPTION = "description"  # of a recipe: a line for `slm recipes`
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
@@ -129,14 +130,25 @@ def load_recipe(
 ) -> PipelineConfig:
     """The config of a recipe with overrides by dotted key, checked.
 
-    A relative `data.path` of local files is relative to the recipe's file where the recipe gives
-    it, and to the working folder where an override does; so is a folder in `train.init_from`.
+    What `size` or `depth` derives (`slm.size`) is among its plain settings. A relative `data.path`
+    of local files is relative to the recipe's file where the recipe gives it, and to the working
+    folder where an override does; so is a folder in `train.init_from`.
 
     Args:
         path: as of `find_recipes`.
 
     Raises UserError naming the field, the value and the nearest valid one.
     """
+    return load_with_origins(name, overrides, path=path)[0]
+
+
+def load_with_origins(
+    name: str = DEFAULT_RECIPE,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    path: Path | None = None,
+) -> tuple[PipelineConfig, list[Origin]]:
+    """`load_recipe`, and where what a `size` or `depth` could derive came from; empty without."""
     recipes = find_recipes(path)
     if name not in recipes:
         raise unknown("recipe", name, recipes)
@@ -154,8 +166,11 @@ def load_recipe(
             value = {part: value}
         changes = _merge(changes, value)
     if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
-        kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
+        replaced = (*LIMITS, "max_passes")
+        kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in replaced}
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
+    kinds = {key: (kind, setting.kind) for key, kind, setting in _settings()}
+    fields, changes, origins = resolve(_numbers(fields, kinds), _numbers(changes, kinds))
     merged = _merge(fields, changes)
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
@@ -165,7 +180,7 @@ def load_recipe(
         merged = _with_task_paths(merged, recipes[name].file.parent)
     if "init_from" not in _mapping(changes.get("train")):
         merged = _with_start_path(merged, recipes[name].file.parent)
-    return _checked({**_with_name(merged), "recipe": name})
+    return _checked({**_with_name(merged), "recipe": name}), origins
 
 
 def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -364,6 +379,7 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
         raise _refusal(error, fields, kinds) from error
     _check_moments(config.train)
     _check_schedule(config.train)
+    _check_passes(config.train)
     return config
 
 
@@ -418,6 +434,16 @@ def _check_schedule(train: TrainConfig) -> None:
         raise UserError(
             f"train.warmup={train.warmup} and train.cooldown={train.cooldown} overlap: of wsd they "
             "are fractions of the same steps; together at most 1"
+        )
+
+
+def _check_passes(train: TrainConfig) -> None:
+    """Raises UserError where nothing is left to bound."""
+    if train.max_passes is not None and (train.max_seconds or train.epochs):
+        limit = "max_seconds" if train.max_seconds else "epochs"
+        raise UserError(
+            f"train.max_passes={train.max_passes:g} bounds train.max_steps and train.max_tokens, "
+            f"and train.{limit} is the limit here: remove one of them"
         )
 
 

@@ -45,7 +45,7 @@ def test_the_setting_that_is_meant(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["train.foo", "model.sequence", "rate", "size", "model.attention", "x" * 500, "train.", ""],
+    ["train.foo", "model.sequence", "rate", "amount", "model.attention", "x" * 500, "train.", ""],
 )
 def test_nothing_is_suggested_where_nothing_is_like_it(key: str) -> None:
     assert not nearest(key, KEYS)

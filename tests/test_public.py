@@ -17,7 +17,7 @@ from slm.records import Evaluation
 NAMES = [
     "load_recipe", "download", "initial_model", "encode", "train", "resume", "stop", "finish",
     "train_longer", "evaluate", "benchmark", "write_report", "register", "promote", "run",
-    "sweep", "plan_sweep", "choose_winner", "promote_winner", "init",
+    "sweep", "plan_sweep", "choose_winner", "promote_winner", "ladder", "init",
     "plan", "push", "pull", "open_run", "load_model", "sample", "export", "verify_published",
     "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",

@@ -35,6 +35,7 @@ from slm.orchestration.display import shorten
 from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS
+from slm.size import settings_of
 from slm.storage import make_folder, to_json
 from slm.store.address import parse_address
 
@@ -200,6 +201,7 @@ def check(
     from slm.cli import tables
     from slm.model.export.readers import limits
     from slm.orchestration import stages
+    from slm.planning.plan import model_size
     from slm.training import forecast, needs, preflight
 
     config, start = stages.starting_point(load(recipe, settings))
@@ -214,7 +216,8 @@ def check(
     cost = forecast.forecast(config, shards)
     advice = [*warnings, *forecast.advice(config, cost, shards), *limits(config.model)]
     if as_json:
-        print(to_json({**cost.model_dump(), "advice": advice}))
+        parts = model_size(config).model_dump()
+        print(to_json({**parts, **cost.model_dump(), "advice": advice}))
         return
     show_wide(tables.forecast(cost, available_memory()))
     for line in advice or ["no warnings"]:
@@ -260,14 +263,14 @@ def recipes(
                 "name": key,
                 "description": describe(key, recipe),
                 "shipped": known[key].shipped,
-                "settings": settings_of(recipe),
+                "settings": _stated(recipe),
             }
             for key, recipe in chosen.items()
         ]
         show({"recipes": facts}, as_json)
     elif name:
         show_wide(tables.pairs({"recipe": name, "": describe(name, by_name[name])}))
-        show_wide(tables.pairs(settings_of(by_name[name])))
+        show_wide(tables.pairs(_stated(by_name[name])))
         suggest(as_json, f"slm check {name}", f"slm run {name}")
     else:
         console().print(tables.recipes(by_name))
@@ -281,15 +284,9 @@ def recipes(
         suggest(as_json, "slm recipes NAME", "slm run NAME")
 
 
-def settings_of(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a recipe states, by dotted keys: {"train": {"epochs": 2}} → {"train.epochs": 2}."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= settings_of(value, f"{prefix}{key}.")
-        elif prefix or key != DESCRIPTION:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _stated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, by dotted keys."""
+    return settings_of({key: value for key, value in recipe.items() if key != DESCRIPTION})
 
 
 def bench(

@@ -26,6 +26,7 @@ from slm.cli.help import Command, Group, first_hour, usage_message
 from slm.cli.history import compare, gc, lineage, reproduce, runs
 from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
+from slm.cli.ladder import ladder
 from slm.cli.launch import launch
 from slm.cli.options import (
     AsJson,
@@ -222,7 +223,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (init, run, plan, sweep, retrain, up)),
+    ("The whole pipeline", (init, run, plan, sweep, ladder, retrain, up)),
     (
         "One stage",
         (download, encode, train, stop, finish, evaluate, benchmark, report, register, sync),

@@ -15,7 +15,7 @@ from slm.cli.sweep_plan import show_sweep_plan
 from slm.errors import UserError, excerpt
 from slm.figures import duration, size
 from slm.orchestration.display import shorten
-from slm.recipes import default_recipe, find_recipes, load_recipe
+from slm.recipes import default_recipe, find_recipes, load_recipe, load_with_origins
 from slm.storage import to_json
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def make_plan(
     changes = overrides(settings, as_name)
     recipes = find_recipes()
     if name in recipes:
-        return plan_config(load_recipe(name, changes), verify=verify)
+        config, origins = load_with_origins(name, changes)
+        return plan_config(config, verify=verify, origins=origins)
     if not looks_like_a_run(name):
         load_recipe(name)  # it names the nearest recipe
     run = open_run(name)
@@ -99,7 +100,8 @@ def make_plan(
             f"{run.name} was made by the recipe {recipe}, which pipelines.yaml no longer has: "
             f"nothing can be compared with it; its settings are in {run.path / 'config.json'}"
         )
-    return plan_config(load_recipe(recipe, changes), verify=verify, against=run)
+    config, origins = load_with_origins(recipe, changes)
+    return plan_config(config, verify=verify, against=run, origins=origins)
 
 
 def looks_like_a_run(name: str) -> bool:
@@ -121,12 +123,22 @@ def show_plan(made: "PipelinePlan", as_json: bool) -> None:
     rows = [(s.stage, _action(s), _place(s), _time(s)) for s in made.stages]
     show_wide(tables.listing(("stage", "action", "result", "time"), rows))
     print()
+    if made.derived:
+        names = ("setting", "value", "from")
+        origins = [
+            (o.key, _value(o.value), f"{o.source}: {o.why}" if o.why else o.source)
+            for o in made.derived
+        ]
+        show_wide(tables.listing(names, origins))
+        print()
     for line in explanation(made):
         show_line(line)
 
 
 def explanation(made: "PipelinePlan") -> Iterator[str]:
     """The lines below the table: the reasons of each stage, what is in no key, and the cost."""
+    from slm.cli import tables
+
     waiting = [s.stage for s in made.stages if s.key is None and not (s.changed or s.version)]
     first = made.first
     for stage in made.stages:
@@ -140,6 +152,9 @@ def explanation(made: "PipelinePlan") -> Iterator[str]:
         )
     for difference in _pairs(made.uncounted) + _pairs(made.environment):
         yield f"in no key {difference}"
+    if made.model:
+        yield f"model     {tables.parameters(made.model)}"
+        yield f"compute   {tables.compute(made.model)}"
     for stage in made.stages:
         if stage.seconds and stage.action != "reused":
             yield f"time      {stage.stage}: {duration(stage.seconds)}, {stage.seconds_from}"

@@ -14,12 +14,14 @@ from rich.tree import Tree
 from slm.config import PipelineConfig
 from slm.figures import count, date, duration, size
 from slm.recipes import Setting, describe
+from slm.size import DIALS
 
 if TYPE_CHECKING:
     from slm.history.compare import Comparison
     from slm.history.lineage import Lineage, Link
     from slm.history.runs import RunFacts
     from slm.orchestration.health import Health
+    from slm.planning.plan import ModelSize
     from slm.reproduction.comparing import Compared
     from slm.training.forecast import Forecast
     from slm.training.needs import Needs
@@ -111,17 +113,35 @@ def stated(config: PipelineConfig) -> Table:
     """The settings in force that a recipe and `--set` state; all others have their defaults."""
     lines = {"recipe": config.recipe}
     given = config.model_dump(mode="json", exclude_unset=True)
+    lines |= {name: f"{given[name]}, with what is derived" for name in DIALS if given.get(name)}
     for name, section in given.items():
         if isinstance(section, dict):
             lines[name] = "  ".join(f"{key}={value}" for key, value in section.items())
     return pairs(lines)
 
 
+def parameters(model: "Needs | ModelSize") -> str:
+    """A model's parameters; those inside the blocks, which `size` counts, and the vocabulary's."""
+    return (
+        f"{count(model.parameters)} ({model.parameters:,}): {count(model.non_embedding)} inside "
+        f"the blocks, {count(model.vocabulary)} of the vocabulary"
+    )
+
+
+def compute(model: "Needs | ModelSize") -> str:
+    """A model's FLOPs in training; those of the output layer apart."""
+    whole, vocabulary = model.flops_per_token, model.vocabulary_flops_per_token
+    return (
+        f"{count(whole, 'FLOP')} per token: {count(whole - vocabulary, 'FLOP')} inside the blocks, "
+        f"{count(vocabulary, 'FLOP')} of the vocabulary"
+    )
+
+
 def needs(measured: "Needs") -> Table:
     """What a model is, by its shape alone."""
     lines = {
-        "parameters": f"{count(measured.parameters)} ({measured.parameters:,})",
-        "compute": f"{count(measured.flops_per_token, 'FLOP')} per token",
+        "parameters": parameters(measured),
+        "compute": compute(measured),
         "state": f"{size(measured.state)} of weights, gradients and optimizer",
         "checkpoint": size(measured.checkpoint),
     }

@@ -144,7 +144,8 @@ def _steps(line: Stage, lines: Lines) -> int | None:
     if line.action == "resumed":
         return line.max_steps
     train = lines.config.train
-    if train.max_seconds is not None or (train.epochs is not None and lines.shards is None):
+    of_the_data = train.epochs is not None or train.max_passes is not None
+    if train.max_seconds is not None or (of_the_data and lines.shards is None):
         return None
     return planned_steps(lines.config, lines.shards.splits["train"] if lines.shards else NO_TOKENS)
 

@@ -1,6 +1,7 @@
 """`slm plan`: what a run of a recipe would reuse, resume and make, why, and what it would cost."""
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,23 @@ from slm.planning.of_run import plan_benchmark, plan_evaluate, plan_register, pl
 from slm.planning.results import Changed, Results, differences
 from slm.planning.stage import OWN, Stage
 from slm.planning.training import plan_train
-from slm.recipes import load_recipe
+from slm.recipes import load_with_origins
 from slm.records import Evaluation, Frozen, Run
 from slm.run_folder import DataRoot, RunFolder
+from slm.size import Origin
 from slm.storage import hashing_once
+from slm.training.needs import measure
 from slm.training.provenance import code_state
+
+
+class ModelSize(Frozen):
+    """How large a model is, and its FLOPs in training; those of the vocabulary apart."""
+
+    parameters: int
+    non_embedding: int  # of the matrices inside the blocks
+    vocabulary: int
+    flops_per_token: float  # all of them
+    vocabulary_flops_per_token: float  # of the output layer
 
 
 class PipelinePlan(Frozen):
@@ -30,6 +43,8 @@ class PipelinePlan(Frozen):
     stages: tuple[Stage, ...]
     uncounted: Changed  # settings that differ from that run's, and change no result
     environment: Changed  # how this machine and code differ from what made that run
+    model: ModelSize | None = None  # None: not known before the weights are here
+    derived: tuple[Origin, ...] = ()  # what a size or depth could derive, and where it came from
     seconds: float  # of the stages whose time is known
     unknown: tuple[str, ...]  # the stages whose time is not
     verified: bool  # whether files were hashed and servers asked
@@ -50,6 +65,7 @@ def plan_config(
     root: Path | None = None,
     verify: bool = False,
     against: RunFolder | None = None,
+    origins: Sequence[Origin] = (),
 ) -> PipelinePlan:
     """The plan of a config.
 
@@ -57,6 +73,7 @@ def plan_config(
         root: the data folder; None: as of `DataRoot`.
         verify: hash the files and ask hub and registry, as a run does, which takes its time.
         against: a run that each stage is compared with; None: the nearest results.
+        origins: as of `load_with_origins`.
 
     Raises UserError for what a run would refuse before its first stage, such as missing files.
     """
@@ -73,6 +90,8 @@ def plan_config(
         stages=stages,
         uncounted=_uncounted(lines, stages),
         environment=_environment(lines.reference),
+        model=model_size(config) if lines.start_known else None,
+        derived=tuple(origins),
         seconds=sum(stage.seconds or 0.0 for stage in stages),
         unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
         verified=verify,
@@ -122,7 +141,20 @@ def plan(
         overrides: settings by dotted key.
         verify: hash local files and results instead of comparing sizes and times.
     """
-    return plan_config(load_recipe(recipe, overrides), verify=verify)
+    config, origins = load_with_origins(recipe, overrides)
+    return plan_config(config, verify=verify, origins=origins)
+
+
+def model_size(config: PipelineConfig) -> ModelSize:
+    """How large the model of a config is."""
+    needs = measure(config)
+    return ModelSize(
+        parameters=needs.parameters,
+        non_embedding=needs.non_embedding,
+        vocabulary=needs.vocabulary,
+        flops_per_token=needs.flops_per_token,
+        vocabulary_flops_per_token=needs.vocabulary_flops_per_token,
+    )
 
 
 def _uncounted(lines: Lines, stages: tuple[Stage, ...]) -> Changed:

@@ -29,6 +29,7 @@ from slm.records import (
 from slm.report.plots import short
 from slm.report.prompts import sample_command
 from slm.run_folder import PARENT, RunFolder
+from slm.size import DERIVED, DIALS
 
 Pairs = list[tuple[str, str]]  # name, value
 
@@ -176,9 +177,10 @@ def commands(config: PipelineConfig, run: Run, prompts: Sequence[str] = ()) -> l
 def _overrides(config: PipelineConfig, run: Run) -> Pairs:
     """The settings that differ from those of the recipe in `pipelines.yaml` now.
 
-    A limit in seconds gives other steps each time, so the steps that it gave replace it.
+    A limit in seconds gives other steps each time, so the steps that it gave replace it. A size is
+    replaced by what it derived: next to settings that are stated it would derive other ones.
     """
-    ours = config.flat()
+    ours = config.flat() | dict.fromkeys(DIALS)
     if config.train.max_seconds is not None:
         ours |= {"train.max_seconds": None, "train.max_steps": run.step}
         ours |= _decided_settings(config, RunFolder.of(run))
@@ -188,11 +190,16 @@ def _overrides(config: PipelineConfig, run: Run) -> Pairs:
         if is_pinned(name := started_from(config, run)):
             ours["train.init_from"] = name
     limits = {f"train.{name}" for name in LIMITS}
+    every = (
+        {*DERIVED, *limits, "train.max_passes"}
+        if any(theirs.get(dial) for dial in DIALS)
+        else set()
+    )
     return [
         (key, json.dumps(value, ensure_ascii=False))
         for key, value in sorted(ours.items())
         if key not in PRIVATE | {"recipe"}
-        and theirs.get(key) != value
+        and (theirs.get(key) != value or key in every)
         and not (key in limits and value is None)
     ]
 

@@ -164,7 +164,7 @@ def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
     if references is None:
         return []
     rows = references["rows"]
-    figure, axes = _axes("", "bits per byte of the same text: lower is better")
+    figure, axes = blank_axes("", "bits per byte of the same text: lower is better")
     colours = [SECOND if row["is_model"] else FIRST for row in rows]
     bars = axes.barh(range(len(rows)), [row["bpb"] for row in rows], color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=INK)
@@ -175,7 +175,7 @@ def reference_plot(references: Mapping[str, Any] | None) -> list[str]:
     axes.spines["bottom"].set_visible(False)
     axes.margins(x=0.12)
     alt = "Bits per byte: " + ", ".join(f"{row['name']} {row['bpb']:.2f}" for row in rows)
-    return [_svg(figure, "references", f"{alt}.")]
+    return [as_svg(figure, "references", f"{alt}.")]
 
 
 def data_plots(shards: Shards | None) -> list[str]:
@@ -204,24 +204,24 @@ class Line:
 
 def line_plot(name: str, alt: str, x: str, y: str, lines: Sequence[Line]) -> str:
     """Lines over a common axis. `name` is unique in the page; `alt` describes the plot."""
-    figure, axes = _axes(x, y)
+    figure, axes = blank_axes(x, y)
     for line in lines:
         xs, ys = thinned(line.xs, line.ys)
         marker = "o" if line.marked else None
         axes.plot(xs, ys, color=line.colour, lw=1.6, marker=marker, ms=3, label=line.label)
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    return _svg(figure, name, alt)
+    return as_svg(figure, name, alt)
 
 
 def bar_plot(name: str, alt: str, x: str, y: str, bars: Mapping[str, float]) -> str:
     """One bar per key, in the given order."""
-    figure, axes = _axes(x, y)
+    figure, axes = blank_axes(x, y)
     axes.bar(range(len(bars)), list(bars.values()), color=FIRST, width=0.8)
     every = max(1, len(bars) // 8)
     places = range(0, len(bars), every)
     axes.set_xticks(list(places), [list(bars)[i] for i in places])
-    return _svg(figure, name, alt)
+    return as_svg(figure, name, alt)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def dot_plot(
 
     `marks`: further values, of the first row, as small crosses with their names in the legend.
     """
-    figure, axes = _axes("", title, (SIZE[0], 0.9 + 0.24 * len(dots)))
+    figure, axes = blank_axes("", title, (SIZE[0], 0.9 + 0.24 * len(dots)))
     axes.axvline(line, color=MUTED, lw=1, ls=(0, (4, 3)))
     for row, dot in enumerate(dots):
         colour = MUTED if dot.faint else SECOND if dot.strong else FIRST
@@ -263,10 +263,10 @@ def dot_plot(
     axes.set_xlim(max(0, lowest - 5), 102)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=LINE, lw=0.8)
-    return _svg(figure, name, alt)
+    return as_svg(figure, name, alt)
 
 
-def _axes(x: str, y: str, size: tuple[float, float] = SIZE) -> Any:
+def blank_axes(x: str, y: str, size: tuple[float, float] = SIZE) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -286,7 +286,7 @@ def _axes(x: str, y: str, size: tuple[float, float] = SIZE) -> Any:
     return figure, axes
 
 
-def _svg(figure: Any, name: str, alt: str) -> str:
+def as_svg(figure: Any, name: str, alt: str) -> str:
     """The figure as an `<svg>` element for a page."""
     import matplotlib
 

@@ -197,7 +197,9 @@ def continued(config: PipelineConfig) -> PipelineConfig:
     whole = getattr(config.train, limit)
     part = whole * config.retrain.continue_fraction
     scaled = max(1, round(part)) if isinstance(whole, int) else part
-    train = config.train.model_copy(update={limit: scaled, "init_from": None})
+    passes = config.train.max_passes and config.train.max_passes * config.retrain.continue_fraction
+    changes = {limit: scaled, "max_passes": passes, "init_from": None}
+    train = config.train.model_copy(update=changes)
     return config.model_copy(update={"train": train})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from slm import keys
 from slm.errors import UserError, listing
 from slm.recipes import load_recipe
+from slm.size import DIALS
 from slm.sweeps.space import Dimension, Space, check_conditions, combinations, together
 
 MAX_CHECKED = 1024  # combinations of the ends of ranges
@@ -49,7 +50,7 @@ def _check_setting(key: str) -> None:
             f"{key} cannot be in the space: other values hold out other documents, and their "
             "scores could not be compared; make a sweep of each"
         )
-    if key not in scored and key != "evaluate.checkpoint":
+    if key not in scored and key not in ("evaluate.checkpoint", *DIALS):
         raise UserError(f"{key} cannot be in the space: no model depends on it")
 
 

@@ -208,7 +208,7 @@ def _plan(run: RunFolder) -> Plan:
 
 def _of(config: PipelineConfig, steps: int) -> PipelineConfig:
     """The config with a limit of so many steps."""
-    limits: dict[str, Any] = {**dict.fromkeys(LIMITS), "max_steps": steps}
+    limits: dict[str, Any] = {**dict.fromkeys((*LIMITS, "max_passes")), "max_steps": steps}
     return config.model_copy(update={"train": config.train.model_copy(update=limits)})
 
 

@@ -8,6 +8,7 @@ import math
 from slm.config import ModelConfig, PipelineConfig
 from slm.errors import UserError
 from slm.records import Frozen, ShardSplit
+from slm.size import block_matrices, inner_width, kv_width, non_embedding
 
 MAX_BYTES = 2**63 - 1  # of a tensor, which 64 bits count
 
@@ -19,11 +20,18 @@ class Needs(Frozen):
     """
 
     parameters: int
+    non_embedding: int  # of the matrices inside the blocks
+    vocabulary: int  # of the embedding, which is the output layer too
     flops_per_token: float  # forward and backward
     weights: int  # bytes, as are the others
     gradients: int
     optimizer: int
     batches: int  # tokens of two steps: one is prepared while the other is trained on
+
+    @property
+    def vocabulary_flops_per_token(self) -> float:
+        """Of `flops_per_token`, those of the output layer; the rest is inside the blocks."""
+        return 6.0 * self.vocabulary
 
     @property
     def checkpoint(self) -> int:
@@ -47,7 +55,7 @@ def measure(config: PipelineConfig) -> Needs:
             f"model.n_embd={model.n_embd}, model.n_inner={model.n_inner}, "
             f"model.seq_len={model.seq_len}: no memory could hold such a matrix"
         )
-    inside = model.n_layer * sum(block)
+    inside = non_embedding(model)
     final_norm = (2 if learned else 1) * model.n_embd
     parameters = embedding + positions + inside + model.n_layer * vectors + final_norm
     # AdamW keeps two moments of each parameter, Muon one of each matrix inside the blocks.
@@ -56,34 +64,14 @@ def measure(config: PipelineConfig) -> Needs:
     flops = 6.0 * (embedding + inside) + 6.0 * model.n_layer * model.n_embd * model.seq_len
     return Needs(
         parameters=parameters,
+        non_embedding=inside,
+        vocabulary=embedding,
         flops_per_token=flops,
         weights=4 * parameters,
         gradients=4 * parameters,
         optimizer=4 * moments,
         batches=2 * 8 * train.tokens_per_step,
     )
-
-
-def kv_width(model: ModelConfig) -> int:
-    """Width of the keys, and of the values, over all heads."""
-    return model.n_embd // model.n_head * (model.n_kv_head or model.n_head)
-
-
-def inner_width(model: ModelConfig) -> int:
-    """Hidden width of the MLP: as configured, or the architecture's usual one."""
-    if model.n_inner:
-        return model.n_inner
-    if model.architecture == "gpt2":
-        return 4 * model.n_embd
-    return 32 * math.ceil(model.n_embd * 8 / 3 / 32)
-
-
-def block_matrices(model: ModelConfig) -> list[int]:
-    """Parameters of each matrix of a block: queries, keys, values, output, and the MLP's."""
-    width = model.n_embd
-    attention = [width * width, width * kv_width(model), width * kv_width(model), width * width]
-    matrices_of_mlp = 2 if model.architecture == "gpt2" else 3
-    return attention + [width * inner_width(model)] * matrices_of_mlp
 
 
 def block_vectors(model: ModelConfig) -> int:
@@ -97,9 +85,12 @@ def block_vectors(model: ModelConfig) -> int:
 def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
     """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
     train = config.train
-    if train.max_steps is not None:
-        return train.max_steps
     if train.max_seconds is not None:
         return 0
     tokens = train.max_tokens or (train.epochs or 0) * data.tokens
-    return max(1, math.ceil(tokens / train.tokens_per_step))
+    steps = train.max_steps or max(1, math.ceil(tokens / train.tokens_per_step))
+    if train.max_passes is not None and data.tokens:  # else the data are not known yet
+        steps = min(
+            steps, max(1, math.floor(train.max_passes * data.tokens / train.tokens_per_step))
+        )
+    return steps

@@ -54,6 +54,25 @@ def test_the_table_and_the_reasons(made: str) -> None:
     assert "then      evaluate, report, register: their keys are known only after train" in text
 
 
+def test_a_plan_shows_where_the_values_of_a_size_came_from(made: str) -> None:
+    given = ("plan", "tiny", "--set", "size=2M", "--set", "model.n_layer=5")
+    result = plan(*given)
+    origins = {origin["key"]: origin for origin in result["derived"]}
+    assert [origins[key]["source"] for key in ("size", "model.n_layer", "model.n_embd")] == [
+        "--set", "--set", "derived",
+    ]  # fmt: skip
+    assert origins["train.max_steps"]["source"] == "recipe"
+    model, parts = result["model"], ("non_embedding", "vocabulary")
+    assert abs(model["non_embedding"] / 2e6 - 1) < 0.25
+    assert sum(model[part] for part in parts) < model["parameters"]
+    assert model["vocabulary_flops_per_token"] == 6 * model["vocabulary"]
+    text = output(*given)
+    assert "model.n_layer" in text
+    assert "derived: size=2M" in text
+    assert "inside the blocks" in text
+    assert "derived" not in output("plan", "tiny")
+
+
 def test_a_dry_run_is_a_plan_and_nothing_else(made: str) -> None:
     assert output("run", "tiny", "--dry-run") == output("plan", "tiny")
     given = ("tiny", "--set", "train.seed=3")
