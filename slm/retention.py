@@ -1,10 +1,11 @@
 """What can be deleted from a data folder: what no kept run needs, and leftovers of interruptions.
 
 Kept are every run that a version was made from, every run that is training or can resume, and
-whatever changed within the last `GRACE` seconds, since a command may be about to use it. A run
-holds a copy of the model that it started from. Of the
-finished runs without a version the newest are kept. A kept run keeps its shards and their source.
-All else that is deleted can be rebuilt, except the older runs themselves.
+whatever changed within the last `GRACE` seconds, since a command may be about to use it. So are the
+runs of a sweep that is not complete, and those of the best trial of one that is; the records of
+trials are small and stay. A run holds a copy of the model that it started from. Of the finished
+runs without a version the newest are kept. A kept run keeps its shards and their source. All else
+that is deleted can be rebuilt, except the older runs themselves.
 """
 
 import logging
@@ -25,7 +26,8 @@ from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, 
 from slm.registry.initial import IMPORTED
 from slm.registry.tags import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
-from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, RunFolder
+from slm.run_folder import CHECKPOINTS, EVALUATION, LOCK, SELECTION, DataRoot, RunFolder
+from slm.sweeps.folder import SweepFolder
 from slm.training.checkpoint import shared_with_longer
 from slm.training.optim import cooldown_start
 
@@ -209,6 +211,8 @@ class _Survey:
             _ = run.settings  # raises NewerFormat
         if run.name in self.rules.registered or self._notes(run.path):
             return "a version was made from it"
+        if sweep := self._of_sweeps.get(run.name):
+            return sweep
         if run.is_finished:
             if _record(run.path, Run) is None:
                 return "its record cannot be read"
@@ -243,12 +247,28 @@ class _Survey:
     # ---- what kept runs need ----
 
     @cached_property
+    def _of_sweeps(self) -> dict[str, str]:
+        """The runs that a sweep needs, and why. Raises NewerFormat."""
+        needs: dict[str, str] = {}
+        for path in DataRoot(self.root).sweeps():
+            folder = SweepFolder(path)
+            result = folder.result
+            if result is None or folder.is_running:
+                why = f"a trial of the sweep {folder.name}, which is not complete"
+                needs |= dict.fromkeys(folder.runs, why)
+            elif result.winner:
+                why = f"the best trial of the sweep {folder.name}"
+                needs |= {seed.run: why for seed in result.winner.seeds}
+        return needs
+
+    @cached_property
     def _newest_runs(self) -> list[Path]:
         """The newest finished runs that no version was made from."""
         spare = [
             folder
             for folder in _folders(self.root / "runs")
             if folder.name not in self.rules.registered
+            and folder.name not in self._of_sweeps
             and not self._notes(folder)
             and _record(folder, Run)
         ]

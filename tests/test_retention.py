@@ -19,6 +19,10 @@ from slm import storage
 from slm.errors import NewerFormat
 from slm.records import Checkpoint, Run, Shards, Source
 from slm.retention import Item, Retention, collect, survey
+from slm.sweeps.definition import Sweep
+from slm.sweeps.folder import SweepFolder
+from slm.sweeps.records import SeedRun, SweepResult, Trial
+from slm.sweeps.space import Dimension
 
 
 @pytest.fixture
@@ -267,3 +271,34 @@ def test_a_record_of_a_newer_slm_ends_it_and_nothing_is_deleted(root: Path, file
     with pytest.raises(NewerFormat, match=f"{file} is of format"):
         look(root)
     assert {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))} == before
+
+
+# ---- sweeps -------------------------------------------------------------------------------------
+
+
+def test_the_runs_of_a_sweep_stay_until_it_is_complete_and_then_the_best(root: Path) -> None:
+    runs = [finished(root, key) for key in ("aa", "bb", "cc")]
+    sweep = Sweep(
+        name="rates", recipe="quickstart", space={"model.n_layer": Dimension(choices=(1,))}
+    )
+    folder = SweepFolder.of(sweep, root)
+    with folder.locked():
+        folder.write_sweep(sweep, {})
+    trials = []
+    for number, run in enumerate(runs[:2]):
+        seeds = (SeedRun(seed=1, state="finished", run=run.name, val_bpb=1.0 - number),)
+        trials.append(Trial(number=number, batch=0, values={}, overrides={}, seeds=seeds))
+        folder.write_trial(trials[-1])
+    during = {item.path.name: item.reason for item in look(root).staying}
+    assert "not complete" in during[runs[0].name]
+    assert "not complete" in during[runs[1].name]
+    assert runs[2].name in names(look(root).going)
+    folder.write_result(
+        SweepResult(name="rates", key=sweep.key, ended="trials", best=1, seconds=0, tokens=0)
+    )
+    assert {runs[0].name, runs[2].name} <= names(look(root).going)
+    assert f"the best trial of the sweep {folder.name}" in {i.reason for i in look(root).staying}
+    assert runs[0].name in names(look(root, keep_runs=2).staying)  # which counts the others alone
+    collect(look(root))
+    assert len(folder.trials) == 2
+    assert folder.result is not None

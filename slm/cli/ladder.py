@@ -17,11 +17,12 @@ from slm.cli.options import (
     suggest,
 )
 from slm.errors import UserError
+from slm.storage import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slm.sizing.ladder import LadderResult
+    from slm.sizing.result import LadderResult
 
 DRAWN = (".svg", ".html")
 
@@ -80,6 +81,8 @@ def ladder(
     """
     if draw is not None and draw.suffix not in DRAWN:
         raise UserError(f"--draw {draw}: give a file that ends in .svg or .html")
+    if draw is not None and not draw.parent.is_dir():
+        raise UserError(f"--draw {draw}: there is no folder {draw.parent}")
     from slm.cli.sweep import line
     from slm.orchestration import ladder_outline
     from slm.sizing.budgets import parse_budgets
@@ -98,7 +101,7 @@ def ladder(
     page = folder / ladder_outline.PAGE
     if draw is not None:
         source = page if draw.suffix == ".html" else folder / ladder_outline.PICTURE
-        ladder_outline.copy_drawing(source, draw)
+        write_file(draw, source.read_bytes())
     if as_json:
         show({**ladder_outline.as_json(result), "page": str(page)}, as_json)
         return

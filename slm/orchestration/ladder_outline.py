@@ -13,18 +13,8 @@ from slm.run_folder import DataRoot
 from slm.sizing import picture
 from slm.sizing.best import Speeds
 from slm.sizing.budgets import Budget, parse_budgets
-from slm.sizing.ladder import (
-    SEEDS,
-    SIZES,
-    Ladder,
-    LadderResult,
-    conclude,
-    define_ladder,
-    ladder_of,
-    rungs_of,
-    shape_of,
-    speeds_of,
-)
+from slm.sizing.ladder import SEEDS, SIZES, Ladder, define_ladder, ladder_of
+from slm.sizing.result import LadderResult, conclude, rungs_of, shape_of, speeds_of
 from slm.sweeps.definition import Sweep, load_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import Trial
@@ -142,10 +132,3 @@ def probed_speeds(made: Ladder, root: DataRoot, run: str) -> Speeds:
 def as_json(result: LadderResult) -> dict[str, Any]:
     """A result as JSON values, without what was resampled."""
     return result.model_dump(mode="json", exclude={"fit": {"resampled", "noise"}, "shapes": True})
-
-
-def copy_drawing(source: Path, file: Path) -> None:
-    """Copy a page or a drawing. Raises UserError where there is no such folder."""
-    if not file.parent.is_dir():
-        raise UserError(f"--draw {file}: there is no folder {file.parent}")
-    storage.write_file(file, source.read_bytes())

@@ -16,13 +16,14 @@ from slm.orchestration.display import Display, current, showing
 from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Shards
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot
 from slm.storage import hashing_once, make_folder, sha256_json
 from slm.sweeps.checking import corners
 from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, warnings_of
 from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
 from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
+from slm.training.warm import warm_starts
 
 logger = logging.getLogger(__name__)
 START = "train.init_from"
@@ -80,7 +81,7 @@ def carry_out(
     """
     for warning in warnings_of(sweep):
         logger.warning(warning)
-    with hashing_once():  # source and shards, which all trials share
+    with hashing_once(), warm_starts():  # source and shards are shared by all trials
         sweep = with_inputs(sweep)
         shards = prepare(sweep)
         with current().progress("sweep") as show:
@@ -188,7 +189,7 @@ def _refusing(sweep: Sweep, shards: Shards, run_trial: RunTrial) -> RunTrial:
     def run(config: PipelineConfig) -> tuple[Run, Evaluation]:
         try:
             trained, evaluation = run_trial(config)
-            if own := RunFolder.of(trained).shards:
+            if own := DataRoot().shards(trained.shards_key):
                 check_held_out(own, shards)
         except NewerFormat:
             raise

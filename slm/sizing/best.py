@@ -9,7 +9,8 @@ import numpy.typing as npt
 from slm.errors import UserError
 from slm.records import Frozen
 from slm.sizing.budgets import Budget
-from slm.sizing.fit import Counted, Fit, Interval, interval
+from slm.sizing.fit import Fit
+from slm.sizing.law import Counted, Interval, interval
 
 CLOSE = 0.005  # shapes within half a percent of the best one's bits per byte are as good
 

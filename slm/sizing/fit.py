@@ -1,22 +1,13 @@
-"""The loss as a function of a model's size and of its data, fitted on runs.
+"""The law of `slm.sizing.law` fitted on runs, and what else they could have given.
 
-    L(N, D) = E + A / N'^alpha + B / D'^beta        bits per byte of held-out text
-
-by approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3): Huber loss of the logarithms,
-L-BFGS from a grid of starts. Tokens D beyond the U that are unique count for less
-(Muennighoff et al. 2023, arXiv:2305.16264, equations 5 and 6): with R = D/U - 1 repetitions,
-
-    D' = U + U R* (1 - exp(-R / R*))
-
-and N' is made likewise of the parameters beyond those that are optimal for U unique tokens.
-
-The same runs give the same bits: nothing here is random but by a fixed seed.
+Approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3): Huber loss of the logarithms,
+L-BFGS from the best of a grid of starts. The same runs give the same bits: nothing here is random
+but by a fixed seed.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +15,19 @@ from scipy.optimize import minimize, nnls
 
 from slm.errors import UserError
 from slm.records import Frozen
-
-Array = npt.NDArray[np.float64]
-Counted = Literal["non-embedding", "total"]
+from slm.sizing.law import (
+    DATA_REPEATS,
+    PARAMETER_REPEATS,
+    Array,
+    Counted,
+    Interval,
+    Law,
+    Point,
+    interval,
+    log_loss,
+)
 
 HUBER = 1e-3  # of a difference of logarithms: beyond 0.1 % it counts linearly
-DATA_REPEATS = 15.39  # R* of tokens, Muennighoff et al. 2023, section 6
-PARAMETER_REPEATS = 5.31  # R* of parameters, ibid.
 EXPONENT = 0.36  # prior of both: their mean in Besiroglu et al. 2024 (arXiv:2404.10102)
 EXPONENT_SPREAD = 0.5  # of its logarithm; so far off it weighs as a run that is off by HUBER
 REPEATS_SPREAD = 0.7  # likewise of R*
@@ -39,53 +36,11 @@ MIN_LEVELS = 3  # sizes, or amounts of data, so that the runs determine an expon
 STARTS = (0.15, 0.3, 0.5, 0.8, 1.2)  # of both exponents
 DESCENTS = 6  # from the best of the grid
 RESAMPLES = 200
-CONFIDENCE = 0.95
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 200
 STEP = 1e-5  # of central differences
 
 # The order of the logarithms that are fitted. A and B are taken at the runs' mean size and data.
 NAMES = ("E", "A", "alpha", "B", "beta", "repeats")
-
-
-@dataclass(frozen=True)
-class Point:
-    """A trained model, as the fit sees it."""
-
-    cell: str  # its size and its limit: points of one cell differ in the seed alone
-    parameters: dict[Counted, int]
-    tokens: int
-    unique_tokens: int  # of the training split
-    seed: int
-    bpb: float
-
-
-class Law(Frozen):
-    """The fitted function."""
-
-    E: float
-    A: float
-    alpha: float
-    B: float
-    beta: float
-    repeats: float = DATA_REPEATS
-    excess: float | None = None  # R* of parameters; None: all count in full
-
-    def bpb(
-        self, parameters: npt.ArrayLike, tokens: npt.ArrayLike, unique: npt.ArrayLike = math.inf
-    ) -> Array:
-        """Bits per byte of models of these sizes, trained on these tokens."""
-        theta = np.log([self.E, self.A, self.alpha, self.B, self.beta, self.repeats])
-        n, d, u = np.broadcast_arrays(*(np.asarray(v, float) for v in (parameters, tokens, unique)))
-        values = _log_loss(theta, n.ravel(), d.ravel(), u.ravel(), self.excess)
-        return np.asarray(np.exp(values).reshape(n.shape))
-
-
-class Interval(Frozen):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Fit(Frozen):
@@ -113,13 +68,6 @@ class Fit(Frozen):
         laws = np.array([float(law.bpb(parameters, tokens, unique)) for law in self.resampled])
         values = laws * np.array(self.noise) if run else laws
         return interval(float(self.law.bpb(parameters, tokens, unique)), values)
-
-
-def interval(value: float, resampled: npt.ArrayLike) -> Interval:
-    """A value with the quantiles of what resamples gave."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.asarray(resampled, float), (tail, 1 - tail))
-    return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
 # ---- fitting ----------------------------------------------------------------------------------
@@ -205,7 +153,7 @@ class _Problem:
 
     def residuals(self, theta: Array) -> Array:
         """Log of measured over fitted, (..., runs) for theta of (..., 6)."""
-        return self.log_bpb - _log_loss(theta, self.n, self.d, self.u, self.excess)
+        return self.log_bpb - log_loss(theta, self.n, self.d, self.u, self.excess)
 
     def loss(self, theta: Array) -> Array:
         """Huber loss of the runs and squares of the prior, in units of HUBER squared."""
@@ -287,31 +235,6 @@ def _assumed(n: Array, d: Array, u: Array) -> dict[str, str]:
     if (d / u).max() < MIN_EPOCHS:
         reasons["repeats"] = f"assumed: no run has {MIN_EPOCHS:.0f} epochs"
     return reasons
-
-
-def _log_loss(theta: Array, n: Array, d: Array, u: Array, excess: float | None) -> Array:
-    """Log of the law, (..., runs), of theta of (..., 6) and runs of (runs,)."""
-    e, a, log_alpha, b, log_beta, log_repeats = np.moveaxis(np.expand_dims(theta, -1), -2, 0)
-    alpha, beta = np.exp(log_alpha), np.exp(log_beta)
-    unique = np.minimum(d, u)
-    log_n = np.broadcast_to(np.log(n), np.broadcast_shapes(alpha.shape, np.shape(n)))
-    if excess is not None:
-        # Where the slopes alpha A / N^alpha and beta B / D^beta are equal, as at the optimum.
-        log_optimal = (log_alpha - log_beta + a - b + beta * np.log(unique)) / alpha
-        log_n = _log_effective(np.minimum(log_n, log_optimal), log_n, excess)
-    log_d = _log_effective(np.log(unique), np.log(d), np.exp(log_repeats))
-    terms = np.logaddexp(a - alpha * log_n, b - beta * log_d)
-    return np.asarray(np.logaddexp(e, terms))
-
-
-def _log_effective(log_unique: Array, log_all: Array, repeats: Array | float) -> Array:
-    """Log of what is unique and of what its repetitions are worth.
-
-    1 epoch of 5 unique tokens is worth 5; with R* = 15.39, 4 epochs are worth
-    5 + 5 * 15.39 * (1 - exp(-3 / 15.39)) = 18.6, and any number less than 82.
-    """
-    more = np.expm1(np.minimum(log_all - log_unique, 50))  # repetitions
-    return np.asarray(log_unique + np.log1p(repeats * -np.expm1(-more / repeats)))
 
 
 # ---- the band ---------------------------------------------------------------------------------

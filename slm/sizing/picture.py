@@ -12,15 +12,15 @@ from markupsafe import Markup
 from slm.figures import count
 from slm.report.plots import FIRST, INK, MUTED, SECOND, as_svg, blank_axes
 from slm.sizing.best import Shape, predicted
-from slm.sizing.fit import CONFIDENCE
-from slm.sizing.ladder import FURTHER, LadderResult
+from slm.sizing.law import CONFIDENCE
+from slm.sizing.result import FURTHER, LadderResult
 from slm.sizing.sentences import headline, sentences
 
 Axis = Literal["flops", "seconds"]
 TITLES = {"flops": "FLOPs of a training", "seconds": "seconds on this machine"}
 CURVE = 60  # points of a line
 MARKS = "osD^vP*X"
-SIZE = (5.6, 3.9)  # inches
+SIZE = (4.4, 3.2)  # inches: narrow, so that the letters stay readable on a phone
 CSS = Path(__file__).parents[1] / "report" / "page.css"
 
 

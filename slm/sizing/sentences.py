@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from slm.figures import count, counted, duration
 from slm.sizing.best import Best, Shape
-from slm.sizing.fit import Interval
-from slm.sizing.ladder import FURTHER, OWN, Answer, Check, LadderResult, Own
+from slm.sizing.law import Interval
+from slm.sizing.result import FURTHER, OWN, Answer, Check, LadderResult, Own
 
 MAX_BEYOND = 10.0  # times the compute of the largest run, beyond which a prediction is a guess
 
@@ -32,7 +32,8 @@ def _answer(answer: Answer) -> Iterator[str]:
 def _shape(shape: Shape) -> str:
     name = "" if shape.size == OWN else f"size={shape.size}, "
     total = count(shape.parameters["total"])
-    return f"{name}{shape.n_layer} layers of width {shape.n_embd}, {total} parameters"
+    layers = counted(shape.n_layer, "layer")
+    return f"{name}{layers} of width {shape.n_embd}, {total} parameters"
 
 
 def _spent(best: Best) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -17,6 +18,9 @@ from slm.errors import TrainingError
 from slm.run_folder import RunFolder
 from slm.training.nodes import JOIN_SECONDS, Nodes, answers
 from slm.training.process import ENDED
+
+if TYPE_CHECKING:
+    from slm.training.warm import Forked
 
 ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
 MEETING = re.compile(r"\bRendezvous(Timeout|Connection|Closed)Error\b")  # of torchrun
@@ -109,7 +113,7 @@ class Agent:
         return silent > self.nodes.lost_seconds
 
 
-def kill(child: "subprocess.Popen[bytes]") -> None:
+def kill(child: "subprocess.Popen[bytes] | Forked") -> None:
     """Kill a process and those that it started."""
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(child.pid).children(recursive=True):

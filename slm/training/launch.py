@@ -29,7 +29,7 @@ from slm.errors import (
     Untrainable,
     UserError,
 )
-from slm.machine import thread_waiting
+from slm.machine import pick_device, thread_waiting
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
 from slm.records import Derivation, JournalEntry, Parent, Run, Shards, check_input
@@ -62,6 +62,7 @@ from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_
 from slm.training.process import ENDED, UNTRAINABLE
 from slm.training.selection import check_resumable, select
 from slm.training.status import Status, estimated_end
+from slm.training.warm import Forked, forked
 
 logger = logging.getLogger(__name__)
 
@@ -323,18 +324,24 @@ def watch_child(
     path = run.path / LOG
     if nodes:  # two machines cannot append to one file
         path = path.with_stem(f"{path.stem}-{nodes.address.replace(':', '_')}")
-    with path.open("ab") as log:
+    with path.open("ab") as log, ExitStack() as stack:
         begin = log.tell()
         processes = processes_here(config) if nodes else process_count(run, config)
-        child = subprocess.Popen(
+        variables = environment(config, processes, nodes)
+        alone = processes == 1 and nodes is None and not uses_gpu(config)
+        fork = stack.enter_context(forked(run.path, path, variables)) if alone else None
+        child = fork or subprocess.Popen(
             command(run, processes, nodes),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=environment(config, processes, nodes),
+            env=variables,
             start_new_session=True,  # the terminal's Ctrl-C reaches it through this process alone
         )
-        agent = Agent(child, nodes, path, begin) if nodes else None
+        agent = None
+        if nodes:
+            assert isinstance(child, subprocess.Popen)
+            agent = Agent(child, nodes, path, begin)
         events, status = follow(run.path / JOURNAL), Status(run.journal)
         progress("starting", 0, None)
         try:
@@ -348,6 +355,7 @@ def watch_child(
             raise
         report(run, next(events), progress, on_event, status)
     if agent is None:
+        assert child.returncode is not None
         check_exit(child.returncode, run, begin)
     elif end := agent.end(run):
         raise_end(*end, run)
@@ -433,6 +441,11 @@ def environment(config: PipelineConfig, processes: int, nodes: Nodes | None) -> 
     return {**variables, **(nodes.environment() if nodes else {})}
 
 
+def uses_gpu(config: PipelineConfig) -> bool:
+    """Whether a new training takes a GPU, if there is one."""
+    return config.train.device != "cpu" and pick_device(config.train.device).type != "cpu"
+
+
 def gpu_count() -> int:
     import torch
 
@@ -508,7 +521,9 @@ def report(
         progress(status.line(max_steps, estimate), status.step, max_steps or estimate)
 
 
-def stop(child: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
+def stop(
+    child: "subprocess.Popen[bytes] | Forked", number: signal.Signals = signal.SIGTERM
+) -> None:
     """Ask the child to save and end; kill it after the grace period, or on a second Ctrl-C.
 
     A second SIGTERM is ignored: a service manager may send it to all processes of a service, and

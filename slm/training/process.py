@@ -197,7 +197,13 @@ def out_of_memory_message(run: RunFolder, error: BaseException) -> str:
     )
 
 
-if __name__ == "__main__":
-    code = main(RunFolder(Path(sys.argv[1])))
+def run(path: Path) -> int:
+    """Train the run of a folder in this process, and close its log; return the exit code."""
+    code = main(RunFolder(path))
     logging.shutdown()
-    os._exit(code)  # all is saved, and unloading torch takes a second that may not be left
+    return code
+
+
+if __name__ == "__main__":
+    # All is saved, and unloading torch takes a second that may not be left.
+    os._exit(run(Path(sys.argv[1])))

@@ -4,8 +4,8 @@ import numpy as np
 
 from slm.sizing.best import Shape
 from slm.sizing.budgets import Budget
-from slm.sizing.fit import Law, Point
-from slm.sizing.ladder import Rung
+from slm.sizing.law import Law, Point
+from slm.sizing.result import Rung
 
 NOISE = 0.004  # of the logarithm of a run's bits per byte
 VOCABULARY = 4096

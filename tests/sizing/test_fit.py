@@ -5,7 +5,8 @@ import pytest
 from simulated import LAW, SHAPES, UNIQUE, noisy, points, shape
 
 from slm.errors import UserError
-from slm.sizing.fit import DATA_REPEATS, Law, fit
+from slm.sizing.fit import fit
+from slm.sizing.law import DATA_REPEATS, Law
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from slm.sizing import picture
 from slm.sizing.best import Shape, Speeds, best_shape
 from slm.sizing.budgets import Budget, parse_budgets
 from slm.sizing.fit import fit
-from slm.sizing.ladder import Answer, LadderResult, hold_out, own_at, speeds_of
+from slm.sizing.result import Answer, LadderResult, hold_out, own_at, speeds_of
 from slm.sizing.sentences import headline, sentences
 
 MADE = rungs(0)

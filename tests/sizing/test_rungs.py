@@ -7,8 +7,10 @@ from tiny_run import make_run, tiny_config, write_documents
 from slm.errors import UserError
 from slm.machine import cpu_name
 from slm.run_folder import DataRoot
+from slm.size import parse_size
 from slm.sizing.budgets import parse_budgets
-from slm.sizing.ladder import considered, define_ladder, ladder_of, own_shape, rungs_of, speeds_of
+from slm.sizing.ladder import define_ladder, ladder_of
+from slm.sizing.result import considered, own_shape, rungs_of, size_text, speeds_of
 from slm.sweeps.definition import define_sweep
 from slm.sweeps.records import SeedRun, Trial
 
@@ -71,6 +73,14 @@ def test_budgets_in_flops_are_as_many_flops_at_every_size(project):
 def test_what_is_no_ladder_is_refused_before_anything_runs(project, budgets, changed, message):
     with pytest.raises(UserError, match=message):
         define_ladder("tiny", parse_budgets(budgets), **{"sizes": SIZES, **changed})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(25_000, "25K"), (999_999, "1M"), (1.24e6, "1.2M"), (112e6, "110M")]
+)
+def test_sizes_are_written_as_the_dial_takes_them(size, text):
+    assert size_text(size) == text
+    assert parse_size(text) == pytest.approx(size, rel=0.05)
 
 
 def test_another_sweep_is_no_ladder(project):
