@@ -86,9 +86,9 @@ def experiments() -> Iterator[Experiment]:
     """All of them, so ordered that a part of them is a ladder already."""
     small, middle, large = BUDGETS
     yield from ladder(small, seed=1)
-    yield from rates("tinystories", small, (64, 256), (0.5, 2.0, 4.0), (0.25, 0.5))
+    yield from rates("tinystories", small, (64, 256), (0.5, 2.0, 4.0), (0.25, 0.5, 2.0, 4.0))
     yield from ladder(middle, seed=1)
-    yield from rates("tinystories", middle, (64, 192), (0.5, 2.0), (0.5,))
+    yield from rates("tinystories", middle, (64, 192), (0.5, 2.0), (0.5, 2.0))
     yield from ladder(large, seed=1)
     yield from ladder(small, seed=2)
     yield from ladder(middle, seed=2)
@@ -96,7 +96,7 @@ def experiments() -> Iterator[Experiment]:
     yield from repeats("tinystories", (640, 160), (64, 128))
     yield from batches("tinystories", large, (64,))
     yield from ladder(large, seed=2)
-    yield from rates("stories", middle, (64, 192), (0.5, 2.0), (0.5,))
+    yield from rates("stories", middle, (64, 192), (0.5, 2.0), (0.5, 2.0))
     yield from shapes("tinystories", middle)
 
 

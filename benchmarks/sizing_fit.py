@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.errors import UserError
 from slm.size import ASPECT
 
 Run = dict[str, Any]
@@ -75,7 +76,7 @@ def optimum(law: Any, counted: str, flops: float, vocab: int, seq_len: int = 256
     A model of d blocks is 64 d wide, and d need not be whole.
     """
     best: Run = {}
-    for depth in np.geomspace(0.5, 40, 400):
+    for depth in np.geomspace(0.5, 40, 100):
         width = ASPECT * depth
         inside = depth * 12 * width**2
         vocabulary = vocab * width
@@ -87,7 +88,7 @@ def optimum(law: Any, counted: str, flops: float, vocab: int, seq_len: int = 256
     return best
 
 
-def show_law(runs: list[Run]) -> None:
+def show_law(runs: list[Run], resamples: int) -> None:
     from slm.sizing.fit import Point, fit
 
     for corpus in sorted({run["corpus"] for run in runs}):
@@ -104,8 +105,8 @@ def show_law(runs: list[Run]) -> None:
             for r in own
         ]
         try:
-            fitted = fit(points)
-        except Exception as error:
+            fitted = fit(points, resamples=resamples)
+        except UserError as error:
             print(f"{corpus}: {error}")
             continue
         print(f"\n{corpus}: {len(points)} runs, {fitted.law}, N counted as {fitted.counted}")
@@ -144,6 +145,7 @@ def show_ladder(runs: list[Run]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="the file that benchmarks/sizing.py writes")
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
     arguments = parser.parse_args()
     runs = read_runs(arguments.runs)
     show_ladder(runs)
@@ -153,7 +155,7 @@ def main() -> None:
             print(
                 f"{run['n_layer']} x {run['n_embd']}, {run['n_head']} heads: {run['val_bpb']:.4f}"
             )
-    show_law(runs)
+    show_law(runs, arguments.resamples)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d*)?(?:e\d+)?) *([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 MIN_SIZE, MAX_SIZE = 25_000, 10**12
 MAX_DEPTH = 256
-FITTED = (106_496, 3_211_264)  # parameters inside the blocks of the smallest and the largest model
+# What the rules rest on: parameters inside the blocks of the smallest and the largest model that
+# was measured, and tokens of the shortest and the longest training.
+FITTED, MEASURED = (106_496, 3_211_264), (65_536, 3_276_800)
 
 # ---- the rules' figures -----------------------------------------------------------------------
 
@@ -43,9 +45,10 @@ TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv:2203.15556
 MAX_PASSES = 4.0  # repeated data is worth little beyond: Muennighoff et al. 2023, arXiv:2305.16264
 
 # Peak rates of Muon, whose updates have the same norm at any width, and of AdamW's part, embeddings
-# and norms, which falls with the root of the width beyond the sizes that it was measured at.
+# and norms, for a training of a million tokens. That falls with the tokens, as AdamW's does in
+# Bjorck et al. 2024 (arXiv:2409.19913); more than the largest rate that was measured is not taken.
 MUON_RATE = 0.02
-REST_RATE, REST_EXPONENT = 1.2e-2, 1 / 6
+REST_RATE, REST_EXPONENT, MAX_REST_RATE = 1.6e-2, 0.25, 2.4e-2
 
 # Tokens of a step, for a training of a million tokens, and how they grow with these, whatever the
 # size of the model is: Bergsma et al. 2025, arXiv:2505.13738.
@@ -151,17 +154,19 @@ class Rates(NamedTuple):
     muon: float
 
 
-def rates_for(parameters: int, optimizer: str = "muon") -> Rates:
+def rates_for(parameters: int, tokens: int, optimizer: str = "muon") -> Rates:
     """Peak rates of AdamW, or of its part, and of Muon, to two digits.
 
     Of AdamW alone by Kaplan et al. 2020 (arXiv:2001.08361, appendix D.6).
 
-    >>> rates_for(3_000_000), rates_for(85_000_000), rates_for(85_000_000, "adamw")
-    (Rates(adamw=0.012, muon=0.02), Rates(adamw=0.0069, muon=0.02), Rates(adamw=0.00069, muon=0.02))
+    >>> [rates_for(1_000_000, tokens).adamw for tokens in (10**5, 10**6, 10**7, 10**9)]
+    [0.024, 0.016, 0.009, 0.0028]
+    >>> rates_for(85_000_000, 10**9, "adamw")
+    Rates(adamw=0.00069, muon=0.02)
     """
     if optimizer == "muon":
-        rest = REST_RATE * max(1.0, parameters / FITTED[1]) ** -REST_EXPONENT
-        return Rates(_two_digits(rest), MUON_RATE)
+        rest = REST_RATE * (tokens / 1e6) ** -REST_EXPONENT
+        return Rates(_two_digits(min(MAX_REST_RATE, rest)), MUON_RATE)
     return Rates(_two_digits(0.003239 - 0.0001395 * math.log(parameters)), MUON_RATE)
 
 
@@ -211,6 +216,7 @@ DERIVED = (
     "train.final_lr",
 )  # and a limit, with train.max_passes
 # Of a recipe that states its own shape: what a size on the command line is in place of.
+OF_TOKENS = ("train.tokens_per_step", "train.learning_rate")  # that are not known beforehand
 _OWN = ("train.optimizer", "train.schedule", "train.final_lr")  # that it keeps
 _REPLACED = (*(k for k in DERIVED if k not in _OWN), "model.n_kv_head", "model.n_inner")
 
@@ -221,8 +227,9 @@ def resolve(
     """The fields of a recipe and the changes of `--set`, with what a dial in them derives.
 
     A dial on the command line is in place of the recipe's own shape, rates and batch; its limit
-    stays. Returns both, the derived settings among the recipe's, and where each came from; without
-    a dial as they are.
+    stays, and where that is in seconds or epochs what follows from the tokens does too. Returns
+    both, the derived settings among the recipe's, and where each came from; without a dial as they
+    are.
 
     Raises UserError for a dial that is not valid, or next to `train.init_from`.
     """
@@ -238,8 +245,8 @@ def resolve(
     if outside:
         limits = settings_of(recipe) | settings_of(changes)
         unknown = any(limits.get(f"train.{name}") for name in ("max_seconds", "epochs"))
-        kept = "train.tokens_per_step" if unknown else ""  # it fits so many tokens
-        recipe = _without(recipe, tuple(key for key in (*_REPLACED, *DIALS) if key != kept))
+        kept = OF_TOKENS if unknown else ()
+        recipe = _without(recipe, [key for key in (*_REPLACED, *DIALS) if key not in kept])
     if len(dials) > 1:
         raise UserError(
             f"size={dials['size']} and depth={dials['depth']}: each gives the shape; keep one"
@@ -272,7 +279,7 @@ def settings_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _without(fields: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+def _without(fields: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Nested fields without some dotted keys."""
     kept = dict(fields)
     for key in keys:
@@ -303,40 +310,48 @@ def _derive(
     parameters = non_embedding(model)
     tokens, optimizer = tokens_for(parameters), stated.get("train.optimizer", "muon")
     batch, trained = _batch(stated, tokens, model.seq_len)
-    rates = rates_for(parameters, str(optimizer))
-    of_size = f"for {count(parameters)} parameters{_extrapolated(parameters)}"
+    rates = rates_for(parameters, trained, str(optimizer))
+    of_tokens = f"for {count(trained)} tokens of training{_extrapolated(trained, MEASURED)}"
+    of_size = f"for {count(parameters)} parameters"
     derived: Derived = {f"model.{name}": (getattr(model, name), why[name]) for name in SHAPE}
     derived |= {
-        "train.tokens_per_step": (batch, f"for {trained} of training"),
+        "train.tokens_per_step": (batch, of_tokens),
         "train.optimizer": ("muon", "the rates are those for it"),
-        "train.learning_rate": (rates.adamw, of_size),
+        "train.learning_rate": (rates.adamw, of_size if optimizer == "adamw" else of_tokens),
         "train.muon_learning_rate": (rates.muon, "the same for any size"),
         "train.schedule": ("linear", "the rates are those for it"),
         "train.final_lr": (0.0, "the rates are those for it"),
     }
     if not any(stated.get(f"train.{name}") is not None for name in LIMITS):
         whole = batch * math.ceil(tokens / batch)
-        each = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter{_extrapolated(parameters)}"
+        each = (
+            f"{TOKENS_PER_PARAMETER:g} tokens for each parameter{_extrapolated(parameters, FITTED)}"
+        )
         derived["train.max_tokens"] = (whole, each)
         derived["train.max_passes"] = (MAX_PASSES, "repeated data is worth little beyond")
     return {key: choice for key, choice in derived.items() if key not in stated}, model
 
 
-def _batch(stated: Mapping[str, Any], tokens: int, seq_len: int) -> tuple[int, str]:
-    """The tokens of a step, and the training that they are for: as stated, else by the rule."""
+def _batch(stated: Mapping[str, Any], tokens: int, seq_len: int) -> tuple[int, int]:
+    """The tokens of a step and of the training: as stated, else by the rules.
+
+    Args:
+        tokens: of a training without a limit in steps or tokens.
+    """
     steps, limit = stated.get("train.max_steps"), stated.get("train.max_tokens")
+    given = stated.get("train.tokens_per_step")
     if isinstance(steps, int) and steps > 0:
-        return batch_of_steps(steps, seq_len), f"{steps:,} steps"
+        batch = given if isinstance(given, int) else batch_of_steps(steps, seq_len)
+        return batch, max(1, steps * batch)
     trained = limit if isinstance(limit, int) and limit > 0 else tokens
-    return batch_for(trained, seq_len), f"{count(trained)} tokens"
+    return batch_for(trained, seq_len), trained
 
 
-def _extrapolated(parameters: int) -> str:
-    """The end of a reason, where a rule is used beyond what it was fitted on."""
-    return "" if FITTED[0] <= parameters <= FITTED[1] else f", extrapolated from {RANGE}"
-
-
-RANGE = f"{count(FITTED[0])} to {count(FITTED[1])}"
+def _extrapolated(value: int, known: tuple[int, int]) -> str:
+    """The end of a reason, where a rule is used beyond what it rests on."""
+    if known[0] <= value <= known[1]:
+        return ""
+    return f", extrapolated from {count(known[0])} to {count(known[1])}"
 
 
 def _shape(

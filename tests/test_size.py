@@ -90,7 +90,7 @@ def test_the_rules_are_monotone() -> None:
     batches = [batch_for(each, 256) for each in tokens]
     assert batches == sorted(batches)
     for optimizer in ("adamw", "muon"):
-        rates = [rates_for(size, optimizer) for size in sizes]
+        rates = [rates_for(size, tokens_for(size), optimizer) for size in sizes]
         assert rates == sorted(rates, reverse=True)
 
 
@@ -126,7 +126,7 @@ def test_a_size_from_outside_replaces_the_shape_and_the_rates_of_a_recipe(
 ) -> None:
     config = dial("shaped", size="4M")
     assert abs(non_embedding(config.model) / 4e6 - 1) < 0.12
-    assert config.train.learning_rate == rates_for(non_embedding(config.model)).adamw
+    assert config.train.learning_rate == rates_for(4_000_000, 500_000).adamw
     assert config.train.max_tokens == 500_000  # the recipe's limit
     assert dial("shaped", size="4M", **{"model.n_layer": 3}).model.n_layer == 3
     assert dial("shaped", depth=3).model.n_embd == 192
@@ -145,6 +145,7 @@ def test_a_recipe_limited_in_seconds_keeps_its_batch() -> None:
     config = load_recipe("tinystories-sample", {**stated, "size": "10M"})
     assert config.train.max_seconds == own.train.max_seconds
     assert config.train.tokens_per_step == own.train.tokens_per_step
+    assert config.train.learning_rate == own.train.learning_rate
 
 
 def test_the_tokens_follow_from_the_size_and_are_bounded_by_the_data(
@@ -193,8 +194,8 @@ def test_what_is_beyond_the_fitted_sizes_is_called_extrapolated(tmp_path: Path) 
     path.write_text(RECIPES)
     for size, beyond in (("1M", False), ("100M", True)):
         _, origins = load_with_origins("dialled", {"size": size}, path=path)
-        [rate] = [origin for origin in origins if origin.key == "train.learning_rate"]
-        assert ("extrapolated" in rate.why) == beyond
+        [tokens] = [origin for origin in origins if origin.key == "train.max_tokens"]
+        assert ("extrapolated" in tokens.why) == beyond
     assert FITTED[0] < 1e6 < FITTED[1]
 
 
