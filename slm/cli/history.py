@@ -9,8 +9,6 @@ from slm.cli.completion import recipe_names, run_names
 from slm.cli.options import (
     REFERENCE,
     AsJson,
-    RunName,
-    console,
     display_for,
     show,
     show_line,
@@ -146,22 +144,6 @@ def _chain_and_run(model: str) -> "tuple[Lineage, RunFolder]":
 
     run = open_run(model)
     return lineage(run), run
-
-
-def compare(a: RunName, b: RunName, as_json: AsJson = False) -> None:
-    """Compare two runs: settings, curves, bits per byte with their interval, samples.
-
-    Example: slm compare RUN RUN
-    """
-    import slm.history.compare
-    from slm.cli import tables
-
-    comparison = slm.history.compare.compare(open_run(a), open_run(b))
-    if as_json:
-        show(comparison.model_dump(mode="json"), as_json)
-    else:
-        console().print(tables.comparison(comparison))
-    suggest(as_json, f"slm report {b} --open")
 
 
 def gc(

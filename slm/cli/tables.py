@@ -16,7 +16,7 @@ from slm.figures import count, date, duration, size
 from slm.recipes import Setting, describe
 
 if TYPE_CHECKING:
-    from slm.history.compare import Comparison
+    from slm.history.compare import PairComparison
     from slm.history.lineage import Lineage, Link
     from slm.history.runs import RunFacts
     from slm.orchestration.health import Health
@@ -280,7 +280,7 @@ def differences(rows: "Sequence[Compared]") -> RenderableType:
     return Group(table, f"and {more:,} more: --json lists all of them") if more else table
 
 
-def comparison(compared: "Comparison") -> RenderableType:
+def pair(compared: "PairComparison") -> RenderableType:
     """Two runs side by side."""
     by_setting = listing(
         ("setting", "A", "B"),

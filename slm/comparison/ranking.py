@@ -94,7 +94,9 @@ def grouped(runs: Sequence[ReadRun]) -> list[Members]:
     for run in runs:
         fields = {**run.settings, **run.inputs, SEED: None, "recipe": None}
         groups[repr(sorted(fields.items()))].append(run)
-    return [sorted(members, key=lambda run: (run.seed or 0, run.name)) for members in groups.values()]
+    return [
+        sorted(members, key=lambda run: (run.seed or 0, run.name)) for members in groups.values()
+    ]
 
 
 # ---- scores -----------------------------------------------------------------------------------

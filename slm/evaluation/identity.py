@@ -1,4 +1,4 @@
-"""Which evaluation a config asks for: its key, its folder and file in the run's, without PyTorch."""
+"""Which evaluation a config asks for: its key, folder and file, without PyTorch."""
 
 from pathlib import Path
 
