@@ -144,7 +144,7 @@ def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], lis
             "val_bpb": group.val_bpb,
             "95 %": f"{group.low:.4f} to {group.high:.4f}",
             "seeds": len(group.seeds),
-            "minus best": _above(group),
+            "minus best": _above(group, width() >= MIN_WIDTH_OF_NAMES),
         }
         row |= {task: _percent(group.benchmarks.get(task)) for task in tasks}
         row |= {
@@ -169,12 +169,12 @@ def _columns(
     return names, [[row[name] for name in names] for row in rows]
 
 
-def _above(group: "Group") -> str | None:
+def _above(group: "Group", with_interval: bool) -> str | None:
     if group.to_best is None:
         return None
-    difference = group.to_best
-    sign = " " if group.is_distinguishable else "="
-    return f"{difference.difference:+.4f} {sign} ({difference.low:+.4f} to {difference.high:+.4f})"
+    above = group.to_best
+    text = f"{above.difference:+.4f} {' ' if group.is_distinguishable else '='}"
+    return f"{text} ({above.low:+.4f} to {above.high:+.4f})" if with_interval else text
 
 
 def _percent(accuracy: float | None) -> str | None:
