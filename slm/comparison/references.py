@@ -14,14 +14,16 @@ _OF_PATTERN = "*?["
 
 
 def named_runs(references: Sequence[Given], root: Path | None = None) -> list[RunFolder]:
-    """The runs that are meant, each once, in the order in which they are named.
+    """The runs that are meant, in the order in which they are named; of more than two each once.
 
     A reference is one of `open_run`, a pattern of names such as `quickstart-*`, or a sweep by its
     folder, its name or the beginning of its key. What names a run is never taken for a sweep.
 
     Raises UserError where one means no run, and where all of them together mean fewer than two.
     """
-    runs = by_path([run for each in references for run in _named(reference_to(each), root)])
+    runs = [run for each in references for run in _named(reference_to(each), root)]
+    if len(runs) != 2:  # two may be a run and itself
+        runs = by_path(runs)
     if len(runs) < 2:
         given = " ".join(excerpt(reference_to(each)) for each in references) or "nothing"
         of = f"that is only {runs[0].name}" if runs else "that is no run"
