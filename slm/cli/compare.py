@@ -122,8 +122,7 @@ def _standing(ranking: "Ranking") -> str:
         if tied
         else "the best is better than every other"
     )
-    seeds = "" if any(len(g.seeds) > 1 for g in ranking.groups) else "; one seed each: what another"
-    doubt = f"{seeds} would give is not known" if seeds else ""
+    doubt = f"; {ranking.doubt}" if ranking.doubt else ""
     return (
         f"{result}; the intervals of minus best hold together with 95 % (Bonferroni, "
         f"{counted(ranking.comparisons, 'comparison')}){doubt}"

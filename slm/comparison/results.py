@@ -85,6 +85,13 @@ class Ranking(Frozen):
         """The groups that are not shown to be worse than the best, without it."""
         return [group for group in self.groups[1:] if not group.is_distinguishable]
 
+    @property
+    def doubt(self) -> str:
+        """What the intervals leave out; empty where some group shows how much seeds differ."""
+        if not self.comparisons or any(len(group.seeds) > 1 for group in self.groups):
+            return ""
+        return "one seed each: what another seed would give is not known"
+
 
 class Comparison(Frozen):
     """Any number of runs: `rankings`, and `runs` with what each of them is."""
