@@ -6,7 +6,7 @@ from typing import Any
 from slm import keys
 from slm.errors import UserError, listing
 from slm.recipes import load_recipe
-from slm.sweeps.space import Dimension, Space, check_conditions, combinations
+from slm.sweeps.space import Dimension, Space, check_conditions, combinations, together
 
 MAX_CHECKED = 1024  # combinations of the ends of ranges
 # Other values would hold out other documents, and scores on other documents have no order.
@@ -31,7 +31,7 @@ def checked_space(
     known: dict[str, dict[str, Any]] = {key: {} for key in space}
     for values in corners(space):
         try:
-            flat = load_recipe(recipe, {**overrides, **values}).flat()
+            flat = load_recipe(recipe, together(overrides, values)).flat()
         except UserError as error:
             raise UserError(f"the space has {_shown(values)}, which is refused: {error}") from error
         for key, value in values.items():

@@ -41,7 +41,7 @@ from slm.records import Frozen
 from slm.storage import sha256_json
 from slm.sweeps.checking import checked_space
 from slm.sweeps.halving import Halving, parse_halving
-from slm.sweeps.space import Dimension, check_grid, combinations, parse_dimension
+from slm.sweeps.space import Dimension, check_grid, combinations, parse_dimension, together
 
 Sampler = Literal["tpe", "random", "grid"]
 SWEEP_VERSION = 1
@@ -91,7 +91,7 @@ class Sweep(Frozen):
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
         """The recipe's config with the sweep's own overrides and those of a trial."""
-        return load_recipe(self.recipe, {**self.overrides, **(overrides or {})})
+        return load_recipe(self.recipe, together(self.overrides, overrides or {}))
 
     @property
     def key(self) -> str:
@@ -170,8 +170,8 @@ def load_sweep(name: str, **changes: Any) -> Sweep:
     fields = {key: value for key, value in sweeps[name].items() if key != DESCRIPTION}
     own = fields.get("overrides") or {}
     fields |= {key: value for key, value in changes.items() if value is not None}
-    if isinstance(own, dict) and "overrides" in fields:
-        fields["overrides"] = {**own, **fields["overrides"]}
+    merged = {**own, **(changes.get("overrides") or {})} if isinstance(own, dict) else own
+    fields["overrides"] = merged
     recipe, space = fields.pop("recipe", None), fields.pop("space", None)
     if not isinstance(recipe, str):
         raise UserError(f"the sweep {name} names no recipe: add `recipe: quickstart`")

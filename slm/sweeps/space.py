@@ -13,12 +13,14 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from slm.config import LIMITS
 from slm.errors import UserError, excerpt, listing, unknown
 from slm.other_names import unknown_setting
 from slm.recipes import dotted_keys, parse_overrides, sections
 from slm.records import Frozen
+from slm.storage import to_json
 
-MAX_COMBINATIONS = 10_000  # of a grid, and of a space whose combinations are counted
+MAX_COMBINATIONS = 4096  # of a grid, and of a space whose combinations are counted
 DIGITS = 6  # of a number drawn from a range
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"((?:(?:log|int):){{0,2}})({_NUMBER}):({_NUMBER})")
@@ -94,10 +96,15 @@ class Dimension(Frozen):
     def text(self) -> str:
         """As it is written on the command line, without its condition."""
         if self.choices:
-            return ",".join(map(str, self.choices))
+            return ",".join(map(written, self.choices))
         kind = f"{'log:' * self.log}{'int:' * self.integer}"
         low, high = self.corners
         return f"{kind}{low:g}:{high:g}" if not self.integer else f"{kind}{low}:{high}"
+
+
+def written(value: Any) -> str:
+    """A value as it is written: null for None, true and false."""
+    return value if isinstance(value, str) else to_json(value)
 
 
 # ---- reading ----------------------------------------------------------------------------------
@@ -283,6 +290,16 @@ def _distinct(space: Space, tuples: Iterator[tuple[Any, ...]]) -> Iterator[dict[
         if (name := identity(chosen)) not in seen:
             seen.add(name)
             yield chosen
+
+
+def together(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of a sweep with the settings of a trial.
+
+    A limit of the trial replaces that of the sweep, as that replaces the recipe's.
+    """
+    limits = {f"train.{name}" for name in LIMITS}
+    replaced = limits if limits & values.keys() else set()
+    return {**{key: v for key, v in overrides.items() if key not in replaced}, **values}
 
 
 def identity(values: Mapping[str, Any]) -> str:
