@@ -212,9 +212,10 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
     short = width < MIN_WIDTH_OF_DATES
     facts = list(facts)
     names = ("name", "state", "started", "step", "val_bpb", "in training", "benchmarks", "seconds",
-             "differs in")  # fmt: skip
+             "sweep", "differs in")  # fmt: skip
     left_out = ["in training", "benchmarks", "seconds"] if narrow else []
     left_out += [] if any(f.benchmarks for f in facts) else ["benchmarks"]
+    left_out += [] if any(f.sweep for f in facts) and not narrow else ["sweep"]
     left_out += ["state", "started", "step", "differs in"] if short else []
     rows = []
     for f in facts:
@@ -228,6 +229,7 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
             "in training": f.slice_val_bpb,
             "benchmarks": accuracies(f.benchmarks),
             "seconds": f.seconds and round(f.seconds),
+            "sweep": f.sweep,
             "differs in": " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in f.differs.items()),
         }
         rows.append([value for name, value in values.items() if name not in left_out])

@@ -78,8 +78,8 @@ def headline(compared: Comparison) -> str:
     text = f"{name} is the best: {best.val_bpb:.4f} bits per byte"
     if ranking.tied:
         return f"{text}, not distinguishable from {counted(len(ranking.tied), 'other')}"
-    alone = ", on these documents, by one seed each" if ranking.doubt else ""
-    return f"{text}, and better than every other{alone}"
+    doubt = f"; {ranking.doubt}" if ranking.doubt else ""
+    return f"{text}, and better than every other{doubt}"
 
 
 # ---- a ranking --------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
+from slm.evaluation.intervals import MIN_DOCUMENTS
+from slm.figures import counted
 from slm.history.compare import PairComparison
 from slm.records import Frozen, TaskScore
 
@@ -87,7 +89,9 @@ class Ranking(Frozen):
 
     @property
     def doubt(self) -> str:
-        """What the intervals leave out; empty where some group shows how much seeds differ."""
+        """Why the intervals show less than they seem to; empty where they do not."""
+        if self.documents < MIN_DOCUMENTS:
+            return f"of {counted(self.documents, 'document')} no interval can be trusted"
         if not self.comparisons or any(len(group.seeds) > 1 for group in self.groups):
             return ""
         return "one seed each: what another seed would give is not known"

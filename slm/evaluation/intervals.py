@@ -11,6 +11,7 @@ import numpy.typing as npt
 RESAMPLES = 1000  # for the interval of val_bpb
 PAIRED_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+MIN_DOCUMENTS = 20  # below that, an interval over documents cannot be trusted
 MAX_DRAWS = 40_000_000  # documents that are drawn to resample many models together
 MIN_RESAMPLES = 1000
 MIN_TAIL = 10  # resamples beyond a percentile, so that it can be read off

@@ -1,5 +1,6 @@
 """Any number of runs: who is grouped, who is ranked with whom, and what is shown of the rest."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from many_runs import held_out_sizes, make_run
 
 import slm
 from slm import storage
+from slm.cli.main import app
+from slm.comparison.page import headline
 from slm.comparison.results import Comparison
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
@@ -187,12 +190,41 @@ def test_runs_are_named_in_any_way_and_each_counts_once(root: Path) -> None:
     assert [run.run for run in compare(root, path, names[0]).runs] == [names[2], names[0]]
 
 
+def test_how_little_the_intervals_show_is_said(tmp_path: Path) -> None:
+    make_run(tmp_path, config(model__n_layer=4), 0.7)
+    make_run(tmp_path, config(model__n_layer=2), 0.9)
+    (ranking,) = compare(tmp_path).rankings
+    assert "another seed" in ranking.doubt
+    assert ranking.doubt in headline(compare(tmp_path))
+    make_run(tmp_path, config(model__n_layer=4, train__seed=2), 0.71)
+    assert compare(tmp_path).rankings[0].doubt == ""
+    make_run(tmp_path / "few", config(model__n_layer=4), 0.7, sizes=[100] * 19)
+    make_run(tmp_path / "few", config(model__n_layer=2), 0.9, sizes=[100] * 19)
+    assert "19 documents" in compare(tmp_path / "few").rankings[0].doubt
+
+
 def test_a_sweep_is_the_runs_of_its_trials(root: Path) -> None:
     names = [run.run for run in compare(root).runs]
     sweep = sweep_of(root, [names[2], names[0], "quickstart-000000000000"])  # of which one is gone
     for reference in ("depths", sweep.name, str(sweep.path), sweep.key[:6]):
         assert [run.run for run in compare(root, reference).runs] == [names[2], names[0]]
     assert len(compare(root, "depths", names[1]).runs) == 3
+
+
+def test_runs_are_listed_with_their_sweep(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [run.run for run in compare(root).runs]
+    sweep = sweep_of(root, names[:2])
+    (sweep.path.with_name("broken-0123456789ab")).mkdir()
+    (sweep.path.with_name("broken-0123456789ab") / "sweep.json").write_text("{torn")
+    monkeypatch.setenv("SLM_DATA", str(root))
+    app(["runs", "--json"], standalone_mode=False)
+    listed = {run["run"]: run["sweep"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert {run for run, name in listed.items() if name == sweep.name} == set(names[:2])
+    assert [listed[name] for name in names[2:]] == [None, None, None]
+    app(["runs"], standalone_mode=False)
+    assert sweep.name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
