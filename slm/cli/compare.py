@@ -23,7 +23,7 @@ from slm.figures import count, counted, duration
 from slm.orchestration.display import shorten
 
 if TYPE_CHECKING:
-    from slm.comparison.results import ComparedRun, Comparison, Group, Ranking
+    from slm.comparison.results import Comparison, Group, Ranking
 
 MIN_WIDTH = 150  # characters, for all columns of a ranking
 MIN_WIDTH_OF_NAMES = 90  # below it the runs are named in a line of their own
@@ -76,7 +76,10 @@ def compare(
         if open_page:
             webbrowser.open(compared.html.as_uri())
     else:
-        suggest(as_json, f"slm compare {shlex.join(references)} --open")
+        best = compared.rankings[0].groups[0].runs[0] if compared.rankings else None
+        report = compared.pair.b if compared.pair else best
+        reports = [f"slm report {report} --open"] if report else []
+        suggest(as_json, *reports, f"slm compare {shlex.join(references)} --open")
 
 
 def as_fields(compared: "Comparison") -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _show(compared: "Comparison") -> None:
             show_line(sentence)
     if compared.not_ranked:
         show_line("\nNot ranked" if compared.rankings else "No run is ranked")
-        show_wide(tables.listing(*_not_ranked(compared.not_ranked)))
+        show_wide(tables.listing(*_not_ranked(compared)))
     for note in compared.notes:
         show_line(f"note: {note}")
 
@@ -131,7 +134,7 @@ def _standing(ranking: "Ranking") -> str:
 
 def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], list[list[Any]]]:
     """The columns and rows of a ranking, as many as the terminal has room for."""
-    from slm.comparison.naming import settings_text
+    from slm.comparison.naming import brief_settings, settings_text
 
     wide = width() >= MIN_WIDTH
     tasks = list(dict.fromkeys(task for group in ranking.groups for task in group.benchmarks))
@@ -139,7 +142,7 @@ def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], lis
     for rank, group in enumerate(ranking.groups[:MAX_ROWS], 1):
         row: dict[str, Any] = {
             "rank": rank,
-            "differs in": settings_text(group.settings),
+            "differs in": settings_text(group.settings, brief_settings(compared)),
             "val_bpb": group.val_bpb,
             "95 %": f"{group.low:.4f} to {group.high:.4f}",
             "seeds": len(group.seeds),
@@ -184,19 +187,21 @@ def _names(runs: Sequence[str]) -> str:
     return runs[0] if len(runs) == 1 else f"{runs[0]} +{len(runs) - 1}"
 
 
-def _not_ranked(runs: "Sequence[ComparedRun]") -> tuple[list[str], list[list[Any]]]:
-    from slm.comparison.naming import settings_text
+def _not_ranked(compared: "Comparison") -> tuple[list[str], list[list[Any]]]:
+    from slm.comparison.naming import brief_settings, settings_text
+    from slm.comparison.reading import SEED
 
+    keys = [*brief_settings(compared), SEED]
     rows = [
         {
             "run": run.run,
             "why": run.not_ranked,
-            "differs in": settings_text(run.settings),
+            "differs in": settings_text(run.settings, keys) if run.settings else None,
             "best in training": run.best_slice_val_bpb,
             "last": run.last_slice_val_bpb,
             "tokens": count(run.tokens),
             "seconds": run.seconds and duration(run.seconds),
         }
-        for run in runs
+        for run in compared.not_ranked
     ]
     return _columns(rows, {"tokens", "seconds"} if width() < MIN_WIDTH else ())

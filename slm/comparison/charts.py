@@ -14,9 +14,9 @@ from slm.report.plots import short
 AXES = {"tokens": 0, "seconds": 1, "FLOPs": 2}  # of a curve → where its points have it
 UNITS = {"tokens": "tokens of training", "seconds": "seconds of training", "FLOPs": "FLOPs"}
 MAX_OWN_COLOURS = 8  # groups that each have a colour of their own
-MAX_SETTINGS = 6  # in which groups differ: with a column and charts each
 MAX_PANELS = 6  # values of a setting: with a chart of the curves each
 SHOWN = 0.85  # the share of all scores that the curves' axis has; what is above is cut off
+MAX_NAME = 10  # characters of a value below an axis
 SPREAD = 0.5  # of the width of a value, over which its groups are spread
 
 
@@ -129,7 +129,7 @@ class Charts:
                 if charts := self._curves(chosen, title, small=True):
                     curves.append((title, charts))
             panels.append(Panels(key, self._by_value(key, names[key], values), curves))
-        return panels[:MAX_SETTINGS]
+        return panels
 
     def _by_value(self, key: str, name: str, values: Sequence[Any]) -> str:
         """What each group has above the best, with its interval, over the setting's value."""
@@ -161,10 +161,15 @@ class Charts:
             lines,
             x,
             Scale(min(ends) - gap, max(ends) + gap),
-            x_ticks=None if is_axis else [(i, shown_value(v)) for i, v in enumerate(values)],
+            x_ticks=None if is_axis else [(i, _cut(shown_value(v))) for i, v in enumerate(values)],
             format_x=lambda value: f"{value:.3g}",
             tick_count=4,
         )
+
+
+def _cut(text: str) -> str:
+    """A name below an axis, where it must not cover the next one."""
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…"
 
 
 def sorted_values(values: Sequence[Any]) -> list[Any]:

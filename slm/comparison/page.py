@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.comparison.charts import MAX_OWN_COLOURS, MAX_SETTINGS, Charts, colours, standing
+from slm.comparison.charts import MAX_OWN_COLOURS, Charts, colours, standing
 from slm.comparison.drawing import line_points
-from slm.comparison.naming import amount, settings_text, short_names, shown_value, signed
+from slm.comparison.naming import (
+    amount,
+    brief_settings,
+    settings_text,
+    short_names,
+    shown_value,
+    signed,
+)
 from slm.comparison.reading import ReadRun
 from slm.comparison.results import Comparison, Difference, Group, Ranking
 from slm.errors import UserError
@@ -53,7 +60,7 @@ def render(compared: Comparison, read: Mapping[str, ReadRun]) -> bytes:
         compared=compared,
         rankings=[_facts(i, each, compared, read) for i, each in enumerate(compared.rankings, 1)],
         settings_names=short_names(compared.settings),
-        max_settings=MAX_SETTINGS,
+        brief=brief_settings(compared),
         max_rows=MAX_ROWS,
         max_writers=MAX_WRITERS,
         points=points,
@@ -72,7 +79,7 @@ def headline(compared: Comparison) -> str:
         of_first = compared.model_copy(update={"rankings": [ranking]})
         return f"{headline(of_first)}; {others} scored on other held-out text"
     best = ranking.groups[0]
-    name = settings_text(best.settings) or best.runs[0]
+    name = settings_text(best.settings, brief_settings(compared)) or best.runs[0]
     if len(ranking.groups) == 1:
         return f"{name}: {best.val_bpb:.4f} bits per byte, {counted(len(best.seeds), 'seed')}"
     text = f"{name} is the best: {best.val_bpb:.4f} bits per byte"
@@ -115,10 +122,9 @@ def _facts(
         "tasks": list(dict.fromkeys(t for group in ranking.groups for t in group.benchmarks)),
         "axes": charts.axes,
         "curves": charts.curves,
-        "panels": charts.panels(list(compared.settings)),
+        "panels": charts.panels(brief_settings(compared)),
         "own_colours": len(rows) <= MAX_OWN_COLOURS,
         "has_unranked": any(each.classes == "open" for each in charts.drawn),
-        "settings": list(compared.settings) if len(compared.settings) <= MAX_SETTINGS else [],
         "samples": _samples(rows, read),
         "slices_differ": len({r.settings["train.evaluate_documents"] for r in ranked}) > 1,
     }

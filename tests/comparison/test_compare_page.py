@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from many_runs import make_run
-from test_compare_many import config
+from many_runs import held_out_sizes, make_run
+from test_compare_many import PIPELINES, config
 
 import slm
 from slm.comparison.charts import sorted_values
 from slm.comparison.drawing import Scale, apart, line_points, scale_of, thinned
+from slm.comparison.naming import brief_settings, short_names
+from slm.recipes import load_recipe
 
 WRITES = {"Once upon a time": " a cat.", "One day": " a <dog> & an owl."}
 
@@ -150,3 +152,23 @@ def test_labels_do_not_cover_each_other() -> None:
 def test_values_are_sorted_as_what_they_are() -> None:
     assert sorted_values([10, 2, 2.5, 10]) == [2, 2.5, 10]
     assert sorted_values(["b", None, "a", True]) == [None, True, "a", "b"]
+
+
+def test_of_many_settings_those_within_a_recipe_are_shown(tmp_path: Path) -> None:
+    sizes = held_out_sizes(40)
+    for recipe, changed in (
+        ("quickstart", {}),
+        ("quickstart", {"train.warmup": 0.3}),
+        ("gpt2-124m", {}),
+    ):
+        make_run(tmp_path, load_recipe(recipe, changed, path=PIPELINES), 0.8, sizes=sizes)
+    compared = slm.compare("*", html=tmp_path / "page.html", root=tmp_path)
+    assert len(compared.settings) > 20
+    assert brief_settings(compared) == ["recipe", "train.warmup"]
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "They differ in" in page
+    assert "<summary>All settings in which they differ</summary>" in page
+    assert short_names(["model.n_layer", "data.seed"]) == {
+        "model.n_layer": "n_layer",
+        "data.seed": "data.seed",
+    }
