@@ -30,6 +30,10 @@ Look at a run:
     run = slm.open_run("quickstart-3693316e0b15")
     run.config, run.plan, run.evaluation.val_bpb, run.best.step
 
+Compare any number of runs, on the same held-out documents:
+
+    slm.compare("quickstart-*").rankings[0].groups[0].settings  # of the best
+
 Each name is imported when it is first used, so that `import slm` loads nothing heavy.
 """
 
@@ -60,6 +64,7 @@ _MODULES = {
     "ladder": "slm.orchestration.ladder_outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
+    "compare": "slm.comparison.compare",
     "push": "slm.store.push",
     "pull": "slm.store.pull",
     "open_run": "slm.registry.opening",

@@ -1,5 +1,6 @@
 from slm.cluster.kubernetes import launch_kubernetes as launch_kubernetes
 from slm.cluster.slurm import launch_slurm as launch_slurm
+from slm.comparison.compare import compare as compare
 from slm.config import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError

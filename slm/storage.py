@@ -265,13 +265,16 @@ def write_json(path: Path, value: Any) -> None:
 def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
     """Size and sha256 of files, by their path relative to `folder`; hashed in parallel."""
     ordered = sorted(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        known = _known_digests.get()  # threads do not inherit it
-        digests = pool.map(lambda path: _digest(path, known), ordered)
-        return {
-            path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
-            for path, digest in zip(ordered, digests, strict=True)
-        }
+    known = _known_digests.get()  # threads do not inherit it
+    if len(ordered) == 1:  # threads take longer to start than a small file to hash
+        digests = [_digest(ordered[0], known)]
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = list(pool.map(lambda path: _digest(path, known), ordered))
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
+        for path, digest in zip(ordered, digests, strict=True)
+    }
 
 
 def mismatches(folder: Path, files: Mapping[str, FileEntry], *, hashes: bool = True) -> list[str]:

@@ -1,5 +1,6 @@
 """The commands that look back: runs, what a model was made of, reproduced, compared, cleaned up."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,6 @@ from slm.cli.completion import recipe_names, run_names
 from slm.cli.options import (
     REFERENCE,
     AsJson,
-    RunName,
-    console,
     display_for,
     show,
     show_line,
@@ -19,12 +18,12 @@ from slm.cli.options import (
     width,
 )
 from slm.config import data_root
-from slm.errors import UserError
+from slm.errors import SlmError, UserError
 from slm.figures import size
 from slm.history.runs import Order, list_runs
 from slm.records import names_version
 from slm.registry.opening import open_run
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot, RunFolder
 
 if TYPE_CHECKING:
     from slm.history.lineage import Lineage
@@ -62,7 +61,11 @@ def runs(
     """
     from slm.cli import tables
 
-    facts = list_runs(data_root(), pattern, recipe=recipe, order=order)
+    sweeps = _sweeps_of_runs()
+    facts = [
+        each.model_copy(update={"sweep": sweeps.get(each.run)})
+        for each in list_runs(data_root(), pattern, recipe=recipe, order=order)
+    ]
     if as_json:
         show({"runs": [run.model_dump() for run in facts]}, as_json)
         return
@@ -74,6 +77,18 @@ def runs(
         first = f"slm report {newest.run} --open" if finished else f"slm train {newest.run}"
         compared = f"slm compare {others[0].run} {newest.run}" if others else "slm compare RUN RUN"
         suggest(as_json, first, compared)
+
+
+def _sweeps_of_runs() -> dict[str, str]:
+    """Of each run that is of a trial, the name of its sweep; a sweep that is damaged has none."""
+    from slm.sweeps.folder import SweepFolder
+
+    sweeps: dict[str, str] = {}
+    for path in DataRoot().sweeps():
+        with suppress(SlmError):
+            for run in SweepFolder(path).runs:
+                sweeps.setdefault(run, path.name)
+    return sweeps
 
 
 def _no_runs(pattern: str, recipe: str | None) -> str:
@@ -146,22 +161,6 @@ def _chain_and_run(model: str) -> "tuple[Lineage, RunFolder]":
 
     run = open_run(model)
     return lineage(run), run
-
-
-def compare(a: RunName, b: RunName, as_json: AsJson = False) -> None:
-    """Compare two runs: settings, curves, bits per byte with their interval, samples.
-
-    Example: slm compare RUN RUN
-    """
-    import slm.history.compare
-    from slm.cli import tables
-
-    comparison = slm.history.compare.compare(open_run(a), open_run(b))
-    if as_json:
-        show(comparison.model_dump(mode="json"), as_json)
-    else:
-        console().print(tables.comparison(comparison))
-    suggest(as_json, f"slm report {b} --open")
 
 
 def gc(

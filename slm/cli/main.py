@@ -19,11 +19,12 @@ from typer.exceptions import TyperException
 
 from slm import __version__, machine
 from slm.cli.benchmark import benchmark
+from slm.cli.compare import compare
 from slm.cli.doctor import doctor
 from slm.cli.ending import finish, stop
 from slm.cli.export import export
 from slm.cli.help import Command, Group, first_hour, usage_message
-from slm.cli.history import compare, gc, lineage, reproduce, runs
+from slm.cli.history import gc, lineage, reproduce, runs
 from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.ladder import ladder

@@ -17,7 +17,7 @@ from slm.recipes import Setting, describe
 from slm.size import DIALS
 
 if TYPE_CHECKING:
-    from slm.history.compare import Comparison
+    from slm.history.compare import PairComparison
     from slm.history.lineage import Lineage, Link
     from slm.history.runs import RunFacts
     from slm.orchestration.health import Health
@@ -232,9 +232,10 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
     short = width < MIN_WIDTH_OF_DATES
     facts = list(facts)
     names = ("name", "state", "started", "step", "val_bpb", "in training", "benchmarks", "seconds",
-             "differs in")  # fmt: skip
+             "sweep", "differs in")  # fmt: skip
     left_out = ["in training", "benchmarks", "seconds"] if narrow else []
     left_out += [] if any(f.benchmarks for f in facts) else ["benchmarks"]
+    left_out += [] if any(f.sweep for f in facts) and not narrow else ["sweep"]
     left_out += ["state", "started", "step", "differs in"] if short else []
     rows = []
     for f in facts:
@@ -248,6 +249,7 @@ def runs(facts: "Iterable[RunFacts]", width: int) -> Table:
             "in training": f.slice_val_bpb,
             "benchmarks": accuracies(f.benchmarks),
             "seconds": f.seconds and round(f.seconds),
+            "sweep": f.sweep,
             "differs in": " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in f.differs.items()),
         }
         rows.append([value for name, value in values.items() if name not in left_out])
@@ -300,7 +302,7 @@ def differences(rows: "Sequence[Compared]") -> RenderableType:
     return Group(table, f"and {more:,} more: --json lists all of them") if more else table
 
 
-def comparison(compared: "Comparison") -> RenderableType:
+def pair(compared: "PairComparison") -> RenderableType:
     """Two runs side by side."""
     by_setting = listing(
         ("setting", "A", "B"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.evaluation.identity import XZ as XZ
 from slm.evaluation.ngrams import ORDER, Ints, KneserNey, unigram_nats
 from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte
 from slm.records import Shards
@@ -21,7 +22,7 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 HELD_OUT_BYTES = 4_000_000  # of held-out text, at least one document
 TRAIN_TOKENS = 3_000_000  # of the training documents, for the two that count
 PRIMER_BYTES = 1_000_000  # of training text that zstd is given beforehand
-FIVE_GRAM, XZ = "5-gram", "xz -9"
+FIVE_GRAM = "5-gram"
 
 
 @dataclass(frozen=True)

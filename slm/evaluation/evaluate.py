@@ -22,7 +22,7 @@ from slm.errors import CorruptionError, SlmError, UserError
 from slm.evaluation.baselines import compare_baselines
 from slm.evaluation.calibration import Calibration, predictions
 from slm.evaluation.duplicates import contamination
-from slm.evaluation.identity import evaluate_key, evaluation_folder
+from slm.evaluation.identity import DETAILS, evaluate_key, evaluation_folder
 from slm.evaluation.intervals import RESAMPLES, paired_interval
 from slm.evaluation.scoring import (
     MAX_LOSS,
@@ -42,7 +42,6 @@ from slm.storage import run_stage, write_json
 from slm.tokens.shards.reading import documents, read_shards
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
-DETAILS = "evaluation.json"
 SAME_SUM = 1e-9  # relative, of sums of the same scores
 CHUNK_DOCUMENTS = 256  # scored between two progress reports
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -1,7 +1,8 @@
 """Two runs compared: what was set otherwise, how each learned, how well each predicts.
 
 The difference in bits per byte comes with the gate's own interval, a paired bootstrap over
-documents. It is given only where both were scored on the same documents.
+documents. It is given only where both were scored on the same documents. Any number of runs is
+compared by `slm.comparison`.
 """
 
 import json
@@ -12,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.config import PipelineConfig
-from slm.evaluation.benchmark.difference import outcomes, task_difference
-from slm.evaluation.evaluate import DETAILS
+from slm.evaluation.identity import DETAILS
 from slm.evaluation.intervals import paired_interval
 from slm.records import Benchmarks, Evaluation, Frozen, Run, TaskDifference, TaskScore
 from slm.run_folder import REPORT, RunFolder
@@ -62,7 +62,7 @@ class SamplePair(Frozen):
     b: str
 
 
-class Comparison(Frozen):
+class PairComparison(Frozen):
     """Two runs, A and B."""
 
     a: str
@@ -78,8 +78,8 @@ class Comparison(Frozen):
     samples: list[SamplePair]
 
 
-def compare(a: RunFolder, b: RunFolder) -> Comparison:
-    """Compare two runs; either may be unfinished, and then lacks figures.
+def compare_pair(a: RunFolder, b: RunFolder) -> PairComparison:
+    """Two runs compared; either may be unfinished, and then lacks figures.
 
     Raises CorruptionError where a folder holds no run.
     """
@@ -89,7 +89,7 @@ def compare(a: RunFolder, b: RunFolder) -> Comparison:
     interval, reason = _interval((a, b), evaluations)
     benchmarks, not_compared = _benchmarks(a, b)
     scored = evaluations if all(evaluations) else runs  # of both the same: one measure
-    return Comparison(
+    return PairComparison(
         a=a.name,
         b=b.name,
         config=config_differences(a.config, b.config),
@@ -163,7 +163,7 @@ def _interval(
         if evaluation is None:
             return None, f"{run.name} is not evaluated: slm evaluate {run.name}"
         try:
-            rows.append(_documents(evaluation))
+            rows.append(document_scores(evaluation))
         except (OSError, ValueError, KeyError) as error:
             return None, f"an evaluation cannot be read: {error}"
     count = min(map(len, rows))
@@ -174,7 +174,7 @@ def _interval(
     return Interval(difference=difference, low=low, high=high, documents=count), None
 
 
-def _documents(evaluation: Evaluation) -> npt.NDArray[np.float64]:
+def document_scores(evaluation: Evaluation) -> npt.NDArray[np.float64]:
     """(N, 3): nats, tokens and bytes of every document that a run was scored on."""
     details = json.loads((evaluation.path / DETAILS).read_bytes())
     return np.array(details["documents"], np.float64)
@@ -183,10 +183,15 @@ def _documents(evaluation: Evaluation) -> npt.NDArray[np.float64]:
 def _benchmarks(a: RunFolder, b: RunFolder) -> tuple[list[TaskDifference], dict[str, str]]:
     """The tasks that both were scored on, and those of which their items cannot be compared."""
     ours, theirs = _scores(a), _scores(b)
-    compared, reasons = [], {}
-    for name, (score, result) in ours.items():
-        if name not in theirs:
-            continue
+    compared: list[TaskDifference] = []
+    reasons: dict[str, str] = {}
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        return compared, reasons
+    from slm.evaluation.benchmark.difference import outcomes, task_difference  # loads PyTorch
+
+    for name in shared:
+        score, result = ours[name]
         other, other_result = theirs[name]
         if other.sha256 != score.sha256:
             reasons[name] = "they were scored on other items"

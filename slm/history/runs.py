@@ -28,6 +28,7 @@ class RunFacts(Frozen):
     slice_val_bpb: float | None  # the last one in training, on the fixed slice of val
     seconds: float | None  # spent in steps
     recipe: str | None = None  # None where its settings cannot be read
+    sweep: str | None = None  # whose trial it is; of several the first
     differs: dict[str, Any] = Field(
         default_factory=dict
     )  # its settings that other runs of its recipe have otherwise

@@ -15,7 +15,7 @@ from slm.errors import CorruptionError, UserError
 from slm.evaluation.baselines import naive_baselines
 from slm.evaluation.duplicates import contamination
 from slm.evaluation.evaluate import device_of, score_documents
-from slm.evaluation.intervals import paired_interval
+from slm.evaluation.intervals import MIN_DOCUMENTS, paired_interval
 from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
 from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_DOCUMENTS = 20  # below that, the interval cannot be trusted
 SAMPLES = 32  # texts that the vetoes look at
 SAMPLE_TOKENS = 128
 PROMPT_TOKENS = 8

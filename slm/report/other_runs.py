@@ -6,7 +6,7 @@ from typing import Any
 
 from slm import keys
 from slm.errors import SlmError
-from slm.history.compare import Comparison, compare, written_samples
+from slm.history.compare import PairComparison, compare_pair, written_samples
 from slm.records import Run
 from slm.report.samples import ReportSample
 from slm.report.summary import Finding
@@ -90,7 +90,7 @@ def _compare(
     role: str, other: RunFolder, ours: RunFolder, samples: list[ReportSample]
 ) -> OtherRun | None:
     try:
-        comparison = compare(other, ours)
+        comparison = compare_pair(other, ours)
     except SlmError:  # gone, or damaged
         return None
     theirs = written_samples(other)
@@ -114,7 +114,7 @@ def _compare(
     )
 
 
-def _sentence(comparison: Comparison) -> str:
+def _sentence(comparison: PairComparison) -> str:
     if comparison.interval is None:
         return f"Not comparable document by document: {comparison.no_interval}."
     result = {

@@ -37,6 +37,7 @@ from slm.report.other_runs import find_other_runs, other_run_findings
 from slm.report.prompts import report_prompts
 from slm.report.samples import ReportSample, compare_with_held_out, write_samples
 from slm.report.summary import summarise, training_findings
+from slm.report.templates import environment, stylesheet
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once, read_record, reading, run_stage
 from slm.tokens.shards.reading import documents
@@ -286,26 +287,19 @@ def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[
 
 def render(template: str, facts: Mapping[str, Any]) -> bytes:
     """A template of this folder, rendered; HTML is escaped as it is filled in."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    templates = environment()
     percent = report_benchmarks.percent
-    environment.filters |= {"md": escape_markdown, "fenced": fenced, "percent": percent}
-    css = Markup((folder / "page.css").read_text("utf-8"))
+    templates.filters |= {"md": escape_markdown, "fenced": fenced, "percent": percent}
+    css = Markup(stylesheet())
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped
         for name in ("training_plots", "reference_plot", "evaluation_plots", "data_plots")
     }
     svg["benchmark_plots"] = [Markup(task.plot) for task in facts["benchmarks"]]
     extra = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
-    text = environment.get_template(template).render({**facts, **svg, **extra})
+    text = templates.get_template(template).render({**facts, **svg, **extra})
     return text.encode("utf-8", "replace")
 
 

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from slm import storage
 from slm.config import EvaluateConfig, PipelineConfig
 from slm.errors import CorruptionError, Interrupted, SlmError, UserError
-from slm.evaluation.evaluate import DETAILS, evaluate
-from slm.evaluation.identity import EVALUATE_VERSION, evaluate_key
+from slm.evaluation.evaluate import evaluate
+from slm.evaluation.identity import DETAILS, EVALUATE_VERSION, evaluate_key
 from slm.history.lineage import (
     ARITHMETIC,
     WRITER,

@@ -129,7 +129,7 @@ def test_slm_alone_shows_the_five_commands_of_the_first_hour(
         (["sample", "x", "--weights", "int4"], "'int4' is not one of 'float32', 'int8'"),
         (["up", "--prefect-port", "99999"], "--prefect-port: give 65535 or less"),
         (["sample"], "Missing argument 'RUN': a run's name, the beginning of its key (4 digits"),
-        (["compare", "a", "b", "c"], "too many, 'c': the command is `slm compare RUN RUN`; see"),
+        (["stop", "a", "b", "c"], "too many, 'b c': the command is `slm stop RUN`; see"),
         (
             ["train", "tiny", "--set", "model.n_embd=64", "--set", "model.n_head=3"],
             "set model.n_head=2, or model.n_embd=66",

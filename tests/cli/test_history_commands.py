@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ from slm import storage
 from slm.cli import main
 from slm.evaluation.evaluate import evaluate
 from slm.figures import size
+from slm.history.compare import PairComparison
 from slm.registry import register as registering
 from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
@@ -305,3 +307,31 @@ def test_a_run_is_evaluated_on_a_column_of_a_file(
         code, _, err = invoke("evaluate", run.name, *arguments)
         assert (code, message in err) == (2, True), err
         assert len(err.splitlines()) == 1
+
+
+def test_many_runs_are_ranked_in_a_table_and_written_as_a_page(
+    invoke: Invoke, run: Path, data_root: Path
+) -> None:
+    better = copy_run(data_root, learning_rate=3e-3)
+    unfinished = run.with_name("tiny-0123456789ab")
+    shutil.copytree(run, unfinished)
+    (unfinished / "record.json").unlink()
+    page = data_root / "page.html"
+    code, out, err = invoke("compare", "tiny-*", "--html", str(page))
+    assert code == 0, err
+    assert [line.split()[-1] for line in out.splitlines() if re.match(r" +\d ", line)] == [
+        better.name,
+        run.name,
+    ]
+    assert f"slm train {unfinished.name} resumes it" in out
+    assert page.read_text().startswith("<!doctype html>")
+    result = last_json(invoke("compare", "tiny-*", "--json")[1])
+    assert set(result) == {"runs", "settings", "rankings", "notes", "html"}
+    assert result["settings"] == {"train.learning_rate": [6e-4, 3e-3]}
+    (ranking,) = result["rankings"]
+    assert [group["runs"] for group in ranking["groups"]] == [[better.name], [run.name]]
+    both = last_json(invoke("compare", better.name, run.name, "--json")[1])
+    assert set(both) == set(PairComparison.model_fields)
+    code, _, err = invoke("compare", "tiny-*x", "--json")
+    assert code == 2
+    assert err.startswith("error: no run has a name like 'tiny-*x'")

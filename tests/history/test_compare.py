@@ -11,7 +11,7 @@ from tiny_run import copy_run, shards_of
 from slm import storage
 from slm.errors import CorruptionError
 from slm.evaluation.evaluate import evaluate
-from slm.history.compare import at_equal_tokens, compare, config_differences
+from slm.history.compare import at_equal_tokens, compare_pair, config_differences
 from slm.history.runs import list_runs
 from slm.records import Evaluation
 from slm.run_folder import JOURNAL, RunFolder
@@ -36,7 +36,7 @@ def test_two_runs_compared(pair: tuple[Path, Path]) -> None:
     a, b = pair
     write_samples(a, ("Once", 0.5, " a cat"), ("Once", 0.8, " a dog"))
     write_samples(b, ("Once", 0.8, " an owl"), ("One", 0.8, " day"))
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     assert comparison.config == {"train.learning_rate": (6e-4, 3e-3)}
     ours, theirs = (json.loads((r / "evaluation" / "record.json").read_bytes()) for r in pair)
     assert comparison.figures["val_bpb"] == (ours["val_bpb"], theirs["val_bpb"])
@@ -50,7 +50,7 @@ def test_two_runs_compared(pair: tuple[Path, Path]) -> None:
 
 def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     a, b = pair
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     figures = comparison.figures["val_bpb"]
     assert comparison.interval is not None
     assert figures[0] is not None
@@ -58,10 +58,10 @@ def test_the_difference_has_its_interval(pair: tuple[Path, Path]) -> None:
     assert comparison.interval.difference == pytest.approx(figures[1] - figures[0])
     assert comparison.interval.low < comparison.interval.difference < comparison.interval.high < 0
     assert comparison.interval.sentence.startswith("B is better")
-    other = compare(RunFolder(b), RunFolder(a)).interval
+    other = compare_pair(RunFolder(b), RunFolder(a)).interval
     assert other is not None
     assert other.sentence.startswith("A is better")
-    same = compare(RunFolder(a), RunFolder(a)).interval
+    same = compare_pair(RunFolder(a), RunFolder(a)).interval
     assert same is not None
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     assert same.sentence.startswith("no difference is shown")
@@ -75,7 +75,7 @@ def test_only_documents_that_both_were_scored_on_count(pair: tuple[Path, Path]) 
     other = evaluate(config.model_copy(update={"evaluate": fewer}), run, shards_of(run))
     shutil.rmtree(b / "evaluation")
     other.path.rename(b / "evaluation")
-    interval = compare(RunFolder(a), RunFolder(b)).interval
+    interval = compare_pair(RunFolder(a), RunFolder(b)).interval
     assert interval is not None
     assert interval.documents == 3
 
@@ -95,11 +95,11 @@ def rewrite_documents(run: Path, change: int) -> None:
 def test_no_interval_without_the_same_documents(pair: tuple[Path, Path]) -> None:
     a, b = pair
     rewrite_documents(b, 1)
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     assert comparison.interval is None
     assert comparison.no_interval == "they were scored on other documents"
     shutil.rmtree(b / "evaluation")
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     assert comparison.interval is None
     assert f"slm evaluate {b.name}" in str(comparison.no_interval)
     assert comparison.figures["val_bpb"][1] is not None  # of the training itself
@@ -111,11 +111,11 @@ def test_an_unfinished_run_lacks_figures_and_another_folder_is_an_error(
     a, b = pair
     (b / "record.json").unlink()
     shutil.rmtree(b / "evaluation")
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     assert comparison.figures["parameters"][1] is None
     assert comparison.at_equal_tokens
     with pytest.raises(CorruptionError, match=r"config\.json cannot be read"):
-        compare(RunFolder(a), RunFolder(a.parent))
+        compare_pair(RunFolder(a), RunFolder(a.parent))
 
 
 def test_settings_that_differ_are_listed_by_their_dotted_keys(pair: tuple[Path, Path]) -> None:
@@ -136,7 +136,7 @@ def test_a_score_that_is_not_finite_is_left_out_of_the_curve(pair: tuple[Path, P
     first = next(line for line in lines if line["event"] == "evaluate")
     first["val_bpb"] = first["val_loss"] = None
     (b / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    comparison = compare(RunFolder(a), RunFolder(b))
+    comparison = compare_pair(RunFolder(a), RunFolder(b))
     assert [len(curve) for curve in comparison.curves] == [2, 1]
     assert all(facts.val_bpb is not None for facts in list_runs(a.parents[1]))
 
@@ -160,7 +160,7 @@ def test_runs_are_listed_with_their_state(pair: tuple[Path, Path]) -> None:
     facts = {f.run: f for f in list_runs(a.parents[1])}
     assert [facts[run.name].state for run in pair] == ["finished", "finished"]
     assert facts[a.name].step == 4
-    assert facts[a.name].val_bpb == compare(RunFolder(a), RunFolder(b)).figures["val_bpb"][0]
+    assert facts[a.name].val_bpb == compare_pair(RunFolder(a), RunFolder(b)).figures["val_bpb"][0]
     (a / "record.json").unlink()
     with storage.lock(a / "lock"):
         assert RunFolder(a).is_training
@@ -188,7 +188,7 @@ def test_the_measures_of_a_run_are_not_mixed(pair: tuple[Path, Path]) -> None:
     assert facts[b.name].val_bpb is None
     assert {run: facts[run.name].slice_val_bpb for run in pair} == slices
     records = [RunFolder(run).record for run in pair]
-    bpb = compare(RunFolder(a), RunFolder(b)).figures["val_bpb"]
+    bpb = compare_pair(RunFolder(a), RunFolder(b)).figures["val_bpb"]
     assert bpb == tuple(record and record.val_bpb for record in records)  # both of the last weights
 
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.config import DataConfig, PipelineConfig
+from slm.evaluation.intervals import MIN_DOCUMENTS
 from slm.project import fit
 from slm.project.files import pipelines_yaml
 from slm.project.fit import Machine
 from slm.project.start import GATE_DOCUMENTS
 from slm.project.survey import Figures, Survey
 from slm.recipes import load_recipe
-from slm.registry.assessment import MIN_DOCUMENTS
 from slm.training.forecast import MAX_CONTEXT, MAX_EPOCHS
 from slm.training.preflight import measure
 

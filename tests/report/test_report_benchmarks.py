@@ -143,14 +143,14 @@ def test_the_list_of_runs_and_a_comparison_have_the_tasks(
 
 
 def test_results_on_other_items_are_not_compared(run: RunFolder, tmp_path: Path) -> None:
-    from slm.history.compare import compare
+    from slm.history.compare import compare_pair
 
     other = RunFolder(copy_run(tmp_path / "data", learning_rate=3e-3))
     counts: list[tuple[RunFolder, Task]] = [(run, task_of(20)), (other, task_of(22))]
     for folder, task in counts:
         assert folder.record
         add_scores(folder.record, task, [True] * len(task.items))
-    comparison = compare(run, other)
+    comparison = compare_pair(run, other)
     assert comparison.benchmarks == []
     assert comparison.not_compared == {"pairs": "they were scored on other items"}
 

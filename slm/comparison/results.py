@@ -1,0 +1,112 @@
+"""What a comparison of any number of runs holds."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from slm.evaluation.intervals import MIN_DOCUMENTS
+from slm.figures import counted
+from slm.history.compare import PairComparison
+from slm.records import Frozen, TaskScore
+
+Point = tuple[int, float | None, float | None, float]  # tokens, seconds, FLOPs, val_bpb
+
+
+class ComparedRun(Frozen):
+    """A run by its records: what it was set to, what it took, how well it predicts."""
+
+    run: str
+    state: str  # finished, training, stopped, damaged, newer (of a newer slm)
+    not_ranked: str | None  # why it is in no ranking; None: it is in one
+    settings: dict[str, Any]  # those in which the compared runs differ, the seed among them
+    seed: int | None
+    step: int
+    tokens: int  # trained on, as are the next two figures of training alone
+    seconds: float | None
+    flops: float | None  # forward and backward passes
+    parameters: int | None
+    best_slice_val_bpb: float | None  # of training, on the fixed slice of val
+    last_slice_val_bpb: float | None
+    val_bpb: float | None  # of the evaluation, on all held-out documents
+    benchmarks: dict[str, TaskScore] = Field(default_factory=dict)  # of the weights evaluated
+    curve: list[Point] = Field(default_factory=list)  # held-out, on the fixed slice of val
+
+
+class Difference(Frozen):
+    """Bits per byte of a group minus those of another one, with an interval.
+
+    The intervals of all differences of a table hold together with 95 % (Bonferroni).
+    """
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the first group is better, which needs fewer bits; None: that is not shown."""
+        return None if self.low <= 0 <= self.high else self.high < 0
+
+
+class Group(Frozen):
+    """Runs that differ in nothing but `train.seed`, a run alone included, and their mean."""
+
+    runs: list[str]
+    seeds: list[int]
+    settings: dict[str, Any]  # those in which the compared runs differ, but for the seed
+    val_bpb: float
+    low: float  # the 95 % interval over documents, and over seeds where there are several
+    high: float
+    tokens: float
+    seconds: float | None
+    flops: float | None
+    best_slice_val_bpb: float | None
+    last_slice_val_bpb: float | None
+    benchmarks: dict[str, float]  # task → accuracy
+    to_best: Difference | None  # None: it is the best
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether it is shown to be worse than the best."""
+        return self.to_best is not None and self.to_best.better is not None
+
+
+class Ranking(Frozen):
+    """Groups that were scored on the same held-out documents, the best first."""
+
+    documents: int
+    bytes: int
+    why_apart: str | None  # from the first ranking; None: it is the first
+    groups: list[Group]
+    comparisons: int  # with the best, for which the intervals are widened
+    matrix: list[list[Difference | None]] | None  # row minus column; None: too many groups
+
+    @property
+    def tied(self) -> list[Group]:
+        """The groups that are not shown to be worse than the best, without it."""
+        return [group for group in self.groups[1:] if not group.is_distinguishable]
+
+    @property
+    def doubt(self) -> str:
+        """Why the intervals show less than they seem to; empty where they do not."""
+        if self.documents < MIN_DOCUMENTS:
+            return f"of {counted(self.documents, 'document')} no interval can be trusted"
+        if not self.comparisons or any(len(group.seeds) > 1 for group in self.groups):
+            return ""
+        return "one seed each: what another seed would give is not known"
+
+
+class Comparison(Frozen):
+    """Any number of runs: `rankings`, and `runs` with what each of them is."""
+
+    runs: list[ComparedRun]  # in the order in which they were given
+    settings: dict[str, list[Any]]  # in which they differ → the values, without `train.seed`
+    rankings: list[Ranking]
+    notes: list[str]
+    pair: PairComparison | None = None  # of two runs: A and B in detail
+    html: Path | None = None  # the page, where one was written
+
+    @property
+    def not_ranked(self) -> list[ComparedRun]:
+        return [run for run in self.runs if run.not_ranked]
