@@ -44,6 +44,7 @@ _MODULES = {
     "encode": "slm.orchestration.encoding",
     "train": "slm.training.launch",
     "resume": "slm.training.launch",
+    "watch": "slm.sweeps.watch",
     "stop": "slm.training.stop",
     "finish": "slm.training.derive",
     "train_longer": "slm.training.derive",

@@ -33,3 +33,4 @@ from slm.training.launch import train as train
 from slm.training.stop import stop as stop
 
 __version__: str
+from slm.sweeps.watch import watch as watch

@@ -47,6 +47,7 @@ from slm.cli.sampling import chat, sample
 from slm.cli.serve import serve
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.cli.store import pull, push
+from slm.cli.watch import watch
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration import stages
@@ -224,7 +225,7 @@ for title, commands in (
     ("The whole pipeline", (init, run, plan, retrain, up)),
     (
         "One stage",
-        (download, encode, train, stop, finish, evaluate, benchmark, report, register, sync),
+        (download, encode, train, watch, stop, finish, evaluate, benchmark, report, register, sync),
     ),
     (
         "Inspect and generate",
