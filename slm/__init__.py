@@ -54,6 +54,7 @@ _MODULES = {
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",
+    "sweep": "slm.orchestration.sweep_outline",
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
     "push": "slm.store.push",

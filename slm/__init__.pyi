@@ -8,6 +8,7 @@ from slm.evaluation.evaluate import evaluate as evaluate
 from slm.orchestration.encoding import encode as encode
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.outline import run as run
+from slm.orchestration.sweep_outline import sweep as sweep
 from slm.planning.plan import plan as plan
 from slm.project.start import init as init
 from slm.recipes import load_recipe as load_recipe

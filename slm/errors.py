@@ -4,7 +4,8 @@ SlmError                 exit 1: something failed; the message says what and whe
 ├── UserError            exit 2: bad input; the message names what, which value, the remedy
 │   └── NewerFormat      exit 2: a file that a newer slm wrote; nothing is touched
 ├── CorruptionError      exit 1: bytes on disk are not the bytes that were recorded
-├── TrainingError        exit 1: the training process failed (not finite, out of memory, killed)
+├── TrainingError        exit 1: the training process failed (killed, no room on the disk)
+│   └── Untrainable      exit 1: by its settings, which fail again (not finite, out of memory)
 ├── InUse                exit 1: another process holds the lock
 └── Interrupted          exit 130: stopped by a signal, state saved
 """
@@ -43,6 +44,13 @@ class CorruptionError(SlmError):
 
 class TrainingError(SlmError):
     """The training process failed."""
+
+
+class Untrainable(TrainingError):
+    """These settings do not train: the loss diverged, they do not fit into memory, or are refused.
+
+    The same settings fail again; whatever else a TrainingError is of may pass.
+    """
 
 
 class InUse(SlmError):

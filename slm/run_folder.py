@@ -14,6 +14,7 @@
         evaluation/, report/      of the best checkpoint        RunFolder.evaluation, .report
         benchmarks/               its scores on tasks           RunFolder.benchmarks
         selection-<key>/          the best by another cadence   training.selection
+      sweeps/<name>-<key>/        trials of one recipe          DataRoot.sweep(reference)
 
 The name is the recipe's, or the setting `name`. The key alone says what a result is: one of the
 same key under another name is the same result.
@@ -68,7 +69,8 @@ F = TypeVar("F", bound=Frozen)
 MIN_DIGITS = 4  # of a key's beginning, so that it names a run
 KEY_DIGITS = 12  # of a key that end a folder's name
 _OF_KEY = re.compile(rf"-[0-9a-f]{{{KEY_DIGITS}}}$")
-LOCK = "lock"  # held by a run's trainer
+LOCK = "lock"  # held by a run's trainer, and by a sweep's driver
+SWEEP = "sweep.json"
 LOCK_PATIENCE_SECONDS = 0.3  # who only looks whether a run is in training holds it for an instant
 
 
@@ -88,14 +90,16 @@ class DataRoot:
     # ---- where results are ----
 
     def folder(self, kind: str, name: str, key: str) -> Path:
-        """Where a result of a kind (`sources`, `shards`, `runs`) belongs.
+        """Where a result of a kind (`sources`, `shards`, `runs`, `sweeps`) belongs.
 
         A result of this key that has another name stays where it is, and is reused there.
         """
         own = self.path / kind / f"{name}-{key[:KEY_DIGITS]}"
         if own.exists():
             return own
-        if kind == "runs":
+        if kind == "sweeps":
+            others = self._of_key(kind, key)
+        elif kind == "runs":
             others = [path for path in self._of_key(kind, key) if RunFolder(path).has_key(key)]
         else:
             record = self.source(key) if kind == "sources" else self.shards(key)
@@ -191,6 +195,47 @@ class DataRoot:
         folders = (path.parent for path in (self.path / "runs").glob(f"[!.]*/{CONFIG}"))
         kept = (folder for folder in folders if not storage.LEFTOVER.fullmatch(folder.name))
         return [RunFolder(folder) for folder in sorted(kept)]
+
+    # ---- sweeps ----
+
+    def sweeps(self) -> list[Path]:
+        """The folder of every sweep, in the order of their names: see slm/sweeps/folder.py."""
+        return [path for path in self.results("sweeps") if (path / SWEEP).is_file()]
+
+    def sweep(self, reference: str) -> Path:
+        """A sweep's folder by its path, its name, that without the key, or the key's beginning.
+
+        Of several sweeps of a name the newest. Raises UserError with the nearest name.
+        """
+        given = Path(reference)
+        for path in (given, self.path / "sweeps" / given.name):
+            if (path / SWEEP).is_file():
+                return path.resolve()
+        known = self.sweeps()
+        named = [path for path in known if path.name[: -KEY_DIGITS - 1] == reference]
+        if named:
+            return max(named, key=lambda path: (path / SWEEP).stat().st_mtime).resolve()
+        parts = re.fullmatch(r"(?:(.+)-)?([0-9a-f]{4,})", reference.lower())
+        matching = [
+            path
+            for path in known
+            if parts
+            and path.name[-KEY_DIGITS:].startswith(parts[2][:KEY_DIGITS])
+            and parts[1] in (None, path.name[: -KEY_DIGITS - 1].lower())
+        ]
+        if len(matching) == 1:
+            return matching[0].resolve()
+        if matching:
+            raise UserError(
+                f"{reference!r} is the beginning of the keys of {len(matching)} sweeps: "
+                f"{listing(path.name for path in matching)}; give more digits, or the name"
+            )
+        if not known:
+            raise UserError(
+                f"no sweep {reference!r}: there are none in {self.path / 'sweeps'} yet; "
+                "`slm sweep` makes one"
+            )
+        raise unknown("sweep", reference, [path.name for path in known])
 
     # ---- the rest ----
 

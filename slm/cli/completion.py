@@ -37,6 +37,16 @@ def run_references(incomplete: str) -> list[str]:
     return [*names, "latest"] if run_names("") and "latest".startswith(incomplete) else names
 
 
+def recipe_and_sweep_names(incomplete: str) -> list[str]:
+    """What a sweep may be of."""
+    names: list[str] = []
+    with _quietly():
+        from slm.sweeps.definition import sweep_names
+
+        names = sweep_names()
+    return [*recipe_names(incomplete), *(n for n in names if n.startswith(incomplete))]
+
+
 def recipe_and_run_names(incomplete: str) -> list[str]:
     """What may be trained or planned."""
     return [*recipe_names(incomplete), *run_references(incomplete)]

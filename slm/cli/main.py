@@ -47,6 +47,7 @@ from slm.cli.sampling import chat, sample
 from slm.cli.serve import serve
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.cli.store import pull, push
+from slm.cli.sweep import sweep
 from slm.cli.watch import watch
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
@@ -222,7 +223,7 @@ def prefect(arguments: typer.Context) -> None:
 # ---- the list of commands ---------------------------------------------------------------------
 
 for title, commands in (
-    ("The whole pipeline", (init, run, plan, retrain, up)),
+    ("The whole pipeline", (init, run, plan, sweep, retrain, up)),
     (
         "One stage",
         (download, encode, train, watch, stop, finish, evaluate, benchmark, report, register, sync),

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, Interrupted, InUse, TrainingError, UserError
+from slm.errors import (
+    CorruptionError,
+    Interrupted,
+    InUse,
+    TrainingError,
+    Untrainable,
+    UserError,
+)
 from slm.machine import thread_waiting
 from slm.model.saved import MODEL_FILES
 from slm.progress import Progress, automatic
@@ -53,6 +60,7 @@ from slm.training.log import ENDED, final_message
 from slm.training.nodes import FROM_TORCHRUN, VISIBLE_SECONDS, Nodes, elsewhere, nodes_of
 from slm.training.peers import LEAVE
 from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_count
+from slm.training.process import UNTRAINABLE
 from slm.training.selection import check_resumable, select
 from slm.training.status import Status, estimated_end
 
@@ -157,7 +165,8 @@ def train(
 
     Raises:
         UserError: the best checkpoint cannot be chosen by the config's cadence.
-        TrainingError: the child failed; the message gives the reason.
+        TrainingError: the child failed; the message gives the reason. Untrainable, where that is
+            its settings.
         Interrupted: the child was stopped and saved its state.
         InUse: another process trains this run.
     """
@@ -556,6 +565,8 @@ def raise_end(code: int, message: str, run: RunFolder) -> NoReturn:
             f"{message}: `slm train {run.name}` resumes, and `slm finish {run.name}` makes a "
             "finished run of it"
         )
+    if code == UNTRAINABLE:
+        raise Untrainable(message)
     for kind in (UserError, TrainingError):
         if code == kind.exit_code:
             raise kind(message)

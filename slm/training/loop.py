@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.errors import Interrupted, TrainingError
+from slm.errors import Interrupted, Untrainable
 from slm.evaluation.scoring import MAX_LOSS, Score, score
 from slm.model.saved import CONFIG
 from slm.records import Checkpoint, Plan, Run
@@ -99,7 +99,7 @@ def train(
     there is none.
 
     Raises:
-        TrainingError: training diverged: a loss, gradient, weight or moment that is not finite, or
+        Untrainable: training diverged: a loss, gradient, weight or moment that is not finite, or
             a loss beyond `MAX_LOSS`; the last checkpoint is kept.
         Interrupted: stopped, state saved.
         InUse: another process trains this run.
@@ -249,7 +249,7 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def check_step(session: Session, loss: float, grad_norm: float) -> None:
-    """Raises TrainingError before an optimizer changes the weights.
+    """Raises Untrainable before an optimizer changes the weights.
 
     In fp16 a gradient may overflow: that step is skipped, and the scaler's factor halved until it
     fits. It is an error after `MAX_SKIPPED_STEPS` of them in a row, or below `MIN_SCALE`.
@@ -259,7 +259,7 @@ def check_step(session: Session, loss: float, grad_norm: float) -> None:
         return
     starts = [str(start) for start in session.loader.window_starts(session.step)]
     rows = f"{', '.join(starts[:8])}{' …' if len(starts) > 8 else ''}"
-    raise TrainingError(
+    raise Untrainable(
         f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}"
         f"{skipped_steps(session)}; no step was made and nothing saved: the weights are those of "
         f"step {session.step}, and the checkpoints up to it are kept; {remedy(session)}. The rows "
@@ -278,9 +278,9 @@ def may_skip(session: Session) -> bool:
 
 
 def check_some_step(session: Session) -> None:
-    """Raises TrainingError where fp16 skipped every step of a training that ends before a bound."""
+    """Raises Untrainable where fp16 skipped every step of a training that ends before a bound."""
     if not any(optimizer.state for optimizer in session.optimizers):
-        raise TrainingError(
+        raise Untrainable(
             f"step {session.step}, the last: none of the {session.step} steps was made"
             f"{skipped_steps(session)}; the weights are those of the start; {remedy(session)}"
         )
@@ -331,12 +331,12 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    """Score documents. Raises TrainingError where the loss is not finite or beyond `MAX_LOSS`."""
+    """Score documents. Raises Untrainable where the loss is not finite or beyond `MAX_LOSS`."""
     model, tokenizer, dtype = session.model, session.job.tokenizer, autocast_dtype(session.plan)
     with sharded_again(model):
         scored = score(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
     if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
-        raise TrainingError(
+        raise Untrainable(
             f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
             f"kept; {remedy(session)}"
         )

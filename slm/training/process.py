@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from slm.config import TrainConfig
-from slm.errors import SlmError, TrainingError, UserError
+from slm.errors import SlmError, TrainingError, Untrainable, UserError
 from slm.machine import pick_device
 from slm.parent_death import signal_when_parent_dies
 from slm.run_folder import RunFolder
@@ -31,6 +31,7 @@ from slm.training.plan import thread_count
 
 logger = logging.getLogger(__name__)
 
+UNTRAINABLE = 6  # exit code, so that the parent can tell it from other failures
 MEANWHILE_SECONDS = 3.0  # for what another process announced to be known here
 SHARED_CHECK = "shared.tmp"
 
@@ -80,6 +81,8 @@ def train_to_end(run: RunFolder, signals: list[int], peers: Peers | None = None)
     try:
         set_up_torch(run, peers)
         train(run, should_stop=should_stop)
+    except Untrainable as error:
+        return End(UNTRAINABLE, str(error))
     except SlmError as error:
         return End(error.exit_code, str(error))
     except OSError as error:
@@ -88,7 +91,7 @@ def train_to_end(run: RunFolder, signals: list[int], peers: Peers | None = None)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return End(TrainingError.exit_code, out_of_memory_message(run, error))
+        return End(UNTRAINABLE, out_of_memory_message(run, error))
     return End(0, f"{run.name} is trained")
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from slm import keys
 from slm.config import PipelineConfig
-from slm.errors import CorruptionError, TrainingError, UserError
+from slm.errors import CorruptionError, TrainingError, Untrainable, UserError
 from slm.evaluation.scoring import Score
 from slm.machine import pick_device
 from slm.model.gpt import GPT
@@ -329,7 +329,7 @@ def save(
 ) -> None:
     """Start to save the session's state; older checkpoints are deleted once it is durable.
 
-    Raises TrainingError, in all processes, where a tensor of it is not finite.
+    Raises Untrainable, in all processes, where a tensor of it is not finite.
     """
     weights: dict[str, Tensor] = session.model.state_dict()
     moments = optimizer_tensors(session.model, session.optimizers)
@@ -338,7 +338,7 @@ def save(
         writes = session.job.rank == 0
         (weights, first), (moments, second) = gather(weights, writes), gather(moments, writes)
     if tensor := first or second if sharded else first_not_finite({**weights, **moments}):
-        raise TrainingError(
+        raise Untrainable(
             f"step {session.step}: {tensor} is not finite after it, so nothing is saved; the "
             "checkpoints before it are kept; lower train.learning_rate, which is another run, or "
             "check the data"

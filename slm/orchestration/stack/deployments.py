@@ -26,7 +26,11 @@ from slm.config import PIPELINES, project_root
 from slm.errors import UserError, first_invalid, plain, unknown
 from slm.recipes import check_recipes, load_recipe, read_pipelines
 
-OURS = ("recipes", "definitions")  # keys at the top that Prefect ignores; the second is for anchors
+OURS = (
+    "recipes",
+    "sweeps",
+    "definitions",
+)  # keys at the top that Prefect ignores; the second is for anchors
 REQUIRED = ("name", "entrypoint", "description", "version", "work_pool")
 
 

@@ -1,0 +1,254 @@
+"""A sweep without Prefect, as a plain call: `slm.sweep`.
+
+A trial is an ordinary run up to its evaluation. Source and shards are made once, before the first
+trial, and reused by all.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from slm.config import PipelineConfig, data_root
+from slm.errors import NewerFormat, Untrainable, UserError
+from slm.orchestration import stages
+from slm.orchestration.display import Display, current, showing
+from slm.progress import Progress
+from slm.recipes import load_recipe
+from slm.records import Evaluation, Run, Shards
+from slm.run_folder import RunFolder
+from slm.storage import hashing_once, make_folder, sha256_json
+from slm.sweeps.checking import corners
+from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, warnings_of
+from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
+from slm.sweeps.folder import SweepFolder
+from slm.sweeps.records import SweepResult, Trial
+
+logger = logging.getLogger(__name__)
+START = "train.init_from"
+
+
+def sweep(
+    name: str,
+    space: Mapping[str, Any] | None = None,
+    /,
+    *,
+    workers: int = 1,
+    **fields: Any,
+) -> SweepResult:
+    """Run a sweep of `pipelines.yaml`, or of a recipe over a space; resume it if it was begun.
+
+    >>> slm.sweep("quickstart", {"train.learning_rate": "log:1e-3:1e-2"}, trials=12).winner.values
+
+    Args:
+        name: a name under `sweeps:`, or, with a space, of a recipe.
+        space: by dotted key, as on the command line.
+        workers: trainings that run at a time.
+        fields: other fields of the sweep: name, overrides, sampler, trials, batch, seeds, seed,
+            budget, halving.
+    """
+    return carry_out(asked(name, space, **fields), workers=workers)
+
+
+def asked(name: str, space: Mapping[str, Any] | None = None, /, **fields: Any) -> Sweep:
+    """The sweep that a name means: with a space of a recipe, else one of `sweeps:`.
+
+    Raises UserError.
+    """
+    if space:
+        return define_sweep(name, space, **fields)
+    if name not in sweep_names():
+        load_recipe(name, fields.get("overrides"))  # its error names the nearest recipe
+        raise UserError(
+            f"{name} is a recipe: a sweep needs a space too, such as --space "
+            "train.learning_rate=log:1e-3:1e-2, or a name under `sweeps:` in pipelines.yaml"
+        )
+    return load_sweep(name, **fields)
+
+
+def carry_out(
+    sweep: Sweep,
+    *,
+    workers: int = 1,
+    run_trial: RunTrial | None = None,
+    on_trial: OnTrial = lambda trial: None,
+) -> SweepResult:
+    """Run a sweep in the data folder in use, its inputs fixed first, its source and shards made.
+
+    `run_trial`: as of `run_sweep`, but it may raise UserError of settings that are refused too;
+    None: `train_and_evaluate`.
+    """
+    for warning in warnings_of(sweep):
+        logger.warning(warning)
+    with hashing_once():  # source and shards, which all trials share
+        sweep = with_inputs(sweep)
+        shards = prepare(sweep)
+        with current().progress("sweep") as show:
+            done = len(SweepFolder.of(sweep).trials)
+
+            def of_trial(config: PipelineConfig) -> tuple[Run, Evaluation]:
+                with showing(_OfTrial(lambda what, part, total: show(what, done, sweep.trials))):
+                    return train_and_evaluate(config)
+
+            def ended(trial: Trial) -> None:
+                nonlocal done
+                done += 1
+                on_trial(trial)
+
+            return run_sweep(
+                sweep,
+                data_root(),
+                run_trial=_refusing(sweep, shards, run_trial or of_trial),
+                workers=workers,
+                progress=show,
+                on_trial=ended,
+            )
+
+
+def with_inputs(sweep: Sweep) -> Sweep:
+    """The same, with the hash of what its config only names: local files, a branch, weights.
+
+    The sweep's key has it: other data are another sweep.
+    """
+    config = sweep.config()
+    dimension = sweep.space.get(START)
+    named = dimension.choices if dimension else (config.train.init_from,)
+    inputs: dict[str, str] = {}
+    if config.data.source != "stories":
+        inputs["source"] = stages.download(config).key
+    for name in filter(None, named):
+        _, start = stages.starting_point(sweep.config({START: name}))
+        assert start is not None, "it is named"
+        inputs[name] = start.parent.key if start.parent else start.model
+    return sweep.model_copy(update={"inputs": sha256_json(inputs) if inputs else ""})
+
+
+def prepare(sweep: Sweep) -> Shards:
+    """The shards of a sweep's recipe, and those of every setting of its data, made if need be.
+
+    Raises UserError where the recipe cannot be run, or settings hold out other documents.
+    """
+    config = sweep.config()
+    stages.check_tracking(config)
+    shards = _encoded(config)
+    of_data = {
+        key: dimension.model_copy(update={"when": {}})
+        for key, dimension in sweep.space.items()
+        if key.startswith("data.")
+    }
+    for values in corners(of_data) if of_data else ():
+        check_held_out(_encoded(sweep.config(values)), shards)
+    return shards
+
+
+def _encoded(config: PipelineConfig) -> Shards:
+    config, start = stages.starting_point(config)
+    stages.check_encoding(config, start)
+    source = stages.download(config)
+    return stages.encode(config, source, stages.initial_model(start) if start else None)
+
+
+def check_held_out(trial: Shards, recipe: Shards) -> None:
+    """Raises UserError where a trial would be scored on other documents than the recipe is."""
+    ours, theirs = (
+        (part.documents, part.bytes) if (part := shards.splits.get("val")) else (0, 0)
+        for shards in (trial, recipe)
+    )
+    if ours != theirs:
+        raise UserError(
+            f"{trial.name} holds out {ours[0]:,} documents of {ours[1]:,} bytes, and the recipe's "
+            f"{recipe.name} {theirs[0]:,} of {theirs[1]:,}: scores on them cannot be compared; "
+            "leave settings of the data out of the space, and make a sweep of each"
+        )
+
+
+# ---- a trial ----------------------------------------------------------------------------------
+
+
+def train_and_evaluate(
+    config: PipelineConfig, *, turn: AbstractContextManager[None] | None = None
+) -> tuple[Run, Evaluation]:
+    """A config → its run and its evaluation; what is complete is reused.
+
+    `turn`: entered while it trains; waits where others train.
+    """
+    stages.check_tracking(config)
+    config, start = stages.starting_point(config)
+    stages.preflight(config, start)
+    source = stages.download(config)
+    parent = stages.initial_model(start) if start else None
+    shards = stages.encode(config, source, parent)
+    run = stages.train(config, shards, parent, turn=turn)
+    return run, stages.evaluate(config, run, shards)
+
+
+def _refusing(sweep: Sweep, shards: Shards, run_trial: RunTrial) -> RunTrial:
+    """The same, raising Untrainable for a UserError that is the fault of a trial's settings."""
+
+    def run(config: PipelineConfig) -> tuple[Run, Evaluation]:
+        try:
+            trained, evaluation = run_trial(config)
+            if own := RunFolder.of(trained).shards:
+                check_held_out(own, shards)
+        except NewerFormat:
+            raise
+        except UserError as error:
+            make_folder(data_root())  # raises where this folder cannot be written to
+            prepare(sweep)  # raises where not even the recipe can be run
+            raise Untrainable(str(error)) from error
+        return trained, evaluation
+
+    return run
+
+
+class _OfTrial(Display):
+    """Shows the stages of a trial by the sweep's own line alone, and ends them with the sweep."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logger.debug)
+        self.report = progress
+
+    @contextmanager
+    def progress(self, name: str) -> Iterator[Progress]:
+        def progress(what: str, done: float, total: float | None) -> None:
+            check_stopping()
+            self.report(what or name, done, total)
+
+        yield progress
+
+
+# ---- showing ----------------------------------------------------------------------------------
+
+
+def trial_facts(trial: Trial) -> dict[str, Any]:
+    """A trial as JSON values; run and hash are those of its first seed."""
+    first = trial.seeds[0]
+    return {
+        "number": trial.number,
+        "batch": trial.batch,
+        "rung": trial.rung,
+        "overrides": trial.overrides,
+        "state": trial.state,
+        "reason": trial.reason,
+        "run": first.run,
+        "val_bpb": trial.val_bpb,
+        "weights_sha256": first.weights_sha256,
+        "seconds": trial.seconds,
+        "tokens": trial.tokens,
+        "seeds": [seed.model_dump(mode="json") for seed in trial.seeds],
+    }
+
+
+def summary(folder: SweepFolder, result: SweepResult) -> dict[str, Any]:
+    """What came of a sweep, as JSON values."""
+    winner = result.winner
+    return {
+        "sweep": str(folder.path),
+        "ended": result.ended,
+        "trials": [trial_facts(trial) for trial in result.trials],
+        "best": trial_facts(winner) if winner else None,
+        "distinguishable": None,
+        "seconds": result.seconds,
+        "tokens": result.tokens,
+        "correlations": [each.model_dump() for each in result.correlations],
+    }
