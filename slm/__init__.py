@@ -45,7 +45,7 @@ _MODULES = {
     "train": "slm.training.launch",
     "resume": "slm.training.launch",
     "watch": "slm.sweeps.watch",
-    "stop": "slm.training.stop",
+    "stop": "slm.sweeps.stop",
     "finish": "slm.training.derive",
     "train_longer": "slm.training.derive",
     "evaluate": "slm.evaluation.evaluate",

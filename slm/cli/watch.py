@@ -15,9 +15,12 @@ from slm.cli.options import REFERENCE, console, show_line
 from slm.errors import Interrupted
 from slm.figures import count, size
 from slm.progress import clock
-from slm.registry.opening import open_run
 from slm.run_folder import DataRoot
 from slm.storage import to_json
+from slm.sweeps.folder import SweepFolder
+from slm.sweeps.records import Trial
+from slm.sweeps.stop import run_or_sweep
+from slm.sweeps.watch import SweepState, observe_sweep
 from slm.training.observe import RunState, curve, observe
 from slm.training.status import last_step
 
@@ -38,8 +41,9 @@ def watch(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN",
-            help=f"{REFERENCE} Without it, what is in training now, else the newest run.",
+            metavar="RUN|SWEEP",
+            help=f"{REFERENCE} Or a sweep. Without it, what is in training now, else the newest "
+            "run.",
             autocompletion=run_references,
         ),
     ] = None,
@@ -48,15 +52,19 @@ def watch(
     ] = False,
     as_json: AsJsonLines = False,
 ) -> None:
-    """Follow a training live, in whichever process it is. Ctrl-C ends the watching alone.
+    """Follow a training or a sweep live, in whichever process it is.
 
-    Exits when the training ends: 0, or 1 where it failed.
+    Exits when it ends: 0, or 1 where a training failed. Ctrl-C ends the watching alone.
 
     Examples: slm watch · slm watch quickstart-3693316e0b15
     """
-    passes = observe(open_run(run) if run else None, DataRoot(), wait=wait)
+    given = run_or_sweep(run) if run else None
     show_passes = _as_json if as_json else _live if sys.stdout.isatty() else _lines
     try:
+        if isinstance(given, SweepFolder):
+            _show_sweep(given, as_json)
+            return
+        passes = observe(given, DataRoot(), wait=wait)
         last = show_passes(_noting(passes, noted=run is not None or as_json))
     except KeyboardInterrupt:
         if not as_json:
@@ -162,3 +170,65 @@ def bars(values: Sequence[float], points: int) -> str:
     low, high = min(means), max(means)
     top = len(BARS) - 1
     return "".join(BARS[round((v - low) / (high - low) * top) if high > low else 0] for v in means)
+
+
+# ---- a sweep ----------------------------------------------------------------------------------
+
+
+def _show_sweep(folder: SweepFolder, as_json: bool) -> None:
+    states = observe_sweep(folder)
+    if as_json:
+        _sweep_as_json(states)
+    elif sys.stdout.isatty():
+        _sweep_live(states)
+    else:
+        _sweep_lines(states)
+
+
+def _sweep_as_json(states: Iterator[SweepState]) -> None:
+    """A line of JSON per trial, and one per change of the sweep."""
+    before = None
+    for state in states:
+        for trial in state.trials:
+            shown = {**trial.model_dump(mode="json"), "state": trial.state}
+            print(to_json({"sweep": state.sweep, "trial": shown, "val_bpb": trial.val_bpb}))
+        seen = state.state, [run.run for run in state.running], state.done
+        if seen != before:
+            before = seen
+            shown = state.model_dump(mode="json", exclude={"trials", "running"})
+            running = [run.run for run in state.running]
+            print(to_json({**shown, "running": running, "sentence": state.sentence}))
+        sys.stdout.flush()
+
+
+def _sweep_lines(states: Iterator[SweepState]) -> None:
+    before = None
+    for state in states:
+        for trial in state.trials:
+            show_line(trial_line(trial))
+        if state.trials or state.state != before:
+            before = state.state
+            show_line(f"{state.sweep}  {state.sentence}")
+        sys.stdout.flush()
+
+
+def _sweep_live(states: Iterator[SweepState]) -> None:
+    screen = console()
+    last = None
+    with Live(console=screen, auto_refresh=False, transient=True) as live:
+        for last in states:
+            for trial in last.trials:
+                live.console.print(trial_line(trial), soft_wrap=True)
+            lines = [f"{last.sweep}  {last.sentence}"]
+            lines += [f"  {run.run}  {run.sentence}" for run in last.running]
+            shown = (Text(line, no_wrap=True, overflow="ellipsis") for line in lines)
+            live.update(Group(*shown), refresh=True)
+    if last:
+        show_line(f"{last.sweep}  {last.sentence}")
+
+
+def trial_line(trial: Trial) -> str:
+    """`trial 7  val_bpb 0.9131  12.3 s  train.learning_rate=0.0031`."""
+    came = trial.reason if trial.val_bpb is None else f"val_bpb {trial.val_bpb:.4f}"
+    values = "  ".join(f"{name}={value}" for name, value in trial.values.items())
+    return f"trial {trial.number}  {came}  {trial.seconds:.1f} s  {values}"

@@ -68,8 +68,7 @@ def stop(
             f"{folder.name} is in training by a process that is not visible from here: stop it on "
             "the machine, in the container or as the user that trains it"
         )
-    for process in processes:
-        _ask(process, folder)
+    ask_to_stop(folder)
     while folder.is_training or any(map(_is_alive, processes)):
         if time.monotonic() > deadline:
             raise SlmError(
@@ -78,6 +77,14 @@ def stop(
             )
         time.sleep(POLL_SECONDS)
     return _stopped(folder, was_training=bool(processes))
+
+
+def ask_to_stop(run: RunFolder) -> list[psutil.Process]:
+    """Ask the processes that train a run to save and end; returns them."""
+    processes = trainers_of(run)
+    for process in processes:
+        _ask(process, run)
+    return processes
 
 
 def _ask(process: psutil.Process, run: RunFolder) -> None:
