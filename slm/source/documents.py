@@ -179,7 +179,7 @@ def _join_rows(
             if not isinstance(value, str | None):
                 kind = value.kind if isinstance(value, Misfit) else type(value).__name__
                 where = f"{path}, {place}"
-                raise not_text(where, column, f"a JSON {kind}", json_paths(row))
+                raise not_text(where, column, f"a JSON {kind}", json_paths(row), template)
         yield template.join(values)
     if missing and seen:
         template.check(path, seen, json_paths(seen))
