@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -15,14 +15,15 @@ from slm.cli.options import REFERENCE, console, show_line
 from slm.errors import Interrupted
 from slm.figures import count, size
 from slm.progress import clock
-from slm.run_folder import DataRoot
+from slm.run_folder import DataRoot, RunFolder
 from slm.storage import to_json
-from slm.sweeps.folder import SweepFolder
-from slm.sweeps.records import Trial
-from slm.sweeps.stop import run_or_sweep
-from slm.sweeps.watch import SweepState, observe_sweep
 from slm.training.observe import RunState, curve, observe
 from slm.training.status import last_step
+
+if TYPE_CHECKING:
+    from slm.sweeps.folder import SweepFolder
+    from slm.sweeps.records import Trial
+    from slm.sweeps.watch import SweepState
 
 LINE_SECONDS = 10.0  # between two lines of a run, where no live view can be drawn
 MIN_CURVE, MAX_CURVE = 8, 60  # characters
@@ -58,10 +59,12 @@ def watch(
 
     Examples: slm watch · slm watch quickstart-3693316e0b15
     """
+    from slm.sweeps.stop import run_or_sweep
+
     given = run_or_sweep(run) if run else None
     show_passes = _as_json if as_json else _live if sys.stdout.isatty() else _lines
     try:
-        if isinstance(given, SweepFolder):
+        if given is not None and not isinstance(given, RunFolder):
             _show_sweep(given, as_json)
             return
         passes = observe(given, DataRoot(), wait=wait)
@@ -175,7 +178,9 @@ def bars(values: Sequence[float], points: int) -> str:
 # ---- a sweep ----------------------------------------------------------------------------------
 
 
-def _show_sweep(folder: SweepFolder, as_json: bool) -> None:
+def _show_sweep(folder: "SweepFolder", as_json: bool) -> None:
+    from slm.sweeps.watch import observe_sweep
+
     states = observe_sweep(folder)
     if as_json:
         _sweep_as_json(states)
@@ -185,7 +190,7 @@ def _show_sweep(folder: SweepFolder, as_json: bool) -> None:
         _sweep_lines(states)
 
 
-def _sweep_as_json(states: Iterator[SweepState]) -> None:
+def _sweep_as_json(states: "Iterator[SweepState]") -> None:
     """A line of JSON per trial, and one per change of the sweep."""
     before = None
     for state in states:
@@ -201,7 +206,7 @@ def _sweep_as_json(states: Iterator[SweepState]) -> None:
         sys.stdout.flush()
 
 
-def _sweep_lines(states: Iterator[SweepState]) -> None:
+def _sweep_lines(states: "Iterator[SweepState]") -> None:
     before = None
     for state in states:
         for trial in state.trials:
@@ -212,7 +217,7 @@ def _sweep_lines(states: Iterator[SweepState]) -> None:
         sys.stdout.flush()
 
 
-def _sweep_live(states: Iterator[SweepState]) -> None:
+def _sweep_live(states: "Iterator[SweepState]") -> None:
     screen = console()
     last = None
     with Live(console=screen, auto_refresh=False, transient=True) as live:
@@ -227,7 +232,7 @@ def _sweep_live(states: Iterator[SweepState]) -> None:
         show_line(f"{last.sweep}  {last.sentence}")
 
 
-def trial_line(trial: Trial) -> str:
+def trial_line(trial: "Trial") -> str:
     """`trial 7  val_bpb 0.9131  12.3 s  train.learning_rate=0.0031`."""
     came = trial.reason if trial.val_bpb is None else f"val_bpb {trial.val_bpb:.4f}"
     values = "  ".join(f"{name}={value}" for name, value in trial.values.items())
