@@ -1,6 +1,7 @@
 """Local files of documents: those that `data.path` names, the split of each, and what is unread."""
 
 import glob
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,7 +15,7 @@ from slm.source.documents import FORMATS, check_name, format_of, unsupported
 from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
 _NO_DATA = re.compile(
-    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|state)\.json", re.IGNORECASE
+    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
 )
 _NO_LINE = re.compile(  # neighbours of data that nobody misses
     r"(readme|licen[cs]e|notice|copying|authors|citation|changelog|contributing)(\..+)?",
@@ -22,6 +23,7 @@ _NO_LINE = re.compile(  # neighbours of data that nobody misses
 )
 _ESCAPED = re.compile(r"\[([*?\[])\]")  # as glob.escape writes it
 MAX_SUFFIXES = 8  # that a line lists
+STATE = "state.json"  # what `save_to_disk` of datasets writes next to its files
 
 
 def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
@@ -120,6 +122,7 @@ class _Listing:
             )
         for kind, noun, text in (
             ("hidden", "file", "left out: a name that begins with _"),
+            ("cached", "file", f"left out: not of the dataset that {STATE} next to it names"),
             ("special", "file", "left out: no regular file"),
             ("dangling", "link", "left out: what they point to does not exist"),
             ("linked", "linked folder", "not followed (a glob such as */*.txt goes through links)"),
@@ -163,7 +166,46 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
                 if each.is_symlink() and each.is_dir():
                     listing.add(each)
     listing.files.sort()
+    _only_saved(listing)
     return base, listing
+
+
+def _only_saved(listing: _Listing) -> None:
+    """Of a folder that `save_to_disk` wrote, keep the files of the dataset.
+
+    What `map` and `filter` cached is next to them, in the same format.
+    """
+    for folder in dict.fromkeys(file.parent for file in listing.files):
+        names = _saved_files(listing.base / folder)
+        if names is None:
+            continue
+        others = {
+            file
+            for file in listing.files
+            if file.parent == folder and file.suffix == ".arrow" and file.name not in names
+        }
+        listing.unread["cached"] += sorted(others)
+        listing.files = [file for file in listing.files if file not in others]
+
+
+def _saved_files(folder: Path) -> set[str] | None:
+    """The files of the dataset that `save_to_disk` wrote into a folder; None where it did not.
+
+    Raises UserError where one is missing, or where only some rows of them are the dataset.
+    """
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        names = {str(each["filename"]) for each in state["_data_files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if missing := sorted(name for name in names if not (folder / Path(name).name).is_file()):
+        raise UserError(f"{folder}: {examples(missing)}, which its {STATE} names, is missing")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise UserError(
+            f"{folder} is a selection of rows, as an old version of datasets saved it: load it "
+            "with datasets.load_from_disk, and save it again with flatten_indices().save_to_disk"
+        )
+    return names
 
 
 def _split_glob(text: str) -> tuple[Path, str]:
