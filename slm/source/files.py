@@ -12,11 +12,10 @@ from pathlib import Path, PurePath
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.source.documents import FORMATS, check_name, format_of, unsupported
+from slm.source.formats.archives import archive_of
+from slm.source.formats.contents import is_hidden
 from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
-_NO_DATA = re.compile(
-    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
-)
 _NO_LINE = re.compile(  # neighbours of data that nobody misses
     r"(readme|licen[cs]e|notice|copying|authors|citation|changelog|contributing)(\..+)?",
     re.IGNORECASE,
@@ -37,10 +36,11 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
     if path.is_file():
-        if format_of(path, data.format) is None:
+        if format_of(path, data.format) is None and archive_of(path) is None:
             raise unsupported(f"data.path={data.path}")
         return path.parent, Layout({"train": [path]}, {"train": f"1 file: {examples([path.name])}"})
     base, listing = _listing(data, path)
+    listing.open_archives()
     notes = listing.notes()
     if not listing.files:
         problem = "does not exist"
@@ -52,7 +52,7 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
         )
     for file in listing.files:
         check_name(file, f"data.path={data.path}: ")
-    formats = Counter(str(format_of(file, data.format)) for file in listing.files)
+    formats = Counter(_format_name(file, data) for file in listing.files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         raise UserError(
@@ -75,13 +75,18 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     )
 
 
+def _format_name(file: PurePath, data: DataConfig) -> str:
+    return "archive" if archive_of(file) else str(format_of(file, data.format))
+
+
 def list_files(data: DataConfig) -> tuple[Path, list[PurePath], list[PurePath]]:
     """The folder that a folder or glob searches; its files of documents; those of other formats.
 
     Both lists are sorted, by paths relative to that folder.
     """
     base, listing = _listing(data, Path(data.path).expanduser().absolute())
-    return base, listing.files, sorted(listing.unread.get("unsupported", []))
+    others = (*listing.unread.get("unsupported", []), *listing.unread.get("archives", []))
+    return base, listing.files, sorted(others)
 
 
 @dataclass
@@ -96,7 +101,7 @@ class _Listing:
     def add(self, path: Path) -> None:
         """Put a file, or a link of whatever kind, where it belongs."""
         name = path.relative_to(self.base)
-        if any(part.startswith(".") for part in name.parts) or _NO_DATA.fullmatch(name.name):
+        if is_hidden(name):
             return
         readable = format_of(name, self.format) is not None
         if not path.is_file():
@@ -106,10 +111,20 @@ class _Listing:
                 self.unread["special"].append(name)
         elif any(part.startswith("_") for part in name.parts):
             self.unread["hidden"] += [name] * readable
+        elif archive_of(name):
+            self.unread["archives"].append(name)
         elif readable:
             self.files.append(name)
         elif not _NO_LINE.fullmatch(name.name):
             self.unread["unsupported"].append(name)
+
+    def open_archives(self) -> None:
+        """Where there are archives and no other files of documents, they are the files."""
+        archives = sorted(self.unread.pop("archives", []))
+        if self.files:
+            self.unread["unsupported"] += archives
+        else:
+            self.files = archives
 
     def notes(self) -> list[str]:
         """A line for each kind of thing that is not read."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 
@@ -15,6 +15,16 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAX_CONTROL_SHARE = 0.05  # of control characters in text; a few may be part of it
 _MIN_CONTROLS = 4
 _CONTROLS = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})
+
+_NO_DATA = re.compile(
+    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
+)
+
+
+def is_hidden(name: PurePath) -> bool:
+    """Whether a file is no document by its name: `.git/x.txt`, `README.txt`, `state.json`."""
+    hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+    return hidden or _NO_DATA.fullmatch(name.name) is not None
 
 
 @dataclass(frozen=True)
