@@ -167,8 +167,10 @@ def check_before_server(config: PipelineConfig) -> None:
     check_before_download(config, tokenizer_sha256=start.tokenizer_sha256 if start else None)
     if config.data.source == "files":
         from slm.source.files import find_files
+        from slm.source.remote import is_here
 
-        find_files(config.data)
+        if is_here(config.data):
+            find_files(config.data)
 
 
 def up(

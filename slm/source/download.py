@@ -28,6 +28,7 @@ from slm.source import hub, seen
 from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
+from slm.source.remote import fetch, is_here
 from slm.source.splits import Layout, explicit
 from slm.source.stories import STORIES_VERSION, stories
 
@@ -107,6 +108,8 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     if data.source == "hub":
         return source.key in hub_keys(config, source.revision)
     if data.source == "files":
+        if not is_here(data):
+            return False
         base, layout = find_files(data)
         return source.key == files_key(config, base, layout.files, source.origin)
     return source.key == stories_key(config)
@@ -158,7 +161,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
 
 
 def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
-    data = config.data
+    data = fetch(config.data, root.path, progress)
     base, layout = find_files(data)
     splits = layout.files
     check_contents([path for paths in splits.values() for path in paths], data)
@@ -172,7 +175,7 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
     revision = storage.sha256_json(origin)
     key = files_key(config, base, splits, origin)
     for note in layout.notes:
-        logger.warning("%s: %s", data.path, note)
+        logger.warning("%s: %s", config.data.path, note)
     source = _convert(config, root, key, revision, lambda: layout, origin, progress)
     seen.remember(root.path, {path: origin[name] for path, name in names.items()}, stamped)
     # Of a reused source too, these are of the files as they are now.

@@ -14,6 +14,7 @@ from slm.errors import UserError
 from slm.source.documents import FORMATS, check_name, format_of, unsupported
 from slm.source.formats.archives import archive_of
 from slm.source.formats.contents import is_hidden
+from slm.source.remote import is_here, with_local_path
 from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
 _NO_LINE = re.compile(  # neighbours of data that nobody misses
@@ -33,8 +34,13 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     What is not read comes as notes. Raises UserError where there are no files, none for a split
     that the config names explicitly, or one whose name is not UTF-8.
     """
+    given, data = data, with_local_path(data)
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
+    if given is not data and not is_here(given):
+        raise UserError(
+            f"data.path={given.path} was not fetched yet: `slm download` and `slm run` fetch it"
+        )
     if path.is_file():
         if format_of(path, data.format) is None and archive_of(path) is None:
             raise unsupported(f"data.path={data.path}")
