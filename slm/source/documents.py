@@ -68,13 +68,16 @@ def unsupported(where: object) -> UserError:
     )
 
 
-def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Iterator[pa.Array]:
+def read_documents(
+    path: Path, data: DataConfig, dropped: Counter[str], *, checked: bool = False
+) -> Iterator[pa.Array]:
     """The documents of one file in order, as arrays of type string without nulls.
 
     Args:
         path: the file; its name gives the format, unless `data.format` does.
         data: `text_column`, or the `template` that joins several columns; `separator` of text.
         dropped: gets the number of rows left out, by reason.
+        checked: whether `check_contents` was called with the file.
 
     Raises UserError where the file is not of that format, lacks the column or is not UTF-8,
     CorruptionError where its bytes are damaged.
@@ -84,7 +87,8 @@ def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Itera
         arrays = _batches(path, archive_documents(path, data, dropped))
         return map(partial(_only_text, path, dropped), arrays)
     template = Template(data)
-    check_contents([path], data)
+    if not checked:
+        check_contents([path], data)
     kind = format_of(path, data.format)
     if kind == "parquet":
         arrays = read_parquet(path, template)

@@ -15,7 +15,8 @@ of a deployment or from the command line may name one only if it is the same, by
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -58,10 +59,16 @@ def functions_of(settings: CleanConfig) -> Functions:
 
 
 def _read(kind: str, text: str) -> Function:
+    """The function that a text names: of a run from another machine, whose path is none here, the
+    user's own of the same file name. The key of the shards shows whether it is the same one.
+    """
     path, _, name = text.rpartition(":")
     try:
         source = Path(path).expanduser().read_bytes()
     except OSError as error:
+        for own in _own():
+            if (Path(own.path).name, own.name) == (Path(path).name, name):
+                return replace(own, kind=kind)
         raise UserError(
             f"data.clean.{kind}={text}: the file cannot be read ({error.strerror}); in a recipe it "
             "is relative to the folder of its pipelines.yaml"
@@ -82,7 +89,7 @@ def check_functions(functions: Functions) -> None:
     """Raises UserError where the user's own `pipelines.yaml` names no such file, or it has no such
     function.
     """
-    own = set(_own()) if functions else set()
+    own = {(each.sha256, each.name) for each in _own()} if functions else set()
     for each in functions:
         if (each.sha256, each.name) not in own:
             raise UserError(
@@ -94,8 +101,8 @@ def check_functions(functions: Functions) -> None:
         load(each)
 
 
-def _own() -> Iterator[tuple[str, str]]:
-    """Hash and name of each function that the user's own `pipelines.yaml` names."""
+def _own() -> Iterator[Function]:
+    """The functions that the user's own `pipelines.yaml` names, as far as their files are there."""
     file = project_root() / PIPELINES
     if not file.is_file():
         return
@@ -106,11 +113,9 @@ def _own() -> Iterator[tuple[str, str]]:
                 text = text.get(part) if isinstance(text, Mapping) else None
             if isinstance(text, str):
                 path, _, name = text.rpartition(":")
-                try:
-                    source = (file.parent / Path(path).expanduser()).read_bytes()
-                except OSError:
-                    continue
-                yield hashlib.sha256(source).hexdigest(), name
+                place = file.parent / Path(path).expanduser()
+                with suppress(OSError):
+                    yield Function(kind, str(place), name, place.read_bytes())
 
 
 @lru_cache(8)
