@@ -36,6 +36,7 @@ from slm.training.derive import finish as finish
 from slm.training.derive import train_longer as train_longer
 from slm.training.launch import resume as resume
 from slm.training.launch import train as train
-from slm.training.stop import stop as stop
 
 __version__: str
+from slm.sweeps.stop import stop as stop
+from slm.sweeps.watch import watch as watch

@@ -30,6 +30,7 @@ MAX_SEED = 2**63 - 1
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 ENDPOINT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9_.-]*)(:[0-9]{1,5})?"  # HOST:PORT
+FUNCTION = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -116,6 +117,24 @@ class CleanConfig(Section):
         "Drop documents whose MinHash similarity to an earlier one is at least this (the extra "
         "clean); null keeps them.",
     )
+    map: str | None = setting(
+        None,
+        "FILE.py:FUNCTION of one's own, which makes of a document's text another one, or None to "
+        "drop it; before filter and lengths. In a recipe relative to the folder of its "
+        "pipelines.yaml; only a file that this names is ever run.",
+        pattern=FUNCTION,
+    )
+    filter: str | None = setting(
+        None,
+        "FILE.py:FUNCTION of one's own, which returns whether a document is kept, by its text; as "
+        "map.",
+        pattern=FUNCTION,
+    )
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether documents may be encoded otherwise than they came."""
+        return self.fix_text or self.map is not None
 
 
 class DataConfig(Section):
@@ -129,7 +148,7 @@ class DataConfig(Section):
     path: str = setting(
         "",
         "Dataset id on the hub; a file, a folder or a glob of files, in a recipe relative to the "
-        "folder of its pipelines.yaml.",
+        "folder of its pipelines.yaml; or an address such as s3://BUCKET/FOLDER.",
     )
     config_name: str | None = setting(None, "Configuration (subset) of a hub dataset.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub; resolved to a commit.")

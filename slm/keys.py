@@ -79,7 +79,11 @@ ADDED: dict[str, tuple[str, Any]] = {
 }
 
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.
-BY_CONTENT: dict[str, tuple[str, ...]] = {"train.init_from": ("encode", "train")}
+BY_CONTENT: dict[str, tuple[str, ...]] = {
+    "train.init_from": ("encode", "train"),
+    "data.clean.map": ("encode",),
+    "data.clean.filter": ("encode",),
+}
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes

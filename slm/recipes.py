@@ -180,6 +180,7 @@ def load_with_origins(
         merged = _with_task_paths(merged, recipes[name].file.parent)
     if "init_from" not in _mapping(changes.get("train")):
         merged = _with_start_path(merged, recipes[name].file.parent)
+    merged = _with_function_paths(merged, _clean(changes), recipes[name].file.parent)
     return _checked({**_with_name(merged), "recipe": name}), origins
 
 
@@ -189,11 +190,35 @@ def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = data.get("path")
     if data.get("source") != "files" or not isinstance(path, str) or not path:
         return fields
-    if Path(path).is_absolute() or path.startswith("~"):
+    if Path(path).is_absolute() or path.startswith("~") or "://" in path:
         return fields
     above = str(folder.resolve())
     placed = Path(glob.escape(above) if glob.has_magic(path) else above, path)
     return {**fields, "data": {**data, "path": os.path.normpath(placed)}}
+
+
+def _clean(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _mapping(_mapping(fields.get("data")).get("clean"))
+
+
+def _with_function_paths(
+    fields: dict[str, Any], changes: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The same, with absolute paths of the files of functions.
+
+    A relative one is below the folder of the recipe; where an override gives it, of `changes`,
+    below the working folder.
+    """
+    placed = {}
+    for kind in ("map", "filter"):
+        text = _clean(fields).get(kind)
+        if isinstance(text, str) and ".py:" in text and not text.startswith("~"):
+            above = Path.cwd() if kind in changes else folder.resolve()
+            placed[kind] = os.path.normpath(above / text)
+    if not placed:
+        return fields
+    data = _mapping(fields.get("data"))
+    return {**fields, "data": {**data, "clean": {**_clean(fields), **placed}}}
 
 
 def _with_task_paths(fields: dict[str, Any], folder: Path) -> dict[str, Any]:

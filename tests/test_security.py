@@ -52,6 +52,8 @@ FORBIDDEN_CALLS = {
     *("eval", "exec", "os.system", "os.popen", "pd.read_pickle"),
 }
 FORBIDDEN_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
+# The one place that runs code: a user's own, which their pipelines.yaml names.
+ALLOWED = {"slm/tokens/functions.py": ["calls exec"]}
 
 
 def faults_in(code: str) -> Iterator[str]:
@@ -81,7 +83,8 @@ def faults_in(code: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_code_runs_what_it_reads(path: Path) -> None:
-    assert not list(faults_in(path.read_text()))
+    allowed = ALLOWED.get(path.relative_to(PROJECT).as_posix(), [])
+    assert list(faults_in(path.read_text())) == allowed
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,19 @@ from slm.registry.opening import open_run
 
 
 def stop(run: RunName, as_json: AsJson = False) -> None:
-    """Stop the training of a run, whoever started it: it saves after its step, and ends.
+    """Stop a training or a sweep, whoever started it: it saves after its step, and ends.
 
     Example: slm stop quickstart-3693316e0b15
     """
-    import slm.training.stop
+    import slm.sweeps.stop
 
-    stopped = slm.training.stop.stop(open_run(run))
+    stopped = slm.sweeps.stop.stop(run)
     if as_json:
         show(stopped.model_dump(), as_json)
         return
     show_line(stopped.sentence)
+    if isinstance(stopped, slm.sweeps.stop.StoppedSweep):
+        return
     if not stopped.finished:
         show_line(f"resume    slm train {stopped.run}")
         if stopped.step is not None:

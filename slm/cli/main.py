@@ -50,6 +50,7 @@ from slm.cli.serve import serve
 from slm.cli.stages import download, encode, evaluate, register, report, sync, train
 from slm.cli.store import pull, push
 from slm.cli.sweep import sweep
+from slm.cli.watch import watch
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration import stages
@@ -168,8 +169,10 @@ def check_before_server(config: PipelineConfig) -> None:
     check_before_download(config, tokenizer_sha256=start.tokenizer_sha256 if start else None)
     if config.data.source == "files":
         from slm.source.files import find_files
+        from slm.source.remote import is_here
 
-        find_files(config.data)
+        if is_here(config.data):
+            find_files(config.data)
 
 
 def up(
@@ -227,7 +230,7 @@ for title, commands in (
     ("The whole pipeline", (init, run, plan, sweep, ladder, retrain, up)),
     (
         "One stage",
-        (download, encode, train, stop, finish, evaluate, benchmark, report, register, sync),
+        (download, encode, train, watch, stop, finish, evaluate, benchmark, report, register, sync),
     ),
     (
         "Inspect and generate",

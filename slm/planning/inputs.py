@@ -12,6 +12,7 @@ from slm.source import hub, seen
 from slm.source.download import files_key, hub_keys, known_hub_key, stories_count, stories_key
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
+from slm.source.remote import is_here, is_remote
 from slm.source.splits import counted, examples
 
 
@@ -42,6 +43,8 @@ def source_key(config: PipelineConfig, results: Results, *, verify: bool) -> Sou
 
 
 def _of_files(config: PipelineConfig, results: Results, verify: bool) -> SourceKey:
+    if not is_here(config.data):
+        return SourceKey(None, True, f"{config.data.path} is asked for its files by the download")
     base, layout = find_files(config.data)
     splits = {split: list(paths) for split, paths in layout.files.items()}
     names = {path: path.relative_to(base).as_posix() for each in splits.values() for path in each}
@@ -56,6 +59,8 @@ def _of_files(config: PipelineConfig, results: Results, verify: bool) -> SourceK
     if len(digests) == len(names):
         key = files_key(config, base, splits, digests)
         note = "" if verify else f"{counted(len(names))} known by size and time, not hashed"
+        if is_remote(config.data.path):
+            note = f"{counted(len(names))} of {config.data.path} as they were fetched last"
         return SourceKey(key, not verify, note, origin=origin)
     for source in _newest(results.sources, config.recipe):
         record = _source(source)

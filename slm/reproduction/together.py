@@ -17,8 +17,8 @@ from slm.reproduction.comparing import TensorDifference
 from slm.reproduction.replay import Replay, replay, stretch_of
 from slm.run_folder import RunFolder
 from slm.training import launch
-from slm.training.agent import final_message
 from slm.training.distributed import wait_for_rank0
+from slm.training.log import final_message
 
 
 def replay_together(run: RunFolder, start: int, stop: int, count: int) -> Replay:

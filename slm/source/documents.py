@@ -2,7 +2,7 @@
 
 parquet · Arrow · JSON lines or an array of objects · CSV and TSV with a header · plain text (one
 document per file, or split on a separator). The last four may be compressed (.gz, .zst) and must
-be UTF-8.
+be UTF-8. A zip or tar archive has the documents of its text files.
 
 Only text is passed on. A file that is something else than its name promises, or is not UTF-8, is
 an error that says so; a row whose value is null, or has no UTF-8 form (a lone surrogate escaped in
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from slm.config import DataConfig
 from slm.errors import UserError, check_utf8
 from slm.source.formats import text
+from slm.source.formats.archives import archive_documents, archive_of
 from slm.source.formats.columns import read_arrow, read_parquet
 from slm.source.formats.contents import COMPRESSIONS, refuse_others
 from slm.source.formats.csv_rows import csv_rows
@@ -62,25 +63,32 @@ def format_of(path: PurePath, chosen: str | None = None) -> str | None:
 def unsupported(where: object) -> UserError:
     """The error for a file of no format that is read."""
     return UserError(
-        f"{where} is not in a supported format: {', '.join(FORMATS)}; --set data.format=text reads "
-        "any other as text"
+        f"{where} is not in a supported format: {', '.join(FORMATS)}, or an archive (.zip, .tar, "
+        ".tar.gz) of text files; --set data.format=text reads any other as text"
     )
 
 
-def read_documents(path: Path, data: DataConfig, dropped: Counter[str]) -> Iterator[pa.Array]:
+def read_documents(
+    path: Path, data: DataConfig, dropped: Counter[str], *, checked: bool = False
+) -> Iterator[pa.Array]:
     """The documents of one file in order, as arrays of type string without nulls.
 
     Args:
         path: the file; its name gives the format, unless `data.format` does.
         data: `text_column`, or the `template` that joins several columns; `separator` of text.
         dropped: gets the number of rows left out, by reason.
+        checked: whether `check_contents` was called with the file.
 
     Raises UserError where the file is not of that format, lacks the column or is not UTF-8,
     CorruptionError where its bytes are damaged.
     """
     check_name(path)
+    if archive_of(path):
+        arrays = _batches(path, archive_documents(path, data, dropped))
+        return map(partial(_only_text, path, dropped), arrays)
     template = Template(data)
-    check_contents([path], data)
+    if not checked:
+        check_contents([path], data)
     kind = format_of(path, data.format)
     if kind == "parquet":
         arrays = read_parquet(path, template)
@@ -105,10 +113,11 @@ def check_contents(paths: Iterable[Path], data: DataConfig) -> None:
     """
     every = sorted(paths, key=lambda path: str(format_of(path, data.format)))
     for kind, files in groupby(every, key=lambda path: format_of(path, data.format)):
-        if kind is not None:
+        named = [path for path in files if archive_of(path) is None]
+        if kind is not None and named:
             expected = kind if kind in _COLUMNAR else None
             allowed = (data.separator or "").encode() if kind == "text" else b""
-            refuse_others(f"data.path={data.path}", files, expected, allowed)
+            refuse_others(f"data.path={data.path}", named, expected, allowed)
 
 
 def check_name(name: PurePath | str, where: str = "") -> None:
@@ -179,7 +188,7 @@ def _join_rows(
             if not isinstance(value, str | None):
                 kind = value.kind if isinstance(value, Misfit) else type(value).__name__
                 where = f"{path}, {place}"
-                raise not_text(where, column, f"a JSON {kind}", json_paths(row))
+                raise not_text(where, column, f"a JSON {kind}", json_paths(row), template)
         yield template.join(values)
     if missing and seen:
         template.check(path, seen, json_paths(seen))

@@ -28,6 +28,7 @@ from slm.source import hub, seen
 from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
+from slm.source.remote import fetch, is_here
 from slm.source.splits import Layout, explicit
 from slm.source.stories import STORIES_VERSION, stories
 
@@ -107,6 +108,8 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     if data.source == "hub":
         return source.key in hub_keys(config, source.revision)
     if data.source == "files":
+        if not is_here(data):
+            return False
         base, layout = find_files(data)
         return source.key == files_key(config, base, layout.files, source.origin)
     return source.key == stories_key(config)
@@ -158,7 +161,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
 
 
 def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> Source:
-    data = config.data
+    data = fetch(config.data, root.path, progress)
     base, layout = find_files(data)
     splits = layout.files
     check_contents([path for paths in splits.values() for path in paths], data)
@@ -172,8 +175,8 @@ def _from_files(config: PipelineConfig, root: DataRoot, progress: Progress) -> S
     revision = storage.sha256_json(origin)
     key = files_key(config, base, splits, origin)
     for note in layout.notes:
-        logger.warning("%s: %s", data.path, note)
-    source = _convert(config, root, key, revision, lambda: layout, origin, progress)
+        logger.warning("%s: %s", config.data.path, note)
+    source = _convert(config, root, key, revision, lambda: layout, origin, progress, checked=True)
     seen.remember(root.path, {path: origin[name] for path, name in names.items()}, stamped)
     # Of a reused source too, these are of the files as they are now.
     return source.model_copy(update={"inputs": layout.inputs, "notes": layout.notes})
@@ -272,12 +275,15 @@ def _convert(
     find: Callable[[], Layout[Path]],
     origin: dict[str, str],
     progress: Progress,
+    *,
+    checked: bool = False,
 ) -> Source:
     """Files of documents → a source. Raises UserError where a split has no documents.
 
     Args:
         find: called where the source is not there yet; returns the files of each split.
         origin: the sha256 of each file by its name, filled by the time that all are read.
+        checked: whether `check_contents` was called with the files.
     """
     data = config.data
 
@@ -286,7 +292,7 @@ def _convert(
         written = {}
         layout = find()
         for split, paths in layout.files.items():
-            documents = _documents(check_separator(paths, data), data, split, dropped)
+            documents = _documents(check_separator(paths, data), data, split, dropped, checked)
             written[split] = _write_split(staging, split, documents, progress, None)
         counts = {reason: count for reason, count in sorted(dropped.items()) if count}
         for reason, count in counts.items():
@@ -320,12 +326,16 @@ def _run_stage(
 
 
 def _documents(
-    paths: Iterable[Path], data: DataConfig, split: str, dropped: Counter[str]
+    paths: Iterable[Path],
+    data: DataConfig,
+    split: str,
+    dropped: Counter[str],
+    checked: bool,
 ) -> Iterator[pa.Array]:
     """All documents of a split in order; of train at most `data.documents`."""
     left = data.documents if split == "train" else None
     for path in paths:
-        for array in read_documents(path, data, dropped):
+        for array in read_documents(path, data, dropped, checked=checked):
             if left is not None and left <= len(array):
                 yield array.slice(0, left)
                 return

@@ -1,6 +1,7 @@
 """Local files of documents: those that `data.path` names, the split of each, and what is unread."""
 
 import glob
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -11,17 +12,18 @@ from pathlib import Path, PurePath
 from slm.config import DataConfig
 from slm.errors import UserError
 from slm.source.documents import FORMATS, check_name, format_of, unsupported
+from slm.source.formats.archives import archive_of
+from slm.source.formats.contents import is_hidden
+from slm.source.remote import is_here, with_local_path
 from slm.source.splits import Layout, assign, counted, examples, missing_shards
 
-_NO_DATA = re.compile(
-    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|state)\.json", re.IGNORECASE
-)
 _NO_LINE = re.compile(  # neighbours of data that nobody misses
     r"(readme|licen[cs]e|notice|copying|authors|citation|changelog|contributing)(\..+)?",
     re.IGNORECASE,
 )
 _ESCAPED = re.compile(r"\[([*?\[])\]")  # as glob.escape writes it
 MAX_SUFFIXES = 8  # that a line lists
+STATE = "state.json"  # what `save_to_disk` of datasets writes next to its files
 
 
 def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
@@ -32,13 +34,19 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     What is not read comes as notes. Raises UserError where there are no files, none for a split
     that the config names explicitly, or one whose name is not UTF-8.
     """
+    given, data = data, with_local_path(data)
     path = Path(data.path).expanduser().absolute()
     check_name(path, "data.path: ")
+    if given is not data and not is_here(given):
+        raise UserError(
+            f"data.path={given.path} was not fetched yet: `slm download` and `slm run` fetch it"
+        )
     if path.is_file():
-        if format_of(path, data.format) is None:
+        if format_of(path, data.format) is None and archive_of(path) is None:
             raise unsupported(f"data.path={data.path}")
         return path.parent, Layout({"train": [path]}, {"train": f"1 file: {examples([path.name])}"})
     base, listing = _listing(data, path)
+    listing.open_archives()
     notes = listing.notes()
     if not listing.files:
         problem = "does not exist"
@@ -50,7 +58,7 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
         )
     for file in listing.files:
         check_name(file, f"data.path={data.path}: ")
-    formats = Counter(str(format_of(file, data.format)) for file in listing.files)
+    formats = Counter(_format_name(file, data) for file in listing.files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         raise UserError(
@@ -73,13 +81,18 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     )
 
 
+def _format_name(file: PurePath, data: DataConfig) -> str:
+    return "archive" if archive_of(file) else str(format_of(file, data.format))
+
+
 def list_files(data: DataConfig) -> tuple[Path, list[PurePath], list[PurePath]]:
     """The folder that a folder or glob searches; its files of documents; those of other formats.
 
     Both lists are sorted, by paths relative to that folder.
     """
     base, listing = _listing(data, Path(data.path).expanduser().absolute())
-    return base, listing.files, sorted(listing.unread.get("unsupported", []))
+    others = (*listing.unread.get("unsupported", []), *listing.unread.get("archives", []))
+    return base, listing.files, sorted(others)
 
 
 @dataclass
@@ -94,7 +107,7 @@ class _Listing:
     def add(self, path: Path) -> None:
         """Put a file, or a link of whatever kind, where it belongs."""
         name = path.relative_to(self.base)
-        if any(part.startswith(".") for part in name.parts) or _NO_DATA.fullmatch(name.name):
+        if is_hidden(name):
             return
         readable = format_of(name, self.format) is not None
         if not path.is_file():
@@ -104,10 +117,20 @@ class _Listing:
                 self.unread["special"].append(name)
         elif any(part.startswith("_") for part in name.parts):
             self.unread["hidden"] += [name] * readable
+        elif archive_of(name):
+            self.unread["archives"].append(name)
         elif readable:
             self.files.append(name)
         elif not _NO_LINE.fullmatch(name.name):
             self.unread["unsupported"].append(name)
+
+    def open_archives(self) -> None:
+        """Where there are archives and no other files of documents, they are the files."""
+        archives = sorted(self.unread.pop("archives", []))
+        if self.files:
+            self.unread["unsupported"] += archives
+        else:
+            self.files = archives
 
     def notes(self) -> list[str]:
         """A line for each kind of thing that is not read."""
@@ -120,6 +143,7 @@ class _Listing:
             )
         for kind, noun, text in (
             ("hidden", "file", "left out: a name that begins with _"),
+            ("cached", "file", f"left out: not of the dataset that {STATE} next to it names"),
             ("special", "file", "left out: no regular file"),
             ("dangling", "link", "left out: what they point to does not exist"),
             ("linked", "linked folder", "not followed (a glob such as */*.txt goes through links)"),
@@ -163,7 +187,46 @@ def _listing(data: DataConfig, path: Path) -> tuple[Path, _Listing]:
                 if each.is_symlink() and each.is_dir():
                     listing.add(each)
     listing.files.sort()
+    _only_saved(listing)
     return base, listing
+
+
+def _only_saved(listing: _Listing) -> None:
+    """Of a folder that `save_to_disk` wrote, keep the files of the dataset.
+
+    What `map` and `filter` cached is next to them, in the same format.
+    """
+    for folder in dict.fromkeys(file.parent for file in listing.files):
+        names = _saved_files(listing.base / folder)
+        if names is None:
+            continue
+        others = {
+            file
+            for file in listing.files
+            if file.parent == folder and file.suffix == ".arrow" and file.name not in names
+        }
+        listing.unread["cached"] += sorted(others)
+        listing.files = [file for file in listing.files if file not in others]
+
+
+def _saved_files(folder: Path) -> set[str] | None:
+    """The files of the dataset that `save_to_disk` wrote into a folder; None where it did not.
+
+    Raises UserError where one is missing, or where only some rows of them are the dataset.
+    """
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        names = {str(each["filename"]) for each in state["_data_files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if missing := sorted(name for name in names if not (folder / Path(name).name).is_file()):
+        raise UserError(f"{folder}: {examples(missing)}, which its {STATE} names, is missing")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise UserError(
+            f"{folder} is a selection of rows, as an old version of datasets saved it: load it "
+            "with datasets.load_from_disk, and save it again with flatten_indices().save_to_disk"
+        )
+    return names
 
 
 def _split_glob(text: str) -> tuple[Path, str]:

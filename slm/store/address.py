@@ -8,20 +8,15 @@ AWS_ENDPOINT_URL. One in the address is refused, so that none is stored or print
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slm.errors import UserError, excerpt
-from slm.extras import require
+from slm.source.remote import filesystem
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _FORM = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-_MODULES = {"s3": "s3fs", "s3a": "s3fs"}  # that an extra brings
-_CONNECT_SECONDS = 5
-_OPTIONS: dict[str, dict[str, Any]] = {  # of file systems whose own patience is minutes
-    "s3fs": {"config_kwargs": {"connect_timeout": _CONNECT_SECONDS, "retries": {"max_attempts": 2}}}
-}
 EXAMPLES = "file:///mnt/slm, s3://BUCKET/PREFIX"
 
 
@@ -45,24 +40,7 @@ class Address:
 
         Raises UserError where its package is not installed, or there is no such one.
         """
-        import fsspec
-
-        module = _MODULES.get(self.scheme)
-        if module:
-            require(module, f"the store {self}")
-        try:
-            kind = fsspec.get_filesystem_class(self.scheme)
-        except ImportError as error:  # fsspec names the package
-            raise UserError(f"the store {self} cannot be opened: {error}") from error
-        except ValueError as error:
-            raise UserError(
-                f"the store {self}: there is no file system {self.scheme!r}; such as {EXAMPLES}"
-            ) from error
-        options = _OPTIONS.get(module or "", {})
-        filesystem = kind(use_listings_cache=False, skip_instance_cache=True, **options)
-        if module == "s3fs":
-            filesystem.retries = 2
-        return filesystem
+        return filesystem(self.scheme, f"the store {self}", EXAMPLES)
 
 
 def parse_address(text: str) -> Address:

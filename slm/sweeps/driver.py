@@ -33,6 +33,7 @@ from slm.sweeps.folder import SweepFolder
 from slm.sweeps.halving import rank_correlations
 from slm.sweeps.proposals import Proposal, propose, versions
 from slm.sweeps.records import SeedRun, SweepResult, Trial, ranking
+from slm.sweeps.stop import clear_request, unless_asked
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def run_sweep(
     folder = SweepFolder.of(sweep, root)
     with folder.locked():
         folder.write_sweep(sweep, versions())
+        clear_request(folder)
+        run_trial = unless_asked(folder, run_trial)
         known = {trial.number: trial for trial in folder.trials}
         batches: list[list[Trial]] = []
         while not _budget_is_spent(sweep, batches):

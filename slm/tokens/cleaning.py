@@ -22,7 +22,8 @@ EXAMPLE_CHARS = 120
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too short", "too long"
 ALSO_IN_VAL, ALSO_IN_TRAIN = "also in val", "also in train"
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
-FIXED = "text fixed"
+FIXED, MAPPED = "text fixed", "by data.clean.map"
+BY_FUNCTION = "by data.clean.filter or map"
 
 PERMUTATIONS = 128  # values of a MinHash signature
 SEED, SCHEME = 1, "affine32"  # of its hash functions
@@ -77,17 +78,29 @@ def check_extras(settings: CleanConfig) -> None:
 # ---- one document -----------------------------------------------------------------------------
 
 
-def clean(text: str, settings: CleanConfig, tally: Tally) -> str | None:
+def clean(
+    text: str, settings: CleanConfig, tally: Tally, own: Callable[[str], str | None] | None = None
+) -> str | None:
     """The document as it is encoded, or None where it is dropped; both are counted.
 
     A document of nothing but white space is empty and always dropped. Lengths are in characters,
     of the repaired text.
+
+    `own`: the user's functions, which see what is not empty; None drops a document.
     """
     if settings.fix_text:
         fixed = _fixer()(text)
         if fixed != text:
             tally.change(FIXED, text, fixed)
             text = fixed
+    if own and text and not text.isspace():
+        given, before = own(text), text
+        if given is None:
+            tally.drop(BY_FUNCTION, text)
+            return None
+        if given != before:
+            tally.change(MAPPED, before, given)
+            text = given
     if not text or text.isspace():
         tally.drop(EMPTY, text)
     elif len(text) < settings.min_chars:
@@ -192,7 +205,7 @@ class Duplicates:
         self._all = HashSet()
         self._train, self._val = HashSet(), HashSet()
         # Else equal documents are in one split anyway, or all of val comes before train.
-        self._keeps_train = settings.fix_text
+        self._keeps_train = settings.changes_text
         self._signatures: list[Signatures] = []
         if self._near is not None:
             from datasketch import MinHashLSH

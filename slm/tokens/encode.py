@@ -29,6 +29,7 @@ from slm.source.documents import format_of
 from slm.tokens import holdout
 from slm.tokens.cleaning import (
     ALSO_IN_VAL,
+    BY_FUNCTION,
     DUPLICATE,
     EXAMPLE_CHARS,
     NEAR_DUPLICATE,
@@ -40,6 +41,7 @@ from slm.tokens.cleaning import (
     Tally,
     check_extras,
 )
+from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
 from slm.tokens.holdout import Draw
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
@@ -100,17 +102,20 @@ def encode(
             "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
         )
     data = DataRoot(root)
-    key = encode_key(config, source, tokenizer.sha256 if tokenizer else None)
+    functions = functions_of(config.data.clean)  # read once: what the key has is what runs
+    given = tokenizer.sha256 if tokenizer else None
+    key = encode_key(config, source, given, functions=functions)
     folder = data.folder("shards", config.folder_name, key)
     work = units_folder(folder)
 
     def build(staging: Path) -> Shards:
         check_extras(config.data.clean)
+        check_functions(functions)
         work.mkdir(exist_ok=True)
         base = gpt2(data.path)
         try:
             return _write_shards(
-                key, config.data, source, base, tokenizer, work, staging, progress, pool
+                key, config.data, source, base, tokenizer, work, staging, progress, pool, functions
             )
         except UserError:  # which the same call would raise again
             shutil.rmtree(work, ignore_errors=True)
@@ -131,11 +136,17 @@ def units_folder(folder: Path) -> Path:
 
 
 def encode_key(
-    config: PipelineConfig, source: Source, tokenizer_sha256: str | None, version: int | None = None
+    config: PipelineConfig,
+    source: Source,
+    tokenizer_sha256: str | None,
+    version: int | None = None,
+    functions: Functions | None = None,
 ) -> str:
     """The key of the shards that `encode` makes; of a given tokenizer, where there is one.
 
-    `version`: of the stage; None: today's.
+    Args:
+        version: of the stage; None: today's.
+        functions: those that the config names; None: they are read now.
     """
     inputs: Any = storage.content_hash(source)
     if tokenizer_sha256:
@@ -144,6 +155,10 @@ def encode_key(
     # the raw text, which gives other bytes only where the two can differ.
     version = (version or ENCODE_VERSION) + config.data.clean.fix_text
     fields = keys.stage_fields("encode", config)
+    if functions is None:
+        functions = functions_of(config.data.clean)
+    if functions:
+        fields["functions"] = key_fields(functions)
     if rule := holdout.small_set_rule(config.data, source):  # added later: only these have it
         fields["held_out"] = rule
     return keys.stage_key("encode", version, fields, inputs)
@@ -159,6 +174,7 @@ def _write_shards(
     staging: Path,
     progress: Progress,
     pool: MakePool | None,
+    functions: Functions,
 ) -> Shards:
     """Write every file of the shards to `staging` and return their record.
 
@@ -166,10 +182,18 @@ def _write_shards(
         base: what the units are encoded with.
         given: a trimmed vocabulary to use as it is.
         work: the folder of the units.
+        functions: of the user, by which documents are dropped or changed.
     """
     base.save(work / TOKENIZER)
     rule = holdout.small_set_rule(data, source)
-    units = plan_units(source, work / TOKENIZER, data.clean, work, splits_ends=rule == "ends")
+    units = plan_units(
+        source,
+        work / TOKENIZER,
+        data.clean,
+        work,
+        splits_ends=rule == "ends",
+        functions=functions,
+    )
     selection = Selection(data, source, base)
     tokenizer = base
     with pool(units) if pool else Workers(_worker_count(data, units)) as workers:
@@ -208,6 +232,11 @@ def _write_shards(
             "documents": splits["val"].documents,
             "tokens": splits["val"].tokens,
             "of": source.documents,
+        }
+    if functions:
+        cleaning["functions"] = {
+            each.kind: {"file": Path(each.path).name, "function": each.name, "sha256": each.sha256}
+            for each in functions
         }
     tokenizer.save(staging / TOKENIZER)
     tokenizer.save_hugging_face(staging / "tokenizer.json")
@@ -352,6 +381,7 @@ _DROPS = {
     TOO_LONG: "max_chars",
     DUPLICATE: "exact_duplicates",
     NEAR_DUPLICATE: "near_duplicates",
+    BY_FUNCTION: "filter",
 }
 
 

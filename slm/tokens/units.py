@@ -35,6 +35,7 @@ from slm.tokens.cleaning import (
     document_hash,
 )
 from slm.tokens.cleaning import signature as sign
+from slm.tokens.functions import Applied, Functions
 from slm.tokens.holdout import TRAIN_DRAW, VAL_DRAW, split_end
 from slm.tokens.shards.layout import Counts, Tokens, token_dtype
 from slm.tokens.tokenizer.bpe import Tokenizer
@@ -57,6 +58,8 @@ class Unit:
     settings: CleanConfig
     output: Path
     splits_ends: bool = False  # whether the end of each document is a document of val
+    functions: Functions = ()  # of the user, by which documents are dropped or changed
+    first_row: int = 0  # of the file: the first of its row groups
 
     @property
     def remapped(self) -> Path:
@@ -136,6 +139,7 @@ def plan_units(
     folder: Path,
     *,
     splits_ends: bool = False,
+    functions: Functions = (),
 ) -> list[Unit]:
     """The units of a source in order; they depend on the source alone.
 
@@ -146,6 +150,7 @@ def plan_units(
         for name in source.splits[split].files if split in source.splits else ():
             metadata = pq.read_metadata(source.path / name)
             sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             for row_groups in _ranges(sizes):
                 unit = Unit(
                     source=source.path / name,
@@ -156,6 +161,8 @@ def plan_units(
                     settings=settings,
                     output=folder / f"{len(units):06d}_{split}.unit",
                     splits_ends=splits_ends,
+                    functions=functions,
+                    first_row=sum(rows[: row_groups[0]]),
                 )
                 units.append(unit)
     return units
@@ -210,8 +217,9 @@ def encode_unit(unit: Unit) -> Path:
     parts = [np.empty(0, dtype)]
     sizes, hashes, draws = list[int](), list[bytes](), list[bytes]()
     signatures = list[Signatures]()
+    own = _Own(unit) if unit.functions else None
     for texts in _read_texts(unit):
-        cleaned = ((raw, clean(raw, unit.settings, tally)) for raw in texts)
+        cleaned = ((raw, clean(raw, unit.settings, tally, own)) for raw in _numbered(texts, own))
         kept = [
             part for raw, text in cleaned if text is not None for part in _parts(unit, raw, text)
         ]
@@ -237,12 +245,31 @@ def encode_unit(unit: Unit) -> Path:
     return unit.output
 
 
+class _Own:
+    """The user's functions on the documents of a unit, which a message names by its row."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit, self._apply = unit, Applied(unit.functions)
+        self.row = unit.first_row - 1
+
+    def __call__(self, text: str) -> str | None:
+        return self._apply(text, lambda: f"document {self.row} of {self._unit.source.name}")
+
+
+def _numbered(texts: list[str], own: _Own | None) -> Iterator[str]:
+    """The same texts; `own` is passed the row of each."""
+    for text in texts:
+        if own:
+            own.row += 1
+        yield text
+
+
 def _parts(unit: Unit, raw: str, text: str) -> list[tuple[bytes, str]]:
     """The documents that a cleaned one becomes, each with its draw, empty if that is its hash."""
     if unit.splits_ends:
         both = zip((TRAIN_DRAW, VAL_DRAW), split_end(text), strict=True)
         return [(draw, part) for draw, part in both if part]
-    return [(document_hash(raw.encode()) if unit.settings.fix_text else b"", text)]
+    return [(document_hash(raw.encode()) if unit.settings.changes_text else b"", text)]
 
 
 def remap_unit(unit: Unit, trimmed: Path) -> Path:

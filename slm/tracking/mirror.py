@@ -29,7 +29,7 @@ from slm.tracking.server import (
     store_uri,
     tracking_uri,
 )
-from slm.tracking.tail import Tail
+from slm.training.tail import Tail
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

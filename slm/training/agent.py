@@ -16,13 +16,12 @@ import psutil
 
 from slm.errors import TrainingError
 from slm.run_folder import RunFolder
+from slm.training.log import ENDED, final_message, logged
 from slm.training.nodes import JOIN_SECONDS, Nodes, answers
-from slm.training.process import ENDED
 
 if TYPE_CHECKING:
     from slm.training.warm import Forked
 
-ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")  # the end of a traceback
 MEETING = re.compile(r"\bRendezvous(Timeout|Connection|Closed)Error\b")  # of torchrun
 ENDED_SECONDS = 10.0  # for torchrun to end after its processes
 LOOK_SECONDS = 1.0  # between two looks at the log
@@ -120,21 +119,3 @@ def kill(child: "subprocess.Popen[bytes] | Forked") -> None:
             process.kill()  # torchrun's workers
     child.kill()
     child.wait()
-
-
-def logged(log: Path, begin: int) -> list[str]:
-    """The lines of a log from a position on."""
-    with log.open("rb") as file:
-        file.seek(begin)
-        return [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-
-
-def final_message(log: Path, begin: int) -> str:
-    """The line that explains the child's end: its own, else the first error, else the last."""
-    lines = logged(log, begin)
-    own = [line for line in lines if ENDED.fullmatch(line)]
-    errors = [line for line in lines if ERROR.search(line)]
-    return next(
-        (line for line in [*own[:1], *errors[:1], *reversed(lines)] if line),
-        f"no message in {log}",
-    )

@@ -54,12 +54,13 @@ from slm.storage import (
     run_stage,
     unmark_complete,
 )
-from slm.training.agent import Agent, EndpointLost, final_message, kill
+from slm.training.agent import Agent, EndpointLost, kill
 from slm.training.identity import find_run, run_inputs, run_keys
+from slm.training.log import ENDED, final_message
 from slm.training.nodes import FROM_TORCHRUN, VISIBLE_SECONDS, Nodes, elsewhere, nodes_of
 from slm.training.peers import LEAVE
 from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_count
-from slm.training.process import ENDED, UNTRAINABLE
+from slm.training.process import UNTRAINABLE
 from slm.training.selection import check_resumable, select
 from slm.training.status import Status, estimated_end
 from slm.training.warm import Forked, forked

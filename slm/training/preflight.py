@@ -23,6 +23,7 @@ from slm.source.download import is_made_with
 from slm.storage import read_record
 from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
+from slm.tokens.functions import check_functions, functions_of
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 from slm.tokens.workers import check_runner
 from slm.training.elastic import max_nodes
@@ -83,9 +84,10 @@ def check_prompts(report: ReportConfig, seq_len: int, tokenizer: Callable[[], To
 def check_encoding(
     config: PipelineConfig, root: Path | None = None, *, tokenizer_sha256: str | None = None
 ) -> None:
-    """Raises UserError where shards are to be made, and a library or the cluster is missing."""
+    """Raises UserError where shards are to be made, and what makes them is missing, or not run."""
     try:
         check_extras(config.data.clean)
+        check_functions(functions_of(config.data.clean))
         check_runner(config.data)
     except UserError:
         if known_shards(config, root, tokenizer_sha256=tokenizer_sha256) is None:

@@ -6,7 +6,6 @@ nodes the code is for torchrun alone, which starts again what fails, and the lin
 
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
@@ -32,7 +31,6 @@ from slm.training.plan import thread_count
 
 logger = logging.getLogger(__name__)
 
-ENDED = re.compile(r"slm ended with (\d+): (.*)")
 UNTRAINABLE = 6  # exit code, so that the parent can tell it from other failures
 MEANWHILE_SECONDS = 3.0  # for what another process announced to be known here
 SHARED_CHECK = "shared.tmp"

@@ -58,14 +58,37 @@ class Status:
             max_steps: the last step; None: the clock will decide it.
             estimate: of it.
         """
-        last = f" of {max_steps:,}" if max_steps else f" of about {estimate:,}" if estimate else ""
-        parts = [f"step {self.step:,}{last}", f"loss {self.loss.value:.3f}"]
-        if self.val_bpb is not None:
-            parts.append(f"val_bpb {self.val_bpb:.3f}")
-        parts.append(f"{self.tok_per_sec.value:,.0f} tokens/s")
-        if self.memory_bytes:
-            parts.append(size(self.memory_bytes))
-        return "  ".join(parts)
+        return figures(
+            last_step(self.step, max_steps, estimate),
+            self.loss.value,
+            self.val_bpb,
+            self.tok_per_sec.value,
+            self.memory_bytes,
+        )
+
+
+def last_step(step: int, max_steps: int | None, estimate: int | None = None) -> str:
+    """`step 120 of 500`, `step 120 of about 500`, `step 120`."""
+    last = f" of {max_steps:,}" if max_steps else f" of about {estimate:,}" if estimate else ""
+    return f"step {step:,}{last}"
+
+
+def figures(
+    step: str,
+    loss: float | None,
+    val_bpb: float | None,
+    tok_per_sec: float | None,
+    memory_bytes: int | None,
+) -> str:
+    """The line of a training: its step and what is known of the rest."""
+    parts = [
+        step,
+        f"loss {loss:.3f}" if loss is not None else "",
+        f"val_bpb {val_bpb:.3f}" if val_bpb is not None else "",
+        f"{tok_per_sec:,.0f} tokens/s" if tok_per_sec is not None else "",
+        size(memory_bytes) if memory_bytes else "",
+    ]
+    return "  ".join(part for part in parts if part)
 
 
 def estimated_end(run: RunFolder, step: int) -> int | None:

@@ -1,7 +1,6 @@
 """Stop a training from outside: whichever process of this machine trains a run saves and ends."""
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from slm.records import Frozen, Run
 from slm.run_folder import LOCK_PATIENCE_SECONDS, RunFolder
 from slm.training.launch import as_folder
 from slm.training.peers import STOP_ALL
+from slm.training.trainers import trainers_of
 
-MODULE = "slm.training.process"  # that a training process runs
-AGENT = "torch.distributed.run"  # which starts several of them, and trains nothing itself
 PATIENCE_SECONDS = 60.0  # for a step, and its checkpoint
 POLL_SECONDS = 0.05
 
@@ -58,20 +56,19 @@ def stop(
     Raises SlmError where its process cannot be reached from here, or has not ended by then.
     """
     folder = as_folder(run, root)
-    processes = _processes(folder)
+    processes = trainers_of(folder)
     if not processes and not folder.is_training:
         return _stopped(folder, was_training=False)
     deadline = time.monotonic() + seconds
     if not processes:  # a command that only looks holds the lock for an instant
         time.sleep(LOCK_PATIENCE_SECONDS)
-        processes = _processes(folder)
+        processes = trainers_of(folder)
     if not processes and folder.is_training:
         raise SlmError(
             f"{folder.name} is in training by a process that is not visible from here: stop it on "
             "the machine, in the container or as the user that trains it"
         )
-    for process in processes:
-        _ask(process, folder)
+    ask_to_stop(folder)
     while folder.is_training or any(map(_is_alive, processes)):
         if time.monotonic() > deadline:
             raise SlmError(
@@ -82,23 +79,12 @@ def stop(
     return _stopped(folder, was_training=bool(processes))
 
 
-def _processes(run: RunFolder) -> list[psutil.Process]:
-    """The processes that train a run; a command line names the module and the run's folder."""
-    return [process for process in _trainers() if _run_of(process) == run.path.resolve()]
-
-
-def _trainers() -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
-            command = process.cmdline()
-            if MODULE in command[:-1] and AGENT not in command:
-                yield process
-
-
-def _run_of(process: psutil.Process) -> Path | None:
-    with suppress(psutil.Error, OSError, IndexError):
-        return (Path(process.cwd()) / process.cmdline()[-1]).resolve()
-    return None
+def ask_to_stop(run: RunFolder) -> list[psutil.Process]:
+    """Ask the processes that train a run to save and end; returns them."""
+    processes = trainers_of(run)
+    for process in processes:
+        _ask(process, run)
+    return processes
 
 
 def _ask(process: psutil.Process, run: RunFolder) -> None:

@@ -201,6 +201,35 @@ def test_a_template_joins_columns(tmp_path: Path) -> None:
         assert dropped == {"null": 1}
 
 
+CHAT = [
+    {"id": 1, "messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "Yes"}]},
+    {"id": 2, "messages": [{"role": "user", "content": "é"}]},
+    {"id": 3, "messages": []},
+    {"id": 4, "messages": None},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_template_takes_one_item_of_a_list(tmp_path: Path, name: str) -> None:
+    columns = {key: [row[key] for row in CHAT] for key in CHAT[0]}
+    path = tmp_path / name
+    write_json(path, CHAT) if name == "a.jsonl" else write_parquet(path, columns)
+    dropped: Counter[str] = Counter()
+    both = "{messages[0].content} → {messages[1].content}"
+    assert read(path, dropped, template=both) == ["Hi → Yes"]
+    assert dropped == {"null": 3}
+    assert read(path, template="{messages[-1].content}") == ["Yes", "é"]
+    assert read(path, text_column="messages[0].role") == ["user", "user"]
+    for template, message in (
+        ("{messages[0]}", r"column 'messages\[0\]' is not text.*in it"),
+        ("{messages}", r"set data.template, such as \{messages\[\].content\} in it"),
+        ("{id[0]}", "column 'id\\[0\\]'"),
+        ("{message[0].content}", "unknown column 'message'|did you mean 'messages'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(path, template=template)
+
+
 @pytest.mark.parametrize(
     "template", ["{", "no column", "{}", "{text!r}", "{text:>9}", "{text.__class__}", "{text[0]}"]
 )

@@ -1,12 +1,16 @@
+import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from slm.config import DataConfig
 from slm.errors import UserError
+from slm.source.documents import read_documents
 from slm.source.files import find_files
 
 
@@ -234,3 +238,68 @@ def test_a_stray_name_that_is_no_data_does_not_matter(tmp_path: Path) -> None:
     (line,) = notes_of(tmp_path)
     assert r"caf\udce9.pdf" in line
     line.encode()
+
+
+# ---- datasets on disk -------------------------------------------------------------------------
+
+
+def saved(folder: Path, texts: list[str], name: str = "data-00000-of-00001.arrow") -> Path:
+    """A folder as `Dataset.save_to_disk` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"text": texts})
+    with pa.ipc.new_stream(str(folder / name), table.schema) as writer:
+        writer.write_table(table)
+    state = {"_data_files": [{"filename": name}], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_a_dataset_that_datasets_saved_is_read_without_what_it_cached(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a", ["kept"])
+    with pa.ipc.new_stream(str(folder / "cache-1a2b.arrow"), pa.schema([])):
+        pass
+    for path in (folder, f"{folder}/*.arrow"):
+        assert files_of(path) == {"train": ["data-00000-of-00001.arrow"]}
+        assert any("cache-1a2b.arrow" in note for note in notes_of(path))
+
+
+def test_a_saved_dict_of_datasets_has_its_splits(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        saved(tmp_path / split, [split])
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation", "test"]}')
+    assert files_of(tmp_path) == {
+        "train": ["train/data-00000-of-00001.arrow"],
+        "val": ["validation/data-00000-of-00001.arrow"],
+    }
+
+
+def test_a_saved_dataset_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a", ["kept"])
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"].append({"filename": "data-00001-of-00002.arrow"})
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"data-00001-of-00002\.arrow.*is missing"):
+        files_of(folder)
+    saved(folder, ["kept"])
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{}]}))
+    with pytest.raises(UserError, match="flatten_indices"):
+        files_of(folder)
+
+
+@pytest.mark.slow  # datasets takes seconds to import
+def test_what_datasets_saves_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_dict({"text": [f"t{n}" for n in range(10)]})
+    chosen = whole.select([7, 3, 5])
+    both = datasets.DatasetDict({"train": chosen, "test": whole})
+    both.save_to_disk(str(tmp_path / "both"), num_proc=1)
+    data = data_of(tmp_path / "both", val_split="test")
+    _, layout = find_files(data)
+    [train], [val] = layout.files["train"], layout.files["val"]
+    texts = [
+        [text for array in read_documents(path, data, Counter()) for text in array.to_pylist()]
+        for path in (train, val)
+    ]
+    assert texts == [["t7", "t3", "t5"], [f"t{n}" for n in range(10)]]

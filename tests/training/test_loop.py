@@ -29,6 +29,7 @@ from slm.tokens.encode import encode
 from slm.training import gradients, launch, loop
 from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
+from slm.training.log import final_message
 from slm.training.loop import train
 from slm.training.plan import make_plan
 
@@ -518,6 +519,6 @@ def test_the_first_error_is_the_reason(tmp_path: Path) -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
         "============\n"
     )
-    assert launch.final_message(log, 34) == "[rank1]: RuntimeError: CUDA error: an assert"
+    assert final_message(log, 34) == "[rank1]: RuntimeError: CUDA error: an assert"
     log.write_text("starting\n============\n")
-    assert launch.final_message(log, 0) == "============"
+    assert final_message(log, 0) == "============"

@@ -112,7 +112,7 @@ def _columns(path: Path, schema: pa.Schema, template: Template) -> list[str]:
             _, steps = split_path(column)
             kind = type_of(kind, steps)
         if not is_text(kind):
-            raise not_text(path, column, schema.field(name).type, texts)
+            raise not_text(path, column, schema.field(name).type, texts, template)
         names.append(name)
     return list(dict.fromkeys(names))
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 
@@ -15,6 +15,16 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAX_CONTROL_SHARE = 0.05  # of control characters in text; a few may be part of it
 _MIN_CONTROLS = 4
 _CONTROLS = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})
+
+_NO_DATA = re.compile(
+    r"(readme|license|notice)\.[a-z]+|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
+)
+
+
+def is_hidden(name: PurePath) -> bool:
+    """Whether a file is no document by its name: `.git/x.txt`, `README.txt`, `state.json`."""
+    hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+    return hidden or _NO_DATA.fullmatch(name.name) is not None
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ CONTENTS = (
     Content("a UTF-32 file", _UTF16.replace("16{}", "32"), rb"\xff\xfe\0\0|\0\0\xfe\xff"),
     Content("a UTF-16 file", _UTF16.format(""), rb"\xff\xfe|\xfe\xff"),
 )
+_ANY = re.compile(b"|".join(b"(?:" + content.begins + b")" for content in CONTENTS))
 _UTF16_LE = Content("a UTF-16 file", _UTF16.format("le"), b"")
 _UTF16_BE = Content("a UTF-16 file", _UTF16.format("be"), b"")
 _BINARY = Content("a binary file", "leave it out, or export its text", b"")
@@ -92,9 +103,8 @@ def recognise(head: bytes, allowed: bytes = b"") -> Content | None:
     Args:
         allowed: control characters that the text is meant to have, such as a separator.
     """
-    for content in CONTENTS:
-        if re.match(content.begins, head):
-            return content
+    if _ANY.match(head):  # one search, for the many files that are none of them
+        return next(content for content in CONTENTS if re.match(content.begins, head))
     # UTF-16 without a mark: the high bytes of "ab" in little endian are the zeros in 61 00 62 00,
     # those of Cyrillic are 04. So half of such a pair is below 20, and the other half is not.
     even, odd = (_share_of_controls(head[i::2], allowed) for i in (0, 1))

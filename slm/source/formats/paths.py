@@ -1,7 +1,8 @@
 """Paths into nested columns, written as in jq.
 
 `meta.title` is a field of an object, `text[]` are the items of a list and `messages[].content` a
-field of each item: one per line.
+field of each item: one per line. `messages[0].content` is that of the first item, and
+`messages[-1].content` that of the last.
 """
 
 import re
@@ -11,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-_STEP = re.compile(r"(\[\])|\.([^.\[\]]+)")
-_PATH = re.compile(r"([^.\[\]]+)((?:\[\]|\.[^.\[\]]+)+)")
+_STEP = re.compile(r"(\[(?:-?\d{1,9})?\])|\.([^.\[\]]+)")
+_PATH = re.compile(rf"([^.\[\]]+)((?:{_STEP.pattern})+)")
 _ITEMS = "[]"
 
 
@@ -36,18 +37,27 @@ def split_path(path: str) -> tuple[str, tuple[str, ...]]:
     return match[1], tuple(items or field for items, field in _STEP.findall(match[2]))
 
 
+def _is_items(step: str) -> bool:
+    """Whether a step is `[]` or `[N]`; a field's name has no brackets."""
+    return step.startswith("[")
+
+
 def pick(value: Any, steps: Sequence[str]) -> Any:
     """What a path leads to in a value, nulls left out; a Misfit where it does not fit.
 
-    `[{"content": "a"}, {"content": None}, {"content": "b"}]` by (`[]`, `content`) is `"a\\nb"`.
+    `[{"content": "a"}, {"content": None}, {"content": "b"}]` by (`[]`, `content`) is `"a\\nb"`,
+    by (`[0]`, `content`) it is `"a"`, and by `[3]`, which it lacks, null.
     """
     if value is None or not steps:
         return value
     step, rest = steps[0], steps[1:]
-    if step != _ITEMS:
+    if not _is_items(step):
         return pick(value.get(step), rest) if isinstance(value, dict) else _misfit(value)
     if not isinstance(value, list):
         return _misfit(value)
+    if step != _ITEMS:
+        index = int(step[1:-1])
+        return pick(value[index], rest) if -len(value) <= index < len(value) else None
     items = [picked for item in value if (picked := pick(item, rest)) is not None]
     if not items:
         return None
@@ -66,9 +76,9 @@ def _misfit(value: Any) -> Misfit:
 def type_of(kind: pa.DataType, steps: Sequence[str]) -> pa.DataType:
     """The type that a path leads to; a nested one where it does not fit."""
     for step in steps:
-        if step == _ITEMS and _is_list(kind):
+        if _is_items(step) and _is_list(kind):
             kind = kind.value_type
-        elif step != _ITEMS and pa.types.is_struct(kind) and kind.get_field_index(step) >= 0:
+        elif not _is_items(step) and pa.types.is_struct(kind) and kind.get_field_index(step) >= 0:
             kind = kind.field(step).type
         else:
             return pa.struct([])

@@ -18,6 +18,7 @@ class Template:
     """`"{title}\\n\\n{body}"`: literal text and the columns between it."""
 
     def __init__(self, data: DataConfig) -> None:
+        self.given = data.template is not None
         if data.template is None:
             self.parts: list[tuple[str, str | None]] = [("", data.text_column)]
             self.columns = [data.text_column]
@@ -50,7 +51,7 @@ class Template:
                 shown = f"text columns: {listing(usable)}" if usable else listing(present)
                 raise UserError(
                     f"{where}: {unknown('column', name, present)} ({shown}; "
-                    f"set data.text_column{_example(usable)})"
+                    f"set {_setting(self, usable)})"
                 )
             if present.count(name) > 1:
                 raise UserError(
@@ -105,18 +106,29 @@ def _picked(value: pa.Scalar, steps: Sequence[str]) -> bytes | None:
     return text.encode() if isinstance(text, str) else text
 
 
-def not_text(where: object, column: str, kind: object, texts: Sequence[str]) -> UserError:
+def not_text(
+    where: object, column: str, kind: object, texts: Sequence[str], template: Template
+) -> UserError:
     """The error for a column that is not text."""
     return UserError(
         f"{where}: column {excerpt(column)!r} is not text but {excerpt(kind)}; text columns: "
-        f"{listing(texts)}; set data.text_column{_example(texts, column)}"
+        f"{listing(texts)}; set {_setting(template, texts, column)}"
     )
 
 
-def _example(texts: Sequence[str], column: str = "") -> str:
-    """` such as data.text_column=…`, where the text is inside a column."""
+def _setting(template: Template, texts: Sequence[str], column: str = "") -> str:
+    """The setting that names columns, with an example where the text is inside one.
+
+    `data.text_column, such as data.text_column=chat[].content`, or of a template with the column
+    in it: `data.template, such as {chat[].content} in it`.
+    """
     inside = [path for path in texts if split_path(path)[1]]
     name = split_path(column)[0]
     inside = [path for path in inside if split_path(path)[0] == name] or inside
     contents = [path for path in inside if path.endswith((".content", ".text", ".value"))]
-    return f", such as data.text_column={excerpt((contents or inside)[0])}" if inside else ""
+    setting = "data.template" if template.given else "data.text_column"
+    if not inside:
+        return setting
+    path = excerpt((contents or inside)[0])
+    example = f"{{{path}}} in it" if template.given else f"data.text_column={path}"
+    return f"{setting}, such as {example}"

@@ -23,31 +23,11 @@ def read_chunks(path: Path, allowed: bytes = b"") -> Iterator[bytes]:
 
     Raises UserError where it is not UTF-8 text, CorruptionError where its bytes are damaged.
     """
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    lines = 1
     try:
         if path.suffix.lower() in COMPRESSIONS and not path.stat().st_size:
             raise EOFError
         with pa.input_stream(str(path), compression="detect") as stream:
-            ended = False
-            while not ended:
-                data = stream.read(CHUNK_BYTES)
-                if is_binary(data, allowed):
-                    raise UserError(
-                        f"{path}, after line {lines}: not text but control characters; leave the "
-                        "file out, or repair it"
-                    )
-                ended = not data
-                text = decoder.decode(data, final=ended)
-                lines += text.count("\n")
-                yield text.encode()
-    except UnicodeDecodeError as error:
-        lines += bytes(error.object)[: error.start].count(b"\n")
-        raise UserError(
-            f"{path}, line {lines}: not UTF-8 text ({error.reason}); convert the file, for "
-            "example with iconv -t utf-8"
-        ) from error
+            yield from decoded(stream, path, allowed)
     except EOFError as error:
         raise CorruptionError(f"{path} is empty, not even a compressed file") from error
     except (pa.ArrowException, OSError) as error:
@@ -62,7 +42,35 @@ def read_chunks(path: Path, allowed: bytes = b"") -> Iterator[bytes]:
         raise CorruptionError(f"{path} is damaged or cut short: {first_line(error)}") from error
 
 
-def split(path: Path, chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+def decoded(stream: pa.NativeFile, where: object, allowed: bytes = b"") -> Iterator[bytes]:
+    """The bytes of a text in pieces of whole characters, newlines as `\\n`.
+
+    Raises UserError, naming `where` and the line, for what is not UTF-8 text.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    lines, ended = 1, False
+    try:
+        while not ended:
+            data = stream.read(CHUNK_BYTES)
+            if is_binary(data, allowed):
+                raise UserError(
+                    f"{where}, after line {lines}: not text but control characters; leave the "
+                    "file out, or repair it"
+                )
+            ended = not data
+            text = decoder.decode(data, final=ended)
+            lines += text.count("\n")
+            yield text.encode()
+    except UnicodeDecodeError as error:
+        lines += bytes(error.object)[: error.start].count(b"\n")
+        raise UserError(
+            f"{where}, line {lines}: not UTF-8 text ({error.reason}); convert the file, for "
+            "example with iconv -t utf-8"
+        ) from error
+
+
+def split(path: object, chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
     """The pieces between separators, each joined once, however many chunks it spans.
 
     A separator may begin in one chunk and end in a later one: so the last bytes of a chunk, one
@@ -115,25 +123,29 @@ def occurs(path: Path, separator: str) -> bool:
 
 def text_documents(path: Path, separator: str | None) -> Iterator[bytes]:
     """One document per file, or the pieces between separators that are not blank."""
+    return documents_in(path, read_chunks(path, (separator or "").encode()), separator)
+
+
+def documents_in(where: object, chunks: Iterable[bytes], separator: str | None) -> Iterator[bytes]:
+    """The document of a text, or those between its separators, as of `text_documents`."""
     if separator is None:
-        yield _whole(path)
+        yield _whole(where, chunks)
         return
-    encoded = separator.encode()
-    pieces = split(path, read_chunks(path, encoded), encoded)
+    pieces = split(where, chunks, separator.encode())
     yield from filter(None, map(_trimmed, pieces))  # nothing follows the last separator
 
 
-def _whole(path: Path) -> bytes:
-    chunks: list[bytes] = []
+def _whole(where: object, chunks: Iterable[bytes]) -> bytes:
+    parts: list[bytes] = []
     size = 0
-    for chunk in read_chunks(path):
-        chunks.append(chunk)
+    for chunk in chunks:
+        parts.append(chunk)
         size += len(chunk)
-        check_size(path, size)
-    return b"".join(chunks)
+        check_size(where, size)
+    return _joined(parts)
 
 
-def check_size(path: Path, size: int) -> None:
+def check_size(path: object, size: int) -> None:
     """Raise UserError for a document of so many bytes that Arrow cannot hold it."""
     if size > MAX_DOCUMENT_BYTES:
         raise UserError(
