@@ -19,6 +19,7 @@ from slm.config import PipelineConfig
 from slm.recipes import load_recipe, read_pipelines
 from slm.report.cards import commands
 from slm.run_folder import RunFolder
+from slm.sweeps.definition import load_sweep, sweep_names
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = ROOT / "pipelines.yaml"
@@ -62,7 +63,9 @@ def check(arguments: list[str]) -> None:
     given = parsed(arguments)
     recipe = given.get("recipe")
     names_a_run = recipe is not None and re.search(r"-[0-9a-f]{12}$", recipe)
-    if recipe not in (None, "RECIPE", "RUN") and not names_a_run:
+    if recipe in sweep_names():
+        load_sweep(recipe)
+    elif recipe not in (None, "RECIPE", "RUN") and not names_a_run:
         load(recipe, [*(given.get("settings") or []), *needs_path(given)])
 
 

@@ -59,7 +59,7 @@ def sweep(
     A limit in seconds depends on the speed of the machine: with train.max_steps or train.max_tokens
     any machine gives the same trials.
 
-    Example: slm sweep quickstart --space train.learning_rate=log:1e-3:1e-2 --trials 12
+    Example: slm sweep quickstart --space train.learning_rate=log:1e-3:1e-2
     """
     from slm.orchestration import sweep_outline, sweep_winner
     from slm.sweeps.folder import SweepFolder

@@ -34,7 +34,7 @@ def test_the_command_runs_a_sweep_and_shows_the_best(trainer: Trainer, data_root
     shown = call("--trials", "8", "--batch", "4", "--workers", "2")
     assert shown.exit_code == 0
     lines = shown.output.splitlines()
-    assert sum(line.startswith("trial ") for line in lines) == 8
+    assert sum(line.startswith("trial ") and line[6].isdigit() for line in lines) == 8
     assert any("failed" in line and "train_loss is nan" in line for line in lines)
     [folder] = (data_root / "sweeps").iterdir()
     assert folder.name in shown.output
