@@ -8,7 +8,6 @@ import typer
 from slm.cli.completion import assignments
 from slm.cli.options import overrides
 from slm.errors import UserError
-from slm.orchestration import sweep_outline
 from slm.recipes import find_recipes
 from slm.run_folder import DataRoot
 from slm.sweeps.definition import Sweep, sweep_names
@@ -22,9 +21,9 @@ Space = Annotated[
     typer.Option(
         "--space",
         metavar="KEY=VALUES",
-        help="A setting and its values: choices 2,4,6 or adamw,muon; a range 0:0.2, int:2:8, "
-        "log:1e-3:1e-2 or log:int:16:256. May be given several times. Conditions are written "
-        "in pipelines.yaml.",
+        help="A setting and its values: choices such as 2,4,6 or adamw,muon; a range such as "
+        "0:0.2; log:1e-3:1e-2, even in the logarithm. May be given several times. Conditions are "
+        "written in pipelines.yaml.",
         autocompletion=assignments,
     ),
 ]
@@ -80,6 +79,8 @@ def asked(
     name: str, space: list[str] | None, settings: list[str] | None, fields: Mapping[str, Any]
 ) -> Sweep:
     """The sweep of `sweeps:`, or of a recipe with a space, with the options that are given."""
+    from slm.orchestration import sweep_outline
+
     dimensions = parse_space(space) if space else None
     return sweep_outline.asked(name, dimensions, overrides=overrides(settings) or None, **fields)
 

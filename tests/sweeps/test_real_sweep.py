@@ -80,7 +80,7 @@ def test_killed_anywhere_a_sweep_ends_with_the_bits_of_one_left_alone(tmp_path: 
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        process.wait()
+        process.communicate()
         kills += 1
     result = result_of(driver(killed))
     assert weights(result) == weights(expected)
@@ -101,7 +101,8 @@ def test_interrupted_it_saves_and_resumes(tmp_path: Path, workers: str) -> None:
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    process.communicate(timeout=120)
+    assert process.returncode == 130
     assert any(run.last for run in DataRoot(root).runs())  # at no step of its own cadence
     assert not any(run.is_training for run in DataRoot(root).runs())
     assert weights(result_of(driver(root, *long, "--workers", workers))) == weights(expected)
