@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from slm import storage
 from slm.errors import CorruptionError, UserError, listing
+from slm.evaluation.identity import DETAILS
 from slm.figures import counted, duration
 from slm.records import Evaluation, Frozen
 from slm.run_folder import EVALUATION, DataRoot
@@ -228,8 +229,6 @@ def _tables(trial: Trial, root: DataRoot) -> list[Bits] | None:
 
 def _table(seed: SeedRun, root: DataRoot) -> Bits | None:
     """The evaluation that a seed's score is of, by document."""
-    from slm.evaluation.evaluate import DETAILS  # which loads PyTorch
-
     run = root.named_run(seed.run)
     for path in sorted(run.path.glob(f"{EVALUATION}*")):
         with suppress(CorruptionError, OSError, ValueError, KeyError):
