@@ -6,6 +6,7 @@ from slm.errors import UserError as UserError
 from slm.evaluation.benchmark.benchmark import benchmark as benchmark
 from slm.evaluation.evaluate import evaluate as evaluate
 from slm.orchestration.encoding import encode as encode
+from slm.orchestration.encoding import make_tokenizer as make_tokenizer
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.outline import run as run
 from slm.planning.plan import plan as plan

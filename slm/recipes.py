@@ -130,7 +130,8 @@ def load_recipe(
     """The config of a recipe with overrides by dotted key, checked.
 
     A relative `data.path` of local files is relative to the recipe's file where the recipe gives
-    it, and to the working folder where an override does; so is a folder in `train.init_from`.
+    it, and to the working folder where an override does; so are `data.tokenizer.path` and a folder
+    in `train.init_from`.
 
     Args:
         path: as of `find_recipes`.
@@ -156,11 +157,17 @@ def load_recipe(
     if any(limit in LIMITS for limit in _mapping(changes.get("train"))):
         kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in LIMITS}
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
+    own = _mapping(_mapping(changes.get("data")).get("tokenizer"))
+    if own.get("train") or own.get("path"):  # which replaces the recipe's trimmed vocabulary
+        data = _mapping(fields.get("data"))
+        fields = {**fields, "data": {k: v for k, v in data.items() if k != "vocab_size"}}
     merged = _merge(fields, changes)
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     if "path" not in _mapping(changes.get("data")):
         merged = _with_data_path(merged, recipes[name].file.parent)
+    if "path" not in _mapping(_mapping(changes.get("data")).get("tokenizer")):
+        merged = _with_tokenizer_path(merged, recipes[name].file.parent)
     if "tasks" not in _mapping(changes.get("benchmark")):
         merged = _with_task_paths(merged, recipes[name].file.parent)
     if "init_from" not in _mapping(changes.get("train")):
@@ -179,6 +186,17 @@ def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     above = str(folder.resolve())
     placed = Path(glob.escape(above) if glob.has_magic(path) else above, path)
     return {**fields, "data": {**data, "path": os.path.normpath(placed)}}
+
+
+def _with_tokenizer_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, with a relative path of a given tokenizer as one below the folder of the recipe."""
+    data = _mapping(fields.get("data"))
+    section = _mapping(data.get("tokenizer"))
+    path = section.get("path")
+    if not isinstance(path, str) or not path or path.startswith(("hf:", "~", "/")):
+        return fields
+    placed = {**section, "path": os.path.normpath(folder.resolve() / path)}
+    return {**fields, "data": {**data, "tokenizer": placed}}
 
 
 def _with_task_paths(fields: dict[str, Any], folder: Path) -> dict[str, Any]:

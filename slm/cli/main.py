@@ -45,7 +45,7 @@ from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, sample
 from slm.cli.serve import serve
-from slm.cli.stages import download, encode, evaluate, register, report, sync, train
+from slm.cli.stages import download, encode, evaluate, register, report, sync, tokenizer, train
 from slm.cli.store import pull, push
 from slm.config import PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
@@ -224,7 +224,19 @@ for title, commands in (
     ("The whole pipeline", (init, run, plan, retrain, up)),
     (
         "One stage",
-        (download, encode, train, stop, finish, evaluate, benchmark, report, register, sync),
+        (
+            download,
+            tokenizer,
+            encode,
+            train,
+            stop,
+            finish,
+            evaluate,
+            benchmark,
+            report,
+            register,
+            sync,
+        ),
     ),
     (
         "Inspect and generate",
