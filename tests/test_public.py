@@ -16,9 +16,9 @@ from slm.records import Evaluation
 
 NAMES = [
     "load_recipe", "download", "initial_model", "make_tokenizer", "encode", "train", "resume",
-    "stop", "finish", "train_longer", "evaluate", "benchmark", "write_report", "register", "promote",
-    "run", "init",
-    "plan", "push", "pull", "open_run", "load_model", "sample", "export", "verify_published",
+    "stop", "finish", "train_longer", "evaluate", "benchmark", "write_report", "register",
+    "promote", "run", "init", "plan", "push", "pull", "open_run", "load_model", "sample", "export",
+    "verify_published",
     "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
