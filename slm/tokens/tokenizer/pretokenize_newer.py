@@ -100,23 +100,27 @@ def _split_spaces(data: Bytes, kinds: Bytes, opens: Mask, starts: Mask) -> None:
     blank, and is a word where a digit follows.
     """
     space = kinds == SPACE
-    begin = np.flatnonzero(space & starts[:-1])  # of runs of white space, (R,)
-    if not len(begin):
-        return
-    borders = np.flatnonzero(starts)
-    end = borders[np.searchsorted(borders, begin, "right")]  # (R,)
     newline = (data == ord("\n")) | (data == ord("\r"))
-    at = np.arange(len(data))
-    last = np.maximum.accumulate(np.where(newline, at, -1))[end - 1]  # newline so far, (R,)
-    other = np.minimum.accumulate(np.where(newline, len(data), at)[::-1])[::-1]  # next that is none
-    absorbed = newline[begin] & ~opens[begin] & (kinds[begin - 1] == OTHER)  # (R,)
-    starts[begin[absorbed]] = False
-    starts[np.minimum(other[begin], end)[absorbed]] = True
-    has_newline = last >= begin
-    starts[(last + 1)[has_newline]] = True
-    rest = np.where(has_newline, last + 1, begin)  # of the run, without newlines
-    more = (rest < end) & ~opens[end]  # whether something follows in the same document
-    before, after = (end - 1)[more], end[more]
-    starts[before] = True
-    joins = (kinds[after] == LETTER) | (kinds[after] == OTHER) & (data[before] == ord(" "))
-    starts[after[joins]] = False
+    follows = np.append(kinds[1:], np.uint8(SPACE))  # the kind of the next byte, (T,)
+    # The last byte of a run that something follows in its document, where it is no newline.
+    last = space & starts[1:] & ~opens[1:] & ~newline  # (T,)
+    newlines = np.flatnonzero(newline)
+    if len(newlines):
+        begin = np.flatnonzero(space & starts[:-1])  # of runs of white space, (R,)
+        which = np.searchsorted(begin, newlines, "right")  # the run of each newline, (N,)
+        starts[newlines[np.diff(which, append=-1) != 0] + 1] = True
+        _join_newlines(kinds, opens, starts, newlines)
+    starts[:-1] |= last
+    joins = (follows == LETTER) | (follows == OTHER) & (data == ord(" "))
+    starts[1:] &= ~(last & joins)
+
+
+def _join_newlines(kinds: Bytes, opens: Mask, starts: Mask, newlines: Positions) -> None:
+    """Newlines that follow a sign at once are no word of their own; what follows them is."""
+    first = np.diff(newlines, prepend=-2) != 1  # of neighbours, (N,)
+    first |= opens[newlines]
+    last = np.append(first[1:], True)
+    heads, tails = newlines[first], newlines[last]
+    after_sign = ~opens[heads] & (kinds[heads - 1] == OTHER)
+    starts[heads[after_sign]] = False
+    starts[tails[after_sign] + 1] = True
