@@ -66,6 +66,13 @@ def test_the_stage_is_planned_run_reused_and_in_the_lineage(own: dict[str, Any])
     assert changed["tokenizer"].changed == changed["encode"].changed
 
 
+def test_the_flow_has_a_task_of_it() -> None:
+    from slm.orchestration import stages, tasks
+
+    assert tasks.tokenizer.name == "tokenizer"
+    assert tasks.tokenizer.fn is stages.tokenizer
+
+
 def test_gc_keeps_it_with_what_has_it(own: dict[str, Any]) -> None:
     made = run(own, "train")
     root = DataRoot()

@@ -27,7 +27,6 @@ from slm.recipes import default_recipe, find_recipes
 from slm.records import LATEST, Evaluation, Report, Run, Shards
 from slm.registry.opening import finished_run, model_folder, open_run
 from slm.run_folder import RunFolder, run_of_checkpoint
-from slm.tokens.vocabulary import check_set
 
 
 def download(
@@ -66,6 +65,8 @@ def tokenizer(
 
     Example: slm tokenizer quickstart --set data.tokenizer.train=bpe
     """
+    from slm.tokens.vocabulary import check_set  # with numpy
+
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     check_set(config)

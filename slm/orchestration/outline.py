@@ -119,7 +119,7 @@ def run_pipeline(
             config, start = steps.starting_point(config)
         if count > every.index("train"):
             stages.preflight(config, start)
-        elif count > every.index("encode"):
+        elif count > 1:
             stages.check_encoding(config, start)
         made = summary(config, islice(outline(steps, config, start), count))
         started = {"init_from": start.model} if start else {}
