@@ -45,6 +45,7 @@ _MODULES = {
     "load_recipe": "slm.recipes",
     "download": "slm.source.download",
     "initial_model": "slm.registry.initial",
+    "make_tokenizer": "slm.orchestration.encoding",
     "encode": "slm.orchestration.encoding",
     "train": "slm.training.launch",
     "resume": "slm.training.launch",

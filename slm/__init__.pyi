@@ -7,6 +7,7 @@ from slm.errors import UserError as UserError
 from slm.evaluation.benchmark.benchmark import benchmark as benchmark
 from slm.evaluation.evaluate import evaluate as evaluate
 from slm.orchestration.encoding import encode as encode
+from slm.orchestration.encoding import make_tokenizer as make_tokenizer
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.ladder_outline import ladder as ladder
 from slm.orchestration.outline import run as run

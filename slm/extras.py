@@ -7,7 +7,7 @@ from slm.errors import UserError
 DISTRIBUTION = "slm-pipeline"  # that brings the package `slm`
 EXTRAS = {  # module → its extra
     "ftfy": "clean", "datasketch": "clean", "harper": "grammar", "s3fs": "s3",
-    "gguf": "gguf", "lm_eval": "lm-eval",
+    "gguf": "gguf", "rustbpe": "tokenizer", "lm_eval": "lm-eval",
     "prefect_dask": "dask", "prefect_ray": "ray", "ray": "ray", "optuna": "sweep",
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ DOWNLOAD_SETTINGS = {
 }
 # What the other stages read.
 SETTINGS = {
+    "tokenizer": (),  # see ADDED, and SHARED
     "encode": (
         "data.clean.fix_text", "data.clean.min_chars", "data.clean.max_chars",
         "data.clean.exact_duplicates", "data.clean.near_duplicates", "data.val_fraction",
@@ -50,6 +51,13 @@ SETTINGS = {
     ),
 }  # fmt: skip
 
+# What a stage reads of the settings of another: a vocabulary is trained on train as it is encoded.
+SHARED: dict[str, tuple[str, ...]] = {
+    "tokenizer": tuple(
+        name for name in SETTINGS["encode"] if name.startswith(("data.clean.", "data.val_"))
+    )
+}
+
 # No result depends on these: how fast it is made, where it goes, when a model is trained again.
 UNHASHED = (
     "recipe", "name", "size", "depth",
@@ -73,6 +81,11 @@ _ALONE = ("auto", None, 1, "1", "1:1")
 # with which they are left out of it.
 ADDED: dict[str, tuple[str, Any]] = {
     "data.format": ("download", None),
+    "data.tokenizer.train": ("tokenizer", None),
+    "data.tokenizer.vocab_size": ("tokenizer", 8192),
+    "data.tokenizer.documents": ("tokenizer", None),
+    "data.tokenizer.pattern": ("tokenizer", "gpt2"),
+    "data.tokenizer.special_tokens": ("tokenizer", []),
     "train.parallel": ("train", "elastic"),
     "train.micro_batches": ("train", "auto"),
     "train.max_passes": ("train", None),
@@ -81,8 +94,9 @@ ADDED: dict[str, tuple[str, Any]] = {
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.
 BY_CONTENT: dict[str, tuple[str, ...]] = {
     "train.init_from": ("encode", "train"),
-    "data.clean.map": ("encode",),
-    "data.clean.filter": ("encode",),
+    "data.clean.map": ("tokenizer", "encode"),
+    "data.clean.filter": ("tokenizer", "encode"),
+    "data.tokenizer.path": ("tokenizer",),
 }
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
@@ -120,6 +134,7 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     `train` reads two sections, `model` and `train`; of any other stage the one section is returned.
     """
     names = DOWNLOAD_SETTINGS[config.data.source] if stage == "download" else SETTINGS[stage]
+    names = (*names, *SHARED.get(stage, ()))
     flat = config.flat()
     later = [key for key, (owner, old) in ADDED.items() if owner == stage and flat[key] != old]
     values = {name: flat[name] for name in (*names, *later)}
@@ -143,7 +158,7 @@ def names_of(stage: str, source: str | None = None) -> tuple[str, ...]:
     later = [name for name, (owner, _) in ADDED.items() if owner == stage]
     later += [name for name, stages in BY_CONTENT.items() if stage in stages]
     if stage != "download":
-        return (*SETTINGS[stage], *later)
+        return (*SETTINGS[stage], *SHARED.get(stage, ()), *later)
     kinds = [source] if source else list(DOWNLOAD_SETTINGS)
     names = [name for kind in kinds for name in DOWNLOAD_SETTINGS[kind]]
     paths = ["data.path"] if "files" in kinds else []
@@ -155,8 +170,10 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
 
     It is for people and plans: no key, hash or stage depends on it.
     """
-    flat = config.flat()
-    return {"settings": {name: flat[name] for name in names_of(stage)}, "cpu": cpu_name()}
+    flat, names = config.flat(), names_of(stage)
+    if stage == "encode" and config.data.tokenizer.is_set:
+        names = (*names, *names_of("tokenizer"))
+    return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}
 
 
 def train_fields(config: PipelineConfig) -> tuple[dict[str, Any], dict[str, Any]]:

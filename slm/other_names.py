@@ -19,6 +19,9 @@ _OTHER_NAMES = {
     "input input_file train_data train_file",
     "data.runner": "backend engine executor task_runner",
     "data.runner_address": "cluster_address dask_address ray_address scheduler_address",
+    "data.tokenizer.path": "tokenizer_file tokenizer_name tokenizer_path",
+    "data.tokenizer.special_tokens": "additional_special_tokens user_defined_symbols",
+    "data.tokenizer.train": "train_tokenizer",
     "data.text_column": "column content_column text_field text_key",
     "data.val_fraction": "test_size val_ratio val_size val_split_ratio validation_split",
     "data.vocab_size": "n_vocab padded_vocab_size vocab vocabulary_size",
@@ -142,7 +145,8 @@ def nearest(key: str, valid: Iterable[str]) -> list[str]:
     by_section = {each: _likeness(section, each.rpartition(".")[0]) for each in near}
     if section and max(by_section.values()) >= MIN_SECTION_LIKENESS:
         return [max(near, key=by_section.__getitem__)]
-    return near[:MAX_SUGGESTIONS]
+    outer = min(each.count(".") for each in near)  # data.vocab_size before data.tokenizer's
+    return [each for each in near if each.count(".") == outer][:MAX_SUGGESTIONS]
 
 
 def _likeness(a: str, b: str) -> float:

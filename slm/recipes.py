@@ -132,7 +132,7 @@ def load_recipe(
 
     What `size` or `depth` derives (`slm.size`) is among its plain settings. A relative `data.path`
     of local files is relative to the recipe's file where the recipe gives it, and to the working
-    folder where an override does; so is a folder in `train.init_from`.
+    folder where an override does; so are `data.tokenizer.path` and a folder in `train.init_from`.
 
     Args:
         path: as of `find_recipes`.
@@ -169,6 +169,10 @@ def load_with_origins(
         replaced = (*LIMITS, "max_passes")
         kept = {k: v for k, v in _mapping(fields.get("train")).items() if k not in replaced}
         fields = {**fields, "train": kept}  # a limit that is set replaces the recipe's own
+    own = _mapping(_mapping(changes.get("data")).get("tokenizer"))
+    if own.get("train") or own.get("path"):  # which replaces the recipe's trimmed vocabulary
+        data = _mapping(fields.get("data"))
+        fields = {**fields, "data": {k: v for k, v in data.items() if k != "vocab_size"}}
     kinds = {key: (kind, setting.kind) for key, kind, setting in _settings()}
     fields, changes, origins = resolve(_numbers(fields, kinds), _numbers(changes, kinds))
     merged = _merge(fields, changes)
@@ -176,6 +180,8 @@ def load_with_origins(
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
     if "path" not in _mapping(changes.get("data")):
         merged = _with_data_path(merged, recipes[name].file.parent)
+    if "path" not in _mapping(_mapping(changes.get("data")).get("tokenizer")):
+        merged = _with_tokenizer_path(merged, recipes[name].file.parent)
     if "tasks" not in _mapping(changes.get("benchmark")):
         merged = _with_task_paths(merged, recipes[name].file.parent)
     if "init_from" not in _mapping(changes.get("train")):
@@ -219,6 +225,17 @@ def _with_function_paths(
         return fields
     data = _mapping(fields.get("data"))
     return {**fields, "data": {**data, "clean": {**_clean(fields), **placed}}}
+
+
+def _with_tokenizer_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, with a relative path of a given tokenizer as one below the folder of the recipe."""
+    data = _mapping(fields.get("data"))
+    section = _mapping(data.get("tokenizer"))
+    path = section.get("path")
+    if not isinstance(path, str) or not path or path.startswith(("hf:", "~", "/")):
+        return fields
+    placed = {**section, "path": os.path.normpath(folder.resolve() / path)}
+    return {**fields, "data": {**data, "tokenizer": placed}}
 
 
 def _with_task_paths(fields: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What passes between stages: small frozen records with paths, counts and hashes. Never tensors.
 
 Source  → download: parquet files, one row a document
+Vocabulary → tokenizer: a trained or given one, where the config has any
 Shards  → encode: token shards of each split, and the tokenizer
 Run     → train: the run folder, finished; a Parent is the model that it started from, if any
 Checkpoint, Selection, Evaluation, Benchmarks, Report → one folder each inside the run's
@@ -94,6 +95,21 @@ class Source(Record):
     @property
     def documents(self) -> int:
         return sum(split.documents for split in self.splits.values())
+
+
+class Vocabulary(Record):
+    """A tokenizer that was trained on the train split of a source, or given."""
+
+    kind: Literal["trained", "given"]
+    source_key: str | None  # that it was trained on; of a given one None
+    tokenizer_sha256: str
+    vocab_size: int  # end-of-text and special tokens included
+    pattern: str  # its name, or itself where it has none
+    special_tokens: tuple[str, ...] = ()
+    origin: str  # what trained it; or where it was given: its file, or hf:ORG/NAME@COMMIT
+    origin_sha256: str | None = None  # of that file
+    documents: int = 0  # of train that it was trained on
+    bytes: int = 0
 
 
 class ShardCount(Frozen):

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from slm import storage
 from slm.errors import CorruptionError, InUse, UserError
-from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source
+from slm.records import Checkpoint, Evaluation, Frozen, Run, Selection, Shards, Source, Vocabulary
 from slm.registry.initial import IMPORTED
 from slm.registry.tags import registered_notes
 from slm.reproduction.reproduce import FOLDER as REPRODUCED
@@ -148,7 +148,7 @@ class _Survey:
     def candidates(self) -> Iterator[Path]:
         """All that is decided about, in the order in which it can be deleted."""
         yield from _leftovers(self.root / "mlflow" / "models")
-        for kind in (REPRODUCED, IMPORTED, "runs", "shards", "sources"):
+        for kind in (REPRODUCED, IMPORTED, "runs", "shards", "tokenizers", "sources"):
             yield from _leftovers(self.root / kind)
             for folder in _folders(self.root / kind):
                 yield folder
@@ -184,6 +184,8 @@ class _Survey:
                 need = f"used within the last {IMPORT_DAYS} days"
         elif path.parent.name == "shards":
             need = _data_need(path, Shards, self._needed_shards)
+        elif path.parent.name == "tokenizers":
+            need = _data_need(path, Vocabulary, self._needed_tokenizers)
         elif path.parent.name == "sources":
             need = _data_need(path, Source, self._needed_sources)
         is_new = _changed(path) > self.since
@@ -287,9 +289,20 @@ class _Survey:
         return needed
 
     @cached_property
-    def _needed_sources(self) -> set[str]:
+    def _kept_shards(self) -> list[Shards]:
         kept = (path for path in _folders(self.root / "shards") if self.why_kept(path))
-        return {shards.source_key for path in kept if (shards := _record(path, Shards))}
+        return [shards for path in kept if (shards := _record(path, Shards))]
+
+    @cached_property
+    def _needed_tokenizers(self) -> set[str]:
+        return {shards.tokenizer_sha256 for shards in self._kept_shards}
+
+    @cached_property
+    def _needed_sources(self) -> set[str]:
+        kept = (path for path in _folders(self.root / "tokenizers") if self.why_kept(path))
+        vocabularies = (own for path in kept if (own := _record(path, Vocabulary)))
+        trained_on = {own.source_key for own in vocabularies if own.source_key}
+        return {shards.source_key for shards in self._kept_shards} | trained_on
 
     def _is_held(self, path: Path) -> bool:
         return any(map(_is_held, _locks(self.root, path)))
@@ -304,11 +317,14 @@ def _shared_with_longer(run: RunFolder) -> set[str]:
     return set()
 
 
-def _data_need(path: Path, kind: type[Shards] | type[Source], needed: set[str]) -> str | None:
+def _data_need(
+    path: Path, kind: type[Shards] | type[Vocabulary] | type[Source], needed: set[str]
+) -> str | None:
     record = _record(path, kind)
     if record is None:
         return "its record cannot be read" if (path / storage.RECORD).exists() else None
-    return "a kept run needs it" if record.key in needed else None
+    name = record.tokenizer_sha256 if isinstance(record, Vocabulary) else record.key
+    return "a kept run needs it" if name in needed else None
 
 
 # ---- locks ------------------------------------------------------------------------------------
@@ -331,7 +347,7 @@ def _locks(root: Path, path: Path) -> list[Path]:
         locks.append(root / kind / name / LOCK)
     if is_leftover and path.is_file():
         locks.append(path)  # a file that is being written is its own lock
-    elif kind in (IMPORTED, "shards", "sources") or (
+    elif kind in (IMPORTED, "shards", "tokenizers", "sources") or (
         is_leftover and path.parent.name != CHECKPOINTS
     ):
         result = _SUFFIX.sub("", path.name).removeprefix("." if is_leftover else "")

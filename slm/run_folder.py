@@ -2,6 +2,7 @@
 
     data/
       sources/<name>-<key>/       documents as parquet          DataRoot.source(key)
+      tokenizers/<name>-<key>/    vocabularies of one's own     DataRoot.vocabulary(key)
       shards/<name>-<key>/        token shards                  DataRoot.shards(key)
       runs/<name>-<key>/          one training each             DataRoot.run(reference)
         config.json               what was asked for            RunFolder.config
@@ -59,12 +60,16 @@ from slm.records import (
     Run,
     Shards,
     Source,
+    Vocabulary,
 )
 from slm.storage import R
 
 CONFIG, PLAN, JOURNAL, LOG = "config.json", "plan.json", "metrics.jsonl", "train.log"
 CHECKPOINTS, PARENT, EVALUATION, REPORT = "checkpoints", "parent", "evaluation", "report"
 SELECTION, DECISION, BENCHMARKS = "selection", "decision.json", "benchmarks"
+KINDS: dict[str, type[Source | Shards | Vocabulary]] = {
+    "sources": Source, "tokenizers": Vocabulary, "shards": Shards,
+}  # fmt: skip
 F = TypeVar("F", bound=Frozen)
 MIN_DIGITS = 4  # of a key's beginning, so that it names a run
 KEY_DIGITS = 12  # of a key that end a folder's name
@@ -90,7 +95,7 @@ class DataRoot:
     # ---- where results are ----
 
     def folder(self, kind: str, name: str, key: str) -> Path:
-        """Where a result of a kind (`sources`, `shards`, `runs`, `sweeps`) belongs.
+        """Where a result of a kind (`KINDS`, `runs`, `sweeps`) belongs.
 
         A result of this key that has another name stays where it is, and is reused there.
         """
@@ -102,7 +107,7 @@ class DataRoot:
         elif kind == "runs":
             others = [path for path in self._of_key(kind, key) if RunFolder(path).has_key(key)]
         else:
-            record = self.source(key) if kind == "sources" else self.shards(key)
+            record = self._result(kind, KINDS[kind], key)
             others = [record.path] if record else []
         return next(iter(others), own)
 
@@ -117,6 +122,19 @@ class DataRoot:
     def shards(self, key: str | None) -> Shards | None:
         """The shards of a key; their files are not verified. None where they are not here."""
         return self._result("shards", Shards, key)
+
+    def vocabulary(self, key: str | None) -> Vocabulary | None:
+        """The vocabulary of a key; its files are not verified. None where it is not here."""
+        return self._result("tokenizers", Vocabulary, key)
+
+    def vocabulary_of(self, shards: Shards) -> Vocabulary | None:
+        """The vocabulary of one's own that shards were encoded with; None where it is not here."""
+        for folder in self.results("tokenizers"):
+            with suppress(CorruptionError):
+                record = storage.read_record(folder, Vocabulary, verify=False)
+                if record and record.tokenizer_sha256 == shards.tokenizer_sha256:
+                    return record
+        return None
 
     def _result(self, kind: str, record: type[R], key: str | None) -> R | None:
         if not key:

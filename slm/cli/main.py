@@ -47,7 +47,7 @@ from slm.cli.plan import make_plan, plan, show_plan
 from slm.cli.promotion import models, promote, rollback
 from slm.cli.sampling import chat, sample
 from slm.cli.serve import serve
-from slm.cli.stages import download, encode, evaluate, register, report, sync, train
+from slm.cli.stages import download, encode, evaluate, register, report, sync, tokenizer, train
 from slm.cli.store import pull, push
 from slm.cli.sweep import sweep
 from slm.cli.watch import watch
@@ -230,7 +230,20 @@ for title, commands in (
     ("The whole pipeline", (init, run, plan, sweep, ladder, retrain, up)),
     (
         "One stage",
-        (download, encode, train, watch, stop, finish, evaluate, benchmark, report, register, sync),
+        (
+            download,
+            tokenizer,
+            encode,
+            train,
+            watch,
+            stop,
+            finish,
+            evaluate,
+            benchmark,
+            report,
+            register,
+            sync,
+        ),
     ),
     (
         "Inspect and generate",

@@ -1,4 +1,4 @@
-"""The commands of one stage: download, encode, train, evaluate, report, register, sync."""
+"""The commands of one stage, from download to register, and sync."""
 
 import re
 import webbrowser
@@ -55,6 +55,38 @@ def download(
     suggest(as_json, command_line("encode", recipe, settings))
 
 
+def tokenizer(
+    recipe: RecipeOrDefault = None,
+    settings: Settings = None,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe's own vocabulary, or read the one that it is given (data.tokenizer).
+
+    Example: slm tokenizer quickstart --set data.tokenizer.train=bpe
+    """
+    from slm.tokens.vocabulary import check_set  # with numpy
+
+    recipe = recipe or default_recipe()
+    config = load(recipe, settings, name)
+    check_set(config)
+    with display_for(as_json):
+        stages.check_encoding(config)
+        vocabulary = stages.tokenizer(config, stages.download(config))
+    result = {
+        "tokenizer": str(vocabulary.path),
+        "kind": vocabulary.kind,
+        "vocab_size": vocabulary.vocab_size,
+        "pattern": vocabulary.pattern,
+        "documents": vocabulary.documents,
+        "bytes": vocabulary.bytes,
+        "tokenizer_sha256": vocabulary.tokenizer_sha256,
+        "files": {name: entry.sha256 for name, entry in vocabulary.files.items()},
+    }
+    show(result, as_json)
+    suggest(as_json, command_line("encode", recipe, settings))
+
+
 def encode(
     recipe: RecipeOrDefault = None,
     settings: Settings = None,
@@ -71,7 +103,8 @@ def encode(
         config, start = stages.starting_point(config)
         stages.check_encoding(config, start)
         source = stages.download(config)
-        shards = stages.encode(config, source, stages.initial_model(start) if start else None)
+        parent = stages.initial_model(start) if start else None
+        shards = stages.shards_of(config, source, parent)
     splits = shards.splits.values()
     result = {
         "shards": str(shards.path),
@@ -134,7 +167,8 @@ def train(
             stages.preflight(config, start)
             source = stages.download(config)
             parent = stages.initial_model(start) if start else None
-            run = stages.train(config, stages.encode(config, source, parent), parent)
+            shards = stages.shards_of(config, source, parent)
+            run = stages.train(config, shards, parent)
     show(train_result(run), as_json)
     suggest(as_json, f"slm evaluate {run.name}", f"slm report {run.name} --open")
 

@@ -272,7 +272,13 @@ class _Chain:
         elif copies:
             status = NOT_CHECKED
         value = f"{shards.vocab_size:,} tokens" if shards else "vocabulary"
-        return _link("tokenizer", value, digest, status)
+        own = self.run.root.vocabulary_of(shards) if shards else None
+        if own is None:
+            return _link("tokenizer", value, digest, status)
+        if own.kind == "given":
+            return _link("tokenizer", f"{value}, of {own.origin}", digest, status)
+        value += f", trained on {own.documents:,} documents"
+        return _link("tokenizer", value, digest, status, "source", "cleaning")
 
     def _shards(self) -> Link:
         record = self.shards.record

@@ -8,13 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import slm.tokens.encode
+import slm.tokens.vocabulary
 from slm.config import PipelineConfig
+from slm.errors import UserError
 from slm.progress import Progress, automatic
-from slm.records import Parent, Shards, Source
+from slm.records import Parent, Shards, Source, Vocabulary
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 if TYPE_CHECKING:
+    from slm.tokens.encode import MakePool
     from slm.tokens.units import Pool, Unit
+
+
+def make_tokenizer(
+    config: PipelineConfig,
+    source: Source,
+    *,
+    root: Path | None = None,
+    progress: Progress = automatic,
+) -> Vocabulary:
+    """The vocabulary of `data.tokenizer` in `<root>/tokenizers/<name>-<key>/`: trained, or given.
+
+    >>> vocabulary = slm.make_tokenizer(config, source)
+    >>> shards = slm.encode(config, source, vocabulary=vocabulary)
+
+    It is trained on the documents of train alone, which are read by `data.runner`.
+
+    Raises UserError where `data.tokenizer` is not set, a library that it needs is not installed, or
+    a given file is not byte-level BPE; CorruptionError where the source cannot be read.
+    """
+    return slm.tokens.vocabulary.make_tokenizer(
+        config, source, root=root, progress=progress, pool=_pool(config)
+    )
 
 
 def encode(
@@ -22,6 +47,7 @@ def encode(
     source: Source,
     *,
     parent: Parent | None = None,
+    vocabulary: Vocabulary | None = None,
     root: Path | None = None,
     progress: Progress = automatic,
 ) -> Shards:
@@ -31,13 +57,29 @@ def encode(
     from them, by whatever runner.
 
     Args:
-        parent: the model that is to be trained further, which has its vocabulary; None: that is
-            made from the source.
+        parent: the model that is to be trained further, which has its vocabulary; None: that of
+            `data.tokenizer`, or one that is made from the source.
+        vocabulary: of `data.tokenizer`, as `make_tokenizer` returns it; not with a parent.
 
     Raises UserError where no document is left for train or val, or a library that cleaning or the
     runner needs is not installed, CorruptionError where the source cannot be read, SlmError where
     workers are killed again and again on the same unit.
     """
+    if parent and vocabulary:
+        raise UserError(f"{parent.model} has a vocabulary of its own: give parent, or vocabulary")
+    given = parent or vocabulary
+    return slm.tokens.encode.encode(
+        config,
+        source,
+        tokenizer=Tokenizer.load(given.path / TOKENIZER) if given else None,
+        root=root,
+        progress=progress,
+        pool=_pool(config),
+    )
+
+
+def _pool(config: PipelineConfig) -> "MakePool | None":
+    """What makes the workers of `data.runner`; None: processes of this machine."""
 
     @contextmanager
     def cluster(units: "list[Unit]") -> Iterator["Pool"]:
@@ -51,11 +93,4 @@ def encode(
         with Cluster(config.data, units) as pool:
             yield pool
 
-    return slm.tokens.encode.encode(
-        config,
-        source,
-        tokenizer=Tokenizer.load(parent.path / TOKENIZER) if parent else None,
-        root=root,
-        progress=progress,
-        pool=None if config.data.runner == "local" else cluster,
-    )
+    return None if config.data.runner == "local" else cluster

@@ -10,7 +10,7 @@ from slm.errors import UserError, unknown
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
 from slm.recipes import default_recipe, load_recipe
-from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, Version
+from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, Version, Vocabulary
 from slm.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -18,12 +18,36 @@ if TYPE_CHECKING:
     from slm.registry.versions import GateDecision
 
     Result: TypeAlias = (
-        Source | Shards | Run | Evaluation | Benchmarks | Report | Version | GateDecision | None
+        Source
+        | Vocabulary
+        | Shards
+        | Run
+        | Evaluation
+        | Benchmarks
+        | Report
+        | Version
+        | GateDecision
+        | None
     )
 
 Until = Literal[
-    "download", "encode", "train", "evaluate", "benchmark", "report", "register", "promote"
+    "download",
+    "tokenizer",
+    "encode",
+    "train",
+    "evaluate",
+    "benchmark",
+    "report",
+    "register",
+    "promote",
 ]
+
+
+# Why a stage is not there.
+MISSING = {
+    "tokenizer": "the vocabulary is GPT-2's: set data.tokenizer.train=bpe",
+    "benchmark": "no task is given: set benchmark.tasks=[blimp]",
+}
 
 
 def outline(
@@ -37,7 +61,10 @@ def outline(
     """
     yield (source := steps.download(config))
     parent = steps.initial_model(start) if start else None
-    yield (shards := steps.encode(config, source, parent))
+    vocabulary = None
+    if config.data.tokenizer.is_set:
+        yield (vocabulary := steps.tokenizer(config, source))
+    yield (shards := steps.encode(config, source, parent, vocabulary))
     yield (run := steps.train(config, shards, parent))
     yield (evaluation := steps.evaluate(config, run, shards))
     if config.benchmark.tasks:
@@ -48,8 +75,9 @@ def outline(
 
 
 def stages_of(config: PipelineConfig) -> list[str]:
-    """The stages of a config, in order: benchmark is one only where there are tasks."""
-    return [name for name in get_args(Until) if name != "benchmark" or config.benchmark.tasks]
+    """The stages of a config, in order: some are there only where the config asks for them."""
+    asked = {"tokenizer": config.data.tokenizer.is_set, "benchmark": bool(config.benchmark.tasks)}
+    return [name for name in get_args(Until) if asked.get(name, True)]
 
 
 def run(
@@ -81,7 +109,7 @@ def run_pipeline(
         raise unknown("stage", until, get_args(Until))
     every = stages_of(config)
     if until not in every:
-        raise UserError("until=benchmark, but no task is given: set benchmark.tasks=[blimp]")
+        raise UserError(f"until={until}, but {MISSING[until]}")
     count = every.index(until) + 1
     if count > every.index("train"):
         stages.check_tracking(config)
@@ -91,7 +119,7 @@ def run_pipeline(
             config, start = steps.starting_point(config)
         if count > every.index("train"):
             stages.preflight(config, start)
-        elif count > every.index("encode"):
+        elif count > 1:
             stages.check_encoding(config, start)
         made = summary(config, islice(outline(steps, config, start), count))
         started = {"init_from": start.model} if start else {}
@@ -116,6 +144,8 @@ def _facts(result: "Result") -> dict[str, Any]:
     match result:
         case Source():
             return {"source": str(result.path)}
+        case Vocabulary():
+            return {"tokenizer": str(result.path)}
         case Shards():
             return {"shards": str(result.path)}
         case Run():

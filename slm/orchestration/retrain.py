@@ -56,7 +56,10 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         if not decision.trains:
             return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
         training, parent = slm.retraining.decide.training(config, decision, initial)
-        shards = tasks.encode(training, source, parent)
+        vocabulary = None
+        if training.data.tokenizer.is_set and not parent:
+            vocabulary = tasks.tokenizer(training, source)
+        shards = tasks.encode(training, source, parent, vocabulary)
         run = tasks.train(training, shards, parent)
         evaluation = tasks.evaluate(training, run, shards)
         scored = [tasks.benchmark(training, run, shards)] if training.benchmark.tasks else []
@@ -64,7 +67,8 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         version = tasks.register(training, run, evaluation, report, shards)
         slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
         promotion = promote(config, version, decision)
-        results = (source, shards, run, evaluation, *scored, report, version, promotion)
+        made = [vocabulary] if vocabulary else []
+        results = (source, *made, shards, run, evaluation, *scored, report, version, promotion)
         data = {**outcome(decision), **summary(training, results)}
         data |= took(display)
         ended = f"{promotion.decision}: {promotion.reason}" if promotion else "is champion"

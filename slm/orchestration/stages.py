@@ -27,6 +27,7 @@ from slm.records import (
     Shards,
     Source,
     Version,
+    Vocabulary,
 )
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once
@@ -105,9 +106,16 @@ def shared(
     return call
 
 
+def _vocabulary(result: Vocabulary) -> tuple[str, str]:
+    """The line of its stage, with its size."""
+    word, place = outcome_of_record(result)
+    return word, f"{place}   {result.vocab_size:,} tokens, {result.kind}"
+
+
 def check_encoding(config: PipelineConfig, start: "Start | None" = None) -> None:
     """Refuse what cannot be encoded here, before any download; `preflight` does too."""
-    if config.data.runner == "local" and config.data.clean == CleanConfig():
+    data = config.data
+    if data.runner == "local" and data.clean == CleanConfig() and not data.tokenizer.is_set:
         return
     from slm.training.preflight import check_encoding
 
@@ -126,15 +134,42 @@ def download(progress: Progress, config: PipelineConfig) -> Source:
     return source.model_copy(update={"pulled": True}) if pulled else source
 
 
+def vocabulary_of(
+    config: PipelineConfig, source: Source, parent: Parent | None = None
+) -> Vocabulary | None:
+    """The vocabulary of `data.tokenizer`; None where it is GPT-2's, or comes with the parent."""
+    return tokenizer(config, source) if config.data.tokenizer.is_set and not parent else None
+
+
+@stage("tokenizer", _vocabulary)
+@shared
+def tokenizer(progress: Progress, config: PipelineConfig, source: Source) -> Vocabulary:
+    """The documents of train, or a given file → a vocabulary of one's own."""
+    import slm.orchestration.encoding
+
+    return slm.orchestration.encoding.make_tokenizer(config, source, progress=progress)
+
+
 @stage("encode")
 @shared
 def encode(
-    progress: Progress, config: PipelineConfig, source: Source, parent: Parent | None = None
+    progress: Progress,
+    config: PipelineConfig,
+    source: Source,
+    parent: Parent | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Shards:
     """Parquet files → token shards and their tokenizer: the parent's, where there is one."""
     import slm.orchestration.encoding
 
-    return slm.orchestration.encoding.encode(config, source, parent=parent, progress=progress)
+    return slm.orchestration.encoding.encode(
+        config, source, parent=parent, vocabulary=vocabulary, progress=progress
+    )
+
+
+def shards_of(config: PipelineConfig, source: Source, parent: Parent | None = None) -> Shards:
+    """A source → its shards, by the vocabulary that the config or the parent has."""
+    return encode(config, source, parent, vocabulary_of(config, source, parent))
 
 
 def check_tracking(config: PipelineConfig) -> None:
@@ -211,7 +246,8 @@ def need_shards(run: RunFolder) -> Shards:
     if store and store.pull("shards", run.settings.shards_key) and (shards := run.shards):
         return shards
     config = run.config
-    shards = encode(config, download(config), run.parent)
+    source, parent = download(config), run.parent
+    shards = shards_of(config, source, parent)
     if shards.key != run.settings.shards_key:
         raise UserError(
             f"the shards of {run.name} are gone, and its data gives others now "

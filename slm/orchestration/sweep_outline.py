@@ -168,7 +168,7 @@ def _encoded(config: PipelineConfig) -> Shards:
     config, start = stages.starting_point(config)
     stages.check_encoding(config, start)
     source = stages.download(config)
-    return stages.encode(config, source, stages.initial_model(start) if start else None)
+    return stages.shards_of(config, source, stages.initial_model(start) if start else None)
 
 
 def check_held_out(trial: Shards, recipe: Shards) -> None:
@@ -200,7 +200,7 @@ def train_and_evaluate(
     stages.preflight(config, start)
     source = stages.download(config)
     parent = stages.initial_model(start) if start else None
-    shards = stages.encode(config, source, parent)
+    shards = stages.shards_of(config, source, parent)
     run = stages.train(config, shards, parent, turn=turn)
     return run, stages.evaluate(config, run, shards)
 

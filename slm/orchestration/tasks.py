@@ -50,6 +50,7 @@ asks_the_hub: dict[str, Any] = {
 download = stage_task(stages.download, **asks_the_hub)
 initial_model = stage_task(stages.initial_model, **asks_the_hub)
 _starting_point = stage_task(stages.starting_point, **asks_the_hub)
+tokenizer = stage_task(stages.tokenizer, **asks_the_hub)
 encode = stage_task(stages.encode)
 decide = stage_task(stages.decide)
 assess = stage_task(stages.assess)

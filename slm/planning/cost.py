@@ -23,7 +23,8 @@ from slm.training.needs import measure, planned_steps
 MAX_RUNS = 20  # whose evaluations and reports are looked at, the newest ones
 RECENT_STEPS = 50  # of a journal, for its speed
 NO_TOKENS = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
-SHAPE = (*(name for name in keys.SETTINGS["train"] if name.startswith("model.")), "data.vocab_size")
+SHAPE = (*(name for name in keys.SETTINGS["train"] if name.startswith("model.")), "data.vocab_size",
+         "data.tokenizer.train", "data.tokenizer.vocab_size", "data.tokenizer.path")  # fmt: skip
 SPEED = (
     *SHAPE, "train.tokens_per_step", "train.micro_batch_size", "train.optimizer", "train.device",
     "train.precision", "train.compile", "train.threads", "train.processes", "train.parallel",
@@ -37,7 +38,7 @@ def with_cost(line: Stage, lines: Lines) -> Stage:
         return line.model_copy(update={"seconds": 0.0})
     if line.action in ("refused", "to pull"):
         return line
-    kinds = {"download": _download, "encode": _encode, "train": _train}
+    kinds = {"download": _download, "tokenizer": _tokenizer, "encode": _encode, "train": _train}
     update = kinds.get(line.stage, _inside_run)(line, lines)
     return line.model_copy(update=update)
 
@@ -57,8 +58,18 @@ def _download(line: Stage, lines: Lines) -> dict[str, Any]:
     return _scaled(best, share)
 
 
+def _tokenizer(line: Stage, lines: Lines) -> dict[str, Any]:
+    return _by_text(
+        _timed(lines.results.vocabularies, lines, OWN["tokenizer"](lines.config)), lines
+    )
+
+
 def _encode(line: Stage, lines: Lines) -> dict[str, Any]:
-    best = _timed(lines.results.shards, lines, OWN["encode"](lines.config))
+    return _by_text(_timed(lines.results.shards, lines, OWN["encode"](lines.config)), lines)
+
+
+def _by_text(best: Result | None, lines: Lines) -> dict[str, Any]:
+    """As an earlier result took, times the text."""
     if best is None or best.made is None:
         return {}
     old, share = lines.results.root.source(best.inputs), 1.0

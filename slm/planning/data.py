@@ -6,9 +6,10 @@ from slm.planning.inputs import SourceKey, file_changes, source_key
 from slm.planning.lines import Lines
 from slm.planning.results import Result
 from slm.planning.stage import OWN, UNEXPLAINED, after
-from slm.records import Shards, Source
+from slm.records import Shards, Source, Vocabulary
 from slm.source.download import generator_version, hub_keys
 from slm.tokens.encode import encode_key, units_folder
+from slm.tokens.vocabulary import known_key
 
 
 def plan_download(lines: Lines) -> Source | None:
@@ -65,6 +66,36 @@ def _explain_source(lines: Lines, old: Source, known: SourceKey) -> None:
     lines.stages.append(line.model_copy(update=update))
 
 
+def plan_tokenizer(lines: Lines, source: Source | None) -> Vocabulary | None:
+    """Add the vocabulary of `data.tokenizer`; returns the one that it would reuse."""
+    candidates = lines.pinned(lines.results.vocabularies)
+    settings = lines.config.data.tokenizer
+    upstream = OWN["download"](lines.config) if settings.train else ()
+    if source is None and settings.train:
+        lines.make("tokenizer", None, candidates, upstream=upstream, reasons=[after("download")])
+        return None
+    key, note = known_key(lines.config, source, lines.results.root)
+    if key is None:
+        lines.make("tokenizer", None, candidates, reasons=[note])
+        return None
+    folder = lines.results.root.folder("tokenizers", lines.config.folder_name, key)
+    vocabulary, damage = lines.complete(folder, Vocabulary, key)
+    if vocabulary:
+        reasons = (note,) if note else ()
+        lines.reuse("tokenizer", vocabulary, candidates, assumed=bool(note), reasons=reasons)
+        return vocabulary
+    if (entry := lines.stored("tokenizer", key)) and (
+        vocabulary := lines.pull("tokenizer", entry, folder, Vocabulary)
+    ):
+        return vocabulary
+    lines.make(
+        "tokenizer", key, candidates, upstream=upstream, result=str(folder),
+        reasons=[f"damaged: {damage}"] if damage else [],
+        inputs=source.key if source and settings.train else None,
+    )  # fmt: skip
+    return None
+
+
 def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
     """Add the encoding of a source; returns the shards that it would reuse."""
     candidates = lines.pinned(lines.results.shards)
@@ -75,7 +106,11 @@ def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
     if lines.start is None and not lines.start_known:
         lines.make("encode", None, candidates, upstream=upstream, reasons=[after("init_from")])
         return None
-    key = encode_key(lines.config, source, lines.start.tokenizer_sha256 if lines.start else None)
+    if lines.config.data.tokenizer.is_set and lines.vocabulary is None:
+        lines.make("encode", None, candidates, upstream=upstream, reasons=[after("tokenizer")])
+        return None
+    given = lines.start or lines.vocabulary
+    key = encode_key(lines.config, source, given.tokenizer_sha256 if given else None)
     folder = lines.results.root.folder("shards", lines.config.folder_name, key)
     shards, damage = lines.complete(folder, Shards, key)
     if shards:

@@ -11,7 +11,7 @@ from slm.planning.results import Changed, Result, Results, differences, nearest
 from slm.planning.stage import OWN, UNEXPLAINED, Stage
 from slm.planning.versions import version_change
 from slm.recipes import store_address
-from slm.records import Record, Shards, Source
+from slm.records import Record, Shards, Source, Vocabulary
 from slm.run_folder import RunFolder
 from slm.storage import R
 
@@ -52,6 +52,7 @@ class Lines:
         self.flat = config.flat()
         self.stages: list[Stage] = []
         self.source: Source | None = None  # that is reused, as are the shards
+        self.vocabulary: Vocabulary | None = None
         self.shards: Shards | None = None
         self.reference = against  # the run that is reused, or the nearest one
         self.cadence_counts = True  # whether another cadence chooses another checkpoint
@@ -89,7 +90,13 @@ class Lines:
             return list(candidates)
         settings = self.against.settings
         shards = self.against.shards
-        own = {settings.key, settings.shards_key, shards.source_key if shards else None}
+        vocabulary = self.results.root.vocabulary_of(shards) if shards else None
+        own = {
+            settings.key,
+            settings.shards_key,
+            shards.source_key if shards else None,
+            vocabulary.key if vocabulary else None,
+        }
         return [result for result in candidates if result.record.key in own]
 
     # ---- the lines of the plan ----

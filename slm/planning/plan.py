@@ -10,7 +10,7 @@ from slm import keys
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.machine import cpu_name
 from slm.planning.cost import with_cost
-from slm.planning.data import plan_download, plan_encode
+from slm.planning.data import plan_download, plan_encode, plan_tokenizer
 from slm.planning.lines import Lines
 from slm.planning.of_run import plan_benchmark, plan_evaluate, plan_register, plan_report
 from slm.planning.results import Changed, Results, differences
@@ -120,6 +120,8 @@ def plan_scored(
         lines.start, lines.start_known = start, line.key is not None
         lines.stages.append(line)
     lines.source = plan_download(lines)
+    if config.data.tokenizer.is_set:
+        lines.vocabulary = plan_tokenizer(lines, lines.source)
     lines.shards = plan_encode(lines, lines.source)
     run = plan_train(lines, lines.shards)
     return lines, run, plan_evaluate(lines, run, lines.shards)

@@ -10,7 +10,7 @@ from typing import Any
 
 from slm import keys, storage
 from slm.errors import SlmError
-from slm.records import Benchmarks, Evaluation, Made, Record, Report, Shards, Source
+from slm.records import Benchmarks, Evaluation, Made, Record, Report, Shards, Source, Vocabulary
 from slm.run_folder import BENCHMARKS, EVALUATION, REPORT, DataRoot, RunFolder
 from slm.run_folder import Settings as RunSettings
 from slm.storage import R
@@ -103,6 +103,19 @@ class Results:
             if settings is not None:
                 upstream = of_sources.get(record.source_key, {})
                 whole = {**upstream, **settings}
+                results.append(Result(record, recipe, whole, record.source_key, made))
+        return results
+
+    @cached_property
+    def vocabularies(self) -> list[Result]:
+        """Those that were trained or given, with the settings of their source."""
+        of_sources = {source.record.key: source.settings for source in self.sources}
+        results = []
+        for recipe, record in self._records("tokenizers", Vocabulary):
+            made = storage.read_made(record.path)
+            if made is not None:
+                upstream = of_sources.get(record.source_key or "", {})
+                whole = {**upstream, **made.settings}
                 results.append(Result(record, recipe, whole, record.source_key, made))
         return results
 

@@ -15,7 +15,8 @@ UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
 
 OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
     "download": lambda config: keys.names_of("download", config.data.source),
-    "encode": lambda config: keys.names_of("encode"),
+    "tokenizer": lambda config: keys.names_of("tokenizer") if config.data.tokenizer.is_set else (),
+    "encode": lambda config: (*keys.names_of("encode"), *keys.names_of("tokenizer")),
     "train": lambda config: (
         *keys.names_of("train"),
         *keys.process_settings(config),

@@ -11,11 +11,12 @@ import slm.evaluation.identity
 import slm.report.identity
 import slm.source.download
 import slm.tokens.encode
+import slm.tokens.vocabulary
 import slm.training.identity
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.planning.results import Result
-from slm.records import Benchmarks, Evaluation, Shards, Source
+from slm.records import Benchmarks, Evaluation, Shards, Source, Vocabulary
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.files import find_files
 
@@ -29,6 +30,7 @@ def version_change(
     """
     today = {
         "download": slm.source.download.DOWNLOAD_VERSION,
+        "tokenizer": slm.tokens.vocabulary.TOKENIZER_VERSION,
         "encode": slm.tokens.encode.ENCODE_VERSION,
         "train": slm.training.identity.TRAIN_VERSION,
         "evaluate": slm.evaluation.identity.EVALUATE_VERSION,
@@ -62,6 +64,11 @@ def _keys(
     record = result.record
     if isinstance(record, Source):
         return _source_keys(record, config, version)
+    if isinstance(record, Vocabulary):
+        source = root.source(record.source_key)
+        if source is None:  # given: its key has the hash of its file
+            return [record.key]
+        return [slm.tokens.vocabulary.trained_key(config, source, version)]
     if isinstance(record, Shards):
         source = root.source(record.source_key)
         tokenizers = (None, record.tokenizer_sha256)

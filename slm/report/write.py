@@ -29,7 +29,7 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import benchmarks as report_benchmarks
-from slm.report import cards, evidence, plots
+from slm.report import cards, evidence, plots, vocabulary
 from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -123,6 +123,7 @@ def gather(
     # On the CPU wherever it was trained, so that the samples do not depend on the machine's GPU.
     model, tokenizer = load_model(checkpoint.path)
     samples = write_samples(model, tokenizer, prompts, config.report, progress)
+    is_own = shards is not None and home.root.vocabulary_of(shards) is not None
     curves = plots.read_curves(home)
     quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
     others = find_other_runs(run, champion, config.folder_name, samples)
@@ -171,7 +172,10 @@ def gather(
         "usage": usage(next(iter(prompts), "")),
         "front_matter": cards.front_matter(config, run, evaluation, source, benchmarks),
         "evaluation_plots": plots.evaluation_plots(evaluation),
-        "data": cards.data_card(config, shards, source),
+        "data": [
+            *cards.data_card(config, shards, source),
+            *(vocabulary.facts(shards, tokenizer) if shards and is_own else ()),
+        ],
         "data_plots": plots.data_plots(shards),
         "model": cards.model_card(config, run, checkpoint, model.vocab_size),
         "commands": cards.commands(config, run, prompts),

@@ -44,6 +44,7 @@ from slm.source.reading import documents_sha256, written_by
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+from slm.tokens.vocabulary import make_tokenizer
 from slm.training import launch
 from slm.training.identity import TRAIN_VERSION, run_inputs, run_keys
 from slm.training.journal import process_counts
@@ -288,9 +289,17 @@ class _Rebuild:
         self.stage = "shards"
         parent = self.run.parent
         given = Tokenizer.load(parent.path / TOKENIZER) if parent else None
+        if config.data.tokenizer.is_set and given is None:
+            self.stage = "tokenizer"
+            given = self._vocabulary(config, source)
+            self.compared.add("tokenizer", self.chain["tokenizer"].digest, given.sha256)
+            if self.compared.first:
+                return
+            self.stage = "shards"
         shards = encode(config, source, tokenizer=given, root=self.fresh, progress=self.progress)
         self._compare_folder("shards", shards)
-        self.compared.add("tokenizer", self.chain["tokenizer"].digest, shards.tokenizer_sha256)
+        if parent or not config.data.tokenizer.is_set:  # else it was compared already
+            self.compared.add("tokenizer", self.chain["tokenizer"].digest, shards.tokenizer_sha256)
         if self.compared.first:
             return
         is_rebuilt = source.path.is_relative_to(self.fresh)
@@ -311,6 +320,11 @@ class _Rebuild:
         if not evaluations and (recorded.tags or recorded.pages):  # which copy one that is gone
             evaluations = {EVALUATION: evaluate(config, again, shards, progress=self.progress)}
         compare_results(self.compared, recorded, replace(rebuilt, evaluations=evaluations))
+
+    def _vocabulary(self, config: PipelineConfig, source: Source) -> Tokenizer:
+        """The vocabulary of `data.tokenizer`, trained anew, or read from the file that has it."""
+        made = make_tokenizer(config, source, root=self.fresh, progress=self.progress)
+        return Tokenizer.load(made.path / TOKENIZER)
 
     def _download(self, config: PipelineConfig) -> Source:
         if config.data.source == "hub":

@@ -32,7 +32,9 @@ from slm.retraining.drift import Changes, Drift
 from slm.run_folder import DataRoot
 from slm.storage import canonical_json, reading
 from slm.tokens.encode import encode_key
+from slm.tokens.vocabulary import known_vocabulary
 
+STAGES = ("tokenizer", "encode", "train")  # whose settings a version is compared by
 SEED = "the seed"  # what a training starts from without `train.init_from`
 KEEP = "to retrain with them, write {} into the recipe"  # the settings that a sweep chose
 Action = Literal["nothing", "skip", "continue", "retrain"]
@@ -303,6 +305,11 @@ def _was_made_of(
         return not _other_settings(config, version, root)
     is_given = _is_continued(version) or initial
     tokenizer_sha256 = tags.get("tokenizer_sha256") if is_given else None
+    if config.data.tokenizer.is_set and not is_given:
+        own = known_vocabulary(config, source, DataRoot(root))
+        if own is None:
+            return False
+        tokenizer_sha256 = own.tokenizer_sha256
     return tags.get("shards_key") == encode_key(config, source, tokenizer_sha256) and tags.get(
         "config_sha256"
     ) in keys.config_hashes(_as_made(config, version))
@@ -335,8 +342,8 @@ def _other_settings(config: PipelineConfig, version: ModelVersion, root: Path) -
 
     Empty where its settings are gone from here.
     """
-    stages = (_differences(stage, config, version, root) for stage in ("encode", "train"))
-    return tuple(sorted(name for names in stages for name in names))
+    stages = (_differences(stage, config, version, root) for stage in STAGES)
+    return tuple(sorted({name for names in stages for name in names}))
 
 
 def _differences(
@@ -347,8 +354,10 @@ def _differences(
     if made_by is None:
         return ()
     now, then = _as_made(config, version).flat(), made_by.flat()
-    added = (name for name, (owner, _) in keys.ADDED.items() if owner == stage)
-    return tuple(name for name in (*keys.SETTINGS[stage], *added) if now[name] != then[name])
+    names = [*keys.SETTINGS[stage]]
+    names += [name for name, (owner, _) in keys.ADDED.items() if owner == stage]
+    names += ["data.tokenizer.path"] if stage == "tokenizer" else []
+    return tuple(name for name in names if now[name] != then[name])
 
 
 # ---- shown ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Model repositories on the Hugging Face hub: files sent there in one commit, and fetched."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,8 +49,16 @@ def upload(repository: str, files: Mapping[str, Path], message: str) -> str:
     return retried(repository, request, partial(_explained, repository))
 
 
-def download(repository: str, folder: Path, revision: str | None = None) -> str:
+def download(
+    repository: str,
+    folder: Path,
+    revision: str | None = None,
+    *,
+    names: Collection[str] | None = None,
+) -> str:
     """Fetch the files of a repository into a folder; return the commit that they are of.
+
+    `names`: those to fetch, as far as it has them; None: all.
 
     Raises UserError where there is no such repository or revision.
     """
@@ -58,8 +66,9 @@ def download(repository: str, folder: Path, revision: str | None = None) -> str:
     keep_cache_in(data_root())
     explain = partial(_explained, repository)
     info = retried(repository, lambda api: api.model_info(repository, revision=revision), explain)
-    names = [sibling.rfilename for sibling in info.siblings]
-    for name in names:
+    for name in (sibling.rfilename for sibling in info.siblings):
+        if names is not None and name not in names:
+            continue
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{repository} has a file outside of itself: {excerpt(repr(name))}")
         fetch = partial(_fetch, repository, name, str(info.sha), folder)

@@ -2,6 +2,7 @@
 
     blobs/ab/abcd…                      bytes, named by their sha256
     source/<key>.json                   an entry each, written after its blobs
+    tokenizer/<key>.json
     shards/<key>.json
     run/<key>.json
     run/<key>/evaluation/<key>.json     what belongs to a run
@@ -35,16 +36,26 @@ from slm.records import (
     Selection,
     Shards,
     Source,
+    Vocabulary,
 )
 
 FORMAT = 1
 """The format number of an entry."""
 
 Kind = Literal[
-    "source", "shards", "run", "evaluation", "benchmarks", "report", "selection", "version"
+    "source",
+    "tokenizer",
+    "shards",
+    "run",
+    "evaluation",
+    "benchmarks",
+    "report",
+    "selection",
+    "version",
 ]
 KINDS: dict[type[Record], Kind] = {
     Source: "source",
+    Vocabulary: "tokenizer",
     Shards: "shards",
     Run: "run",
     Evaluation: "evaluation",
@@ -52,7 +63,9 @@ KINDS: dict[type[Record], Kind] = {
     Report: "report",
     Selection: "selection",
 }
-FOLDERS: dict[Kind, str] = {"source": "sources", "shards": "shards", "run": "runs"}
+FOLDERS: dict[Kind, str] = {
+    "source": "sources", "tokenizer": "tokenizers", "shards": "shards", "run": "runs"
+}  # fmt: skip
 INSIDE: tuple[Kind, ...] = ("evaluation", "benchmarks", "report", "selection")  # a run's folder
 
 

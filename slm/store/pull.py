@@ -68,7 +68,7 @@ def _named(store: Store, name: str) -> Entry:
             f"{excerpt(repr(name))} is not the name of a result, such as quickstart-3693316e0b15, "
             "nor the beginning of its key, nor NAME@ALIAS of a version"
         )
-    kinds: tuple[Kind, ...] = ("run", "shards", "source")
+    kinds: tuple[Kind, ...] = ("run", "shards", "tokenizer", "source")
     entries = [
         entry
         for kind in kinds

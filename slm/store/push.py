@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from slm import storage
 from slm.errors import UserError
 from slm.progress import Progress, automatic
-from slm.records import Report, Run, Shards, Source, names_version
+from slm.records import Report, Run, Shards, Source, Vocabulary, names_version
 from slm.registry.opening import finished_run, reference_to
 from slm.registry.versions import ModelVersion, open_version
 from slm.run_folder import DataRoot, RunFolder
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @storage.hashing_once()
 def push(
-    result: "Given | Source | Shards",
+    result: "Given | Source | Vocabulary | Shards",
     store: str | Store,
     *,
     data: bool = True,
@@ -74,14 +74,15 @@ def push(
     return sender.pushed()
 
 
-def _data_named(result: object, home: DataRoot) -> Source | Shards | None:
-    """The source or the shards that a name, a folder or a record is of."""
-    if isinstance(result, Source | Shards):
+def _data_named(result: object, home: DataRoot) -> Source | Vocabulary | Shards | None:
+    """The source, the vocabulary or the shards that a name, a folder or a record is of."""
+    if isinstance(result, Source | Vocabulary | Shards):
         return result
     if not isinstance(result, str | Path) or names_version(str(result)):
         return None
     source = _record_at(home, "sources", Path(result), Source)
-    return source or _record_at(home, "shards", Path(result), Shards)
+    vocabulary = _record_at(home, "tokenizers", Path(result), Vocabulary)
+    return source or vocabulary or _record_at(home, "shards", Path(result), Shards)
 
 
 def _record_at(home: DataRoot, kind: str, name: Path, record: type[R]) -> R | None:
@@ -91,15 +92,18 @@ def _record_at(home: DataRoot, kind: str, name: Path, record: type[R]) -> R | No
     return None
 
 
-def _push_data(sender: Sender, record: Source | Shards, home: DataRoot) -> None:
-    """Send a source; or shards, after their source."""
-    if isinstance(record, Shards):
+def _push_data(sender: Sender, record: Source | Vocabulary | Shards, home: DataRoot) -> None:
+    """Send a source; or a vocabulary or shards, after what they were made from."""
+    vocabulary = None
+    if not isinstance(record, Source) and record.source_key:
         source = home.source(record.source_key)
         if source:
             send_data(sender, source)
         else:
-            logger.warning("the source of %s is gone: they are pushed without it", record.name)
-    send_data(sender, record)
+            logger.warning("the source of %s is gone: it is pushed without it", record.name)
+    if isinstance(record, Shards) and (vocabulary := home.vocabulary_of(record)):
+        send_data(sender, vocabulary)
+    send_data(sender, record, vocabulary)
 
 
 def _push_version(sender: Sender, version: ModelVersion, run: RunFolder, record: Run) -> None:

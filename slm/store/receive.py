@@ -53,13 +53,18 @@ class Receiver:
         )  # fmt: skip
 
     def with_needs(self, entry: Entry) -> Record:
-        """A source; or shards, after their source."""
+        """A source; or a vocabulary or shards, after what they were made from."""
         if key := entry.needs.get("source"):
             source = self.store.entry("source", key)
             if source:
                 self.receive(source)
             else:
                 logger.warning("the store %s lacks the source of %s", self.store, entry.name)
+        if key := entry.needs.get("tokenizer"):
+            if vocabulary := self.store.entry("tokenizer", key):
+                self.receive(vocabulary)
+            else:
+                logger.warning("the store %s lacks the vocabulary of %s", self.store, entry.name)
         return self.receive(entry)
 
     def with_run(self, entry: Entry, *, data: bool) -> RunFolder:

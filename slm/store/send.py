@@ -22,6 +22,7 @@ from slm.records import (
     Selection,
     Shards,
     Source,
+    Vocabulary,
 )
 from slm.run_folder import BENCHMARKS, EVALUATION, LOCK, PARENT, REPORT, SELECTION, RunFolder
 from slm.storage import R
@@ -120,11 +121,22 @@ class Sender:
 # ---- results ----------------------------------------------------------------------------------
 
 
-def send_data(sender: Sender, record: Source | Shards) -> None:
-    """Send a source, or shards. Raises CorruptionError where a file is damaged."""
+def send_data(
+    sender: Sender,
+    record: Source | Vocabulary | Shards,
+    vocabulary: Vocabulary | None = None,
+) -> None:
+    """Send a source, a vocabulary, or shards. Raises CorruptionError where a file is damaged.
+
+    `vocabulary`: of one's own, of shards that have it.
+    """
     with storage.reading(record.path):
         verified = _verified(record.path, type(record))
-        needs: dict[Kind, str] = {"source": record.source_key} if isinstance(record, Shards) else {}
+        needs: dict[Kind, str] = {}
+        if not isinstance(record, Source) and record.source_key:
+            needs["source"] = record.source_key
+        if vocabulary:
+            needs["tokenizer"] = vocabulary.key
         files = {**verified.files, **_own_files(record.path)}
         sender.send(describe(KINDS[type(record)], verified, files, needs=needs), record.path)
 

@@ -27,6 +27,7 @@ from slm.records import (
     Selection,
     Shards,
     Source,
+    Vocabulary,
 )
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import hub_keys
@@ -152,7 +153,9 @@ class SharedStore:
 
         def work() -> None:
             match record:
-                case Source() | Shards() if self._lacks(record):
+                case Shards() if self._lacks(record):
+                    send_data(sender, record, DataRoot().vocabulary_of(record))
+                case Source() | Vocabulary() if self._lacks(record):
                     send_data(sender, record)
                 case Run():
                     run = RunFolder.of(record)

@@ -48,6 +48,7 @@ from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import (
+    ByteTokenizer,
     Encoded,
     Pool,
     Unit,
@@ -87,7 +88,8 @@ def encode(
     from them.
 
     Args:
-        tokenizer: of the model that is to be trained further; None: made from the source.
+        tokenizer: of the model that is to be trained further, or of `data.tokenizer`; None:
+            GPT-2's, trimmed to the source where `data.vocab_size` is smaller.
         pool: makes what encodes these units; None: processes of this machine, whatever
             `data.runner` is.
 
@@ -101,6 +103,11 @@ def encode(
             f"train.init_from={config.train.init_from}: its vocabulary comes with the model, which "
             "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
         )
+    if config.data.tokenizer.is_set and tokenizer is None:
+        raise UserError(
+            "data.tokenizer is set: `vocabulary = slm.make_tokenizer(config, source)` makes the "
+            "vocabulary; give it as vocabulary=vocabulary"
+        )
     data = DataRoot(root)
     functions = functions_of(config.data.clean)  # read once: what the key has is what runs
     given = tokenizer.sha256 if tokenizer else None
@@ -112,10 +119,11 @@ def encode(
         check_extras(config.data.clean)
         check_functions(functions)
         work.mkdir(exist_ok=True)
-        base = gpt2(data.path)
+        base = tokenizer or gpt2(data.path)
+        vocab_size = base.n_vocab if tokenizer else config.data.vocab_size
         try:
             return _write_shards(
-                key, config.data, source, base, tokenizer, work, staging, progress, pool, functions
+                key, config.data, source, base, vocab_size, work, staging, progress, pool, functions
             )
         except UserError:  # which the same call would raise again
             shutil.rmtree(work, ignore_errors=True)
@@ -169,7 +177,7 @@ def _write_shards(
     data: DataConfig,
     source: Source,
     base: Tokenizer,
-    given: Tokenizer | None,
+    vocab_size: int,
     work: Path,
     staging: Path,
     progress: Progress,
@@ -180,7 +188,7 @@ def _write_shards(
 
     Args:
         base: what the units are encoded with.
-        given: a trimmed vocabulary to use as it is.
+        vocab_size: that it is trimmed to where it is larger.
         work: the folder of the units.
         functions: of the user, by which documents are dropped or changed.
     """
@@ -196,9 +204,9 @@ def _write_shards(
     )
     selection = Selection(data, source, base)
     tokenizer = base
-    with pool(units) if pool else Workers(_worker_count(data, units)) as workers:
+    with pool(units) if pool else Workers(worker_count(data, units)) as workers:
         outputs = {unit: unit.output for unit in units}
-        encoded: Iterator[Encoded] = _in_order(workers, "encode", encode_unit, outputs, progress)
+        encoded: Iterator[Encoded] = encode_in_order(workers, "encode", outputs, progress)
         if selection.is_small:
             selection.hold_out_minimum(each.draws for each in encoded)
             encoded = map(Encoded.read, outputs.values())
@@ -206,9 +214,9 @@ def _write_shards(
             (each, selection.choose(unit.split, each))
             for unit, each in zip(units, encoded, strict=True)
         )
-        if (given.n_vocab if given else data.vocab_size) < base.n_vocab:
+        if vocab_size < base.n_vocab:
             counts, choices = _count_tokens(chosen, base.n_vocab)
-            tokenizer = given or trim_vocabulary(base, counts, data.vocab_size)
+            tokenizer = trim_vocabulary(base, counts, vocab_size)
             trimmed = work / "trimmed.tiktoken"
             tokenizer.save(trimmed)
             outputs = {unit: unit.remapped for unit in units}
@@ -253,10 +261,17 @@ def _write_shards(
     )
 
 
-def _worker_count(data: DataConfig, units: list[Unit]) -> int:
+def worker_count(data: DataConfig, units: list[Unit]) -> int:
     size = sum(unit.text_bytes for unit in units)
     count = data.workers or (available_cores() if size >= IN_PROCESS_BYTES else 0)
     return min(count, len(units))
+
+
+def encode_in_order(
+    workers: Pool, task: str, outputs: Mapping[Unit, Path], progress: Progress
+) -> Generator[Encoded]:
+    """The units encoded by the workers, in order; `outputs`: the file of each."""
+    return _in_order(workers, task, encode_unit, outputs, progress)
 
 
 def _in_order(
@@ -299,7 +314,9 @@ def _count_tokens(
 class Selection:
     """Decides of each document, in order, which split it goes to, if any."""
 
-    def __init__(self, data: DataConfig, source: Source, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, data: DataConfig, source: Source, tokenizer: Tokenizer | ByteTokenizer
+    ) -> None:
         self._draw = None if "val" in source.splits else Draw(data.val_fraction)
         self._rule = holdout.small_set_rule(data, source)
         expected = holdout.expected(data, source)

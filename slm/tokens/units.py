@@ -54,7 +54,7 @@ class Unit:
     row_groups: tuple[int, ...]
     split: str  # the source's split that it belongs to
     text_bytes: int  # uncompressed, by the file's footer
-    tokenizer: Path
+    tokenizer: Path | None  # None: the tokens are the bytes of the documents
     settings: CleanConfig
     output: Path
     splits_ends: bool = False  # whether the end of each document is a document of val
@@ -134,7 +134,7 @@ class Pool(Protocol):
 
 def plan_units(
     source: Source,
-    tokenizer: Path,
+    tokenizer: Path | None,
     settings: CleanConfig,
     folder: Path,
     *,
@@ -195,14 +195,30 @@ def is_done(path: Path) -> bool:
 # ---- what the workers do ----------------------------------------------------------------------
 
 
+class ByteTokenizer:
+    """Bytes as tokens, end-of-text after them: what a vocabulary is trained on."""
+
+    eot, n_vocab = 256, 257
+
+    def encode_utf8(self, documents: Sequence[bytes]) -> npt.NDArray[np.uint16]:
+        """The bytes of documents, concatenated, end-of-text before each; (T,)."""
+        sizes = np.array([*map(len, documents)], np.int64)
+        data = np.frombuffer(b"".join(documents), np.uint8).astype(np.uint16)
+        return np.insert(data, np.cumsum(sizes) - sizes, np.uint16(self.eot))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids without end-of-text."""
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
 @lru_cache(1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+def _tokenizer(path: Path | None) -> Tokenizer | ByteTokenizer:
+    return Tokenizer.load(path) if path else ByteTokenizer()
 
 
 @lru_cache(1)
 def _vocab_remap(base: Path, trimmed: Path) -> VocabRemap:
-    return VocabRemap(_tokenizer(base), Tokenizer.load(trimmed))
+    return VocabRemap(Tokenizer.load(base), Tokenizer.load(trimmed))
 
 
 def encode_unit(unit: Unit) -> Path:
@@ -277,6 +293,7 @@ def remap_unit(unit: Unit, trimmed: Path) -> Path:
     if is_done(unit.remapped):
         return unit.remapped
     encoded = Encoded.read(unit.output)
+    assert unit.tokenizer is not None, "bytes are not trimmed"
     remap = _vocab_remap(unit.tokenizer, trimmed)
     tokens = remap(encoded.tokens).astype(token_dtype(remap.trimmed.n_vocab))
     lengths = _lengths(tokens, remap.trimmed.eot)

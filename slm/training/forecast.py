@@ -169,7 +169,7 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     plan = make_plan(config, splits.get("train", unknown), processes)
     count = micro_batch_count(plan, processes)
     rows = math.ceil(count / processes) * (plan.rows // count)
-    session = synthetic_session(*probed(config, plan, rows), config.data.vocab_size)
+    session = synthetic_session(*probed(config, plan, rows), config.data.expected_vocab_size)
     session.model.train()
     x, y = session.loader.batch(0)
     first, step_seconds = time_steps(session, x, y, rows)

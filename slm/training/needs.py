@@ -47,7 +47,7 @@ def measure(config: PipelineConfig) -> Needs:
     """A model's size, from its shape. Raises UserError for a matrix that no memory could hold."""
     model, train = config.model, config.train
     block, vectors = block_matrices(model), block_vectors(model)
-    embedding = config.data.vocab_size * model.n_embd
+    embedding = config.data.expected_vocab_size * model.n_embd
     learned = model.architecture == "gpt2"
     positions = model.seq_len * model.n_embd if learned else 0
     if 4 * max(*block, embedding, positions) > MAX_BYTES:

@@ -25,6 +25,8 @@ from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
 from slm.tokens.functions import check_functions, functions_of
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
+from slm.tokens.tokenizer.training import check_trainer
+from slm.tokens.vocabulary import check_given, known_vocabulary
 from slm.tokens.workers import check_runner
 from slm.training.elastic import max_nodes
 from slm.training.launch import gpu_count, planned_processes, processes_here
@@ -51,7 +53,8 @@ def check_before_download(
 
     `tokenizer_sha256`: of the model that the training starts from, where it is one.
     """
-    check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
+    if not config.data.tokenizer.is_set:  # else its vocabulary is known once it is made
+        check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
     check_encoding(config, root, tokenizer_sha256=tokenizer_sha256)
     check_gate_tasks(config)
     try:
@@ -88,6 +91,10 @@ def check_encoding(
     try:
         check_extras(config.data.clean)
         check_functions(functions_of(config.data.clean))
+        if config.data.tokenizer.train:
+            check_trainer()
+        elif config.data.tokenizer.path:
+            check_given(config.data.tokenizer)
         check_runner(config.data)
     except UserError:
         if known_shards(config, root, tokenizer_sha256=tokenizer_sha256) is None:
@@ -299,12 +306,21 @@ def known_shards(
     data = DataRoot(root)
     named = data.results("sources", config.folder_name)
     dataset = "stories" if config.data.source == "stories" else config.data.path
+
+    def vocabulary(source: Source) -> str | None:
+        """The tokenizer that shards of this source would have; empty where that is not here."""
+        if tokenizer_sha256 or not config.data.tokenizer.is_set:
+            return tokenizer_sha256
+        known = known_vocabulary(config, source, data)
+        return known.tokenizer_sha256 if known else ""
+
     keys = [
-        encode_key(config, source, tokenizer_sha256)
+        encode_key(config, source, tokenizer)
         for folder in data.results("sources")
         if (source := read_record(folder, Source, verify=False))
         and (folder in named or source.dataset == dataset)  # the others are hardly the same files
         and is_made_with(source, config)
+        and (tokenizer := vocabulary(source)) != ""
     ]
     known = [shards for shards in map(data.shards, keys) if shards]
     return max(known, key=lambda record: record.path.stat().st_mtime, default=None)

@@ -11,7 +11,7 @@ from finished import finish
 from pydantic import ValidationError
 
 from slm import keys, storage
-from slm.config import LIMITS, PipelineConfig, Section
+from slm.config import GPT2_VOCAB_SIZE, LIMITS, PipelineConfig, Section
 from slm.model.saved import MODEL_FILES
 from slm.planning.plan import PipelinePlan, plan_config
 from slm.planning.versions import with_settings
@@ -77,7 +77,8 @@ def edits(
     Of the sources, with each other one.
     """
     flat, every = config.flat(), key == "data.source"
-    own = [str(other_file)] if key == "data.path" else candidates(annotation, flat[key])
+    paths = ("data.path", "data.tokenizer.path")
+    own = [str(other_file)] if key in paths else candidates(annotation, flat[key])
     if key == "train.init_from":
         own = [str(save_model(other_file.parent / "model", config))]
     if key in ("data.clean.map", "data.clean.filter"):
@@ -115,6 +116,9 @@ def companions(key: str, value: Any, file: Path) -> dict[str, Any]:
         return {"report.judge_model": "a"}
     if key == "data.source":
         return {"data.documents": 7} if value == "stories" else {"data.path": str(file)}
+    if key.startswith("data.tokenizer."):  # which excludes another vocabulary
+        train = {} if key.endswith((".train", ".path")) else {"data.tokenizer.train": "bpe"}
+        return {"data.vocab_size": GPT2_VOCAB_SIZE, "train.init_from": None, **train}
     if key.removeprefix("train.") in LIMITS:  # a limit replaces the recipe's own
         return {f"train.{limit}": None for limit in LIMITS}
     return {}
@@ -182,6 +186,13 @@ def explain_wrong(
             and plan.first.stage in ("train", "register")
             and all(changed == differing for _, changed in named)
             and named[0][0] == plan.first.stage
+        )
+    elif key.startswith("data.tokenizer."):  # a stage that the other config has not
+        expected = lambda: (
+            plan.first is not None
+            and plan.first.stage == "tokenizer"
+            and plan["encode"].changed == differing
+            and not plan.uncounted
         )
     elif not read:
         expected = lambda: plan.first is None and not named and plan.uncounted == differing

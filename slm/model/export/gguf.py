@@ -2,7 +2,7 @@
 
 The names of tensors and keys, and what they mean, are those of llama.cpp's architectures `gpt2` and
 `qwen3`. The file has the vocabulary with it, as tokens and merges with GPT-2's splitting into
-words, which is named: readers do not guess it, so a trimmed vocabulary is read like a full one.
+words, or another one that is named: readers do not guess it, so any vocabulary is read alike.
 End-of-text begins each text, as in training.
 """
 
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from slm import extras
+from slm.errors import UserError, excerpt
 from slm.model.export.hugging_face import inner_width
 from slm.model.gpt import GPT, NORM_EPS
 from slm.tokens.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from slm.tokens.tokenizer.patterns import PATTERNS
 
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 CLAIM = "slm."  # begins the keys by which a file names the model that it is
 FILE_TYPES: dict[Dtype, int] = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's `ftype`
-NORMAL, CONTROL = 1, 3  # kinds of tokens
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of tokens; the last are tokens in any text
 QUANTIZATION_VERSION = 2
 
 _NAMES = {  # ours → theirs
@@ -99,13 +101,14 @@ def gguf_metadata(
             "rope.dimension_count": width,
             "rope.freq_base": float(c.rope_theta),
         }
-    kinds = [NORMAL] * len(tokenizer.tokens) + [CONTROL]
+    special = len(tokenizer.special)
+    kinds = [NORMAL] * len(tokenizer.tokens) + [CONTROL] + [USER_DEFINED] * special
     spelled = tokenizer.spelling
     merges = [f"{spelled[left]} {spelled[right]}" for left, right in filter(None, tokenizer.merges)]
     words: dict[str, Any] = {
         "model": "gpt2",
-        "pre": "gpt-2",
-        "tokens": [*spelled, END_OF_TEXT],
+        "pre": tokenizer.pattern.gguf,
+        "tokens": [*spelled, END_OF_TEXT, *tokenizer.special],
         "token_type": kinds,
         "merges": merges,
         "bos_token_id": tokenizer.eot,
@@ -131,8 +134,12 @@ def gguf_metadata(
 def write_gguf(
     path: Path, model: GPT, tokenizer: Tokenizer, dtype: Dtype, claim: Mapping[str, str]
 ) -> None:
-    """Write the file; the same model, dtype and claim give the same bytes."""
+    """Write the file; the same model, dtype and claim give the same bytes.
+
+    Raises UserError where llama.cpp has no name for how the vocabulary splits text into words.
+    """
     extras.require("gguf", "a GGUF file")
+    check_pattern(tokenizer)
     import gguf
 
     writer = gguf.GGUFWriter(path, model.config.architecture)
@@ -144,6 +151,16 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def check_pattern(tokenizer: Tokenizer) -> None:
+    """Raises UserError where no reader of GGUF would encode text alike."""
+    if not tokenizer.pattern.gguf:
+        raise UserError(
+            "the vocabulary splits text into words by a pattern that llama.cpp has no name for, "
+            f"{excerpt(tokenizer.pattern.regex)}: export to a Hugging Face folder, or train with "
+            f"data.tokenizer.pattern one of {', '.join(PATTERNS)}"
+        )
 
 
 def stored_tensors(model: GPT, dtype: Dtype) -> Iterator[tuple[str, npt.NDArray[Any], Dtype]]:

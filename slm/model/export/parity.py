@@ -149,7 +149,7 @@ def _check_shape(model: GPT, exported: Exported) -> None:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, exported: Exported, texts: Sequence[str]) -> None:
-    if exported.tokens != [*tokenizer.spelling, END_OF_TEXT]:
+    if exported.tokens != [*tokenizer.spelling, END_OF_TEXT, *tokenizer.special]:
         raise ParityError("the file has other tokens than the model")
     if exported.end_of_text != tokenizer.eot:
         raise ParityError(f"the file has end-of-text {exported.end_of_text}, not {tokenizer.eot}")

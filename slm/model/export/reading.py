@@ -22,8 +22,9 @@ from torch import Tensor
 
 from slm import extras
 from slm.errors import UserError
+from slm.tokens.tokenizer.patterns import PATTERNS
 
-# GPT-2's splitting of text into words (its encoder.py), as both formats name it.
+# GPT-2's splitting of text into words (its encoder.py), which both formats have a name for.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -43,6 +44,8 @@ class Exported:
     tokens: list[str]  # spelled by GPT-2's visible characters; end-of-text is one of them
     merges: list[tuple[str, str]]
     end_of_text: int
+    words: str = _WORDS  # the pattern that splits text into words
+    anywhere: tuple[str, ...] = ()  # tokens that a text has wherever it spells them
     facts: dict[str, Any] = field(default_factory=dict)  # every other key of the file
 
     # ---- the model ----
@@ -118,21 +121,31 @@ class Exported:
         """The ids of texts, by the tokens and merges, each once through: what a reader does."""
         import regex  # type: ignore[import-untyped]  # tiktoken brings it
 
-        words = regex.compile(_WORDS)
+        words = regex.compile(self.words)
         ids = {token: i for i, token in enumerate(self.tokens)}
         ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         characters = byte_characters()
         known: dict[str, list[int]] = {}
         encoded = []
         for text in texts:
-            row = []
-            for word in words.findall(text):
-                if word not in known:
-                    spelled = [characters[byte] for byte in word.encode()]
-                    known[word] = [ids[part] for part in _merged(spelled, ranks)]
-                row += known[word]
+            row = list[int]()
+            for part in self._parts(text):
+                if part in self.anywhere:
+                    row.append(ids[part])
+                    continue
+                for word in words.findall(part):
+                    if word not in known:
+                        spelled = [characters[byte] for byte in word.encode()]
+                        known[word] = [ids[merged] for merged in _merged(spelled, ranks)]
+                    row += known[word]
             encoded.append(row)
         return encoded
+
+    def _parts(self, text: str) -> list[str]:
+        """The text cut around the tokens of `anywhere`."""
+        if not self.anywhere:
+            return [text]
+        return re.split(f"({'|'.join(map(re.escape, self.anywhere))})", text)
 
 
 def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
@@ -154,6 +167,10 @@ def byte_characters() -> list[str]:
     others = iter(range(256, 512))
     return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
 
+
+# By llama.cpp's names.
+_NAMED = {pattern.gguf: pattern.regex for pattern in PATTERNS.values()} | {"gpt-2": _WORDS}
+_USER_DEFINED = 4
 
 # ---- GGUF ---------------------------------------------------------------------------------------
 
@@ -194,6 +211,14 @@ def read_gguf(path: Path) -> Exported:
             tokens=keys["tokenizer.ggml.tokens"],
             merges=[_pair(merge) for merge in keys.get("tokenizer.ggml.merges", [])],
             end_of_text=keys["tokenizer.ggml.eos_token_id"],
+            words=_NAMED[keys["tokenizer.ggml.pre"]],
+            anywhere=tuple(
+                token
+                for token, is_a in zip(
+                    keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True
+                )
+                if is_a == _USER_DEFINED
+            ),
             facts={key: value for key, value in keys.items() if not key.startswith("GGUF.")},
         )
     except KeyError as error:
@@ -243,13 +268,16 @@ def read_hugging_face(folder: Path) -> Exported:
 
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        tokenizer = json.loads((folder / "tokenizer.json").read_bytes())["model"]
+        vocabulary = json.loads((folder / "tokenizer.json").read_bytes())
+        tokenizer = vocabulary["model"]
+        splits = vocabulary["pre_tokenizer"]
+        added = [each["content"] for each in vocabulary["added_tokens"] if not each["special"]]
         state = safetensors.torch.load_file(folder / "model.safetensors")
         kind = config["model_type"]
         if kind not in ("gpt2", "qwen3"):
             raise UserError(f"{folder} is of the form {kind}: slm exports gpt2 and qwen3")
         gpt2 = kind == "gpt2"
-        vocabulary = sorted(tokenizer["vocab"].items(), key=lambda item: item[1])
+        spelled = sorted(tokenizer["vocab"].items(), key=lambda item: item[1])
         heads = config["n_head" if gpt2 else "num_attention_heads"]
         return Exported(
             architecture=kind,
@@ -267,9 +295,13 @@ def read_hugging_face(folder: Path) -> Exported:
             norm_eps=config["layer_norm_epsilon" if gpt2 else "rms_norm_eps"],
             rope_theta=math.nan if gpt2 else config["rope_parameters"]["rope_theta"],
             context=config["n_positions" if gpt2 else "max_position_embeddings"],
-            tokens=[token for token, _ in vocabulary],
+            tokens=[token for token, _ in spelled],
             merges=[tuple(pair) for pair in tokenizer["merges"]],
             end_of_text=config["eos_token_id"],
+            words=_WORDS
+            if splits["type"] == "ByteLevel"
+            else splits["pretokenizers"][0]["pattern"]["Regex"],
+            anywhere=tuple(added),
             facts=config,
         )
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:

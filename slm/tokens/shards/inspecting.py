@@ -40,7 +40,7 @@ def _count(tokens: Tokens, tokenizer: Tokenizer) -> ShardCount | None:
     """The counts of a shard's tokens; None where they cannot be of this tokenizer."""
     documents = size = 0
     for _, chunk in token_chunks(tokens):
-        if int(chunk.max()) > tokenizer.eot:
+        if int(chunk.max()) >= tokenizer.n_vocab:
             return None
         documents += int(np.count_nonzero(chunk == tokenizer.eot))
         size += tokenizer.count_bytes(chunk)

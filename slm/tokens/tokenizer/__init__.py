@@ -1,1 +1,1 @@
-"""GPT-2's byte-level BPE, at speed, and vocabularies trimmed from it."""
+"""Byte-level BPE, at speed: GPT-2's, vocabularies trimmed from it, trained ones, given ones."""

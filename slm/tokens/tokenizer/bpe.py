@@ -1,12 +1,13 @@
-"""GPT-2's byte-level BPE through tiktoken, its offline vocabulary, and the trimmed vocabulary.
+"""Byte-level BPE through tiktoken, at speed; GPT-2's by its offline vocabulary.
 
-Text is split by GPT-2's pattern into words, and within each word the adjacent pair whose merged
-token has the lowest rank is merged first, until none is left. A lone surrogate becomes U+FFFD, as
-in tiktoken; a word longer than `MAX_WORD_CHARS` is cut there.
+Text is split by a pattern into words, and within each word the adjacent pair whose merged token has
+the lowest rank is merged first, until none is left. A lone surrogate becomes U+FFFD, as in
+tiktoken; a word longer than `MAX_WORD_CHARS` is cut there.
 """
 
 import base64
 import json
+import re
 from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -17,16 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from slm import storage
 from slm.errors import CorruptionError
-from slm.tokens.tokenizer import gpt2_files
+from slm.tokens.tokenizer import gpt2_files, pretokenize, pretokenize_newer
 from slm.tokens.tokenizer.lookup import MISSING, PieceCache, TokenTable, moved, replace
-from slm.tokens.tokenizer.pretokenize import MAX_WORD_CHARS, PLAIN_PATTERN, segments, word_starts
+from slm.tokens.tokenizer.patterns import GPT2, Pattern, pattern_of
+from slm.tokens.tokenizer.pretokenize import MAX_WORD_CHARS, Positions, segments
 
 TOKENIZER = "tokenizer.tiktoken"  # the file, in every folder of shards and of a model
 END_OF_TEXT = "<|endoftext|>"
+_HEADER = b"# "  # begins no base64
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -49,21 +51,39 @@ def gpt2(root: Path | None = None) -> "Tokenizer":
 
 
 class Tokenizer:
-    """Byte-level BPE over `tokens`, whose ranks are their positions; end-of-text comes last.
+    """Byte-level BPE over `tokens`, whose ranks are their positions.
 
-    `encoding` defines the tokens of every text; the methods below give the same ones, faster.
+    End-of-text comes next, then the tokens of `special`. `encoding` defines the ids of every text;
+    the methods below give the same ones, faster.
     """
 
-    def __init__(self, tokens: Sequence[bytes]) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], pattern: Pattern = GPT2, special: Sequence[str] = ()
+    ) -> None:
+        """The tokenizer of these tokens.
+
+        Args:
+            tokens: in the order in which they are merged.
+            pattern: splits text into words, before any is merged.
+            special: texts that are one token each wherever they are; none is part of another.
+        """
         self.tokens = list(tokens)
+        self.pattern = pattern
+        self.special = tuple(special)
         self.eot = len(self.tokens)
-        self.n_vocab = self.eot + 1
-        self._words = PieceCache(lambda word: self._encode(word.decode()))
+        self.n_vocab = self.eot + 1 + len(self.special)
+        self._words = PieceCache(lambda word: self._encode_ordinary(word.decode()))
+        self._borders = re.compile("|".join(map(re.escape, self.special))) if special else None
+        self._marks = (
+            re.compile(self._borders.pattern.encode()) if self._borders is not None else None
+        )
+        self._special_ids = {text: self.eot + 1 + i for i, text in enumerate(self.special)}
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """The number of bytes of each token, (n_vocab,); end-of-text has none."""
-        return np.array([*map(len, self.tokens), 0])
+        special = (len(text.encode()) for text in self.special)
+        return np.array([*map(len, self.tokens), 0, *special])
 
     def count_bytes(self, ids: Ids) -> int:
         """The bytes that ids decode to, of an array of any shape."""
@@ -71,45 +91,84 @@ class Tokenizer:
 
     @cached_property
     def _single_tokens(self) -> TokenTable:
-        return TokenTable(self.tokens)
+        """The tokens that are a word whenever they are a piece of text.
+
+        Only pieces that are not ASCII may be several words, as which such a token may be encoded.
+        """
+        ours = self.pattern.name == "gpt2"  # where no token is several words
+        certain = [ours or token.isascii() or self._is_word(token) for token in self.tokens]
+        return TokenTable(
+            [token if ok else b"\xff" for token, ok in zip(self.tokens, certain, strict=True)]
+        )
+
+    def _is_word(self, token: bytes) -> bool:
+        try:
+            return len(self._encode_ordinary(token.decode())) == 1
+        except UnicodeDecodeError:  # part of a character: no piece of text
+            return False
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """As tiktoken's `Encoding`, with GPT-2's own pattern."""
-        return self._encoding(openai_public.r50k_pat_str)
+        """As tiktoken's `Encoding`, with the pattern's own form."""
+        return self._encoding(self.pattern.regex)
 
     @cached_property
     def _plain(self) -> tiktoken.Encoding:
-        return self._encoding(PLAIN_PATTERN)
+        return self._encoding(self.pattern.plain) if self.pattern.plain else self.encoding
 
-    def _encoding(self, pattern: str) -> tiktoken.Encoding:
+    def _encoding(self, regex: str) -> tiktoken.Encoding:
         return tiktoken.Encoding(
-            f"gpt2-{self.n_vocab}",
-            pat_str=pattern,
+            f"{self.pattern.name or 'bpe'}-{self.n_vocab}",
+            pat_str=regex,
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
-            special_tokens={END_OF_TEXT: self.eot},
+            special_tokens={END_OF_TEXT: self.eot, **self._special_ids},
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; text that spells a special token stays text."""
+        """The ids of a text; only those of `special` are tokens by their spelling."""
         ids: list[int] = self._encode(text).tolist()
         return ids
 
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
-        parts = segments(_valid(text))
+        """The ids of a text, which is split at special tokens first."""
+        if self._borders is None:
+            return self._encode_ordinary(text)
+        parts, start = [np.empty(0, np.uint32)], 0
+        for match in self._borders.finditer(text):
+            parts.append(self._encode_ordinary(text[start : match.start()]))
+            parts.append(np.array([self._special_ids[match[0]]], np.uint32))
+            start = match.end()
+        return np.concatenate([*parts, self._encode_ordinary(text[start:])])
+
+    def _encode_ordinary(self, text: str) -> npt.NDArray[np.uint32]:
+        plain = self.pattern.plain is not None
+        newer = self.pattern.name != "gpt2"
+        parts = segments(_valid(text), newer=newer) if plain else [_valid(text)]
         ids = [self._plain.encode_to_numpy(part, disallowed_special=()) for part in parts]
         return np.concatenate([np.empty(0, np.uint32), *ids])
 
     def encode_utf8(self, documents: Iterable[bytes]) -> npt.NDArray[np.uint32]:
         """The ids of documents in UTF-8, concatenated, end-of-text before each; (T,)."""
         parts = [np.empty(0, np.uint32)]
-        for in_bulk, group in groupby(documents, lambda data: 0 < len(data) <= MAX_WORD_CHARS):
+        for in_bulk, group in groupby(documents, self._is_simple):
             if in_bulk:
                 parts.append(self._encode_by_words(list(group)))
             else:
                 for data in group:
                     parts += [np.array([self.eot], np.uint32), self._encode(data.decode())]
         return np.concatenate(parts)
+
+    def _is_simple(self, data: bytes) -> bool:
+        """Whether a document is encoded together with others."""
+        in_numpy = self.pattern.digits or self.pattern.name == "gpt2"
+        if not in_numpy or not 0 < len(data) <= MAX_WORD_CHARS:
+            return False
+        return self._marks is None or self._marks.search(data) is None
+
+    def _word_starts(self, joined: bytes, ends: Positions) -> Positions:
+        if self.pattern.digits:
+            return pretokenize_newer.word_starts(joined, ends, self.pattern.digits)
+        return pretokenize.word_starts(joined, ends)
 
     def _encode_by_words(self, documents: Sequence[bytes]) -> npt.NDArray[np.uint32]:
         """Single tokens by the table, the other words by the cache, for all documents together.
@@ -121,7 +180,7 @@ class Tokenizer:
         joined = b"".join(documents)
         sizes = np.array(list(map(len, documents)))  # (N,)
         ends = np.cumsum(sizes)  # (N,)
-        starts = word_starts(joined, ends)  # (W,)
+        starts = self._word_starts(joined, ends)  # (W,)
         ids = self._single_tokens.look_up(joined, starts)  # (W,)
         others = np.flatnonzero(ids == MISSING)  # (M,)
         limits = np.append(starts, len(joined))  # (W + 1,)
@@ -143,7 +202,15 @@ class Tokenizer:
         lines = (
             base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(self.tokens)
         )
-        return b"".join(lines)
+        return self._header + b"".join(lines)
+
+    @property
+    def _header(self) -> bytes:
+        """The first line of the file, where it is not as of GPT-2: pattern and special tokens."""
+        if self.pattern == GPT2 and not self.special:
+            return b""
+        fields = {"pattern": self.pattern.regex, "special_tokens": self.special}
+        return _HEADER + json.dumps(fields, sort_keys=True).encode() + b"\n"
 
     @cached_property
     def sha256(self) -> str:
@@ -151,24 +218,38 @@ class Tokenizer:
         return storage.sha256_bytes(self._saved)
 
     def save(self, path: Path) -> None:
-        """Write it as text: for each token a line of its base64, a space and its rank."""
+        """Write it as text: for each token a line of its base64, a space and its rank.
+
+        A first line `# {…}` has the pattern, where it is not GPT-2's, and the special tokens.
+        """
         storage.write_file(path, self._saved)
+
+    def save_tiktoken(self, path: Path) -> None:
+        """Write the ranks alone, as `tiktoken.load.load_tiktoken_bpe` reads them."""
+        storage.write_file(path, self._saved.removeprefix(self._header))
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """The tokenizer of a file. Raises CorruptionError where it is not one."""
+        pattern, special = GPT2, list[str]()
         try:
-            lines = [line.split() for line in path.read_bytes().splitlines()]
+            data = path.read_bytes()
+            if data.startswith(_HEADER):
+                header, _, data = data.partition(b"\n")
+                fields = json.loads(header.removeprefix(_HEADER))
+                pattern = pattern_of(str(fields["pattern"]))
+                special = [str(text) for text in fields["special_tokens"]]
+            lines = [line.split() for line in data.splitlines()]
             tokens = [a2b_base64(token, strict_mode=True) for token, _ in lines]
             ranks = [int(rank) for _, rank in lines]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path} is not a tokenizer: {error}") from error
         singles = sum(len(token) == 1 for token in tokens)
         if ranks != list(range(len(tokens))) or len(set(tokens)) != len(tokens) or singles != 256:
             raise CorruptionError(
                 f"{path} is not a tokenizer: ranks, tokens or bytes are missing or doubled"
             )
-        return cls(tokens)
+        return cls(tokens, pattern, special)
 
     @cached_property
     def merges(self) -> list[tuple[int, int] | None]:
@@ -195,14 +276,30 @@ class Tokenizer:
         spelling = self.spelling
         pairs = filter(None, self.merges)
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        as_it_is = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        added = [(END_OF_TEXT, self.eot, True)]  # text that spells it stays text, others do not
+        added += [(text, number, False) for text, number in self._special_ids.items()]
+        splits: dict[str, Any] = {**byte_level, "use_regex": True}
+        if self.pattern != GPT2:
+            pattern = {"Regex": self.pattern.regex}
+            splitter = {
+                "type": "Split",
+                "pattern": pattern,
+                "behavior": "Isolated",
+                "invert": False,
+            }
+            byte_level_alone = {**byte_level, "use_regex": False}
+            splits = {"type": "Sequence", "pretokenizers": [splitter, byte_level_alone]}
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": self.eot, "content": END_OF_TEXT, "special": True, **special}],
+            "added_tokens": [
+                {"id": number, "content": text, "special": is_special, **as_it_is}
+                for text, number, is_special in added
+            ],
             "normalizer": None,
-            "pre_tokenizer": {**byte_level, "use_regex": True},
+            "pre_tokenizer": splits,
             "post_processor": None,
             "decoder": {**byte_level, "use_regex": True},
             "model": {
@@ -214,7 +311,10 @@ class Tokenizer:
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": False,
-                "vocab": {**{text: i for i, text in enumerate(spelling)}, END_OF_TEXT: self.eot},
+                "vocab": {
+                    **{text: i for i, text in enumerate(spelling)},
+                    **{text: number for text, number, _ in added},
+                },
                 "merges": [[spelling[left], spelling[right]] for left, right in pairs],
             },
         }

@@ -5,8 +5,8 @@ Each word is encoded alone, so what splits alike encodes alike. GPT-2's own patt
     '(?:[sdmt]|ll|ve|re)| ?\\p{L}++| ?\\p{N}++| ?[^\\s\\p{L}\\p{N}]++|\\s++$|\\s+(?!\\S)|\\s
 
 needs a backtracking engine for its look-ahead, which is slow, and fails on long runs of spaces.
-There are two ways around it here: `segments` with `PLAIN_PATTERN` for any text, and `word_starts`
-in numpy for many documents together.
+There are two ways around it here: `segments` with a plain pattern for any text, and `word_starts`
+in numpy for many documents together. `pretokenize_newer` has the latter for other patterns.
 """
 
 import re
@@ -21,22 +21,34 @@ MAX_WORD_CHARS = 1 << 20
 
 # ---- any text ---------------------------------------------------------------------------------
 
-# GPT-2's pattern without its look-ahead. It splits alike except for runs of three spaces or more
-# before a word: there GPT-2 takes all but the last as one word. `segments` cuts there.
-PLAIN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s"
-
 _WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode White_Space
 _LONG_SPACE = re.compile(rf"[{_WHITE}]{{3,}}+")
 _UNBROKEN = re.compile(rf"[^{_WHITE}]++")
 
 
-def segments(text: str) -> Iterator[str]:
-    """The text cut where words end anyway, so that `PLAIN_PATTERN` splits it as GPT-2's does.
+def segments(text: str, *, newer: bool = False) -> Iterator[str]:
+    """The text cut where words end anyway, so that the plain form of a pattern splits it alike.
+
+    That form has no look-ahead, and splits runs of three spaces or more otherwise: there GPT-2's
+    takes all but the last as one word.
 
     >>> list(segments("a    b"))  # GPT-2's words: "a", three spaces, " b"
     ['a', '   ', ' b']
+
+    `newer`: of other patterns than GPT-2's, in which signs and newlines before such a run are in a
+    word with its beginning: it is cut before its last space alone.
     """
     start = 0
+    if newer:
+        for run in _LONG_SPACE.finditer(text):
+            cuts = [*range(run.start() + MAX_WORD_CHARS, run.end(), MAX_WORD_CHARS)]
+            if run.end() < len(text) and text[run.end() - 1] not in "\r\n":
+                cuts.append(run.end() - 1)
+            for cut in cuts:
+                yield from _bounded(text[start:cut])
+                start = cut
+        yield from _bounded(text[start:])
+        return
     for run in _LONG_SPACE.finditer(text):
         end = run.end() if run.end() == len(text) else run.end() - 1
         yield from _bounded(text[start : run.start()])
@@ -70,17 +82,22 @@ def _word_end(text: str, start: int, stop: int) -> int:
 
 # ---- many documents ---------------------------------------------------------------------------
 
-_OTHER, _LETTER, _DIGIT, _SPACE, _UNCLEAR = range(5)
-_KINDS = np.full(256, _OTHER, np.uint8)
-_KINDS[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = _LETTER
-_KINDS[[*b"0123456789"]] = _DIGIT
-_KINDS[[*b" \t\n\v\f\r"]] = _SPACE
+OTHER, LETTER, DIGIT, SPACE, UNCLEAR = range(5)
+_KINDS = np.full(256, OTHER, np.uint8)
+_KINDS[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = LETTER
+_KINDS[[*b"0123456789"]] = DIGIT
+_KINDS[[*b" \t\n\v\f\r"]] = SPACE
 # Bytes that may begin other white space, or that begin no character.
-_KINDS[[*range(0x80, 0xC3), *range(0xE1, 0xE4)]] = _UNCLEAR
+_KINDS[[*range(0x80, 0xC3), *range(0xE1, 0xE4)]] = UNCLEAR
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+
+def kinds_of(text: bytes) -> Bytes:
+    """The kind of each byte, (T,)."""
+    return np.frombuffer(text.translate(_KINDS.tobytes()), np.uint8)
 
 
 def word_starts(text: bytes, ends: Positions) -> Positions:
@@ -108,24 +125,34 @@ def word_starts(text: bytes, ends: Positions) -> Positions:
     They are "It", "'s", " ", " 2", " cats" and "Hi".
     """
     data = np.frombuffer(text, np.uint8)  # (T,)
-    kinds = np.frombuffer(text.translate(_KINDS.tobytes()), np.uint8)  # (T,)
+    kinds = kinds_of(text)  # (T,)
     opens = np.zeros(len(data) + 1, bool)  # (T + 1,): first bytes of documents, and the end
     opens[0] = True
     opens[ends] = True
     starts = opens.copy()  # (T + 1,): first bytes of words, and the end
     starts[1:-1] |= kinds[1:] != kinds[:-1]
-    last_space = (kinds == _SPACE) & starts[1:] & ~opens[1:]  # (T,)
+    last_space = (kinds == SPACE) & starts[1:] & ~opens[1:]  # (T,)
     starts[:-1] |= last_space
     blank = last_space & (data == ord(" "))  # (T,)
     starts[1:] &= ~blank
     _mark_contractions(data, opens, starts)
     non_ascii = np.flatnonzero(data >= 0x80)
     if len(non_ascii):
-        # Only these are sure to begin a word: a document, and a blank before a byte that is
-        # certainly no space.
-        opens[:-2] |= blank[:-1] & (kinds[1:] < _SPACE)
-        _join_around(non_ascii, np.flatnonzero(opens), starts)
+        join_non_ascii(non_ascii, data, kinds, opens, starts)
     return np.flatnonzero(starts[:-1])
+
+
+def join_non_ascii(
+    positions: Positions, data: Bytes, kinds: Bytes, opens: Mask, starts: Mask
+) -> None:
+    """Make one piece of what is around bytes that are not ASCII; what `opens` holds is lost.
+
+    Only these are sure to begin a word: a document, and a blank before a byte that is certainly no
+    space.
+    """
+    blank = (data[:-1] == ord(" ")) & (kinds[1:] < SPACE) & ~opens[1:-1]
+    opens[:-2] |= blank
+    _join_around(positions, np.flatnonzero(opens), starts)
 
 
 def _mark_contractions(data: Bytes, opens: Mask, starts: Mask) -> None:
