@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from slm.config import GPT2_VOCAB_SIZE, LIMITS, ModelConfig
+from slm.config import GPT2_VOCAB_SIZE, LIMITS, ModelConfig, TokenizerConfig
 from slm.errors import UserError, excerpt
 from slm.figures import count
 from slm.records import Frozen
@@ -205,7 +205,7 @@ class Origin(Frozen):
 
 
 SHAPE = ("n_layer", "n_embd", "n_head")
-READ = ("model.architecture", "model.seq_len", "data.vocab_size")  # by the rules or their users
+READ = ("model.architecture", "model.seq_len")  # by the rules or their users, with the vocabulary
 DERIVED = (
     *(f"model.{name}" for name in SHAPE),
     "train.tokens_per_step",
@@ -451,9 +451,14 @@ def _origins(
 ) -> list[Origin]:
     """Where the values that a dial derives, or reads, came from."""
     limits = [f"train.{name}" for name in (*LIMITS, "max_passes")]
-    defaults = {"model.architecture": "gpt2", "data.vocab_size": GPT2_VOCAB_SIZE}
+    defaults = {
+        "model.architecture": "gpt2",
+        "model.seq_len": ModelConfig.model_fields["seq_len"].default,
+        "data.vocab_size": GPT2_VOCAB_SIZE,
+        "data.tokenizer.vocab_size": TokenizerConfig.model_fields["vocab_size"].default,
+    }
     origins = []
-    for key in (*READ, *DERIVED, *limits):
+    for key in (*READ, _vocabulary({**recipe, **changes}), *DERIVED, *limits):
         if changes.get(key) is not None:
             origins.append(Origin(key=key, value=changes[key], source="--set"))
         elif key in derived:
@@ -461,7 +466,13 @@ def _origins(
             origins.append(Origin(key=key, value=value, source="derived", why=why))
         elif recipe.get(key) is not None:
             origins.append(Origin(key=key, value=recipe[key], source="recipe"))
-        elif key in READ:
-            default = ModelConfig.model_fields["seq_len"].default
-            origins.append(Origin(key=key, value=defaults.get(key, default), source="default"))
+        elif key in defaults:
+            origins.append(Origin(key=key, value=defaults[key], source="default"))
     return origins
+
+
+def _vocabulary(stated: Mapping[str, Any]) -> str:
+    """The setting that has the vocabulary, which the dial does not count."""
+    if stated.get("data.tokenizer.path"):
+        return "data.tokenizer.path"
+    return "data.tokenizer.vocab_size" if stated.get("data.tokenizer.train") else "data.vocab_size"

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
 MADE = "made.json"  # next to it: how the result was made; no hash covers it, nothing needs it
-FORMAT = 6
+FORMAT = 7
 """The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in

@@ -57,10 +57,9 @@ def shard_names(incomplete: str) -> list[str]:
 
 
 def result_names(incomplete: str) -> list[str]:
-    """The runs, shards and sources of the data folder."""
-    return [
-        *run_names(incomplete), *_folders("shards", incomplete), *_folders("sources", incomplete),
-    ]  # fmt: skip
+    """The runs, shards, vocabularies and sources of the data folder."""
+    kinds = ("shards", "tokenizers", "sources")
+    return [*run_names(incomplete), *(n for kind in kinds for n in _folders(kind, incomplete))]
 
 
 def _folders(kind: str, incomplete: str) -> list[str]:

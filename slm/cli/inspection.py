@@ -34,7 +34,7 @@ from slm.machine import available_memory
 from slm.orchestration.display import shorten
 from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
 from slm.registry.opening import open_run
-from slm.run_folder import CHECKPOINTS
+from slm.run_folder import CHECKPOINTS, KINDS
 from slm.size import settings_of
 from slm.storage import make_folder, to_json
 from slm.store.address import parse_address
@@ -107,9 +107,11 @@ def verify(
         verify_published(published, folder, as_json)
         return
     if folder is None:
-        raise UserError("name a run, shards, a source or a folder of data/; or give --published")
+        raise UserError(
+            "name a run, shards, a vocabulary, a source or a folder of data/; or give --published"
+        )
 
-    data = (data_root() / kind / folder for kind in ("shards", "sources"))
+    data = (data_root() / kind / folder for kind in KINDS)
     path = next((p for p in (Path(folder), *data) if p.is_dir()), Path(folder))
     if steps is not None or not path.is_dir() or (path / CHECKPOINTS).is_dir():
         _verify_run(folder, steps, as_json)

@@ -61,9 +61,8 @@ def outline(
     """
     yield (source := steps.download(config))
     parent = steps.initial_model(start) if start else None
-    vocabulary = None
-    if config.data.tokenizer.is_set:
-        yield (vocabulary := steps.tokenizer(config, source))
+    if vocabulary := stages.vocabulary_of(config, source, parent, make=steps.tokenizer):
+        yield vocabulary
     yield (shards := steps.encode(config, source, parent, vocabulary))
     yield (run := steps.train(config, shards, parent))
     yield (evaluation := steps.evaluate(config, run, shards))

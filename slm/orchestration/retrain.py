@@ -56,9 +56,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         if not decision.trains:
             return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
         training, parent = slm.retraining.decide.training(config, decision, initial)
-        vocabulary = None
-        if training.data.tokenizer.is_set and not parent:
-            vocabulary = tasks.tokenizer(training, source)
+        vocabulary = stages.vocabulary_of(training, source, parent, make=tasks.tokenizer)
         shards = tasks.encode(training, source, parent, vocabulary)
         run = tasks.train(training, shards, parent)
         evaluation = tasks.evaluate(training, run, shards)

@@ -134,13 +134,6 @@ def download(progress: Progress, config: PipelineConfig) -> Source:
     return source.model_copy(update={"pulled": True}) if pulled else source
 
 
-def vocabulary_of(
-    config: PipelineConfig, source: Source, parent: Parent | None = None
-) -> Vocabulary | None:
-    """The vocabulary of `data.tokenizer`; None where it is GPT-2's, or comes with the parent."""
-    return tokenizer(config, source) if config.data.tokenizer.is_set and not parent else None
-
-
 @stage("tokenizer", _vocabulary)
 @shared
 def tokenizer(progress: Progress, config: PipelineConfig, source: Source) -> Vocabulary:
@@ -148,6 +141,20 @@ def tokenizer(progress: Progress, config: PipelineConfig, source: Source) -> Voc
     import slm.orchestration.encoding
 
     return slm.orchestration.encoding.make_tokenizer(config, source, progress=progress)
+
+
+def vocabulary_of(
+    config: PipelineConfig,
+    source: Source,
+    parent: Parent | None = None,
+    *,
+    make: Callable[[PipelineConfig, Source], Vocabulary] = tokenizer,
+) -> Vocabulary | None:
+    """The vocabulary of `data.tokenizer`; None where it is GPT-2's, or comes with the parent.
+
+    `make`: the stage, or the task of it.
+    """
+    return make(config, source) if config.data.tokenizer.is_set and not parent else None
 
 
 @stage("encode")

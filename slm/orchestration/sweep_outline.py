@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from slm.config import PipelineConfig, data_root
+from slm.config import CleanConfig, DataConfig, PipelineConfig, TokenizerConfig, data_root
 from slm.errors import NewerFormat, Untrainable, UserError
 from slm.orchestration import stages
 from slm.orchestration.display import Display, current, showing
@@ -18,7 +18,7 @@ from slm.progress import Progress
 from slm.recipes import load_recipe
 from slm.records import Evaluation, Run, Shards
 from slm.run_folder import DataRoot
-from slm.storage import hashing_once, make_folder, sha256_json
+from slm.storage import hashing_once, make_folder, sha256_file, sha256_json
 from slm.sweeps.checking import corners
 from slm.sweeps.definition import Sweep, define_sweep, load_sweep, sweep_names, warnings_of
 from slm.sweeps.driver import OnTrial, RunTrial, check_stopping, run_sweep
@@ -26,11 +26,12 @@ from slm.sweeps.folder import SweepFolder
 from slm.sweeps.records import SweepResult, Trial
 from slm.sweeps.tracked import tracked
 from slm.sweeps.winner import choose
+from slm.tokens.functions import KINDS, functions_of
 from slm.tracking.sweeps import mirror
 from slm.training.warm import warm_starts
 
 logger = logging.getLogger(__name__)
-START = "train.init_from"
+START, TOKENIZER = "train.init_from", "data.tokenizer.path"
 
 
 def sweep(
@@ -129,21 +130,43 @@ def carry_out(
 
 
 def with_inputs(sweep: Sweep) -> Sweep:
-    """The same, with the hash of what its config only names: local files, a branch, weights.
+    """The same, with the hash of what its config only names: files, a branch, weights, functions.
 
     The sweep's key has it: other data are another sweep.
     """
     config = sweep.config()
-    dimension = sweep.space.get(START)
-    named = dimension.choices if dimension else (config.train.init_from,)
-    inputs: dict[str, str] = {}
+    inputs: dict[str, Any] = {}
     if config.data.source != "stories":
         inputs["source"] = stages.download(config).key
-    for name in filter(None, named):
+    if of_data := _named_by_the_data(sweep, config.data):
+        inputs["data"] = of_data
+    for name in _named(sweep, START, config.train.init_from):
         _, start = stages.starting_point(sweep.config({START: name}))
         assert start is not None, "it is named"
         inputs[name] = start.parent.key if start.parent else start.model
     return sweep.model_copy(update={"inputs": sha256_json(inputs) if inputs else ""})
+
+
+def _named(sweep: Sweep, key: str, own: str | None) -> list[str]:
+    """The values of a setting in a sweep, `own` being the recipe's."""
+    dimension = sweep.space.get(key)
+    values = dimension.choices if dimension else (own,)
+    return [str(value) for value in values if value]
+
+
+def _named_by_the_data(sweep: Sweep, data: DataConfig) -> dict[str, list[str]]:
+    """The user's functions and given tokenizers, by the hashes of their files."""
+    hashes: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for name in _named(sweep, f"data.clean.{kind}", getattr(data.clean, kind)):
+            [function] = functions_of(CleanConfig.model_validate({kind: name}))
+            hashes.setdefault(kind, []).append(f"{function.name} {function.sha256}")
+    for name in _named(sweep, TOKENIZER, data.tokenizer.path):
+        from slm.tokens.vocabulary import given_file
+
+        file, _ = given_file(TokenizerConfig(path=name), data_root())
+        hashes.setdefault(TOKENIZER, []).append(sha256_file(file))
+    return hashes
 
 
 def prepare(sweep: Sweep) -> Shards:

@@ -25,7 +25,7 @@ from slm.sweeps.records import Trial, TrialResult
 # From what is done to what takes the most: a trial of several seeds has the last of theirs.
 ACTIONS = ("recorded", "reused", "to pull", "resumed", "to run", "refused")
 Action = Literal["recorded", "reused", "to pull", "resumed", "to run", "refused"]
-SHARED = ("init_from", "download", "encode")  # stages that trials have in common
+SHARED = ("init_from", "download", "tokenizer", "encode")  # stages that trials have in common
 ANY_SCORE = 1.0  # of a trial whose result is not known yet
 
 
@@ -57,7 +57,7 @@ class SweepPlan(Frozen):
     sampler: str
     seeds: int
     budget: str | None
-    shared: tuple[Stage, ...]  # download and encode, each once
+    shared: tuple[Stage, ...]  # of the data, each once
     trials: tuple[TrialPlan, ...]
     ends: Literal["trials", "budget", "space"]
     seconds: float  # that are left, of what is known

@@ -66,6 +66,7 @@ Everything that `slm` produces is written here and nowhere else. `SLM_DATA` name
 | folder | what |
 |---|---|
 | `sources/<name>-<key>/` | documents, parquet |
+| `tokenizers/<name>-<key>/` | vocabularies of one's own (`data.tokenizer`) |
 | `shards/<name>-<key>/` | encoded token shards and their tokenizer |
 | `runs/<name>-<key>/` | one training each: config, metrics, checkpoints, evaluation, report |
 | `reproduced/` | what `slm reproduce` is rebuilding |

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm.errors import UserError, excerpt
-from slm.source.remote import filesystem
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,6 +39,8 @@ class Address:
 
         Raises UserError where its package is not installed, or there is no such one.
         """
+        from slm.source.remote import filesystem  # it loads pyarrow
+
         return filesystem(self.scheme, f"the store {self}", EXAMPLES)
 
 

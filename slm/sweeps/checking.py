@@ -42,9 +42,8 @@ def checked_space(
 
 def _check_setting(key: str) -> None:
     """Raises UserError for a setting that makes no trial better, or none comparable."""
-    scored = {
-        name for stage in ("download", "encode", "train", "select") for name in keys.names_of(stage)
-    }
+    stages = ("download", "tokenizer", "encode", "train", "select")
+    scored = {name for stage in stages for name in keys.names_of(stage)}
     if key in HELD_OUT:
         raise UserError(
             f"{key} cannot be in the space: other values hold out other documents, and their "

@@ -87,7 +87,9 @@ class Sweep(Frozen):
     seed: Seed = 7  # of the proposals
     budget: str | None = None
     halving: Halving | None = None
-    inputs: str = ""  # hash of what the config only names: files, commits, weights; empty: nothing
+    inputs: str = (
+        ""  # hash of what the config only names, such as files and weights; empty: nothing
+    )
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
         """The recipe's config with the sweep's own overrides and those of a trial."""
@@ -100,7 +102,8 @@ class Sweep(Frozen):
         The number of trials, the budget and the workers are not in it: more continue the sweep.
         """
         config = self.config()
-        fields = {stage: keys.stage_fields(stage, config) for stage in _STAGES}
+        stages = ("tokenizer", *_STAGES) if config.data.tokenizer.is_set else _STAGES
+        fields = {stage: keys.stage_fields(stage, config) for stage in stages}
         parts = {
             "version": SWEEP_VERSION,
             "config": fields,

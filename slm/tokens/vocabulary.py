@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,27 @@ def known_vocabulary(
     """The vocabulary that `make_tokenizer` would reuse; None where it is not here."""
     key, _ = known_key(config, source, data)
     return data.vocabulary(key)
+
+
+def expected_size(config: PipelineConfig, root: Path | None = None) -> int:
+    """Tokens of the vocabulary as settings have it; of a given one, its record or its file.
+
+    That of GPT-2's for one that is not on this machine.
+    """
+    settings = config.data.tokenizer
+    if settings.path:
+        with suppress(CorruptionError, UserError, OSError):
+            if known := known_vocabulary(config, None, DataRoot(root)):
+                return known.vocab_size
+            if not settings.path.startswith(HUB):
+                path, _ = given_file(settings, Path())
+                return _size_of(settings, path, path.stat().st_mtime_ns)
+    return config.data.expected_vocab_size
+
+
+@lru_cache(8)
+def _size_of(settings: TokenizerConfig, path: Path, mtime_ns: int) -> int:
+    return _read_given(settings, path).n_vocab
 
 
 def _read(folder: Path) -> Vocabulary | None:

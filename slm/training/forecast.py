@@ -27,7 +27,7 @@ from slm.run_folder import RunFolder
 from slm.training.elastic import max_nodes
 from slm.training.launch import child_environment, planned_processes
 from slm.training.loop import train_step
-from slm.training.needs import measure, planned_steps
+from slm.training.needs import measure, planned_steps, vocabulary_size
 from slm.training.optim import optimizer_tensors
 from slm.training.plan import (
     activation_bytes,
@@ -169,7 +169,7 @@ def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int 
     plan = make_plan(config, splits.get("train", unknown), processes)
     count = micro_batch_count(plan, processes)
     rows = math.ceil(count / processes) * (plan.rows // count)
-    session = synthetic_session(*probed(config, plan, rows), config.data.expected_vocab_size)
+    session = synthetic_session(*probed(config, plan, rows), vocabulary_size(config))
     session.model.train()
     x, y = session.loader.batch(0)
     first, step_seconds = time_steps(session, x, y, rows)

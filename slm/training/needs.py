@@ -43,11 +43,20 @@ class Needs(Frozen):
         return self.weights + self.gradients + self.optimizer
 
 
+def vocabulary_size(config: PipelineConfig) -> int:
+    """Tokens of the vocabulary, as far as settings and files tell: see `expected_size`."""
+    if config.data.tokenizer.path is None:
+        return config.data.expected_vocab_size
+    from slm.tokens.vocabulary import expected_size
+
+    return expected_size(config)
+
+
 def measure(config: PipelineConfig) -> Needs:
     """A model's size, from its shape. Raises UserError for a matrix that no memory could hold."""
     model, train = config.model, config.train
     block, vectors = block_matrices(model), block_vectors(model)
-    embedding = config.data.expected_vocab_size * model.n_embd
+    embedding = vocabulary_size(config) * model.n_embd
     learned = model.architecture == "gpt2"
     positions = model.seq_len * model.n_embd if learned else 0
     if 4 * max(*block, embedding, positions) > MAX_BYTES:

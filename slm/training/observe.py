@@ -17,7 +17,7 @@ from slm.errors import CorruptionError, Interrupted
 from slm.figures import duration
 from slm.progress import clock
 from slm.records import LATEST, Frozen, JournalEntry
-from slm.run_folder import CONFIG, JOURNAL, LOG, DataRoot, RunFolder
+from slm.run_folder import CONFIG, JOURNAL, KINDS, LOG, DataRoot, RunFolder
 from slm.storage import LEFTOVER, is_held, lock_of
 from slm.training.log import ENDED, ERROR, logged
 from slm.training.status import Status, estimated_end, figures, last_step
@@ -34,8 +34,8 @@ RECENT_STEPS = 200  # that the time left is estimated from
 MAX_POINTS = 60  # of a curve
 
 State = Literal[
-    "downloading", "encoding", "not begun", "starting", "probing", "training", "repeating",
-    "scoring", "stalled", "finished", "stopped", "failed",
+    "downloading", "making a vocabulary", "encoding", "not begun", "starting", "probing",
+    "training", "repeating", "scoring", "stalled", "finished", "stopped", "failed",
 ]  # fmt: skip
 ENDED_STATES = ("not begun", "finished", "stopped", "failed")
 
@@ -43,10 +43,11 @@ ENDED_STATES = ("not begun", "finished", "stopped", "failed")
 class RunState(Frozen):
     """A training at one moment.
 
-    Its `state`: of the data that it needs, `downloading`, `encoding`; in a process that has made
-    no step yet, `starting`, or `probing` where seconds limit it; `training`; `repeating` the steps
-    after the checkpoint that it resumed from; `scoring` the final weights; `stalled`, without an
-    entry for long. Where no process trains it: `not begun`, `finished`, `stopped`, `failed`.
+    Its `state`: of the data that it needs, `downloading`, `making a vocabulary`, `encoding`; in a
+    process that has made no step yet, `starting`, or `probing` where seconds limit it; `training`;
+    `repeating` the steps after the checkpoint that it resumed from; `scoring` the final weights;
+    `stalled`, without an entry for long. Where no process trains it: `not begun`, `finished`,
+    `stopped`, `failed`.
     """
 
     run: str  # its name; while data are made, theirs
@@ -86,6 +87,7 @@ class RunState(Frozen):
             best = f", the best on the slice {self.best_bpb:.3f} at step {self.best_step:,}"
         return {
             "downloading": f"downloads, since {since}; no run is in training yet",
+            "making a vocabulary": f"makes a vocabulary, since {since}; no training has begun",
             "encoding": f"encodes, since {since}; no training has begun",
             "not begun": f"no process trains it: `slm train {self.run}` begins",
             "starting": "its process starts",
@@ -374,9 +376,10 @@ def _is_beginning(run: RunFolder) -> bool:
 
 
 def being_made(root: DataRoot) -> list[RunState]:
-    """The sources and shards that a process makes now."""
+    """The sources, vocabularies and shards that a process makes now."""
     states = []
-    for kind, word in (("sources", "downloading"), ("shards", "encoding")):
+    words = dict(zip(KINDS, ("downloading", "making a vocabulary", "encoding"), strict=True))
+    for kind, word in words.items():
         for staging in sorted((root.path / kind).glob("[!.]*.tmp")):
             folder = staging.with_suffix("")
             if LEFTOVER.fullmatch(folder.name) is None and is_held(lock_of(folder)):

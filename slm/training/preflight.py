@@ -185,7 +185,11 @@ def _too_large(
     config: PipelineConfig, needs: Needs, copies: int, saved: int, available: str
 ) -> UserError:
     """The error for `copies` of the state, and `saved` bytes more, where less is available."""
-    model = config.model
+    model, tokenizer = config.model, config.data.tokenizer
+    vocabulary = f"data.vocab_size={config.data.vocab_size}"
+    if tokenizer.is_set:
+        size_of = f"data.tokenizer.vocab_size={tokenizer.vocab_size}"
+        vocabulary = size_of if tokenizer.train else f"give a smaller {tokenizer.path}"
     parts = []
     if copies:
         each = f"in each of {copies} processes " if copies > 1 else ""
@@ -198,7 +202,7 @@ def _too_large(
     return UserError(
         f"a model of {needs.parameters:,} parameters does not fit: its training holds at least "
         f"{', and '.join(parts)}; {available}. Lower model.n_layer={model.n_layer}, "
-        f"model.n_embd={model.n_embd} or data.vocab_size={config.data.vocab_size}"
+        f"model.n_embd={model.n_embd} or {vocabulary}"
     )
 
 
