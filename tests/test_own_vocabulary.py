@@ -1,24 +1,31 @@
 """A vocabulary of one's own through the pipeline: plan, run, lineage, store, gc, rebuilding."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import slm
+from slm.cli.main import app
 from slm.extras import is_installed
 from slm.history.lineage import lineage
 from slm.orchestration.outline import Until, run_pipeline, stages_of
-from slm.recipes import load_recipe
+from slm.orchestration.sweep_outline import prepare, with_inputs
+from slm.planning.sweep import plan_of_sweep
+from slm.recipes import load_recipe, load_with_origins
+from slm.records import Shards, Vocabulary
 from slm.reproduction.reproduce import reproduce
 from slm.retention import collect, survey
 from slm.run_folder import DataRoot, RunFolder
+from slm.storage import R
+from slm.sweeps.definition import define_sweep
 from slm.tokens.tokenizer.bpe import Tokenizer, gpt2
 from slm.tokens.tokenizer.patterns import PATTERNS
+from slm.training.needs import measure
 
+PATH = "data.tokenizer.path"
 FIRST_STAGES = ("download", "tokenizer", "encode", "train")
 
 
@@ -42,11 +49,24 @@ def actions(own: dict[str, Any]) -> list[tuple[str, str]]:
     return [(s.stage, s.action) for s in plan.stages if s.stage in FIRST_STAGES]
 
 
-def test_the_stage_is_planned_run_reused_and_in_the_lineage(own: dict[str, Any]) -> None:
+def test_the_stage_is_planned_run_and_reused(own: dict[str, Any]) -> None:
     assert actions(own) == [(stage, "to run") for stage in FIRST_STAGES]
+    assert run(own, "tokenizer")["reused"] == []
+    made = run(own, "encode")
+    assert made["reused"] == ["download", "tokenizer"]
+    assert Path(made["tokenizer"]).parent == DataRoot().path / "tokenizers"
+    assert [action for _, action in actions(own)] == ["reused", "reused", "reused", "to run"]
+    changed = slm.plan("tiny", {**own, "data.tokenizer.special_tokens": ["<|a|>"]})
+    assert changed["tokenizer"].changed["data.tokenizer.special_tokens"] == ([], ["<|a|>"])
+    assert changed["encode"].action == "to run"
+    [made_here] = survey(DataRoot().path, (), grace=0.0).going[:1]
+    assert made_here.path.parent.name == "shards"  # which no run needs, nor its vocabulary
+
+
+@pytest.mark.slow
+def test_a_run_is_reused_and_has_it_in_its_lineage(own: dict[str, Any]) -> None:
     made = run(own)
     folder = RunFolder(Path(made["run"]))
-    assert Path(made["tokenizer"]).parent == folder.root.path / "tokenizers"
     assert actions(own) == [(stage, "reused") for stage in FIRST_STAGES]
     assert set(FIRST_STAGES) <= set(run(own)["reused"])
     shards = folder.shards
@@ -73,6 +93,7 @@ def test_the_flow_has_a_task_of_it() -> None:
     assert tasks.tokenizer.fn is stages.tokenizer
 
 
+@pytest.mark.slow
 def test_gc_keeps_it_with_what_has_it(own: dict[str, Any]) -> None:
     made = run(own, "train")
     root = DataRoot()
@@ -85,6 +106,7 @@ def test_gc_keeps_it_with_what_has_it(own: dict[str, Any]) -> None:
     assert not any(path.exists() for path in paths)
 
 
+@pytest.mark.slow
 def test_a_store_carries_it(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +120,7 @@ def test_a_store_carries_it(
     assert actions(own)[1:] == [(stage, "reused") for stage in FIRST_STAGES[1:]]
 
 
+@pytest.mark.slow
 def test_it_is_rebuilt_with_the_run(own: dict[str, Any]) -> None:
     made = run(own)
     result = reproduce(RunFolder(Path(made["run"])))
@@ -105,6 +128,7 @@ def test_it_is_rebuilt_with_the_run(own: dict[str, Any]) -> None:
     assert result.verdict == "bit-identical"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_continued_keeps_its_vocabulary(own: dict[str, Any]) -> None:
     """As the scheduled flow does it: parent and config, and no stage for the vocabulary."""
     from slm.orchestration import stages
@@ -130,17 +154,79 @@ def _source(made: dict[str, Any]) -> slm.records.Source:
 
 def test_the_command_prints_what_it_made(own: dict[str, Any]) -> None:
     sets = [f"--set={name}={value}" for name, value in own.items()]
-    command = [sys.executable, "-m", "slm.cli.main", "tokenizer", "tiny", "--json", *sets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["tokenizer", "tiny", "--json", *sets])
+    assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert (shown["vocab_size"], shown["pattern"]) == (600, "qwen35")
-    refused = subprocess.run(command[:5], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "has GPT-2's vocabulary" in refused.stderr
+    refused = CliRunner().invoke(app, ["tokenizer", "tiny"])
+    assert refused.exit_code != 0
+    assert "has GPT-2's vocabulary" in str(refused.exception)
 
 
 def test_without_the_setting_there_is_no_such_stage(project: Path) -> None:
     assert "tokenizer" not in stages_of(load_recipe("tiny"))
     with pytest.raises(slm.UserError, match="the vocabulary is GPT-2's"):
         run({}, "tokenizer")
+
+
+# ---- with sweeps, the dial and functions of one's own -----------------------------------------
+
+
+@pytest.fixture
+def two(project: Path) -> list[str]:
+    """The files of two given tokenizers, of 600 and of 800 tokens."""
+    paths = [project / f"{size}.json" for size in (600, 800)]
+    for path in paths:
+        Tokenizer(gpt2(project).tokens[: int(path.stem) - 1]).save_hugging_face(path)
+    return [str(path) for path in paths]
+
+
+def test_a_sweep_over_vocabularies_makes_each(two: list[str]) -> None:
+    sweep = define_sweep("tiny", {PATH: two}, sampler="grid", trials=2)
+    planned = plan_of_sweep(sweep)
+    shared = [stage.stage for stage in planned.shared]
+    assert shared == ["download", "tokenizer", "encode", "tokenizer", "encode"]
+    prepare(sweep)
+    sizes = {record.vocab_size for record in records("tokenizers", Vocabulary)}
+    assert sizes == {600, 800}
+    assert sizes < {record.vocab_size for record in records("shards", Shards)}  # and the recipe's
+    planned = plan_of_sweep(sweep)
+    assert [stage.action for stage in planned.shared] == ["reused"] * 5
+    assert [trial.action for trial in planned.trials] == ["to run"] * 2
+
+
+def test_another_file_of_a_sweeps_vocabulary_is_another_sweep(two: list[str]) -> None:
+    sweep = define_sweep("tiny", {"train.learning_rate": "1e-3,2e-3"}, overrides={PATH: two[0]})
+    first = with_inputs(sweep).key
+    assert with_inputs(sweep).key == first != sweep.key
+    Path(two[0]).write_bytes(Path(two[1]).read_bytes())
+    assert with_inputs(sweep).key != first
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_sweep_train_with_it(own: dict[str, Any]) -> None:
+    result = slm.sweep(
+        "tiny", {"train.learning_rate": [1e-3, 2e-3]}, sampler="grid", trials=2, overrides=own
+    )
+    assert [trial.state for trial in result.trials] == ["finished"] * 2
+    runs = [DataRoot().run(seed.run) for trial in result.trials for seed in trial.seeds if seed.run]
+    assert {run.shards.vocab_size for run in runs if run.shards} == {600}
+
+
+def test_the_dial_counts_it(two: list[str]) -> None:
+    given, origins = load_with_origins("tiny", {"size": "1M", PATH: two[1]})
+    trained = load_recipe(
+        "tiny", {"size": "1M", "data.tokenizer.train": "bpe", "data.tokenizer.vocab_size": 700}
+    )
+    assert {each.key for each in origins if "tokenizer" in each.key} == {PATH}
+    for config, size in ((given, 800), (trained, 700)):
+        needs = measure(config)
+        assert needs.vocabulary == size * config.model.n_embd
+        assert needs.non_embedding == measure(load_recipe("tiny", {"size": "1M"})).non_embedding
+    Path(two[1]).unlink()
+    assert measure(given).parameters > 0  # of a run from elsewhere, whose file is not here
+
+
+def records(kind: str, record: type[R]) -> list[R]:
+    folders = DataRoot().results(kind)
+    return [each for folder in folders if (each := slm.storage.read_record(folder, record))]

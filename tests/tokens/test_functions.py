@@ -10,7 +10,7 @@ import pytest
 import slm
 from slm.config import PipelineConfig
 from slm.errors import UserError
-from slm.records import Shards
+from slm.records import Shards, Vocabulary
 from slm.source.download import download
 from slm.tokens.encode import encode, encode_key
 from slm.tokens.functions import Applied, Function, check_functions, functions_of
@@ -112,6 +112,31 @@ def test_each_byte_of_the_file_is_in_the_key(own: Path) -> None:
     assert key(**{"clean.filter": f"{other}:keep", "clean.map": f"{other}:change"}) == second
     own.write_text(CODE)
     assert key() == first
+
+
+def test_a_vocabulary_is_trained_on_what_they_make(own: Path) -> None:
+    """The text as `map` makes it, without what `filter` drops; no file that is not the user's."""
+    pytest.importorskip("rustbpe")
+    trained = {"tokenizer.train": "bpe", "tokenizer.vocab_size": 300}
+    config = config_with(**trained)
+    source = download(config)
+    made = slm.make_tokenizer(config, source)
+    tokens = Tokenizer.load(made.path / TOKENIZER).tokens
+    assert any(b"dog" in token for token in tokens)
+    assert not any(b"cat" in token or b"drop" in token for token in tokens)
+    assert made.documents == encode_with(config, made).splits["train"].documents
+    own.write_text(CODE + "\n")
+    assert slm.make_tokenizer(config, source).key != made.key
+    other = own.with_name("other.py")
+    other.write_text(CODE + "#")
+    foreign = config_with(**trained, **{"clean.map": f"{other}:change"})
+    with pytest.raises(UserError, match="may be anybody's code"):
+        slm.make_tokenizer(foreign, source)
+    assert not list((made.path.parent).glob(".*.units"))
+
+
+def encode_with(config: PipelineConfig, vocabulary: Vocabulary) -> Shards:
+    return slm.encode(config, download(config), vocabulary=vocabulary)
 
 
 @pytest.mark.slow  # worker processes take seconds to start

@@ -283,16 +283,25 @@ def test_without_a_training_the_newest_run_is_shown(tmp_path: Path) -> None:
         next(observe(None, DataRoot(tmp_path / "empty"), seconds=SECOND))
 
 
-def test_before_a_training_the_data_that_are_made_are_shown(tmp_path: Path) -> None:
-    shards = tmp_path / "shards" / "notes-0123456789ab"
+@pytest.mark.parametrize(
+    ("kind", "word", "sentence"),
+    [
+        ("tokenizers", "making a vocabulary", "makes a vocabulary, since"),
+        ("shards", "encoding", "encodes, since"),
+    ],
+)
+def test_before_a_training_the_data_that_are_made_are_shown(
+    tmp_path: Path, kind: str, word: str, sentence: str
+) -> None:
+    shards = tmp_path / kind / "notes-0123456789ab"
     shards.with_name(f"{shards.name}.tmp").mkdir(parents=True)
     root = DataRoot(tmp_path)
     assert being_made(root) == []  # left by a process that was killed
     with lock(lock_of(shards)):
         watching = observe(None, root, seconds=SECOND)
         (state,) = next(watching)
-        assert (state.run, state.state) == ("notes-0123456789ab", "encoding")
-        assert "encodes, since" in state.sentence
+        assert (state.run, state.state) == ("notes-0123456789ab", word)
+        assert sentence in state.sentence
     path = start_run(tmp_path)
     age(path, 100)
     write_journal(path, steps(1, 5, ended=0))
