@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from slm.sweeps.ranking import Ranking, rank
+from slm.evaluation.ranking import Ranking, rank
 
 SWEEPS = 200
 CLOSE = 0.8 + 0.003 * np.arange(8)  # the true bits per byte of eight trials
