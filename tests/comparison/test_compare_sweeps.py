@@ -21,12 +21,17 @@ CLOSE = [[0.802, 0.81, 0.80], [0.80, 0.808, 0.81], [0.806, 0.80, 0.81], [0.93, 0
 
 
 def sweep_of(
-    root: Path, scores: Sequence[Sequence[float]], shorter: Sequence[float] = (), **options: Any
+    root: Path,
+    scores: Sequence[Sequence[float]],
+    shorter: Sequence[float] = (),
+    texts: Sequence[float] = (1.5,),
+    **options: Any,
 ) -> SweepFolder:
     """A sweep over depths, with the scores of each trial by seed; a score of 0 has failed.
 
     Args:
         shorter: scores of trials of a shorter limit.
+        texts: the fingerprint of the held-out text of each trial, in turn.
     """
     sweep = define_sweep("quickstart", {"model.n_layer": "2,4,6,8"}, name="depths", sampler="grid")
     folder = SweepFolder.of(sweep, root)
@@ -36,6 +41,7 @@ def sweep_of(
         for number, (rung, steps, bpb) in enumerate(rungs):
             values = {"model.n_layer": LAYERS[number % 4]}
             setting = {"model__n_layer": LAYERS[number % 4], "train__max_steps": steps}
+            options["fingerprint"] = texts[number % len(texts)]
             seeds = [
                 seed_run(make_run(root, config(**setting, train__seed=i + 1), each, **options))
                 if each
@@ -86,6 +92,17 @@ def test_trials_of_a_shorter_limit_are_not_compared(tmp_path: Path) -> None:
         f"3 runs of {folder.name} left out: of a shorter limit, or of a trial that failed with "
         "another seed"
     ]
+
+
+def test_both_keep_apart_what_was_scored_on_other_text(tmp_path: Path) -> None:
+    """Of the same lengths: two texts are told apart by what xz makes of them."""
+    folder = sweep_of(tmp_path, [[0.8], [0.5], [0.82]], texts=(1.5, 1.6, 1.5))
+    winner = choose(folder)
+    assert [[place.trial for place in s.places] for s in winner.standings] == [[0, 2], [1]]
+    assert winner.best is None
+    runs = [trial.seeds[0].run for trial in folder.trials]
+    rankings = slm.compare(folder.name, root=tmp_path).rankings
+    assert [[g.runs[0] for g in r.groups] for r in rankings] == [[runs[0], runs[2]], [runs[1]]]
 
 
 def assert_alike(folder: SweepFolder, root: Path) -> None:
