@@ -12,8 +12,7 @@ import numpy as np
 
 from slm.comparison.reading import SEED, ReadRun
 from slm.comparison.results import Difference, Group, Ranking
-from slm.evaluation.identity import by_held_out_text
-from slm.evaluation.ranking import Floats, known, rank, rank_by_mean, too_few
+from slm.evaluation.ranking import Floats, by_held_out_text, known, rank, rank_by_mean, too_few
 from slm.evaluation.ranking import Ranking as Ranked
 
 MAX_MATRIX = 20  # groups that are compared each with each

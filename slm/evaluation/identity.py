@@ -1,11 +1,6 @@
 """Which evaluation a config asks for: its key, folder and file, without PyTorch."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from slm import keys
 from slm.config import PipelineConfig
@@ -46,26 +41,3 @@ def text_fingerprint(evaluation: Evaluation) -> float | None:
     """
     baselines = (evaluation.details.get("beside") or {}).get("references", [])
     return next((float(row["bpb"]) for row in baselines if row["name"] == XZ), None)
-
-
-def by_held_out_text(
-    texts: Sequence[tuple[npt.NDArray[np.int64], float | None]],
-) -> list[list[int]]:
-    """Which evaluations are of the same text, the most first: as many documents of the same bytes,
-    and the same fingerprint. One that has no fingerprint is taken by the bytes alone.
-
-    Args:
-        texts: of each evaluation the UTF-8 bytes of every document, and `text_fingerprint`.
-    """
-    by_sizes: dict[bytes, list[int]] = defaultdict(list)
-    for i, (sizes, _) in enumerate(texts):
-        by_sizes[sizes.tobytes()].append(i)
-    groups: list[list[int]] = []
-    for same_sizes in by_sizes.values():
-        known = [texts[i][1] for i in same_sizes if texts[i][1] is not None]
-        by_text: dict[float | None, list[int]] = defaultdict(list)
-        for i in same_sizes:
-            fingerprint = texts[i][1]
-            by_text[known[0] if fingerprint is None and known else fingerprint].append(i)
-        groups += by_text.values()
-    return sorted(groups, key=lambda members: (-len(members), -len(texts[members[0]][0])))

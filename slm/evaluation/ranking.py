@@ -18,6 +18,7 @@ alone decide. Which is better *as settings*, so that training them again would c
 nothing shows where each was trained with one seed.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ from slm.figures import counted
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000
-MAX_DRAWN, MIN_DRAWS = 400_000, 1000  # numbers drawn for all candidates; of each at least
+MAX_DRAWN, MIN_DRAWS = 250_000, 1000  # numbers drawn for all candidates; of each at least
 MIN_POOLED = 5  # candidates whose seeds show how much a seed changes: the better half, or so many
 NEGLIGIBLE = 1e-14  # share of a variance that is rounding
 
@@ -105,6 +106,29 @@ def _all(others: int) -> str:
     return {1: "the other one", 2: "both others"}.get(others, f"all {others:,} others")
 
 
+def by_held_out_text(
+    texts: Sequence[tuple[npt.NDArray[np.int64], float | None]],
+) -> list[list[int]]:
+    """Which evaluations are of the same text, the most first: as many documents of the same bytes,
+    and the same fingerprint. One that has no fingerprint is taken by the bytes alone.
+
+    Args:
+        texts: of each evaluation the UTF-8 bytes of every document, and its `text_fingerprint`.
+    """
+    by_sizes: dict[bytes, list[int]] = defaultdict(list)
+    for i, (sizes, _) in enumerate(texts):
+        by_sizes[sizes.tobytes()].append(i)
+    groups: list[list[int]] = []
+    for same_sizes in by_sizes.values():
+        known = [texts[i][1] for i in same_sizes if texts[i][1] is not None]
+        by_text: dict[float | None, list[int]] = defaultdict(list)
+        for i in same_sizes:
+            fingerprint = texts[i][1]
+            by_text[known[0] if fingerprint is None and known else fingerprint].append(i)
+        groups += by_text.values()
+    return sorted(groups, key=lambda members: (-len(members), -len(texts[members[0]][0])))
+
+
 def too_few(documents: int) -> str:
     """The doubt of so few documents; empty where they are enough for intervals."""
     if documents >= MIN_DOCUMENTS:
@@ -151,12 +175,13 @@ def rank(bits: Sequence[Floats], sizes: npt.NDArray[np.int64], *, draws: int = D
     order = np.argsort([each.mean() for each in unordered], kind="stable")  # the best first
     seeds = [unordered[i] for i in order]
     mean = np.array([each.mean() for each in seeds])
-    covariance = _documents_covariance(np.stack([bits[i].mean(0) for i in order]), mean, sizes)
+    added = _added(np.stack([bits[i].mean(0) for i in order]), mean, sizes)  # (T, D)
     seed_sd, freedom = _seed_deviation(seeds, mean)
     own = (seed_sd or 0.0) ** 2 / np.array([len(each) for each in seeds])  # (T,): of each mean
     draws = min(draws, max(MIN_DRAWS, MAX_DRAWN // len(bits)))
-    deviations = _draw(covariance, own, len(sizes) - 1, freedom, draws)  # (T, R)
+    deviations = _draw(added, own, freedom, draws)  # (T, R)
 
+    covariance = added @ added.T  # (T, T)
     variance = np.diag(covariance)
     error = np.sqrt(variance + own)
     width = error * _quantile((np.abs(deviations) * _inverse(error)[:, None]).max(0))
@@ -183,19 +208,21 @@ def rank(bits: Sequence[Floats], sizes: npt.NDArray[np.int64], *, draws: int = D
     )
 
 
-def _documents_covariance(bits: Floats, mean: Floats, sizes: npt.NDArray[np.int64]) -> Floats:
-    """(T, T): the covariance of the candidates' bits per byte by the sample of documents.
+def _added(bits: Floats, mean: Floats, sizes: npt.NDArray[np.int64]) -> Floats:
+    """(T, D): what each document adds to the bits per byte of each candidate.
+
+    Times its own transpose it is their covariance by the sample of documents.
 
     Bits per byte is a ratio of sums. What a document adds to it, to first order, is its bits beyond
     what its bytes would have at the mean, over all bytes. Two models, documents of 1 and 3 bytes:
 
-        bits [[2, 2], [3, 5]]  mean [1, 2]  →  added [[0.25, -0.25], [0.25, -0.25]]
+        bits [[2, 2], [3, 5]]  mean [1, 2]  →  [[0.25, -0.25], [0.25, -0.25]] · √(D / (D - 1))
 
     The difference between the two is the same on both documents, so its variance is 0.
     """
-    added = (bits - mean[:, None] * sizes) / sizes.sum()  # (T, D)
-    result: Floats = added @ added.T * len(sizes) / (len(sizes) - 1)
-    return result
+    added: Floats = (bits - mean[:, None] * sizes) / sizes.sum()
+    added *= np.sqrt(len(sizes) / (len(sizes) - 1))
+    return added
 
 
 def _seed_deviation(seeds: Sequence[Floats], mean: Floats) -> tuple[float | None, int]:
@@ -214,21 +241,20 @@ def _seed_deviation(seeds: Sequence[Floats], mean: Floats) -> tuple[float | None
     return float(np.sqrt(squares / freedom)), freedom
 
 
-def _draw(covariance: Floats, own: Floats, documents: int, freedom: int, draws: int) -> Floats:
+def _draw(added: Floats, own: Floats, freedom: int, draws: int) -> Floats:
     """(T, R): how far chance moves the means; of Student's t, as variances are estimated.
 
     Args:
+        added: what each document adds to each mean, (T, D).
         own: variance of each mean by its seeds, (T,), with `freedom` degrees of freedom.
-        documents: degrees of freedom of `covariance`.
     """
     generator = np.random.Generator(np.random.PCG64(0))
-    size = (len(own), draws)
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    result: Floats = root @ generator.standard_normal(size)
+    root = np.transpose(np.linalg.qr(added.T, mode="r"))  # (T, K): of the same covariance, small
+    result: Floats = root @ generator.standard_normal((root.shape[-1], draws))
+    documents = added.shape[1] - 1
     result *= np.sqrt(documents / generator.chisquare(documents, draws))
     if freedom:
-        by_seeds = generator.standard_normal(size) * np.sqrt(own)[:, None]
+        by_seeds = generator.standard_normal((len(own), draws)) * np.sqrt(own)[:, None]
         result += by_seeds * np.sqrt(freedom / generator.chisquare(freedom, draws))
     return result
 

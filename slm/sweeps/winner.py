@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from slm import storage
 from slm.errors import CorruptionError, UserError, listing
-from slm.evaluation.identity import DETAILS, by_held_out_text, text_fingerprint
-from slm.evaluation.ranking import Floats, Verdict, known, rank, rank_by_mean, too_few
+from slm.evaluation.identity import DETAILS, text_fingerprint
+from slm.evaluation.ranking import (
+    Floats,
+    Verdict,
+    by_held_out_text,
+    known,
+    rank,
+    rank_by_mean,
+    too_few,
+)
 from slm.figures import counted, duration
 from slm.records import Evaluation, Frozen
 from slm.run_folder import EVALUATION, DataRoot
