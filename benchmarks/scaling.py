@@ -511,7 +511,7 @@ def fit(cost: Cost, points: Sequence[Point]) -> dict[str, Any]:
         "intervals": np.quantile(resampled, (0.025, 0.975), axis=0).T.tolist(),
         "error": error,
         "exponent": exponent,
-        "exponent_interval": np.quantile(exponents, (0.025, 0.975)).tolist(),
+        "exponent_interval": np.quantile(exponents, (0.025, 0.975)).tolist() if exponents else None,
         "refused": refused,
         "resampled": resampled.tolist(),
     }
@@ -525,9 +525,11 @@ def _least(terms: Values, y: Values) -> Values:
     return solution
 
 
-def _slopes(x: Values, y: Values, drawn: Sequence[Values]) -> tuple[float, list[float]]:
-    """The slope of log y by log x, and those of the resampled y."""
+def _slopes(x: Values, y: Values, drawn: Sequence[Values]) -> tuple[float | None, list[float]]:
+    """The slope of log y by log x, and those of the resampled y; None where x hardly varies."""
     logs = np.log(x)
+    if np.ptp(logs) < 0.01:
+        return None, []
     slopes = [float(np.polyfit(logs, np.log(np.maximum(v, 1e-12)), 1)[0]) for v in (y, *drawn)]
     return slopes[0], slopes[1:]
 
