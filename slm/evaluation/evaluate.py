@@ -150,8 +150,8 @@ def evaluate_file(
 
 
 # How a source's errors name the setting of a column, with an example or without.
-_NESTED = r"set data\.(?:text_column, such as data\.text_column=|template, such as \{)([^ }]+)(?:\} in it)?"
 _SETTING = r"set data\.(?:text_column|template)"
+_NESTED = _SETTING + r", such as (?:data\.text_column=|\{)([^ }]+)(?:\} in it)?"
 
 
 def _texts(path: Path, data: DataConfig) -> Iterator[str]:
