@@ -85,7 +85,10 @@ def compare(
 def as_fields(compared: "Comparison") -> dict[str, Any]:
     """What `--json` prints: of two runs the pair, as it always was; of more, the rankings."""
     if compared.pair is None:
-        return compared.model_dump(mode="json", exclude={"pair"})
+        fields = compared.model_dump(mode="json", exclude={"pair"})
+        for each, ranking in zip(fields["rankings"], compared.rankings, strict=True):
+            each |= {"distinguishable": ranking.distinguishable, "verdict": ranking.verdict.text()}
+        return fields
     page = {"html": str(compared.html)} if compared.html else {}
     return {**compared.pair.model_dump(mode="json"), **page}
 
@@ -107,7 +110,7 @@ def _show(compared: "Comparison") -> None:
         if (left := len(ranking.groups) - MAX_ROWS) > 0:
             show_line(f"and {left:,} more: --html and --json have all of them")
         if sentence := _standing(ranking):
-            show_line(sentence)
+            show_line(f"{'best':<9} {sentence}")
     if compared.not_ranked:
         show_line("\nNot ranked" if compared.rankings else "No run is ranked")
         show_wide(tables.listing(*_not_ranked(compared)))
@@ -119,17 +122,8 @@ def _standing(ranking: "Ranking") -> str:
     """How sure the first place is."""
     if not ranking.comparisons:
         return ""
-    tied = len(ranking.tied)
-    result = (
-        f"not distinguishable from the best: {tied} of {ranking.comparisons}, those with ="
-        if tied
-        else "the best is better than every other"
-    )
-    doubt = f"; {ranking.doubt}" if ranking.doubt else ""
-    return (
-        f"{result}; the intervals of minus best hold together with 95 % (Bonferroni, "
-        f"{counted(ranking.comparisons, 'comparison')}){doubt}"
-    )
+    best = ranking.groups[0]
+    return ranking.verdict.sentence("rank 1", best.val_bpb, best.low, best.high, "those with =")
 
 
 def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], list[list[Any]]]:
@@ -144,7 +138,7 @@ def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], lis
             "rank": rank,
             "differs in": settings_text(group.settings, brief_settings(compared)),
             "val_bpb": group.val_bpb,
-            "95 %": f"{group.low:.4f} to {group.high:.4f}",
+            "95 %": "" if group.low is None else f"{group.low:.4f} to {group.high:.4f}",
             "seeds": len(group.seeds),
             "minus best": _above(group, width() >= MIN_WIDTH_OF_NAMES),
         }
@@ -175,6 +169,8 @@ def _above(group: "Group", with_interval: bool) -> str | None:
     if group.to_best is None:
         return None
     above = group.to_best
+    if above.low is None:
+        return f"{above.difference:+.4f}"
     text = f"{above.difference:+.4f} {' ' if group.is_distinguishable else '='}"
     return f"{text} ({above.low:+.4f} to {above.high:+.4f})" if with_interval else text
 

@@ -37,7 +37,6 @@ from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS, KINDS
 from slm.size import settings_of
 from slm.storage import make_folder, to_json
-from slm.store.address import parse_address
 
 
 def inspect(
@@ -193,6 +192,8 @@ def check(
 
         count = check_recipes()
         if address := store_address():
+            from slm.store.address import parse_address
+
             parse_address(address)
         deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
         counts = {"recipes": count, "deployments": len(deployed)}

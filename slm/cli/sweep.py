@@ -104,7 +104,9 @@ def promotion(promoted: dict[str, Any]) -> str:
     word = "champion" if promoted["champion"] else "refused"
     text = f"{promoted['version']}: {word}, {promoted['verdict']}"
     if not promoted["distinguishable"]:
-        text += "; that the winner is not distinguishable from others does not count at the gate"
+        text += (
+            "; that the winner is not distinguishable from others as settings does not count there"
+        )
     return text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slm.comparison.drawing import LOG_RATIO, Line, Scale, chart, scale_of
 from slm.comparison.naming import short_names, shown_value
-from slm.comparison.results import ComparedRun, Group, Ranking
+from slm.comparison.results import ComparedRun, Difference, Group, Ranking
 from slm.figures import count, counted
 from slm.report.plots import short
 
@@ -139,16 +139,13 @@ class Charts:
             x = scale_of([float(value) for value in values], margin=0.06)
         else:
             x = Scale(-0.5, len(values) - 0.5)
-        above = [
-            (g.to_best.low, g.to_best.difference, g.to_best.high) if g.to_best else (0.0, 0.0, 0.0)
-            for g in groups
-        ]
-        ends = [end for low, _, high in above for end in (low, high)]
+        above = [g.to_best or Difference(difference=0, low=0, high=0) for g in groups]
+        ends = [end for each in above for end in each.ends]
         gap = 0.05 * (max(ends) - min(ends)) or 0.001
         lines = []
         for i in reversed(range(len(groups))):
             value: Any = groups[i].settings.get(key)
-            low, difference, high = above[i]
+            (low, high), difference = above[i].ends, above[i].difference
             # Groups of a value are next to each other, by the fractions of the golden ratio.
             aside = SPREAD * ((0.618 * (i + 1)) % 1 - 0.5)
             at = float(value) if is_axis else values.index(value) + aside

@@ -41,16 +41,16 @@ def compare(
 
     Raises UserError where a name means no run, and where fewer than two are named.
     """
-    folders = named_runs(runs, root)
+    folders, notes = named_runs(runs, root)
     pair = compare_pair(*folders) if len(folders) == 2 else None
     read = [read_run(folder) for folder in folders]
-    kept, notes = _once_per_key(read)
+    kept, twice = _once_per_key(read)
     differing = _differing(kept)
     compared = Comparison(
         runs=[_compared(run, [*differing, SEED]) for run in kept],
         settings={key: _values(kept, key) for key in differing},
         rankings=rankings([run for run in kept if not run.reason], differing),
-        notes=notes,
+        notes=[*notes, *twice],
         pair=pair,
     )
     if not html:

@@ -82,11 +82,7 @@ def headline(compared: Comparison) -> str:
     name = settings_text(best.settings, brief_settings(compared)) or best.runs[0]
     if len(ranking.groups) == 1:
         return f"{name}: {best.val_bpb:.4f} bits per byte, {counted(len(best.seeds), 'seed')}"
-    text = f"{name} is the best: {best.val_bpb:.4f} bits per byte"
-    if ranking.tied:
-        return f"{text}, not distinguishable from {counted(len(ranking.tied), 'other')}"
-    doubt = f"; {ranking.doubt}" if ranking.doubt else ""
-    return f"{text}, and better than every other{doubt}"
+    return f"{name} is the best: {best.val_bpb:.4f} bits per byte; {ranking.verdict.text()}"
 
 
 # ---- a ranking --------------------------------------------------------------------------------
@@ -131,7 +127,7 @@ def _facts(
 
 
 def _rows(ranking: Ranking) -> list[Row]:
-    ends = [abs(end) for g in ranking.groups if (d := g.to_best) for end in (d.low, d.high)]
+    ends = [abs(end) for g in ranking.groups if g.to_best for end in g.to_best.ends]
     widest = sorted(ends)[int(0.9 * (len(ends) - 1))] if ends else 1.0
     return [
         Row(rank, group, classes, VERDICTS[standing(group)], _bar(group.to_best, widest))
@@ -145,7 +141,8 @@ def _bar(difference: Difference | None, widest: float) -> tuple[float, float, fl
     """An interval within a bar of which 25 is 0 and 100 the widest; what is beyond is cut off."""
     if difference is None:
         return None
-    ends = (difference.low, difference.difference, difference.high)
+    (start, stop), at = difference.ends, difference.difference
+    ends = (start, at, stop)
     low, middle, high = (25 + 75 * max(-1 / 3, min(1.0, end / (widest or 1.0))) for end in ends)
     return low, middle, high
 

@@ -1,14 +1,6 @@
 """Runs grouped over their seeds, and ranked where they were scored on the same held-out documents.
 
-What is computed, for the groups of a ranking:
-
-- The score of a group is the mean over its seeds. Its interval is over documents (the paired
-  bootstrap of the gate, drawn once for all groups) and, where it has several seeds, over seeds
-  (Student's t); their reaches add up as squares.
-- Each group is compared with the best on the same documents. With m such comparisons, each interval
-  is of the confidence 1 - 0.05/m (Bonferroni; Dunn 1961), so that all hold together with 95 %. The
-  best is chosen by the same figures, which comparisons with the best allow (Hsu 1981).
-- Up to MAX_MATRIX groups are compared each with each, m being the number of pairs.
+Who is the best, and how sure that is, comes from `slm.evaluation.ranking`, as of a sweep.
 """
 
 from collections import defaultdict
@@ -17,17 +9,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from slm.comparison.reading import SEED, ReadRun
 from slm.comparison.results import Difference, Group, Ranking
-from slm.evaluation.intervals import (
-    CONFIDENCE,
-    combined,
-    percentiles,
-    resampled_scores,
-    seed_reach,
-)
+from slm.evaluation.ranking import Floats, by_held_out_text, known, rank, rank_by_mean, too_few
+from slm.evaluation.ranking import Ranking as Ranked
 
 MAX_MATRIX = 20  # groups that are compared each with each
 Members = list[ReadRun]  # of a group, in the order of their seeds
@@ -40,7 +26,8 @@ def rankings(runs: Sequence[ReadRun], shown: Sequence[str]) -> list[Ranking]:
         runs: those that are ranked; each has the scores of its documents.
         shown: the settings that a group is shown with.
     """
-    texts = by_held_out_text(runs)
+    same = by_held_out_text([(run.sizes, run.fingerprint) for run in runs])
+    texts = [[runs[i] for i in members] for members in same]
     return [
         _ranking(members, shown, _why_apart(texts[0], members) if number else None)
         for number, members in enumerate(texts)
@@ -48,24 +35,6 @@ def rankings(runs: Sequence[ReadRun], shown: Sequence[str]) -> list[Ranking]:
 
 
 # ---- who is compared with whom ----------------------------------------------------------------
-
-
-def by_held_out_text(runs: Sequence[ReadRun]) -> list[list[ReadRun]]:
-    """The runs by what they were scored on: as many documents, of the same bytes and text.
-
-    A run whose evaluation has no fingerprint of its text is taken by the lengths alone.
-    """
-    by_sizes: dict[bytes, list[ReadRun]] = defaultdict(list)
-    for run in runs:
-        by_sizes[run.sizes.tobytes()].append(run)
-    texts: list[list[ReadRun]] = []
-    for same_sizes in by_sizes.values():
-        known = list(dict.fromkeys(r.fingerprint for r in same_sizes if r.fingerprint is not None))
-        by_text: dict[float | None, list[ReadRun]] = defaultdict(list)
-        for run in same_sizes:
-            by_text[run.fingerprint or (known[0] if known else None)].append(run)
-        texts += by_text.values()
-    return sorted(texts, key=lambda members: (-len(members), -len(members[0].sizes)))
 
 
 def _why_apart(first: Sequence[ReadRun], members: Sequence[ReadRun]) -> str:
@@ -104,85 +73,68 @@ def grouped(runs: Sequence[ReadRun]) -> list[Members]:
 
 def _ranking(runs: Sequence[ReadRun], shown: Sequence[str], why_apart: str | None) -> Ranking:
     groups = grouped(runs)
-    seeds = [_by_seed(members) for members in groups]
-    means = [fmean(scores) for scores in seeds]
-    order = sorted(range(len(groups)), key=lambda i: (means[i], groups[i][0].name))
-    groups, seeds = [groups[i] for i in order], [seeds[i] for i in order]
-    means = [means[i] for i in order]
-    bits = np.stack([np.mean([run.bits for run in members], axis=0) for members in groups], axis=1)
-    resampled = resampled_scores(bits, groups[0][0].sizes)  # (R, K)
-    compared = _Compared(means, seeds, resampled)
-    others = len(groups) - 1
+    sizes, bits = runs[0].sizes, [_by_seed(members) for members in groups]
+    if too_few(len(sizes)):
+        ranked = rank_by_mean([each.mean(0).sum() / sizes.sum() for each in bits])
+    else:
+        ranked = rank(bits, sizes)
+    order: list[int] = np.argsort(ranked.mean, kind="stable").tolist()
+    mean, low, high = (ends.tolist() for ends in (ranked.mean, ranked.low, ranked.high))
     return Ranking(
-        documents=len(bits),
-        bytes=int(groups[0][0].sizes.sum()),
+        documents=len(sizes),
+        bytes=int(sizes.sum()),
         why_apart=why_apart,
         groups=[
-            _group(
-                members,
-                shown,
-                (means[i], *compared.interval(i)),
-                compared.difference(i, 0, others) if i else None,
-            )
-            for i, members in enumerate(groups)
+            _group(groups[i], shown, (mean[i], known(low[i]), known(high[i])), _to_best(ranked, i))
+            for i in order
         ],
-        comparisons=others,
-        matrix=compared.matrix() if 2 < len(groups) <= MAX_MATRIX else None,
+        comparisons=len(groups) - 1,
+        seed_sd=ranked.seed_sd,
+        matrix=_matrix(ranked, order) if 2 < len(groups) <= MAX_MATRIX else None,
     )
 
 
-def _by_seed(members: Members) -> list[float]:
-    """The score of each seed; of runs that repeat one, such as on another machine, their mean."""
-    scores: dict[int | None, list[float]] = defaultdict(list)
+def _to_best(ranked: Ranked, i: int) -> Difference | None:
+    if i == ranked.best:
+        return None
+    return Difference(
+        difference=float(ranked.difference[i]),
+        low=known(ranked.difference_low[i]),
+        high=known(ranked.difference_high[i]),
+    )
+
+
+def _matrix(ranked: Ranked, order: Sequence[int]) -> list[list[Difference | None]]:
+    """Every group minus every other one, the best first."""
+    between = ranked.mean[:, None] - ranked.mean  # (T, T)
+    low, high = between - ranked.reach, between + ranked.reach
+    return [
+        [
+            None
+            if i == j
+            else Difference(
+                difference=float(between[i, j]), low=known(low[i, j]), high=known(high[i, j])
+            )
+            for j in order
+        ]
+        for i in order
+    ]
+
+
+def _by_seed(members: Members) -> Floats:
+    """(S, D): bits of each seed on each document; of runs that repeat a seed, such as on another
+    machine, their mean.
+    """
+    bits: dict[int | None, list[Floats]] = defaultdict(list)
     for run in members:
-        scores[run.seed].append(float(run.bits.sum() / run.sizes.sum()))
-    return [fmean(each) for each in scores.values()]
-
-
-class _Compared:
-    """The scores of K groups, and how sure they and their differences are."""
-
-    def __init__(
-        self,
-        means: Sequence[float],
-        seeds: Sequence[Sequence[float]],
-        resampled: npt.NDArray[np.float64],  # (R, K)
-    ) -> None:
-        self._means, self._seeds, self._resampled = means, seeds, resampled
-
-    def interval(self, i: int) -> tuple[float, float]:
-        """The 95 % interval of a group's score."""
-        tail = (1 - CONFIDENCE) / 2
-        by_documents = percentiles(self._resampled[:, i], tail)
-        return combined(self._means[i], by_documents, seed_reach(self._seeds[i], tail=tail))
-
-    def difference(self, i: int, j: int, comparisons: int) -> Difference:
-        """Group i minus group j, as one of so many comparisons."""
-        tail = (1 - CONFIDENCE) / 2 / comparisons
-        by_documents = percentiles(self._resampled[:, i] - self._resampled[:, j], tail)
-        difference = self._means[i] - self._means[j]
-        by_seeds = seed_reach(self._seeds[i], self._seeds[j], tail=tail)
-        low, high = combined(difference, by_documents, by_seeds)
-        return Difference(difference=difference, low=low, high=high)
-
-    def matrix(self) -> list[list[Difference | None]]:
-        """Every group minus every other one; the lower half mirrors the upper."""
-        count = len(self._means)
-        rows: list[list[Difference | None]] = [[None] * count for _ in range(count)]
-        for i in range(count):
-            for j in range(i):
-                lower = self.difference(i, j, count * (count - 1) // 2)
-                rows[i][j] = lower
-                rows[j][i] = Difference(
-                    difference=-lower.difference, low=-lower.high, high=-lower.low
-                )
-        return rows
+        bits[run.seed].append(run.bits)
+    return np.stack([np.mean(each, axis=0) for each in bits.values()])
 
 
 def _group(
     members: Members,
     shown: Sequence[str],
-    score: tuple[float, float, float],
+    score: tuple[float, float | None, float | None],
     to_best: Difference | None,
 ) -> Group:
     first = members[0]

@@ -6,22 +6,30 @@ from pathlib import Path
 
 from slm.comparison.reading import by_path
 from slm.errors import UserError, excerpt
+from slm.figures import counted
 from slm.registry.opening import Given, open_run, reference_to
 from slm.run_folder import DataRoot, RunFolder
 from slm.sweeps.folder import SweepFolder
+from slm.sweeps.records import ranking
 
 _OF_PATTERN = "*?["
 
 
-def named_runs(references: Sequence[Given], root: Path | None = None) -> list[RunFolder]:
+def named_runs(
+    references: Sequence[Given], root: Path | None = None
+) -> tuple[list[RunFolder], list[str]]:
     """The runs that are meant, in the order in which they are named; of more than two each once.
+
+    And notes of what a sweep has besides: of a sweep they are the runs that its winner is chosen
+    from, and those without a score.
 
     A reference is one of `open_run`, a pattern of names such as `quickstart-*`, or a sweep by its
     folder, its name or the beginning of its key. What names a run is never taken for a sweep.
 
     Raises UserError where one means no run, and where all of them together mean fewer than two.
     """
-    runs = [run for each in references for run in _named(reference_to(each), root)]
+    notes: list[str] = []
+    runs = [run for each in references for run in _named(reference_to(each), root, notes)]
     if len(runs) != 2:  # two may be a run and itself
         runs = by_path(runs)
     if len(runs) < 2:
@@ -30,13 +38,13 @@ def named_runs(references: Sequence[Given], root: Path | None = None) -> list[Ru
         raise UserError(
             f"slm compare takes two or more runs, and {of} ({given}): `slm runs` lists all"
         )
-    return runs
+    return runs, notes
 
 
-def _named(reference: str, root: Path | None) -> list[RunFolder]:
+def _named(reference: str, root: Path | None, notes: list[str]) -> list[RunFolder]:
     is_pattern = any(character in reference for character in _OF_PATTERN)
     if not is_pattern or Path(reference).exists():
-        return _run_or_sweep(reference, root)
+        return _run_or_sweep(reference, root, notes)
     known = DataRoot(root).runs()
     if not known:
         return [DataRoot(root).run(reference)]  # which reports that there are none
@@ -49,7 +57,7 @@ def _named(reference: str, root: Path | None) -> list[RunFolder]:
     return matching
 
 
-def _run_or_sweep(reference: str, root: Path | None) -> list[RunFolder]:
+def _run_or_sweep(reference: str, root: Path | None, notes: list[str]) -> list[RunFolder]:
     try:
         return [open_run(reference, root)]
     except UserError as no_run:
@@ -57,7 +65,13 @@ def _run_or_sweep(reference: str, root: Path | None) -> list[RunFolder]:
             sweep = SweepFolder.open(reference, root)
         except UserError:
             raise _with_hint(no_run, reference, root) from no_run
-    runs = [DataRoot(root).named_run(name) for name in sweep.runs]
+    names = _compared(sweep)
+    if left := len(sweep.runs) - len(names):
+        notes.append(
+            f"{counted(left, 'run')} of {sweep.name} left out: of a shorter limit, or of a trial "
+            "that failed with another seed"
+        )
+    runs = [DataRoot(root).named_run(name) for name in names]
     present = [run for run in runs if run.exists]
     if not present:
         raise UserError(
@@ -65,6 +79,19 @@ def _run_or_sweep(reference: str, root: Path | None) -> list[RunFolder]:
             "have deleted some"
         )
     return present
+
+
+def _compared(sweep: SweepFolder) -> list[str]:
+    """The runs of the trials among which the winner is chosen, and those that have no score."""
+    trials = sweep.trials
+    ranked = {trial.number for trial in ranking(trials)}
+    runs = (
+        seed.run
+        for trial in trials
+        for seed in trial.seeds
+        if seed.run and (trial.number in ranked or seed.val_bpb is None)
+    )
+    return list(dict.fromkeys(runs))
 
 
 def _with_hint(error: UserError, reference: str, root: Path | None) -> UserError:

@@ -5,8 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from slm.evaluation.intervals import MIN_DOCUMENTS
-from slm.figures import counted
+from slm.evaluation.ranking import Verdict, too_few
 from slm.history.compare import PairComparison
 from slm.records import Frozen, TaskScore
 
@@ -36,17 +35,26 @@ class ComparedRun(Frozen):
 class Difference(Frozen):
     """Bits per byte of a group minus those of another one, with an interval.
 
-    The intervals of all differences of a table hold together with 95 % (Bonferroni).
+    The intervals of all differences of a table hold together with 95 %. None: not known.
     """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def better(self) -> bool | None:
         """Whether the first group is better, which needs fewer bits; None: that is not shown."""
-        return None if self.low <= 0 <= self.high else self.high < 0
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return None
+        return self.high < 0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval as it is drawn: both at the difference where it is not known."""
+        if self.low is None or self.high is None:
+            return self.difference, self.difference
+        return self.low, self.high
 
 
 class Group(Frozen):
@@ -56,8 +64,10 @@ class Group(Frozen):
     seeds: list[int]
     settings: dict[str, Any]  # those in which the compared runs differ, but for the seed
     val_bpb: float
-    low: float  # the 95 % interval over documents, and over seeds where there are several
-    high: float
+    low: (
+        float | None
+    )  # the 95 % interval over documents, and over seeds where any group has several
+    high: float | None
     tokens: float
     seconds: float | None
     flops: float | None
@@ -68,7 +78,7 @@ class Group(Frozen):
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether it is shown to be worse than the best."""
+        """Whether it is shown to be worse than the best; with one seed each, as a model."""
         return self.to_best is not None and self.to_best.better is not None
 
 
@@ -79,7 +89,8 @@ class Ranking(Frozen):
     bytes: int
     why_apart: str | None  # from the first ranking; None: it is the first
     groups: list[Group]
-    comparisons: int  # with the best, for which the intervals are widened
+    comparisons: int  # with the best
+    seed_sd: float | None  # bits per byte between the seeds of a group; None: of one seed each
     matrix: list[list[Difference | None]] | None  # row minus column; None: too many groups
 
     @property
@@ -88,13 +99,15 @@ class Ranking(Frozen):
         return [group for group in self.groups[1:] if not group.is_distinguishable]
 
     @property
-    def doubt(self) -> str:
-        """Why the intervals show less than they seem to; empty where they do not."""
-        if self.documents < MIN_DOCUMENTS:
-            return f"of {counted(self.documents, 'document')} no interval can be trusted"
-        if not self.comparisons or any(len(group.seeds) > 1 for group in self.groups):
-            return ""
-        return "one seed each: what another seed would give is not known"
+    def verdict(self) -> Verdict:
+        """How sure it is that the best is better than every other."""
+        doubt = too_few(self.documents)
+        return Verdict(self.comparisons, len(self.tied), self.seed_sd is not None, doubt)
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the best is shown to be better than every other; never by one seed each."""
+        return self.verdict.distinguishable
 
 
 class Comparison(Frozen):

@@ -6,6 +6,7 @@ the training was set up: see slm/evaluation/scoring.py for what is counted.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -148,13 +149,18 @@ def evaluate_file(
     return scored.totals()
 
 
+# How a source's errors name the setting of a column, with an example or without.
+_SETTING = r"set data\.(?:text_column|template)"
+_NESTED = _SETTING + r", such as (?:data\.text_column=|\{)([^ }]+)(?:\} in it)?"
+
+
 def _texts(path: Path, data: DataConfig) -> Iterator[str]:
     try:
         for array in read_documents(path, data, Counter()):
             yield from array.to_pylist()
     except UserError as error:  # it is a command's option here, no setting
-        advice = str(error).replace("set data.text_column, such as data.text_column=", "--column ")
-        raise UserError(advice.replace("set data.text_column", "--column NAME")) from error
+        advice = re.sub(_NESTED, r"--column \1", str(error))
+        raise UserError(re.sub(_SETTING, "--column NAME", advice)) from error
 
 
 def scoring_device(config: PipelineConfig | None) -> str:

@@ -4,25 +4,31 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from slm import storage
 from slm.errors import CorruptionError, UserError, listing
-from slm.evaluation.identity import DETAILS
+from slm.evaluation.identity import DETAILS, text_fingerprint
+from slm.evaluation.ranking import (
+    Floats,
+    Verdict,
+    by_held_out_text,
+    known,
+    rank,
+    rank_by_mean,
+    too_few,
+)
 from slm.figures import counted, duration
 from slm.records import Evaluation, Frozen
 from slm.run_folder import EVALUATION, DataRoot
 from slm.sweeps.definition import Sweep
 from slm.sweeps.effects import Effect, Tried, effects
 from slm.sweeps.folder import SweepFolder
-from slm.sweeps.ranking import rank
 from slm.sweeps.records import SeedRun, Trial
 
-Bits = npt.NDArray[np.float64]
-
-MIN_DOCUMENTS = 20  # below that, no interval can be trusted: as at the gate
 MAX_NAMED = 10  # trials in a sentence
 MORE_SEEDS = 3  # that are proposed where there is one
 
@@ -71,38 +77,25 @@ class Standing(Frozen):
         return tuple(place for place in self.places[1:] if place.close)
 
     @property
+    def verdict(self) -> Verdict:
+        """How sure it is that the best is better than every other."""
+        return Verdict(len(self.places) - 1, len(self.close), self.seed_sd is not None, self.doubt)
+
+    @property
     def distinguishable(self) -> bool:
         """Whether the best is shown to be better than every other; never by one seed each."""
-        known = self.seed_sd is not None and not self.doubt
-        return known and len(self.places) > 1 and not self.close
+        return self.verdict.distinguishable
 
     @property
     def sentence(self) -> str:
-        """Such as `trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), not distinguishable from
-        4 others: 3, 5, 11, 12`.
+        """Such as `trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), as settings not
+        distinguishable from 4 others: 3, 5, 11, 12`.
         """
-        best, others = self.best, len(self.places) - 1
-        figure = f"trial {best.trial}: {best.val_bpb:.4f} bits per byte"
-        if best.low is not None:
-            figure += f" (95 %: {best.low:.4f} to {best.high:.4f})"
-        if not others:
-            return f"{figure}, the only trial that was scored"
-        if self.doubt:
-            return f"{figure}; whether it is better than the others is not known: {self.doubt}"
+        best = self.best
         close = listing((place.trial for place in self.close), MAX_NAMED)
-        same = f"{counted(len(self.close), 'other')}: {close}"
-        if self.seed_sd is None:
-            shown = "distinguish it from all others"
-            if self.close:
-                shown = f"do not distinguish it from {same}"
-            return f"{figure}; the documents {shown}; how much another seed changes is not known"
-        if self.close:
-            return f"{figure}, not distinguishable from {same}"
-        return f"{figure}, better than {_all(others)}"
-
-
-def _all(others: int) -> str:
-    return {1: "the other one", 2: "both others"}.get(others, f"all {others:,} others")
+        return self.verdict.sentence(
+            f"trial {best.trial}", best.val_bpb, best.low, best.high, close
+        )
 
 
 class Winner(Frozen):
@@ -175,7 +168,7 @@ def choose_winner(reference: str) -> Winner:
     """The winner of a sweep of the data folder, by its name, its folder or its key's beginning.
 
     >>> slm.choose_winner("rates").sentence
-    "trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), better than all 11 others"
+    "trial 7: 0.8312 bits per byte (95 %: 0.8260 to 0.8364), as settings better than all 11 others"
 
     Raises UserError with the nearest name.
     """
@@ -197,37 +190,45 @@ def winning_run(folder: SweepFolder, winner: Winner) -> tuple[Trial, SeedRun]:
 # ---- scores of documents ----------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """Of one trial, on the same documents for each of its seeds."""
+
+    bits: Floats  # (S, D)
+    sizes: npt.NDArray[np.int64]  # UTF-8 bytes of each document, (D,)
+    fingerprint: float | None
+
+
 def _standings(trials: Sequence[Trial], root: DataRoot) -> tuple[tuple[Standing, ...], bool]:
     """The trials by what they were scored on, and whether that is the same for all."""
-    tables = {trial.number: _tables(trial, root) for trial in trials}
-    groups: dict[bytes | tuple[int, int], list[Trial]] = defaultdict(list)
-    complete = all(table is not None for table in tables.values())
-    for trial in trials:
-        table, first = tables[trial.number], trial.seeds[0]
-        if table is not None and complete:
-            groups[table[0][:, 1].tobytes()].append(trial)
-        else:
-            groups[first.documents, first.bytes].append(trial)
-    standings = [
-        _standing(each, [tables[trial.number] or [] for trial in each] if complete else None)
-        for each in groups.values()
-    ]
+    every = [_scores(trial, root) for trial in trials]
+    scores = [each for each in every if each is not None]
+    standings: list[Standing] = []
+    if len(scores) == len(trials):
+        for same in by_held_out_text([(each.sizes, each.fingerprint) for each in scores]):
+            standings.append(_standing([trials[i] for i in same], [scores[i] for i in same]))
+    else:
+        groups: dict[tuple[int, int], list[Trial]] = defaultdict(list)
+        for trial in trials:
+            groups[trial.seeds[0].documents, trial.seeds[0].bytes].append(trial)
+        standings = [_standing(same, None) for same in groups.values()]
     ordered = sorted(standings, key=lambda s: (-len(s.places), s.best.trial))
-    return tuple(ordered), len(groups) == 1
+    return tuple(ordered), len(ordered) == 1
 
 
-def _tables(trial: Trial, root: DataRoot) -> list[Bits] | None:
-    """Of each seed of a trial (D, 2): bits and bytes of every document; None where one is gone."""
-    tables: list[Bits] = []
-    for seed in trial.seeds:
-        table = _table(seed, root)
-        if table is None or (tables and not np.array_equal(table[:, 1], tables[0][:, 1])):
-            return None
-        tables.append(table)
-    return tables
+def _scores(trial: Trial, root: DataRoot) -> _Scores | None:
+    """What its seeds spend on every document; None where the evaluation of one is gone."""
+    seeds = [_scores_of_seed(seed, root) for seed in trial.seeds]
+    known = [each for each in seeds if each is not None]
+    if (
+        len(known) < len(seeds)
+        or len(by_held_out_text([(s.sizes, s.fingerprint) for s in known])) > 1
+    ):
+        return None
+    return replace(known[0], bits=np.concatenate([each.bits for each in known]))
 
 
-def _table(seed: SeedRun, root: DataRoot) -> Bits | None:
+def _scores_of_seed(seed: SeedRun, root: DataRoot) -> _Scores | None:
     """The evaluation that a seed's score is of, by document."""
     run = root.named_run(seed.run)
     for path in sorted(run.path.glob(f"{EVALUATION}*")):
@@ -237,49 +238,42 @@ def _table(seed: SeedRun, root: DataRoot) -> Bits | None:
                 seed.weights_sha256, seed.documents, seed.val_bpb,
             ):  # fmt: skip
                 rows = json.loads((path / DETAILS).read_bytes())["documents"]
-                table = np.array(rows, np.float64)[:, [0, 2]]  # nats, bytes
-                table[:, 0] /= np.log(2)
-                return table
+                table = np.array(rows, np.float64)  # nats, tokens, bytes
+                sizes = table[:, 2].astype(np.int64)
+                return _Scores(table[None, :, 0] / np.log(2), sizes, text_fingerprint(record))
     return None
 
 
-def _standing(trials: Sequence[Trial], tables: Sequence[Sequence[Bits]] | None) -> Standing:
+def _standing(trials: Sequence[Trial], scores: Sequence[_Scores] | None) -> Standing:
     """Trials of the same documents compared; without the documents' scores by the means alone."""
-    first = trials[0].seeds[0]
-    facts = {"documents": first.documents, "bytes": first.bytes}
-    if tables is None or first.documents < MIN_DOCUMENTS:
-        doubt = f"{counted(first.documents, 'held-out document')} are too few"
-        if tables is None:
-            doubt = "the scores of the documents are gone from the runs' folders"
-        scores = {trial.number: trial.val_bpb or 0.0 for trial in trials}
-        best = min(scores.values())
-        places = [
-            Place(trial=trial.number, seeds=len(trial.seeds), val_bpb=scores[trial.number],
-                  low=None, high=None, difference=scores[trial.number] - best,
-                  difference_low=None, difference_high=None)
-            for trial in trials
-        ]  # fmt: skip
-        return Standing(places=_ordered(places), seed_sd=None, doubt=doubt, **facts)
-    sizes = tables[0][0][:, 1].astype(np.int64)
-    ranked = rank([np.stack([table[:, 0] for table in each]) for each in tables], sizes)
+    documents, size = trials[0].seeds[0].documents, trials[0].seeds[0].bytes
+    doubt = too_few(documents)
+    if scores is None:
+        doubt = "the scores of the documents are gone from the runs' folders"
+    if doubt or scores is None:
+        ranked = rank_by_mean([trial.val_bpb or 0.0 for trial in trials])
+    else:
+        ranked = rank([each.bits for each in scores], scores[0].sizes)
     places = [
         Place(
             trial=trial.number,
             seeds=len(trial.seeds),
             val_bpb=float(ranked.mean[i]),
-            low=float(ranked.low[i]),
-            high=float(ranked.high[i]),
+            low=known(ranked.low[i]),
+            high=known(ranked.high[i]),
             difference=float(ranked.difference[i]),
-            difference_low=float(ranked.difference_low[i]),
-            difference_high=float(ranked.difference_high[i]),
+            difference_low=known(ranked.difference_low[i]),
+            difference_high=known(ranked.difference_high[i]),
         )
         for i, trial in enumerate(trials)
     ]
-    return Standing(places=_ordered(places), seed_sd=ranked.seed_sd, **facts)
-
-
-def _ordered(places: Sequence[Place]) -> tuple[Place, ...]:
-    return tuple(sorted(places, key=lambda place: (place.difference, place.trial)))
+    return Standing(
+        places=tuple(sorted(places, key=lambda place: (place.difference, place.trial))),
+        documents=documents,
+        bytes=size,
+        seed_sd=ranked.seed_sd,
+        doubt=doubt,
+    )
 
 
 # ---- settings ---------------------------------------------------------------------------------

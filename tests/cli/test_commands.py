@@ -266,7 +266,7 @@ def test_encode_json(invoke: Invoke, called: list[str], data_root: Path) -> None
         "documents": 7,
         "tokens": 35,
         "bytes": 70,
-        "files": {"train_00000.bin": "ab" * 32},
+        "files": {"train_00000.bin": "ab" * 32, "val_00000.bin": "ab" * 32},
     }
     assert called == ["download", "encode"]
     assert "encode    reused" in result.err

@@ -26,7 +26,7 @@ def test_the_table_marks_what_is_not_distinguishable(
     assert "learning_rate=" in rows["1"]
     assert "failed    3" in lines
     assert lines[-1].startswith("best      trial 1: 0.8015 bits per byte (95 %: ")
-    assert lines[-1].endswith("not distinguishable from 1 other: 0")
+    assert lines[-1].endswith(", as settings not distinguishable from 1 other: 0")
 
 
 def test_the_line_of_the_gate_says_what_does_not_count_there() -> None:

@@ -21,7 +21,7 @@ def test_a_winner_that_is_better_than_all_others(data_root: Path) -> None:
     assert winner.standing is not None
     assert winner.standing.best.val_bpb == pytest.approx(0.801)
     assert winner.sentence.startswith("trial 1: 0.8010 bits per byte (95 %: 0.")
-    assert winner.sentence.endswith("), better than all 4 others")
+    assert winner.sentence.endswith("), as settings better than all 4 others")
     assert not winner.advice
     trial, seed = winning_run(folder, winner)
     assert (trial.number, seed.val_bpb) == (1, pytest.approx(0.80))
@@ -30,7 +30,7 @@ def test_a_winner_that_is_better_than_all_others(data_root: Path) -> None:
 def test_a_winner_that_is_not_distinguishable_from_others(data_root: Path) -> None:
     winner = choose(run_trials(data_root, tiny_sweep(trials=5, seeds=2), TOGETHER))
     assert not winner.distinguishable
-    assert winner.sentence.endswith("), not distinguishable from 3 others: 1, 4, 0")
+    assert winner.sentence.endswith("), as settings not distinguishable from 3 others: 1, 4, 0")
     assert winner.standing is not None
     for place in winner.standing.places[1:]:
         assert place.difference_low is not None
@@ -43,7 +43,7 @@ def test_one_seed_never_distinguishes(data_root: Path) -> None:
     winner = choose(run_trials(data_root, tiny_sweep(trials=5), scores))
     assert (winner.best, winner.distinguishable) == (1, False)
     assert winner.sentence.endswith(
-        "; the documents distinguish it from all others; how much another seed changes is not known"
+        "), as a model better than all 4 others; as settings not known: one seed each"
     )
     assert winner.advice.startswith("--seeds 3 shows it: 2 trainings more of each trial, about 1 m")
 
@@ -93,7 +93,7 @@ def test_of_halving_the_longest_limit_counts(data_root: Path) -> None:
     winner = choose(folder)
     assert winner.best == 4  # of the full limit, though shorter ones have fewer bits per byte
     assert winner.shorter == (0, 1, 2, 3)
-    assert winner.sentence.endswith(", the only trial that was scored")
+    assert winner.sentence.endswith(", the only one that was scored")
 
 
 def test_the_effect_of_the_setting(data_root: Path) -> None:

@@ -1,11 +1,11 @@
-"""The best of several trials: what is claimed of it holds as often as it says."""
+"""The best of several candidates: what is claimed of it holds as often as it says."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from slm.sweeps.ranking import Ranking, rank
+from slm.evaluation.ranking import Ranking, rank
 
 SWEEPS = 200
 CLOSE = 0.8 + 0.003 * np.arange(8)  # the true bits per byte of eight trials
@@ -89,11 +89,37 @@ def test_trials_that_nearly_diverged_do_not_blur_the_others() -> None:
     assert not together.close
 
 
-def test_the_same_input_gives_the_same_result() -> None:
+@pytest.mark.parametrize("truth", [CLOSE, np.full(8, 0.8)], ids=["close", "equal"])
+def test_the_differences_of_all_pairs_hold_together(truth: np.ndarray) -> None:
+    between = truth[:, None] - truth
+    results = ranked(truth, 2)
+    held = [(abs(r.mean[:, None] - r.mean - between) <= r.reach).all() for r in results]
+    assert sum(held) >= 0.92 * SWEEPS
+    assert all((r.reach == r.reach.T).all() for r in results)
+    assert all((r.reach[r.best] >= r.difference - r.difference_low).all() for r in results)
+
+
+def test_the_same_candidates_have_the_same_result_in_any_order() -> None:
     bits, sizes = simulated(3, CLOSE, 2)
-    first, second = rank(bits, sizes), rank(bits, sizes)
-    assert (first.low == second.low).all()
-    assert (first.difference_low == second.difference_low).all()
+    first = rank(bits, sizes)
+    order = np.random.default_rng(0).permutation(len(bits))
+    second = rank([bits[i] for i in order], sizes)
+    assert order[second.best] == first.best
+    assert (first.low[order] == second.low).all()
+    assert (first.difference_low[order] == second.difference_low).all()
+    assert (first.reach[np.ix_(order, order)] == second.reach).all()
+
+
+def test_what_hardly_differs_widens_no_interval() -> None:
+    """Two models that are nearly the same are compared as exactly as any others."""
+    bits, sizes = simulated(6, [0.8, 0.82], 1)
+    jiggle = np.random.default_rng(0).normal(0, 1e-6, len(sizes))
+    result = rank([bits[0], bits[0] + jiggle * sizes, bits[1]], sizes)
+    alone = rank([bits[0], bits[1]], sizes)
+    width, narrow = result.difference - result.difference_low, alone.reach[0, 1]
+    assert width[2 if result.best < 2 else 0] < 1.4 * narrow
+    spread = jiggle.std() * np.sqrt((sizes.astype(float) ** 2).sum()) / sizes.sum()
+    assert result.reach[0, 1] < 4 * spread
 
 
 def test_the_documents_are_paired() -> None:
