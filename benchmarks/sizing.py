@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import slm
 from slm.recipes import load_recipe
-from slm.training.needs import block_matrices, measure
+from slm.size import block_matrices
+from slm.training.needs import measure
 
 SIZES = {64: 2, 128: 2, 192: 3, 256: 4}  # width → blocks
 BUDGETS = {65_536: 512, 196_608: 1024, 589_824: 1024}  # tokens → tokens per step
@@ -53,7 +54,7 @@ class Experiment(NamedTuple):
 
     def overrides(self, data: Path) -> dict[str, Any]:
         """The settings by which a recipe becomes this training."""
-        corpus = {"data.documents": self.documents} if self.documents else {}
+        corpus: dict[str, Any] = {"data.documents": self.documents} if self.documents else {}
         if self.corpus == "tinystories":
             corpus["data.path"] = str(data)
         return corpus | {

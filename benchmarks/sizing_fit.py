@@ -34,7 +34,7 @@ def read_runs(path: Path) -> list[Run]:
 def scans(runs: Iterable[Run], setting: str) -> dict[tuple[Any, ...], list[tuple[float, float]]]:
     """Runs that differ in one setting alone: what they share → (setting, bits per byte)."""
     others = [name for name in SETTINGS if name != setting]
-    groups = defaultdict(dict)
+    groups: dict[tuple[Any, ...], dict[float, float]] = defaultdict(dict)
     for run in runs:
         key = tuple(run[name] for name in (*SAME, *others))
         groups[key][run[setting]] = run["val_bpb"]
@@ -89,7 +89,8 @@ def optimum(law: Any, counted: str, flops: float, vocab: int, seq_len: int = 256
 
 
 def show_law(runs: list[Run], resamples: int) -> None:
-    from slm.sizing.fit import Point, fit
+    from slm.sizing.fit import fit
+    from slm.sizing.law import Point
 
     for corpus in sorted({run["corpus"] for run in runs}):
         own = [r for r in runs if r["corpus"] == corpus and r["part"] in ("ladder", "repeats")]
