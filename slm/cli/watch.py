@@ -71,7 +71,7 @@ def watch(
         last = show_passes(_noting(passes, noted=run is not None or as_json))
     except KeyboardInterrupt:
         if not as_json:
-            show_line("no longer watched; what trains goes on")
+            show_line("no longer watched; the training continues")
         raise typer.Exit(Interrupted.exit_code) from None
     if any(state.state == "failed" for state in last):
         raise typer.Exit(1)

@@ -115,7 +115,7 @@ def _too_few(settings: Sequence[Tried], trials: int) -> str:
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Values without repetition, as JSON tells them apart: 1 and true are two."""
+    """Values without repetition, as JSON distinguishes them: 1 and true are two."""
     return list({(type(value), repr(value)): value for value in values}.values())
 
 

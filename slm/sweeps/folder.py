@@ -95,7 +95,7 @@ class SweepFolder:
             try:
                 trials.append(_parsed(path, Trial, storage.read_versioned(path, sealed=True)[1]))
             except CorruptionError as error:
-                logger.warning("%s; the trial is made again", error)
+                logger.warning("%s; the trial is run again", error)
         return sorted(trials, key=lambda trial: trial.number)
 
     @property

@@ -180,7 +180,7 @@ class Applied:
         if again != result:
             raise UserError(
                 f"{function} does not return the same again for {_named(where, text)}: it must "
-                "depend on the text alone, or the same shards could not be made again"
+                "depend on the text alone, or the same shards could not be rebuilt"
             )
         return result
 

@@ -108,7 +108,7 @@ def test_ctrl_c_ends_the_watching_alone(
     assert code == 130
     first, last = out.splitlines()
     assert re.fullmatch(rf"{run.name}  step 20 of 60  loss .* 1.5 GB  0:\d\d left", first)
-    assert last == "no longer watched; what trains goes on"
+    assert last == "no longer watched; the training continues"
 
 
 # ---- the view of a terminal ------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_a_damaged_record_is_made_again_from_the_runs(
     path.write_bytes(path.read_bytes().replace(b"1", b"2", 1) if damage is None else damage)
     assert outcome(run(sweep, tmp_path, trainer)) == expected
     assert set(trainer.trained.values()) == {1}
-    assert "the trial is made again" in caplog.text
+    assert "the trial is run again" in caplog.text
 
 
 @pytest.mark.parametrize("fields", [{"sampler": "tpe", "trials": 16}, {"halving": 2, "seeds": 2}])
