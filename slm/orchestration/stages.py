@@ -196,6 +196,7 @@ def train(
     *,
     turn: AbstractContextManager[None] | None = None,
     also: Progress = silent,
+    forecasts: bool = True,
 ) -> Run:
     """Token shards → a run folder with checkpoints, trained in a child process, mirrored in MLflow.
 
@@ -203,6 +204,7 @@ def train(
         parent: the model that the training continues from; None: it starts from the seed.
         turn: entered while it trains; waits where others train. Not for a finished run.
         also: a second progress callback.
+        forecasts: whether a probe of some seconds forecasts its time before it starts.
     """
     import slm.training.launch
     from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
@@ -224,19 +226,23 @@ def train(
         parent=parent,
         progress=report,
         on_event=_log_event,
-        around=partial(_around, turn=turn),
+        around=partial(_around, turn=turn, forecasts=forecasts),
     )
     return run.model_copy(update={"pulled": True}) if pulled else run
 
 
 @contextmanager
-def _around(run: RunFolder, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
+def _around(
+    run: RunFolder,
+    turn: AbstractContextManager[None] | None = None,
+    forecasts: bool = True,
+) -> Iterator[None]:
     """What runs while a run trains: its mirror in MLflow; before it starts, its forecast."""
     import slm.tracking.mirror
     from slm.training.forecast import forecast_start
 
     with turn or nullcontext():
-        if cost := forecast_start(run):
+        if forecasts and (cost := forecast_start(run)):
             current().write(
                 f"{'train':<9} about {duration(cost.seconds)}: {cost.max_steps:,} steps, "
                 f"{cost.tok_per_sec:,.0f} tokens/s in a probe"

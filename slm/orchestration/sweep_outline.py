@@ -224,7 +224,7 @@ def train_and_evaluate(
     source = stages.download(config)
     parent = stages.initial_model(start) if start else None
     shards = stages.shards_of(config, source, parent)
-    run = stages.train(config, shards, parent, turn=turn)
+    run = stages.train(config, shards, parent, turn=turn, forecasts=False)
     return run, stages.evaluate(config, run, shards)
 
 

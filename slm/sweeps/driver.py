@@ -56,7 +56,7 @@ def run_sweep(
 
     Args:
         run_trial: trains and evaluates a config, or reuses what is complete. It raises Untrainable
-            where the settings are refused or diverge: the trial has failed, and the sweep continues.
+            where the settings are refused or diverge: the trial has failed, and the next begins.
         workers: trainings of a batch that run at a time. The trials are the same for any number.
         on_trial: called with each trial that this call has run, when its record is written.
 

@@ -342,3 +342,24 @@ def test_the_forecast_is_a_line_before_the_training(
         stages.resume(run)
     assert trained == [run]
     assert lines[0] == "train     about 20 s: 100 steps, 1,000 tokens/s in a probe"
+
+
+def test_where_no_forecast_is_asked_for_nothing_is_probed(
+    starting: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a sweep, whose trials would each be probed for seconds."""
+    run = starting(max_steps=10**6)
+    trained: list[RunFolder] = []
+
+    def train(*_: object, around: Any, **__: object) -> Version:
+        with around(run):
+            trained.append(run)
+        return Version(key="", model="m", version="1", aliases=[], run_id="", tracking_uri="")
+
+    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(mirror, "mirror", lambda _: nullcontext())
+    monkeypatch.setattr(module, "forecast_start", lambda _: pytest.fail("it is probed"))
+    shards = run.shards
+    assert shards is not None
+    stages.train(run.config, shards, forecasts=False)
+    assert trained == [run]
