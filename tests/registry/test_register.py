@@ -348,7 +348,8 @@ SHIPPED = {
     "model/int8.py", "model/next_token.py", "model/sample.py", "model/saved.py",
     "tokens/__init__.py", "tokens/loader.py", "tokens/tokenizer/__init__.py",
     "tokens/tokenizer/bpe.py", "tokens/tokenizer/gpt2_files.py", "tokens/tokenizer/lookup.py",
-    "tokens/tokenizer/pretokenize.py",
+    "tokens/tokenizer/patterns.py", "tokens/tokenizer/pretokenize.py",
+    "tokens/tokenizer/pretokenize_newer.py",
 }  # fmt: skip
 
 
