@@ -252,6 +252,8 @@ def new_session(
         model.load_state_dict(initial_weights(job.parent, model))
     if plan.parts == "fused":
         model.use_fused_parts()
+    if config.train.document_mask:
+        model.mask_documents(job.shards.eot)
     if plan.parallel == "fsdp" and job.world_size > 1:
         shard(model, device)
     model = model.to(device)
@@ -266,6 +268,7 @@ def new_session(
         own=range(share.start * rows, share.stop * rows),
         device=device,
         order=order_of(config, job.shards, plan),
+        eot=job.shards.eot if config.train.rows == "documents" else None,
     )
     optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
