@@ -556,6 +556,17 @@ class TrainConfig(Section):
         min_length=1,
     )
 
+    document_mask: bool = setting(
+        False,
+        "Whether attention ends at end-of-text, so that a token sees its own document alone; "
+        "positions count on through the row.",
+    )
+    rows: Literal["windows", "documents"] = setting(
+        "windows",
+        "Where the rows of training begin: windows, at any token, next to each other; documents, "
+        "where the first document begins in a window, if any does.",
+    )
+
     tokens_per_step: PositiveInt = setting(
         16_384, "Tokens per optimizer step: the global batch, over all devices."
     )
