@@ -9,7 +9,7 @@ in one of the lists.
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from slm.config import PipelineConfig, TrainConfig
+from slm.config import CleanConfig, PipelineConfig, TrainConfig
 from slm.machine import cpu_name
 from slm.storage import sha256_json
 
@@ -89,6 +89,8 @@ ADDED: dict[str, tuple[str, Any]] = {
     "train.parallel": ("train", "elastic"),
     "train.micro_batches": ("train", "auto"),
     "train.max_passes": ("train", None),
+    "train.document_mask": ("train", False),
+    "train.rows": ("train", "windows"),
 }
 
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.
@@ -97,7 +99,23 @@ BY_CONTENT: dict[str, tuple[str, ...]] = {
     "data.clean.map": ("tokenizer", "encode"),
     "data.clean.filter": ("tokenizer", "encode"),
     "data.tokenizer.path": ("tokenizer",),
+    "data.sources": ("train",),  # by the keys of their shards, and `mixture_fields`
+    "data.phases": ("train",),
 }
+
+_EMPTY = ("data.sources", "data.phases")  # of those, lists that were empty before they were added
+
+# What the stages read of one source of a mixture.
+OF_SOURCE: dict[str, tuple[str, ...]] = {
+    "download": (
+        *(each.removeprefix("data.") for each in _READ_FILES), "path", "config_name", "revision",
+        "seed", "format", "license",
+    ),
+    "encode": (
+        *(f"clean.{name}" for name in CleanConfig.model_fields), "val_fraction",
+    ),
+    "train": ("weight", "max_epochs"),
+}  # fmt: skip
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes
@@ -139,13 +157,54 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     later = [key for key, (owner, old) in ADDED.items() if owner == stage and flat[key] != old]
     values = {name: flat[name] for name in (*names, *later)}
     if stage == "train":
+        values |= mixture_fields(config)
         former = FORMER | _PROCESSES | FORMER_OF_RECIPES.get(config.recipe, {})
         return _nested(values | former)
     return dict(*_nested(values).values())
 
 
+def mixture_fields(config: PipelineConfig) -> dict[str, Any]:
+    """What of a mixture only the order of the training depends on; empty without one."""
+    data = config.data
+    if not data.sources:
+        return {}
+    sources = {
+        name: {"weight": source.weight, "max_epochs": source.max_epochs}
+        for name, source in data.sources.items()
+    }
+    return {"mixture": {"sources": sources, "phases": config.flat()["data.phases"]}}
+
+
+def names_of_sources(stage: str, config: PipelineConfig) -> tuple[str, ...]:
+    """The settings of each source of a mixture that a stage reads, by their dotted keys."""
+    return tuple(
+        f"data.sources.{source}.{name}"
+        for source in config.data.sources
+        for name in OF_SOURCE[stage]
+    )
+
+
+def with_sources(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key in which each setting of a source of a mixture has its own.
+
+    `data.sources` is then the list of their names.
+    """
+    sources = flat.get("data.sources", {})
+    if not isinstance(sources, Mapping):
+        return dict(flat)
+    values = {**flat, "data.sources": sorted(sources)}
+    for source, text in sources.items():
+        for name, value in text.items():
+            inner = value if isinstance(value, Mapping) else {"": value}
+            for last, each in inner.items():
+                values[f"data.sources.{source}.{name}{'.' * bool(last)}{last}"] = each
+    return values
+
+
 def default_of(name: str) -> Any:
     """The value of a setting in results from before it was added. Raises KeyError."""
+    if name in _EMPTY:
+        return []
     return None if name in BY_CONTENT else ADDED[name][1]
 
 
@@ -171,7 +230,9 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
     It is for people and plans: no key, hash or stage depends on it.
     """
     flat, names = config.flat(), names_of(stage)
-    if stage == "encode" and config.data.tokenizer.is_set:
+    if config.data.sources:
+        names = (*names, "data.sources")
+    if stage == "encode" and config.data.makes_vocabulary:
         names = (*names, *names_of("tokenizer"))
     return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}
 

@@ -102,8 +102,15 @@ class Sweep(Frozen):
         The number of trials, the budget and the workers are not in it: more continue the sweep.
         """
         config = self.config()
-        stages = ("tokenizer", *_STAGES) if config.data.tokenizer.is_set else _STAGES
-        fields = {stage: keys.stage_fields(stage, config) for stage in stages}
+        stages = ("tokenizer", *_STAGES) if config.data.makes_vocabulary else _STAGES
+        fields: dict[str, Any] = {stage: keys.stage_fields(stage, config) for stage in stages}
+        if config.data.sources:
+            fields["sources"] = {
+                name: {
+                    s: keys.stage_fields(s, config.of_source(name)) for s in ("download", "encode")
+                }
+                for name in config.data.sources
+            }
         parts = {
             "version": SWEEP_VERSION,
             "config": fields,

@@ -89,8 +89,9 @@ def check_encoding(
 ) -> None:
     """Raises UserError where shards are to be made, and what makes them is missing, or not run."""
     try:
-        check_extras(config.data.clean)
-        check_functions(functions_of(config.data.clean))
+        for text in config.data.sources.values() or (config.data,):
+            check_extras(text.clean)
+            check_functions(functions_of(text.clean))
         if config.data.tokenizer.train:
             check_trainer()
         elif config.data.tokenizer.path:
@@ -309,11 +310,11 @@ def known_shards(
     """
     data = DataRoot(root)
     named = data.results("sources", config.folder_name)
-    dataset = "stories" if config.data.source == "stories" else config.data.path
+    dataset = config.data.dataset_name
 
     def vocabulary(source: Source) -> str | None:
         """The tokenizer that shards of this source would have; empty where that is not here."""
-        if tokenizer_sha256 or not config.data.tokenizer.is_set:
+        if tokenizer_sha256 or not config.data.makes_vocabulary:
             return tokenizer_sha256
         known = known_vocabulary(config, source, data)
         return known.tokenizer_sha256 if known else ""
