@@ -25,7 +25,7 @@ def as_mixture(shards: Shards, count: int = 2) -> Shards:
         val = train.counts[files[0]].model_copy(update={"documents": 0, "tokens": 0, "bytes": 0})
         parts[name] = ShardsPart(key=name * 8, source_key="s" * 64, train=split, val=val)
     np.save(shards.path / EXCLUDED, np.empty((0, 4), np.int64))
-    mixed = shards.model_copy(update={"parts": parts})
+    mixed = shards.model_copy(update={"parts": dict(sorted(parts.items()))})
     write_record(shards.path, mixed)
     return mixed
 
