@@ -263,3 +263,15 @@ def test_a_pass_is_over_the_tokens_of_all_sources_together() -> None:
     assert planned_steps(config, SHARDS.trained_on) == 1450
     train = TrainConfig(max_steps=5000, max_passes=1, tokens_per_step=640)
     assert planned_steps(config_of((), train, books={}, code={}), SHARDS.trained_on) == 725
+
+
+def test_a_thousand_steps_have_the_shares_of_their_weights() -> None:
+    """20,000 rows are whole cycles: exactly 0.7 and 0.3; and 20 rows of any step nearly so."""
+    config = config_of(books={"weight": 0.7}, code={"weight": 0.3})
+    order = planned_order(config, SHARDS, ROWS, 1000)
+    assert order is not None
+    assert order.counts(1000 * ROWS) == (14_000, 6_000)
+    for step in range(1001):
+        books, code = order.counts(step * ROWS)
+        assert books + code == step * ROWS
+        assert abs(books - 0.7 * step * ROWS) <= 0.3 * CYCLE_ROWS / 2
