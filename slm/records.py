@@ -520,8 +520,16 @@ class Derivation(Frozen):
         return f"step {self.step} of {self.run}, {change}"
 
 
+def source_bpb(source: str) -> str:
+    """The name of a source's bits per byte in journals and MLflow: `source.wiki.val_bpb`."""
+    return f"source.{source}.val_bpb"
+
+
 class JournalEntry(TypedDict, total=False):
-    """A line of a run's journal: what happened, when, and at which step, with its figures."""
+    """A line of a run's journal: what happened, when, and at which step, with its figures.
+
+    An evaluation on several sources has the bits per byte of each too, by the name `source_bpb`.
+    """
 
     event: Required[str]  # start, resume, step, evaluate, checkpoint, decision, diverged, end
     time: Required[float]  # unix seconds

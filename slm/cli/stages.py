@@ -18,6 +18,8 @@ from slm.cli.options import (
     display_for,
     load,
     show,
+    show_line,
+    show_wide,
     suggest,
 )
 from slm.config import DataConfig
@@ -250,6 +252,8 @@ def evaluate(
             *_, evaluation = _evaluated(run)
             fields = {"documents", "tokens", "bytes", "val_loss", "val_bpb"}
             result = evaluation.model_dump(include=fields)
+            if sources := evaluation.details.get("sources"):
+                result["sources"] = sources
         else:
             from slm.evaluation.evaluate import evaluate_file
 
@@ -259,6 +263,11 @@ def evaluate(
             with display.progress("evaluate") as progress:
                 result = evaluate_file(checkpoint, data, reading, progress, column=column)
     show(result, as_json)
+    if "sources" in result and not as_json:
+        from slm.cli import tables
+
+        show_line("")
+        show_wide(tables.sources(result["sources"]))
     suggest(as_json, f"slm report {run} --open")
 
 

@@ -93,6 +93,23 @@ def listing(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     return table
 
 
+def sources(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How well a model predicts the held-out documents of each source of a mixture."""
+    names = ("source", "val_bpb", "95 %", "val_loss", "documents", "tokens", "bytes")
+    return listing(
+        names,
+        [
+            (name, f["val_bpb"], ends(f["low"], f["high"]), *(f[column] for column in names[3:]))
+            for name, f in figures.items()
+        ],
+    )
+
+
+def ends(low: float | None, high: float | None) -> str | None:
+    """An interval; None where there is none, such as of too few documents."""
+    return None if low is None or high is None else f"{low:.4f} to {high:.4f}"
+
+
 # ---- recipes and shards -----------------------------------------------------------------------
 
 

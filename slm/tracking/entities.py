@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, TaskScore
+from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, ShardSplit, TaskScore
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
 
 MEASURED = ("step", "evaluate", "system")  # events of the journal that carry metrics
+CONTEXTS = {"train": "training", "val": "validation"}  # of a split, in MLflow's words
+SOURCE_TYPES = {"hub": "hf", "files": "local", "stories": "code", "mixture": "mixture"}
 
 
 def public_uri(text: str) -> str:
@@ -70,29 +72,47 @@ def param_text(value: Any) -> str:
 def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
     """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
 
-    Empty where the shards are gone.
+    Of a mixture the train documents are an input per source. Empty where the shards are gone.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
     config, shards = run.config, run.shards
     if shards is None:
         return []
     source = run.root.source(shards.source_key)
     name = source.dataset if source else config.data.path or config.data.source
-    where = {"path": name, "uri": name, "revision": source.revision if source else None}
-    inputs = []
-    for split, context in (("train", "training"), ("val", "validation")):
-        held = shards.splits[split]
+    kind = SOURCE_TYPES["mixture" if shards.parts else config.data.source]
+
+    def of(split: str, held: ShardSplit, where: Mapping[str, Any], kind: str) -> "DatasetInput":
         hashes = [shards.files[file].sha256 for file in held.files]
-        dataset = Dataset(
-            name=Path(public_uri(name)).name or config.recipe,
-            digest=storage.sha256_json(hashes)[:32],
-            source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
-            source=public_uri(json.dumps(where | {"split": split})),
-            profile=json.dumps(held.model_dump(exclude={"files"})),
-        )
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-    return inputs
+        return _dataset_input(where | {"split": split}, held, hashes, kind, config.recipe)
+
+    where = {"path": name, "uri": name, "revision": source.revision if source else None}
+    if not shards.parts:
+        return [of(split, shards.splits[split], where, kind) for split in CONTEXTS]
+    inputs = []
+    for part_name, part in shards.parts.items():
+        from_ = source.parts.get(part_name) if source else None
+        text = config.data.sources.get(part_name)
+        path = from_.dataset if from_ else part_name
+        of_part = {"path": path, "uri": path, "revision": from_ and from_.revision}
+        part_kind = SOURCE_TYPES[text.source] if text else kind
+        inputs.append(of("train", part.train, of_part | {"source": part_name}, part_kind))
+    return [*inputs, of("val", shards.splits["val"], where, kind)]
+
+
+def _dataset_input(
+    where: Mapping[str, Any], held: ShardSplit, hashes: list[str], kind: str, recipe: str
+) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=Path(public_uri(where["path"])).name or recipe,
+        digest=storage.sha256_json(hashes)[:32],
+        source_type=kind,
+        source=public_uri(json.dumps(dict(where))),
+        profile=json.dumps(held.model_dump(exclude={"files"})),
+    )
+    context = CONTEXTS[where["split"]]
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def description(run: Run, evaluation: Evaluation) -> str:
@@ -103,6 +123,15 @@ def description(run: Run, evaluation: Evaluation) -> str:
         "artifacts.\n\n"
         f"```\nslm lineage {run.name}\nslm sample {run.name}\n```"
     )
+
+
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of an evaluation by their metrics' names; of each source its bits per byte."""
+    whole = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
+    return whole | {
+        f"source.{name}.full_val_bpb": figures["val_bpb"]
+        for name, figures in evaluation.details.get("sources", {}).items()
+    }
 
 
 def benchmark_metrics(score: TaskScore) -> dict[str, float]:
