@@ -83,7 +83,7 @@ def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
 
     def of(split: str, held: ShardSplit, where: Mapping[str, Any], kind: str) -> "DatasetInput":
         hashes = [shards.files[file].sha256 for file in held.files]
-        return _dataset_input(where | {"split": split}, held, hashes, kind, config.recipe)
+        return _dataset_input({**where, "split": split}, held, hashes, kind, config.recipe)
 
     where = {"path": name, "uri": name, "revision": source.revision if source else None}
     if not shards.parts:
