@@ -30,15 +30,20 @@ MIXTURE = CONFIG.model_copy(update={
 
 def code(first: int, last: int) -> list[str]:
     """So many lines of arithmetic, a few a document."""
-    numbers = (range(7 * n, 7 * n + 6) for n in range(first, last))
+    numbers = (range(7 * n, 7 * n + 4) for n in range(first, last))
     return ["".join(f"x{n} = f({n * n % 97})\n" for n in each) for each in numbers]
 
 
+def prose(first: int, last: int) -> list[str]:
+    """So many beginnings of stories."""
+    return [text[:160] for text in stories(1, first, last)]
+
+
 TEXTS = {
-    "train": {PROSE: list(stories(1, 0, 60)), CODE: code(0, 40)},
-    "val": {PROSE: list(stories(1, 60, 120)), CODE: code(40, 70)},
+    "train": {PROSE: prose(0, 60), CODE: code(0, 40)},
+    "val": {PROSE: prose(60, 102), CODE: code(40, 61)},
 }
-ORDER = [(PROSE, CODE, PROSE)[n % 3] for n in range(90)]  # of the held-out documents
+ORDER = [(PROSE, CODE, PROSE)[n % 3] for n in range(63)]  # of the held-out documents
 
 
 def held_out() -> list[str]:
