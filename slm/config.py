@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from slm.errors import UserError, check_utf8
+from slm.errors import UserError, check_utf8, listing
 from slm.figures import two_lines
 
 PIPELINES = "pipelines.yaml"  # of a project: its recipes and deployments
@@ -31,9 +31,9 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 ENDPOINT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9_.-]*)(:[0-9]{1,5})?"  # HOST:PORT
 FUNCTION = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
-SOURCE_NAME = (
-    r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"  # of a mixture: part of dotted keys and file names
-)
+# Of a mixture: part of dotted keys and file names.
+SOURCE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+SOURCE_NAME_RULE = "at most 32 letters, digits, '_' and '-', the first a letter or a digit"
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -330,12 +330,74 @@ class DataConfig(TextConfig):
         {},
         "A mixture: sources by name, each with the settings of one (source, path, clean, …), its "
         "weight, max_epochs and license.",
+        json_schema_extra={
+            "words": "sources by name, such as {wiki: {source: files, path: wiki.jsonl, weight: "
+            "0.7}}"
+        },
     )
     phases: tuple[Phase, ...] = setting(
         (),
         "Weights of the sources that change during the training, such as {until: 0.8, weights: "
         "{wiki: 0.3}}, the last one until 1; empty: the sources' own to the end.",
+        json_schema_extra={
+            "words": "list of phases, such as [{until: 0.8, weights: {wiki: 0.3}}, {until: 1}]"
+        },
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _in_order(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        """The sources by name, however they were written: the order decides of their duplicates."""
+        by_case: dict[str, str] = {}
+        for name in sources:
+            if (other := by_case.setdefault(name.casefold(), name)) != name:
+                raise ValueError(
+                    f"data.sources has {other} and {name}: their files would have the same names "
+                    "on some disks; give one another name"
+                )
+        return dict(sorted(sources.items()))
+
+    @model_validator(mode="after")
+    def _mixture_is_whole(self) -> Self:
+        if self.phases and not self.sources:
+            raise ValueError("data.phases has weights of data.sources, and there are none")
+        if not self.sources:
+            return self
+        for key, field in TextConfig.model_fields.items():
+            if getattr(self, key) != field.default:
+                name = next(iter(self.sources))
+                raise ValueError(
+                    f"data.{key} is of one dataset, and data.sources has {listing(self.sources)}: "
+                    f"state it of each source, such as data.sources.{name}.{key}"
+                )
+        self._check_phases()
+        return self
+
+    def _check_phases(self) -> None:
+        """Raises ValueError for phases that do not follow each other, or that train on nothing."""
+        before = 0.0
+        for phase in self.phases:
+            if phase.until <= before:
+                raise ValueError(
+                    f"data.phases: until={phase.until:g} follows until={before:g}: each phase ends "
+                    "later than the one before it"
+                )
+            before = phase.until
+            if others := [name for name in phase.weights if name not in self.sources]:
+                raise ValueError(
+                    f"data.phases has a weight of {others[0]}, which is no source: there are "
+                    f"{listing(self.sources)}"
+                )
+            if not any(phase.weights.get(name, 1) for name in self.sources):
+                raise ValueError(
+                    f"data.phases: every weight until={phase.until:g} is 0: nothing is left to "
+                    "train on"
+                )
+        if self.phases and before != 1:
+            raise ValueError(
+                f"data.phases end at until={before:g}: the last one ends at 1, the end of the "
+                "training"
+            )
 
     @model_validator(mode="after")
     def _address_is_of_the_runner(self) -> Self:
@@ -351,6 +413,14 @@ class DataConfig(TextConfig):
     def expected_vocab_size(self) -> int:
         """Tokens of the vocabulary, as far as settings tell: of a given one it is not known."""
         return self.tokenizer.vocab_size if self.tokenizer.train else self.vocab_size
+
+    @property
+    def makes_vocabulary(self) -> bool:
+        """Whether a stage of its own makes the vocabulary: one's own, or the trimmed one of a
+        mixture, which belongs to the union of its sources.
+        """
+        trims = bool(self.sources) and self.vocab_size < GPT2_VOCAB_SIZE
+        return self.tokenizer.is_set or trims
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
@@ -484,6 +554,17 @@ class TrainConfig(Section):
         "models:/NAME/VERSION, hf:FOLDER or hf:ORG/NAME[@REVISION] of Hugging Face; its shape may "
         "be left out of model. null: from the seed.",
         min_length=1,
+    )
+
+    document_mask: bool = setting(
+        False,
+        "Whether attention ends at end-of-text, so that a token sees its own document alone; "
+        "positions count on through the row.",
+    )
+    rows: Literal["windows", "documents"] = setting(
+        "windows",
+        "Where the rows of training begin: windows, at any token, next to each other; documents, "
+        "where the first document begins in a window, if any does.",
     )
 
     tokens_per_step: PositiveInt = setting(
@@ -814,9 +895,12 @@ class PipelineConfig(Section):
         return self.name or self.recipe
 
     def of_source(self, name: str) -> "PipelineConfig":
-        """The config of one source of a mixture alone, whose folders are named after it."""
+        """The config of one source of a mixture alone, whose folders are named after it.
+
+        Its vocabulary is whole: a trimmed one is of the mixture, and given to its encoding.
+        """
         text = {key: getattr(self.data.sources[name], key) for key in TextConfig.model_fields}
-        alone: dict[str, Any] = {"sources": {}, "phases": ()}
+        alone: dict[str, Any] = {"sources": {}, "phases": (), "vocab_size": GPT2_VOCAB_SIZE}
         return self.model_copy(update={
             "name": name, "data": self.data.model_copy(update=text | alone),
         })  # fmt: skip
@@ -825,10 +909,13 @@ class PipelineConfig(Section):
     def model_name(self) -> str:
         """The registered model's name: `registry.model`, `name`, else that of the data.
 
-        It is the recipe's where the data have no usable name, and slm for the generated stories.
+        It is the recipe's where the data are a mixture or have no usable name, and slm for the
+        generated stories.
         """
         if given := self.registry.model or self.name:
             return given
+        if self.data.sources:
+            return self.recipe
         return "slm" if self.data.source == "stories" else data_name(self.data.path) or self.recipe
 
 

@@ -89,6 +89,8 @@ ADDED: dict[str, tuple[str, Any]] = {
     "train.parallel": ("train", "elastic"),
     "train.micro_batches": ("train", "auto"),
     "train.max_passes": ("train", None),
+    "train.document_mask": ("train", False),
+    "train.rows": ("train", "windows"),
 }
 
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.
@@ -186,7 +188,7 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
     It is for people and plans: no key, hash or stage depends on it.
     """
     flat, names = config.flat(), names_of(stage)
-    if stage == "encode" and config.data.tokenizer.is_set:
+    if stage == "encode" and config.data.makes_vocabulary:
         names = (*names, *names_of("tokenizer"))
     return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixed import CODE, MIXTURE, ORDER, PROSE, SOURCES, finish_mixed_run, held_out
+from two_sources import CODE, MIXTURE, ORDER, PROSE, SOURCES, finish_mixed_run, held_out
 from tiny_run import copy_run, shards_of
 from typer.testing import CliRunner
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixed import CODE, MIXTURE, ORDER, PROSE, finish_mixed_run, held_out
+from two_sources import CODE, MIXTURE, ORDER, PROSE, finish_mixed_run, held_out
 from run_folders import CONFIG, add_evaluation, empty_store, finish_run, start_run
 from tiny_run import shards_of
 from typer.testing import CliRunner

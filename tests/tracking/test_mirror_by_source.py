@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mixed import CODE, MIXTURE, PROSE, finish_mixed_run
+from two_sources import CODE, MIXTURE, PROSE, finish_mixed_run
 from run_folders import empty_store, write_journal
 from tiny_run import shards_of
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from mixed import CODE, MIXTURE, PROSE, SOURCES, commit_mixture
+from two_sources import CODE, MIXTURE, PROSE, SOURCES, commit_mixture
 from tiny_run import CLEAN, code, copy_run
 
 from slm.config import PipelineConfig

@@ -1,1 +1,1 @@
-"""Mixtures: several sources joined, and the order in which a training reads them."""
+"""A mixture: the shards of its sources joined, and read source by source."""
