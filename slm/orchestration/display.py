@@ -89,13 +89,13 @@ class Display:
         started = time.monotonic()
         with self.progress(name) as progress:
             result = work(progress)
-        self.seconds[name] = round(time.monotonic() - started, 3)
-        if isinstance(result, Record) and result.reused:
-            self.reused.append(name)
-        if isinstance(result, Record) and result.pulled:
-            self.pulled.append(name)
+        seconds = time.monotonic() - started
+        # A stage may run several times: for each source of a mixture, and for all of them.
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+        for names, holds in ((self.reused, "reused"), (self.pulled, "pulled")):
+            _keep(names, name, isinstance(result, Record) and getattr(result, holds))
         word, text = outcome(result)
-        self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
+        self.write(f"{name:<9} {word:<7} {text}   {seconds:.1f} s")
         for line in details(result):
             self.write(f"{'':<9} {line}")
         return result
@@ -108,6 +108,14 @@ class Display:
             return
         with LiveBar(self.console) as bar:
             yield bar.begin(name)
+
+
+def _keep(names: list[str], name: str, holds: bool) -> None:
+    """Have a name in a list as what its last result says."""
+    if holds and name not in names:
+        names.append(name)
+    elif not holds and name in names:
+        names.remove(name)
 
 
 class LiveBar(Bar):

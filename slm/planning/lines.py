@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm import storage
+from slm import keys, storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
 from slm.planning.results import Changed, Result, Results, differences, nearest
@@ -49,7 +49,7 @@ class Lines:
     ) -> None:
         self.config, self.results, self.verify, self.against = config, results, verify, against
         self.explain = explain
-        self.flat = config.flat()
+        self.flat = keys.with_sources(config.flat())
         self.stages: list[Stage] = []
         self.source: Source | None = None  # that is reused, as are the shards
         self.vocabulary: Vocabulary | None = None
@@ -62,6 +62,7 @@ class Lines:
         self.pulled: Entry | None = None  # the run that would be pulled from it
         self.start: Start | None = None  # what the training starts from; None: the seed
         self.start_known = True  # whether its weights are, which the keys have the hash of
+        self.of_sources: dict[str, Lines] = {}  # of a mixture, by the name of the source
 
     # ---- what is here ----
 
