@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from two_sources import CODE, MIXTURE, ORDER, PROSE, SOURCES, finish_mixed_run, held_out
 from tiny_run import copy_run, shards_of
+from two_sources import CODE, MIXTURE, ORDER, PROSE, SOURCES, finish_mixed_run, held_out
 from typer.testing import CliRunner
 
 from slm.cli.main import app

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from two_sources import CODE, MIXTURE, ORDER, PROSE, finish_mixed_run, held_out
 from run_folders import CONFIG, add_evaluation, empty_store, finish_run, start_run
 from tiny_run import shards_of
+from two_sources import CODE, MIXTURE, ORDER, PROSE, finish_mixed_run, held_out
 from typer.testing import CliRunner
 
 from slm.cli.main import app

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from two_sources import CODE, MIXTURE, PROSE, finish_mixed_run
 from run_folders import empty_store, write_journal
 from tiny_run import shards_of
+from two_sources import CODE, MIXTURE, PROSE, finish_mixed_run
 
 from slm.evaluation.evaluate import evaluate
 from slm.records import source_bpb

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from two_sources import CODE, MIXTURE, PROSE, SOURCES, commit_mixture
 from tiny_run import CLEAN, code, copy_run
+from two_sources import CODE, MIXTURE, PROSE, SOURCES, commit_mixture
 
 from slm.config import PipelineConfig
 from slm.evaluation.scoring import score
