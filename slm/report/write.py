@@ -29,7 +29,7 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import benchmarks as report_benchmarks
-from slm.report import cards, evidence, plots, vocabulary
+from slm.report import cards, evidence, overview, plots, vocabulary
 from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -45,6 +45,7 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
+PLOTS = ("overview_plot", "training_plots", "reference_plot", "evaluation_plots", "data_plots")
 MAX_SURPRISE_TOKENS = 200  # of a text that is shown with its shades
 
 
@@ -128,11 +129,12 @@ def gather(
     quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
     others = find_other_runs(run, champion, config.folder_name, samples)
     tasks = report_benchmarks.tasks(benchmarks)
+    train_loss = curves.train_loss(checkpoint.step) or checkpoint.train_loss
     findings = [
         *training_findings(
             curves.evaluations,
             checkpoint.step,
-            curves.train_loss(checkpoint.step) or checkpoint.train_loss,
+            train_loss,
             evaluation.val_loss,
             evidence.comparable_bpb(evaluation),
             evidence.references_by_name(evaluation),
@@ -149,7 +151,9 @@ def gather(
         "title": f"{run.name}, step {checkpoint.step:,}",
         "summary": summarise(quality.checks, findings, evaluation.val_bpb),
         "figures": cards.key_figures(run, checkpoint, evaluation),
-        "example": shown[len(shown) // 2] if shown else None,
+        "head_figures": cards.head_figures(run, checkpoint, evaluation),
+        "overview_plot": overview.overview_plot(curves, evaluation, references),
+        "examples": overview.examples(shown, len(prompts)),
         "sample_count": len(shown),
         "has_copies": any(part["copied"] for sample in shown for part in sample["parts"]),
         "settings": config.report,
@@ -159,6 +163,7 @@ def gather(
         ],
         "quality": quality,
         "surprise": _surprises(model, tokenizer, shards, samples),
+        "training": cards.training_card(run, checkpoint, train_loss),
         "training_plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
         "references": references,
@@ -299,7 +304,7 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
     css = Markup(stylesheet())
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped
-        for name in ("training_plots", "reference_plot", "evaluation_plots", "data_plots")
+        for name in PLOTS
     }
     svg["benchmark_plots"] = [Markup(task.plot) for task in facts["benchmarks"]]
     extra = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}
