@@ -3,19 +3,31 @@
 The held-out documents are prose, code, prose, prose, code, … so that any first ones have both.
 """
 
+import atexit
+import shutil
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from run_folders import CONFIG, SHARDS_KEY, SOURCE_KEY, TOKENIZER, finish_run, start_run
+from tiny_run import CLEAN
+from tiny_run import code as clean_code
 
 from slm import storage
-from slm.config import DataConfig, PipelineConfig, RegistryConfig, SourceConfig
+from slm.config import DataConfig, PipelineConfig, RegistryConfig, ReportConfig, SourceConfig
 from slm.model.gpt import GPT
 from slm.records import Run, Shards, ShardsPart, ShardSplit, Source, SourcePart, SourceSplit
+from slm.run_folder import RunFolder
 from slm.source.stories import stories
 from slm.tokens.mixture.reading import VAL_PARTS
+from slm.tokens.shards.reading import EXCLUDED, read_shards
+from slm.training import launch
+from slm.training.loop import train
 
 PROSE, CODE = "prose", "code"
 SOURCES = (CODE, PROSE)  # in the order of a record that is read
@@ -43,6 +55,7 @@ TEXTS = {
     "train": {PROSE: prose(0, 60), CODE: code(0, 40)},
     "val": {PROSE: prose(60, 102), CODE: code(40, 61)},
 }
+DOCUMENTS = {name: [*TEXTS["train"][name], *TEXTS["val"][name]] for name in SOURCES}
 ORDER = [(PROSE, CODE, PROSE)[n % 3] for n in range(63)]  # of the held-out documents
 
 
@@ -69,7 +82,7 @@ def commit_mixture(root: Path, recipe: str) -> Path:
     shards_folder = root / "shards" / f"{recipe}-{SHARDS_KEY[:12]}"
     if shards_folder.exists():
         return shards_folder
-    _commit_source(root / "sources" / f"{recipe}-{SOURCE_KEY[:12]}")
+    write_source(root / "sources" / f"{recipe}-{SOURCE_KEY[:12]}", SOURCE_KEY, DOCUMENTS)
     staging = shards_folder.with_suffix(".tmp")
     staging.mkdir(parents=True)
     trains = {
@@ -86,6 +99,7 @@ def commit_mixture(root: Path, recipe: str) -> Path:
         "val": _write(staging, "val_00000.bin", held_out()),
     }
     np.save(staging / VAL_PARTS, np.array([SOURCES.index(name) for name in ORDER], np.uint8))
+    np.save(staging / EXCLUDED, np.empty((0, 4), np.int64))
     TOKENIZER.save(staging / "tokenizer.tiktoken")
     parts = {
         name: ShardsPart(
@@ -106,23 +120,32 @@ def commit_mixture(root: Path, recipe: str) -> Path:
     return shards_folder
 
 
-def _commit_source(folder: Path) -> None:
+def write_source(folder: Path, key: str, texts: Mapping[str, Sequence[str]]) -> Source:
+    """The source of a mixture with these documents, all of them in train."""
     staging = folder.with_suffix(".tmp")
     staging.mkdir(parents=True)
     parts = {}
     for i, name in enumerate(SOURCES):
         file = f"{name}-train_00000.parquet"
-        (staging / file).write_text("rows")
-        split = SourceSplit(files=[file], documents=100, bytes=4)
+        pq.write_table(pa.table({"text": list(texts[name])}), staging / file)
+        split = SourceSplit(
+            files=[file],
+            documents=len(texts[name]),
+            bytes=sum(len(text.encode()) for text in texts[name]),
+        )
         parts[name] = SourcePart(
             key=str(i + 2) * 64, dataset=f"{name} of a test", revision="r1", splits={"train": split}
         )
-    files = [file for part in parts.values() for file in part.splits["train"].files]
-    whole = SourceSplit(files=files, documents=200, bytes=8)
-    source = Source(
-        key=SOURCE_KEY, dataset="prose, code", revision="r1", splits={"train": whole}, parts=parts
+    every = [part.splits["train"] for part in parts.values()]
+    whole = SourceSplit(
+        files=[file for split in every for file in split.files],
+        documents=sum(split.documents for split in every),
+        bytes=sum(split.bytes for split in every),
     )
-    storage.commit(staging, folder, source)
+    source = Source(
+        key=key, dataset=" + ".join(SOURCES), revision="r1", splits={"train": whole}, parts=parts
+    )
+    return storage.commit(staging, folder, source)
 
 
 def _count(texts: list[str]) -> ShardSplit:
@@ -160,3 +183,32 @@ def model_of(prose: int, code: int) -> GPT:
             loss.backward()
             optimizer.step()
     return model
+
+
+TRAINED = MIXTURE.model_copy(update={
+    "train": MIXTURE.train.model_copy(update={
+        "max_steps": 4, "evaluate_every": 2, "evaluate_documents": 10, "keep_checkpoints": 4,
+        "threads": 1, "device": "cpu",
+    }),
+    "report": ReportConfig(
+        prompts=("Once",), temperatures=(0.8,), top_ks=(10,), max_new_tokens=8
+    ),
+})  # fmt: skip
+
+
+@cache
+def _trained() -> Path:
+    session = Path(mkdtemp(prefix="slm-two-sources-"))
+    atexit.register(shutil.rmtree, session, ignore_errors=True)
+    shards = read_shards(commit_mixture(session, TRAINED.recipe))
+    run = launch.prepare(TRAINED, shards, root=session)
+    with clean_code(CLEAN):
+        train(run)
+    return run.path
+
+
+def copy_trained(root: Path) -> RunFolder:
+    """Put a run into a data folder that was trained on the mixture, four steps, once a session."""
+    run = _trained()
+    shutil.copytree(run.parents[1], root, dirs_exist_ok=True)
+    return RunFolder(root / "runs" / run.name)

@@ -266,8 +266,17 @@ def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
     for name in type(config).model_fields:
         if isinstance(section := getattr(config, name), Section):
             given = {k: v for k, v in section.flat().items() if v is not None or k not in LIMITS}
+            given = {k: v for key, value in given.items() for k, v in _stated(key, value).items()}
             tables.append((name, [(k, _text(v)) for k, v in given.items()]))
     return tables
+
+
+def _stated(key: str, value: Any) -> dict[str, Any]:
+    """A setting; of mappings, such as the sources of a mixture, what in them is not empty."""
+    if not isinstance(value, dict):
+        return {key: value}
+    inner = {f"{key}.{name}": each for name, each in value.items() if each not in (None, {}, [])}
+    return {k: v for name, each in inner.items() for k, v in _stated(name, each).items()}
 
 
 # ---- the model card ---------------------------------------------------------------------------
@@ -281,7 +290,8 @@ def front_matter(
     benchmarks: Sequence[Benchmarks] = (),
 ) -> str:
     """The YAML at the head of a model card (huggingface.co/docs/hub/model-cards)."""
-    generated = config.data.source == "stories"
+    sources = config.data.sources.values()
+    generated = config.data.source == "stories" and not sources
     dataset = source.dataset if source else config.data.path or config.data.source
     result = {
         "task": {"type": "text-generation", "name": "Text generation"},
@@ -301,8 +311,12 @@ def front_matter(
         "metrics": ["bits_per_byte", "loss", *(["accuracy"] if scores else [])],
         "model-index": [{"name": evaluation.run, "results": [result, *map(_task_result, scores)]}],
     }
-    if config.data.source == "hub":
-        fields["datasets"] = [dataset]
+    if sources:
+        hub = [text.path for text in sources if text.source == "hub"]
+    else:
+        hub = [dataset] if config.data.source == "hub" else []
+    if hub:
+        fields["datasets"] = hub
     base = started_from(config, run) if config.train.init_from else ""
     if base.startswith("hf:") and is_pinned(base):
         fields["base_model"] = base.removeprefix("hf:").partition("@")[0]

@@ -30,6 +30,7 @@ from slm.progress import Progress, automatic, silent
 from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import benchmarks as report_benchmarks
 from slm.report import cards, evidence, overview, plots, vocabulary
+from slm.report import sources as report_sources
 from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -45,7 +46,10 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
-PLOTS = ("overview_plot", "training_plots", "reference_plot", "evaluation_plots", "data_plots")
+PLOTS = (
+    "overview_plot", "training_plots", "source_plots", "reference_plot", "evaluation_plots",
+    "data_plots",
+)  # fmt: skip
 MAX_SURPRISE_TOKENS = 200  # of a text that is shown with its shades
 
 
@@ -117,7 +121,7 @@ def gather(
     source = home.root.source(shards.source_key) if shards else None
     chain = lineage(home, evaluation_key=evaluation.key, check=False)
     prompts = report_prompts(config, shards)
-    if config.data.source == "files":
+    if config.data.source == "files" or config.data.sources:
         config, source, chain = _without_folders(config, source, chain)
     if config.train.init_from:
         config, chain = _without_folder_of_start(config, chain)
@@ -166,6 +170,8 @@ def gather(
         "training": cards.training_card(run, checkpoint, train_loss),
         "training_plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
+        "sources": (of_sources := report_sources.rows(config, home, shards, source, evaluation)),
+        "source_plots": report_sources.plot(curves, [row.name for row in of_sources]),
         "references": references,
         "reference_plot": plots.reference_plot(references),
         "benchmarks": tasks,
@@ -199,14 +205,24 @@ def _without_folders(
     def name(path: str) -> str:
         return Path(path).name or path
 
-    data = config.data.model_copy(update={"path": name(config.data.path)})
+    texts = {
+        key: text.model_copy(update={"path": name(text.path)}) if text.source == "files" else text
+        for key, text in config.data.sources.items()
+    }
+    parts = {
+        key: part.model_copy(update={"dataset": name(part.dataset)})
+        if key in texts and texts[key].source == "files"
+        else part
+        for key, part in (source.parts if source else {}).items()
+    }
+    data = config.data.model_copy(update={"path": name(config.data.path), "sources": texts})
     links = tuple(
         link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
         for link in chain.links
     )
     return (
         config.model_copy(update={"data": data}),
-        source and source.model_copy(update={"dataset": name(source.dataset)}),
+        source and source.model_copy(update={"dataset": name(source.dataset), "parts": parts}),
         chain.model_copy(update={"links": links}),
     )
 
@@ -301,6 +317,7 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
     templates = environment()
     percent = report_benchmarks.percent
     templates.filters |= {"md": escape_markdown, "fenced": fenced, "percent": percent}
+    templates.filters["cells"] = report_sources.cells
     css = Markup(stylesheet())
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped

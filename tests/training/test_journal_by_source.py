@@ -3,42 +3,20 @@
 from pathlib import Path
 
 import pytest
-from tiny_run import CLEAN, code, copy_run
-from two_sources import CODE, MIXTURE, PROSE, SOURCES, commit_mixture
+from tiny_run import copy_run
+from two_sources import CODE, PROSE, SOURCES, TRAINED, copy_trained
 
-from slm.config import PipelineConfig
 from slm.evaluation.scoring import score
 from slm.model.saved import load_model
 from slm.records import source_bpb
-from slm.run_folder import DataRoot, RunFolder, checkpoint_name
-from slm.tokens.shards.reading import documents, read_shards
-from slm.training import launch
-from slm.training.loop import train
+from slm.run_folder import RunFolder, checkpoint_name
+from slm.tokens.shards.reading import documents
 
-SLICE = 10  # documents
+SLICE = TRAINED.train.evaluate_documents
 
 
-@pytest.fixture(scope="module")
-def config() -> PipelineConfig:
-    training = {
-        "max_steps": 4, "evaluate_every": 2, "evaluate_documents": SLICE, "keep_checkpoints": 4,
-        "threads": 1, "device": "cpu",
-    }  # fmt: skip
-    train_config = MIXTURE.train.model_copy(update=training)
-    return MIXTURE.model_copy(update={"train": train_config})
-
-
-@pytest.fixture(scope="module")
-def run(config: PipelineConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    root = DataRoot(tmp_path_factory.mktemp("data"))
-    shards = read_shards(commit_mixture(root.path, config.recipe))
-    folder = launch.prepare(config, shards, root=root.path)
-    with code(CLEAN):
-        train(folder)
-    return folder
-
-
-def test_the_journal_has_each_source_and_the_whole_decides(run: RunFolder) -> None:
+def test_the_journal_has_each_source_and_the_whole_decides(tmp_path: Path) -> None:
+    run = copy_trained(tmp_path)
     entries = [dict(entry) for entry in run.journal if entry["event"] == "evaluate"]
     assert [entry["step"] for entry in entries] == [2, 4]
     shards = run.shards
