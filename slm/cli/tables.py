@@ -338,6 +338,7 @@ def pair(compared: "PairComparison") -> RenderableType:
         result = f"{compared.interval.sentence}, B - A, 95 % interval over {count}"
     else:
         result = f"no interval: {compared.no_interval}"
+    result += "".join(f"\nsource {name}: {i.sentence}" for name, i in compared.sources.items())
     result += "".join(f"\n{task.task}: {task.sentence}" for task in compared.benchmarks)
     result += "".join(f"\n{name}: {why}" for name, why in compared.not_compared.items())
     parts: list[RenderableType] = [Text(f"A  {compared.a}\nB  {compared.b}\n\n{result}"), ""]
