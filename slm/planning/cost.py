@@ -16,7 +16,7 @@ from slm.machine import cpu_name
 from slm.planning.lines import Lines
 from slm.planning.results import Result, differences, nearest
 from slm.planning.stage import OWN, Stage
-from slm.records import Run, Shards, ShardSplit, Source
+from slm.records import Run, ShardSplit, Source
 from slm.run_folder import RunFolder
 from slm.training.needs import measure, planned_steps
 
@@ -39,7 +39,7 @@ def with_cost(line: Stage, lines: Lines) -> Stage:
     if line.action in ("refused", "to pull"):
         return line
     kinds = {
-        "download": _download, "tokenizer": _tokenizer, "encode": _encode, "mix": _mix,
+        "download": _download, "tokenizer": _tokenizer, "encode": _encode, "mix": _encode,
         "train": _train,
     }  # fmt: skip
     update = kinds.get(line.stage, _inside_run)(line, lines)
@@ -51,9 +51,7 @@ def _as(name: str) -> str:
 
 
 def _download(line: Stage, lines: Lines) -> dict[str, Any]:
-    mixed = bool(lines.config.data.sources)
-    alike = [r for r in lines.results.sources if bool(getattr(r.record, "parts", ())) == mixed]
-    best = _timed(alike, lines, OWN["download"](lines.config))
+    best = _timed(lines.pinned(lines.results.sources), lines, OWN["download"](lines.config))
     if best is None or best.made is None:
         return {}
     record, share = best.record, 1.0
@@ -70,12 +68,8 @@ def _tokenizer(line: Stage, lines: Lines) -> dict[str, Any]:
 
 
 def _encode(line: Stage, lines: Lines) -> dict[str, Any]:
-    return _by_text(_timed(lines.results.shards, lines, OWN["encode"](lines.config)), lines)
-
-
-def _mix(line: Stage, lines: Lines) -> dict[str, Any]:
-    mixed = [r for r in lines.results.shards if isinstance(r.record, Shards) and r.record.parts]
-    return _by_text(_timed(mixed, lines, OWN["mix"](lines.config)), lines)
+    made = lines.pinned(lines.results.shards)
+    return _by_text(_timed(made, lines, OWN[line.stage](lines.config)), lines)
 
 
 def _by_text(best: Result | None, lines: Lines) -> dict[str, Any]:

@@ -86,9 +86,18 @@ class Lines:
         return self.store.entry(kind, key, run) if self.store else None
 
     def pinned(self, candidates: Iterable[Result]) -> list[Result]:
-        """Of these results, those that led to the run that is compared with, if one is."""
+        """Of these results, those that led to the run that is compared with, if one is.
+
+        Of sources and shards those of mixtures for a mixture, and the others for any other.
+        """
+        mixed = bool(self.config.data.sources)
+        candidates = [
+            result
+            for result in candidates
+            if not isinstance(result.record, Source | Shards) or bool(result.record.parts) == mixed
+        ]
         if self.against is None:
-            return list(candidates)
+            return candidates
         settings = self.against.settings
         shards = self.against.shards
         vocabulary = self.results.root.vocabulary_of(shards) if shards else None
@@ -98,6 +107,8 @@ class Lines:
             shards.source_key if shards else None,
             vocabulary.key if vocabulary else None,
         }
+        for part in shards.parts.values() if shards else ():
+            own |= {part.key, part.source_key}
         return [result for result in candidates if result.record.key in own]
 
     # ---- the lines of the plan ----
@@ -156,7 +167,7 @@ class Lines:
         if best is None and self.explain:
             reasons = reasons or ["there is no result of this stage yet"]
         elif best is not None:
-            if best.recipe != self.config.recipe:
+            if best.recipe not in (self.config.recipe, self.config.folder_name):
                 changed["recipe"] = (best.recipe, self.config.recipe)
             changed |= differences(best.settings, self.flat, own)
             if inputs and best.inputs != inputs:

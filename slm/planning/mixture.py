@@ -24,7 +24,7 @@ def plan_sources(lines: Lines) -> Source | None:
         _take(lines, own, name)
         if own.source:
             parts[name] = own.source
-    candidates = [r for r in lines.pinned(lines.results.sources) if getattr(r.record, "parts", ())]
+    candidates = lines.pinned(lines.results.sources)
     if len(parts) < len(config.data.sources):
         lines.make("download", None, candidates, reasons=["after the download of each source"])
         return None
@@ -53,13 +53,14 @@ def plan_mix(lines: Lines) -> Shards | None:
         if config.data.makes_vocabulary and lines.vocabulary is None and lines.start is None:
             upstream = OWN["download"](own.config)
             reasons = [after("tokenizer")]
-            own.make("encode", None, lines.results.shards, upstream=upstream, reasons=reasons)
+            candidates = own.pinned(lines.results.shards)
+            own.make("encode", None, candidates, upstream=upstream, reasons=reasons)
         else:
             own.shards = plan_encode(own, own.source)
         if key := own.stages[-1].key:
             keys[name] = key
         _take(lines, own, name)
-    candidates = [r for r in lines.pinned(lines.results.shards) if getattr(r.record, "parts", ())]
+    candidates = lines.pinned(lines.results.shards)
     upstream = OWN["download"](config)
     if len(keys) < len(lines.of_sources):
         lines.make("mix", None, candidates, upstream=upstream, reasons=[after("encode")])

@@ -327,11 +327,15 @@ class _Rebuild:
         return Tokenizer.load(made.path / TOKENIZER)
 
     def _download(self, config: PipelineConfig) -> Source:
-        if config.data.source == "hub":
+        recorded = self.run.source
+        if config.data.sources and recorded:
+            config = config.with_revisions(
+                {name: part.revision for name, part in recorded.parts.items()}
+            )
+        elif config.data.source == "hub":
             pinned = config.data.model_copy(update={"revision": self.chain["dataset"].digest})
             config = config.model_copy(update={"data": pinned})
         source = download(config, root=self.fresh, progress=self.progress)
-        recorded = self.run.source
         if recorded is None or written_by(recorded) == written_by(source):
             self._compare_folder("source", source)
             return source

@@ -110,10 +110,11 @@ def _all_splits(parts: Mapping[str, SourcePart]) -> dict[str, SourceSplit]:
 
 
 def _inputs(parts: Mapping[str, Source]) -> dict[str, str]:
-    """Split → what it was read from, of each part that recorded it."""
+    """Split → what it was read from, of each part; of what had no files, its dataset."""
     inputs: dict[str, list[str]] = {}
     for name, part in parts.items():
-        for split, text in part.inputs.items():
+        for split in part.splits:
+            text = part.inputs.get(split, part.dataset)
             inputs.setdefault(split, []).append(f"{name}: {text}")
     return {split: "; ".join(texts) for split, texts in inputs.items()}
 

@@ -5,23 +5,21 @@ Nothing here talks to a server. No value carries a password: `public_uri` remove
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm import storage
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, TextConfig
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, ShardSplit, TaskScore
+from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, Shards, TaskScore
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
 
 MEASURED = ("step", "evaluate", "system")  # events of the journal that carry metrics
-CONTEXTS = {"train": "training", "val": "validation"}  # of a split, in MLflow's words
-SOURCE_TYPES = {"hub": "hf", "files": "local", "stories": "code", "mixture": "mixture"}
 
 
 def public_uri(text: str) -> str:
@@ -72,47 +70,51 @@ def param_text(value: Any) -> str:
 def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
     """The splits as MLflow dataset inputs: where they come from, how much they hold, a digest.
 
-    Of a mixture the train documents are an input per source. Empty where the shards are gone.
+    Empty where the shards are gone.
     """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     config, shards = run.config, run.shards
     if shards is None:
         return []
     source = run.root.source(shards.source_key)
-    name = source.dataset if source else config.data.path or config.data.source
-    kind = SOURCE_TYPES["mixture" if shards.parts else config.data.source]
-
-    def of(split: str, held: ShardSplit, where: Mapping[str, Any], kind: str) -> "DatasetInput":
-        hashes = [shards.files[file].sha256 for file in held.files]
-        return _dataset_input({**where, "split": split}, held, hashes, kind, config.recipe)
-
-    where = {"path": name, "uri": name, "revision": source.revision if source else None}
-    if not shards.parts:
-        return [of(split, shards.splits[split], where, kind) for split in CONTEXTS]
     inputs = []
-    for part_name, part in shards.parts.items():
-        from_ = source.parts.get(part_name) if source else None
-        text = config.data.sources.get(part_name)
-        path = from_.dataset if from_ else part_name
-        of_part = {"path": path, "uri": path, "revision": from_ and from_.revision}
-        part_kind = SOURCE_TYPES[text.source] if text else kind
-        inputs.append(of("train", part.train, of_part | {"source": part_name}, part_kind))
-    return [*inputs, of("val", shards.splits["val"], where, kind)]
+    for name, text, held in _texts(config, shards):
+        part = source.parts.get(name) if source and name else source
+        dataset = part.dataset if part else text.path or text.source
+        where = {"path": dataset, "uri": dataset, "revision": part.revision if part else None}
+        where |= {"part": name} if name else {}
+        for split, context in (("train", "training"), ("val", "validation")):
+            files, counts = held[split]
+            title = Path(public_uri(dataset)).name or config.recipe
+            entity = Dataset(
+                name=f"{name}: {title}" if name else title,
+                digest=storage.sha256_json([shards.files[file].sha256 for file in files])[:32],
+                source_type={"hub": "hf", "files": "local", "stories": "code"}[text.source],
+                source=public_uri(json.dumps(where | {"split": split})),
+                profile=json.dumps(counts),
+            )
+            inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
+    return inputs
 
 
-def _dataset_input(
-    where: Mapping[str, Any], held: ShardSplit, hashes: list[str], kind: str, recipe: str
-) -> "DatasetInput":
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=Path(public_uri(where["path"])).name or recipe,
-        digest=storage.sha256_json(hashes)[:32],
-        source_type=kind,
-        source=public_uri(json.dumps(dict(where))),
-        profile=json.dumps(held.model_dump(exclude={"files"})),
-    )
-    context = CONTEXTS[where["split"]]
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+def _texts(
+    config: PipelineConfig, shards: Shards
+) -> Iterator[tuple[str, TextConfig, dict[str, tuple[list[str], dict[str, Any]]]]]:
+    """Each source of shards: its name, empty of the only one, its settings, and by split its files
+    and counts. The held-out documents of a mixture are in the same files.
+    """
+    splits = {
+        split: (held.files, held.model_dump(exclude={"files"}))
+        for split, held in shards.splits.items()
+    }
+    if not shards.parts:
+        yield "", config.data, splits
+    for name, part in shards.parts.items():
+        train = (part.train.files, part.train.model_dump(exclude={"files"}))
+        val = (shards.splits["val"].files, part.val.model_dump())
+        text = config.data.sources.get(name, config.data)
+        yield name, text, {"train": train, "val": val}
 
 
 def description(run: Run, evaluation: Evaluation) -> str:
