@@ -270,6 +270,9 @@ def new_session(
         order=order_of(config, job.shards, plan),
         eot=job.shards.eot if config.train.rows == "documents" else None,
     )
+    if job.shards.parts:
+        lengths = [part.train.tokens for part in job.shards.parts.values()]
+        assert lengths == [len(stream) for stream in loader.streams], "the order is of others"
     optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
