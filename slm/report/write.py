@@ -121,7 +121,8 @@ def gather(
     source = home.root.source(shards.source_key) if shards else None
     chain = lineage(home, evaluation_key=evaluation.key, check=False)
     prompts = report_prompts(config, shards)
-    if config.data.source == "files" or config.data.sources:
+    texts = (config.data, *config.data.sources.values())
+    if any(text.source == "files" for text in texts):
         config, source, chain = _without_folders(config, source, chain)
     if config.train.init_from:
         config, chain = _without_folder_of_start(config, chain)
@@ -205,17 +206,18 @@ def _without_folders(
     def name(path: str) -> str:
         return Path(path).name or path
 
-    texts = {
-        key: text.model_copy(update={"path": name(text.path)}) if text.source == "files" else text
+    sources = {
+        key: text.model_copy(update={"path": name(text.path)} if text.source == "files" else {})
         for key, text in config.data.sources.items()
     }
     parts = {
-        key: part.model_copy(update={"dataset": name(part.dataset)})
-        if key in texts and texts[key].source == "files"
+        key: part.model_copy(update={"dataset": sources[key].path})
+        if key in sources and sources[key].source == "files"
         else part
         for key, part in (source.parts if source else {}).items()
     }
-    data = config.data.model_copy(update={"path": name(config.data.path), "sources": texts})
+    update = {"path": name(config.data.path), "sources": sources}
+    data = config.data.model_copy(update=update)
     links = tuple(
         link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
         for link in chain.links
