@@ -53,7 +53,7 @@ def make_store(root: Path, versions: str, aliases: dict[str, str]) -> None:
         store.execute("CREATE TABLE model_versions (name, version, current_stage)")
         store.execute("CREATE TABLE registered_model_aliases (name, alias, version)")
         store.executemany("INSERT INTO model_versions VALUES ('slm', ?, 'None')", versions)
-        rows = [(alias, version) for alias, version in aliases.items()]
+        rows = list(aliases.items())
         store.executemany("INSERT INTO registered_model_aliases VALUES ('slm', ?, ?)", rows)
 
 
