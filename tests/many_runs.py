@@ -11,7 +11,7 @@ from run_folders import PLAN, SHARDS_KEY
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.records import Evaluation, Run
+from slm.records import Evaluation, Report, Run
 from slm.run_folder import RunFolder, Settings
 
 START = 1_700_000_000.0
@@ -134,3 +134,13 @@ def _write_evaluation(
     )
     files = storage.describe_files(folder, [folder / "evaluation.json"])
     storage.write_record(folder, record.model_copy(update={"files": files}))
+
+
+def add_report(run: RunFolder, sentence: str = "A sound model, by its loss.") -> None:
+    """A report, of which only what others read of it is there."""
+    folder = run.path / "report"
+    folder.mkdir(exist_ok=True)
+    (folder / "index.html").write_text("<p>report</p>")
+    (folder / "report.md").write_text(f"# {run.name}\n\n**{sentence}**\n")
+    files = storage.describe_files(folder, [folder / "index.html", folder / "report.md"])
+    storage.write_record(folder, Report(key="f" * 64, run=run.name, files=files))

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.completion import recipe_and_run_names
+from slm.cli.index import show_index
 from slm.cli.options import (
     AsJson,
     Name,
+    OptionalRunName,
     RecipeOrDefault,
     RunName,
     Settings,
@@ -272,14 +274,27 @@ def evaluate(
 
 
 def report(
-    run: RunName,
+    run: OptionalRunName = None,
+    index: Annotated[
+        bool,
+        typer.Option(
+            "--index", help="Write a page that lists all reports of the data folder instead."
+        ),
+    ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's report, one self-contained HTML file.
+    """Write a run's report, one self-contained HTML file; or the list of all reports.
 
-    Example: slm report RUN --open
+    Examples: slm report RUN --open · slm report --index --open
     """
+    if index:
+        if run is not None:
+            raise UserError(f"--index lists the reports of all runs: leave out {run!r}")
+        show_index(open_page, as_json)
+        return
+    if run is None:
+        raise UserError("give a run of `slm runs`, such as latest; or --index for all reports")
     from slm.report.prompts import report_prompts, sample_command
     from slm.report.summary import headline
 
