@@ -58,6 +58,7 @@ _MODULES = {
     "evaluate": "slm.evaluation.evaluate",
     "benchmark": "slm.evaluation.benchmark.benchmark",
     "write_report": "slm.report.write",
+    "report_index": "slm.comparison.reports",
     "register": "slm.registry.register",
     "promote": "slm.registry.gate",
     "run": "slm.orchestration.outline",

@@ -1,6 +1,7 @@
 from slm.cluster.kubernetes import launch_kubernetes as launch_kubernetes
 from slm.cluster.slurm import launch_slurm as launch_slurm
 from slm.comparison.compare import compare as compare
+from slm.comparison.reports import report_index as report_index
 from slm.config import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError

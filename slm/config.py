@@ -774,6 +774,11 @@ class RegistryConfig(Section):
         "Bits per byte by which the challenger may be worse, at 95 % confidence; 0: it must be "
         "better.",
     )
+    margins: dict[str, Annotated[float, Field(ge=0)]] = setting(
+        {},
+        "Sources of data.sources, each with the bits per byte by which the challenger may be worse "
+        "on its held-out documents, at 95 % confidence: {wiki: 0.01}.",
+    )
     max_bpb: PositiveFloat = setting(
         4.0, "Maximum bits per byte of a first champion, which has no other to beat."
     )

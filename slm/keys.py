@@ -66,7 +66,7 @@ UNHASHED = (
     "train.launch.lost_seconds", "train.checkpoint_every", "train.keep_checkpoints",
     "registry.model", "registry.tracking_uri", "registry.gate_documents", "registry.margin",
     "registry.max_bpb", "registry.beat_baselines", "registry.max_degenerate",
-    "registry.max_memorised", "registry.benchmarks",
+    "registry.max_memorised", "registry.benchmarks", "registry.margins",
     "retrain.min_new_fraction", "retrain.max_gone_fraction", "retrain.drift_threshold",
     "retrain.bpb_rise", "retrain.sample_documents", "retrain.continue_fraction",
     "retrain.approval", "retrain.approval_hours",

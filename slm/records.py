@@ -358,6 +358,38 @@ class TaskDifference(Frozen):
         return f"{ours} right, the champion {theirs}: {self.figures}"
 
 
+class SourceDifference(Frozen):
+    """Two models on the same held-out documents of one source, in bits per byte.
+
+    The difference is challenger minus champion; None where there is no champion.
+    """
+
+    source: str
+    documents: int
+    val_bpb: float  # of the challenger
+    champion_bpb: float | None = None
+    difference: float | None = None
+    low: float | None = None  # the 95 % interval; None too where the documents are too few for one
+    high: float | None = None
+    margin: float | None = None  # by which the challenger may be worse; None: by any
+
+    @property
+    def interval(self) -> str:
+        """`-0.0120 to +0.0031`."""
+        if self.low is None or self.high is None:
+            return "too few documents for an interval"
+        return f"{self.low:+.4f} to {self.high:+.4f}"
+
+    @property
+    def figures(self) -> str:
+        """`+0.0123 bits per byte (95 %: +0.0051 to +0.0195) on the same 300 documents`."""
+        interval = self.interval if self.low is None else f"95 %: {self.interval}"
+        return (
+            f"{self.difference:+.4f} bits per byte ({interval}) on the same {self.documents:,} "
+            "documents"
+        )
+
+
 def task_scores(benchmarks: Iterable[Benchmarks]) -> list[TaskScore]:
     """The score of every task; of one that several results have, the first."""
     scores: dict[str, TaskScore] = {}
@@ -534,8 +566,16 @@ class Derivation(Frozen):
         return f"step {self.step} of {self.run}, {change}"
 
 
+def source_bpb(source: str) -> str:
+    """The name of a source's bits per byte in journals and MLflow: `source.wiki.val_bpb`."""
+    return f"source.{source}.val_bpb"
+
+
 class JournalEntry(TypedDict, total=False):
-    """A line of a run's journal: what happened, when, and at which step, with its figures."""
+    """A line of a run's journal: what happened, when, and at which step, with its figures.
+
+    An evaluation on several sources has the bits per byte of each too, by the name `source_bpb`.
+    """
 
     event: Required[str]  # start, resume, step, evaluate, checkpoint, decision, diverged, end
     time: Required[float]  # unix seconds

@@ -11,7 +11,7 @@ from run_folders import PLAN, SHARDS_KEY
 
 from slm import storage
 from slm.config import PipelineConfig
-from slm.records import Evaluation, Run
+from slm.records import Evaluation, Report, Run
 from slm.run_folder import RunFolder, Settings
 
 START = 1_700_000_000.0
@@ -36,6 +36,7 @@ def make_run(
     fingerprint: float | None = 1.5,
     samples: Mapping[str, str] | None = None,  # prompt → completion
     noise: float = 0.02,
+    sources: Sequence[str] = (),  # of each document, of a mixture
 ) -> RunFolder:
     """A run whose held-out score is about `bpb`, and differs from document to document."""
     key = storage.sha256_json([config.flat(), str(root)])
@@ -47,7 +48,7 @@ def make_run(
     if state != "stopped":
         _write_record(run, config, key, bpb, steps)
     if state == "evaluated":
-        _write_evaluation(run, bpb, sizes or held_out_sizes(40), fingerprint, noise)
+        _write_evaluation(run, bpb, sizes or held_out_sizes(40), fingerprint, noise, sources)
     if samples:
         folder = run.path / "report"
         folder.mkdir()
@@ -97,7 +98,12 @@ def _write_record(run: RunFolder, config: PipelineConfig, key: str, bpb: float, 
 
 
 def _write_evaluation(
-    run: RunFolder, bpb: float, sizes: Sequence[int], fingerprint: float | None, noise: float
+    run: RunFolder,
+    bpb: float,
+    sizes: Sequence[int],
+    fingerprint: float | None,
+    noise: float,
+    sources: Sequence[str],
 ) -> None:
     """Some documents are hard for every model; besides that, each model has its own luck."""
     bytes_ = np.array(sizes)
@@ -108,7 +114,8 @@ def _write_evaluation(
     folder = run.path / "evaluation"
     folder.mkdir()
     rows = [[n, size // 4, size] for n, size in zip(nats.tolist(), sizes, strict=True)]
-    storage.write_json(folder / "evaluation.json", {"documents": rows})
+    of_mixture: dict[str, Any] = {"document_sources": sources} if sources else {}
+    storage.write_json(folder / "evaluation.json", {"documents": rows, **of_mixture})
     xz = {"name": "xz -9", "bpb": fingerprint, "knows": "nothing"}
     record = Evaluation(
         key="e" * 64,
@@ -120,7 +127,20 @@ def _write_evaluation(
         bytes=int(bytes_.sum()),
         val_loss=float(nats.sum()) / (bytes_.sum() // 4),
         val_bpb=float(bits.sum() / bytes_.sum()),
-        details={"beside": {"references": [xz]}} if fingerprint else {},
+        details={
+            **({"beside": {"references": [xz]}} if fingerprint else {}),
+            **({"sources": {name: {} for name in sources}} if sources else {}),
+        },
     )
     files = storage.describe_files(folder, [folder / "evaluation.json"])
     storage.write_record(folder, record.model_copy(update={"files": files}))
+
+
+def add_report(run: RunFolder, sentence: str = "A sound model, by its loss.") -> None:
+    """A report, of which only what others read of it is there."""
+    folder = run.path / "report"
+    folder.mkdir(exist_ok=True)
+    (folder / "index.html").write_text("<p>report</p>")
+    (folder / "report.md").write_text(f"# {run.name}\n\n**{sentence}**\n")
+    files = storage.describe_files(folder, [folder / "index.html", folder / "report.md"])
+    storage.write_record(folder, Report(key="f" * 64, run=run.name, files=files))

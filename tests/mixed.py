@@ -7,6 +7,7 @@ import numpy as np
 from slm.config import DataConfig, PipelineConfig, SourceConfig, TextConfig
 from slm.records import Shards, ShardsPart, ShardSplit
 from slm.storage import write_record
+from slm.tokens.mixture.reading import VAL_PARTS
 from slm.tokens.shards.layout import total
 from slm.tokens.shards.reading import EXCLUDED
 
@@ -25,6 +26,8 @@ def as_mixture(shards: Shards, count: int = 2) -> Shards:
         val = train.counts[files[0]].model_copy(update={"documents": 0, "tokens": 0, "bytes": 0})
         parts[name] = ShardsPart(key=name * 8, source_key="s" * 64, train=split, val=val)
     np.save(shards.path / EXCLUDED, np.empty((0, 4), np.int64))
+    held_out = np.arange(shards.splits["val"].documents) % count  # their sources, in turn
+    np.save(shards.path / VAL_PARTS, held_out.astype(np.uint8))
     mixed = shards.model_copy(update={"parts": dict(sorted(parts.items()))})
     write_record(shards.path, mixed)
     return mixed

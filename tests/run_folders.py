@@ -172,11 +172,11 @@ def trained_model(steps: int) -> GPT:
     return model
 
 
-def add_checkpoint(path: Path, step: int, trained: int = 0) -> Checkpoint:
+def add_checkpoint(path: Path, step: int, trained: int = 0, model: GPT | None = None) -> Checkpoint:
     folder = path / "checkpoints" / f"step_{step:06d}"
     staging = folder.with_suffix(".tmp")
     staging.mkdir()
-    model = trained_model(trained)
+    model = model or trained_model(trained)
     safetensors.torch.save_file(model.state_dict(), staging / "model.safetensors")
     (staging / "config.json").write_text(json.dumps(describe_model(model)))
     TOKENIZER.save(staging / "tokenizer.tiktoken")
@@ -194,10 +194,13 @@ def add_checkpoint(path: Path, step: int, trained: int = 0) -> Checkpoint:
     return storage.commit(staging, folder, checkpoint)
 
 
-def finish_run(path: Path, key: str = KEY, trained: int = 0) -> Run:
-    """Adds what the end of the training adds: the checkpoints, and the record."""
-    best = add_checkpoint(path, 50, trained)
-    last = add_checkpoint(path, 60, trained)
+def finish_run(path: Path, key: str = KEY, trained: int = 0, model: GPT | None = None) -> Run:
+    """Adds what the end of the training adds: the checkpoints, and the record.
+
+    `model`: whose weights they have; None: that of `trained_model`.
+    """
+    best = add_checkpoint(path, 50, trained, model)
+    last = add_checkpoint(path, 60, trained, model)
     run = Run(
         key=key,
         shards_key=SHARDS_KEY,

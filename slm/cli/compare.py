@@ -142,6 +142,7 @@ def _ranking(compared: "Comparison", ranking: "Ranking") -> tuple[list[str], lis
             "seeds": len(group.seeds),
             "minus best": _above(group, width() >= MIN_WIDTH_OF_NAMES),
         }
+        row |= {f"bpb {source}": value for source, value in group.sources.items()}
         row |= {task: _percent(group.benchmarks.get(task)) for task in tasks}
         row |= {
             "best in training": group.best_slice_val_bpb,

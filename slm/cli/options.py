@@ -33,6 +33,9 @@ REFERENCE = (
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help=REFERENCE, autocompletion=run_references)
 ]
+OptionalRunName = Annotated[
+    str | None, typer.Argument(metavar="RUN", help=REFERENCE, autocompletion=run_references)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.completion import recipe_and_run_names
+from slm.cli.index import show_index
 from slm.cli.options import (
     AsJson,
     Name,
+    OptionalRunName,
     RecipeOrDefault,
     RunName,
     Settings,
@@ -18,6 +20,8 @@ from slm.cli.options import (
     display_for,
     load,
     show,
+    show_line,
+    show_wide,
     suggest,
 )
 from slm.config import DataConfig
@@ -250,6 +254,8 @@ def evaluate(
             *_, evaluation = _evaluated(run)
             fields = {"documents", "tokens", "bytes", "val_loss", "val_bpb"}
             result = evaluation.model_dump(include=fields)
+            if sources := evaluation.details.get("sources"):
+                result["sources"] = sources
         else:
             from slm.evaluation.evaluate import evaluate_file
 
@@ -259,18 +265,36 @@ def evaluate(
             with display.progress("evaluate") as progress:
                 result = evaluate_file(checkpoint, data, reading, progress, column=column)
     show(result, as_json)
+    if "sources" in result and not as_json:
+        from slm.cli import tables
+
+        show_line("")
+        show_wide(tables.sources(result["sources"]))
     suggest(as_json, f"slm report {run} --open")
 
 
 def report(
-    run: RunName,
+    run: OptionalRunName = None,
+    index: Annotated[
+        bool,
+        typer.Option(
+            "--index", help="Write a page that lists all reports of the data folder instead."
+        ),
+    ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's report, one self-contained HTML file.
+    """Write a run's report, one self-contained HTML file; or the list of all reports.
 
-    Example: slm report RUN --open
+    Examples: slm report RUN --open · slm report --index --open
     """
+    if index:
+        if run is not None:
+            raise UserError(f"--index lists the reports of all runs: leave out {run!r}")
+        show_index(open_page, as_json)
+        return
+    if run is None:
+        raise UserError("give a run of `slm runs`, such as latest; or --index for all reports")
     from slm.report.prompts import report_prompts, sample_command
     from slm.report.summary import headline
 

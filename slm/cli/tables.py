@@ -93,6 +93,23 @@ def listing(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     return table
 
 
+def sources(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How well a model predicts the held-out documents of each source of a mixture."""
+    names = ("source", "val_bpb", "95 %", "val_loss", "documents", "tokens", "bytes")
+    return listing(
+        names,
+        [
+            (name, f["val_bpb"], ends(f["low"], f["high"]), *(f[column] for column in names[3:]))
+            for name, f in figures.items()
+        ],
+    )
+
+
+def ends(low: float | None, high: float | None) -> str | None:
+    """An interval; None where there is none, such as of too few documents."""
+    return None if low is None or high is None else f"{low:.4f} to {high:.4f}"
+
+
 # ---- recipes and shards -----------------------------------------------------------------------
 
 
@@ -321,6 +338,7 @@ def pair(compared: "PairComparison") -> RenderableType:
         result = f"{compared.interval.sentence}, B - A, 95 % interval over {count}"
     else:
         result = f"no interval: {compared.no_interval}"
+    result += "".join(f"\nsource {name}: {i.sentence}" for name, i in compared.sources.items())
     result += "".join(f"\n{task.task}: {task.sentence}" for task in compared.benchmarks)
     result += "".join(f"\n{name}: {why}" for name, why in compared.not_compared.items())
     parts: list[RenderableType] = [Text(f"A  {compared.a}\nB  {compared.b}\n\n{result}"), ""]

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from slm.comparison.reading import SEED, ReadRun
 from slm.comparison.results import Difference, Group, Ranking
@@ -73,6 +74,7 @@ def grouped(runs: Sequence[ReadRun]) -> list[Members]:
 
 def _ranking(runs: Sequence[ReadRun], shown: Sequence[str], why_apart: str | None) -> Ranking:
     groups = grouped(runs)
+    sources = runs[0].sources if all(run.sources == runs[0].sources for run in runs) else []
     sizes, bits = runs[0].sizes, [_by_seed(members) for members in groups]
     if too_few(len(sizes)):
         ranked = rank_by_mean([each.mean(0).sum() / sizes.sum() for each in bits])
@@ -85,7 +87,13 @@ def _ranking(runs: Sequence[ReadRun], shown: Sequence[str], why_apart: str | Non
         bytes=int(sizes.sum()),
         why_apart=why_apart,
         groups=[
-            _group(groups[i], shown, (mean[i], known(low[i]), known(high[i])), _to_best(ranked, i))
+            _group(
+                groups[i],
+                shown,
+                (mean[i], known(low[i]), known(high[i])),
+                _to_best(ranked, i),
+                _by_source(bits[i].mean(0), sizes, sources),
+            )
             for i in order
         ],
         comparisons=len(groups) - 1,
@@ -131,11 +139,25 @@ def _by_seed(members: Members) -> Floats:
     return np.stack([np.mean(each, axis=0) for each in bits.values()])
 
 
+def _by_source(
+    bits: Floats, sizes: npt.NDArray[np.int64], sources: Sequence[str]
+) -> dict[str, float]:
+    """Bits per byte of the documents of each source, by its name.
+
+    Args:
+        bits, sizes: bits spent on each document and its bytes, (D,).
+        sources: of each document; empty where it is not known, or there is one alone.
+    """
+    own = {name: np.array(sources) == name for name in sorted(set(sources))}
+    return {name: float(bits[mask].sum() / sizes[mask].sum()) for name, mask in own.items()}
+
+
 def _group(
     members: Members,
     shown: Sequence[str],
     score: tuple[float, float | None, float | None],
     to_best: Difference | None,
+    sources: dict[str, float],
 ) -> Group:
     first = members[0]
     curves = [run.curve.val_bpb for run in members if run.curve and run.curve.val_bpb]
@@ -157,6 +179,7 @@ def _group(
             task: fmean(run.scores[task].accuracy for run in members if task in run.scores)
             for task in tasks
         },
+        sources=sources,
         to_best=to_best,
     )
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from slm.errors import CorruptionError, NewerFormat, UserError, excerpt
 from slm.evaluation.identity import text_fingerprint
-from slm.history.compare import document_scores
+from slm.history.compare import document_scores, document_sources
 from slm.history.curves import HeldOutCurve, held_out_curve
-from slm.keys import UNHASHED
+from slm.keys import UNHASHED, with_sources
 from slm.records import Benchmarks, Evaluation, Run, TaskScore, task_scores
 from slm.run_folder import RunFolder, Settings
 from slm.training.needs import measure
@@ -40,6 +40,7 @@ class ReadRun:
     record: Run | None = None
     evaluation: Evaluation | None = None
     documents: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    sources: list[str] = field(default_factory=list)  # of each of them, where it is a mixture
     scores: dict[str, TaskScore] = field(default_factory=dict)
     flops_per_token: float | None = None
     reason: str | None = None  # why it is not ranked
@@ -94,9 +95,11 @@ def read_run(folder: RunFolder) -> ReadRun:
         curve = held_out_curve(folder)
         state = "finished" if record else "training" if folder.is_training else "stopped"
         documents, reason = np.empty((0, 3)), _reason(folder, state, evaluation, curve, asked)
+        sources: list[str] = []
         if evaluation and not reason:
             try:
                 documents = document_scores(evaluation)
+                sources = document_sources(evaluation)
             except (OSError, ValueError, KeyError) as error:
                 reason = f"its evaluation cannot be read: {excerpt(error)}"
         weights = evaluation.weights_sha256 if evaluation else None
@@ -111,6 +114,7 @@ def read_run(folder: RunFolder) -> ReadRun:
             record=record,
             evaluation=evaluation,
             documents=documents,
+            sources=sources,
             scores=_scores(results),
             flops_per_token=_flops_per_token(asked, record, curve),
             reason=reason,
@@ -124,7 +128,7 @@ def read_run(folder: RunFolder) -> ReadRun:
 def _settings(asked: Settings) -> dict[str, Any]:
     return {
         key: value
-        for key, value in asked.config.flat().items()
+        for key, value in with_sources(asked.config.flat()).items()
         if key == RECIPE or (key not in UNHASHED and not key.startswith(_OTHER_SECTIONS))
     }
 

@@ -74,6 +74,7 @@ class Group(Frozen):
     best_slice_val_bpb: float | None
     last_slice_val_bpb: float | None
     benchmarks: dict[str, float]  # task → accuracy
+    sources: dict[str, float]  # of a mixture → bits per byte, where all were scored on the same
     to_best: Difference | None  # None: it is the best
 
     @property
@@ -92,6 +93,11 @@ class Ranking(Frozen):
     comparisons: int  # with the best
     seed_sd: float | None  # bits per byte between the seeds of a group; None: of one seed each
     matrix: list[list[Difference | None]] | None  # row minus column; None: too many groups
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources of a mixture, where all were scored on the same ones."""
+        return list(self.groups[0].sources)
 
     @property
     def tied(self) -> list[Group]:

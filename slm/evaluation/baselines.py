@@ -22,6 +22,7 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 HELD_OUT_BYTES = 4_000_000  # of held-out text, at least one document
 TRAIN_TOKENS = 3_000_000  # of the training documents, for the two that count
 PRIMER_BYTES = 1_000_000  # of training text that zstd is given beforehand
+UNIGRAM = "unigram"
 FIVE_GRAM = "5-gram"
 
 
@@ -91,7 +92,7 @@ def _counting(shards: Shards, held_out: Sequence[Ids], size: int) -> list[Baseli
 def _unigram(shards: Shards, train: Ints, stream: Ints, size: int) -> Baseline:
     nats = unigram_nats(train, stream, shards.vocab_size)
     knows = f"counts of {len(train) - 1:,} of its tokens"
-    return Baseline("unigram", bits_per_byte(float(nats.sum()), size), knows)
+    return Baseline(UNIGRAM, bits_per_byte(float(nats.sum()), size), knows)
 
 
 def _stream(shards: Shards, held_out: Sequence[Ids]) -> Ints:

@@ -32,6 +32,7 @@ from slm.evaluation.scoring import (
     bits_per_byte,
     token_measures,
 )
+from slm.evaluation.sources import by_source, held_out_sources, source_figures
 from slm.machine import pick_device
 from slm.model.gpt import GPT
 from slm.model.saved import load_model
@@ -71,7 +72,12 @@ def evaluate(
             **score_details(scored),
             **data_context(verified, tokenizer, scored.rows, progress),
         }
-        write_json(staging / DETAILS, {"documents": scored.rows, **details})
+        documents_of: dict[str, Any] = {"documents": scored.rows}
+        if verified.parts:
+            sources = held_out_sources(verified, len(scored.rows))
+            details["sources"] = source_figures(scored.rows, sources)
+            documents_of["document_sources"] = sources
+        write_json(staging / DETAILS, {**documents_of, **details})
         return Evaluation(
             key=key,
             run=run.name,
@@ -101,11 +107,17 @@ def check_figures(evaluation: Evaluation) -> None:
     """
     details = json.loads((evaluation.path / DETAILS).read_bytes())
     rows = [DocumentScore(*row) for row in details.pop("documents")]
+    groups = {"": (rows, evaluation.model_dump())}
+    recorded = evaluation.details.get("sources", {})
+    sources = details.pop("document_sources", None)
+    for source, of_source in (by_source(rows, sources) if sources else {}).items():
+        groups[f"{source}: "] = (of_source, recorded.get(source, {}))
     wrong = [
-        f"{name} is {recorded}, its {len(rows)} documents give {total}"
-        for name, total in Score.total(rows).figures().items()
-        if not math.isclose(total, recorded := getattr(evaluation, name), rel_tol=SAME_SUM)
-        and not (math.isnan(total) and math.isnan(recorded))
+        f"{group}{name} is {figure}, its {len(scores)} documents give {total}"
+        for group, (scores, figures) in groups.items()
+        for name, total in Score.total(scores).figures().items()
+        if not math.isclose(total, figure := figures.get(name, math.inf), rel_tol=SAME_SUM)
+        and not (math.isnan(total) and math.isnan(figure))
     ]
     if storage.canonical_json(details) != storage.canonical_json(evaluation.details):
         wrong.append(f"details are not those of {DETAILS}")

@@ -9,7 +9,7 @@ compares models with different vocabularies.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ class Score:
     tokens: int
     bytes: int
     documents: int
+    by_source: dict[str, "Score"] = field(default_factory=dict)  # where there are several
 
     @classmethod
     def total(cls, documents: Sequence[DocumentScore]) -> "Score":
@@ -199,10 +200,21 @@ def score(
     *,
     autocast: torch.dtype | None = None,
 ) -> Score:
-    """`token_losses` summed up. `token_bytes`: (V,), the UTF-8 bytes of each token."""
+    """The total of `score_each`."""
+    return Score.total(score_each(model, documents, eot, token_bytes, autocast=autocast))
+
+
+def score_each(
+    model: GPT,
+    documents: Sequence[Ids],
+    eot: int,
+    token_bytes: npt.NDArray[np.integer],
+    *,
+    autocast: torch.dtype | None = None,
+) -> list[DocumentScore]:
+    """`token_losses` summed up per document. `token_bytes`: (V,), the UTF-8 bytes of each token."""
     losses = token_losses(model, documents, eot, autocast=autocast)
-    rows = (
+    return [
         DocumentScore(float(loss.sum(dtype=np.float64)), len(loss), int(token_bytes[ids].sum()))
         for ids, loss in zip(documents, losses, strict=True)
-    )
-    return Score.total(list(rows))
+    ]

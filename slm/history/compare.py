@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slm.config import PipelineConfig
 from slm.evaluation.identity import DETAILS
 from slm.evaluation.intervals import paired_interval
+from slm.keys import with_sources
 from slm.records import Benchmarks, Evaluation, Frozen, Run, TaskDifference, TaskScore
 from slm.run_folder import REPORT, RunFolder
 
@@ -73,9 +75,18 @@ class PairComparison(Frozen):
     at_equal_tokens: list[tuple[int, float, float]]  # tokens, val_bpb of A, of B
     interval: Interval | None
     no_interval: str | None  # why there is none
+    sources: dict[str, Interval] = Field(default_factory=dict)  # of a mixture: the same of each
     benchmarks: list[TaskDifference]  # of the tasks that both were scored on: A, B
     not_compared: dict[str, str]  # task → why there is no difference
     samples: list[SamplePair]
+
+    @model_serializer(mode="wrap")
+    def _without_empty_sources(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is printed of runs on one source is what always was."""
+        printed: dict[str, Any] = fields(self)
+        if not self.sources:
+            printed.pop("sources", None)
+        return printed
 
 
 def compare_pair(a: RunFolder, b: RunFolder) -> PairComparison:
@@ -86,7 +97,7 @@ def compare_pair(a: RunFolder, b: RunFolder) -> PairComparison:
     runs = (a.record, b.record)
     evaluations = (a.evaluation, b.evaluation)
     curves = (_curve(a), _curve(b))
-    interval, reason = _interval((a, b), evaluations)
+    interval, sources, reason = _intervals((a, b), evaluations)
     benchmarks, not_compared = _benchmarks(a, b)
     scored = evaluations if all(evaluations) else runs  # of both the same: one measure
     return PairComparison(
@@ -101,6 +112,7 @@ def compare_pair(a: RunFolder, b: RunFolder) -> PairComparison:
         at_equal_tokens=at_equal_tokens(*curves),
         interval=interval,
         no_interval=reason,
+        sources=sources,
         benchmarks=benchmarks,
         not_compared=not_compared,
         samples=_samples(a, b),
@@ -111,9 +123,10 @@ def compare_pair(a: RunFolder, b: RunFolder) -> PairComparison:
 
 
 def config_differences(a: PipelineConfig, b: PipelineConfig) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, and both values."""
-    ours, theirs = a.flat(), b.flat()
-    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
+    """The settings that differ, and both values; of a source that one alone has, None."""
+    ours, theirs = with_sources(a.flat()), with_sources(b.flat())
+    both = ((key, ours.get(key), theirs.get(key)) for key in dict.fromkeys((*ours, *theirs)))
+    return {key: (first, second) for key, first, second in both if first != second}
 
 
 def _figure(name: str, run: Run | None, scored: Evaluation | Run | None) -> float | None:
@@ -154,30 +167,49 @@ def _at(curve: Curve, tokens: int) -> float:
 # ---- the difference and its interval ----------------------------------------------------------
 
 
-def _interval(
+def _intervals(
     runs: Sequence[RunFolder], evaluations: Sequence[Evaluation | None]
-) -> tuple[Interval | None, str | None]:
-    """The interval, or why there is none."""
-    rows = []
+) -> tuple[Interval | None, dict[str, Interval], str | None]:
+    """The interval, of all documents and of each source of a mixture, or why there is none."""
+    rows, names = [], []
     for run, evaluation in zip(runs, evaluations, strict=True):
         if evaluation is None:
-            return None, f"{run.name} is not evaluated: slm evaluate {run.name}"
+            return None, {}, f"{run.name} is not evaluated: slm evaluate {run.name}"
         try:
             rows.append(document_scores(evaluation))
+            names.append(document_sources(evaluation))
         except (OSError, ValueError, KeyError) as error:
-            return None, f"an evaluation cannot be read: {error}"
+            return None, {}, f"an evaluation cannot be read: {error}"
     count = min(map(len, rows))
     a, b = (each[:count] for each in rows)
     if not count or (a[:, 2] != b[:, 2]).any():
-        return None, "they were scored on other documents"
+        return None, {}, "they were scored on other documents"
+    ours, theirs = (each[:count] for each in names)
+    if not ours or ours != theirs:
+        return _interval(a, b), {}, None
+    own = {name: np.array(ours) == name for name in sorted(set(ours))}
+    sources = {name: _interval(a[mask], b[mask]) for name, mask in own.items()}
+    return _interval(a, b), sources, None
+
+
+def _interval(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Interval:
+    """Of the same documents as two models were scored on them, (N, 3) each."""
     difference, low, high = paired_interval(b[:, 0], a[:, 0], a[:, 2].astype(np.int64))
-    return Interval(difference=difference, low=low, high=high, documents=count), None
+    return Interval(difference=difference, low=low, high=high, documents=len(a))
 
 
 def document_scores(evaluation: Evaluation) -> npt.NDArray[np.float64]:
     """(N, 3): nats, tokens and bytes of every document that a run was scored on."""
     details = json.loads((evaluation.path / DETAILS).read_bytes())
     return np.array(details["documents"], np.float64)
+
+
+def document_sources(evaluation: Evaluation) -> list[str]:
+    """The source of every document that a run was scored on; empty where there is one alone."""
+    if "sources" not in evaluation.details:
+        return []
+    details = json.loads((evaluation.path / DETAILS).read_bytes())
+    return list(details["document_sources"])
 
 
 def _benchmarks(a: RunFolder, b: RunFolder) -> tuple[list[TaskDifference], dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from slm.errors import CorruptionError, NewerFormat, unknown
-from slm.keys import UNHASHED
+from slm.keys import UNHASHED, with_sources
 from slm.records import Evaluation, Frozen, JournalEntry, Run, TaskScore, task_scores
 from slm.run_folder import DataRoot, RunFolder
 
@@ -85,7 +85,7 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _settings(run: RunFolder) -> dict[str, Any]:
     """Its settings by dotted keys; none where they cannot be read."""
     try:
-        return run.config.flat()
+        return with_sources(run.config.flat())
     except (CorruptionError, NewerFormat):
         return {}
 

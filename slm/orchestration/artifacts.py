@@ -162,6 +162,8 @@ def publish_metrics(run: Run, evaluation: Evaluation) -> None:
         "tokens/s": f"{run.tok_per_sec:,.0f}",
         "seconds of training": f"{run.seconds:,.1f}",
     }
+    for name, source in evaluation.details.get("sources", {}).items():
+        figures[f"bits per byte, held out, of {name}"] = f"{source['val_bpb']:.4f}"
     create_table_artifact(
         [{"metric": name, "value": value} for name, value in figures.items()],
         key="metrics",

@@ -17,12 +17,14 @@ from slm.evaluation.duplicates import contamination
 from slm.evaluation.evaluate import device_of, score_documents
 from slm.evaluation.intervals import MIN_DOCUMENTS, paired_interval
 from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
+from slm.evaluation.sources import held_out_sources
 from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
 from slm.records import Shards, TaskDifference
 from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
+from slm.registry.sources import check_margins, compare_sources, worse_sources
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot, RunFolder
@@ -43,8 +45,9 @@ PROMPT_TOKENS = 8
 
 def gate_settings(config: RegistryConfig) -> dict[str, float]:
     """The settings that the gate decides by; the others name the registry."""
-    settings = config.model_dump(exclude={"model", "tracking_uri", "benchmarks"})
-    return settings | {f"benchmarks.{name}": margin for name, margin in config.benchmarks.items()}
+    settings = config.model_dump(exclude={"model", "tracking_uri", "benchmarks", "margins"})
+    settings |= {f"benchmarks.{name}": margin for name, margin in config.benchmarks.items()}
+    return settings | {f"margins.{name}": margin for name, margin in config.margins.items()}
 
 
 def assess(
@@ -68,7 +71,8 @@ def assess(
     run = version.run(root)
     limits = thresholds or (run.config.registry if run.exists else RegistryConfig())
     scores = scores_to_compare(version, limits.benchmarks, root)
-    texts = _held_out(shards, limits.gate_documents)
+    texts, sources = _held_out(shards, limits.gate_documents)
+    check_margins(limits.margins, sources)
     sizes = np.array([len(text.encode()) for text in texts])  # bytes, (N,)
 
     model, tokenizer = load_model(folder, device_of(folder))
@@ -78,6 +82,7 @@ def assess(
     measured: dict[str, float] = {}
     baselines: dict[str, float] = {}
     benchmarks: list[TaskDifference] = []
+    other_nats = None
     if other:
         other_model, other_tokenizer = load_model(
             fetch_version(client, other, root), device_of(folder)
@@ -101,6 +106,8 @@ def assess(
             baselines = {baseline.name: baseline.bpb for baseline in naive}
             better = better and ours < min(baselines.values())
             reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
+    by_source = compare_sources(sources, nats, other_nats, sizes, limits.margins)
+    against += worse_sources(by_source)
     if not math.isfinite(bpb):
         against.append("its loss is not a number")
     if against:
@@ -124,6 +131,7 @@ def assess(
         reason=reason,
         baselines=baselines,
         benchmarks=tuple(benchmarks),
+        sources=by_source,
         **measured,
     )
 
@@ -199,18 +207,24 @@ def _shards(version: ModelVersion, root: Path) -> Shards:
     )
 
 
-def _held_out(shards: Shards, count: int) -> list[str]:
-    """The first held-out documents, as text: any tokenizer can be scored on them."""
+def _held_out(shards: Shards, count: int) -> tuple[list[str], list[str]]:
+    """The first held-out documents, as text: any tokenizer can be scored on them.
+
+    And the source of each; none where the shards are of one.
+    """
     tokenizer = Tokenizer.load(shards.path / TOKENIZER)
+    names = held_out_sources(shards)
     texts: list[str] = []
-    for ids in documents(shards, "val"):
+    sources: list[str] = []
+    for number, ids in enumerate(documents(shards, "val")):
         if len(texts) == count:
             break
         if text := tokenizer.decode(ids.tolist()):
             texts.append(text)
+            sources += names[number : number + 1]
     if not texts:
         raise UserError(f"{shards.path} holds no held-out documents: a larger data.val_fraction")
-    return texts
+    return texts, sources
 
 
 def _score(

@@ -3,10 +3,10 @@
 Challenger and champion are scored on the same held-out documents, those of the challenger's own
 shards. The difference in bits per byte decides, with its interval from a bootstrap over the
 documents; samples that are broken or copied veto, and so do a gap in the lineage, a champion of
-another dataset and a benchmark of `registry.benchmarks` that the champion does better. The decision
-is written into an audit log and on the version, and only then the alias moves, so a call after a
-killed one completes it. A version that has its decision is not assessed again until the champion or
-the gate's settings are others.
+another dataset, a benchmark of `registry.benchmarks` that the champion does better, and a source
+of `registry.margins` that it predicts better. The decision is written into an audit log and on the
+version, and only then the alias moves, so a call after a killed one completes it. A version that
+has its decision is not assessed again until the champion or the gate's settings are others.
 """
 
 import json
@@ -265,6 +265,7 @@ def describe(decision: GateDecision, title: str = "") -> str:
         "",
         f"{decision.documents} held-out documents, sha256 `{decision.documents_sha256[:12]}`{how}.",
         "",
+        *_source_table(decision),
         *(f"- Benchmark {task.task}: {task.comparison}." for task in decision.benchmarks),
         *(f"- Veto: {veto}." for veto in decision.vetoes),
         *(f"- Warning: {warning}." for warning in decision.warnings),
@@ -274,6 +275,23 @@ def describe(decision: GateDecision, title: str = "") -> str:
     if decision.forced:
         lines.append(f"- Forced: {decision.forced}")
     return "\n".join(lines).rstrip()
+
+
+def _source_table(decision: GateDecision) -> list[str]:
+    """The sources of a mixture as a table of Markdown; nothing of one source."""
+    if not decision.sources:
+        return []
+    names = ["source", "documents", "this version"]
+    if decision.champion_bpb is not None:
+        names += [f"champion, version {decision.champion}", "difference", "95 % interval", "margin"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for each in decision.sources:
+        cells = [each.source, f"{each.documents:,}", f"{each.val_bpb:.4f}"]
+        if decision.champion_bpb is not None:
+            margin = "none" if each.margin is None else f"{each.margin:g}"
+            cells += [f"{each.champion_bpb:.4f}", f"{each.difference:+.4f}", each.interval, margin]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _log(root: Path, entry: dict[str, Any]) -> None:

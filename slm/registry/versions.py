@@ -9,7 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from slm import storage
 from slm.config import PipelineConfig, data_root
@@ -19,6 +25,7 @@ from slm.records import (
     LATEST,
     Frozen,
     Parent,
+    SourceDifference,
     TaskDifference,
     Version,
     model_uri,
@@ -67,6 +74,7 @@ class GateDecision(Frozen):
     high: float | None = None
     baselines: dict[str, float] = Field(default_factory=dict)  # of a first champion: their bpb
     benchmarks: tuple[TaskDifference, ...] = ()  # of registry.benchmarks: champion, challenger
+    sources: tuple[SourceDifference, ...] = ()  # of a mixture, each
     margin: float
     limits: dict[str, float] = Field(default_factory=dict)  # the gate's settings, by their names
     documents: int
@@ -81,6 +89,14 @@ class GateDecision(Frozen):
     def uri(self) -> str:
         """`models:/NAME/VERSION`."""
         return model_uri(self.model, self.version)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_sources(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is stored of a decision on one source is what always was."""
+        stored: dict[str, Any] = fields(self)
+        if not self.sources:
+            stored.pop("sources", None)
+        return stored
 
 
 @dataclass(frozen=True)

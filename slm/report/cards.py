@@ -68,6 +68,24 @@ def key_figures(run: Run, checkpoint: Checkpoint, evaluation: Evaluation) -> lis
     ]
 
 
+def head_figures(run: Run, checkpoint: Checkpoint, evaluation: Evaluation) -> list[dict[str, str]]:
+    """The three of them that are above the fold: how good, how large, from how much."""
+    bpb, _, parameters, trained, _ = key_figures(run, checkpoint, evaluation)
+    took = duration(run.seconds)
+    return [bpb, parameters, trained | {"note": f"{trained['note']}, {took}"}]
+
+
+def training_card(run: Run, checkpoint: Checkpoint, train_loss: float) -> Pairs:
+    """How the checkpoint was trained. `train_loss`: nats per token, in its last steps."""
+    return [
+        ("trained for", _steps(run, checkpoint)),
+        ("tokens", f"{checkpoint.tokens:,}"),
+        ("time of all steps", duration(run.seconds)),
+        ("tokens/s, median", f"{run.tok_per_sec:,.0f}"),
+        ("loss of its last steps, nats per token", f"{train_loss:.4f}"),
+    ]
+
+
 def _steps(run: Run, checkpoint: Checkpoint) -> str:
     """The steps of a checkpoint, and of how many where it is not the last of its run."""
     of = f" of {run.step:,}" if checkpoint.step < run.step else ""
@@ -248,8 +266,17 @@ def settings(config: PipelineConfig) -> list[tuple[str, Pairs]]:
     for name in type(config).model_fields:
         if isinstance(section := getattr(config, name), Section):
             given = {k: v for k, v in section.flat().items() if v is not None or k not in LIMITS}
+            given = {k: v for key, value in given.items() for k, v in _stated(key, value).items()}
             tables.append((name, [(k, _text(v)) for k, v in given.items()]))
     return tables
+
+
+def _stated(key: str, value: Any) -> dict[str, Any]:
+    """A setting; of mappings, such as the sources of a mixture, what in them is not empty."""
+    if not isinstance(value, dict):
+        return {key: value}
+    inner = {f"{key}.{name}": each for name, each in value.items() if each not in (None, {}, [])}
+    return {k: v for name, each in inner.items() for k, v in _stated(name, each).items()}
 
 
 # ---- the model card ---------------------------------------------------------------------------

@@ -94,23 +94,23 @@ def training_plots(curves: Curves) -> list[str]:
         return []
     drawn = []
     for axis in ("tokens", "seconds"):
-        lines = [Line("train", *_points(steps, axis, "train_loss"))]
-        held_out = Line("held-out", *_points(scores, axis, "val_loss"), SECOND, marked=True)
+        lines = [Line("train", *points(steps, axis, "train_loss"))]
+        held_out = Line("held-out", *points(scores, axis, "val_loss"), SECOND, marked=True)
         alt = f"Loss over {axis}: train {_range(lines[0])} nats"
         if held_out.ys:
             lines.append(held_out)
             alt += f", held-out {_range(held_out)}"
         drawn.append(line_plot(f"loss-{axis}", f"{alt}.", axis, "loss, nats per token", lines))
-    speed = Line("", *_points(steps, "step", "tok_per_sec"))
+    speed = Line("", *points(steps, "step", "tok_per_sec"))
     if speed.ys:
         alt = f"Throughput: {fmean(speed.ys):,.0f} tokens/s on average."
         drawn.append(line_plot("speed", alt, "step", "tokens/s", [speed]))
-    rate = Line("", *_points(steps, "step", "lr"))
+    rate = Line("", *points(steps, "step", "lr"))
     alt = f"Learning rate: at most {max(rate.ys):.2g}, {rate.ys[-1]:.2g} at the end."
     return [*drawn, line_plot("rate", alt, "step", "learning rate", [rate])]
 
 
-def _points(rows: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
+def points(rows: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
     """Two columns, of the rows that have both figures."""
     points = [(row[x], row[y]) for row in rows if x in row and y in row]
     return [a for a, _ in points], [b for _, b in points]

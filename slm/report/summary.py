@@ -17,6 +17,12 @@ from slm.evaluation.text_quality import Quality
 
 Level = Literal["good", "note", "warn", "bad"]  # a note is neither for nor against
 
+BEGINNINGS: dict[Level, str] = {  # of the sentence at the head of a report
+    "bad": "Not a sound model",
+    "warn": "A model with reservations",
+    "good": "A sound model",
+}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -247,13 +253,13 @@ def _sentence(findings: Sequence[Finding], val_bpb: float, sampled: bool) -> str
     figure = f"{val_bpb:.3f} bits per byte"
     faults = list(dict.fromkeys(f.fault for f in findings if f.level == "bad"))
     if faults:
-        return f"Not a sound model: {_enumerate(faults)}, at {figure}."
+        return f"{BEGINNINGS['bad']}: {_enumerate(faults)}, at {figure}."
     faults = list(dict.fromkeys(f.fault for f in findings if f.level == "warn"))
     if faults:
-        return f"A model with reservations: {_enumerate(faults)}, at {figure}."
+        return f"{BEGINNINGS['warn']}: {_enumerate(faults)}, at {figure}."
     if sampled:
-        return f"A sound model: every check passed, at {figure}."
-    return f"A sound model, by its loss, at {figure}."
+        return f"{BEGINNINGS['good']}: every check passed, at {figure}."
+    return f"{BEGINNINGS['good']}, by its loss, at {figure}."
 
 
 def _enumerate(parts: Sequence[str]) -> str:
@@ -269,3 +275,9 @@ def headline(report: Path) -> str:
     bold = (re.fullmatch(r"\*\*(.+)\*\*", line) for line in lines)
     sentence = next((match[1] for match in bold if match), "")
     return re.sub(r"\\(?=[^\w\s])", "", sentence)
+
+
+def level_of(sentence: str) -> Level:
+    """The level of a report by the sentence at its head; `note` where it is not one of ours."""
+    levels = (level for level, words in BEGINNINGS.items() if sentence.startswith(words))
+    return next(levels, "note")

@@ -29,7 +29,8 @@ from slm.model.saved import load_model
 from slm.progress import Progress, automatic, silent
 from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
 from slm.report import benchmarks as report_benchmarks
-from slm.report import cards, evidence, plots, vocabulary
+from slm.report import cards, evidence, overview, plots, vocabulary
+from slm.report import sources as report_sources
 from slm.report.identity import report_folder, report_key
 from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
@@ -45,6 +46,10 @@ from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
 SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
+PLOTS = (
+    "overview_plot", "training_plots", "source_plots", "reference_plot", "evaluation_plots",
+    "data_plots",
+)  # fmt: skip
 MAX_SURPRISE_TOKENS = 200  # of a text that is shown with its shades
 
 
@@ -129,11 +134,12 @@ def gather(
     quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
     others = find_other_runs(run, champion, config.folder_name, samples)
     tasks = report_benchmarks.tasks(benchmarks)
+    train_loss = curves.train_loss(checkpoint.step) or checkpoint.train_loss
     findings = [
         *training_findings(
             curves.evaluations,
             checkpoint.step,
-            curves.train_loss(checkpoint.step) or checkpoint.train_loss,
+            train_loss,
             evaluation.val_loss,
             evidence.comparable_bpb(evaluation),
             evidence.references_by_name(evaluation),
@@ -150,7 +156,9 @@ def gather(
         "title": f"{run.name}, step {checkpoint.step:,}",
         "summary": summarise(quality.checks, findings, evaluation.val_bpb),
         "figures": cards.key_figures(run, checkpoint, evaluation),
-        "example": shown[len(shown) // 2] if shown else None,
+        "head_figures": cards.head_figures(run, checkpoint, evaluation),
+        "overview_plot": overview.overview_plot(curves, evaluation, references),
+        "examples": overview.examples(shown, len(prompts)),
         "sample_count": len(shown),
         "has_copies": any(part["copied"] for sample in shown for part in sample["parts"]),
         "settings": config.report,
@@ -160,8 +168,11 @@ def gather(
         ],
         "quality": quality,
         "surprise": _surprises(model, tokenizer, shards, samples),
+        "training": cards.training_card(run, checkpoint, train_loss),
         "training_plots": plots.training_plots(curves),
         "evaluation": cards.evaluation_card(evaluation),
+        "sources": (of_sources := report_sources.rows(config, home, shards, source, evaluation)),
+        "source_plots": report_sources.plot(curves, [row.name for row in of_sources]),
         "references": references,
         "reference_plot": plots.reference_plot(references),
         "benchmarks": tasks,
@@ -199,6 +210,12 @@ def _without_folders(
         key: text.model_copy(update={"path": name(text.path)} if text.source == "files" else {})
         for key, text in config.data.sources.items()
     }
+    parts = {
+        key: part.model_copy(update={"dataset": sources[key].path})
+        if key in sources and sources[key].source == "files"
+        else part
+        for key, part in (source.parts if source else {}).items()
+    }
     update = {"path": name(config.data.path), "sources": sources}
     data = config.data.model_copy(update=update)
     links = tuple(
@@ -207,7 +224,7 @@ def _without_folders(
     )
     return (
         config.model_copy(update={"data": data}),
-        source and source.model_copy(update={"dataset": name(source.dataset)}),
+        source and source.model_copy(update={"dataset": name(source.dataset), "parts": parts}),
         chain.model_copy(update={"links": links}),
     )
 
@@ -302,10 +319,11 @@ def render(template: str, facts: Mapping[str, Any]) -> bytes:
     templates = environment()
     percent = report_benchmarks.percent
     templates.filters |= {"md": escape_markdown, "fenced": fenced, "percent": percent}
+    templates.filters["cells"] = report_sources.cells
     css = Markup(stylesheet())
     svg = {
         name: [Markup(plot) for plot in facts[name]]  # of our own making, texts in it escaped
-        for name in ("training_plots", "reference_plot", "evaluation_plots", "data_plots")
+        for name in PLOTS
     }
     svg["benchmark_plots"] = [Markup(task.plot) for task in facts["benchmarks"]]
     extra = {"css": css, "signs": SIGNS, "lineage_picture": Markup(lineage_svg(facts["lineage"]))}

@@ -9,11 +9,16 @@ documents of another language call for training from scratch.
 From scratch is from the seed, or from what `train.init_from` names. Another model there, by its
 hash, is a reason to train again. A version of the config's own model is none: else the champion
 that a training has just made would be the reason for the next one.
+
+Each source of a mixture is compared with itself, and is held to the thresholds as the whole is: one
+that crosses a threshold is enough, and the reason names it.
 """
 
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from slm import keys
 from slm.config import LIMITS, PipelineConfig, RetrainConfig, data_root
@@ -28,7 +33,7 @@ from slm.registry.versions import (
     linked_version,
 )
 from slm.retraining import drift
-from slm.retraining.drift import Changes, Drift
+from slm.retraining.drift import Changes, Drift, SourceDrift
 from slm.run_folder import DataRoot
 from slm.storage import canonical_json, reading
 from slm.tokens.encode import encode_key
@@ -61,6 +66,19 @@ class Evidence(Frozen):
     missing: tuple[str, ...] = ()  # of what the champion was made of
     changes: Changes | None = None
     drift: Drift | None = None
+    sources: dict[str, SourceDrift] = Field(default_factory=dict)  # of a mixture; the two: as one
+
+    @property
+    def every_changes(self) -> dict[str, Changes]:
+        """Of the whole, by an empty name, and of each source of a mixture."""
+        whole = {"": self.changes} if self.changes else {}
+        return whole | {name: each.changes for name, each in self.sources.items()}
+
+    @property
+    def every_drift(self) -> dict[str, Drift]:
+        """Likewise, where it was measured; the sources first, since they say more."""
+        sources = {name: each.drift for name, each in self.sources.items() if each.drift}
+        return sources | ({"": self.drift} if self.drift else {})
 
 
 class Decision(Frozen):
@@ -80,9 +98,9 @@ class Decision(Frozen):
 
     @property
     def drifted(self) -> bool:
-        """Whether the new documents are of another language than the champion's."""
-        drift = self.evidence.drift
-        return drift is not None and drift.excess >= self.limits.drift_threshold
+        """Whether new documents, of the whole or of a source, are of another language."""
+        measured = self.evidence.every_drift.values()
+        return any(drift.excess >= self.limits.drift_threshold for drift in measured)
 
 
 def decide(
@@ -146,30 +164,50 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
             f"no training can continue from the champion: {', '.join(evidence.missing)}",
         )
     assert changes is not None, "what has changed is counted wherever the champion's data is here"
-    if changes.gone_fraction > limits.max_gone_fraction:
+    for source, each in evidence.every_changes.items():
+        if each.gone_fraction > limits.max_gone_fraction:
+            return "retrain", (
+                f"{each.gone_fraction:.1%} of the champion's documents{_of(source)} are gone, more "
+                f"than {limits.max_gone_fraction:.1%}"
+            )
+    grown = [
+        (source, each)
+        for source, each in evidence.every_changes.items()
+        if each.new_fraction >= limits.min_new_fraction
+    ]
+    if grown and measured is None and changes.new + changes.changed:
         return "retrain", (
-            f"{changes.gone_fraction:.1%} of the champion's documents are gone, more than "
-            f"{limits.max_gone_fraction:.1%}"
+            f"the new documents{_of(grown[-1][0])} cannot be compared: none of its own is held out"
         )
-    if changes.new_fraction < limits.min_new_fraction or measured is None:
+    if not grown or measured is None:
+        each_source = ", in all and of each source" if evidence.sources else ""
         return "skip", (
             f"{changes.new_fraction:.2%} of the documents are new or changed, fewer than "
-            f"{limits.min_new_fraction:.2%}"
+            f"{limits.min_new_fraction:.2%}{each_source}"
         )
-    if measured.excess >= limits.drift_threshold:
-        return "retrain", (
-            f"the new documents are of another language: {measured.excess:.3f} bits of divergence "
-            f"beyond the usual, at least {limits.drift_threshold:g}"
-        )
-    if measured.rise >= limits.bpb_rise:
-        return "retrain", (
-            f"the champion needs {measured.rise:.3f} bits per byte more on the new documents, "
-            f"at least {limits.bpb_rise:g}"
-        )
+    for source, drifted in evidence.every_drift.items():
+        if drifted.excess >= limits.drift_threshold:
+            return "retrain", (
+                f"the new documents{_of(source)} are of another language: {drifted.excess:.3f} "
+                f"bits of divergence beyond the usual, at least {limits.drift_threshold:g}"
+            )
+    for source, risen in evidence.every_drift.items():
+        if risen.rise >= limits.bpb_rise:
+            return "retrain", (
+                f"the champion needs {risen.rise:.3f} bits per byte more on the new documents"
+                f"{_of(source)}, at least {limits.bpb_rise:g}"
+            )
+    source, each = grown[0]
     return "continue", (
-        f"{changes.new_fraction:.1%} of the documents are new or changed, and of the champion's "
-        f"language ({measured.excess:.3f} bits of drift, {measured.rise:+.3f} bits per byte)"
+        f"{each.new_fraction:.1%} of the documents{_of(source)} are new or changed, and of the "
+        f"champion's language ({measured.excess:.3f} bits of drift, {measured.rise:+.3f} bits per "
+        "byte)"
     )
+
+
+def _of(source: str) -> str:
+    """Part of a reason: the source, where it is of one alone."""
+    return f" of the source {source}" if source else ""
 
 
 def training(
@@ -243,6 +281,14 @@ def gather(
     if settings or start or old_source is None or old_shards is None or made_by is None:
         return evidence
     progress("documents", 0, None)
+    if source.parts:
+        by_source = drift.compare_sources(
+            old_source, source, old_shards, config.retrain.sample_documents,
+            lambda: as_parent(champion.uri, config, root).path, progress,
+        )  # fmt: skip
+        changes, measured = drift.of_mixture(by_source)
+        of_mixture = {"changes": changes, "drift": measured, "sources": by_source}
+        return evidence.model_copy(update=of_mixture)
     changes, texts = drift.compare(old_source, source, config.retrain.sample_documents)
     measured = None
     if texts:
@@ -353,10 +399,13 @@ def _differences(
     made_by = _config(version, root)
     if made_by is None:
         return ()
-    now, then = _as_made(config, version).flat(), made_by.flat()
+    now, then = (keys.with_sources(c.flat()) for c in (_as_made(config, version), made_by))
     names = [*keys.SETTINGS[stage]]
     names += [name for name, (owner, _) in keys.ADDED.items() if owner == stage]
     names += ["data.tokenizer.path"] if stage == "tokenizer" else []
+    names += ["data.sources", "data.phases"] if stage == "train" else []
+    if stage in keys.OF_SOURCE:  # of a source that was added, its name says all
+        names += [name for name in keys.names_of_sources(stage, config) if name in then]
     return tuple(name for name in names if now[name] != then[name])
 
 
@@ -401,6 +450,12 @@ def figures(decision: Decision) -> list[tuple[str, str]]:
             ("the champion on held-out documents, bits per byte", f"{measured.held_out_bpb:.4f}"),
             (f"rise (from {limits.bpb_rise:g} on: train from scratch)", f"{measured.rise:+.4f}"),
         ]
+    for name, each in decision.evidence.sources.items():
+        rows.append((f"source {name}: new or changed", f"{each.changes.new_fraction:.2%}"))
+        rows.append((f"source {name}: gone", f"{each.changes.gone_fraction:.2%}"))
+        if each.drift:
+            rows.append((f"source {name}: drift", f"{each.drift.excess:.4f}"))
+            rows.append((f"source {name}: rise", f"{each.drift.rise:+.4f}"))
     return rows
 
 
@@ -422,4 +477,8 @@ def tags(decision: Decision) -> dict[str, str]:
         values["new_documents"] = f"{changes.new_fraction:.2%}"
     if measured:
         values |= {"drift_bits": f"{measured.excess:.4f}", "bpb_rise": f"{measured.rise:+.4f}"}
+    for name, each in decision.evidence.sources.items():
+        if each.drift:
+            values[f"drift_bits.{name}"] = f"{each.drift.excess:.4f}"
+            values[f"bpb_rise.{name}"] = f"{each.drift.rise:+.4f}"
     return values

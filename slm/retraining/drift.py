@@ -5,7 +5,7 @@ streamed. The model is measured on a sample of the new ones, with as many held-o
 own data as the baseline: two samples of the same language differ too, more so if they are small.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.evaluation.evaluate import device_of, score_documents
+from slm.evaluation.sources import held_out_sources
 from slm.model.saved import load_model
 from slm.progress import Progress, silent
 from slm.records import Frozen, Shards, Source
+from slm.source.mixture import part_of_source
 from slm.source.reading import source_texts
 from slm.tokens.cleaning import Hashes, Mask, document_hash
-from slm.tokens.shards.reading import documents, split_tokens
+from slm.tokens.shards.layout import Tokens
+from slm.tokens.shards.reading import documents, kept_tokens
 
 CHUNK_TOKENS = 1 << 22
 ENDS_WORDS = 32  # at a document's start and end, by which an edited one is recognised
@@ -69,6 +72,13 @@ class Drift(Frozen):
     def rise(self) -> float:
         """Bits per byte by which the model does worse on the new documents."""
         return self.new_bpb - self.held_out_bpb
+
+
+class SourceDrift(Frozen):
+    """How one source of a mixture has changed, and its new documents compared with its held-out."""
+
+    changes: Changes
+    drift: Drift | None = None  # None: nothing is new, or none of its documents are held out
 
 
 # ---- documents --------------------------------------------------------------------------------
@@ -198,19 +208,30 @@ def _relative_entropy(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) ->
     return max(0.0, float((p[nonzero] * np.log2(p[nonzero] / q[nonzero])).sum()))
 
 
-def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = silent) -> Drift:
+def measure(
+    model: Path,
+    shards: Shards,
+    texts: list[str],
+    progress: Progress = silent,
+    *,
+    source: str | None = None,
+) -> Drift | None:
     """How a model does on new documents, compared with held-out ones.
 
     Args:
         model: the folder of its files.
         shards: those that it was trained on.
         texts: a sample of the new documents, at least one.
+        source: of a mixture, the one whose documents these are; None: all of the shards.
 
-    Raises CorruptionError where the model's files or the shards are damaged.
+    Returns None where no document is held out. Raises CorruptionError where the model's files or
+    the shards are damaged.
     """
     gpt, tokenizer = load_model(model, device_of(model))
     new = _within(np.array(tokenizer.encode(text), np.int64) for text in texts)
-    held_out = _within(islice(documents(shards, "val"), len(new)))
+    held_out = _within(islice(_held_out(shards, source), len(new)))
+    if not held_out:
+        return None
 
     def bpb(sample: list[npt.NDArray[np.int64]]) -> float:
         scores = score_documents(gpt, tokenizer, sample, len(sample), progress)
@@ -221,7 +242,7 @@ def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = 
 
     new_ids, held_out_ids = np.concatenate(new), np.concatenate(held_out)
     tokens = min(len(new_ids), len(held_out_ids))  # a smaller sample diverges more by chance
-    train = _train_counts(shards)
+    train = _train_counts(shards, source)
     return Drift(
         documents=len(new),
         tokens=tokens,
@@ -230,6 +251,14 @@ def measure(model: Path, shards: Shards, texts: list[str], progress: Progress = 
         new_bpb=bpb(new),
         held_out_bpb=bpb(held_out),
     )
+
+
+def _held_out(shards: Shards, source: str | None) -> Iterator[Tokens]:
+    """The held-out documents, of one source or of all."""
+    if source is None:
+        return documents(shards, "val")
+    named = zip(documents(shards, "val"), held_out_sources(shards), strict=True)
+    return (ids for ids, name in named if name == source)
 
 
 def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.int64]]:
@@ -244,11 +273,63 @@ def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.in
     return chosen
 
 
-def _train_counts(shards: Shards) -> Counts:
+def _train_counts(shards: Shards, source: str | None) -> Counts:
     """The count of each token in train, (V,); end-of-text, which samples lack, left out."""
     total = np.zeros(shards.vocab_size, np.int64)
-    for tokens in split_tokens(shards, "train"):
+    split = shards.parts[source].train if source else shards.splits["train"]
+    for tokens in kept_tokens(shards, split.files):
         for first in range(0, len(tokens), CHUNK_TOKENS):
             total += np.bincount(tokens[first : first + CHUNK_TOKENS], minlength=shards.vocab_size)
     total[shards.eot] = 0
     return total
+
+
+# ---- mixtures ---------------------------------------------------------------------------------
+
+
+def compare_sources(
+    before: Source,
+    now: Source,
+    shards: Shards,
+    sample: int,
+    model: Callable[[], Path],
+    progress: Progress = silent,
+) -> dict[str, SourceDrift]:
+    """`compare` and `measure` of each source of a mixture alone, by its name.
+
+    A source is compared with itself: that one has more new documents than another is no drift.
+
+    Args:
+        shards: those that the model was trained on.
+        sample: documents of each source.
+        model: finds the folder of its files; called where there is something to measure.
+    """
+    result = {}
+    for name in sorted(now.parts):
+        changes, texts = compare(part_of_source(before, name), part_of_source(now, name), sample)
+        drift = measure(model(), shards, texts, progress, source=name) if texts else None
+        result[name] = SourceDrift(changes=changes, drift=drift)
+    return result
+
+
+def of_mixture(sources: Mapping[str, SourceDrift]) -> tuple[Changes, Drift | None]:
+    """The whole of a mixture: its counts are sums.
+
+    Its drift is the mean over the sources, weighted by the new documents of each.
+    """
+    every = [each.changes for each in sources.values()]
+    sums = {name: sum(getattr(c, name) for c in every) for name in Changes.model_fields}
+    measured = [(s.drift, s.changes.new + s.changes.changed) for s in sources.values() if s.drift]
+    if not measured:
+        return Changes(**sums), None
+    weights = [weight for _, weight in measured]
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(drift, name) for drift, _ in measured], weights=weights))
+
+    figures = ("divergence", "usual", "new_bpb", "held_out_bpb")
+    return Changes(**sums), Drift(
+        documents=sum(drift.documents for drift, _ in measured),
+        tokens=sum(drift.tokens for drift, _ in measured),
+        **{name: mean(name) for name in figures},
+    )

@@ -127,6 +127,15 @@ def description(run: Run, evaluation: Evaluation) -> str:
     )
 
 
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of an evaluation by their metrics' names; of each source its bits per byte."""
+    whole = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
+    return whole | {
+        f"source.{name}.full_val_bpb": figures["val_bpb"]
+        for name, figures in evaluation.details.get("sources", {}).items()
+    }
+
+
 def benchmark_metrics(score: TaskScore) -> dict[str, float]:
     """The figures of a task by their metrics' names, such as `benchmark.blimp.accuracy`."""
     figures = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from slm import storage
 from slm.errors import UserError
-from slm.records import Benchmarks, Evaluation, Record, Run, task_scores
+from slm.records import Benchmarks, Evaluation, Record, Run, source_bpb, task_scores
 from slm.run_folder import CONFIG, JOURNAL, RunFolder
 from slm.tracking import entities, system
 from slm.tracking.server import (
@@ -289,6 +289,7 @@ class RunMirror:
         )
         known = {model.name: model for model in logged}
         outputs = {model.model_id for model in info.outputs.model_outputs} if info.outputs else ()
+        sources = shards.parts if (shards := self.folder.shards) else ()
         for name in sorted({run.best, run.last}):
             checkpoint = self.folder.checkpoint(name)
             if checkpoint is None:
@@ -303,7 +304,7 @@ class RunMirror:
                 continue
             measured = [
                 Metric(m.key, m.value, m.timestamp, m.step, model.model_id, *self._val_dataset())
-                for key in ("val_loss", "val_bpb")
+                for key in ("val_loss", "val_bpb", *map(source_bpb, sources))
                 for m in self.client.get_metric_history(self.run_id, key)
                 if m.step == checkpoint.step
             ]
@@ -326,7 +327,7 @@ class RunMirror:
         # MLflow shows the point with the highest step, and of several the latest. With step 0 for
         # all that is the newest evaluation, of whichever checkpoint. A repeat is one row.
         moment = round(_finished(evaluation) * 1000)
-        measured = {"full_val_loss": evaluation.val_loss, "full_val_bpb": evaluation.val_bpb}
+        measured = entities.evaluation_metrics(evaluation)
         points = [Metric(key, value, moment, 0) for key, value in measured.items()]
         self.client.log_batch(self.run_id, metrics=points)
         self.client.log_artifact(

@@ -127,6 +127,23 @@ def version_number(file: Path, model: str, chosen: str | None) -> str | None:
         return None
 
 
+def version_aliases(file: Path) -> dict[tuple[str, str], list[str]]:
+    """The aliases of every version by model and number, read without MLflow.
+
+    Raises sqlite3.Error where the file is no store that can be read.
+    """
+    versions = (
+        "SELECT v.name, v.version, a.alias FROM model_versions v "
+        "LEFT JOIN registered_model_aliases a ON a.name = v.name AND a.version = v.version "
+        "WHERE v.current_stage != 'Deleted_Internal' ORDER BY a.alias"
+    )
+    aliases: dict[tuple[str, str], list[str]] = {}
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as store:
+        for name, version, alias in store.execute(versions):
+            aliases.setdefault((name, str(version)), []).extend([alias] if alias else [])
+    return aliases
+
+
 def version_tags(file: Path, model: str, number: str) -> dict[str, str] | None:
     """The tags of a model version, read without MLflow, whose import takes seconds.
 

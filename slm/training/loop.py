@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 
 from slm.errors import Interrupted, Untrainable
-from slm.evaluation.scoring import MAX_LOSS, Score, score
+from slm.evaluation.scoring import MAX_LOSS, Score, score_each
+from slm.evaluation.sources import by_source, held_out_sources
 from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Plan, Run
+from slm.records import Checkpoint, Plan, Run, source_bpb
 from slm.run_folder import (
     CHECKPOINTS,
     DECISION,
@@ -173,8 +175,7 @@ def train_locked(
             if done or session.step % config.train.evaluate_every == 0:
                 fault_point("train.evaluate")
                 scored = evaluate_slice(session, held_out)
-                losses = {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb}
-                note(journal, countdown, "evaluate", {"step": session.step, **losses})
+                note(journal, countdown, "evaluate", {"step": session.step, **losses(scored)})
             improved = scored is not None and scored.val_bpb < session.best_bpb
             if scored is not None and improved:
                 session.best_step, session.best_bpb = session.step, scored.val_bpb
@@ -341,16 +342,29 @@ def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
 
 
 def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    """Score documents. Raises Untrainable where the loss is not finite or beyond `MAX_LOSS`."""
+    """Score the first documents of val, as many as are given, in all and by their source.
+
+    Raises Untrainable where the loss is not finite or beyond `MAX_LOSS`.
+    """
     model, tokenizer, dtype = session.model, session.job.tokenizer, autocast_dtype(session.plan)
     with sharded_again(model):
-        scored = score(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
+        rows = score_each(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
+    scored = Score.total(rows)
+    if sources := held_out_sources(session.job.shards, len(rows)):
+        groups = by_source(rows, sources)
+        scored = replace(scored, by_source={name: Score.total(g) for name, g in groups.items()})
     if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
         raise Untrainable(
             f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
             f"kept; {remedy(session)}"
         )
     return scored
+
+
+def losses(scored: Score) -> dict[str, float]:
+    """The figures of an evaluation for the journal."""
+    by_name = {source_bpb(name): each.val_bpb for name, each in scored.by_source.items()}
+    return {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb, **by_name}
 
 
 @contextmanager
@@ -442,8 +456,7 @@ def score_early_end(
         return
     check_some_step(session)
     scored = evaluate_slice(session, held_out)
-    losses = {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb}
-    journal.write("evaluate", step=session.step, **losses)
+    journal.write("evaluate", step=session.step, **losses(scored))
     if scored.val_bpb < session.best_bpb:
         session.best_step, session.best_bpb = session.step, scored.val_bpb
     journal.sync()

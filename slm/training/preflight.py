@@ -57,6 +57,7 @@ def check_before_download(
         check_prompts(config.report, config.model.seq_len, lambda: gpt2(DataRoot(root).path))
     check_encoding(config, root, tokenizer_sha256=tokenizer_sha256)
     check_gate_tasks(config)
+    check_gate_sources(config)
     try:
         return check_machine(config, root)
     except UserError:
@@ -110,6 +111,18 @@ def check_gate_tasks(config: PipelineConfig) -> None:
             raise UserError(
                 f"registry.benchmarks has {name}, a task that benchmark.tasks does not run "
                 f"({listing(tasks) if tasks else 'it is empty'}): add it there, or remove it here"
+            )
+
+
+def check_gate_sources(config: PipelineConfig) -> None:
+    """Raises UserError where the gate is to hold to a margin what is no source of the mixture."""
+    sources = config.data.sources
+    for name in config.registry.margins:
+        if name not in sources:
+            known = listing(sorted(sources)) if sources else "which is empty"
+            raise UserError(
+                f"registry.margins has {name}, which is not in data.sources ({known}): add it "
+                "there, or remove it here"
             )
 
 

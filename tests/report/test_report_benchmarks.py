@@ -54,7 +54,7 @@ def test_a_page_shows_each_paradigm_next_to_chance(run: RunFolder) -> None:
     benchmarks = run.benchmarks_of(evaluation.weights_sha256)
     report = write_report(config, record, evaluation, shards_of(record), benchmarks)
     page = (report.path / "index.html").read_text()
-    assert "<h2>Benchmarks</h2>" in page
+    assert '<h2 id="benchmarks">Benchmarks</h2>' in page
     assert "pairs: 75.0 % right, above chance" in page
     assert "200 minimal pairs, of which guessing has 50.0 % right" in page
     assert re.search(r"100 items, not distinguishable from chance.*?50\.0 %", page)

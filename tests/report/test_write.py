@@ -177,11 +177,11 @@ def written(first: Made) -> Made:
 class Page(HTMLParser):
     """A page as a browser parses it: its tags and its text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str | None = None) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(path.read_text("utf-8"))
+        self.feed(path.read_text("utf-8") if text is None else text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -265,6 +265,21 @@ def test_every_class_of_the_page_is_styled(written: Made) -> None:
     used = {name for _, a in Page(index).tags for name in (a.get("class") or "").split()}
     styles = index.read_text("utf-8").partition("</style>")[0]
     assert {name for name in used if f".{name}" not in styles} <= {"note"}  # a level like others
+
+
+def test_the_first_screen_has_the_verdict_three_figures_one_plot_and_samples(made: Made) -> None:
+    """In this order, before the first heading of a section; the rest is behind the contents."""
+    index = made.with_report(prompts=("Once", "A dog")).write().path / "index.html"
+    text = index.read_text("utf-8")
+    head = Page(index, text[: text.index("<h2")])  # without what is below
+    tags = [tag for tag, _ in head.tags]
+    counts = {tag: tags.count(tag) for tag in ("h1", "dt", "svg", "blockquote")}
+    assert counts == {"h1": 1, "dt": 3, "svg": 1, "blockquote": 2}
+    assert tags.index("h1") < tags.index("dt") < tags.index("svg") < tags.index("blockquote")
+    headings = [a["id"] for a in Page(index).all("h2")]
+    contents = [a["href"] for tag, a in head.tags[: tags.index("h1")] if tag == "a"]
+    assert contents == [f"#{name}" for name in headings]
+    assert {"findings", "samples", "training", "evaluation", "data", "settings"} <= set(headings)
 
 
 def test_every_plot_has_words_and_no_colour_of_its_own(written: Made) -> None:
