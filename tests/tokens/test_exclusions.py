@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_encode import make_config, make_source
 
 from slm import storage
 from slm.records import EXCLUDED, ROWS, Shards, Source, SourceSplit
@@ -18,7 +19,6 @@ from slm.tokens.encode import encode
 from slm.tokens.exclusions import SourceRows, document_rows, read_excluded
 from slm.tokens.shards.reading import documents
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
-from test_encode import make_config, make_source
 
 TEXTS = list(stories(3, 0, 60))
 COPIES = [TEXTS[5], " \n", "short", TEXTS[7], TEXTS[9] + " The end."]
