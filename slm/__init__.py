@@ -67,6 +67,8 @@ _MODULES = {
     "init": "slm.project.start",
     "plan": "slm.planning.plan",
     "compare": "slm.comparison.compare",
+    "batch_rows": "slm.inspection.batch",
+    "find_text": "slm.inspection.seen",
     "push": "slm.store.push",
     "pull": "slm.store.pull",
     "open_run": "slm.registry.opening",
