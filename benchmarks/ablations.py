@@ -32,7 +32,8 @@ from slm.evaluation.scoring import score
 from slm.model.gpt import GPT
 from slm.recipes import load_recipe
 from slm.tokens.encode import encode
-from slm.tokens.loader import Loader, derive_seed
+from slm.tokens.loader import Loader
+from slm.tokens.permutation import derive_seed
 from slm.tokens.shards.reading import documents, read_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training.optim import MUON_MOMENTUM, NEWTON_SCHULZ, learning_rate_factor

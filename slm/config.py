@@ -337,6 +337,11 @@ class DataConfig(TextConfig):
         "{wiki: 0.3}}, the last one until 1; empty: the sources' own to the end.",
     )
 
+    @field_validator("sources")
+    @classmethod
+    def _by_name(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        return dict(sorted(sources.items()))  # as JSON keeps them: no result depends on the order
+
     @model_validator(mode="after")
     def _address_is_of_the_runner(self) -> Self:
         pattern, example = _RUNNER_ADDRESSES.get(self.runner, ("", ""))

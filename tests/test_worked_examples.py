@@ -18,6 +18,8 @@ MODULES = (
     "slm.project.fit",
     "slm.tokens.cleaning",
     "slm.tokens.loader",
+    "slm.tokens.mixture.order",
+    "slm.tokens.permutation",
     "slm.tokens.tokenizer.lookup",
     "slm.tokens.tokenizer.pretokenize",
     "slm.tokens.tokenizer.trimming",

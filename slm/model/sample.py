@@ -22,7 +22,7 @@ from slm.model.decode import Decoder
 from slm.model.gpt import GPT
 from slm.model.next_token import SamplingSettings, is_whole, require
 from slm.model.saved import LoadedModel
-from slm.tokens.loader import derive_seed
+from slm.tokens.permutation import derive_seed
 from slm.tokens.tokenizer.bpe import Tokenizer
 
 MAX_ROWS = 64  # rows in one batch: more prompts than that take turns

@@ -35,6 +35,7 @@ from slm.run_folder import (
     checkpoint_name,
 )
 from slm.storage import commit, hashing_once, lock, make_folder, to_json, write_file
+from slm.tokens.mixture.order import order_of
 from slm.training.checkpoint import STATE, checkpoint_to_resume
 from slm.training.identity import run_inputs, run_keys
 from slm.training.launch import (
@@ -187,6 +188,7 @@ def _lengthen(run: RunFolder, steps: int) -> tuple[_Blueprint, Checkpoint]:
             f"settings and train.max_steps={last + steps} trains from the seed"
         )
     total = last + steps
+    check_same_order(run, plan, total, checkpoint.step)
     cooldown = cooldown_steps(total, config.train)
     if decision:  # whose cooldown may be shorter than its share of the steps
         update = {"cooldown_start": max(start, total - cooldown), "max_steps": total}
@@ -198,6 +200,28 @@ def _lengthen(run: RunFolder, steps: int) -> tuple[_Blueprint, Checkpoint]:
         _Blueprint(_made_from(run, checkpoint, steps), _of(config, total), plan, decision),
         checkpoint,
     )
+
+
+def check_same_order(run: RunFolder, plan: Plan, steps: int, step: int) -> None:
+    """Raises UserError where a training of so many steps has other rows up to a step.
+
+    Phases end at fractions of the steps: those of a longer training end later.
+    """
+    config, shards = run.config, run.shards
+    if shards is None:  # it is reported where the folder is made
+        return
+    orders = (
+        order_of(config, shards, plan.model_copy(update={"max_steps": total}))
+        for total in (plan.max_steps, steps)
+    )
+    before, after = (order and order.until(step * plan.rows) for order in orders)
+    if before != after:
+        raise UserError(
+            f"{run.name} has data.phases that end at fractions of its {plan.max_steps} steps, and "
+            f"in a training of {steps} the rows before step {step} are others: a longer one is no "
+            f"continuation of it; `slm train {config.recipe}` with the same settings and "
+            f"train.max_steps={steps} trains from the seed"
+        )
 
 
 def _plan(run: RunFolder) -> Plan:

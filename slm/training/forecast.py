@@ -273,7 +273,7 @@ def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> fl
 def seconds_to_score(session: Session) -> float:
     """Seconds per token that the held-out loss takes, on random documents of half a context."""
     length = max(1, session.job.config.model.seq_len // 2)
-    tokens = session.loader.tokens[0]
+    tokens = session.loader.streams[0].tokens[0]
     ids = tokens[: max(1, min(SCORED_TOKENS, len(tokens)) // length) * length]
     held_out = list(ids.reshape(-1, length))
     begin = time.perf_counter()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slm.model.loss import cross_entropy
 from slm.storage import fault_point
-from slm.tokens.loader import derive_seed
+from slm.tokens.permutation import derive_seed
 from slm.training.distributed import average
 from slm.training.parallel import exchanging
 from slm.training.plan import autocast_dtype

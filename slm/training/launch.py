@@ -54,9 +54,11 @@ from slm.storage import (
     run_stage,
     unmark_complete,
 )
+from slm.tokens.mixture.order import planned_order
 from slm.training.agent import Agent, EndpointLost, kill
 from slm.training.identity import find_run, run_inputs, run_keys
 from slm.training.log import ENDED, final_message
+from slm.training.needs import planned_steps
 from slm.training.nodes import FROM_TORCHRUN, VISIBLE_SECONDS, Nodes, elsewhere, nodes_of
 from slm.training.peers import LEAVE
 from slm.training.plan import MIN_TOKENS_PER_DEVICE, pick_micro_batches, thread_count
@@ -97,11 +99,18 @@ def prepare(
         run = find_run(config, shards, parent_key, DataRoot(root))
     if not run.exists:
         key = key or run_keys(config, run_inputs(shards, parent_key))[0]
+        check_order(config, shards)
         make_folder(run.path / CHECKPOINTS)
         if parent:
             keep_parent(parent, run)
         run.write_settings(Settings(key, config, shards.key, parent_key, derived))
     return run
+
+
+def check_order(config: PipelineConfig, shards: Shards) -> None:
+    """Raises UserError where the sources of a mixture cannot be trained on as the settings ask."""
+    rows = config.train.tokens_per_step // config.model.seq_len
+    planned_order(config, shards, rows, planned_steps(config, shards.splits["train"]))
 
 
 def starts_elsewhere(config: PipelineConfig) -> str:

@@ -257,14 +257,24 @@ def check_step(session: Session, loss: float, grad_norm: float) -> None:
     session.skipped = 0 if math.isfinite(grad_norm) else session.skipped + 1
     if loss <= MAX_LOSS and (math.isfinite(grad_norm) or may_skip(session)):
         return
-    starts = [str(start) for start in session.loader.window_starts(session.step)]
-    rows = f"{', '.join(starts[:8])}{' …' if len(starts) > 8 else ''}"
+    rows = described_rows(session)
     raise Untrainable(
         f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}"
         f"{skipped_steps(session)}; no step was made and nothing saved: the weights are those of "
         f"step {session.step}, and the checkpoints up to it are kept; {remedy(session)}. The rows "
-        f"of the step start at tokens {rows} of train"
+        f"of the step start at tokens {rows}"
     )
+
+
+def described_rows(session: Session) -> str:
+    """Part of a message: where the first rows of the next step start."""
+    parts, starts = session.loader.rows_at(session.step)
+    more = " …" if len(starts) > 8 else ""
+    order = session.loader.order
+    if order is None:
+        return f"{', '.join(map(str, starts[:8]))}{more} of train"
+    rows = zip(parts[:8], starts[:8], strict=True)
+    return f"{', '.join(f'{start} of {order.names[part]}' for part, start in rows)}{more}"
 
 
 def may_skip(session: Session) -> bool:

@@ -35,8 +35,11 @@ from slm.run_folder import (
     checkpoint_name,
 )
 from slm.storage import lock
-from slm.tokens.loader import Loader, derive_seed
-from slm.tokens.shards.reading import read_shards, read_tokens
+from slm.tokens.loader import Loader
+from slm.tokens.mixture.order import order_of
+from slm.tokens.mixture.reading import train_streams
+from slm.tokens.permutation import derive_seed
+from slm.tokens.shards.reading import read_shards
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training.checkpoint import (
     CheckpointWriter,
@@ -252,17 +255,17 @@ def new_session(
     if plan.parallel == "fsdp" and job.world_size > 1:
         shard(model, device)
     model = model.to(device)
-    if tokens is None:
-        tokens = [read_tokens(job.shards.path / n) for n in job.shards.splits["train"].files]
+    streams = train_streams(job.shards) if tokens is None else [tokens]
     count = micro_batch_count(plan, job.world_size)
     share, rows = share_of(count, job.rank, job.world_size), plan.rows // count
     loader = Loader(
-        tokens,
+        *streams,
         seq_len=config.model.seq_len,
         rows=plan.rows,
         seed=config.train.seed,
         own=range(share.start * rows, share.stop * rows),
         device=device,
+        order=order_of(config, job.shards, plan),
     )
     optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")

@@ -1,0 +1,1 @@
+"""A mixture: the shards of its sources joined, and read source by source."""

@@ -1,0 +1,35 @@
+"""Shards of one text as if its files were sources of a mixture: for tests of the order."""
+
+from typing import Any
+
+from slm.config import PipelineConfig, SourceConfig
+from slm.records import Shards, ShardsPart, ShardSplit
+from slm.storage import write_record
+from slm.tokens.shards.layout import total
+
+NAMES = ("wiki", "code", "chat")
+
+
+def as_mixture(shards: Shards, count: int = 2) -> Shards:
+    """The shards with every file of train given to one of the first `count` names, in turn."""
+    train = shards.splits["train"]
+    assert len(train.files) >= count, "encode with a smaller data.shard_tokens"
+    parts = {}
+    for place, name in enumerate(NAMES[:count]):
+        files = train.files[place::count]
+        counts = {file: train.counts[file] for file in files}
+        split = ShardSplit(files=files, counts=counts, **total(counts.values()))
+        val = train.counts[files[0]].model_copy(update={"documents": 0, "tokens": 0, "bytes": 0})
+        parts[name] = ShardsPart(key=name * 8, source_key="s" * 64, train=split, val=val)
+    mixed = shards.model_copy(update={"parts": parts})
+    write_record(shards.path, mixed)
+    return mixed
+
+
+def mixed_config(
+    config: PipelineConfig, phases: tuple[Any, ...] = (), **sources: dict[str, Any]
+) -> PipelineConfig:
+    """A config with sources by name: their weights and epochs."""
+    made = {name: SourceConfig(**settings) for name, settings in sources.items()}
+    data = config.data.model_copy(update={"sources": made, "phases": phases})
+    return config.model_copy(update={"data": data})
