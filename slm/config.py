@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from slm.errors import UserError, check_utf8
+from slm.errors import UserError, check_utf8, listing
 from slm.figures import two_lines
 
 PIPELINES = "pipelines.yaml"  # of a project: its recipes and deployments
@@ -339,8 +339,58 @@ class DataConfig(TextConfig):
 
     @field_validator("sources")
     @classmethod
-    def _by_name(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
-        return dict(sorted(sources.items()))  # as JSON keeps them: no result depends on the order
+    def _in_order(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        """The sources by name, however they were written: the order decides of their duplicates."""
+        by_case: dict[str, str] = {}
+        for name in sources:
+            if (other := by_case.setdefault(name.casefold(), name)) != name:
+                raise ValueError(
+                    f"data.sources has {other} and {name}: their files would have the same names "
+                    "on some disks; give one another name"
+                )
+        return dict(sorted(sources.items()))
+
+    @model_validator(mode="after")
+    def _mixture_is_whole(self) -> Self:
+        if self.phases and not self.sources:
+            raise ValueError("data.phases has weights of data.sources, and there are none")
+        if not self.sources:
+            return self
+        for key, field in TextConfig.model_fields.items():
+            if getattr(self, key) != field.default:
+                name = next(iter(self.sources))
+                raise ValueError(
+                    f"data.{key} is of one dataset, and data.sources has {listing(self.sources)}: "
+                    f"state it of each source, such as data.sources.{name}.{key}"
+                )
+        self._check_phases()
+        return self
+
+    def _check_phases(self) -> None:
+        """Raises ValueError for phases that do not follow each other, or that train on nothing."""
+        before = 0.0
+        for phase in self.phases:
+            if phase.until <= before:
+                raise ValueError(
+                    f"data.phases: until={phase.until:g} follows until={before:g}: each phase ends "
+                    "later than the one before it"
+                )
+            before = phase.until
+            if others := [name for name in phase.weights if name not in self.sources]:
+                raise ValueError(
+                    f"data.phases has a weight of {others[0]}, which is no source: there are "
+                    f"{listing(self.sources)}"
+                )
+            if not any(phase.weights.get(name, 1) for name in self.sources):
+                raise ValueError(
+                    f"data.phases: every weight until={phase.until:g} is 0: nothing is left to "
+                    "train on"
+                )
+        if self.phases and before != 1:
+            raise ValueError(
+                f"data.phases end at until={before:g}: the last one ends at 1, the end of the "
+                "training"
+            )
 
     @model_validator(mode="after")
     def _address_is_of_the_runner(self) -> Self:
@@ -356,6 +406,14 @@ class DataConfig(TextConfig):
     def expected_vocab_size(self) -> int:
         """Tokens of the vocabulary, as far as settings tell: of a given one it is not known."""
         return self.tokenizer.vocab_size if self.tokenizer.train else self.vocab_size
+
+    @property
+    def makes_vocabulary(self) -> bool:
+        """Whether a stage of its own makes the vocabulary: one's own, or the trimmed one of a
+        mixture, which belongs to the union of its sources.
+        """
+        trims = bool(self.sources) and self.vocab_size < GPT2_VOCAB_SIZE
+        return self.tokenizer.is_set or trims
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
@@ -814,9 +872,12 @@ class PipelineConfig(Section):
         return self.name or self.recipe
 
     def of_source(self, name: str) -> "PipelineConfig":
-        """The config of one source of a mixture alone, whose folders are named after it."""
+        """The config of one source of a mixture alone, whose folders are named after it.
+
+        Its vocabulary is whole: a trimmed one is of the mixture, and given to its encoding.
+        """
         text = {key: getattr(self.data.sources[name], key) for key in TextConfig.model_fields}
-        alone: dict[str, Any] = {"sources": {}, "phases": ()}
+        alone: dict[str, Any] = {"sources": {}, "phases": (), "vocab_size": GPT2_VOCAB_SIZE}
         return self.model_copy(update={
             "name": name, "data": self.data.model_copy(update=text | alone),
         })  # fmt: skip
@@ -825,10 +886,13 @@ class PipelineConfig(Section):
     def model_name(self) -> str:
         """The registered model's name: `registry.model`, `name`, else that of the data.
 
-        It is the recipe's where the data have no usable name, and slm for the generated stories.
+        It is the recipe's where the data are a mixture or have no usable name, and slm for the
+        generated stories.
         """
         if given := self.registry.model or self.name:
             return given
+        if self.data.sources:
+            return self.recipe
         return "slm" if self.data.source == "stories" else data_name(self.data.path) or self.recipe
 
 

@@ -186,7 +186,7 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
     It is for people and plans: no key, hash or stage depends on it.
     """
     flat, names = config.flat(), names_of(stage)
-    if stage == "encode" and config.data.tokenizer.is_set:
+    if stage == "encode" and config.data.makes_vocabulary:
         names = (*names, *names_of("tokenizer"))
     return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}
 

@@ -2,7 +2,7 @@
 
 Source  → download: parquet files, one row a document
 Vocabulary → tokenizer: a trained or given one, where the config has any
-Shards  → encode: token shards of each split, and the tokenizer
+Shards  → encode: token shards of each split, and the tokenizer; of a mixture → mix
 Run     → train: the run folder, finished; a Parent is the model that it started from, if any
 Checkpoint, Selection, Evaluation, Benchmarks, Report → one folder each inside the run's
 Export  → export: a model in the format of other programs
@@ -112,10 +112,12 @@ class Source(Record):
 
 
 class Vocabulary(Record):
-    """A tokenizer that was trained on the train split of a source, or given."""
+    """A tokenizer that was trained on the train split of a source, given, or, of a mixture,
+    trimmed.
+    """
 
-    kind: Literal["trained", "given"]
-    source_key: str | None  # that it was trained on; of a given one None
+    kind: Literal["trained", "given", "trimmed"]
+    source_key: str | None  # that it was made from; of a given one None
     tokenizer_sha256: str
     vocab_size: int  # end-of-text and special tokens included
     pattern: str  # its name, or itself where it has none

@@ -45,12 +45,13 @@ logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
 MADE = "made.json"  # next to it: how the result was made; no hash covers it, nothing needs it
-FORMAT = 7
+FORMAT = 8
 """The format number of `record.json`, `config.json`, `plan.json` and `decision.json`; none means 1.
 
 It goes up when a field of one of them is added, dropped or renamed. An older file is migrated in
 memory; a newer one is refused, and never touched.
 """
+PLAIN_FORMAT = 7  # of records of what is no mixture: they are written as before there were any
 # The names of what interrupted work leaves, and of what was quarantined as corrupt.
 LEFTOVER = re.compile(r".+\.tmp|.+\.corrupt-\d+|\..+\.old(-\d+)?|\..+\.units|\.probe-.+")
 R = TypeVar("R", bound=Record)
@@ -266,6 +267,14 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, to_json(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Make a file available under another name: a hard link, or a copy where none can be made."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, FileEntry]:
     """Size and sha256 of files, by their path relative to `folder`; hashed in parallel."""
     ordered = sorted(paths)
@@ -320,7 +329,10 @@ def write_record(folder: Path, record: Record) -> None:
     except ValidationError as error:
         names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
         raise SlmError(f"{folder} is not complete: {names} of its record is not finite") from error
-    fields = {"format": FORMAT, **fields}
+    if not fields.get("parts"):
+        fields.pop("parts", None)
+    of_mixture = "parts" in fields or fields.get("kind") == "trimmed"
+    fields = {"format": FORMAT if of_mixture else PLAIN_FORMAT, **fields}
     write_json(folder / RECORD, {**fields, "sha256": sha256_json(fields)})
 
 

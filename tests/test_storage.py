@@ -108,7 +108,7 @@ def test_a_result_of_a_newer_slm_is_neither_quarantined_nor_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(storage, "FORMAT", storage.FORMAT + 1)
+        newer.setattr(storage, "PLAIN_FORMAT", storage.FORMAT + 1)
         before = stage(tmp_path)
     for key in ("new", "another"):
         with pytest.raises(NewerFormat, match=r"record\.json is of format"):

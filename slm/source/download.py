@@ -28,6 +28,7 @@ from slm.source import hub, seen
 from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
 from slm.source.hub_client import keep_cache_in
+from slm.source.mixture import join_sources, naming, part_of_source
 from slm.source.remote import fetch, is_here
 from slm.source.splits import Layout, explicit
 from slm.source.stories import STORIES_VERSION, stories
@@ -50,10 +51,18 @@ def download(
 ) -> Source:
     """The documents of `config.data` as parquet files in `<root>/sources/<name>-<key>/`.
 
+    Each source of a mixture is downloaded into a folder of its own first, and then joined.
+
     Raises UserError where the dataset is missing, empty or not text, CorruptionError where its
     bytes are damaged, SlmError where the hub cannot be reached.
     """
     data = DataRoot(root)
+    if config.data.sources:
+        parts = {}
+        for name in config.data.sources:
+            with naming(name):
+                parts[name] = download(config.of_source(name), root=root, progress=progress)
+        return join_sources(config, parts, root=root)
     make = {"stories": _from_stories, "files": _from_files, "hub": _from_hub}[config.data.source]
     try:
         return make(config, data, progress)
@@ -105,6 +114,11 @@ def is_made_with(source: Source, config: PipelineConfig) -> bool:
     unchanged.
     """
     data = config.data
+    if data.sources or source.parts:
+        return set(source.parts) == set(data.sources) and all(
+            is_made_with(part_of_source(source, name), config.of_source(name))
+            for name in data.sources
+        )
     if data.source == "hub":
         return source.key in hub_keys(config, source.revision)
     if data.source == "files":

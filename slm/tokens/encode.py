@@ -27,6 +27,7 @@ from slm.progress import Progress, automatic
 from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
 from slm.source.documents import format_of
+from slm.source.mixture import naming, part_of_source
 from slm.tokens import holdout
 from slm.tokens.cleaning import (
     ALSO_IN_VAL,
@@ -46,6 +47,8 @@ from slm.tokens.cleaning import (
 from slm.tokens.exclusions import ExclusionWriter
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
 from slm.tokens.holdout import Draw
+from slm.tokens.mixture.identity import mix_key
+from slm.tokens.mixture.joining import mix
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
@@ -86,7 +89,7 @@ def encode(
     progress: Progress = automatic,
     pool: MakePool | None = None,
 ) -> Shards:
-    """The shards of a source in `<root>/shards/<name>-<key>/`.
+    """The shards of a source in `<root>/shards/<name>-<key>/`; of a mixture those of all sources.
 
     An interrupted call leaves its finished units next to that folder, and the next one resumes
     from them.
@@ -107,11 +110,20 @@ def encode(
             f"train.init_from={config.train.init_from}: its vocabulary comes with the model, which "
             "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
         )
-    if config.data.tokenizer.is_set and tokenizer is None:
+    if config.data.makes_vocabulary and tokenizer is None:
+        setting = "data.tokenizer is set" if config.data.tokenizer.is_set else "a mixture trims it"
         raise UserError(
-            "data.tokenizer is set: `vocabulary = slm.make_tokenizer(config, source)` makes the "
-            "vocabulary; give it as vocabulary=vocabulary"
+            f"{setting}: `vocabulary = slm.make_tokenizer(config, source)` makes the vocabulary; "
+            "give it as vocabulary=vocabulary"
         )
+    if config.data.sources:
+        parts = {
+            name: encode_part(
+                config, source, name, tokenizer=tokenizer, root=root, progress=progress, pool=pool
+            )
+            for name in config.data.sources
+        }
+        return mix(config, source, parts, root=root, progress=progress)
     data = DataRoot(root)
     functions = functions_of(config.data.clean)  # read once: what the key has is what runs
     given = tokenizer.sha256 if tokenizer else None
@@ -142,6 +154,31 @@ def encode(
     return shards
 
 
+def encode_part(
+    config: PipelineConfig,
+    source: Source,
+    name: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    root: Path | None = None,
+    progress: Progress = automatic,
+    pool: MakePool | None = None,
+) -> Shards:
+    """The shards of one source of a mixture, as `encode` makes them of it alone.
+
+    `source`: of the mixture.
+    """
+    with naming(name):
+        return encode(
+            config.of_source(name),
+            part_of_source(source, name),
+            tokenizer=tokenizer,
+            root=root,
+            progress=progress,
+            pool=pool,
+        )
+
+
 def units_folder(folder: Path) -> Path:
     """Where an interrupted encoding leaves the units that it has finished."""
     return folder.with_name(f".{folder.name}.units")
@@ -159,7 +196,11 @@ def encode_key(
     Args:
         version: of the stage; None: today's.
         functions: those that the config names; None: they are read now.
+
+    Of a mixture that of the stage `mix`.
     """
+    if config.data.sources:
+        return mix_key(config, part_keys(config, source, tokenizer_sha256, version))
     inputs: Any = storage.content_hash(source)
     if tokenizer_sha256:
         inputs = {"source": inputs, "tokenizer": tokenizer_sha256}
@@ -174,6 +215,21 @@ def encode_key(
     if rule := holdout.small_set_rule(config.data, source):  # added later: only these have it
         fields["held_out"] = rule
     return keys.stage_key("encode", version, fields, inputs)
+
+
+def part_keys(
+    config: PipelineConfig,
+    source: Source,
+    tokenizer_sha256: str | None,
+    version: int | None = None,
+) -> dict[str, str]:
+    """The key of the shards of each source of a mixture, by its name."""
+    return {
+        name: encode_key(
+            config.of_source(name), part_of_source(source, name), tokenizer_sha256, version
+        )
+        for name in config.data.sources
+    }
 
 
 def _write_shards(
@@ -220,7 +276,7 @@ def _write_shards(
             for unit, each in zip(units, encoded, strict=True)
         )
         if vocab_size < base.n_vocab:
-            counts, choices = _count_tokens(chosen, base.n_vocab)
+            counts, choices = count_tokens(chosen, base.n_vocab)
             tokenizer = trim_vocabulary(base, counts, vocab_size)
             trimmed = work / "trimmed.tiktoken"
             tokenizer.save(trimmed)
@@ -304,7 +360,7 @@ def _in_order(
             yield Encoded.read(path)
 
 
-def _count_tokens(
+def count_tokens(
     chosen: Iterator[tuple[Encoded, Choice]], n_vocab: int
 ) -> tuple[Counts, list[Choice]]:
     """How often each token occurs in train, (n_vocab,), and the choices again."""

@@ -1,28 +1,33 @@
 """Tokenizer: a source → a vocabulary of one's own, trained on the train split alone, or given.
 
-The stage is there only where `data.tokenizer` is set. Worker processes clean the documents, in the
-same units as encoding has them, but as bytes; the same documents are held out and dropped. The
-result depends on the documents and the config alone.
+The stage is there only where `data.tokenizer` is set, and where a mixture trims GPT-2's: the
+vocabulary of a mixture is made from all of its sources, without their weights. Worker processes
+clean the documents, in the same units as encoding has them, but as bytes where it is trained; the
+same documents are held out and dropped. The result depends on the documents and the config alone.
 """
 
 import logging
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slm import keys, storage
-from slm.config import PipelineConfig, TokenizerConfig
+from slm.config import DataConfig, PipelineConfig, TokenizerConfig
 from slm.errors import CorruptionError, UserError
 from slm.progress import Progress, automatic
 from slm.records import Source, Vocabulary, check_input
 from slm.run_folder import DataRoot
 from slm.source import hub_models
+from slm.source.mixture import part_of_source
 from slm.tokens import holdout
-from slm.tokens.cleaning import check_extras
+from slm.tokens.cleaning import Mask, check_extras
 from slm.tokens.encode import (
     MakePool,
     Selection,
@@ -31,10 +36,11 @@ from slm.tokens.encode import (
     worker_count,
 )
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
-from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.given import SUFFIX, read_given
 from slm.tokens.tokenizer.patterns import PATTERNS
 from slm.tokens.tokenizer.training import TRAINER, check_trainer, train_bpe
+from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import ByteTokenizer, Encoded, plan_units
 from slm.tokens.workers import Workers
 
@@ -73,18 +79,23 @@ def make_tokenizer(
     data = DataRoot(root)
     if config.data.tokenizer.path:
         return _given(config, data)
-    functions = functions_of(config.data.clean)  # read once: what the key has is what runs
-    key = trained_key(config, source, functions=functions)
+    texts = _texts(config, source)  # read once: what the key has is what runs
+    key = _key(config, texts)
     folder = data.folder("tokenizers", config.folder_name, key)
     work = units_folder(folder)
 
     def build(staging: Path) -> Vocabulary:
-        check_trainer()
-        check_extras(config.data.clean)
-        check_functions(functions)
+        if config.data.tokenizer.train:
+            check_trainer()
+        for text in texts:
+            check_extras(text.data.clean)
+            check_functions(text.functions)
         work.mkdir(exist_ok=True)
+        reader = _Reader(texts, work, progress, pool)
         try:
-            return _train(key, config, source, work, staging, progress, pool, functions)
+            if config.data.tokenizer.train:
+                return _train(key, config, source, reader, staging)
+            return _trim(key, config, source, reader, staging, gpt2(data.path))
         except UserError:  # which the same call would raise again
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -98,29 +109,63 @@ def make_tokenizer(
 
 def check_set(config: PipelineConfig) -> None:
     """Raises UserError where the config has GPT-2's vocabulary, which no stage makes."""
-    if not config.data.tokenizer.is_set:
+    if not config.data.makes_vocabulary:
         raise UserError(
             f"recipe {config.recipe} has GPT-2's vocabulary: set data.tokenizer.train=bpe for one "
             "of its own, or data.tokenizer.path for a given one"
         )
 
 
-def trained_key(
-    config: PipelineConfig,
-    source: Source,
-    version: int | None = None,
-    functions: Functions | None = None,
-) -> str:
-    """The key of the vocabulary that is trained on a source; arguments as of `encode_key`."""
-    fields = keys.stage_fields("tokenizer", config)
-    if functions is None:
-        functions = functions_of(config.data.clean)
-    if functions:
-        fields["functions"] = key_fields(functions)
-    if rule := holdout.small_set_rule(config.data, source):
-        fields["held_out"] = rule
+@dataclass(frozen=True)
+class _Text:
+    """A source that a vocabulary is made from: the only one, or one of a mixture."""
+
+    name: str  # in the mixture; empty of the only one
+    config: PipelineConfig
+    source: Source
+    functions: Functions
+
+    @property
+    def data(self) -> DataConfig:
+        return self.config.data
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the key has of it besides its files."""
+        fields = keys.stage_fields("tokenizer", self.config)
+        if self.functions:
+            fields["functions"] = key_fields(self.functions)
+        if rule := holdout.small_set_rule(self.data, self.source):
+            fields["held_out"] = rule
+        return fields
+
+
+def _texts(config: PipelineConfig, source: Source) -> list[_Text]:
+    """The sources of a config: of a mixture each, else the one."""
+    alone = [("", config, source)] if not config.data.sources else [
+        (name, config.of_source(name), part_of_source(source, name)) for name in config.data.sources
+    ]  # fmt: skip
+    return [_Text(n, own, text, functions_of(own.data.clean)) for n, own, text in alone]
+
+
+def trained_key(config: PipelineConfig, source: Source, version: int | None = None) -> str:
+    """The key of the vocabulary that is trained on a source, or, of a mixture, trimmed to it.
+
+    `version`: as of `encode_key`.
+    """
+    return _key(config, _texts(config, source), version)
+
+
+def _key(config: PipelineConfig, texts: list[_Text], version: int | None = None) -> str:
     version = version or TOKENIZER_VERSION
-    return keys.stage_key("tokenizer", version, fields, storage.content_hash(source))
+    if not config.data.sources:
+        [text] = texts
+        inputs = storage.content_hash(text.source)
+        return keys.stage_key("tokenizer", version, text.fields, inputs)
+    trimmed = None if config.data.tokenizer.is_set else config.data.vocab_size
+    each = [{**text.fields, "source": storage.content_hash(text.source)} for text in texts]
+    # Neither the names nor the order of the sources change a vocabulary.
+    return keys.stage_key("tokenizer", version, {"trimmed": trimmed}, sorted(each, key=repr))
 
 
 def given_key(settings: TokenizerConfig, sha256: str) -> str:
@@ -140,8 +185,8 @@ def known_key(
     vocabulary.
     """
     settings = config.data.tokenizer
-    if settings.train:
-        assert source is not None, "it is trained on the source"
+    if not settings.path:
+        assert source is not None, "it is made from the source"
         return trained_key(config, source), ""
     if not str(settings.path).startswith(HUB):
         return given_key(settings, storage.sha256_file(given_file(settings, data.path)[0])), ""
@@ -197,30 +242,69 @@ def is_tiktoken(settings: TokenizerConfig) -> bool:
     return str(settings.path).endswith(SUFFIX)
 
 
-# ---- training ---------------------------------------------------------------------------------
+# ---- from documents ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the train documents of sources as they are encoded."""
+
+    texts: list[_Text]
+    work: Path  # the folder of the units
+    progress: Progress
+    pool: MakePool | None
+
+    def units(self, text: _Text, tokenizer: Path | None) -> Generator[tuple[Encoded, Mask]]:
+        """The units of a source in order, each with the documents of train.
+
+        `tokenizer`: what they are encoded with; None: their bytes.
+        """
+        data, source = text.data, text.source
+        base = Tokenizer.load(tokenizer) if tokenizer else ByteTokenizer()
+        folder = self.work / text.name
+        folder.mkdir(exist_ok=True)
+        rule = holdout.small_set_rule(data, source)
+        units = plan_units(
+            source, tokenizer, data.clean, folder,
+            splits_ends=rule == "ends", functions=text.functions,
+        )  # fmt: skip
+        selection = Selection(data, source, base)
+        pool = self.pool
+        with pool(units) if pool else Workers(worker_count(data, units)) as workers:
+            outputs = {unit: unit.output for unit in units}
+            with closing(encode_in_order(workers, "tokenizer", outputs, self.progress)) as in_order:
+                encoded: Iterator[Encoded] = in_order
+                if selection.is_small:
+                    selection.hold_out_minimum(each.draws for each in encoded)
+                    encoded = map(Encoded.read, outputs.values())
+                for unit, each in zip(units, encoded, strict=True):
+                    yield each, selection.choose(unit.split, each)["train"]
+
+    def documents(self, text: _Text) -> Generator[bytes]:
+        """The documents of train of a source, in order, in UTF-8."""
+        with closing(self.units(text, None)) as units:
+            for each, mask in units:
+                tokens, lengths, _ = each.select(mask)
+                ends = np.cumsum(lengths)
+                data = tokens.astype(np.uint8).tobytes()
+                for begin, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
+                    yield data[begin + 1 : end]  # without end-of-text
 
 
 def _train(
-    key: str,
-    config: PipelineConfig,
-    source: Source,
-    work: Path,
-    staging: Path,
-    progress: Progress,
-    pool: MakePool | None,
-    functions: Functions,
+    key: str, config: PipelineConfig, source: Source, reader: _Reader, staging: Path
 ) -> Vocabulary:
     settings = config.data.tokenizer
     counted = {"documents": 0, "bytes": 0}
+    sizes = [text.source.splits["train"].documents for text in reader.texts]
 
     def texts() -> Iterator[str]:
-        with closing(_train_texts(config, source, work, progress, pool, functions)) as documents:
-            for document in documents:
-                counted["documents"] += 1
-                counted["bytes"] += len(document)
-                yield document.decode()
-                if counted["documents"] == settings.documents:
-                    return
+        for text, limit in zip(reader.texts, _limits(settings.documents, sizes), strict=True):
+            with closing(reader.documents(text)) as documents:
+                for document in islice(documents, limit):
+                    counted["documents"] += 1
+                    counted["bytes"] += len(document)
+                    yield document.decode()
 
     tokenizer = train_bpe(
         texts(), settings.vocab_size, PATTERNS[settings.pattern], settings.special_tokens
@@ -238,34 +322,42 @@ def _train(
     ))  # fmt: skip
 
 
-def _train_texts(
+def _limits(documents: int | None, sizes: list[int]) -> list[int | None]:
+    """How many documents of each source are read: `documents` in proportion, at least one of each.
+
+    100 of sources of 600, 300 and 100 documents: 60, 30 and 10.
+    """
+    if documents is None or len(sizes) == 1:
+        return [documents] * len(sizes)
+    whole = sum(sizes)
+    ends = [round(documents * sum(sizes[: i + 1]) / whole) for i in range(len(sizes))]
+    return [max(1, end - begin) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _trim(
+    key: str,
     config: PipelineConfig,
     source: Source,
-    work: Path,
-    progress: Progress,
-    pool: MakePool | None,
-    functions: Functions,
-) -> Generator[bytes]:
-    """The documents of train as they are encoded, in order, in UTF-8."""
-    data = config.data
-    rule = holdout.small_set_rule(data, source)
-    units = plan_units(
-        source, None, data.clean, work, splits_ends=rule == "ends", functions=functions
-    )
-    selection = Selection(data, source, ByteTokenizer())
-    with pool(units) if pool else Workers(worker_count(data, units)) as workers:
-        outputs = {unit: unit.output for unit in units}
-        with closing(encode_in_order(workers, "tokenizer", outputs, progress)) as in_order:
-            encoded: Iterator[Encoded] = in_order
-            if selection.is_small:
-                selection.hold_out_minimum(each.draws for each in encoded)
-                encoded = map(Encoded.read, outputs.values())
-            for unit, each in zip(units, encoded, strict=True):
-                tokens, lengths, _ = each.select(selection.choose(unit.split, each)["train"])
-                ends = np.cumsum(lengths)
-                text = tokens.astype(np.uint8).tobytes()
-                for begin, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
-                    yield text[begin + 1 : end]  # without end-of-text
+    reader: _Reader,
+    staging: Path,
+    base: Tokenizer,
+) -> Vocabulary:
+    """GPT-2's vocabulary trimmed to the train documents of all sources of a mixture."""
+    path = reader.work / TOKENIZER
+    base.save(path)
+    counts, documents, size = np.zeros(base.n_vocab, np.int64), 0, 0
+    for text in reader.texts:
+        with closing(reader.units(text, path)) as units:
+            for each, mask in units:
+                tokens, lengths, sizes = each.select(mask)
+                counts += np.bincount(tokens, minlength=base.n_vocab)
+                documents += len(lengths)
+                size += int(sizes.sum())
+    tokenizer = trim_vocabulary(base, counts, config.data.vocab_size)
+    return _written(staging, tokenizer, Vocabulary(
+        key=key, kind="trimmed", source_key=source.key, origin="gpt2", documents=documents,
+        bytes=size, **_facts(tokenizer),
+    ))  # fmt: skip
 
 
 # ---- given ------------------------------------------------------------------------------------

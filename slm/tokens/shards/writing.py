@@ -7,6 +7,14 @@ import numpy as np
 from slm.records import ShardCount, ShardSplit
 from slm.tokens.shards.layout import FORMATS, HEADER, Counts, Tokens, token_dtype, total
 
+LENGTH_BINS = 40
+
+
+def length_bins(lengths: Counts) -> Counts:
+    """The bin of each document: i for up to 2**i tokens without end-of-text; (N,)."""
+    bins: Counts = np.searchsorted(2 ** np.arange(LENGTH_BINS), lengths - 1)
+    return bins
+
 
 class ShardWriter:
     """Writes the documents of one split into shards of at most `shard_tokens` tokens.
@@ -20,7 +28,7 @@ class ShardWriter:
         self._dtype = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
         self._limit = shard_tokens
         self._counts: dict[str, list[int]] = {}  # file → documents, tokens, bytes
-        self.histogram = np.zeros(40, np.int64)  # documents of up to 2**i tokens
+        self.histogram = np.zeros(LENGTH_BINS, np.int64)  # documents of up to 2**i tokens
 
     def add(self, tokens: Tokens, lengths: Counts, sizes: Counts) -> None:
         """Append documents.
@@ -34,9 +42,7 @@ class ShardWriter:
         takes the documents that end by 5, two of them; the second those that end by 5 + 5, one;
         the last is longer than a shard and gets its own.
         """
-        powers = 2 ** np.arange(len(self.histogram))
-        bins = np.searchsorted(powers, lengths - 1)  # (N,)
-        self.histogram += np.bincount(bins, minlength=len(self.histogram))
+        self.histogram += np.bincount(length_bins(lengths), minlength=LENGTH_BINS)
         ends = np.cumsum(lengths)  # (N,)
         first = 0
         while first < len(lengths):
