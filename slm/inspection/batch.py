@@ -4,12 +4,13 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.errors import UserError
-from slm.inspection.texts import Origins, last_step, part_texts, shards_of
-from slm.records import Frozen, Plan, Shards
+from slm.inspection.texts import last_step, origins_of, shards_of, train_texts
+from slm.records import Frozen, Plan
 from slm.registry.opening import Given, open_run
 from slm.run_folder import PLAN, RunFolder
 from slm.tokens.loader import Loader
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+from slm.training.session import new_loader
 
 
 class RowDocument(Frozen):
@@ -67,9 +68,10 @@ def batch_rows(run: Given, step: int) -> Batch:
     end = folder.max_steps or plan.max_steps
     if not 1 <= step <= max(end, last_step(folder)):
         raise UserError(f"{folder.name} has the steps 1 to {end:,}, and no step {step:,}")
-    loader = loader_of(folder, plan, shards)
-    parts, starts, epochs = rows_at(loader, step - 1)
-    texts = part_texts(shards, "train")
+    loader = new_loader(folder.config, plan, shards)
+    parts, starts = loader.rows_at(step - 1)
+    epochs = epochs_of(loader, step - 1, parts)
+    texts, origins = train_texts(shards), origins_of(shards, folder.root)
     tokenizer = Tokenizer.load(shards.path / TOKENIZER)
     length = loader.seq_len + 1
     inputs, targets = loader.batch(step - 1)
@@ -77,7 +79,6 @@ def batch_rows(run: Given, step: int) -> Batch:
     documents: dict[int, list[RowDocument]] = {}
     for i, text in enumerate(texts):
         here = np.flatnonzero(parts == i)
-        origin = Origins(shards, folder.source)
         ranges = [(int(starts[row]), int(starts[row]) + length) for row in here]
         for row, places in zip(here.tolist(), text.documents(ranges), strict=True):
             documents[row] = [
@@ -87,8 +88,8 @@ def batch_rows(run: Given, step: int) -> Batch:
                     begin=place.begin,
                     end=place.end,
                     length=place.length,
-                    file=(where := origin("train", place.number))[0],
-                    row=where[1],
+                    file=(origin := origins[text.name]("train", place.number))[0],
+                    row=origin[1],
                 )
                 for at, place in places
             ]
@@ -130,25 +131,10 @@ def plan_of(run: RunFolder) -> Plan:
     return plan
 
 
-def loader_of(run: RunFolder, plan: Plan, shards: Shards, steps: int = 1) -> Loader:
-    """The loader that a run is trained by, on the CPU.
-
-    `steps`: so many steps of the run are one step of the loader: the order is one of rows.
-    """
-    config = run.config
-    [text] = part_texts(shards, "train")
-    return Loader(
-        [segment.tokens for segment in text.segments],
-        seq_len=config.model.seq_len,
-        rows=plan.rows * steps,
-        seed=config.train.seed,
-    )
-
-
-def rows_at(
-    loader: Loader, step: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each row of a step of the loader, from 0: source, first token and epoch; (R,) each."""
-    starts = loader.window_starts(step)
-    places = np.arange(len(starts)) + step * loader.rows
-    return np.zeros_like(starts), starts, places // loader.windows
+def epochs_of(loader: Loader, step: int, parts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The epoch of its source, from 0, that each row of a step of the loader is in; (R,)."""
+    rows = np.arange(len(parts)) + step * loader.rows
+    places = rows if loader.order is None else loader.order.rows(rows[0], rows[-1] + 1)[1]
+    windows = np.array([stream.windows for stream in loader.streams])
+    epochs: npt.NDArray[np.int64] = places // windows[parts]
+    return epochs

@@ -5,10 +5,11 @@ the rows of the source as they came. What a training has read is computed from i
 the answer is exact for every step that it has made.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,34 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from slm.errors import CorruptionError, UserError
-from slm.inspection.batch import loader_of, plan_of, rows_at
-from slm.inspection.texts import Origins, PartText, last_step, part_texts, shards_of
+from slm.inspection.batch import plan_of
+from slm.inspection.texts import (
+    Origins,
+    PartText,
+    last_step,
+    origins_of,
+    shards_of,
+    train_texts,
+    val_text,
+)
 from slm.machine import available_cores
-from slm.progress import Progress, automatic
-from slm.records import Frozen, Plan, Shards, Source
+from slm.progress import Progress, automatic, silent
+from slm.records import Frozen, Plan, Shards
 from slm.registry.opening import Given, open_run
 from slm.run_folder import RunFolder
-from slm.tokens.exclusions import Excluded, SourceRows, document_rows, has_exclusions, read_excluded
+from slm.tokens.exclusions import (
+    NO_EXCLUSIONS,
+    Excluded,
+    document_rows,
+    has_exclusions,
+    read_excluded,
+)
+from slm.tokens.mixture.reading import part_of_val
 from slm.tokens.shards.layout import Tokens
 from slm.tokens.shards.reading import read_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.tokens.workers import Workers
+from slm.training.session import new_loader
 
 I64 = npt.NDArray[np.int64]
 MAX_SHOWN = 100  # documents of each kind, with their steps
@@ -36,6 +53,7 @@ CHUNK_TOKENS = 1 << 19  # decoded together
 ROWS_TOGETHER = 1 << 20  # of the order
 IN_PROCESS_TOKENS = 20_000_000  # below it, starting workers takes longer than the work
 Where = Literal["train", "val", "excluded"]
+WHERE: tuple[Where, ...] = get_args(Where)
 
 
 class Reading(Frozen):
@@ -117,52 +135,71 @@ def find_text(
         raise UserError("give the text that is to be found: it is empty")
     folder = open_run(run)
     shards, plan, steps = shards_of(folder), plan_of(folder), last_step(folder)
-    source, needle = folder.source, text.encode()
-    found = {split: search(shards, split, needle, progress) for split in ("train", "val")}
-    exposures = [
-        Exposures(hits, max_shown, seq_len=folder.config.model.seq_len) for hits in found["train"]
+    origins, needle = origins_of(shards, folder.root), text.encode()
+    train = [search(shards, part, needle, progress) for part in train_texts(shards)]
+    left_out = [
+        search(shards, part, needle, progress) for part in train_texts(shards, left_out=True)
     ]
+    val = search(shards, val_text(shards), needle, progress)
+    exposures = [Exposures(hits, max_shown, folder.config.model.seq_len) for hits in train]
     epochs = _read_order(folder, plan, shards, steps, exposures, progress)
-    listed = list[Occurrence]()
-    counts: dict[Where, int] = {"train": 0, "val": 0, "excluded": 0}
-    origin = Origins(shards, source)
-    for split in ("train", "val"):
-        where: Where = "train" if split == "train" else "val"
-        for i, hits in enumerate(found[split]):
-            seen = exposures[i] if split == "train" else None
-            counts[where] += len(hits.documents)
-            listed += hits.occurrences(where, origin, max_shown, seen)
-    excluded, counts["excluded"], changed = _in_source(
-        shards, source, text, found, max_shown, progress
-    )
-    listed += excluded
+    listed, counts = list[Occurrence](), Counter[Where]()
+    for hits, seen in zip(train, exposures, strict=True):
+        counts["train"] += len(hits.documents)
+        listed += hits.occurrences("train", origins[hits.part], max_shown, seen)
+    counts["val"] = len(val.documents)
+    listed += _held_out(shards, val, origins, max_shown)
+    changed: int | None = 0
+    for hits, out in zip(train, left_out, strict=True):
+        counts["excluded"] += len(out.documents)
+        listed += out.occurrences("excluded", origins[out.part], max_shown)
+        known = {"train": np.concatenate([hits.documents, out.documents])}
+        dropped = _in_source(shards, origins[hits.part], text, known, val, max_shown, progress)
+        listed += [each.model_copy(update={"part": hits.part}) for each in dropped.listed]
+        counts["excluded"] += dropped.count
+        more = dropped.unexplained
+        changed = None if changed is None or more is None else changed + more
     return Seen(
         run=folder.name,
         text=text,
         steps=steps,
         rows=plan.rows,
         epochs=epochs,
-        documents=counts,
+        documents={where: counts[where] for where in WHERE},
         whole=sum(int(each.whole.sum()) for each in exposures),
         cut=sum(int(each.cut.sum()) for each in exposures),
-        source_searched=source is not None,
+        source_searched=all(each.source is not None for each in origins.values()),
         changed=changed,
         occurrences=tuple(listed),
-        notes=tuple(_notes(folder, shards, source)),
+        notes=tuple(_notes(folder, origins.values())),
     )
 
 
-def _notes(run: RunFolder, shards: Shards, source: Source | None) -> Iterator[str]:
+def _notes(run: RunFolder, origins: Iterable[Origins]) -> Iterator[str]:
     parent = run.parent_record
     if parent is not None:
         yield f"it started from {parent.model}, whose own training is not searched"
-    if source is None:
-        yield "the source is not here: `slm download RECIPE` brings it back, and excluded rows then"
-    if not has_exclusions(shards):
+    origins = list(origins)
+    if any(each.source is None for each in origins):
         yield (
-            "these shards are from before reasons were kept: which rows cleaning dropped is not "
-            "known (see docs/inspecting.md)"
+            "the source is not here: of what cleaning dropped, only beginnings are known; "
+            "`slm download RECIPE` brings it back"
         )
+    if any(each.shards is None or not has_exclusions(each.shards) for each in origins):
+        yield f"which rows cleaning dropped is not known: {NO_EXCLUSIONS}"
+
+
+def _held_out(
+    shards: Shards, val: "Hits", origins: dict[str | None, Origins], max_shown: int
+) -> Iterator[Occurrence]:
+    """The held-out documents; of a mixture with their sources, and without their rows there."""
+    if not shards.parts:
+        yield from val.occurrences("val", origins[None], max_shown)
+        return
+    names, parts = list(shards.parts), part_of_val(shards)
+    for each in val.occurrences("val", Origins(None, None), max_shown):
+        assert each.document is not None
+        yield each.model_copy(update={"part": names[parts[each.document]]})
 
 
 # ---- the documents ----------------------------------------------------------------------------
@@ -176,6 +213,7 @@ class Hits:
     begins: I64  # the first token of each, in the tokens of the source; (N,)
     ends: I64  # the token after its last; (N,)
     of: I64  # the document that it is in; (N,)
+    reasons: tuple[str | None, ...] = ()  # why each is left out of a mixture
 
     @property
     def documents(self) -> I64:
@@ -183,7 +221,7 @@ class Hits:
         return np.unique(self.of)
 
     def occurrences(
-        self, where: Where, origin: Origins, limit: int, seen: "Exposures | None"
+        self, where: Where, origin: Origins, limit: int, seen: "Exposures | None" = None
     ) -> Iterator[Occurrence]:
         """The first documents that have it."""
         for document in self.documents[:limit].tolist():
@@ -205,6 +243,7 @@ class Hits:
                 times=int(here.sum()),
                 file=file,
                 row=row,
+                reason=self.reasons[int(np.argmax(here))] if self.reasons else None,
                 **counted,
             )
 
@@ -223,12 +262,8 @@ class Job:
         return str(self.path)
 
 
-def search(shards: Shards, split: str, needle: bytes, progress: Progress) -> list[Hits]:
-    """Where bytes are in the documents of a split, by source."""
-    return [_search_part(shards, text, needle, progress) for text in part_texts(shards, split)]
-
-
-def _search_part(shards: Shards, text: PartText, needle: bytes, progress: Progress) -> Hits:
+def search(shards: Shards, text: PartText, needle: bytes, progress: Progress) -> Hits:
+    """Where bytes are in the documents of a source."""
     jobs = [
         Job(each.path, shards.path / TOKENIZER, needle, each.offset, len(each.tokens))
         for each in text.segments
@@ -241,14 +276,16 @@ def _search_part(shards: Shards, text: PartText, needle: bytes, progress: Progre
             results[job] = result
             done += job.length
             progress("searching", done, total)
-    begins, ends, of = [], [], []
+    begins, ends, of, reasons = [], [], [], list[str | None]()
     for job, segment, first in zip(jobs, text.segments, text.starts.tolist(), strict=False):
         begin, end, document = results[job]
         begins.append(begin + first)
         ends.append(end + first)
         of.append(document + segment.documents_before)
+        reasons += [segment.reason] * len(document) if segment.reason else []
     empty = np.empty(0, np.int64)
-    return Hits(text.name, *(np.concatenate([empty, *each]) for each in (begins, ends, of)))
+    joined = [np.concatenate([empty, *each]) for each in (begins, ends, of)]
+    return Hits(text.name, joined[0], joined[1], joined[2], tuple(reasons))
 
 
 def find_in_file(job: Job) -> tuple[I64, I64, I64]:
@@ -357,46 +394,64 @@ def _read_order(
 ) -> float:
     """Go through all rows of a run so far; return the epochs of train that they are."""
     together = max(1, ROWS_TOGETHER // plan.rows)  # steps
-    loader = loader_of(run, plan, shards, together)
+    loader = new_loader(run.config, plan, shards, steps=together)
     total = steps * plan.rows
     if any(len(each.whole) for each in exposures):
         for index, first in enumerate(range(0, total, loader.rows)):
             loader.own = range(min(loader.rows, total - first))  # not beyond the last step
-            parts, starts, _ = rows_at(loader, index)
+            parts, starts = loader.rows_at(index)
             rows = np.arange(first, first + len(starts))
             for i, each in enumerate(exposures):
                 here = parts == i
                 each.read(starts[here], rows[here], plan.rows)
             progress("steps", (first + len(starts)) // plan.rows, steps)
-    return total * loader.seq_len / shards.splits["train"].tokens
+    return total / sum(stream.windows for stream in loader.streams)
 
 
 # ---- the source -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """What cleaning has dropped or changed of the documents of a source that had a text."""
+
+    listed: list[Occurrence]  # the first that are dropped
+    count: int  # all of them
+    unexplained: int | None  # rows that had it before cleaning alone; None: not known
+
+
 def _in_source(
-    shards: Shards,
-    source: Source | None,
+    mixed: Shards,
+    origin: Origins,
     text: str,
-    found: dict[str, list[Hits]],
+    kept: dict[str, I64],
+    val: Hits,
     max_shown: int,
     progress: Progress,
-) -> tuple[list[Occurrence], int, int | None]:
-    """The first excluded documents that have a text, their number, and how many rows of the source
-    had it before cleaning alone; None where that is not known.
+) -> Dropped:
+    """What of a source has a text and is in neither train nor val.
+
+    Args:
+        kept: the documents of the source's train that have the text.
+        val: the held-out documents that have it; of a mixture those of all sources.
     """
-    if not has_exclusions(shards):
-        return [], 0, None
+    shards, source = origin.shards, origin.source
+    if shards is None or not has_exclusions(shards):
+        return Dropped([], 0, None)
+    if not mixed.parts:
+        kept = {**kept, "val": val.documents}
+    elif source is not None:  # a mixture has the held-out documents in another order
+        kept = {**kept, "val": search(shards, val_text(shards), text.encode(), silent).documents}
     listed, count = list[Occurrence](), 0
     if source is None:  # what is known is how each of them begins
         for each in read_excluded(shards):
             if text in each.text:
                 count += 1
                 listed += [_excluded(each, each.text.count(text))] if count <= max_shown else []
-        return listed, count, None
-    places, times = _rows_with(source, text, progress)
+        return Dropped(listed, count, None)
+    places, times = _rows_with(origin, text, progress)
     unexplained = np.ones(len(places), bool)
-    numbers = SourceRows(source).ranges()
+    numbers = origin.rows.ranges()
     for each in read_excluded(shards):
         place = numbers[each.file][each.row]
         at = int(np.searchsorted(places, place))
@@ -404,18 +459,17 @@ def _in_source(
             unexplained[at] = False
             count += 1
             listed += [_excluded(each, int(times[at]))] if count <= max_shown else []
-    for split, parts in found.items():
+    for split, documents in kept.items():
         rows = document_rows(shards, split)
         if rows is not None:
-            for hits in parts:
-                unexplained &= ~np.isin(places, rows[hits.documents])
-    return listed, count, int(unexplained.sum())
+            unexplained &= ~np.isin(places, rows[documents])
+    return Dropped(listed, count, int(unexplained.sum()))
 
 
 def _excluded(each: Excluded, times: int) -> Occurrence:
     return Occurrence(
         where="excluded",
-        part=each.part,
+        part=None,
         document=None,
         times=times,
         file=each.file,
@@ -425,10 +479,11 @@ def _excluded(each: Excluded, times: int) -> Occurrence:
     )
 
 
-def _rows_with(source: Source, text: str, progress: Progress) -> tuple[I64, I64]:
+def _rows_with(origin: Origins, text: str, progress: Progress) -> tuple[I64, I64]:
     """The numbers of the rows of a source that have a text, and how often each has it; (N,)."""
+    source, files = origin.source, origin.rows.ranges()
+    assert source is not None
     places, times = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    files = SourceRows(source).ranges()
     for number, (name, rows) in enumerate(files.items()):
         first = rows.start
         try:

@@ -1,7 +1,7 @@
 """The training tokens of shards, by source, with the documents that they are of."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from slm.errors import UserError
 from slm.records import Shards, Source
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot, RunFolder
 from slm.tokens.exclusions import SourceRows, document_rows
+from slm.tokens.mixture.exclusions import TRAIN_REASONS
 from slm.tokens.shards.layout import Tokens
-from slm.tokens.shards.reading import read_tokens, token_chunks
+from slm.tokens.shards.reading import excluded, read_tokens, token_chunks
 
 I64 = npt.NDArray[np.int64]
 NEAR = 4096  # tokens that are read to find the end of a document
@@ -27,6 +28,7 @@ class Segment:
     offset: int  # in the file
     tokens: Tokens
     documents_before: int  # of the same source, in the files before this one
+    reason: str | None = None  # why a mixture leaves it out
 
 
 @dataclass(frozen=True)
@@ -130,32 +132,96 @@ def _end(tokens: Tokens, eot: int, position: int) -> int:
     return len(tokens)
 
 
-@dataclass
 class Origins:
-    """Where in their source the documents of a split are; nothing where that is not known."""
+    """Where in their source the documents of some shards are.
 
-    shards: Shards
-    source: Source | None
-    _rows: SourceRows | None = field(default=None, init=False)
+    Args:
+        shards: of one source: of a mixture those of a part, before they were joined with others.
+    """
+
+    def __init__(self, shards: Shards | None, source: Source | None) -> None:
+        self.shards, self.source = shards, source
+        self._numbered: SourceRows | None = None
 
     def __call__(self, split: str, document: int) -> tuple[str | None, int | None]:
-        """The file of a document, and its row there; None where the source is not here."""
-        rows = document_rows(self.shards, split)
+        """The file of a document, and its row there; None where shards or source are gone."""
+        rows = document_rows(self.shards, split) if self.shards else None
         if rows is None or self.source is None:
             return None, None
-        if self._rows is None:
-            self._rows = SourceRows(self.source)
-        return self._rows(int(rows[document]))
+        return self.rows(int(rows[document]))
+
+    @property
+    def rows(self) -> SourceRows:
+        """The rows of the source, which is here."""
+        assert self.source is not None
+        if self._numbered is None:
+            self._numbered = SourceRows(self.source)
+        return self._numbered
 
 
-def part_texts(shards: Shards, split: str) -> list[PartText]:
-    """The tokens of each source of a split, as training reads them."""
-    written = shards.splits[split]
+def origins_of(shards: Shards, root: DataRoot) -> dict[str | None, Origins]:
+    """The origins of each source of a mixture; without one those of the shards, as None."""
+    if not shards.parts:
+        return {None: Origins(shards, root.source(shards.source_key))}
+    return {
+        name: Origins(root.shards(part.key), root.source(part.source_key))
+        for name, part in shards.parts.items()
+    }
+
+
+def train_texts(shards: Shards, *, left_out: bool = False) -> list[PartText]:
+    """The tokens of each source of train in order, as training reads them.
+
+    `left_out`: those that the mixture leaves out instead, which are also in another source.
+    """
+    by_part: dict[str | None, list[str]] = {
+        name: part.train.files for name, part in shards.parts.items()
+    }
+    by_part = by_part or {None: shards.splits["train"].files}
+    ranges = excluded(shards)
+    numbers = {name: i for i, name in enumerate(shards.splits["train"].files)}
+    texts = []
+    for part, names in by_part.items():
+        segments, before = list[Segment](), 0
+        for name in names:
+            path = shards.path / name
+            tokens = read_tokens(path)
+            own = ranges[ranges[:, 0] == numbers[name]]
+            for begin, end, reason in _cuts(own, len(tokens), left_out):
+                segments.append(Segment(path, begin, tokens[begin:end], before, reason))
+            if name != names[-1]:
+                before += _document_count(shards, name, tokens)
+        texts.append(PartText(part, segments, shards.eot))
+    return texts
+
+
+def _cuts(ranges: I64, size: int, left_out: bool) -> Iterator[tuple[int, int, str | None]]:
+    """The ranges of a file's tokens that are left out, with the reason; or those between them."""
+    start = 0
+    for _, begin, end, reason in ranges.tolist():
+        if left_out:
+            yield begin, end, TRAIN_REASONS[reason]
+        elif begin > start:
+            yield start, begin, None
+        start = end
+    if start < size and not left_out:
+        yield start, size, None
+
+
+def _document_count(shards: Shards, name: str, tokens: Tokens) -> int:
+    """The documents of a file, those that are left out included."""
+    if not shards.parts:
+        return shards.splits["train"].counts[name].documents
+    return sum(int(np.count_nonzero(chunk == shards.eot)) for _, chunk in token_chunks(tokens))
+
+
+def val_text(shards: Shards) -> PartText:
+    """The tokens of the held-out documents, of a mixture those of all sources."""
     segments, before = list[Segment](), 0
-    for name in written.files:
+    for name, count in shards.splits["val"].counts.items():
         segments.append(Segment(shards.path / name, 0, read_tokens(shards.path / name), before))
-        before += written.counts[name].documents
-    return [PartText(None, segments, shards.eot)]
+        before += count.documents
+    return PartText(None, segments, shards.eot)
 
 
 def shards_of(run: RunFolder) -> Shards:

@@ -33,6 +33,10 @@ from slm.tokens.units import Drop, Unit
 
 MAX_ROWS = 2**32
 NO_PLACES: Places = np.empty(0, np.uint32)
+NO_EXCLUSIONS = (
+    "these shards were made before that was recorded; move their folder away and encode again "
+    "(`slm encode RECIPE`): the tokens are the same bytes, and no run has to be trained again"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class Excluded:
     bytes: int  # UTF-8 bytes, after repairs
     text: str  # how it begins
     of: dict[str, Any] | None = None  # `file` and `row` of the document that it is a copy of
-    part: str | None = None  # of a mixture: its source
 
     def to_json(self) -> str:
         fields = {name: value for name, value in asdict(self).items() if value is not None}
