@@ -69,6 +69,7 @@ _MODULES = {
     "compare": "slm.comparison.compare",
     "batch_rows": "slm.inspection.batch",
     "find_text": "slm.inspection.seen",
+    "data_card": "slm.inspection.card",
     "push": "slm.store.push",
     "pull": "slm.store.pull",
     "open_run": "slm.registry.opening",

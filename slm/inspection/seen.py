@@ -226,7 +226,7 @@ class Hits:
         """The first documents that have it."""
         for document in self.documents[:limit].tolist():
             here = self.of == document
-            file, row = origin(where, document)
+            file, row = origin("val" if where == "val" else "train", document)
             counted = (
                 {
                     "whole": int(seen.whole[here].sum()),

@@ -15,7 +15,7 @@ from slm.config import PipelineConfig
 from slm.inspection import seen
 from slm.inspection.seen import Job, find_in_file
 from slm.records import Shards
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.tokens.encode import encode
@@ -160,7 +160,7 @@ def test_worker_processes_find_the_same(run: RunFolder, monkeypatch: pytest.Monk
 def test_without_the_source_only_beginnings_of_what_is_excluded_are_known(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunFolder, "source", property(lambda self: None))
+    monkeypatch.setattr(DataRoot, "source", lambda self, key: None)
     assert slm.find_text(run, "tiny zebu").documents["excluded"] == 1
     missing = slm.find_text(run, "zebra crossing")
     assert missing.verdict.endswith("the source is not here")
