@@ -481,13 +481,12 @@ def _excluded(each: Excluded, times: int) -> Occurrence:
 
 def _rows_with(origin: Origins, text: str, progress: Progress) -> tuple[I64, I64]:
     """The numbers of the rows of a source that have a text, and how often each has it; (N,)."""
-    source, files = origin.source, origin.rows.ranges()
-    assert source is not None
+    files = origin.rows.ranges()
     places, times = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number, (name, rows) in enumerate(files.items()):
         first = rows.start
         try:
-            with pq.ParquetFile(source.path / name) as file:
+            with pq.ParquetFile(origin.rows.paths[name]) as file:
                 for group in range(file.num_row_groups):
                     texts = file.read_row_group(group, ["text"]).column(0)
                     counts = pc.count_substring(texts, text).to_numpy()
@@ -496,6 +495,6 @@ def _rows_with(origin: Origins, text: str, progress: Progress) -> tuple[I64, I64
                     times.append(counts[here].astype(np.int64))
                     first += len(texts)
         except (ArrowException, OSError) as error:
-            raise CorruptionError(f"{source.path / name} cannot be read: {error}") from error
+            raise CorruptionError(f"{origin.rows.paths[name]} cannot be read: {error}") from error
         progress("searching the source", number + 1, len(files))
     return np.concatenate(places), np.concatenate(times)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from slm.errors import UserError
 from slm.records import Shards, Source
 from slm.run_folder import DataRoot, RunFolder
+from slm.source.mixture import part_of_source
 from slm.tokens.exclusions import SourceRows, document_rows
 from slm.tokens.mixture.exclusions import TRAIN_REASONS
 from slm.tokens.shards.layout import Tokens
@@ -163,8 +164,12 @@ def origins_of(shards: Shards, root: DataRoot) -> dict[str | None, Origins]:
     """The origins of each source of a mixture; without one those of the shards, as None."""
     if not shards.parts:
         return {None: Origins(shards, root.source(shards.source_key))}
+    joined = root.source(shards.source_key)  # which has the files of each, if its own is gone
     return {
-        name: Origins(root.shards(part.key), root.source(part.source_key))
+        name: Origins(
+            root.shards(part.key),
+            root.source(part.source_key) or (joined and part_of_source(joined, name)),
+        )
         for name, part in shards.parts.items()
     }
 

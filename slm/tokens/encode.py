@@ -262,7 +262,7 @@ def _write_shards(
         splits_ends=rule == "ends",
         functions=functions,
     )
-    exclusions = ExclusionWriter(staging, units, source.documents)
+    exclusions = ExclusionWriter(staging, units, source)
     selection = Selection(data, source, base, exclusions.exclude)
     tokenizer = base
     with pool(units) if pool else Workers(worker_count(data, units)) as workers:

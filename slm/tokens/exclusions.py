@@ -59,9 +59,9 @@ class Excluded:
 class ExclusionWriter:
     """Writes the three files to a staging folder, a unit at a time, in the units' order."""
 
-    def __init__(self, folder: Path, units: Sequence[Unit], documents: int) -> None:
-        assert documents < MAX_ROWS, "rows are numbered by uint32"
-        self._folder, self._units = folder, units
+    def __init__(self, folder: Path, units: Sequence[Unit], source: Source) -> None:
+        assert source.documents < MAX_ROWS, "rows are numbered by uint32"
+        self._folder, self._units, self._names = folder, units, own_names(source)
         self._starts = [unit.start for unit in units]
         for name in (EXCLUDED, *ROWS.values()):
             (folder / name).touch()
@@ -90,7 +90,22 @@ class ExclusionWriter:
 
     def _place(self, place: int) -> tuple[str, int]:
         unit = self._units[int(np.searchsorted(self._starts, place, "right")) - 1]
-        return unit.source.name, unit.first_row + place - unit.start
+        return self._names[unit.source.name], unit.first_row + place - unit.start
+
+
+def own_names(source: Source) -> dict[str, str]:
+    """The name of each file of a source in that source's own folder, those of val first.
+
+    In the folder of a mixture that has the source it begins with the source's name there. Shards do
+    not depend on where they were made from.
+    """
+    files = [
+        name
+        for split in ("val", "train")
+        for name in (source.splits[split].files if split in source.splits else ())
+    ]
+    own = {file: (n for n in source.files if file.endswith(f"-{n}")) for file in files}
+    return {file: file if file in source.files else next(own[file], file) for file in files}
 
 
 # ---- reading ----------------------------------------------------------------------------------
@@ -133,13 +148,10 @@ class SourceRows:
     """The files of a source with the numbers of their rows."""
 
     def __init__(self, source: Source) -> None:
-        self.files = [
-            name
-            for split in ("val", "train")
-            for name in (source.splits[split].files if split in source.splits else ())
-        ]
+        self.paths = {own: source.path / name for name, own in own_names(source).items()}
+        self.files = list(self.paths)
         try:
-            counts = [pq.read_metadata(source.path / name).num_rows for name in self.files]
+            counts = [pq.read_metadata(path).num_rows for path in self.paths.values()]
         except (ArrowException, OSError) as error:
             raise CorruptionError(f"{source.path} cannot be read: {error}") from error
         self._starts: npt.NDArray[np.int64] = np.cumsum([0, *counts])

@@ -5,7 +5,8 @@ from mixtures import mixture, text, write_sources
 from tiny_run import CLEAN, code
 
 import slm
-from slm.run_folder import RunFolder
+from slm.run_folder import DataRoot, RunFolder
+from slm.tokens.encode import encode
 from slm.tokens.mixture.reading import train_streams
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.training import launch, loop
@@ -69,3 +70,37 @@ def test_a_text_of_several_sources_is_found_in_each_with_its_reason(run: RunFold
     own = slm.find_text(run, text("b val", 0))
     reasons = {(each.where, each.part, each.reason) for each in own.occurrences}
     assert reasons == {("val", "b", None), ("excluded", "b", "also in val")}
+
+
+def test_a_part_has_the_same_files_as_its_source_encoded_alone(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    """Their key is the same, so whoever makes them first decides nothing."""
+    mixed = run.shards
+    assert mixed is not None
+    part = run.root.shards(mixed.parts["b"].key)
+    assert part is not None
+    source = run.root.source(part.source_key)
+    assert source is not None
+    alone = encode(
+        run.config.of_source("b"),
+        source,
+        tokenizer=Tokenizer.load(mixed.path / TOKENIZER),
+        root=tmp_path,
+    )
+    assert alone.key == part.key
+    assert alone.files == part.files
+
+
+def test_a_part_whose_own_source_is_gone_is_read_in_that_of_the_mixture(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, batch = slm.find_text(run, text("a", 3)), slm.batch_rows(run, 1)
+    mixed = run.shards
+    assert mixed is not None
+    here = DataRoot.source
+    monkeypatch.setattr(
+        DataRoot, "source", lambda self, key: here(self, key) if key == mixed.source_key else None
+    )
+    assert slm.find_text(run, text("a", 3)) == found
+    assert slm.batch_rows(run, 1) == batch

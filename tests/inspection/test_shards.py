@@ -64,7 +64,7 @@ def test_every_dropped_document_is_printed_with_its_reason(shards: Shards, root:
     assert lines[-1] == "3 documents were dropped"
     fields = json.loads(invoke("tiny", "--reason", "duplicate", "--json"))
     assert [each["row"] for each in fields["excluded"]] == [50, 53]
-    with pytest.raises(UserError, match="no reason 'duplicates'"):
+    with pytest.raises(UserError, match="unknown reason 'duplicates'"):
         CliRunner().invoke(
             app, ["inspect", "tiny", "--reason", "duplicates"], catch_exceptions=False
         )
@@ -143,7 +143,7 @@ def test_what_a_name_means_is_one_message_where_it_is_nothing(
 ) -> None:
     for name in (shards.name, "tiny", str(shards.path)):
         assert open_shards(name).key == shards.key
-    with pytest.raises(UserError, match="no shards 'tinny'"):
+    with pytest.raises(UserError, match="unknown shards 'tinny'"):
         open_shards("tinny")
     with pytest.raises(UserError, match="there are none yet"):
         open_shards("tiny", tmp_path)
@@ -152,7 +152,8 @@ def test_what_a_name_means_is_one_message_where_it_is_nothing(
 
 
 def test_of_a_mixture_every_source_is_on_the_card_and_in_the_list(tmp_path: Path) -> None:
-    config = mixture(write_sources(tmp_path / "in"), {"data.sources.b.license": "CC0-1.0"})
+    changes = {"data.sources.b.license": "CC0-1.0", "data.vocab_size": 300}
+    config = mixture(write_sources(tmp_path / "in"), changes)
     source = slm.download(config, root=tmp_path)
     vocabulary = slm.make_tokenizer(config, source, root=tmp_path)
     mixed = slm.encode(config, source, vocabulary=vocabulary, root=tmp_path)
