@@ -31,9 +31,9 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 ENDPOINT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9_.-]*)(:[0-9]{1,5})?"  # HOST:PORT
 FUNCTION = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
-SOURCE_NAME = (
-    r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"  # of a mixture: part of dotted keys and file names
-)
+# Of a mixture: part of dotted keys and file names.
+SOURCE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+SOURCE_NAME_RULE = "at most 32 letters, digits, '_' and '-', the first a letter or a digit"
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -330,11 +330,18 @@ class DataConfig(TextConfig):
         {},
         "A mixture: sources by name, each with the settings of one (source, path, clean, …), its "
         "weight, max_epochs and license.",
+        json_schema_extra={
+            "words": "sources by name, such as {wiki: {source: files, path: wiki.jsonl, weight: "
+            "0.7}}"
+        },
     )
     phases: tuple[Phase, ...] = setting(
         (),
         "Weights of the sources that change during the training, such as {until: 0.8, weights: "
         "{wiki: 0.3}}, the last one until 1; empty: the sources' own to the end.",
+        json_schema_extra={
+            "words": "list of phases, such as [{until: 0.8, weights: {wiki: 0.3}}, {until: 1}]"
+        },
     )
 
     @field_validator("sources")
@@ -547,6 +554,17 @@ class TrainConfig(Section):
         "models:/NAME/VERSION, hf:FOLDER or hf:ORG/NAME[@REVISION] of Hugging Face; its shape may "
         "be left out of model. null: from the seed.",
         min_length=1,
+    )
+
+    document_mask: bool = setting(
+        False,
+        "Whether attention ends at end-of-text, so that a token sees its own document alone; "
+        "positions count on through the row.",
+    )
+    rows: Literal["windows", "documents"] = setting(
+        "windows",
+        "Where the rows of training begin: windows, at any token, next to each other; documents, "
+        "where the first document begins in a window, if any does.",
     )
 
     tokens_per_step: PositiveInt = setting(

@@ -89,6 +89,8 @@ ADDED: dict[str, tuple[str, Any]] = {
     "train.parallel": ("train", "elastic"),
     "train.micro_batches": ("train", "auto"),
     "train.max_passes": ("train", None),
+    "train.document_mask": ("train", False),
+    "train.rows": ("train", "windows"),
 }
 
 # Settings that name an input, and the stages that read it: their keys have the hash of the input.

@@ -17,8 +17,11 @@ _OTHER_NAMES = {
     "data.documents": "limit max_docs max_documents max_samples max_train_samples num_samples",
     "data.path": "corpus data_dir data_path dataset dataset_name dataset_path file files folder "
     "input input_file train_data train_file",
+    "data.phases": "curriculum data_curriculum data_phases",
     "data.runner": "backend engine executor task_runner",
     "data.runner_address": "cluster_address dask_address ray_address scheduler_address",
+    "data.sources": "blend data_mix data_mixture dataset_mixer dataset_mixture datasets mix "
+    "mixture train_configs",
     "data.tokenizer.path": "tokenizer_file tokenizer_name tokenizer_path",
     "data.tokenizer.special_tokens": "additional_special_tokens user_defined_symbols",
     "data.tokenizer.train": "train_tokenizer",

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -32,8 +32,10 @@ from slm.config import (
     NAME_RULE,
     PIPELINES,
     SEED_ERROR,
+    SOURCE_NAME_RULE,
     PipelineConfig,
     Section,
+    SourceConfig,
     TrainConfig,
     data_name,
     project_root,
@@ -45,7 +47,8 @@ from slm.size import Origin, resolve
 DESCRIPTION = "description"  # of a recipe: a line for `slm recipes`
 MAX_DIGITS = 30  # of a whole number: 1e999999999 is no number that anything could count to
 DATA_NAME = "{data}"  # as the setting `name`: that of the data
-_ESCAPED = ("data.separator", "data.template")  # settings in which a backslash begins an escape
+_ESCAPED = ("separator", "template")  # settings of a text in which a backslash begins an escape
+SOURCES = "data.sources"
 _SHORT_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "0": "\0", "\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:([ntrf0\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
@@ -173,58 +176,84 @@ def load_with_origins(
     if own.get("train") or own.get("path"):  # which replaces the recipe's trimmed vocabulary
         data = _mapping(fields.get("data"))
         fields = {**fields, "data": {k: v for k, v in data.items() if k != "vocab_size"}}
-    kinds = {key: (kind, setting.kind) for key, kind, setting in _settings()}
+    _check_names(fields, changes)
+    kinds = _kinds(fields, changes)
     fields, changes, origins = resolve(_numbers(fields, kinds), _numbers(changes, kinds))
     merged = _merge(fields, changes)
     if "recipe" in merged:
         raise UserError(f"recipe {name}: `recipe` is the recipe's name, not a setting: remove it")
-    if "path" not in _mapping(changes.get("data")):
-        merged = _with_data_path(merged, recipes[name].file.parent)
+    merged = _with_paths_of_texts(merged, changes, recipes[name].file.parent)
     if "path" not in _mapping(_mapping(changes.get("data")).get("tokenizer")):
         merged = _with_tokenizer_path(merged, recipes[name].file.parent)
     if "tasks" not in _mapping(changes.get("benchmark")):
         merged = _with_task_paths(merged, recipes[name].file.parent)
     if "init_from" not in _mapping(changes.get("train")):
         merged = _with_start_path(merged, recipes[name].file.parent)
-    merged = _with_function_paths(merged, _clean(changes), recipes[name].file.parent)
     return _checked({**_with_name(merged), "recipe": name}), origins
 
 
-def _with_data_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same, with a relative path of local files as one below the folder of the recipe."""
-    data = _mapping(fields.get("data"))
-    path = data.get("path")
-    if data.get("source") != "files" or not isinstance(path, str) or not path:
+def _check_names(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raises UserError where overrides change a source that a mixture has not: a misspelt one.
+
+    One that they add says where its documents are.
+    """
+    known, changed = (
+        _mapping(_mapping(each.get("data")).get("sources")) for each in (fields, changes)
+    )
+    for name, text in changed.items():
+        if known and name not in known and not {"source", "path"} & set(_mapping(text)):
+            raise unknown("source", name, known)
+
+
+def _with_paths_of_texts(
+    fields: dict[str, Any], changes: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The same, with absolute paths of local files and of functions: of `data`, and each source."""
+    data, changed = _mapping(fields.get("data")), _mapping(changes.get("data"))
+    if not data:
         return fields
+    placed = _with_function_paths(_with_path(data, changed, folder), changed, folder)
+    sources, of_sources = _mapping(data.get("sources")), _mapping(changed.get("sources"))
+    if sources:
+        placed["sources"] = {
+            name: _with_function_paths(_with_path(text, own, folder), own, folder)
+            if isinstance(text, dict)
+            else text
+            for name, text in sources.items()
+            for own in [_mapping(of_sources.get(name))]
+        }
+    return {**fields, "data": placed}
+
+
+def _with_path(text: dict[str, Any], changes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of one text, with a relative path of local files as one below the folder of the
+    recipe, unless an override gives it, of `changes`.
+    """
+    path = text.get("path")
+    if "path" in changes or text.get("source") != "files" or not isinstance(path, str) or not path:
+        return text
     if Path(path).is_absolute() or path.startswith("~") or "://" in path:
-        return fields
+        return text
     above = str(folder.resolve())
     placed = Path(glob.escape(above) if glob.has_magic(path) else above, path)
-    return {**fields, "data": {**data, "path": os.path.normpath(placed)}}
-
-
-def _clean(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _mapping(_mapping(fields.get("data")).get("clean"))
+    return {**text, "path": os.path.normpath(placed)}
 
 
 def _with_function_paths(
-    fields: dict[str, Any], changes: Mapping[str, Any], folder: Path
+    text: dict[str, Any], changes: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """The same, with absolute paths of the files of functions.
+    """The settings of one text, with absolute paths of the files of functions.
 
     A relative one is below the folder of the recipe; where an override gives it, of `changes`,
     below the working folder.
     """
-    placed = {}
+    clean, changed, placed = _mapping(text.get("clean")), _mapping(changes.get("clean")), {}
     for kind in ("map", "filter"):
-        text = _clean(fields).get(kind)
-        if isinstance(text, str) and ".py:" in text and not text.startswith("~"):
-            above = Path.cwd() if kind in changes else folder.resolve()
-            placed[kind] = os.path.normpath(above / text)
-    if not placed:
-        return fields
-    data = _mapping(fields.get("data"))
-    return {**fields, "data": {**data, "clean": {**_clean(fields), **placed}}}
+        function = clean.get(kind)
+        if isinstance(function, str) and ".py:" in function and not function.startswith("~"):
+            above = Path.cwd() if kind in changed else folder.resolve()
+            placed[kind] = os.path.normpath(above / function)
+    return {**text, "clean": {**clean, **placed}} if placed else dict(text)
 
 
 def _with_tokenizer_path(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -279,6 +308,8 @@ def _with_name(fields: dict[str, Any]) -> dict[str, Any]:
         return fields
     data = _mapping(fields.get("data"))
     path = str(data.get("path") or "")
+    if data.get("sources"):
+        return {**fields, "name": None}
     if data.get("source") == "files":  # also of "." and "*.txt", which are in a folder with a name
         path = os.path.normpath(Path(path).expanduser().absolute())
     named = data.get("source") in ("files", "hub") and data_name(path)
@@ -337,18 +368,24 @@ def describe(name: str, recipe: Any) -> str:
 def given_later(recipe: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     """Stand-ins for what a recipe leaves to the command line: an empty `data.path`."""
     data = _mapping(_mapping(recipe).get("data"))
-    if data.get("source", "stories") != "stories" and not data.get("path"):
-        yield "data.path", "."
+    texts = {"data": data}
+    for name, source in _mapping(data.get("sources")).items():
+        texts[f"{SOURCES}.{name}"] = _mapping(source)
+    for key, text in texts.items():
+        if text.get("source", "stories") != "stories" and not text.get("path"):
+            yield f"{key}.path", "."
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["train.max_steps=100"]` → `{"train.max_steps": 100}`.
 
     Values are YAML scalars or lists. Text settings are taken literally, unless they are in quotes;
-    `null` unsets a setting that is optional. In `data.separator` and `data.template` a `\\n` is a
-    line break, also without the quotes, which a shell removes: `data.separator=\\n\\n`.
+    `null` unsets a setting that is optional. In `data.separator` and `data.template`, also of a
+    source of a mixture, a `\\n` is a line break, without the quotes too, which a shell removes:
+    `data.separator=\\n\\n`.
     """
-    kinds = {key: kind for key, kind, _ in _settings()}
+    keys = (assignment.partition("=")[0].strip() for assignment in assignments)
+    kinds = {key: kind for key, (kind, _) in _kinds_of(filter(None, map(_source_of, keys))).items()}
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -378,7 +415,7 @@ def _text(key: str, text: str, kind: Any) -> str | None:
         with suppress(yaml.YAMLError):
             if isinstance(quoted := yaml.safe_load(text), str):
                 return quoted
-    return _ESCAPE.sub(_unescaped, text) if key in _ESCAPED else text
+    return _ESCAPE.sub(_unescaped, text) if key.rpartition(".")[2] in _ESCAPED else text
 
 
 def _unescaped(escape: re.Match[str]) -> str:
@@ -414,7 +451,7 @@ def _checked(fields: dict[str, Any]) -> PipelineConfig:
 
     Configs that older runs were made with stay readable: they are not checked again.
     """
-    kinds = {key: (kind, setting.kind) for key, kind, setting in _settings()}
+    kinds = _kinds(fields)
     try:
         config = PipelineConfig.model_validate(_numbers(fields, kinds))
     except ValidationError as error:
@@ -429,23 +466,32 @@ def _refusal(error: ValidationError, fields: Mapping[str, Any], kinds: "Kinds") 
     """One message for the first thing that is wrong: key, value, and what the setting takes."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
+    place = ".".join(parts)
     if first["type"] == "extra_forbidden":
         given = first["input"]
         while isinstance(given, dict) and given:  # a section that is misspelt
             part, given = next(iter(given.items()))
             parts.append(str(part))
-        return unknown_setting(".".join(parts), [*dotted_keys(), *sections()])
+        if parts[:2] == ["data", "phases"]:
+            return invalid(place, first["input"], kinds["data.phases"][1])
+        valid = [*kinds, *sections(), *_sections_of(kinds)]
+        if (name := _source_of(".".join(parts))) is not None:
+            valid = [key for key in valid if key.startswith(f"{SOURCES}.{name}")]
+        return unknown_setting(".".join(parts), valid)
+    if parts[:2] == ["data", "sources"] and parts[3:] == ["[key]"]:
+        return UserError(f"data.sources: {parts[2]!r} is no name of a source: {SOURCE_NAME_RULE}")
     while len(parts) > 2 and ".".join(parts) not in kinds:
         parts.pop()  # inside a union or a list, pydantic's path continues below the key
     key = ".".join(parts)
     if first["type"] == "value_error":  # one of our own checks, whose message is complete
-        return UserError(str(first["ctx"]["error"]))
+        message, name = str(first["ctx"]["error"]), _source_of(f"{place}.")
+        return UserError(message.replace("data.", f"{SOURCES}.{name}.") if name else message)
     if first["type"] == SEED_ERROR:
         return UserError(f"{key}={first['input']!r}: {first['msg']}")
     if first["type"] == "missing":
         return UserError(f"recipe {first['input'].get('recipe')}: it has no section `{key}`")
     if key in kinds:
-        return invalid(key, first["input"], kinds[key][1])
+        return invalid(place if key == "data.phases" else key, first["input"], kinds[key][1])
     if key in sections():
         example = next(name for name in dotted_keys() if name.startswith(f"{key}."))
         return invalid(key, first["input"], f"settings of its own, such as {example}")
@@ -553,6 +599,9 @@ def explain(key: str | None = None) -> list[Setting]:
     settings = {name: setting for name, _, setting in _settings() if name != "recipe"}
     if key is None:
         return list(settings.values())
+    if key == SOURCES or key.startswith(f"{SOURCES}."):
+        name = key.split(".")[2] if key.count(".") > 1 else "NAME"
+        settings |= {name: setting for name, _, setting in _of_source(name)}
     chosen = [s for name, s in settings.items() if name == key or name.startswith(f"{key}.")]
     if not chosen:
         raise unknown_setting(key, [*settings, *sections()])
@@ -576,6 +625,34 @@ def _settings() -> tuple[tuple[str, Any, Setting], ...]:
     return tuple(_settings_of(PipelineConfig, ""))
 
 
+def _source_of(key: str) -> str | None:
+    """The source of a mixture that a setting is of: `wiki` of data.sources.wiki.path."""
+    name, dot, _ = key.removeprefix(f"{SOURCES}.").partition(".")
+    return name if key.startswith(f"{SOURCES}.") and name and dot else None
+
+
+def _kinds(*fields: Mapping[str, Any]) -> "Kinds":
+    """Type and words of every setting, those of the sources that these fields name too."""
+    sources = (_mapping(_mapping(each.get("data")).get("sources")) for each in fields)
+    return _kinds_of(str(name) for names in sources for name in names)
+
+
+def _kinds_of(sources: Iterable[str]) -> "Kinds":
+    settings = [*_settings(), *(s for name in dict.fromkeys(sources) for s in _of_source(name))]
+    return {key: (kind, setting.kind) for key, kind, setting in settings}
+
+
+def _sections_of(kinds: "Kinds") -> set[str]:
+    """The sections that sources have, such as data.sources.wiki.clean."""
+    return {key.rpartition(".")[0] for key in kinds if _source_of(key)}
+
+
+@cache
+def _of_source(name: str) -> tuple[tuple[str, Any, Setting], ...]:
+    """The settings of one source of a mixture."""
+    return tuple(_settings_of(SourceConfig, f"{SOURCES}.{name}."))
+
+
 def _settings_of(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, Setting]]:
     schemas = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
@@ -585,7 +662,7 @@ def _settings_of(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
         else:
             default = "" if field.is_required() else json.dumps(field.default, ensure_ascii=False)
             text, kind = field.description or "", _kind(schemas[name])
-            if kind.startswith("list"):
+            if kind.startswith("list of") and "such as" not in kind:
                 example = json.dumps((field.default or ["one", "two"])[:2], ensure_ascii=False)
                 listed, null, _ = kind.partition(" or null")
                 kind = f"{listed}, such as {example}" + (", or null" if null else "")
@@ -598,14 +675,14 @@ def _plural(word: re.Match[str]) -> str:
 
 def _kind(schema: Mapping[str, Any]) -> str:
     """A JSON schema in words: an integer with exclusiveMinimum 0 → whole number above 0."""
+    if "words" in schema:
+        return str(schema["words"])
     if "anyOf" in schema:
         return " or ".join(map(_kind, schema["anyOf"]))
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
         return " or ".join(schema["enum"])
-    if "$ref" in schema:  # a list of sections
-        return "mappings"
     if schema["type"] == "array":
         return "list of " + re.sub("^(whole number|number|text)", _plural, _kind(schema["items"]))
     names = {"integer": "whole number", "string": "text", "boolean": "true or false"}

@@ -12,6 +12,7 @@ MODULES = (
     "slm.evaluation.rolling_hash",
     "slm.evaluation.scoring",
     "slm.model.int8",
+    "slm.model.gpt",
     "slm.model.loss",
     "slm.model.batch",
     "slm.model.next_token",

@@ -166,13 +166,16 @@ def project_heads(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         out, kept = torch.empty_like(v), []
         for block in query_blocks(q.shape[1]):
             seen = slice(block.stop)
             scores = q[:, block] @ k[:, seen].mT  # (B·H, block, seen)
-            own = scores[:, :, block.start :]  # by the block's own keys, which alone may be later
-            own += torch.full(own.shape[1:], -math.inf, dtype=q.dtype).triu(1)
+            if bias is not None:  # (B, 1, T, T), of B·H scores
+                scores.unflatten(0, (len(bias), -1)).add_(bias[:, :, block, seen])
+            else:
+                own = scores[:, :, block.start :]  # the others are all earlier
+                own += torch.full(own.shape[1:], -math.inf, dtype=q.dtype).triu(1)
             chances = scores.softmax(dim=-1)
             out[:, block] = chances @ v[:, seen]
             kept.append(chances)
@@ -180,7 +183,7 @@ class _CausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         """Nothing is masked again: what has no chance gets no gradient from the softmax."""
         q, k, v, *kept = ctx.saved_tensors
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -192,7 +195,7 @@ class _CausalAttention(torch.autograd.Function):
             )
             d_q[:, block] = d_scores @ k[:, seen]
             d_k[:, seen] += d_scores.mT @ q[:, block]
-        return d_q, d_k, d_v
+        return d_q, d_k, d_v, None
 
 
 def query_blocks(length: int) -> list[slice]:
@@ -205,10 +208,13 @@ def query_blocks(length: int) -> list[slice]:
     return [slice(start, min(start + QUERY_BLOCK, length)) for start in starts]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention by plain products: (B, H, T, D) each, the queries already scaled."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention by plain products: (B, H, T, D) each, the queries already scaled.
+
+    `bias`: (B, 1, T, T), added to the scores instead of the causal mask, which it contains.
+    """
     flat = (part.flatten(0, 1) for part in (q, k, v))
-    out: Tensor = _CausalAttention.apply(*flat)  # type: ignore[no-untyped-call]
+    out: Tensor = _CausalAttention.apply(*flat, bias)  # type: ignore[no-untyped-call]
     return out.view_as(q)
 
 

@@ -56,11 +56,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim) if rotary else None
         self.k_norm = RMSNorm(self.head_dim) if rotary else None
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, bias: Tensor | None = None
+    ) -> Tensor:
         B, T, C = x.shape
         fuses = self.fused and self.training and rotation is not None
         q, k, v = self.fused_heads(x, rotation) if fuses else self.heads(x, rotation)
-        y = attend(q, k, v, self.dropout if self.training else 0.0, scaled=fuses)
+        y = attend(q, k, v, self.dropout if self.training else 0.0, scaled=fuses, bias=bias)
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, C))
         return out
 
@@ -100,12 +102,19 @@ def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     return torch.split(y, [layer.out_features for layer in layers], dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaled: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    scaled: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Causal attention: (B, H, T, D) queries over (B, H or fewer, T, D) keys and values.
 
     In bf16 on a CPU torch's kernel takes two to three times as long as plain products, so these
     are used for contexts whose scores, (B, H, T, T), are small. `scaled`: of the fused parts, whose
-    queries are divided by √D.
+    queries are divided by √D. `bias`: of `document_bias`, instead of the causal mask alone.
     """
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_CONTEXT
     if not plain or k.shape[1] != q.shape[1]:
@@ -113,17 +122,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaled: bool = False
             q,
             k,
             v,
-            is_causal=True,
+            attn_mask=bias,
+            is_causal=bias is None,
             dropout_p=dropout,
             enable_gqa=k.shape[1] != q.shape[1],
             scale=1.0 if scaled else None,
         )
     if scaled and dropout == 0:
-        return fused.causal_attention(q, k, v)
-    future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+        return fused.causal_attention(q, k, v, bias)
     scores = (q if scaled else q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
-    weights = scores.masked_fill_(future, -math.inf).softmax(dim=-1)
-    return drop(weights, dropout) @ v
+    if bias is None:
+        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill_(future, -math.inf)
+    else:
+        scores += bias
+    return drop(scores.softmax(dim=-1), dropout) @ v
+
+
+def document_bias(ids: Tensor, eot: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of (B, T) tokens, so that each attends to its document alone.
+
+    (B, 1, T, T): 0 for the tokens of its own document up to itself, else -inf, of which the softmax
+    makes an exact 0. A document begins with its end-of-text, so the number of them so far is the
+    document that a token is of; a row may begin inside one. With 0 as end-of-text:
+
+    >>> document_bias(torch.tensor([[7, 0, 8, 9]]), 0, torch.float32)[0, 0]
+    tensor([[0., -inf, -inf, -inf],
+            [-inf, 0., -inf, -inf],
+            [-inf, 0., 0., -inf],
+            [-inf, 0., 0., 0.]])
+    """
+    T = ids.shape[1]
+    document = (ids == eot).cumsum(dim=1, dtype=torch.int16 if T < 2**15 else torch.int32)  # (B, T)
+    others = document[:, :, None] != document[:, None, :]  # (B, T, T)
+    others |= torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
+    bias = torch.zeros(others.shape, dtype=dtype, device=ids.device)
+    return bias.masked_fill_(others, -math.inf)[:, None]
 
 
 def drop(x: Tensor, rate: float) -> Tensor:
@@ -189,9 +223,11 @@ class Block(nn.Module):
         self.mlp = GeluMLP(config) if config.architecture == "gpt2" else SwiGluMLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, bias: Tensor | None = None
+    ) -> Tensor:
         rate = self.dropout if self.training else 0.0
-        x = x + drop(self.attention(self.attention_norm(x), rotation), rate)
+        x = x + drop(self.attention(self.attention_norm(x), rotation, bias), rate)
         out: Tensor = x + drop(self.mlp(self.mlp_norm(x)), rate)
         return out
 
@@ -202,6 +238,7 @@ class GPT(nn.Module):
     cos: Tensor
     sin: Tensor
     fused = False
+    document_eot: int | None = None  # at which attention ends in training
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -249,9 +286,12 @@ class GPT(nn.Module):
             rotation = (self.cos[:T, None], self.sin[:T, None])
         if rotation is not None and self.fused and self.training:
             rotation = fused.rotation_tables(self.cos[:T], self.sin[:T], *self.head_counts)
+        bias = None
+        if self.document_eot is not None and self.training:
+            bias = document_bias(ids, self.document_eot, fused.product_dtype(x))
         x = drop(x, self.dropout if self.training else 0.0)
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, bias)
         out: Tensor = self.final_norm(x)
         return out
 
@@ -264,6 +304,14 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, GPT | RMSNorm | Attention | SwiGluMLP):
                 module.fused = True
+
+    def mask_documents(self, eot: int) -> None:
+        """Train with attention that ends at end-of-text from now on.
+
+        Positions count on: only what attention sees changes, not what the weights mean. Documents
+        are scored and continued one at a time, so nothing else needs it.
+        """
+        self.document_eot = eot
 
     @property
     def head_counts(self) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -107,15 +108,22 @@ def _own() -> Iterator[Function]:
     if not file.is_file():
         return
     for recipe in read_pipelines(file)["recipes"].values():
-        for kind in KINDS:
-            text = recipe
-            for part in ("data", "clean", kind):
-                text = text.get(part) if isinstance(text, Mapping) else None
+        sources = _at(recipe, "data", "sources")
+        texts = [_at(recipe, "data"), *(sources.values() if isinstance(sources, Mapping) else ())]
+        for kind, data in product(KINDS, texts):
+            text = _at(data, "clean", kind)
             if isinstance(text, str):
                 path, _, name = text.rpartition(":")
                 place = file.parent / Path(path).expanduser()
                 with suppress(OSError):
                     yield Function(kind, str(place), name, place.read_bytes())
+
+
+def _at(value: Any, *path: str) -> Any:
+    """What is in nested mappings; None where it is not."""
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 @lru_cache(8)

@@ -30,10 +30,13 @@ class Stream:
         tokens: its shards in order, memory-mapped.
         seq_len: T, tokens per row.
         seed: of the order.
+        eot: end-of-text, at which rows begin where one is in their window; None: rows are windows.
     """
 
-    def __init__(self, tokens: Sequence[Tokens], seq_len: int, seed: int) -> None:
-        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
+    def __init__(
+        self, tokens: Sequence[Tokens], seq_len: int, seed: int, eot: int | None = None
+    ) -> None:
+        self.tokens, self.seq_len, self.seed, self.eot = tokens, seq_len, seed, eot
         self.starts = np.cumsum([0, *(len(shard) for shard in tokens)])
         self.windows = windows_in(len(self), seq_len)
         if self.windows < 1:
@@ -67,9 +70,31 @@ class Stream:
             starts[here] = windows.astype(np.int64) * self.seq_len + offset
         return starts
 
-    def window(self, start: int) -> npt.NDArray[np.int64]:
-        """T + 1 tokens from a position on, which may span several shards."""
-        stop = start + self.seq_len + 1
+    def row_starts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The first token of the rows at some places of the order; (R,) both.
+
+        With an end-of-text, here 0, a row begins at the first one of its window: of those at 36,
+        44, 68 and 74 of `window_starts` at 40, 50, 70 and 80; the first row of the last 16 tokens,
+        after which no whole row is left, stays where it is.
+
+        >>> tokens = np.arange(100)
+        >>> tokens[::10] = 0
+        >>> stream = Stream([tokens], seq_len=8, seed=1, eot=0)
+        >>> stream.row_starts(np.arange(8, 12)).tolist()
+        [40, 50, 70, 80]
+        """
+        starts = self.window_starts(places)
+        if self.eot is None:
+            return starts
+        last = len(self) - self.seq_len - 1  # at which a row may begin
+        for row, start in enumerate(starts.tolist()):
+            begins = np.flatnonzero(self.read(start, start + self.seq_len) == self.eot)
+            if len(begins) and start + begins[0] <= last:
+                starts[row] += begins[0]
+        return starts
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The tokens of a range, which may span several shards."""
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
         while start < stop:
@@ -91,6 +116,7 @@ class Loader:
         own: those of a step's rows that this process takes; None: all of them.
         device: where batches go; the tokens too, if it is a GPU with room.
         order: of the rows of several streams.
+        eot: end-of-text, where rows begin at documents; None: they begin anywhere.
     """
 
     def __init__(
@@ -102,11 +128,12 @@ class Loader:
         own: range | None = None,
         device: torch.device | None = None,
         order: Order | None = None,
+        eot: int | None = None,
     ) -> None:
         assert order is not None or len(streams) == 1, "several streams need an order"
         seeds = (derive_seed(seed, "part", i) if i else seed for i in range(len(streams)))
         self.streams = [
-            Stream(tokens, seq_len, own_seed)
+            Stream(tokens, seq_len, own_seed, eot)
             for tokens, own_seed in zip(streams, seeds, strict=True)
         ]
         self.seq_len, self.rows, self.order = seq_len, rows, order
@@ -142,7 +169,7 @@ class Loader:
         starts = np.empty_like(places)
         for part in np.unique(parts):
             here = parts == part
-            starts[here] = self.streams[part].window_starts(places[here])
+            starts[here] = self.streams[part].row_starts(places[here])
         return parts, starts
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +182,7 @@ class Loader:
             rows = self.resident[index].long()
         else:
             windows = [
-                self.streams[part].window(start)
+                self.streams[part].read(start, start + self.seq_len + 1)
                 for part, start in zip(parts.tolist(), starts.tolist(), strict=True)
             ]
             empty = np.empty((0, self.seq_len + 1), dtype=np.int64)

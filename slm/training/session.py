@@ -252,6 +252,8 @@ def new_session(
         model.load_state_dict(initial_weights(job.parent, model))
     if plan.parts == "fused":
         model.use_fused_parts()
+    if config.train.document_mask:
+        model.mask_documents(job.shards.eot)
     if plan.parallel == "fsdp" and job.world_size > 1:
         shard(model, device)
     model = model.to(device)
@@ -290,6 +292,7 @@ def new_loader(
         own=own,
         device=device,
         order=order_of(config, shards, plan),
+        eot=shards.eot if config.train.rows == "documents" else None,
     )
 
 

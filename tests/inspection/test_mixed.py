@@ -1,5 +1,7 @@
 """The rows of a mixture, and whether its texts were seen: by source."""
 
+from pathlib import Path
+
 import pytest
 from mixtures import mixture, text, write_sources
 from tiny_run import CLEAN, code

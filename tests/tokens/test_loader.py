@@ -98,3 +98,39 @@ def test_the_batches_of_one_text_never_change() -> None:
             for tensor in made.batch(step):
                 digest.update(tensor.contiguous().numpy().tobytes())
     assert digest.hexdigest() == "9069546fe5f6ab43d38de149012f201b662eb4a20ef77416cb48ef7b54d511dd"
+
+
+def with_documents(length: int = 1000) -> list[np.ndarray]:
+    """Tokens that count up from 1, with end-of-text, 0, before every document; in two shards."""
+    tokens = np.arange(1, length + 1, dtype=np.uint16)
+    tokens[np.random.default_rng(0).choice(length, length // 20, replace=False)] = 0
+    return np.split(tokens, [length // 3])
+
+
+def test_rows_begin_at_the_first_document_of_their_window() -> None:
+    tokens = with_documents()
+    whole = np.concatenate(tokens)
+    plain = Loader(tokens, seq_len=8, rows=4, seed=1)
+    made = Loader(tokens, seq_len=8, rows=4, seed=1, eot=0)
+    moved = 0
+    for step in range(120):
+        x, y = made.batch(step)
+        windows, starts = plain.rows_at(step)[1], made.rows_at(step)[1]
+        for window, start, inputs, targets in zip(windows, starts, x, y, strict=True):
+            assert inputs.tolist() == whole[start : start + 8].tolist()
+            assert targets.tolist() == whole[start + 1 : start + 9].tolist()
+            begins = [p for p in range(window, window + 8) if whole[p] == 0 and p + 9 <= 1000]
+            assert start == (begins[0] if begins else window)
+            moved += start > window
+    assert moved > 100
+
+
+def test_rows_that_begin_at_documents_are_the_same_for_any_number_of_processes() -> None:
+    settings = {"seq_len": 8, "rows": 4, "seed": 1, "eot": 0}
+    whole = Loader(with_documents(), **settings)  # type: ignore[arg-type]
+    for step in (0, 31, 64):
+        halves = [
+            Loader(with_documents(), **settings, own=own).batch(step)[0]  # type: ignore[arg-type]
+            for own in (range(2), range(2, 4))
+        ]
+        assert torch.equal(torch.cat(halves), whole.batch(step)[0])
