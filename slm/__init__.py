@@ -47,6 +47,8 @@ _MODULES = {
     "initial_model": "slm.registry.initial",
     "make_tokenizer": "slm.orchestration.encoding",
     "encode": "slm.orchestration.encoding",
+    "encode_part": "slm.orchestration.encoding",
+    "mix": "slm.tokens.mixture.joining",
     "train": "slm.training.launch",
     "resume": "slm.training.launch",
     "watch": "slm.sweeps.watch",

@@ -10,6 +10,7 @@ from slm.inspection.batch import batch_rows as batch_rows
 from slm.inspection.card import data_card as data_card
 from slm.inspection.seen import find_text as find_text
 from slm.orchestration.encoding import encode as encode
+from slm.orchestration.encoding import encode_part as encode_part
 from slm.orchestration.encoding import make_tokenizer as make_tokenizer
 from slm.orchestration.health import doctor as doctor
 from slm.orchestration.ladder_outline import ladder as ladder
@@ -36,6 +37,7 @@ from slm.source.download import download as download
 from slm.store.pull import pull as pull
 from slm.store.push import push as push
 from slm.sweeps.winner import choose_winner as choose_winner
+from slm.tokens.mixture.joining import mix as mix
 from slm.training.derive import finish as finish
 from slm.training.derive import train_longer as train_longer
 from slm.training.launch import resume as resume

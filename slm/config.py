@@ -900,6 +900,17 @@ class PipelineConfig(Section):
             "name": name, "data": self.data.model_copy(update=text | alone),
         })  # fmt: skip
 
+    def with_revisions(self, revisions: dict[str, str]) -> "PipelineConfig":
+        """The config of a mixture with the commits of its sources that are on the hub."""
+        sources = {
+            name: text.model_copy(update={"revision": revisions.get(name)})
+            if text.source == "hub"
+            else text
+            for name, text in self.data.sources.items()
+        }
+        data = self.data.model_copy(update={"sources": sources})
+        return self.model_copy(update={"data": data})
+
     @property
     def model_name(self) -> str:
         """The registered model's name: `registry.model`, `name`, else that of the data.

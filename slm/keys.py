@@ -9,7 +9,7 @@ in one of the lists.
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from slm.config import PipelineConfig, TrainConfig
+from slm.config import CleanConfig, PipelineConfig, TrainConfig
 from slm.machine import cpu_name
 from slm.storage import sha256_json
 
@@ -103,6 +103,20 @@ BY_CONTENT: dict[str, tuple[str, ...]] = {
     "data.phases": ("train",),
 }
 
+_EMPTY = ("data.sources", "data.phases")  # of those, lists that were empty before they were added
+
+# What the stages read of one source of a mixture.
+OF_SOURCE: dict[str, tuple[str, ...]] = {
+    "download": (
+        *(each.removeprefix("data.") for each in _READ_FILES), "path", "config_name", "revision",
+        "seed", "format", "license",
+    ),
+    "encode": (
+        *(f"clean.{name}" for name in CleanConfig.model_fields), "val_fraction",
+    ),
+    "train": ("weight", "max_epochs"),
+}  # fmt: skip
+
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
 # changes, it is made with a fixed value of each: the default of that time, or that of the recipes
 # which were shipped with others.
@@ -161,8 +175,36 @@ def mixture_fields(config: PipelineConfig) -> dict[str, Any]:
     return {"mixture": {"sources": sources, "phases": config.flat()["data.phases"]}}
 
 
+def names_of_sources(stage: str, config: PipelineConfig) -> tuple[str, ...]:
+    """The settings of each source of a mixture that a stage reads, by their dotted keys."""
+    return tuple(
+        f"data.sources.{source}.{name}"
+        for source in config.data.sources
+        for name in OF_SOURCE[stage]
+    )
+
+
+def with_sources(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key in which each setting of a source of a mixture has its own.
+
+    `data.sources` is then the list of their names.
+    """
+    sources = flat.get("data.sources", {})
+    if not isinstance(sources, Mapping):
+        return dict(flat)
+    values = {**flat, "data.sources": sorted(sources)}
+    for source, text in sources.items():
+        for name, value in text.items():
+            inner = value if isinstance(value, Mapping) else {"": value}
+            for last, each in inner.items():
+                values[f"data.sources.{source}.{name}{'.' * bool(last)}{last}"] = each
+    return values
+
+
 def default_of(name: str) -> Any:
     """The value of a setting in results from before it was added. Raises KeyError."""
+    if name in _EMPTY:
+        return []
     return None if name in BY_CONTENT else ADDED[name][1]
 
 
@@ -188,6 +230,8 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
     It is for people and plans: no key, hash or stage depends on it.
     """
     flat, names = config.flat(), names_of(stage)
+    if config.data.sources:
+        names = (*names, "data.sources")
     if stage == "encode" and config.data.makes_vocabulary:
         names = (*names, *names_of("tokenizer"))
     return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}

@@ -282,11 +282,13 @@ class _Survey:
 
     @cached_property
     def _needed_shards(self) -> set[str]:
+        """Those of kept runs, and of a mixture among them those of its sources."""
         needed = set()
         for path in self._kept_runs:
             with suppress(CorruptionError):
                 needed.add(RunFolder(path).settings.shards_key)
-        return needed
+        mixed = (DataRoot(self.root).shards(key) for key in list(needed))
+        return needed | {part.key for each in mixed if each for part in each.parts.values()}
 
     @cached_property
     def _kept_shards(self) -> list[Shards]:
@@ -302,7 +304,9 @@ class _Survey:
         kept = (path for path in _folders(self.root / "tokenizers") if self.why_kept(path))
         vocabularies = (own for path in kept if (own := _record(path, Vocabulary)))
         trained_on = {own.source_key for own in vocabularies if own.source_key}
-        return {shards.source_key for shards in self._kept_shards} | trained_on
+        needed = {shards.source_key for shards in self._kept_shards} | trained_on
+        mixed = (DataRoot(self.root).source(key) for key in needed)
+        return needed | {part.key for each in mixed if each for part in each.parts.values()}
 
     def _is_held(self, path: Path) -> bool:
         return any(map(_is_held, _locks(self.root, path)))

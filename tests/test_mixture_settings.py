@@ -93,7 +93,7 @@ def test_an_override_of_a_source(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown source 'note'.*notes"):
+    with pytest.raises(UserError, match=r"unknown source 'note'.*notes"):
         load(tmp_path, {"sources": BOTH}, "data.sources.note.weight=1")
     config = load(tmp_path, {"sources": BOTH}, "data.sources.more.source=files",
                   "data.sources.more.path=x.txt")  # fmt: skip

@@ -30,6 +30,7 @@ from slm.cli.init import init
 from slm.cli.inspection import bench, check, inspect, recipes, verify
 from slm.cli.ladder import ladder
 from slm.cli.launch import launch
+from slm.cli.mix import mix
 from slm.cli.options import (
     AsJson,
     Name,
@@ -52,7 +53,7 @@ from slm.cli.stages import download, encode, evaluate, register, report, sync, t
 from slm.cli.store import pull, push
 from slm.cli.sweep import sweep
 from slm.cli.watch import watch
-from slm.config import PipelineConfig, data_root
+from slm.config import DataConfig, PipelineConfig, data_root
 from slm.errors import Interrupted, SlmError, UserError, check_utf8
 from slm.orchestration import stages
 from slm.orchestration.display import shorten
@@ -164,16 +165,26 @@ def retrain(
 
 def check_before_server(config: PipelineConfig) -> None:
     """Report bad input before any server starts. The flow checks again, and logs warnings."""
+    from slm.source.mixture import naming
     from slm.training.preflight import check_before_download
 
     config, start = stages.starting_point(config)
     check_before_download(config, tokenizer_sha256=start.tokenizer_sha256 if start else None)
-    if config.data.source == "files":
+    for name in config.data.sources:
+        with naming(name):
+            _check_files(config.of_source(name).data)
+    if not config.data.sources:
+        _check_files(config.data)
+
+
+def _check_files(data: DataConfig) -> None:
+    """Raises UserError where local files are missing."""
+    if data.source == "files":
         from slm.source.files import find_files
         from slm.source.remote import is_here
 
-        if is_here(config.data):
-            find_files(config.data)
+        if is_here(data):
+            find_files(data)
 
 
 def up(
@@ -235,6 +246,7 @@ for title, commands in (
             download,
             tokenizer,
             encode,
+            mix,
             train,
             watch,
             stop,

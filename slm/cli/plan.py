@@ -120,7 +120,7 @@ def show_plan(made: "PipelinePlan", as_json: bool) -> None:
         return
     from slm.cli import tables
 
-    rows = [(s.stage, _action(s), _place(s), _time(s)) for s in made.stages]
+    rows = [(s.title, _action(s), _place(s), _time(s)) for s in made.stages]
     show_wide(tables.listing(("stage", "action", "result", "time"), rows))
     print()
     if made.derived:
@@ -139,15 +139,15 @@ def explanation(made: "PipelinePlan") -> Iterator[str]:
     """The lines below the table: the reasons of each stage, what is in no key, and the cost."""
     from slm.cli import tables
 
-    waiting = [s.stage for s in made.stages if s.key is None and not (s.changed or s.version)]
+    waiting = [s.title for s in made.stages if s.key is None and not (s.changed or s.version)]
     first = made.first
     for stage in made.stages:
-        if stage is first or stage.stage not in waiting:
+        if stage is first or stage.title not in waiting:
             for reason in _reasons(stage):
-                yield f"{stage.stage:<9} {reason}"
-    if first and (later := [name for name in waiting if name != first.stage]):
+                yield f"{stage.title:<9} {reason}"
+    if first and (later := [name for name in waiting if name != first.title]):
         yield (
-            f"then      {', '.join(later)}: their keys are known only after {first.stage}; "
+            f"then      {', '.join(later)}: their keys are known only after {first.title}; "
             "what turns out to be the same is reused"
         )
     for difference in _pairs(made.uncounted) + _pairs(made.environment):
@@ -157,7 +157,7 @@ def explanation(made: "PipelinePlan") -> Iterator[str]:
         yield f"compute   {tables.compute(made.model)}"
     for stage in made.stages:
         if stage.seconds and stage.action != "reused":
-            yield f"time      {stage.stage}: {duration(stage.seconds)}, {stage.seconds_from}"
+            yield f"time      {stage.title}: {duration(stage.seconds)}, {stage.seconds_from}"
         if stage.memory_bytes:
             yield f"memory    {size(stage.memory_bytes)} per process, {stage.memory_from}"
     if made.seconds:

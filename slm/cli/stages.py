@@ -42,7 +42,7 @@ def download(
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
-        source = stages.download(config)
+        source = stages.downloaded(config)
     result = {
         "source": str(source.path),
         "dataset": source.dataset,
@@ -72,7 +72,7 @@ def tokenizer(
     check_set(config)
     with display_for(as_json):
         stages.check_encoding(config)
-        vocabulary = stages.tokenizer(config, stages.download(config))
+        vocabulary = stages.tokenizer(config, stages.downloaded(config))
     result = {
         "tokenizer": str(vocabulary.path),
         "kind": vocabulary.kind,
@@ -102,7 +102,7 @@ def encode(
     with display_for(as_json):
         config, start = stages.starting_point(config)
         stages.check_encoding(config, start)
-        source = stages.download(config)
+        source = stages.downloaded(config)
         parent = stages.initial_model(start) if start else None
         shards = stages.shards_of(config, source, parent)
     splits = shards.splits.values()
@@ -165,7 +165,7 @@ def train(
         with display_for(as_json):
             config, start = stages.starting_point(config)
             stages.preflight(config, start)
-            source = stages.download(config)
+            source = stages.downloaded(config)
             parent = stages.initial_model(start) if start else None
             shards = stages.shards_of(config, source, parent)
             run = stages.train(config, shards, parent)

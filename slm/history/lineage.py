@@ -33,6 +33,7 @@ from slm.records import (
 )
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
 from slm.source.files import find_files
+from slm.source.mixture import part_of_source
 from slm.source.stories import STORIES_VERSION
 from slm.storage import R
 from slm.tokens.tokenizer.bpe import TOKENIZER
@@ -130,6 +131,9 @@ class _Checked(Generic[R]):
         return link.model_copy(update={"files": {n: e.sha256 for n, e in files.items()}})
 
 
+_WORST_FIRST: tuple[State, ...] = ("gone", "changed", "not checked", "unchanged")
+
+
 class _Chain:
     """The records of one run, each read once, and the links that are made from them."""
 
@@ -153,7 +157,7 @@ class _Chain:
     def lineage(self) -> Lineage:
         config, parent = self._config(), (*self._parent(), *self._derived(), *self._sweep())
         links = (
-            self._dataset(), self._source(), self._cleaning(config.state), self._tokenizer(),
+            self._dataset(), *self._parts(), self._source(), self._cleaning(config.state), self._tokenizer(),
             self._shards(), config, self._code(), self._environment(), *parent,
             self._run(*(link.name for link in parent)), self._checkpoint(), self._evaluation(),
             *self._benchmarks(),
@@ -234,7 +238,21 @@ class _Chain:
     def _dataset_status(self, source: Source | None) -> Status:
         if self.settings is None or source is None or not self.check:
             return NOT_CHECKED
-        data = self.settings.config.data
+        config = self.settings.config
+        if not source.parts:
+            return self._text_status(config.data, source)
+        notes: list[str] = []
+        states: set[State] = set()
+        for name in sorted(source.parts.keys() & config.data.sources.keys()):
+            part = part_of_source(source, name)
+            state, own = self._text_status(config.of_source(name).data, part)
+            states.add(state)
+            notes += [f"{name}: {note}" for note in own]
+        worst = next((state for state in _WORST_FIRST if state in states), "not checked")
+        return worst, tuple(notes)
+
+    def _text_status(self, data: DataConfig, source: Source) -> Status:
+        """Whether a dataset is what it was, as far as this machine knows."""
         if data.source == "hub":
             return "not checked", ("the hub was not asked",)
         if data.source == "files":
@@ -242,16 +260,36 @@ class _Chain:
         current = f"version {STORIES_VERSION}"
         return _status([] if current == source.revision else [f"the code now writes {current}"])
 
+    def _parts(self) -> list[Link]:
+        """Each source of a mixture: what of it is trained on, held out and left out."""
+        shards, source = self.shards.record, self.source.record
+        links = []
+        for name, part in shards.parts.items() if shards else ():
+            value = (
+                f"{part.train.documents:,} documents, {part.train.tokens:,} tokens of train, "
+                f"{part.val.documents:,} held out, {sum(part.excluded.values()):,} left out"
+            )
+            if source and name in source.parts:
+                own = source.parts[name]
+                value = f"{own.dataset}, {own.revision[:12]}: {value}"
+            links.append(_link(f"source {name}", value, part.source_key, self.shards.status))
+        return links
+
     def _source(self) -> Link:
         record = self.source.record
         value = f"{record.documents:,} documents" if record else "documents as parquet"
-        return self.source.link("source", value, self.source_key, "dataset")
+        parts = [link.name for link in self._parts()]
+        return self.source.link("source", value, self.source_key, "dataset", *parts)
 
     def _cleaning(self, state: State) -> Link:
         """The part of the config that says what is left out, in the state of the config."""
         if self.settings is None:
             return _link("cleaning", "unknown", None, ("gone", ()))
-        clean = self.settings.config.data.clean.flat()
+        data = self.settings.config.data
+        clean: dict[str, object] = dict(data.clean.flat())
+        if data.sources:
+            texts = {name: text.clean.flat() for name, text in data.sources.items()}
+            clean = {f"{name}.{k}": v for name, text in texts.items() for k, v in text.items()}
         shards = self.shards.record
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from slm.progress import Pace, Progress, automatic, clock, notebook, share
-from slm.records import Record, Shards, Source, Version
+from slm.records import Record, Shards, ShardsPart, Source, Version
 
 LINE_SECONDS = 10.0  # between two progress lines, where there is no live bar
 BAR_WIDTH = 20
@@ -41,6 +41,8 @@ def outcome_of_record(record: Record) -> tuple[str, str]:
 
 def details(result: object) -> list[str]:
     """The lines below a stage's own: how much of a dataset or of shards is train, and is val."""
+    if isinstance(result, Shards) and result.parts:
+        return [_of_part(name, part) for name, part in result.parts.items()]
     if isinstance(result, Shards):
         return [
             f"{split:<7} {_documents(part.documents)}, {part.tokens:,} tokens"
@@ -55,6 +57,15 @@ def details(result: object) -> list[str]:
     if "val" not in result.splits:
         lines.append(f"{'val':<7} no split of its own: documents of train are held out")
     return lines
+
+
+def _of_part(name: str, part: ShardsPart) -> str:
+    """What of one source of a mixture is trained on, held out, and left out."""
+    left_out = "".join(f"; {count:,} left out: {why}" for why, count in part.excluded.items())
+    return (
+        f"{name:<7} {_documents(part.train.documents)}, {part.train.tokens:,} tokens, "
+        f"{part.val.documents:,} held out{left_out}"
+    )
 
 
 def _documents(count: int) -> str:
@@ -89,13 +100,13 @@ class Display:
         started = time.monotonic()
         with self.progress(name) as progress:
             result = work(progress)
-        self.seconds[name] = round(time.monotonic() - started, 3)
-        if isinstance(result, Record) and result.reused:
-            self.reused.append(name)
-        if isinstance(result, Record) and result.pulled:
-            self.pulled.append(name)
+        seconds = time.monotonic() - started
+        # A stage may run several times: for each source of a mixture, and for all of them.
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+        for names, holds in ((self.reused, "reused"), (self.pulled, "pulled")):
+            _keep(names, name, isinstance(result, Record) and getattr(result, holds))
         word, text = outcome(result)
-        self.write(f"{name:<9} {word:<7} {text}   {self.seconds[name]:.1f} s")
+        self.write(f"{name:<9} {word:<7} {text}   {seconds:.1f} s")
         for line in details(result):
             self.write(f"{'':<9} {line}")
         return result
@@ -108,6 +119,14 @@ class Display:
             return
         with LiveBar(self.console) as bar:
             yield bar.begin(name)
+
+
+def _keep(names: list[str], name: str, holds: bool) -> None:
+    """Have a name in a list as what its last result says."""
+    if holds and name not in names:
+        names.append(name)
+    elif not holds and name in names:
+        names.remove(name)
 
 
 class LiveBar(Bar):

@@ -53,6 +53,8 @@ def encode(
 ) -> Shards:
     """The shards of a source in `<root>/shards/<name>-<key>/`, encoded by `data.runner`.
 
+    Of a mixture each of its sources is encoded alone, and `mix` joins them.
+
     An interrupted call leaves its finished units next to that folder, and the next one resumes
     from them, by whatever runner.
 
@@ -65,17 +67,51 @@ def encode(
     runner needs is not installed, CorruptionError where the source cannot be read, SlmError where
     workers are killed again and again on the same unit.
     """
-    if parent and vocabulary:
-        raise UserError(f"{parent.model} has a vocabulary of its own: give parent, or vocabulary")
-    given = parent or vocabulary
     return slm.tokens.encode.encode(
         config,
         source,
-        tokenizer=Tokenizer.load(given.path / TOKENIZER) if given else None,
+        tokenizer=_given(parent, vocabulary),
         root=root,
         progress=progress,
         pool=_pool(config),
     )
+
+
+def encode_part(
+    config: PipelineConfig,
+    source: Source,
+    name: str,
+    *,
+    parent: Parent | None = None,
+    vocabulary: Vocabulary | None = None,
+    root: Path | None = None,
+    progress: Progress = automatic,
+) -> Shards:
+    """The shards of one source of a mixture, as `encode` makes them of that source alone.
+
+    Args:
+        source: of the mixture.
+        name: of the source, in `data.sources`.
+
+    The other arguments, and what it raises, are those of `encode`.
+    """
+    return slm.tokens.encode.encode_part(
+        config,
+        source,
+        name,
+        tokenizer=_given(parent, vocabulary),
+        root=root,
+        progress=progress,
+        pool=_pool(config),
+    )
+
+
+def _given(parent: Parent | None, vocabulary: Vocabulary | None) -> Tokenizer | None:
+    """The tokenizer that comes with a model or a vocabulary; None: GPT-2's."""
+    if parent and vocabulary:
+        raise UserError(f"{parent.model} has a vocabulary of its own: give parent, or vocabulary")
+    given = parent or vocabulary
+    return Tokenizer.load(given.path / TOKENIZER) if given else None
 
 
 def _pool(config: PipelineConfig) -> "MakePool | None":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Source
         | Vocabulary
         | Shards
+        | dict[str, Shards]
         | Run
         | Evaluation
         | Benchmarks
@@ -34,6 +35,7 @@ Until = Literal[
     "download",
     "tokenizer",
     "encode",
+    "mix",
     "train",
     "evaluate",
     "benchmark",
@@ -46,6 +48,7 @@ Until = Literal[
 # Why a stage is not there.
 MISSING = {
     "tokenizer": "the vocabulary is GPT-2's: set data.tokenizer.train=bpe",
+    "mix": "there is one source alone: set data.sources",
     "benchmark": "no task is given: set benchmark.tasks=[blimp]",
 }
 
@@ -59,11 +62,10 @@ def outline(
         steps: `slm.orchestration.stages`, or `tasks`, which are the same as tasks of Prefect.
         start: what the training starts from, as of `stages.starting_point`; None: the seed.
     """
-    yield (source := steps.download(config))
+    yield (source := stages.downloaded(config, steps))
     parent = steps.initial_model(start) if start else None
-    if vocabulary := stages.vocabulary_of(config, source, parent, make=steps.tokenizer):
-        yield vocabulary
-    yield (shards := steps.encode(config, source, parent, vocabulary))
+    for made in stages.encoded(config, source, parent, steps):
+        yield (shards := made)
     yield (run := steps.train(config, shards, parent))
     yield (evaluation := steps.evaluate(config, run, shards))
     if config.benchmark.tasks:
@@ -75,7 +77,11 @@ def outline(
 
 def stages_of(config: PipelineConfig) -> list[str]:
     """The stages of a config, in order: some are there only where the config asks for them."""
-    asked = {"tokenizer": config.data.tokenizer.is_set, "benchmark": bool(config.benchmark.tasks)}
+    asked = {
+        "tokenizer": config.data.makes_vocabulary,
+        "mix": bool(config.data.sources),
+        "benchmark": bool(config.benchmark.tasks),
+    }
     return [name for name in get_args(Until) if asked.get(name, True)]
 
 
@@ -147,6 +153,8 @@ def _facts(result: "Result") -> dict[str, Any]:
             return {"tokenizer": str(result.path)}
         case Shards():
             return {"shards": str(result.path)}
+        case dict():
+            return {"parts": {name: str(shards.path) for name, shards in result.items()}}
         case Run():
             return {"run": str(result.path)}
         case Evaluation(val_loss=val_loss, val_bpb=val_bpb):

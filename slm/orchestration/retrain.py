@@ -20,7 +20,7 @@ from slm.orchestration.display import current, showing
 from slm.orchestration.outline import summary, took
 from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides, recipe_flow
 from slm.recipes import load_recipe
-from slm.records import Version
+from slm.records import Shards, Version
 from slm.registry.versions import GateDecision
 from slm.retraining.decide import Decision
 
@@ -49,15 +49,15 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
     with showing(current()) as display:
         config, start = tasks.starting_point(config)
         stages.preflight(config, start)
-        source = tasks.download(config)
+        source = stages.downloaded(config, tasks)
         initial = tasks.initial_model(start) if start else None
         decision = tasks.decide(config, source, initial)
         publish_decision(decision)
         if not decision.trains:
             return Completed(message=f"nothing to do: {decision.reason}", data=outcome(decision))
         training, parent = slm.retraining.decide.training(config, decision, initial)
-        vocabulary = stages.vocabulary_of(training, source, parent, make=tasks.tokenizer)
-        shards = tasks.encode(training, source, parent, vocabulary)
+        *made, shards = stages.encoded(training, source, parent, tasks)
+        assert isinstance(shards, Shards)
         run = tasks.train(training, shards, parent)
         evaluation = tasks.evaluate(training, run, shards)
         scored = [tasks.benchmark(training, run, shards)] if training.benchmark.tasks else []
@@ -65,7 +65,6 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         version = tasks.register(training, run, evaluation, report, shards)
         slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
         promotion = promote(config, version, decision)
-        made = [vocabulary] if vocabulary else []
         results = (source, *made, shards, run, evaluation, *scored, report, version, promotion)
         data = {**outcome(decision), **summary(training, results)}
         data |= took(display)

@@ -6,7 +6,8 @@ imports Prefect (`tasks.py` does).
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -33,6 +34,8 @@ from slm.run_folder import RunFolder
 from slm.storage import hashing_once
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from slm.registry.initial import Start
     from slm.registry.versions import GateDecision
     from slm.retraining.decide import Decision
@@ -115,7 +118,8 @@ def _vocabulary(result: Vocabulary) -> tuple[str, str]:
 def check_encoding(config: PipelineConfig, start: "Start | None" = None) -> None:
     """Refuse what cannot be encoded here, before any download; `preflight` does too."""
     data = config.data
-    if data.runner == "local" and data.clean == CleanConfig() and not data.tokenizer.is_set:
+    cleaning = [source.clean for source in data.sources.values()] or [data.clean]
+    if data.runner == "local" and set(cleaning) == {CleanConfig()} and not data.tokenizer.is_set:
         return
     from slm.training.preflight import check_encoding
 
@@ -124,14 +128,41 @@ def check_encoding(config: PipelineConfig, start: "Start | None" = None) -> None
 
 @stage("download")
 @shared
-def download(progress: Progress, config: PipelineConfig) -> Source:
-    """A dataset of the hub, local files or the generated corpus → parquet files."""
-    import slm.source.download
+def download(
+    progress: Progress, config: PipelineConfig, parts: Mapping[str, Source] | None = None
+) -> Source:
+    """A dataset of the hub, local files or the generated corpus → parquet files.
 
+    `parts`: of a mixture, its sources, which are joined; `downloaded` downloads them first.
+    """
+    import slm.source.download
+    import slm.source.mixture
+
+    if parts is not None:
+        return slm.source.mixture.join_sources(config, parts)
     store = store_in_use()
     pulled = store is not None and store.pull_hub_source(config, progress)
     source = slm.source.download.download(config, progress=progress)
     return source.model_copy(update={"pulled": True}) if pulled else source
+
+
+def downloaded(config: PipelineConfig, steps: "ModuleType | None" = None) -> Source:
+    """The source of a config; of a mixture each of its own, then all joined.
+
+    `steps`: as of `slm.orchestration.outline`; None: these stages.
+    """
+    work, every = (steps.download, steps.each) if steps else (download, each)
+    if not config.data.sources:
+        source: Source = work(config)
+        return source
+    parts = every(work, {name: (config.of_source(name),) for name in config.data.sources})
+    joined: Source = work(config, parts)
+    return joined
+
+
+def each(work: Callable[..., R], arguments: Mapping[str, tuple[object, ...]]) -> dict[str, R]:
+    """The results of a stage for each source of a mixture, one after another."""
+    return {name: work(*given) for name, given in arguments.items()}
 
 
 @stage("tokenizer", _vocabulary)
@@ -150,11 +181,11 @@ def vocabulary_of(
     *,
     make: Callable[[PipelineConfig, Source], Vocabulary] = tokenizer,
 ) -> Vocabulary | None:
-    """The vocabulary of `data.tokenizer`; None where it is GPT-2's, or comes with the parent.
+    """The vocabulary that a stage makes; None where it is GPT-2's, or comes with the parent.
 
     `make`: the stage, or the task of it.
     """
-    return make(config, source) if config.data.tokenizer.is_set and not parent else None
+    return make(config, source) if config.data.makes_vocabulary and not parent else None
 
 
 @stage("encode")
@@ -174,9 +205,65 @@ def encode(
     )
 
 
+@stage("encode")
+@shared
+def encode_part(
+    progress: Progress,
+    config: PipelineConfig,
+    source: Source,
+    name: str,
+    parent: Parent | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Shards:
+    """One source of a mixture → its token shards, by the vocabulary of all."""
+    import slm.orchestration.encoding
+
+    return slm.orchestration.encoding.encode_part(
+        config, source, name, parent=parent, vocabulary=vocabulary, progress=progress
+    )
+
+
+@stage("mix")
+@shared
+def mix(
+    progress: Progress, config: PipelineConfig, source: Source, parts: Mapping[str, Shards]
+) -> Shards:
+    """The shards of the sources of a mixture → its own, without duplicates across them."""
+    import slm.tokens.mixture.joining
+
+    return slm.tokens.mixture.joining.mix(config, source, parts, progress=progress)
+
+
+def encoded(
+    config: PipelineConfig,
+    source: Source,
+    parent: Parent | None = None,
+    steps: "ModuleType | None" = None,
+) -> "Iterator[Vocabulary | dict[str, Shards] | Shards]":
+    """What becomes of a source: its vocabulary if a stage makes one, and last its shards.
+
+    Of a mixture the shards of each of its sources come before them.
+
+    `steps`: as of `slm.orchestration.outline`; None: these stages.
+    """
+    own = steps or sys.modules[__name__]
+    if vocabulary := vocabulary_of(config, source, parent, make=own.tokenizer):
+        yield vocabulary
+    if not config.data.sources:
+        yield own.encode(config, source, parent, vocabulary)
+        return
+    yield (parts := {
+        name: own.encode_part(config, source, name, parent, vocabulary)
+        for name in config.data.sources
+    })  # fmt: skip
+    yield own.mix(config, source, parts)
+
+
 def shards_of(config: PipelineConfig, source: Source, parent: Parent | None = None) -> Shards:
     """A source → its shards, by the vocabulary that the config or the parent has."""
-    return encode(config, source, parent, vocabulary_of(config, source, parent))
+    *_, shards = encoded(config, source, parent)
+    assert isinstance(shards, Shards)
+    return shards
 
 
 def check_tracking(config: PipelineConfig) -> None:
@@ -259,7 +346,7 @@ def need_shards(run: RunFolder) -> Shards:
     if store and store.pull("shards", run.settings.shards_key) and (shards := run.shards):
         return shards
     config = run.config
-    source, parent = download(config), run.parent
+    source, parent = downloaded(config), run.parent
     shards = shards_of(config, source, parent)
     if shards.key != run.settings.shards_key:
         raise UserError(

@@ -136,8 +136,8 @@ def with_inputs(sweep: Sweep) -> Sweep:
     """
     config = sweep.config()
     inputs: dict[str, Any] = {}
-    if config.data.source != "stories":
-        inputs["source"] = stages.download(config).key
+    if config.data.sources or config.data.source != "stories":
+        inputs["source"] = stages.downloaded(config).key
     if of_data := _named_by_the_data(sweep, config.data):
         inputs["data"] = of_data
     for name in _named(sweep, START, config.train.init_from):
@@ -190,7 +190,7 @@ def prepare(sweep: Sweep) -> Shards:
 def _encoded(config: PipelineConfig) -> Shards:
     config, start = stages.starting_point(config)
     stages.check_encoding(config, start)
-    source = stages.download(config)
+    source = stages.downloaded(config)
     return stages.shards_of(config, source, stages.initial_model(start) if start else None)
 
 
@@ -221,7 +221,7 @@ def train_and_evaluate(
     stages.check_tracking(config)
     config, start = stages.starting_point(config)
     stages.preflight(config, start)
-    source = stages.download(config)
+    source = stages.downloaded(config)
     parent = stages.initial_model(start) if start else None
     shards = stages.shards_of(config, source, parent)
     run = stages.train(config, shards, parent, turn=turn, forecasts=False)

@@ -5,7 +5,7 @@ without Prefect. Only what downloads is retried, as only it needs the network.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,8 +52,16 @@ initial_model = stage_task(stages.initial_model, **asks_the_hub)
 _starting_point = stage_task(stages.starting_point, **asks_the_hub)
 tokenizer = stage_task(stages.tokenizer, **asks_the_hub)
 encode = stage_task(stages.encode)
+encode_part = stage_task(stages.encode_part)
+mix = stage_task(stages.mix)
 decide = stage_task(stages.decide)
 assess = stage_task(stages.assess)
+
+
+def each(work: Task[..., R], arguments: Mapping[str, tuple[Any, ...]]) -> dict[str, R]:
+    """The results of a task for each source of a mixture, which run at the same time."""
+    futures = {name: work.submit(*given) for name, given in arguments.items()}
+    return {name: future.result() for name, future in futures.items()}
 
 
 def starting_point(config: PipelineConfig) -> tuple[PipelineConfig, Start | None]:

@@ -38,7 +38,10 @@ def with_cost(line: Stage, lines: Lines) -> Stage:
         return line.model_copy(update={"seconds": 0.0})
     if line.action in ("refused", "to pull"):
         return line
-    kinds = {"download": _download, "tokenizer": _tokenizer, "encode": _encode, "train": _train}
+    kinds = {
+        "download": _download, "tokenizer": _tokenizer, "encode": _encode, "mix": _encode,
+        "train": _train,
+    }  # fmt: skip
     update = kinds.get(line.stage, _inside_run)(line, lines)
     return line.model_copy(update=update)
 
@@ -48,7 +51,7 @@ def _as(name: str) -> str:
 
 
 def _download(line: Stage, lines: Lines) -> dict[str, Any]:
-    best = _timed(lines.results.sources, lines, OWN["download"](lines.config))
+    best = _timed(lines.pinned(lines.results.sources), lines, OWN["download"](lines.config))
     if best is None or best.made is None:
         return {}
     record, share = best.record, 1.0
@@ -65,7 +68,8 @@ def _tokenizer(line: Stage, lines: Lines) -> dict[str, Any]:
 
 
 def _encode(line: Stage, lines: Lines) -> dict[str, Any]:
-    return _by_text(_timed(lines.results.shards, lines, OWN["encode"](lines.config)), lines)
+    made = lines.pinned(lines.results.shards)
+    return _by_text(_timed(made, lines, OWN[line.stage](lines.config)), lines)
 
 
 def _by_text(best: Result | None, lines: Lines) -> dict[str, Any]:

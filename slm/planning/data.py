@@ -70,8 +70,8 @@ def plan_tokenizer(lines: Lines, source: Source | None) -> Vocabulary | None:
     """Add the vocabulary of `data.tokenizer`; returns the one that it would reuse."""
     candidates = lines.pinned(lines.results.vocabularies)
     settings = lines.config.data.tokenizer
-    upstream = OWN["download"](lines.config) if settings.train else ()
-    if source is None and settings.train:
+    upstream = OWN["download"](lines.config) if not settings.path else ()
+    if source is None and not settings.path:
         lines.make("tokenizer", None, candidates, upstream=upstream, reasons=[after("download")])
         return None
     key, note = known_key(lines.config, source, lines.results.root)
@@ -91,7 +91,7 @@ def plan_tokenizer(lines: Lines, source: Source | None) -> Vocabulary | None:
     lines.make(
         "tokenizer", key, candidates, upstream=upstream, result=str(folder),
         reasons=[f"damaged: {damage}"] if damage else [],
-        inputs=source.key if source and settings.train else None,
+        inputs=source.key if source and not settings.path else None,
     )  # fmt: skip
     return None
 
@@ -106,7 +106,7 @@ def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
     if lines.start is None and not lines.start_known:
         lines.make("encode", None, candidates, upstream=upstream, reasons=[after("init_from")])
         return None
-    if lines.config.data.tokenizer.is_set and lines.vocabulary is None:
+    if lines.config.data.makes_vocabulary and lines.vocabulary is None:
         lines.make("encode", None, candidates, upstream=upstream, reasons=[after("tokenizer")])
         return None
     given = lines.start or lines.vocabulary

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm import storage
+from slm import keys, storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
 from slm.planning.results import Changed, Result, Results, differences, nearest
@@ -49,7 +49,7 @@ class Lines:
     ) -> None:
         self.config, self.results, self.verify, self.against = config, results, verify, against
         self.explain = explain
-        self.flat = config.flat()
+        self.flat = keys.with_sources(config.flat())
         self.stages: list[Stage] = []
         self.source: Source | None = None  # that is reused, as are the shards
         self.vocabulary: Vocabulary | None = None
@@ -62,6 +62,7 @@ class Lines:
         self.pulled: Entry | None = None  # the run that would be pulled from it
         self.start: Start | None = None  # what the training starts from; None: the seed
         self.start_known = True  # whether its weights are, which the keys have the hash of
+        self.of_sources: dict[str, Lines] = {}  # of a mixture, by the name of the source
 
     # ---- what is here ----
 
@@ -85,9 +86,18 @@ class Lines:
         return self.store.entry(kind, key, run) if self.store else None
 
     def pinned(self, candidates: Iterable[Result]) -> list[Result]:
-        """Of these results, those that led to the run that is compared with, if one is."""
+        """Of these results, those that led to the run that is compared with, if one is.
+
+        Of sources and shards those of mixtures for a mixture, and the others for any other.
+        """
+        mixed = bool(self.config.data.sources)
+        candidates = [
+            result
+            for result in candidates
+            if not isinstance(result.record, Source | Shards) or bool(result.record.parts) == mixed
+        ]
         if self.against is None:
-            return list(candidates)
+            return candidates
         settings = self.against.settings
         shards = self.against.shards
         vocabulary = self.results.root.vocabulary_of(shards) if shards else None
@@ -97,6 +107,8 @@ class Lines:
             shards.source_key if shards else None,
             vocabulary.key if vocabulary else None,
         }
+        for part in shards.parts.values() if shards else ():
+            own |= {part.key, part.source_key}
         return [result for result in candidates if result.record.key in own]
 
     # ---- the lines of the plan ----
@@ -155,7 +167,7 @@ class Lines:
         if best is None and self.explain:
             reasons = reasons or ["there is no result of this stage yet"]
         elif best is not None:
-            if best.recipe != self.config.recipe:
+            if best.recipe not in (self.config.recipe, self.config.folder_name):
                 changed["recipe"] = (best.recipe, self.config.recipe)
             changed |= differences(best.settings, self.flat, own)
             if inputs and best.inputs != inputs:

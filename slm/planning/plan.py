@@ -12,6 +12,7 @@ from slm.machine import cpu_name
 from slm.planning.cost import with_cost
 from slm.planning.data import plan_download, plan_encode, plan_tokenizer
 from slm.planning.lines import Lines
+from slm.planning.mixture import plan_mix, plan_sources
 from slm.planning.of_run import plan_benchmark, plan_evaluate, plan_register, plan_report
 from slm.planning.results import Changed, Results, differences
 from slm.planning.stage import OWN, Stage
@@ -50,7 +51,9 @@ class PipelinePlan(Frozen):
     verified: bool  # whether files were hashed and servers asked
 
     def __getitem__(self, stage: str) -> Stage:
-        return next(each for each in self.stages if each.stage == stage)
+        """A stage by its name, such as `download`; of one source of a mixture `download wiki`."""
+        named = (each for each in self.stages if each.title == stage)
+        return next(named, None) or next(each for each in self.stages if each.stage == stage)
 
     @property
     def first(self) -> Stage | None:
@@ -82,7 +85,9 @@ def plan_config(
     plan_benchmark(lines, run)
     report = plan_report(lines, run, evaluation)
     plan_register(lines, run, evaluation, report)
-    stages = tuple(with_cost(stage, lines) for stage in lines.stages)
+    stages = tuple(
+        with_cost(stage, lines.of_sources.get(stage.part or "", lines)) for stage in lines.stages
+    )
     pending = [stage for stage in stages if stage.action in ("to run", "resumed")]
     return PipelinePlan(
         recipe=config.recipe,
@@ -93,7 +98,7 @@ def plan_config(
         model=model_size(config) if lines.start_known else None,
         derived=tuple(origins),
         seconds=sum(stage.seconds or 0.0 for stage in stages),
-        unknown=tuple(stage.stage for stage in pending if stage.seconds is None),
+        unknown=tuple(stage.title for stage in pending if stage.seconds is None),
         verified=verify,
     )
 
@@ -119,10 +124,11 @@ def plan_scored(
         lines = Lines(config, results, verify=verify, against=against, explain=explain)
         lines.start, lines.start_known = start, line.key is not None
         lines.stages.append(line)
-    lines.source = plan_download(lines)
-    if config.data.tokenizer.is_set:
+    mixed = bool(config.data.sources)
+    lines.source = plan_sources(lines) if mixed else plan_download(lines)
+    if config.data.makes_vocabulary:
         lines.vocabulary = plan_tokenizer(lines, lines.source)
-    lines.shards = plan_encode(lines, lines.source)
+    lines.shards = plan_mix(lines) if mixed else plan_encode(lines, lines.source)
     run = plan_train(lines, lines.shards)
     return lines, run, plan_evaluate(lines, run, lines.shards)
 
@@ -167,6 +173,7 @@ def _uncounted(lines: Lines, stages: tuple[Stage, ...]) -> Changed:
     counted = {name for names in OWN.values() for name in names(lines.config)}
     if lines.config.data.source == "files" and lines.source:
         counted.discard("data.path")  # its files are those that are here already
+    counted |= {"data.sources"} if lines.config.data.sources else set()
     if not lines.cadence_counts:
         counted -= set(keys.names_of("select"))
     named = {name for stage in stages for name in stage.changed}

@@ -46,10 +46,13 @@ def differences(old: Settings, new: Settings, names: Iterable[str]) -> Changed:
     """The settings of these names that differ.
 
     One that was added after a result was made has the value there that means the old behaviour;
-    one that was not recorded is left out.
+    one that was not recorded is left out. Of a mixture, `data.sources` is the list of its names.
     """
     changed: Changed = {}
+    old, new = keys.with_sources(old), keys.with_sources(new)
     for name in names:
+        if name not in old and name.startswith("data.sources."):
+            continue  # of a source that is new, whose name differs
         added = name in keys.ADDED or name in keys.BY_CONTENT
         before = old.get(name, keys.default_of(name) if added else new[name])
         if before != new[name]:

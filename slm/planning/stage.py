@@ -13,12 +13,31 @@ from slm.records import Frozen
 Action = Literal["reused", "to pull", "resumed", "to run", "refused"]
 UNEXPLAINED = "no recorded setting differs: another slm made the nearest result"
 
+
+def _of_mixture(stage: str, config: PipelineConfig) -> tuple[str, ...]:
+    """The names of its sources, and what a stage reads of each; nothing of any other config."""
+    return ("data.sources", *keys.names_of_sources(stage, config)) if config.data.sources else ()
+
+
 OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
-    "download": lambda config: keys.names_of("download", config.data.source),
-    "tokenizer": lambda config: keys.names_of("tokenizer") if config.data.tokenizer.is_set else (),
+    "download": lambda config: (
+        _of_mixture("download", config) or keys.names_of("download", config.data.source)
+    ),
+    "tokenizer": lambda config: (
+        (*keys.names_of("tokenizer"), *_of_mixture("encode", config), *_trimmed(config))
+        if config.data.makes_vocabulary
+        else ()
+    ),
     "encode": lambda config: (*keys.names_of("encode"), *keys.names_of("tokenizer")),
+    "mix": lambda config: (
+        "data.shard_tokens",
+        "data.vocab_size",
+        *keys.names_of("tokenizer"),
+        *_of_mixture("encode", config),
+    ),
     "train": lambda config: (
         *keys.names_of("train"),
+        *keys.names_of_sources("train", config),
         *keys.process_settings(config),
         *keys.names_of("select"),
     ),
@@ -28,10 +47,15 @@ OWN: dict[str, Callable[[PipelineConfig], tuple[str, ...]]] = {
 }
 
 
+def _trimmed(config: PipelineConfig) -> tuple[str, ...]:
+    return () if config.data.tokenizer.is_set else ("data.vocab_size",)
+
+
 class Stage(Frozen):
     """What a run would do at a stage, and why."""
 
     stage: str
+    part: str | None = None  # the source of a mixture that it is of; None: it is of all
     action: Action
     key: str | None = None  # None: not known before an earlier stage has run
     result: str | None = None  # the folder of the result, or the version
@@ -48,6 +72,11 @@ class Stage(Frozen):
     memory_bytes: int | None = None  # of a training process
     memory_from: str = ""
     disk_bytes: int | None = None  # that its result takes
+
+    @property
+    def title(self) -> str:
+        """`encode`, or `encode wiki` of one source of a mixture."""
+        return f"{self.stage} {self.part}" if self.part else self.stage
 
 
 def after(stage: str) -> str:

@@ -32,6 +32,7 @@ def version_change(
         "download": slm.source.download.DOWNLOAD_VERSION,
         "tokenizer": slm.tokens.vocabulary.TOKENIZER_VERSION,
         "encode": slm.tokens.encode.ENCODE_VERSION,
+        "mix": slm.tokens.encode.ENCODE_VERSION,
         "train": slm.training.identity.TRAIN_VERSION,
         "evaluate": slm.evaluation.identity.EVALUATE_VERSION,
         "benchmark": slm.evaluation.benchmark.identity.BENCHMARK_VERSION,

@@ -289,7 +289,7 @@ class _Rebuild:
         self.stage = "shards"
         parent = self.run.parent
         given = Tokenizer.load(parent.path / TOKENIZER) if parent else None
-        if config.data.tokenizer.is_set and given is None:
+        if config.data.makes_vocabulary and given is None:
             self.stage = "tokenizer"
             given = self._vocabulary(config, source)
             self.compared.add("tokenizer", self.chain["tokenizer"].digest, given.sha256)
@@ -298,7 +298,7 @@ class _Rebuild:
             self.stage = "shards"
         shards = encode(config, source, tokenizer=given, root=self.fresh, progress=self.progress)
         self._compare_folder("shards", shards)
-        if parent or not config.data.tokenizer.is_set:  # else it was compared already
+        if parent or not config.data.makes_vocabulary:  # else it was compared already
             self.compared.add("tokenizer", self.chain["tokenizer"].digest, shards.tokenizer_sha256)
         if self.compared.first:
             return
@@ -327,11 +327,15 @@ class _Rebuild:
         return Tokenizer.load(made.path / TOKENIZER)
 
     def _download(self, config: PipelineConfig) -> Source:
-        if config.data.source == "hub":
+        recorded = self.run.source
+        if config.data.sources and recorded:
+            config = config.with_revisions(
+                {name: part.revision for name, part in recorded.parts.items()}
+            )
+        elif config.data.source == "hub":
             pinned = config.data.model_copy(update={"revision": self.chain["dataset"].digest})
             config = config.model_copy(update={"data": pinned})
         source = download(config, root=self.fresh, progress=self.progress)
-        recorded = self.run.source
         if recorded is None or written_by(recorded) == written_by(source):
             self._compare_folder("source", source)
             return source

@@ -305,7 +305,7 @@ def _was_made_of(
         return not _other_settings(config, version, root)
     is_given = _is_continued(version) or initial
     tokenizer_sha256 = tags.get("tokenizer_sha256") if is_given else None
-    if config.data.tokenizer.is_set and not is_given:
+    if config.data.makes_vocabulary and not is_given:
         own = known_vocabulary(config, source, DataRoot(root))
         if own is None:
             return False

@@ -6,7 +6,7 @@
 So a part is shared with every other recipe that has it, and a mixture is a source as any other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,35 +31,42 @@ def join_sources(
     Args:
         parts: what `download` made of `config.of_source(name)`, by name.
     """
-    data = DataRoot(root)
-    key = joined_key(config, {name: part.key for name, part in parts.items()})
+    record = joined_record(config, parts)
 
     def build(staging: Path) -> Source:
-        joined = {
-            name: _link_part(name, parts[name], staging, config) for name in config.data.sources
-        }
-        of_parts = [(name, parts[name]) for name in joined]
-        return Source(
-            key=key,
-            dataset=" + ".join(joined),
-            revision=storage.sha256_json({name: part.revision for name, part in joined.items()}),
-            splits=_all_splits(joined),
-            origin={
-                f"{n}/{file}": digest
-                for n, part in of_parts
-                for file, digest in part.origin.items()
-            },
-            dropped={
-                f"{n}: {why}": count for n, part in of_parts for why, count in part.dropped.items()
-            },
-            inputs=_inputs(of_parts),
-            notes=[f"{n}: {note}" for n, part in of_parts for note in part.notes or ()],
-            parts=joined,
-        )
+        for name, part in parts.items():
+            for file in part.files:
+                storage.link_file(part.path / file, staging / _linked(name, file))
+        return record
 
     with storage.reading(*(part.path for part in parts.values())):
-        folder = data.folder("sources", config.folder_name, key)
-        return storage.run_stage(folder, Source, key, build, keys.made("download", config))
+        folder = DataRoot(root).folder("sources", config.folder_name, record.key)
+        made = keys.made("download", config)
+        return storage.run_stage(folder, Source, record.key, build, made)
+
+
+def joined_record(config: PipelineConfig, parts: Mapping[str, Source]) -> Source:
+    """The record of a mixture by those of its parts; none of its files is made."""
+    parts = {name: parts[name] for name in config.data.sources}
+    every = parts.items()
+    joined = {name: _as_part(name, part, config) for name, part in every}
+    return Source(
+        key=joined_key(config, {name: part.key for name, part in every}),
+        files={_linked(n, file): entry for n, p in every for file, entry in p.files.items()},
+        dataset=dataset_of(joined),
+        revision=storage.sha256_json({name: part.revision for name, part in every}),
+        splits=_all_splits(joined),
+        origin={f"{n}/{file}": digest for n, p in every for file, digest in p.origin.items()},
+        dropped={f"{n}: {why}": count for n, p in every for why, count in p.dropped.items()},
+        inputs=_inputs(parts),
+        notes=[f"{n}: {note}" for n, p in every for note in p.notes or ()],
+        parts=joined,
+    )
+
+
+def dataset_of(names: Iterable[str]) -> str:
+    """The dataset of a mixture, as its record has it."""
+    return " + ".join(names)
 
 
 def joined_key(config: PipelineConfig, parts: Mapping[str, str]) -> str:
@@ -69,17 +76,23 @@ def joined_key(config: PipelineConfig, parts: Mapping[str, str]) -> str:
     return keys.stage_key("join", JOIN_VERSION, fields, {name: parts[name] for name in sources})
 
 
-def _link_part(name: str, part: Source, staging: Path, config: PipelineConfig) -> SourcePart:
-    splits = {}
-    for split, held in part.splits.items():
-        files = [f"{name}-{file}" for file in held.files]
-        for file, linked in zip(held.files, files, strict=True):
-            storage.link_file(part.path / file, staging / linked)
-        splits[split] = held.model_copy(update={"files": files})
+def _linked(name: str, file: str) -> str:
+    return f"{name}-{file}"
+
+
+def _as_part(name: str, source: Source, config: PipelineConfig) -> SourcePart:
+    """What the record of a mixture has of one source."""
+    splits = {
+        split: held.model_copy(update={"files": [_linked(name, file) for file in held.files]})
+        for split, held in source.splits.items()
+    }
     return SourcePart(
-        key=part.key, dataset=part.dataset, revision=part.revision, splits=splits,
+        key=source.key,
+        dataset=source.dataset,
+        revision=source.revision,
+        splits=splits,
         license=config.data.sources[name].license,
-    )  # fmt: skip
+    )
 
 
 def _all_splits(parts: Mapping[str, SourcePart]) -> dict[str, SourceSplit]:
@@ -96,11 +109,12 @@ def _all_splits(parts: Mapping[str, SourcePart]) -> dict[str, SourceSplit]:
     return splits
 
 
-def _inputs(parts: list[tuple[str, Source]]) -> dict[str, str]:
-    """Split → what it was read from, of each part that recorded it."""
+def _inputs(parts: Mapping[str, Source]) -> dict[str, str]:
+    """Split → what it was read from, of each part; of what had no files, its dataset."""
     inputs: dict[str, list[str]] = {}
-    for name, part in parts:
-        for split, text in part.inputs.items():
+    for name, part in parts.items():
+        for split in part.splits:
+            text = part.inputs.get(split, part.dataset)
             inputs.setdefault(split, []).append(f"{name}: {text}")
     return {split: "; ".join(texts) for split, texts in inputs.items()}
 

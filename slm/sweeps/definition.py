@@ -102,7 +102,7 @@ class Sweep(Frozen):
         The number of trials, the budget and the workers are not in it: more continue the sweep.
         """
         config = self.config()
-        stages = ("tokenizer", *_STAGES) if config.data.tokenizer.is_set else _STAGES
+        stages = ("tokenizer", *_STAGES) if config.data.makes_vocabulary else _STAGES
         fields = {stage: keys.stage_fields(stage, config) for stage in stages}
         parts = {
             "version": SWEEP_VERSION,

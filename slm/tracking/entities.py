@@ -5,15 +5,15 @@ Nothing here talks to a server. No value carries a password: `public_uri` remove
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm import storage
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, TextConfig
 from slm.errors import CorruptionError
-from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, TaskScore
+from slm.records import Checkpoint, Decision, Evaluation, Plan, Run, Shards, TaskScore
 from slm.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -78,21 +78,43 @@ def dataset_inputs(run: RunFolder) -> list["DatasetInput"]:
     if shards is None:
         return []
     source = run.root.source(shards.source_key)
-    name = source.dataset if source else config.data.path or config.data.source
-    where = {"path": name, "uri": name, "revision": source.revision if source else None}
     inputs = []
-    for split, context in (("train", "training"), ("val", "validation")):
-        held = shards.splits[split]
-        hashes = [shards.files[file].sha256 for file in held.files]
-        dataset = Dataset(
-            name=Path(public_uri(name)).name or config.recipe,
-            digest=storage.sha256_json(hashes)[:32],
-            source_type={"hub": "hf", "files": "local", "stories": "code"}[config.data.source],
-            source=public_uri(json.dumps(where | {"split": split})),
-            profile=json.dumps(held.model_dump(exclude={"files"})),
-        )
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    for name, text, held in _texts(config, shards):
+        part = source.parts.get(name) if source and name else source
+        dataset = part.dataset if part else text.path or text.source
+        where = {"path": dataset, "uri": dataset, "revision": part.revision if part else None}
+        where |= {"part": name} if name else {}
+        for split, context in (("train", "training"), ("val", "validation")):
+            files, counts = held[split]
+            title = Path(public_uri(dataset)).name or config.recipe
+            entity = Dataset(
+                name=f"{name}: {title}" if name else title,
+                digest=storage.sha256_json([shards.files[file].sha256 for file in files])[:32],
+                source_type={"hub": "hf", "files": "local", "stories": "code"}[text.source],
+                source=public_uri(json.dumps(where | {"split": split})),
+                profile=json.dumps(counts),
+            )
+            inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
     return inputs
+
+
+def _texts(
+    config: PipelineConfig, shards: Shards
+) -> Iterator[tuple[str, TextConfig, dict[str, tuple[list[str], dict[str, Any]]]]]:
+    """Each source of shards: its name, empty of the only one, its settings, and by split its files
+    and counts. The held-out documents of a mixture are in the same files.
+    """
+    splits = {
+        split: (held.files, held.model_dump(exclude={"files"}))
+        for split, held in shards.splits.items()
+    }
+    if not shards.parts:
+        yield "", config.data, splits
+    for name, part in shards.parts.items():
+        train = (part.train.files, part.train.model_dump(exclude={"files"}))
+        val = (shards.splits["val"].files, part.val.model_dump())
+        text = config.data.sources.get(name, config.data)
+        yield name, text, {"train": train, "val": val}
 
 
 def description(run: Run, evaluation: Evaluation) -> str:

@@ -20,6 +20,7 @@ from slm.machine import available_cores, available_memory, pick_device
 from slm.records import Plan, Shards, ShardSplit, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import is_made_with
+from slm.source.mixture import dataset_of
 from slm.storage import read_record
 from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
@@ -89,8 +90,9 @@ def check_encoding(
 ) -> None:
     """Raises UserError where shards are to be made, and what makes them is missing, or not run."""
     try:
-        check_extras(config.data.clean)
-        check_functions(functions_of(config.data.clean))
+        for text in config.data.sources.values() or (config.data,):
+            check_extras(text.clean)
+            check_functions(functions_of(text.clean))
         if config.data.tokenizer.train:
             check_trainer()
         elif config.data.tokenizer.path:
@@ -310,10 +312,12 @@ def known_shards(
     data = DataRoot(root)
     named = data.results("sources", config.folder_name)
     dataset = "stories" if config.data.source == "stories" else config.data.path
+    if config.data.sources:
+        dataset = dataset_of(config.data.sources)
 
     def vocabulary(source: Source) -> str | None:
         """The tokenizer that shards of this source would have; empty where that is not here."""
-        if tokenizer_sha256 or not config.data.tokenizer.is_set:
+        if tokenizer_sha256 or not config.data.makes_vocabulary:
             return tokenizer_sha256
         known = known_vocabulary(config, source, data)
         return known.tokenizer_sha256 if known else ""

@@ -54,7 +54,7 @@ def mix(
 ) -> Shards:
     """The shards of a mixture in `<root>/shards/<name>-<key>/`.
 
-    >>> parts = slm.encode_parts(config, source)
+    >>> parts = {name: slm.encode_part(config, source, name) for name in config.data.sources}
     >>> shards = slm.mix(config, source, parts)
 
     Args:
