@@ -97,7 +97,7 @@ def render(shards: Shards, root: DataRoot) -> bytes:
 def _headline(shards: Shards, scripts: Mapping[str, Any]) -> str:
     train = shards.splits["train"]
     rows = scripts["rows"]
-    first = f", {rows[0]['shares'][0]:.0%} {rows[0]['script']}" if rows else ""
+    first = f", {rows[0]['train']:.0%} {rows[0]['script']}" if rows else ""
     of = f" of {len(shards.parts)} sources" if shards.parts else ""
     return f"{train.documents:,} documents{of}, {size(train.bytes)} of text{first}"
 
@@ -121,6 +121,8 @@ def _source(shards: Shards, name: str | None, origin: Origins) -> dict[str, Any]
     train = part.train if part else shards.splits["train"]
     val = part.val if part else shards.splits["val"]
     dataset = source.dataset if source else "no longer on this machine"
+    if Path(dataset).is_absolute():  # a card is public, and folders are not
+        dataset = Path(dataset).name
     return {
         "name": name or dataset,
         "dataset": dataset,
@@ -151,7 +153,7 @@ def _cleaning(shards: Shards, origins: Mapping[str | None, Origins]) -> Iterator
             texts = examples.get(reason, [])
             yield {"part": name, "reason": reason, "documents": count, "texts": texts}
         part = shards.parts.get(name or "")
-        for reason, count in (part.excluded if part else {}).items():
+        for reason, count in sorted((part.excluded if part else {}).items()):
             if count:
                 yield {"part": name, "reason": reason, "documents": count, "texts": []}
 
@@ -189,9 +191,11 @@ def _settings(origins: Mapping[str | None, Origins]) -> list[tuple[str, str]]:
 def script_shares(shards: Shards, tokenizer: Tokenizer) -> dict[str, Any]:
     """Of each script its share of the bytes of val, and of a sample of each source of train.
 
-    Returns `columns`: the name and the documents of each sample; `rows`: `script`, `shares`, and
-    `rate`, the bytes per token over all samples; the most frequent first.
+    Returns `columns`: the name and the documents of each sample; `rows`, the most frequent first:
+    `script`, `shares`, `train` (the share of train, to which each source adds by its bytes), and
+    `rate`, the bytes per token over all samples.
     """
+    weights = [part.train.bytes for part in shards.parts.values()] or [1]
     samples = {"val": list(islice(documents(shards, "val"), MAX_VAL_DOCUMENTS))}
     for text in train_texts(shards):
         samples[text.name or "train"] = sample_documents(text, shards.eot)
@@ -205,8 +209,10 @@ def script_shares(shards: Shards, tokenizer: Tokenizer) -> dict[str, Any]:
         counted = [each.get(script, [0, 0]) for each in sizes.values()]
         shares = [count[0] / total for count, total in zip(counted, totals.values(), strict=True)]
         read, tokens = (sum(count[i] for count in counted) for i in (0, 1))
-        rows.append({"script": script, "shares": shares, "rate": read / tokens if tokens else None})
-    rows.sort(key=lambda row: (-max(row["shares"]), row["script"]))
+        rate = read / tokens if tokens else None
+        train = float(np.average(shares[1:], weights=weights))
+        rows.append({"script": script, "shares": shares, "train": train, "rate": rate})
+    rows.sort(key=lambda row: (-row["train"], row["script"]))
     of = {"val": shards.splits["val"].documents}
     of |= {name: part.train.documents for name, part in shards.parts.items()} or {
         "train": shards.splits["train"].documents

@@ -104,8 +104,13 @@ def own_names(source: Source) -> dict[str, str]:
         for split in ("val", "train")
         for name in (source.splits[split].files if split in source.splits else ())
     ]
-    own = {file: (n for n in source.files if file.endswith(f"-{n}")) for file in files}
-    return {file: file if file in source.files else next(own[file], file) for file in files}
+    return {file: _own_name(file, source) for file in files}
+
+
+def _own_name(file: str, source: Source) -> str:
+    if file in source.files:
+        return file
+    return next((name for name in source.files if file.endswith(f"-{name}")), file)
 
 
 # ---- reading ----------------------------------------------------------------------------------
