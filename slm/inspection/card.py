@@ -69,7 +69,7 @@ def render(shards: Shards, root: DataRoot) -> bytes:
         .get_template("card.html.j2")
         .render(
             title=f"Data card of {shards.name}",
-            css=Markup(stylesheet()),
+            css=Markup(stylesheet(Path(__file__).with_name("card.css"))),
             name=shards.name,
             headline=_headline(shards, scripts),
             figures=_figures(shards),
