@@ -91,8 +91,8 @@ class Seen(Frozen):
     documents: dict[Where, int]  # that have the text, by where they are
     whole: int  # rows that had the text whole, over all steps
     cut: int  # rows that had a part of it: the window ended or began within it
-    source_searched: bool  # whether the source is here: else what is excluded is not known whole
-    changed: int | None  # rows of the source whose text cleaning changed, and with it this one
+    source_rows: int | None  # rows of the source that have it, as they came; None: it is not here
+    changed: int | None  # of these, those in which cleaning changed it; None: not known
     occurrences: tuple[Occurrence, ...]  # the first of each kind
     notes: tuple[str, ...] = ()
 
@@ -110,11 +110,13 @@ class Seen(Frozen):
             return "not seen: it is held out"
         if out:
             return "not seen: cleaning dropped every document that has it"
-        if self.changed:
-            return "not seen in this form: cleaning changed every document that had it"
-        if not self.source_searched:
+        if self.source_rows is None:
             return "not seen: it is neither in train nor in val; the source is not here"
-        return "not seen: it is not in the source"
+        if not self.source_rows:
+            return "not seen: it is not in the source"
+        if self.changed is None:
+            return "not seen: cleaning dropped or changed every document that had it"
+        return "not seen in this form: cleaning changed every document that had it"
 
 
 def find_text(
@@ -150,6 +152,7 @@ def find_text(
     counts["val"] = len(val.documents)
     listed += _held_out(shards, val, origins, max_shown)
     changed: int | None = 0
+    source_rows: int | None = 0
     for hits, out in zip(train, left_out, strict=True):
         counts["excluded"] += len(out.documents)
         listed += out.occurrences("excluded", origins[out.part], max_shown)
@@ -159,6 +162,8 @@ def find_text(
         counts["excluded"] += dropped.count
         more = dropped.unexplained
         changed = None if changed is None or more is None else changed + more
+        more = dropped.rows
+        source_rows = None if source_rows is None or more is None else source_rows + more
     return Seen(
         run=folder.name,
         text=text,
@@ -168,7 +173,7 @@ def find_text(
         documents={where: counts[where] for where in WHERE},
         whole=sum(int(each.whole.sum()) for each in exposures),
         cut=sum(int(each.cut.sum()) for each in exposures),
-        source_searched=all(each.source is not None for each in origins.values()),
+        source_rows=source_rows,
         changed=changed,
         occurrences=tuple(listed),
         notes=tuple(_notes(folder, origins.values())),
@@ -418,6 +423,7 @@ class Dropped:
     listed: list[Occurrence]  # the first that are dropped
     count: int  # all of them
     unexplained: int | None  # rows that had it before cleaning alone; None: not known
+    rows: int | None  # rows of the source that have it; None: the source is not here
 
 
 def _in_source(
@@ -437,7 +443,8 @@ def _in_source(
     """
     shards, source = origin.shards, origin.source
     if shards is None or not has_exclusions(shards):
-        return Dropped([], 0, None)
+        known = source is not None
+        return Dropped([], 0, None, len(_rows_with(origin, text, progress)[0]) if known else None)
     if not mixed.parts:
         kept = {**kept, "val": val.documents}
     elif source is not None:  # a mixture has the held-out documents in another order
@@ -448,7 +455,7 @@ def _in_source(
             if text in each.text:
                 count += 1
                 listed += [_excluded(each, each.text.count(text))] if count <= max_shown else []
-        return Dropped(listed, count, None)
+        return Dropped(listed, count, None, None)
     places, times = _rows_with(origin, text, progress)
     unexplained = np.ones(len(places), bool)
     numbers = origin.rows.ranges()
@@ -463,7 +470,7 @@ def _in_source(
         rows = document_rows(shards, split)
         if rows is not None:
             unexplained &= ~np.isin(places, rows[documents])
-    return Dropped(listed, count, int(unexplained.sum()))
+    return Dropped(listed, count, int(unexplained.sum()), len(places))
 
 
 def _excluded(each: Excluded, times: int) -> Occurrence:

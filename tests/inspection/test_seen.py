@@ -162,9 +162,25 @@ def test_without_the_source_only_beginnings_of_what_is_excluded_are_known(
 ) -> None:
     monkeypatch.setattr(DataRoot, "source", lambda self, key: None)
     assert slm.find_text(run, "tiny zebu").documents["excluded"] == 1
+    assert slm.batch_rows(run, 1).rows[0].documents[0].row is None
     missing = slm.find_text(run, "zebra crossing")
     assert missing.verdict.endswith("the source is not here")
     assert any("slm download" in note for note in missing.notes)
+
+
+def test_of_shards_from_before_reasons_are_not_known(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = shards_of(run)
+    files = {name: e for name, e in shards.files.items() if name not in Shards.no_content}
+    older = shards.model_copy(update={"files": files})
+    monkeypatch.setattr(DataRoot, "shards", lambda self, key: older)
+    dropped = slm.find_text(run, "zebu")
+    assert dropped.verdict == "not seen: cleaning dropped or changed every document that had it"
+    assert dropped.source_rows == 1
+    assert any("the tokens are the same bytes" in note for note in dropped.notes)
+    assert slm.find_text(run, "zebra crossing").verdict == "not seen: it is not in the source"
+    assert slm.batch_rows(run, 1).rows[0].documents[0].file is None
 
 
 def test_the_command_prints_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
