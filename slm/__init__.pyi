@@ -7,6 +7,9 @@ from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError
 from slm.evaluation.benchmark.benchmark import benchmark as benchmark
 from slm.evaluation.evaluate import evaluate as evaluate
+from slm.inspection.batch import batch_rows as batch_rows
+from slm.inspection.card import data_card as data_card
+from slm.inspection.seen import find_text as find_text
 from slm.orchestration.encoding import encode as encode
 from slm.orchestration.encoding import encode_part as encode_part
 from slm.orchestration.encoding import make_tokenizer as make_tokenizer

@@ -12,7 +12,7 @@ Version → register: a model version in the MLflow registry
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, ClassVar, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,9 @@ class FileEntry(Frozen):
 class Record(Frozen):
     """What a finished stage leaves in `record.json`, and hands to the next stage."""
 
+    no_content: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # files that no stage reads: see content_hash
     key: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
     path: Path = Field(default=Path(), exclude=True)  # where the folder is now
@@ -151,9 +154,14 @@ class ShardsPart(Frozen):
     license: str | None = None
 
 
+EXCLUDED = "excluded.jsonl"  # of shards, with ROWS: see slm/tokens/exclusions.py
+ROWS = {"train": "train.rows", "val": "val.rows"}
+
+
 class Shards(Record):
     """Encoded documents: `train_00000.bin` …, `val_00000.bin` …, and their tokenizer."""
 
+    no_content = frozenset((EXCLUDED, *ROWS.values()))
     source_key: str
     tokenizer_sha256: str
     vocab_size: int

@@ -112,8 +112,12 @@ def _digest(path: Path, known: Digests | None) -> str:
 
 
 def content_hash(record: Record) -> str:
-    """One hash over the files of a record: what the next stage's key takes as its input."""
-    return sha256_json({name: e.sha256 for name, e in record.files.items()})
+    """One hash over the files of a record: what the next stage's key takes as its input.
+
+    Files that only explain the others to people are left out.
+    """
+    files = record.files.items()
+    return sha256_json({name: e.sha256 for name, e in files if name not in record.no_content})
 
 
 # ---- fault points -----------------------------------------------------------------------------

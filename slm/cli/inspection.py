@@ -16,6 +16,7 @@ from slm.cli.completion import (
     settings_and_recipes,
     shard_names,
 )
+from slm.cli.excluded import counts_of_dropped, show_excluded, write_card
 from slm.cli.export import verify_published
 from slm.cli.options import (
     AsJson,
@@ -44,30 +45,60 @@ def inspect(
         str,
         typer.Argument(
             metavar="SHARDS",
-            help="A folder, or its name under data/shards.",
+            help="A folder, or its name under data/shards; a recipe, of which the newest are "
+            "taken; or a run.",
             autocompletion=shard_names,
         ),
     ],
     document: Annotated[
         int | None, typer.Option(metavar="N", help="Show the N-th document.")
     ] = None,
+    excluded: Annotated[
+        bool,
+        typer.Option("--excluded", help="List every document that cleaning dropped, and why."),
+    ] = False,
+    reason: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="With --excluded: those of one reason."),
+    ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Write a data card, one HTML page, under data/cards/."),
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the data card to this file.")
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the data card in the browser.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the counts of shards, or one document with its tokens.
+    """Show the counts of shards, one document, what cleaning dropped, or write a data card.
 
-    Example: slm inspect SHARDS --document 3
+    Examples: slm inspect SHARDS --document 3 · slm inspect RECIPE --excluded · slm inspect RECIPE
+    --card --open
     """
     from slm.cli import tables
+    from slm.inspection.shards import open_shards
     from slm.tokens.shards import inspecting
 
-    path = Path(shards) if Path(shards).is_dir() else data_root() / "shards" / shards
-    report = inspecting.inspect(path, document)
+    card = card or html is not None or open_page
+    if (document is not None) + (excluded or reason is not None) + card > 1:
+        raise UserError("give one of --document, --excluded and --card")
+    opened = open_shards(shards)
+    if excluded or reason is not None:
+        show_excluded(opened, reason, as_json)
+        return
+    if card:
+        write_card(opened, html, open_page, as_json)
+        return
+    report = {**inspecting.inspect(opened.path, document), **counts_of_dropped(opened)}
     if as_json:
         print(to_json(report))
         return
     console().print(tables.shards(report) if document is None else tables.document(report))
     if document is None:
-        suggest(as_json, f"slm inspect {shards} --document 1")
+        suggest(as_json, f"slm inspect {shards} --excluded", f"slm inspect {shards} --card --open")
 
 
 def verify(

@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from slm import __version__, machine
+from slm.cli.batch import batch
 from slm.cli.benchmark import benchmark
 from slm.cli.compare import compare
 from slm.cli.doctor import doctor
@@ -259,7 +260,7 @@ for title, commands in (
     ),
     (
         "Inspect and generate",
-        (sample, chat, serve, export, inspect, verify, check, recipes, doctor),
+        (sample, chat, serve, export, inspect, batch, verify, check, recipes, doctor),
     ),
     ("The registry", (models, promote, rollback)),
     ("Runs and lineage", (runs, lineage, reproduce, compare, gc)),

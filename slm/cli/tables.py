@@ -201,7 +201,11 @@ def shards(report: Mapping[str, Any]) -> RenderableType:
             for name, s in report["splits"].items()
         ],
     )
-    dropped = listing(("reason", "documents left out"), list(report["dropped"].items()))
+    reasons = [(f"not read: {reason}", n) for reason, n in report.get("not_read", {}).items() if n]
+    reasons += report["dropped"].items()
+    for part, counts in report.get("excluded_between_sources", {}).items():
+        reasons += [(f"{part}: {reason}", n) for reason, n in counts.items() if n]
+    dropped = listing(("reason", "documents left out"), reasons)
     histogram = sorted(report["length_histogram"].items(), key=lambda entry: int(entry[0]))
     lengths = listing(("tokens, at most", "documents"), [(int(n), count) for n, count in histogram])
     frequent = [(repr(entry["token"]), entry["share"]) for entry in report["frequent"]]

@@ -134,6 +134,7 @@ def data_card(config: PipelineConfig, shards: Shards | None, source: Source | No
         ]
     pairs.append(("vocabulary", f"{shards.vocab_size:,} tokens"))
     pairs += [(f"dropped: {reason}", f"{n:,}") for reason, n in sorted(shards.dropped.items())]
+    pairs.append(("data card", f"slm inspect {shards.name} --card --open"))
     return pairs
 
 

@@ -32,6 +32,11 @@ SHINGLE_WORDS = 5  # near-duplicates share most of their runs of so many words
 Mask = npt.NDArray[np.bool_]  # of documents, (N,)
 Hashes = npt.NDArray[np.uint64]  # of documents, (N,)
 Signatures = npt.NDArray[np.uint32]  # of documents, (N, PERMUTATIONS), or (N, 0) where not needed
+Places = npt.NDArray[np.unsignedinteger[Any]]  # the rows of documents in the source, (N,)
+
+
+def _ignore(reason: str, text: str) -> None:
+    pass
 
 
 @dataclass
@@ -40,14 +45,16 @@ class Tally:
 
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    on_drop: Callable[[str, str], None] = field(default=_ignore, compare=False)  # reason, text
 
     def drop(self, reason: str, text: str) -> None:
-        _count(self.dropped, reason, 1, [_shorten(text)])
+        _count(self.dropped, reason, 1, [shorten(text)])
+        self.on_drop(reason, text)
 
     def change(self, reason: str, before: str, after: str) -> None:
         at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
         begin = max(0, at - EXAMPLE_CHARS // 2)
-        pair = [_shorten(before[begin:]), _shorten(after[begin:])]
+        pair = [shorten(before[begin:]), shorten(after[begin:])]
         _count(self.changed, reason, 1, [pair])
 
     def add(self, other: "Tally") -> None:
@@ -63,7 +70,8 @@ def _count(entries: dict[str, dict[str, Any]], reason: str, count: int, examples
     entry["examples"] = (entry["examples"] + examples)[:EXAMPLES]
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """The beginning of a text, of at most `EXAMPLE_CHARS` characters."""
     return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"
 
 
@@ -153,6 +161,8 @@ def signature(text: str) -> Signatures:
 class HashSet:
     """A set of 64-bit hashes at 8 bytes each: sorted arrays, merged as they grow.
 
+    With each hash goes the row that it was added with, at 4 bytes.
+
     Each of the `levels` is at least twice as long as the next, so N hashes are in at most log2(N)
     of them, and each hash is merged as often.
 
@@ -171,24 +181,38 @@ class HashSet:
 
     def __init__(self) -> None:
         self.levels: list[Hashes] = []
+        self._places: list[Places] = []  # of each level
 
     def contains(self, hashes: Hashes) -> Mask:
-        present = np.zeros(len(hashes), bool)
-        for level in self.levels:
-            at = np.searchsorted(level, hashes)
-            present |= level[np.minimum(at, len(level) - 1)] == hashes
-        return present
+        return self.find(hashes) >= 0
 
-    def add(self, hashes: Hashes) -> Mask:
-        """Add them; True for each that was neither in the set nor earlier among them; (N,)."""
+    def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """The row that each was added with; -1 for what is not in the set; (N,)."""
+        found = np.full(len(hashes), -1, np.int64)
+        for level, places in zip(self.levels, self._places, strict=True):
+            at = np.minimum(np.searchsorted(level, hashes), len(level) - 1)
+            present = level[at] == hashes
+            found[present] = places[at[present]]
+        return found
+
+    def add(self, hashes: Hashes, places: Places | None = None) -> Mask:
+        """Add them; True for each that was neither in the set nor earlier among them; (N,).
+
+        `places`: their rows; None: all are 0.
+        """
+        places = np.zeros(len(hashes), np.uint32) if places is None else places
         first = np.zeros(len(hashes), bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         new = first & ~self.contains(hashes)
         if new.any():
-            self.levels.append(np.sort(hashes[new]))
+            order = np.argsort(hashes[new])
+            self.levels.append(hashes[new][order])
+            self._places.append(places[new][order])
         while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
-            last = self.levels.pop()
-            self.levels[-1] = np.sort(np.concatenate([self.levels[-1], last]))
+            level = np.concatenate(self.levels[-2:])
+            order = np.argsort(level, kind="stable")  # which merges two sorted runs in O(N)
+            merged = np.concatenate(self._places[-2:])[order]
+            self.levels[-2:], self._places[-2:] = [level[order]], [merged]
         return new
 
 
@@ -207,28 +231,41 @@ class Duplicates:
         # Else equal documents are in one split anyway, or all of val comes before train.
         self._keeps_train = settings.changes_text
         self._signatures: list[Signatures] = []
+        self._near_places: list[int] = []
         if self._near is not None:
             from datasketch import MinHashLSH
 
-            threshold = min(self._near, 0.9)  # above, it finds next to nothing; `_is_near` decides
+            threshold = min(
+                self._near, 0.9
+            )  # above, it finds next to nothing; `_find_near` decides
             self._lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
 
-    def reasons(self, hashes: Hashes, signatures: Signatures, val: Mask) -> list[str]:
-        """Why each of the next documents is dropped; empty for those that stay."""
+    def decide(
+        self, hashes: Hashes, signatures: Signatures, val: Mask, places: Places
+    ) -> tuple[list[str], list[int]]:
+        """Why each of the next documents is dropped, and the row of the one that it is a copy of.
+
+        Empty and -1 for those that stay. `places`: the rows of the documents.
+        """
         reasons = np.full(len(hashes), "", dtype=object)
-        crosses = self._crosses(hashes, val)
-        reasons[crosses & val] = ALSO_IN_TRAIN
-        reasons[crosses & ~val] = ALSO_IN_VAL
+        originals = np.full(len(hashes), -1, np.int64)
+        crosses = self._crosses(hashes, val, places)
+        for here, reason, other in (
+            (crosses & val, ALSO_IN_TRAIN, self._train),
+            (crosses & ~val, ALSO_IN_VAL, self._val),
+        ):
+            reasons[here], originals[here] = reason, other.find(hashes[here])
         if self._everywhere:
-            reasons[(reasons == "") & ~self._all.add(hashes)] = DUPLICATE
+            again = (reasons == "") & ~self._all.add(hashes, places)
+            reasons[again], originals[again] = DUPLICATE, self._all.find(hashes[again])
         if self._near is not None:
             for i in np.flatnonzero(reasons == ""):
-                if self._is_near(signatures[i]):
-                    reasons[i] = NEAR_DUPLICATE
-        listed: list[str] = reasons.tolist()
-        return listed
+                near = self._find_near(signatures[i], int(places[i]))
+                if near is not None:
+                    reasons[i], originals[i] = NEAR_DUPLICATE, near
+        return reasons.tolist(), originals.tolist()
 
-    def _crosses(self, hashes: Hashes, val: Mask) -> Mask:
+    def _crosses(self, hashes: Hashes, val: Mask, places: Places) -> Mask:
         """Whether a document came before in the other split; (N,). The first of equals decides.
 
         Of hashes [5, 5, 8, 5] with val [F, T, T, F] the first 5 is in train, so the second goes:
@@ -238,21 +275,25 @@ class Duplicates:
         in_val = val[first][which]  # (N,): the split of the first equal document
         in_val[self._val.contains(hashes)] = True
         in_val[self._train.contains(hashes)] = False
-        self._val.add(hashes[in_val & val])
+        self._val.add(hashes[in_val & val], places[in_val & val])
         if self._keeps_train:
-            self._train.add(hashes[~in_val & ~val])
+            self._train.add(hashes[~in_val & ~val], places[~in_val & ~val])
         crosses: Mask = in_val != val
         return crosses
 
-    def _is_near(self, values: Signatures) -> bool:
+    def _find_near(self, values: Signatures, place: int) -> int | None:
+        """The row of the first document that is much like this one; None: this is another one."""
         from datasketch import LeanMinHash
 
         sketch = LeanMinHash(seed=SEED, hashvalues=values, scheme=SCHEME)
-        if any(
-            np.mean(self._signatures[other] == values) >= self._near
+        near: list[int] = [
+            other
             for other in self._lsh.query(sketch)
-        ):
-            return True
+            if np.mean(self._signatures[other] == values) >= self._near
+        ]
+        if near:
+            return self._near_places[min(near)]
         self._lsh.insert(len(self._signatures), sketch)
         self._signatures.append(values)
-        return False
+        self._near_places.append(place)
+        return None

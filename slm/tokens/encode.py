@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -41,7 +42,9 @@ from slm.tokens.cleaning import (
     Mask,
     Tally,
     check_extras,
+    shorten,
 )
+from slm.tokens.exclusions import ExclusionWriter
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
 from slm.tokens.holdout import Draw
 from slm.tokens.mixture.identity import mix_key
@@ -52,6 +55,7 @@ from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
 from slm.tokens.units import (
     ByteTokenizer,
+    Drop,
     Encoded,
     Pool,
     Unit,
@@ -258,7 +262,8 @@ def _write_shards(
         splits_ends=rule == "ends",
         functions=functions,
     )
-    selection = Selection(data, source, base)
+    exclusions = ExclusionWriter(staging, units, source)
+    selection = Selection(data, source, base, exclusions.exclude)
     tokenizer = base
     with pool(units) if pool else Workers(worker_count(data, units)) as workers:
         outputs = {unit: unit.output for unit in units}
@@ -285,6 +290,7 @@ def _write_shards(
         for each, choice in chosen:
             for split, mask in choice.items():
                 writers[split].add(*each.select(mask))
+                exclusions.keep(split, each.places[mask])
     splits = {split: writer.close() for split, writer in writers.items()}
     tally = selection.tally
     _check_not_empty(data, source, splits, tally)
@@ -371,14 +377,19 @@ class Selection:
     """Decides of each document, in order, which split it goes to, if any."""
 
     def __init__(
-        self, data: DataConfig, source: Source, tokenizer: Tokenizer | ByteTokenizer
+        self,
+        data: DataConfig,
+        source: Source,
+        tokenizer: Tokenizer | ByteTokenizer,
+        exclude: Callable[[list[Drop]], None] | None = None,
     ) -> None:
+        """`exclude`: takes the documents of each unit that are dropped, in the units' order."""
         self._draw = None if "val" in source.splits else Draw(data.val_fraction)
         self._rule = holdout.small_set_rule(data, source)
         expected = holdout.expected(data, source)
         self.is_small = expected is not None and expected < holdout.CERTAIN_DRAWS
         self.has_minimum = False
-        self._tokenizer = tokenizer
+        self._tokenizer, self._exclude = tokenizer, exclude
         self._duplicates = Duplicates(data.clean)
         self.tally = Tally()
 
@@ -401,15 +412,39 @@ class Selection:
             val = np.full(len(encoded.hashes), split == "val")
         else:
             val = self._draw.val(encoded.draws)  # (N,)
-        reasons = self._duplicates.reasons(encoded.hashes, encoded.signatures, val)
+        reasons, originals = self._duplicates.decide(
+            encoded.hashes, encoded.signatures, val, encoded.places
+        )
         starts = np.cumsum(encoded.lengths) - encoded.lengths  # (N,), of end-of-text
+        drops = list[Drop]()
         for i, reason in enumerate(reasons):
             if reason:
                 start = int(starts[i]) + 1
                 stop = min(start + EXAMPLE_CHARS, int(starts[i] + encoded.lengths[i]))
-                self.tally.drop(reason, self._tokenizer.decode(encoded.tokens[start:stop].tolist()))
+                text = self._tokenizer.decode(encoded.tokens[start:stop].tolist())
+                self.tally.drop(reason, text)
+                drops.append(
+                    Drop(
+                        place=int(encoded.places[i]),
+                        reason=reason,
+                        bytes=int(encoded.sizes[i]),
+                        text=shorten(text),
+                        is_val=bool(val[i]),
+                        original=originals[i],
+                    )
+                )
+        if self._exclude:
+            self._exclude(self._by_cleaning(split, encoded) + drops)
         keep = np.array([not reason for reason in reasons], bool)
         return {"train": keep & ~val, "val": keep & val}
+
+    def _by_cleaning(self, split: str, encoded: Encoded) -> list[Drop]:
+        """What cleaning dropped of a unit, each with the split that it would have been in."""
+        drops = encoded.dropped
+        if self._draw is None:
+            return [replace(drop, is_val=split == "val") for drop in drops]
+        val = self._draw.val(np.array([drop.draw for drop in drops], np.uint64))
+        return [replace(drop, is_val=bool(is_val)) for drop, is_val in zip(drops, val, strict=True)]
 
 
 def _check_not_empty(

@@ -10,7 +10,7 @@ and paths are passed between processes.
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -29,10 +29,12 @@ from slm.tokens.cleaning import (
     PERMUTATIONS,
     Hashes,
     Mask,
+    Places,
     Signatures,
     Tally,
     clean,
     document_hash,
+    shorten,
 )
 from slm.tokens.cleaning import signature as sign
 from slm.tokens.functions import Applied, Functions
@@ -60,6 +62,7 @@ class Unit:
     splits_ends: bool = False  # whether the end of each document is a document of val
     functions: Functions = ()  # of the user, by which documents are dropped or changed
     first_row: int = 0  # of the file: the first of its row groups
+    start: int = 0  # the number of that row, counted over all files of the source
 
     @property
     def remapped(self) -> Path:
@@ -68,6 +71,19 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.source}, row groups {self.row_groups[0]} to {self.row_groups[-1]}"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A document that is dropped."""
+
+    place: int  # the number of its row, over all files of the source
+    reason: str
+    bytes: int  # UTF-8 bytes, after repairs
+    text: str  # how it begins
+    draw: int = 0  # of its text as it came, by which its split would have been chosen
+    is_val: bool = False
+    original: int = -1  # the row of the document that it is a copy of; -1: none is known
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,14 @@ class Encoded:
     hashes: Hashes  # of the cleaned texts, which duplicates are compared by
     draws: Hashes  # of the texts as they came, or draws: the split is chosen by them
     signatures: Signatures
+    places: Places  # the number of the row of each, over all files of the source
+    drops: npt.NDArray[np.uint8]  # those that it dropped, as JSON: see `dropped`
     tally: Tally
+
+    @property
+    def dropped(self) -> list[Drop]:
+        """The documents of the unit that cleaning dropped, in order."""
+        return [Drop(*fields) for fields in json.loads(self.drops.tobytes() or b"[]")]
 
     def select(self, mask: Mask) -> tuple[Tokens, Counts, Counts]:
         """Tokens, lengths and sizes of some of the documents.
@@ -119,7 +142,9 @@ class Encoded:
         return cls(**arrays, tally=Tally(**json.loads(metadata["tally"])))
 
 
-_ARRAYS = ("tokens", "lengths", "sizes", "hashes", "draws", "signatures")
+_ARRAYS = (
+    "tokens", "lengths", "sizes", "hashes", "draws", "signatures", "places", "drops",
+)  # fmt: skip
 
 
 Work: TypeAlias = Callable[[Unit], Path]  # what is done for a unit → the file that has its result
@@ -145,7 +170,7 @@ def plan_units(
 
     Those of val come first, so that its documents are dropped from train.
     """
-    units = list[Unit]()
+    units, start = list[Unit](), 0
     for split in ("val", "train"):
         for name in source.splits[split].files if split in source.splits else ():
             metadata = pq.read_metadata(source.path / name)
@@ -163,8 +188,10 @@ def plan_units(
                     splits_ends=splits_ends,
                     functions=functions,
                     first_row=sum(rows[: row_groups[0]]),
+                    start=start,
                 )
                 units.append(unit)
+                start += sum(rows[i] for i in row_groups)
     return units
 
 
@@ -228,23 +255,31 @@ def encode_unit(unit: Unit) -> Path:
     """
     if is_done(unit.output):
         return unit.output
-    tokenizer, tally = _tokenizer(unit.tokenizer), Tally()
+    tokenizer, drops = _tokenizer(unit.tokenizer), _Drops(unit)
+    tally = Tally(on_drop=drops.add)
     dtype = token_dtype(tokenizer.n_vocab)
     parts = [np.empty(0, dtype)]
     sizes, hashes, draws = list[int](), list[bytes](), list[bytes]()
-    signatures = list[Signatures]()
+    signatures, places = list[Signatures](), list[int]()
     own = _Own(unit) if unit.functions else None
     for texts in _read_texts(unit):
-        cleaned = ((raw, clean(raw, unit.settings, tally, own)) for raw in _numbered(texts, own))
+        cleaned = (
+            (drops.place, raw, clean(raw, unit.settings, tally, own))
+            for raw in _numbered(texts, drops, own)
+        )
         kept = [
-            part for raw, text in cleaned if text is not None for part in _parts(unit, raw, text)
+            (place, *part)
+            for place, raw, text in cleaned
+            if text is not None
+            for part in _parts(unit, raw, text)
         ]
         if unit.settings.near_duplicates is not None:
-            signatures += [sign(text) for _, text in kept]
-        documents = [text.encode() for _, text in kept]
+            signatures += [sign(text) for _, _, text in kept]
+        documents = [text.encode() for _, _, text in kept]
         sizes += map(len, documents)
         hashes += map(document_hash, documents)
-        draws += [draw for draw, _ in kept]
+        draws += [draw for _, draw, _ in kept]
+        places += [place for place, _, _ in kept]
         parts.append(tokenizer.encode_utf8(documents).astype(dtype))
     tokens = np.concatenate(parts)
     width = PERMUTATIONS if signatures else 0
@@ -255,6 +290,8 @@ def encode_unit(unit: Unit) -> Path:
         hashes=np.frombuffer(b"".join(hashes), "<u8"),
         draws=np.frombuffer(b"".join(draws) or b"".join(hashes), "<u8"),
         signatures=np.array(signatures, np.uint32).reshape(len(sizes), width),
+        places=np.array(places, np.uint32),
+        drops=drops.encoded(),
         tally=tally,
     ).write(unit.output)
     storage.fault_point("encode.unit")
@@ -272,9 +309,37 @@ class _Own:
         return self._apply(text, lambda: f"document {self.row} of {self._unit.source.name}")
 
 
-def _numbered(texts: list[str], own: _Own | None) -> Iterator[str]:
-    """The same texts; `own` is passed the row of each."""
+class _Drops:
+    """The documents of a unit that are dropped."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._splits_ends = unit.splits_ends
+        self._drops: list[Drop] = []
+        self.place = unit.start - 1  # of the present document
+        self.raw = ""  # the present document as it came
+
+    def add(self, reason: str, text: str) -> None:
+        """Note that the present document is dropped, with its text after repairs."""
+        draw = TRAIN_DRAW if self._splits_ends else document_hash(self.raw.encode())
+        self._drops.append(
+            Drop(
+                place=self.place,
+                reason=reason,
+                bytes=len(text.encode()),
+                text=shorten(text),
+                draw=int.from_bytes(draw, "little"),
+            )
+        )
+
+    def encoded(self) -> npt.NDArray[np.uint8]:
+        fields = [astuple(drop) for drop in self._drops]
+        return np.frombuffer(json.dumps(fields).encode(), np.uint8)
+
+
+def _numbered(texts: list[str], drops: _Drops, own: _Own | None) -> Iterator[str]:
+    """The same texts; `drops` and `own` are passed the row of each."""
     for text in texts:
+        drops.place, drops.raw = drops.place + 1, text
         if own:
             own.row += 1
         yield text

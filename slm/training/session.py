@@ -257,19 +257,10 @@ def new_session(
     if plan.parallel == "fsdp" and job.world_size > 1:
         shard(model, device)
     model = model.to(device)
-    streams = train_streams(job.shards) if tokens is None else [tokens]
     count = micro_batch_count(plan, job.world_size)
     share, rows = share_of(count, job.rank, job.world_size), plan.rows // count
-    loader = Loader(
-        *streams,
-        seq_len=config.model.seq_len,
-        rows=plan.rows,
-        seed=config.train.seed,
-        own=range(share.start * rows, share.stop * rows),
-        device=device,
-        order=order_of(config, job.shards, plan),
-        eot=job.shards.eot if config.train.rows == "documents" else None,
-    )
+    own = range(share.start * rows, share.stop * rows)
+    loader = new_loader(config, plan, job.shards, tokens, own=own, device=device)
     if job.shards.parts:
         lengths = [part.train.tokens for part in job.shards.parts.values()]
         assert lengths == [len(stream) for stream in loader.streams], "the order is of others"
@@ -277,6 +268,35 @@ def new_session(
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None
     return Session(job, plan, device, loader, model, optimizers, scaler, resumed_from=origin)
+
+
+def new_loader(
+    config: PipelineConfig,
+    plan: Plan,
+    shards: Shards,
+    tokens: Sequence[npt.NDArray[np.integer]] | None = None,
+    *,
+    own: range | None = None,
+    device: torch.device | None = None,
+    steps: int = 1,
+) -> Loader:
+    """The loader of a training.
+
+    Args:
+        tokens: the shards of train; None: read from `shards`.
+        own: those of a step's rows that this process takes; None: all of them.
+        steps: so many steps of the training are one of the loader: the order is one of rows.
+    """
+    return Loader(
+        *(train_streams(shards) if tokens is None else [tokens]),
+        seq_len=config.model.seq_len,
+        rows=plan.rows * steps,
+        seed=config.train.seed,
+        own=own,
+        device=device,
+        order=order_of(config, shards, plan),
+        eot=shards.eot if config.train.rows == "documents" else None,
+    )
 
 
 def initial_weights(parent: Parent, model: GPT) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ def _hashes(texts: list[str]) -> np.ndarray:
 
 def _reasons(settings: CleanConfig, texts: list[str], val: list[bool]) -> list[str]:
     signatures = np.array([signature(text) for text in texts])
-    return Duplicates(settings).reasons(_hashes(texts), signatures, np.array(val))
+    places = np.arange(len(texts), dtype=np.uint32)
+    return Duplicates(settings).decide(_hashes(texts), signatures, np.array(val), places)[0]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -113,7 +114,8 @@ def test_no_document_is_in_both_splits_however_the_batches_are_cut(
     reasons = []
     for i in range(0, len(drawn), size):
         batch = slice(i, i + size)
-        reasons += duplicates.reasons(hashes[batch], signatures[batch], val[batch])
+        places = np.arange(len(drawn), dtype=np.uint32)[batch]
+        reasons += duplicates.decide(hashes[batch], signatures[batch], val[batch], places)[0]
     first: dict[int, bool] = {}
     for (number, is_val), reason in zip(drawn, reasons, strict=True):
         crosses = first.setdefault(number, is_val) != is_val
@@ -131,8 +133,10 @@ def test_duplicates_are_found_across_batches() -> None:
     duplicates = Duplicates(CleanConfig(exact_duplicates="everywhere"))
     none = np.empty((2, 0), np.uint32)
     train = np.zeros(2, bool)
-    assert duplicates.reasons(_hashes(["a", "b"]), none, train) == ["", ""]
-    assert duplicates.reasons(_hashes(["c", "a"]), none, train) == ["", DUPLICATE]
+    rows = np.array([3, 4], np.uint32)
+    assert duplicates.decide(_hashes(["a", "b"]), none, train, rows) == (["", ""], [-1, -1])
+    later = duplicates.decide(_hashes(["c", "a"]), none, train, rows + 2)
+    assert later == (["", DUPLICATE], [-1, 3])
 
 
 def test_near_duplicates_are_those_that_share_most_of_their_words() -> None:

@@ -122,9 +122,12 @@ def test_bytes_are_what_they_were(tmp_path: Path) -> None:
 
 
 GOLDEN = {
+    "excluded.jsonl": "e3b0c44298fc1c14",
     "tokenizer.json": "73f1d11fe3e74ca0",
     "tokenizer.tiktoken": "646de9dd2b07e007",
     "train_00000.bin": "b2887f20b9395b31",
+    "train.rows": "75dcdee5f5690a2e",
+    "val.rows": "02cd57374675edf5",
     "val_00000.bin": "780c39aa22dc58cf",
 }
 
@@ -596,7 +599,7 @@ def test_verify_checks_every_token(tmp_path: Path, change: Callable[[np.ndarray]
     record = encode(make_config(), make_source(tmp_path, {"train": STORIES}), root=tmp_path)
     splits = record.splits.values()
     assert verify(record.path) == {
-        "files": 4,
+        "files": 7,
         "documents": 200,
         "tokens": sum(split.tokens for split in splits),
         "bytes": sum(len(text.encode()) for text in STORIES),
