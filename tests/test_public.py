@@ -18,8 +18,8 @@ NAMES = [
     "load_recipe", "download", "initial_model", "make_tokenizer", "encode", "train", "resume",
     "watch", "stop", "finish", "train_longer", "evaluate", "benchmark", "write_report", "register",
     "promote", "run", "sweep", "plan_sweep", "choose_winner", "promote_winner", "ladder", "init",
-    "plan", "compare", "push", "pull", "open_run", "load_model", "sample", "export",
-    "verify_published", "serve", "doctor", "launch_slurm", "launch_kubernetes",
+    "plan", "compare", "push", "pull", "open_run", "lineage", "load_model", "sample",
+    "export", "verify_published", "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 
