@@ -75,8 +75,7 @@ def notebook() -> Any:
     return shell if hasattr(shell, "kernel") else None
 
 
-# Of the cell that runs: its number, the handle of its display, when it may next be updated, the pace
-# of its task, and what was reported last.
+# Of the cell that runs: its number, display handle, next update, pace, and what was reported last.
 _bar: dict[str, Any] = {}
 
 

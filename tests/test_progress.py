@@ -70,7 +70,10 @@ def test_updates_are_few_but_the_end_is_shown(
 
 
 def test_the_bar_of_a_cell_that_has_ended_is_at_its_end(cells: Notebook) -> None:
-    for success, last in ((True, 'value="1" max="1"></progress> 100% sampling'), (False, 'value="5"')):
+    for success, last in (
+        (True, 'value="1" max="1"></progress> 100% sampling'),
+        (False, 'value="5"'),
+    ):
         automatic("texts", 3, None)
         automatic("sampling", 5, 6)
         cells.end_cell(success=success)

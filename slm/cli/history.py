@@ -21,9 +21,7 @@ from slm.config import data_root
 from slm.errors import SlmError, UserError
 from slm.figures import size
 from slm.history.runs import Order, list_runs
-from slm.records import names_version
-from slm.registry.opening import open_run
-from slm.run_folder import DataRoot, RunFolder
+from slm.run_folder import DataRoot
 
 if TYPE_CHECKING:
     from slm.retention import Retention

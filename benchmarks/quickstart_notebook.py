@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import limits
-
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "quickstart.ipynb"
 MAX_BYTES = 300_000
 MAX_CELL_SECONDS = 600
@@ -88,6 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--notebook", type=Path, default=NOTEBOOK, help="another notebook")
     path = parser.parse_args().notebook
+    import limits  # which needs PyTorch; the rest does not
+
     with TemporaryDirectory() as folder:
         seconds = execute(path, Path(folder))
     machine = limits.describe(limits.machine())
