@@ -10,7 +10,7 @@ export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults check bench notebook clean
+.PHONY: help run test test-slow test-faults check bench compare-peers notebook clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and dep
 
 bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
 	for name in encode train sample serve checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
+
+compare-peers: $(VENV)/dev  ## kill and resume next to Trainer and a notebook: docs/compare-peers.md
+	$(BIN)/python benchmarks/compare_peers.py --page docs/compare-peers.md
 
 notebook: $(VENV)/dev  ## execute docs/quickstart.ipynb anew, and keep its outputs in it
 	$(BIN)/python benchmarks/quickstart_notebook.py
