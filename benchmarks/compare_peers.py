@@ -12,21 +12,16 @@ cores.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import limits
-
-TOKENS_PER_STEP = 2048
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "compare-peers.md"
 NAMES = ("slm", "transformers", "notebook")
 TITLES = {
     "slm": "slm", "transformers": "Hugging Face `Trainer`", "notebook": "a notebook's loop",
@@ -39,10 +34,10 @@ Steps = Sequence[Mapping[str, Any]]  # what a training noted: {event, step, loss
 class Schedule:
     """How long all train, and when they are killed."""
 
-    steps: int = 150
-    every: int = 50  # steps between two checkpoints
-    kill_at: int = 80
-    kill_in_save: int = 100
+    steps: int = 90
+    every: int = 30  # steps between two checkpoints
+    kill_at: int = 50
+    kill_in_save: int = 60
     threads: int = 2
     documents: int = 3000
 
@@ -51,7 +46,7 @@ class Schedule:
 class Training:
     """What the processes of one training left."""
 
-    seconds: float  # of all processes, their starts included
+    restarted: float  # unix seconds: when it was started again; 0 where it was not
     before: Steps  # noted by the process that was killed; empty where none was
     after: Steps  # all that is noted at the end
     weights: str
@@ -73,7 +68,7 @@ class Resume:
     twice: int | None  # steps on rows that its weights had been trained on; None: not known
     missed: int | None  # steps whose rows it was never trained on
     val_bpb: float
-    seconds_lost: float
+    seconds_lost: float | None  # from its second start until it was where it had been killed
     error: str
 
 
@@ -82,7 +77,6 @@ class Comparison:
     """A peer's three trainings."""
 
     name: str
-    tok_per_sec: float
     val_bpb: float
     sample: str
     killed: Resume
@@ -118,6 +112,7 @@ def resume_of(whole: Training, killed: Training, killed_at: int) -> Resume:
         missed = len({line["rows"] for line in expected.values()} - set(seen))
     elif same_losses == len(later):  # equal losses at every step: of equal rows
         twice = missed = 0
+    back = made[killed_at]["time"] - killed.restarted  # negative: noted before the kill alone
     return Resume(
         resumed_from=begin,
         again=killed_at - begin,
@@ -128,7 +123,7 @@ def resume_of(whole: Training, killed: Training, killed_at: int) -> Resume:
         twice=twice,
         missed=missed,
         val_bpb=killed.val_bpb,
-        seconds_lost=killed.seconds - whole.seconds,
+        seconds_lost=back if back > 0 else None,
         error=killed.error,
     )
 
@@ -136,11 +131,8 @@ def resume_of(whole: Training, killed: Training, killed_at: int) -> Resume:
 def compare(
     name: str, whole: Training, killed: Training, in_save: Training, schedule: Schedule
 ) -> Comparison:
-    times = [line["time"] for line in whole.after if line["event"] == "step"]
-    step_seconds = median(b - a for a, b in pairwise(times))
     return Comparison(
         name=name,
-        tok_per_sec=TOKENS_PER_STEP / step_seconds,
         val_bpb=whole.val_bpb,
         sample=whole.sample,
         killed=resume_of(whole, killed, schedule.kill_at),
@@ -172,32 +164,30 @@ def run_training(name: str, job: Any, schedule: Schedule) -> Training:
     """Start a training; where it is killed, start it again, and once more if that fails."""
     from _peers import PEERS
 
-    peer, before, error, seconds = PEERS[name], [], "", 0.0
+    peer, before, error, restarted = PEERS[name], [], "", 0.0
     if job.kill_at or job.kill_in_save:
-        code, _, message, seconds = start(name, job, schedule)
-        if code != -9:
+        code, _, message = start(name, job, schedule)
+        if code != -signal.SIGKILL:
             raise RuntimeError(f"{name} was to be killed and ended with {code}: {message}")
-        before = peer.steps(job.folder)
+        before, restarted = peer.steps(job.folder), time.time()
         job = replace(job, kill_at=None, kill_in_save=None)
-    code, result, message, spent = start(name, job, schedule)
+    code, result, message = start(name, job, schedule)
     if code and peer.repair and before:
-        error, repaired = message.replace(f"{job.folder}/", "").split(". ")[0], spent
+        error = message.replace(f"{job.folder}/", "").split(". ")[0]
         peer.repair(job.folder)
-        code, result, message, spent = start(name, job, schedule)
-        spent += repaired
+        code, result, message = start(name, job, schedule)
     if code:
         raise RuntimeError(f"{name} ended with {code}: {message}")
-    return Training(seconds + spent, before, peer.steps(job.folder), error=error, **result)
+    return Training(restarted, before, peer.steps(job.folder), error=error, **result)
 
 
-def start(name: str, job: Any, schedule: Schedule) -> tuple[int, dict[str, Any], str, float]:
-    """A process of a training: its exit code, its result, the last line of an error, seconds."""
+def start(name: str, job: Any, schedule: Schedule) -> tuple[int, dict[str, Any], str]:
+    """A process of a training: its exit code, its result, the last line of an error."""
     print(f"{name}: {job.folder.name}", file=sys.stderr)
     paths = {"folder": str(job.folder), "shards": str(job.shards)}
     arguments = [json.dumps({**asdict(job), **paths}), json.dumps(asdict(schedule))]
     kept = {key: value for key, value in os.environ.items() if key not in ("SLM_DATA", "SLM_FAULT")}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, __file__, "--part", name, *arguments],
         env={**kept, **offline, "OMP_NUM_THREADS": str(schedule.threads)},
@@ -205,10 +195,9 @@ def start(name: str, job: Any, schedule: Schedule) -> tuple[int, dict[str, Any],
         text=True,
         check=False,
     )
-    seconds = time.monotonic() - began
     result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
     lines = done.stderr.strip().splitlines()
-    return done.returncode, result, lines[-1] if lines else "", seconds
+    return done.returncode, result, lines[-1] if lines else ""
 
 
 def part(name: str, job: Mapping[str, Any], schedule: Schedule) -> None:
@@ -224,6 +213,7 @@ def part(name: str, job: Mapping[str, Any], schedule: Schedule) -> None:
 
 def run(schedule: Schedule, names: Sequence[str] = NAMES) -> dict[str, Any]:
     """`{"machine", "limit", "versions", "schedule", "seconds", "peers": {name: Comparison}}`."""
+    import limits
     from _peers import config_of
 
     import slm
@@ -271,14 +261,15 @@ def table(peers: Mapping[str, Mapping[str, Any]], schedule: Mapping[str, Any]) -
         ("steps whose rows it never saw", [_count(r["missed"]) for r in killed]),
         ("held-out bits per byte: never killed → killed", [_scores(p) for p in peers.values()]),
         ("steps made again", [f"{r['again']}" for r in killed]),
-        ("seconds lost, the second start included", [f"{r['seconds_lost']:.1f}" for r in killed]),
+        (
+            "seconds from the second start until it was there again",
+            [f"{r['seconds_lost']:.1f}" for r in killed],
+        ),
         (f"**Killed while saving step {schedule['kill_in_save']}**", [""] * len(peers)),
         ("resumes by itself", ["no" if r["error"] else "yes" for r in in_save]),
         ("from step", [_begin(r) for r in in_save]),
         ("weights of the training that was never killed, bit for bit", [_same(r) for r in in_save]),
         ("steps made again", [f"{r['again']}" for r in in_save]),
-        ("**Never killed**", [""] * len(peers)),
-        ("tokens/s of a step", [f"{p['tok_per_sec']:,.0f}" for p in peers.values()]),
     ]
     lines = [f"| | {' | '.join(TITLES[name] for name in peers)} |", "|---" * (len(peers) + 1) + "|"]
     return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows]
@@ -325,11 +316,14 @@ CONFIGURED = """\
   and random states are not in it.
 - Killed while saving: slm and `Trainer` after the weights and before the optimizer state, the
   notebook with half of its file written. Seconds are of one run each, and vary with the machine.
+- Speed and time to quality of the same three, measured in turns: `slm bench train` and
+  `python benchmarks/quality.py`.
 """
 
 
 def page(result: Mapping[str, Any]) -> str:
     """The page of docs/compare-peers.md."""
+    import limits
     from _peers import PROMPT, SHAPE
 
     peers, machine, limit = result["peers"], result["machine"], result["limit"]
