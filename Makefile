@@ -10,7 +10,7 @@ export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults check bench clean
+.PHONY: help run test test-slow test-faults check bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +42,9 @@ check: $(VENV)/dev  ## check format, lint, types, import layers, recipes and dep
 bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
 	for name in encode train sample serve checkpoint mirror; do $(BIN)/slm bench $$name || exit; done
 
+docs: $(VENV)/docs  ## build the documentation site: build/docs/site/index.html
+	$(BIN)/python docs/site/build.py
+
 clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -56,4 +59,8 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(INSTALL) -e '.[docs]'
 	touch $@

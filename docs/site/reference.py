@@ -107,7 +107,9 @@ def one_command(name: str, command: Any) -> str:
         kind = type_in_words(param)
         default = "" if param.default in (None, False, (), []) else f" Default: {param.default}."
         rows.append((names, kind, text + ("" if "Default:" in text else default)))
-    usage = " ".join(["slm", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])])
+    usage = " ".join(
+        ["slm", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])]
+    )
     paragraphs, examples = [], []
     for paragraph in (command.help or "").split("\n\n"):
         line = " ".join(paragraph.split())
@@ -219,7 +221,9 @@ def members(kind: type[Any]) -> list[str]:
     """The public properties and methods that a class defines, with their first sentence."""
     rows = []
     for name, member in vars(kind).items():
-        if name.startswith(("_", "model_")) or not (callable(member) or isinstance(member, property)):
+        if name.startswith(("_", "model_")) or not (
+            callable(member) or isinstance(member, property)
+        ):
             continue
         text = (inspect.getdoc(member) or "").partition("\n\n")[0]
         if text:
@@ -238,7 +242,11 @@ def record_classes() -> str:
         "and sha256 of each of its files. Records are frozen, and older formats are read.",
     ]
     for name, kind in vars(records).items():
-        if inspect.isclass(kind) and issubclass(kind, records.Frozen) and kind.__module__ == records.__name__:
+        if (
+            inspect.isclass(kind)
+            and issubclass(kind, records.Frozen)
+            and kind.__module__ == records.__name__
+        ):
             parts += [f"## {name}", docstring(kind)]
             if rows := list(fields(kind)):
                 parts.append(table(("field", "type", "meaning"), rows))
