@@ -53,7 +53,7 @@ def stage(pages: Path) -> None:
         name = path.relative_to(ROOT).as_posix()
         write(pages / "source" / f"{name}.md", source_page(name, path.read_text("utf-8")))
     for path in (ROOT / "docs").rglob("*"):
-        if path.suffix in ASSETS:
+        if path.suffix in ASSETS and HERE not in path.parents:
             copy(path, pages / path.relative_to(ROOT / "docs"))
 
 

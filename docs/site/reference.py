@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "MASTER_ADDR": "With `MASTER_PORT`, `PET_NNODES` and `PET_RDZV_ENDPOINT`: where the nodes of a "
     "training meet, as [schedulers set it](../clusters.md#a-schedulers-variables).",
 }
+MAX_WIDTH = 88  # of a signature on one line
 INTERNAL = {"SLM_PARENT", "SLM_LOST_SECONDS", "SLM_MIN_NODES"}  # one process of slm to another
 
 
@@ -56,10 +57,15 @@ def pages() -> dict[str, str]:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; a cell is one line, and its pipes are escaped."""
+    """A Markdown table; a cell is one line, and what is neither table nor HTML is escaped."""
+
+    def cell(text: str) -> str:
+        parts = " ".join(text.split()).replace("|", "\\|").split("`")  # odd ones are code
+        parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+        return "`".join(parts)
 
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
+        return "| " + " | ".join(map(cell, cells)) + " |"
 
     return "\n".join([line(head), line(("---",) * len(head)), *map(line, rows)])
 
@@ -107,9 +113,8 @@ def one_command(name: str, command: Any) -> str:
         kind = type_in_words(param)
         default = "" if param.default in (None, False, (), []) else f" Default: {param.default}."
         rows.append((names, kind, text + ("" if "Default:" in text else default)))
-    usage = " ".join(
-        ["slm", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])]
-    )
+    options = ["[OPTIONS]"] if len(rows) > len(arguments) else []
+    usage = " ".join(["slm", name, *arguments, *options])
     paragraphs, examples = [], []
     for paragraph in (command.help or "").split("\n\n"):
         line = " ".join(paragraph.split())
@@ -119,8 +124,8 @@ def one_command(name: str, command: Any) -> str:
             paragraphs.append(line)
     shown = "\n".join([f"### slm {name}", "", *[p + "\n" for p in paragraphs]])
     body = "```text\n" + "\n".join([usage, *[f"  {e}" for e in examples]]) + "\n```"
-    options = table(("option", "value", "meaning"), rows) if rows else ""
-    return f"{shown}\n{body}\n\n{options}"
+    listed = table(("option", "value", "meaning"), rows) if rows else ""
+    return f"{shown}\n{body}\n\n{listed}"
 
 
 # ---- settings ---------------------------------------------------------------------------------
@@ -171,23 +176,35 @@ def python() -> str:
 
 def signature(name: str, function: Any) -> str:
     """`slm.name(a: int, *, b=1) -> R`, a parameter per line where it is long."""
-    found = inspect.signature(function)
-    parameters = [readable(str(parameter)) for parameter in found.parameters.values()]
-    kinds = [parameter.kind for parameter in found.parameters.values()]
+    signed = inspect.signature(function)
+    parameters = [parameter_text(parameter) for parameter in signed.parameters.values()]
+    kinds = [parameter.kind for parameter in signed.parameters.values()]
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     if keyword_only in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         parameters.insert(kinds.index(keyword_only), "*")
-    returns = inspect.formatannotation(found.return_annotation)
-    end = "" if found.return_annotation is found.empty else f" -> {readable(returns)}"
+    returns = signed.return_annotation
+    end = "" if returns is signed.empty else f" -> {readable(returns)}"
     line = f"slm.{name}({', '.join(parameters)}){end}"
-    if len(line) <= 88:
+    if len(line) <= MAX_WIDTH:
         return line
     return f"slm.{name}(\n" + "".join(f"    {each},\n" for each in parameters) + f"){end}"
 
 
-def readable(annotation: str) -> str:
+def parameter_text(parameter: inspect.Parameter) -> str:
+    """`name: type = default`; a default that is a function is shown by its name."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    text = stars + parameter.name
+    if parameter.annotation is not parameter.empty:
+        text += f": {readable(parameter.annotation)}"
+    if parameter.default is parameter.empty:
+        return text
+    return f"{text} = {getattr(parameter.default, '__name__', None) or repr(parameter.default)}"
+
+
+def readable(annotation: Any) -> str:
     """An annotation without the modules that its names are from, and without quotes."""
-    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", annotation).replace("'", "")
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", text).replace("'", "")
 
 
 def docstring(value: Any) -> str:
