@@ -4,6 +4,7 @@
 sentences that introduce a page, and the environment variables, whose list a test holds to the code.
 """
 
+import ast
 import inspect
 import re
 import textwrap
@@ -258,21 +259,20 @@ def record_classes() -> str:
         "A stage returns a record, and a complete folder has it as `record.json`, with the size "
         "and sha256 of each of its files. Records are frozen, and older formats are read.",
     ]
-    for name, kind in vars(records).items():
-        if (
-            inspect.isclass(kind)
-            and issubclass(kind, records.Frozen)
-            and kind.__module__ == records.__name__
-        ):
-            parts += [f"## {name}", docstring(kind)]
-            if rows := list(fields(kind)):
+    source = inspect.getsource(records)
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        kind = getattr(records, node.name) if isinstance(node, ast.ClassDef) else None
+        if isinstance(node, ast.ClassDef) and issubclass(kind or object, records.Frozen):
+            parts += [f"## {node.name}", docstring(kind)]
+            if rows := list(fields(lines[node.lineno : node.end_lineno])):
                 parts.append(table(("field", "type", "meaning"), rows))
     return "\n\n".join(parts)
 
 
-def fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
+def fields(lines: list[str]) -> Iterator[tuple[str, str, str]]:
     """The fields that a class adds, with the comment on each one's line."""
-    for line in inspect.getsource(kind).splitlines():
+    for line in lines:
         if match := re.match(r"    (\w+): ([^=#]+?)(?: = [^#]+)?(?:  # (.*))?$", line):
             yield f"`{match[1]}`", f"`{match[2]}`", (match[3] or "")
 
