@@ -121,7 +121,8 @@ def main() -> int:
     folder = Path(sys.argv[1] if sys.argv[1:] else ROOT / "build" / "docs").resolve()
     stage(folder / "pages")
     copy(HERE / "zensical.toml", folder / "zensical.toml")
-    copy(HERE / "extra.css", folder / "pages" / "extra.css")
+    for name in ("extra.css", "extra.js"):
+        copy(HERE / name, folder / "pages" / name)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=folder)
     if done.returncode == 0:
