@@ -127,6 +127,25 @@ def test_messages_name_pages_that_exist() -> None:
         assert (ROOT / name).is_file(), name
 
 
+FILES = (
+    r"(?<![\w/.-])((?:slm|tests|benchmarks|flows|docs|data)/[\w./-]+\.(?:py|md|yaml|json|svg))\b"
+)
+OF_TESTS = r"`([a-z_]+/test_\w+\.py)(?:::(\w+))?`"  # below tests/
+WRITTEN_LATER = {"slm/_build.json"}  # by a build
+
+
+def test_the_files_that_a_page_names_exist() -> None:
+    texts = [page.read_text("utf-8") for page in PAGES]
+    named = {name for text in texts for name in re.findall(FILES, text)} - WRITTEN_LATER
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    tests = {match for text in texts for match in re.findall(OF_TESTS, text)}
+    assert len(tests) > 20
+    for file, name in sorted(tests):
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / file
+        assert f"def {name}(" in path.read_text() if name else path.is_file(), (file, name)
+
+
 # ---- the reference ------------------------------------------------------------------------------
 
 
