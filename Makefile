@@ -10,7 +10,7 @@ export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults check bench compare-peers notebook clean
+.PHONY: help run test test-slow test-faults check bench compare-peers notebook docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +48,9 @@ compare-peers: $(VENV)/dev  ## kill and resume next to Trainer and a notebook: d
 notebook: $(VENV)/dev  ## execute docs/quickstart.ipynb anew, and keep its outputs in it
 	$(BIN)/python benchmarks/quickstart_notebook.py
 
+docs: $(VENV)/docs  ## build the documentation site: build/docs/site/index.html
+	$(BIN)/python docs/site/build.py
+
 clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -62,4 +65,8 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(INSTALL) -e '.[docs]'
 	touch $@

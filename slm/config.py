@@ -31,6 +31,9 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NAME_RULE = "at most 64 letters, digits, '_', '.' and '-', the first a letter or a digit"
 ENDPOINT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9_.-]*)(:[0-9]{1,5})?"  # HOST:PORT
 FUNCTION = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
+SOURCE_NAME = (
+    r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"  # of a mixture: part of dotted keys and file names
+)
 SEED_ERROR = "seed"  # pydantic's type of the error
 SEED_RULE = "a seed is a whole number from 0 to 2**63 - 1"
 _DATA_SUFFIXES = re.compile(
@@ -205,8 +208,8 @@ class TokenizerConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """Where the documents come from, and how they become tokens."""
+class TextConfig(Section):
+    """Where documents come from, and how they are read, cleaned and held out."""
 
     source: Literal["stories", "hub", "files"] = setting(
         "stories",
@@ -258,6 +261,49 @@ class DataConfig(Section):
         "Fraction of the documents held out, chosen by document hash, where the dataset has no "
         "validation split; of a small dataset at least ten documents or a tenth.",
     )
+
+    @field_validator("separator")
+    @classmethod
+    def _as_newlines_are_read(cls, separator: str | None) -> str | None:
+        return separator and separator.replace("\r\n", "\n").replace("\r", "\n")
+
+    @model_validator(mode="after")
+    def _path_is_given(self) -> Self:
+        if self.source != "stories" and not self.path:
+            remedy = {
+                "hub": "a dataset id such as roneneldan/TinyStories",
+                "files": "a file or folder",
+            }
+            raise ValueError(f"data.path is empty: give {remedy[self.source]} (--set data.path=…)")
+        return self
+
+
+class SourceConfig(TextConfig):
+    """One source of a mixture: its documents, and how much of the training is theirs."""
+
+    weight: PositiveFloat = setting(
+        1.0, "Share of the training's rows, relative to the weights of the other sources."
+    )
+    max_epochs: PositiveFloat | None = setting(
+        None,
+        "Passes over its training tokens after which it leaves, and its share goes to the others; "
+        "null: any number.",
+    )
+    license: str | None = setting(None, "License of its documents, for the data card.")
+
+
+class Phase(Section):
+    """The weights of a mixture up to a fraction of the training."""
+
+    until: Fraction = setting(1.0, "Fraction of the steps at which the phase ends.", gt=0)
+    weights: dict[str, Annotated[float, Field(ge=0)]] = setting(
+        {}, "Weights by the name of the source; one that is not named keeps its own."
+    )
+
+
+class DataConfig(TextConfig):
+    """Where the documents come from, and how they become tokens."""
+
     vocab_size: int = setting(
         GPT2_VOCAB_SIZE,
         "Tokens in the vocabulary: GPT-2's, trimmed to the data where it is smaller.",
@@ -278,6 +324,17 @@ class DataConfig(Section):
         "",
         "Address of the cluster, tcp://HOST:8786 (Dask) or ray://HOST:10001; empty: one of "
         "data.workers processes is started on this machine, and closed at the end.",
+    )
+
+    sources: dict[Annotated[str, Field(pattern=SOURCE_NAME)], SourceConfig] = setting(
+        {},
+        "A mixture: sources by name, each with the settings of one (source, path, clean, …), its "
+        "weight, max_epochs and license.",
+    )
+    phases: tuple[Phase, ...] = setting(
+        (),
+        "Weights of the sources that change during the training, such as {until: 0.8, weights: "
+        "{wiki: 0.3}}, the last one until 1; empty: the sources' own to the end.",
     )
 
     @model_validator(mode="after")
@@ -303,21 +360,6 @@ class DataConfig(Section):
                 "is another: leave data.vocab_size out (data.tokenizer.vocab_size is the size of "
                 "a trained one)"
             )
-        return self
-
-    @field_validator("separator")
-    @classmethod
-    def _as_newlines_are_read(cls, separator: str | None) -> str | None:
-        return separator and separator.replace("\r\n", "\n").replace("\r", "\n")
-
-    @model_validator(mode="after")
-    def _path_is_given(self) -> Self:
-        if self.source != "stories" and not self.path:
-            remedy = {
-                "hub": "a dataset id such as roneneldan/TinyStories",
-                "files": "a file or folder",
-            }
-            raise ValueError(f"data.path is empty: give {remedy[self.source]} (--set data.path=…)")
         return self
 
 
@@ -765,6 +807,14 @@ class PipelineConfig(Section):
     def folder_name(self) -> str:
         """What the names of its folders begin with; no result depends on it."""
         return self.name or self.recipe
+
+    def of_source(self, name: str) -> "PipelineConfig":
+        """The config of one source of a mixture alone, whose folders are named after it."""
+        text = {key: getattr(self.data.sources[name], key) for key in TextConfig.model_fields}
+        alone: dict[str, Any] = {"sources": {}, "phases": ()}
+        return self.model_copy(update={
+            "name": name, "data": self.data.model_copy(update=text | alone),
+        })  # fmt: skip
 
     @property
     def model_name(self) -> str:

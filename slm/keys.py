@@ -97,6 +97,8 @@ BY_CONTENT: dict[str, tuple[str, ...]] = {
     "data.clean.map": ("tokenizer", "encode"),
     "data.clean.filter": ("tokenizer", "encode"),
     "data.tokenizer.path": ("tokenizer",),
+    "data.sources": ("train",),  # by the keys of their shards, and `mixture_fields`
+    "data.phases": ("train",),
 }
 
 # Settings that the key of `train` once had, though no weight depends on them. So that no key
@@ -139,9 +141,22 @@ def stage_fields(stage: str, config: PipelineConfig) -> dict[str, Any]:
     later = [key for key, (owner, old) in ADDED.items() if owner == stage and flat[key] != old]
     values = {name: flat[name] for name in (*names, *later)}
     if stage == "train":
+        values |= mixture_fields(config)
         former = FORMER | _PROCESSES | FORMER_OF_RECIPES.get(config.recipe, {})
         return _nested(values | former)
     return dict(*_nested(values).values())
+
+
+def mixture_fields(config: PipelineConfig) -> dict[str, Any]:
+    """What of a mixture only the order of the training depends on; empty without one."""
+    data = config.data
+    if not data.sources:
+        return {}
+    sources = {
+        name: {"weight": source.weight, "max_epochs": source.max_epochs}
+        for name, source in data.sources.items()
+    }
+    return {"mixture": {"sources": sources, "phases": config.flat()["data.phases"]}}
 
 
 def default_of(name: str) -> Any:

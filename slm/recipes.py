@@ -604,6 +604,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return str(schema["const"])
     if "enum" in schema:
         return " or ".join(schema["enum"])
+    if "$ref" in schema:  # a list of sections
+        return "mappings"
     if schema["type"] == "array":
         return "list of " + re.sub("^(whole number|number|text)", _plural, _kind(schema["items"]))
     names = {"integer": "whole number", "string": "text", "boolean": "true or false"}

@@ -83,6 +83,16 @@ class SourceSplit(Frozen):
     bytes: int  # UTF-8 bytes of all documents
 
 
+class SourcePart(Frozen):
+    """One source of a mixture, as it is joined with the others."""
+
+    key: str  # of its own Source
+    dataset: str
+    revision: str
+    splits: dict[str, SourceSplit]  # its files in the folder of the mixture
+    license: str | None = None
+
+
 class Source(Record):
     """A downloaded dataset: parquet files whose single column `text` holds one document a row."""
 
@@ -93,6 +103,7 @@ class Source(Record):
     dropped: dict[str, int] = Field(default_factory=dict)  # rows left out: reason → count
     inputs: dict[str, str] = Field(default_factory=dict)  # split → the files it was read from
     notes: list[str] | None = None  # files left out or missing, a line per kind; None: unknown
+    parts: dict[str, SourcePart] = Field(default_factory=dict)  # of a mixture, by name
 
     @property
     def documents(self) -> int:
@@ -129,6 +140,17 @@ class ShardSplit(ShardCount):
     counts: dict[str, ShardCount] = Field(default_factory=dict)  # the same of each file
 
 
+class ShardsPart(Frozen):
+    """The shards of one source of a mixture, as they are joined with the others."""
+
+    key: str  # of its own Shards
+    source_key: str
+    train: ShardSplit  # its files in the folder of the mixture; without what is excluded
+    val: ShardCount  # of the held-out documents that are its own
+    excluded: dict[str, int] = Field(default_factory=dict)  # reason → documents of train and val
+    license: str | None = None
+
+
 class Shards(Record):
     """Encoded documents: `train_00000.bin` …, `val_00000.bin` …, and their tokenizer."""
 
@@ -140,6 +162,7 @@ class Shards(Record):
     dropped: dict[str, int] = Field(default_factory=dict)  # reason → documents
     cleaning: dict[str, Any] = Field(default_factory=dict)  # counts and examples, for the report
     length_histogram: dict[str, int] = Field(default_factory=dict)  # "≤ tokens" → documents
+    parts: dict[str, ShardsPart] = Field(default_factory=dict)  # of a mixture, by name
 
 
 class Imported(Record):

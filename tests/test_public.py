@@ -59,7 +59,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_help_shows_how_to_train_and_sample() -> None:
-    """In about ten lines, and they are the lines of the README."""
+    """In about ten lines, and they are those of docs/python.md."""
     done = subprocess.run(
         [sys.executable, "-c", "import slm; help(slm)"], capture_output=True, text=True, check=True
     )
