@@ -296,9 +296,8 @@ def _begin(resume: Mapping[str, Any]) -> str:
     return f"{resume['resumed_from']}{by_hand}"
 
 
+TITLE = "# Killed and resumed, next to peers"
 INTRODUCTION = """\
-# Killed and resumed, next to peers
-
 `make compare-peers` repeats this page, offline. A GPT-2 of {n_layer} blocks and width {n_embd} is
 trained three times by each: once whole, once killed (SIGKILL) after a step, once killed while it
 saves a checkpoint; then each resumes by its own means. All have the same tokens, batch, number of
@@ -330,10 +329,9 @@ def page(result: Mapping[str, Any]) -> str:
     named = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     best = max(limit["float32"], limit["bf16"]) / 1e9
     lines = [
-        INTRODUCTION.replace("\n", " ")
-        .replace("peers  ", "peers\n\n")
-        .strip()
-        .format(n_layer=SHAPE.n_layer, n_embd=SHAPE.n_embd),
+        TITLE,
+        "",
+        " ".join(INTRODUCTION.split()).format(n_layer=SHAPE.n_layer, n_embd=SHAPE.n_embd),
         "",
         *table(peers, result["schedule"]),
         "",
