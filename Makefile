@@ -10,7 +10,7 @@ export RUSTUP_HOME ?= $(CURDIR)/$(VENV)/rustup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults check bench screenshots clean
+.PHONY: help run test test-slow test-faults check bench compare-peers notebook docs screenshots clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -45,6 +45,15 @@ bench: $(VENV)/dev  ## run the benchmarks: our figures next to those of peers
 screenshots: $(VENV)/dev  ## make the pictures of docs/ from a small run, by a headless Chromium
 	$(BIN)/python docs/screenshots.py
 
+compare-peers: $(VENV)/dev  ## kill and resume next to Trainer and a notebook: docs/compare-peers.md
+	$(BIN)/python benchmarks/compare_peers.py --page docs/compare-peers.md
+
+notebook: $(VENV)/dev  ## execute docs/quickstart.ipynb anew, and keep its outputs in it
+	$(BIN)/python benchmarks/quickstart_notebook.py
+
+docs: $(VENV)/docs  ## build the documentation site: build/docs/site/index.html
+	$(BIN)/python docs/site/build.py
+
 clean:  ## remove the environment and the caches; data/ is kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -59,4 +68,8 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(INSTALL) -e '.[docs]'
 	touch $@

@@ -235,17 +235,22 @@ def recipe_loop(name: str) -> Loop:
     return Loop(partial(ours, config=config, vocab_size=size), True, config, size)
 
 
-def transformers_loop(batch: Batch, *, bf16: bool) -> tuple[Step, nn.Module]:
+def transformers_model(shape: ModelConfig = SHAPE, vocab_size: int = VOCAB_SIZE) -> Any:
+    """Hugging Face's GPT-2 of a shape; its dropout is 0.1 by default."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCAB_SIZE,
-        n_positions=SHAPE.seq_len,
-        n_embd=SHAPE.n_embd,
-        n_layer=SHAPE.n_layer,
-        n_head=SHAPE.n_head,
+        vocab_size=vocab_size,
+        n_positions=shape.seq_len,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
     )
-    model = GPT2LMHeadModel(config).train()
+    return GPT2LMHeadModel(config)
+
+
+def transformers_loop(batch: Batch, *, bf16: bool) -> tuple[Step, nn.Module]:
+    model = transformers_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step() -> None:
@@ -263,19 +268,20 @@ def transformers_loop(batch: Batch, *, bf16: bool) -> tuple[Step, nn.Module]:
 class NotebookBlock(nn.Module):
     """A GPT-2 block as the notebook builds it: one fused projection, dropout, GELU."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ModelConfig = SHAPE) -> None:
         super().__init__()
-        width = SHAPE.n_embd
+        self.shape, width = shape, shape.n_embd
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(SHAPE.dropout)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, places, width = x.shape
-        heads = (rows, places, SHAPE.n_head, width // SHAPE.n_head)
+        heads = (rows, places, self.shape.n_head, width // self.shape.n_head)
         q, k, v = (p.view(heads).transpose(1, 2) for p in self.qkv(self.norm_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=SHAPE.dropout, is_causal=True)
+        dropped = self.shape.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropped, is_causal=True)
         x = x + self.dropout(self.out(y.transpose(1, 2).reshape(rows, places, width)))
         out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
         return out
@@ -284,12 +290,12 @@ class NotebookBlock(nn.Module):
 class NotebookModel(nn.Module):
     """Embeddings, blocks, and all logits together through the tied embedding."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ModelConfig = SHAPE, vocab_size: int = VOCAB_SIZE) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCAB_SIZE, SHAPE.n_embd)
-        self.places = nn.Embedding(SHAPE.seq_len, SHAPE.n_embd)
-        self.blocks = nn.Sequential(*(NotebookBlock() for _ in range(SHAPE.n_layer)))
-        self.norm = nn.LayerNorm(SHAPE.n_embd)
+        self.tokens = nn.Embedding(vocab_size, shape.n_embd)
+        self.places = nn.Embedding(shape.seq_len, shape.n_embd)
+        self.blocks = nn.Sequential(*(NotebookBlock(shape) for _ in range(shape.n_layer)))
+        self.norm = nn.LayerNorm(shape.n_embd)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)

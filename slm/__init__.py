@@ -76,6 +76,7 @@ _MODULES = {
     "push": "slm.store.push",
     "pull": "slm.store.pull",
     "open_run": "slm.registry.opening",
+    "lineage": "slm.registry.lineage",
     "load_model": "slm.registry.opening",
     "sample": "slm.registry.sampling",
     "export": "slm.registry.exporting",

@@ -25,6 +25,7 @@ from slm.recipes import load_recipe as load_recipe
 from slm.registry.exporting import export as export
 from slm.registry.gate import promote as promote
 from slm.registry.initial import initial_model as initial_model
+from slm.registry.lineage import lineage as lineage
 from slm.registry.opening import load_model as load_model
 from slm.registry.opening import open_run as open_run
 from slm.registry.published import verify_published as verify_published

@@ -52,13 +52,16 @@ def silent(what: str, done: float, total: float | None) -> None:
 def automatic(what: str, done: float, total: float | None) -> None:
     """Show a bar in a Jupyter kernel, and nothing elsewhere: the default of the library's stages.
 
-    Each cell has one bar, updated in place; a stage that begins later in the cell takes it over.
+    Each cell has one bar, updated in place; a stage that begins later in the cell takes it over,
+    and where the cell ends, it ends.
     """
     if shell := notebook():
         cell = shell.execution_count
         if _bar.get("cell") != cell:
             _bar.clear()
             _bar.update(cell=cell, handle=None, due=0.0, pace=Pace())
+            shell.events.register("post_run_cell", _end)
+        _bar["last"] = what, done, total
         now, left = time.monotonic(), _bar["pace"].left(done, total)
         if now >= _bar["due"] or (total is not None and done >= total):
             _bar["due"] = now + UPDATE_SECONDS
@@ -72,7 +75,21 @@ def notebook() -> Any:
     return shell if hasattr(shell, "kernel") else None
 
 
-_bar: dict[str, Any] = {}  # of the cell that runs: its number, display handle and next update
+# Of the cell that runs: its number, display handle, next update, pace, and what was reported last.
+_bar: dict[str, Any] = {}
+
+
+def _end(result: Any) -> None:
+    """Fill the bar of a cell that has ended; of one that failed, stop it where it was.
+
+    Else a stage that reports no end would seem to run for ever.
+    """
+    notebook().events.unregister("post_run_cell", _end)
+    what, done, total = _bar["last"]
+    if result.success:
+        _show(what, 1, 1)
+    else:
+        _show(what, done, total or max(1, 2 * done))
 
 
 def _show(what: str, done: float, total: float | None) -> None:

@@ -1,6 +1,7 @@
 """The progress bar of a notebook, with a stand-in for IPython."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,12 @@ class Notebook:
     """IPython as far as it is used: what is displayed, and how it was updated."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shell = SimpleNamespace(kernel=object(), execution_count=1)
+        self.ends: list[Callable[[Any], None]] = []  # called where a cell ends
+        events = SimpleNamespace(
+            register=lambda name, call: self.ends.append(call),
+            unregister=lambda name, call: self.ends.remove(call),
+        )
+        self.shell = SimpleNamespace(kernel=object(), execution_count=1, events=events)
         self.bars: list[list[str]] = []
         ipython: Any = ModuleType("IPython")
         ipython.get_ipython = lambda: self.shell
@@ -27,6 +33,11 @@ class Notebook:
         assert display_id
         self.bars.append(bar := [content])
         return SimpleNamespace(update=bar.append)
+
+    def end_cell(self, *, success: bool = True) -> None:
+        for call in list(self.ends):
+            call(SimpleNamespace(success=success))
+        self.shell.execution_count += 1
 
 
 @pytest.fixture
@@ -56,6 +67,21 @@ def test_updates_are_few_but_the_end_is_shown(
     for step in range(1, 101):
         automatic("step", step, 100)
     assert [content.partition("> ")[2] for content in cells.bars[0]] == ["1% step", "100% step"]
+
+
+def test_the_bar_of_a_cell_that_has_ended_is_at_its_end(cells: Notebook) -> None:
+    for success, last in (
+        (True, 'value="1" max="1"></progress> 100% sampling'),
+        (False, 'value="5"'),
+    ):
+        automatic("texts", 3, None)
+        automatic("sampling", 5, 6)
+        cells.end_cell(success=success)
+        assert last in cells.bars[-1][-1]
+        assert not cells.ends
+    automatic("duplicates", 0, None)  # whose end is not known
+    cells.end_cell(success=False)
+    assert 'value="0" max="1"' in cells.bars[-1][-1]
 
 
 def test_elsewhere_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ from slm.progress import automatic
 from slm.records import Evaluation
 
 NAMES = [
-    "load_recipe", "download", "initial_model", "make_tokenizer", "encode", "train", "resume",
+    "load_recipe", "download", "initial_model", "make_tokenizer", "encode", "encode_part", "mix",
+    "train", "resume",
     "watch", "stop", "finish", "train_longer", "evaluate", "benchmark", "write_report",
     "report_index", "register", "promote", "run", "sweep", "plan_sweep", "choose_winner",
     "promote_winner", "ladder", "init", "plan", "compare", "batch_rows", "find_text", "data_card",
-    "push", "pull", "open_run", "load_model", "sample", "export", "verify_published", "serve",
-    "doctor", "launch_slurm", "launch_kubernetes",
+    "push", "pull", "open_run", "lineage", "load_model", "sample", "export", "verify_published",
+    "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 
@@ -60,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_help_shows_how_to_train_and_sample() -> None:
-    """In about ten lines, and they are the lines of the README."""
+    """In about ten lines, and they are those of docs/python.md."""
     done = subprocess.run(
         [sys.executable, "-c", "import slm; help(slm)"], capture_output=True, text=True, check=True
     )

@@ -21,12 +21,9 @@ from slm.config import data_root
 from slm.errors import SlmError, UserError
 from slm.figures import size
 from slm.history.runs import Order, list_runs
-from slm.records import names_version
-from slm.registry.opening import open_run
-from slm.run_folder import DataRoot, RunFolder
+from slm.run_folder import DataRoot
 
 if TYPE_CHECKING:
-    from slm.history.lineage import Lineage
     from slm.retention import Retention
 
 EXIT_CODES = {"bit-identical": 0, "diverged": 1, "within tolerance": 3, "cannot": 4}
@@ -103,8 +100,9 @@ def lineage(model: ModelName, as_json: AsJson = False) -> None:
     Example: slm lineage models:/slm@champion
     """
     from slm.cli import tables
+    from slm.registry.lineage import chain_and_run
 
-    chain, _ = _chain_and_run(model)
+    chain, _ = chain_and_run(model)
     if as_json:
         links = [link.model_dump(mode="json") for link in chain.links]
         broken = [link.name for link in chain.broken]
@@ -127,9 +125,10 @@ def reproduce(
     """
     import slm.reproduction.reproduce
     from slm.cli import tables
+    from slm.registry.lineage import chain_and_run
 
     with display_for(as_json) as display:
-        chain, run = _chain_and_run(model)
+        chain, run = chain_and_run(model)
         with display.progress("reproduce") as progress:
             reproduction = slm.reproduction.reproduce.reproduce(
                 run, chain=chain, keep=keep, progress=progress
@@ -147,20 +146,6 @@ def reproduce(
             show_line(f"note: {note}")
     suggest(as_json, f"slm lineage {model}")
     raise typer.Exit(EXIT_CODES[reproduction.verdict])
-
-
-def _chain_and_run(model: str) -> "tuple[Lineage, RunFolder]":
-    """The checked chain of a version or a run, and the run's folder, which may be gone."""
-    if names_version(model):
-        from slm.registry.chain import version_lineage
-        from slm.registry.versions import open_version
-
-        version = open_version(model)
-        return version_lineage(version.uri), version.run()
-    from slm.history.lineage import lineage
-
-    run = open_run(model)
-    return lineage(run), run
 
 
 def gc(

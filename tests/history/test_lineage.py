@@ -15,6 +15,7 @@ import pytest
 from run_folders import CONFIG, empty_store
 from tiny_run import CLEAN, DIRTY, code, copy_run, flip_byte, shards_of
 
+import slm
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, UserError
@@ -59,6 +60,19 @@ def register(run: Path) -> PipelineConfig:
 
 def states(chain: Lineage) -> dict[str, str]:
     return {link.name: link.state for link in chain.links}
+
+
+def test_the_lineage_from_python_takes_a_run_or_a_version(run: Path) -> None:
+    root = run.parents[1]
+    chain = lineage(RunFolder(run))
+    given = (run, run.name, RunFolder(run), RunFolder(run).verified_record)
+    assert all(slm.lineage(each, root=root) == chain for each in given if each is not None)
+    register(run)
+    version = slm.lineage("models:/slm/1", root=root)
+    assert [link.name for link in version.links] == [*CHAIN, "version"]
+    assert version.broken == []
+    with pytest.raises(UserError, match="unknown run 'other'"):
+        slm.lineage("other", root=root)
 
 
 def test_the_chain_of_a_run_that_is_untouched(run: Path) -> None:

@@ -31,7 +31,7 @@ from slm.tracking.server import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "registry.md"
 SETTINGS = {"temperature": 0.5, "top_k": 5, "max_new_tokens": 9, "seed": 7}
 ALONE = """
 import importlib.util, json, sys, time
@@ -125,7 +125,7 @@ def test_a_version_is_served(
         body = {"inputs": ["One day", "The dog"], "params": SETTINGS}
         assert ask(json.dumps(body))[0] == sampled(champion, "One day")
         assert ask(json.dumps({**body, "inputs": ["One day"]})) == [sampled(champion, "One day")]
-        shown = re.search(r"-d '(\{\"inputs\".*?)'", README.read_text("utf-8"))
+        shown = re.search(r"-d '(\{\"inputs\".*?)'", PAGE.read_text("utf-8"))
         assert shown is not None
         assert ask(shown[1])[0]
         for wrong, message in (
