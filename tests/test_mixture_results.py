@@ -23,7 +23,7 @@ from slm.planning.plan import PipelinePlan, plan_config
 from slm.recipes import parse_overrides
 from slm.records import Shards
 from slm.retention import survey
-from slm.run_folder import DataRoot, RunFolder
+from slm.run_folder import DataRoot
 from slm.tracking.entities import dataset_inputs
 
 Make = Callable[..., PipelineConfig]
@@ -160,7 +160,7 @@ def test_a_store_carries_a_mixture(root: DataRoot, tmp_path: Path) -> None:
     slm.push(run.name, f"file://{tmp_path / 'store'}")
     shutil.rmtree(root.path)
     slm.pull(run.name, f"file://{tmp_path / 'store'}")
-    shards = RunFolder(run.path).shards
+    shards = DataRoot().shards(before.key)
     assert isinstance(shards, Shards)
     assert shards == before.model_copy(update={"path": shards.path})
     slm.tokens.shards.inspecting.verify(shards.path)
