@@ -231,7 +231,7 @@ def made(stage: str, config: PipelineConfig) -> dict[str, Any]:
     """
     flat, names = config.flat(), names_of(stage)
     if config.data.sources:
-        names = (*names, "data.sources")
+        names = (*names, "data.sources", "data.vocab_size")
     if stage == "encode" and config.data.makes_vocabulary:
         names = (*names, *names_of("tokenizer"))
     return {"settings": {name: flat[name] for name in names}, "cpu": cpu_name()}

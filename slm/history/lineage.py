@@ -270,7 +270,8 @@ class _Chain:
             )
             if source and name in source.parts:
                 own = source.parts[name]
-                value = f"{own.dataset}, {own.revision[:12]}: {value}"
+                dataset = Path(own.dataset).name if own.dataset[:1] in "/~" else own.dataset
+                value = f"{dataset}, {own.revision[:12]}: {value}"
             links.append(_link(f"source {name}", value, part.source_key, self.shards.status))
         return links
 

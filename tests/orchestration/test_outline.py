@@ -15,8 +15,8 @@ Config = Callable[..., PipelineConfig]
 CALLS = ["download", "encode", "train", "evaluate", "benchmark", "write_report", "register"]
 
 
-# A vocabulary of one's own has tests/test_own_vocabulary.py.
-STAGES = [name for name in get_args(Until) if name != "tokenizer"]
+# Of a vocabulary of one's own: tests/test_own_vocabulary.py; of a mixture: test_mixture_results.py.
+STAGES = [name for name in get_args(Until) if name not in ("tokenizer", "mix")]
 
 
 @pytest.mark.parametrize(("count", "until"), list(enumerate(STAGES, 1)))
