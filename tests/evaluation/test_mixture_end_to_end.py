@@ -24,8 +24,10 @@ from slm.training.loop import train
 def test_a_mixture_from_files_to_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = mixture(write_sources(tmp_path / "texts"), {"data.vocab_size": 512})
-    shards = slm.encode(config, slm.download(config, root=tmp_path), root=tmp_path)
+    config = mixture(write_sources(tmp_path / "texts"), {"data.vocab_size": 300})
+    source = slm.download(config, root=tmp_path)
+    vocabulary = slm.make_tokenizer(config, source, root=tmp_path)
+    shards = slm.encode(config, source, vocabulary=vocabulary, root=tmp_path)
     folder = launch.prepare(config, shards, root=tmp_path)
     with code(CLEAN):
         train(folder)
