@@ -415,6 +415,12 @@ class DataConfig(TextConfig):
         return self.tokenizer.vocab_size if self.tokenizer.train else self.vocab_size
 
     @property
+    def dataset_name(self) -> str:
+        """What the data are, where no source is here whose record has it."""
+        alone = self.source if self.source == "stories" else self.path
+        return " + ".join(self.sources) or alone or self.source
+
+    @property
     def makes_vocabulary(self) -> bool:
         """Whether a stage of its own makes the vocabulary: one's own, or the trimmed one of a
         mixture, which belongs to the union of its sources.

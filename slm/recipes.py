@@ -613,6 +613,11 @@ def dotted_keys() -> Iterator[str]:
     return (key for key, *_ in _settings() if key != "recipe")
 
 
+def is_setting(key: str) -> bool:
+    """Whether an override may name this key, such as `data.sources.wiki.weight` of a mixture."""
+    return key != "recipe" and key in _kinds_of(filter(None, [_source_of(key)]))
+
+
 def sections() -> list[str]:
     """The names of the sections, such as `train` and `data.clean`."""
     keys = list(dotted_keys())

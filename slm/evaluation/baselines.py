@@ -16,7 +16,7 @@ from slm.evaluation.identity import XZ as XZ
 from slm.evaluation.ngrams import ORDER, Ints, KneserNey, unigram_nats
 from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte
 from slm.records import Shards
-from slm.tokens.shards.reading import documents, first_documents, read_tokens
+from slm.tokens.shards.reading import documents, first_documents, split_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 HELD_OUT_BYTES = 4_000_000  # of held-out text, at least one document
@@ -103,8 +103,8 @@ def _stream(shards: Shards, held_out: Sequence[Ids]) -> Ints:
 def training_stream(shards: Shards) -> Ints:
     """The first training tokens, whole documents, with end-of-text at both ends."""
     parts, left = [], TRAIN_TOKENS
-    for name in shards.splits["train"].files:
-        tokens = read_tokens(shards.path / name)[:left]
+    for whole in split_tokens(shards, "train"):
+        tokens = whole[:left]
         parts.append(tokens)
         left -= len(tokens)
         if not left:

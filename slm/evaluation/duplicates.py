@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from slm.evaluation.rolling_hash import HashedTokens, Hashes, HashFilter, Positions, token_values
 from slm.records import Shards
-from slm.tokens.shards.reading import first_documents, read_tokens
+from slm.tokens.shards.reading import first_documents, split_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 from slm.tokens.tokenizer.pretokenize import ranges
 
@@ -159,8 +159,7 @@ def _largest_of_each(owners: Ints, values: Ints) -> Iterator[int]:
 def _windows(shards: Shards) -> Iterator[Ids]:
     """The training documents, about WINDOW tokens at a time, up to TRAIN_TOKENS of them."""
     left = TRAIN_TOKENS
-    for name in shards.splits["train"].files:
-        tokens = read_tokens(shards.path / name)
+    for tokens in split_tokens(shards, "train"):
         start = 0
         while start < len(tokens) and left > 0:
             stop = min(start + WINDOW, len(tokens))

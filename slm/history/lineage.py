@@ -157,8 +157,8 @@ class _Chain:
     def lineage(self) -> Lineage:
         config, parent = self._config(), (*self._parent(), *self._derived(), *self._sweep())
         links = (
-            self._dataset(), *self._parts(), self._source(), self._cleaning(config.state), self._tokenizer(),
-            self._shards(), config, self._code(), self._environment(), *parent,
+            self._dataset(), *self._parts(), self._source(), self._cleaning(config.state),
+            self._tokenizer(), self._shards(), config, self._code(), self._environment(), *parent,
             self._run(*(link.name for link in parent)), self._checkpoint(), self._evaluation(),
             *self._benchmarks(),
         )  # fmt: skip
@@ -248,8 +248,7 @@ class _Chain:
             state, own = self._text_status(config.of_source(name).data, part)
             states.add(state)
             notes += [f"{name}: {note}" for note in own]
-        worst = next((state for state in _WORST_FIRST if state in states), "not checked")
-        return worst, tuple(notes)
+        return next((each for each in _WORST_FIRST if each in states), NOT_CHECKED[0]), tuple(notes)
 
     def _text_status(self, data: DataConfig, source: Source) -> Status:
         """Whether a dataset is what it was, as far as this machine knows."""
@@ -271,7 +270,8 @@ class _Chain:
             )
             if source and name in source.parts:
                 own = source.parts[name]
-                value = f"{own.dataset}, {own.revision[:12]}: {value}"
+                dataset = Path(own.dataset).name if own.dataset[:1] in "/~" else own.dataset
+                value = f"{dataset}, {own.revision[:12]}: {value}"
             links.append(_link(f"source {name}", value, part.source_key, self.shards.status))
         return links
 

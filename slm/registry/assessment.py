@@ -26,7 +26,7 @@ from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_task
 from slm.registry.tags import REQUIRED
 from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
 from slm.run_folder import DataRoot, RunFolder
-from slm.tokens.shards.reading import documents, read_shards, read_tokens
+from slm.tokens.shards.reading import documents, read_shards, split_tokens
 from slm.tokens.tokenizer.bpe import TOKENIZER, Ids, Tokenizer
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _vetoes(
             f"{share:.0%} of its samples are {kinds} (at most {limits.max_degenerate:.0%})"
         )
     # Compared as token ids of the challenger's shards, whose tokenizer is the challenger's own.
-    train = (read_tokens(shards.path / name) for name in shards.splits["train"].files)
+    train = split_tokens(shards, "train")
     ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
     blank = blank_ids(tokenizer, samples + ends)
     copies = longest_copies(samples + ends, train, tokenizer.n_vocab, blank=blank)

@@ -100,7 +100,7 @@ def evaluation_card(evaluation: Evaluation) -> Pairs:
 
 
 def data_card(config: PipelineConfig, shards: Shards | None, source: Source | None) -> Pairs:
-    name = source.dataset if source else config.data.path or config.data.source
+    name = source.dataset if source else config.data.dataset_name
     pairs = [("dataset", name)]
     if name == "stories":
         pairs.append(("kind", "synthetic: short stories from this project's own grammar"))
@@ -264,8 +264,8 @@ def front_matter(
     benchmarks: Sequence[Benchmarks] = (),
 ) -> str:
     """The YAML at the head of a model card (huggingface.co/docs/hub/model-cards)."""
-    generated = config.data.source == "stories"
-    dataset = source.dataset if source else config.data.path or config.data.source
+    generated = config.data.source == "stories" and not config.data.sources
+    dataset = source.dataset if source else config.data.dataset_name
     result = {
         "task": {"type": "text-generation", "name": "Text generation"},
         "dataset": {"type": dataset, "name": f"{dataset}, held-out documents", "split": "val"},
@@ -286,6 +286,8 @@ def front_matter(
     }
     if config.data.source == "hub":
         fields["datasets"] = [dataset]
+    elif on_hub := [text.path for text in config.data.sources.values() if text.source == "hub"]:
+        fields["datasets"] = on_hub
     base = started_from(config, run) if config.train.init_from else ""
     if base.startswith("hf:") and is_pinned(base):
         fields["base_model"] = base.removeprefix("hf:").partition("@")[0]

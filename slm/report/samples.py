@@ -20,7 +20,7 @@ from slm.model.sample import generate
 from slm.progress import Progress, silent
 from slm.records import Shards
 from slm.report.summary import Check, Searched, quality_checks
-from slm.tokens.shards.reading import documents, read_tokens
+from slm.tokens.shards.reading import documents, split_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 GROUPS = 5  # of held-out texts, each of as many as there are samples
@@ -195,8 +195,8 @@ def _known_words(shards: Shards, tokenizer: Tokenizer) -> tuple[set[str], int]:
 def _train_tokens(shards: Shards, progress: Progress) -> Iterator[Ids]:
     """The training tokens, shard by shard, up to COPY_TOKENS of them."""
     read = 0
-    for name in shards.splits["train"].files:
+    for whole in split_tokens(shards, "train"):
         progress("searching copied passages", read, shards.splits["train"].tokens)
-        tokens = read_tokens(shards.path / name)[: COPY_TOKENS - read]
+        tokens = whole[: COPY_TOKENS - read]
         yield tokens
         read += len(tokens)

@@ -116,7 +116,8 @@ def gather(
     source = home.root.source(shards.source_key) if shards else None
     chain = lineage(home, evaluation_key=evaluation.key, check=False)
     prompts = report_prompts(config, shards)
-    if config.data.source == "files":
+    texts = (config.data, *config.data.sources.values())
+    if any(text.source == "files" for text in texts):
         config, source, chain = _without_folders(config, source, chain)
     if config.train.init_from:
         config, chain = _without_folder_of_start(config, chain)
@@ -194,7 +195,12 @@ def _without_folders(
     def name(path: str) -> str:
         return Path(path).name or path
 
-    data = config.data.model_copy(update={"path": name(config.data.path)})
+    sources = {
+        key: text.model_copy(update={"path": name(text.path)} if text.source == "files" else {})
+        for key, text in config.data.sources.items()
+    }
+    update = {"path": name(config.data.path), "sources": sources}
+    data = config.data.model_copy(update=update)
     links = tuple(
         link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
         for link in chain.links

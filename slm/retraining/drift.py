@@ -18,7 +18,7 @@ from slm.progress import Progress, silent
 from slm.records import Frozen, Shards, Source
 from slm.source.reading import source_texts
 from slm.tokens.cleaning import Hashes, Mask, document_hash
-from slm.tokens.shards.reading import documents, read_tokens
+from slm.tokens.shards.reading import documents, split_tokens
 
 CHUNK_TOKENS = 1 << 22
 ENDS_WORDS = 32  # at a document's start and end, by which an edited one is recognised
@@ -247,8 +247,7 @@ def _within(sample: Iterable[npt.NDArray[np.integer]]) -> list[npt.NDArray[np.in
 def _train_counts(shards: Shards) -> Counts:
     """The count of each token in train, (V,); end-of-text, which samples lack, left out."""
     total = np.zeros(shards.vocab_size, np.int64)
-    for name in shards.splits["train"].files:
-        tokens = read_tokens(shards.path / name)
+    for tokens in split_tokens(shards, "train"):
         for first in range(0, len(tokens), CHUNK_TOKENS):
             total += np.bincount(tokens[first : first + CHUNK_TOKENS], minlength=shards.vocab_size)
     total[shards.eot] = 0

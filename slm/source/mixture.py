@@ -6,7 +6,7 @@
 So a part is shared with every other recipe that has it, and a mixture is a source as any other.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def joined_record(config: PipelineConfig, parts: Mapping[str, Source]) -> Source
     return Source(
         key=joined_key(config, {name: part.key for name, part in every}),
         files={_linked(n, file): entry for n, p in every for file, entry in p.files.items()},
-        dataset=dataset_of(joined),
+        dataset=config.data.dataset_name,
         revision=storage.sha256_json({name: part.revision for name, part in every}),
         splits=_all_splits(joined),
         origin={f"{n}/{file}": digest for n, p in every for file, digest in p.origin.items()},
@@ -62,11 +62,6 @@ def joined_record(config: PipelineConfig, parts: Mapping[str, Source]) -> Source
         notes=[f"{n}: {note}" for n, p in every for note in p.notes or ()],
         parts=joined,
     )
-
-
-def dataset_of(names: Iterable[str]) -> str:
-    """The dataset of a mixture, as its record has it."""
-    return " + ".join(names)
 
 
 def joined_key(config: PipelineConfig, parts: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Whether the config takes every value of a space, before anything runs."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def checked_space(
     known: dict[str, dict[str, Any]] = {key: {} for key in space}
     for values in corners(space):
         try:
-            flat = load_recipe(recipe, together(overrides, values)).flat()
+            flat = keys.with_sources(load_recipe(recipe, together(overrides, values)).flat())
         except UserError as error:
             raise UserError(f"the space has {_shown(values)}, which is refused: {error}") from error
         for key, value in values.items():
@@ -44,7 +45,10 @@ def _check_setting(key: str) -> None:
     """Raises UserError for a setting that makes no trial better, or none comparable."""
     stages = ("download", "tokenizer", "encode", "train", "select")
     scored = {name for stage in stages for name in keys.names_of(stage)}
-    if key in HELD_OUT:
+    of_source = re.sub(r"^data\.sources\.[^.]+\.", "", key)
+    if of_source != key and of_source in keys.OF_SOURCE["train"]:
+        return
+    if key in HELD_OUT or of_source != key:
         raise UserError(
             f"{key} cannot be in the space: other values hold out other documents, and their "
             "scores could not be compared; make a sweep of each"

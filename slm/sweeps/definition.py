@@ -103,7 +103,14 @@ class Sweep(Frozen):
         """
         config = self.config()
         stages = ("tokenizer", *_STAGES) if config.data.makes_vocabulary else _STAGES
-        fields = {stage: keys.stage_fields(stage, config) for stage in stages}
+        fields: dict[str, Any] = {stage: keys.stage_fields(stage, config) for stage in stages}
+        if config.data.sources:
+            fields["sources"] = {
+                name: {
+                    s: keys.stage_fields(s, config.of_source(name)) for s in ("download", "encode")
+                }
+                for name in config.data.sources
+            }
         parts = {
             "version": SWEEP_VERSION,
             "config": fields,

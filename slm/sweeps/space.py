@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from slm.config import LIMITS
 from slm.errors import UserError, excerpt, listing, unknown
 from slm.other_names import unknown_setting
-from slm.recipes import dotted_keys, parse_overrides, sections
+from slm.recipes import dotted_keys, is_setting, parse_overrides, sections
 from slm.records import Frozen
 from slm.storage import to_json
 
@@ -130,7 +130,8 @@ def parse_dimension(key: str, given: Any) -> Dimension:
 
     Raises UserError naming the key and the value.
     """
-    if key not in (known := list(dotted_keys())):
+    if not is_setting(key):
+        known = list(dotted_keys())
         raise unknown_setting(key, [*known, *sections()])
     if isinstance(given, Mapping):
         return _conditional(key, given)

@@ -20,7 +20,6 @@ from slm.machine import available_cores, available_memory, pick_device
 from slm.records import Plan, Shards, ShardSplit, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import is_made_with
-from slm.source.mixture import dataset_of
 from slm.storage import read_record
 from slm.tokens.cleaning import check_extras
 from slm.tokens.encode import encode_key
@@ -311,9 +310,7 @@ def known_shards(
     """
     data = DataRoot(root)
     named = data.results("sources", config.folder_name)
-    dataset = "stories" if config.data.source == "stories" else config.data.path
-    if config.data.sources:
-        dataset = dataset_of(config.data.sources)
+    dataset = config.data.dataset_name
 
     def vocabulary(source: Source) -> str | None:
         """The tokenizer that shards of this source would have; empty where that is not here."""

@@ -11,7 +11,7 @@ from finished import finish
 from pydantic import ValidationError
 
 from slm import keys, storage
-from slm.config import GPT2_VOCAB_SIZE, LIMITS, PipelineConfig, Section
+from slm.config import GPT2_VOCAB_SIZE, LIMITS, PipelineConfig, Section, TextConfig
 from slm.model.saved import MODEL_FILES
 from slm.planning.plan import PipelinePlan, plan_config
 from slm.planning.versions import with_settings
@@ -22,6 +22,7 @@ PIPELINES = Path(__file__).parents[2] / "pipelines.yaml"
 RECIPES = list(read_pipelines(PIPELINES)["recipes"])
 
 # In no list of a key, and still read by the last stage: where a version goes.
+MIXTURE = ("data.sources", "data.phases")
 PLACES = {"registry.model", "registry.tracking_uri"}
 OF_FILES = ("files", "tinystories-sample", "finetune")
 
@@ -84,6 +85,10 @@ def edits(
     if key in ("data.clean.map", "data.clean.filter"):
         (file := other_file.with_name("own.py")).write_text("def keep(text): return True")
         own = [f"{file}:keep"]
+    if key == "data.sources":
+        own = [{"tales": {"source": "stories", "documents": 7}}]
+    if key == "data.phases":
+        own = [[{"until": 1, "weights": {"tales": 2}}]]
     count = 0
     for value in own:
         try:
@@ -114,6 +119,11 @@ def companions(key: str, value: Any, file: Path) -> dict[str, Any]:
     """What a value needs next to it: a source its documents, a grader its name."""
     if key == "report.judge_url":
         return {"report.judge_model": "a"}
+    if key in MIXTURE:  # `data` then describes no text of its own
+        texts = TextConfig().model_dump(mode="json")
+        sources = {"tales": {"source": "stories", "documents": 7}}
+        whole = {} if key == "data.sources" else {"data.sources": sources}
+        return {f"data.{name}": value for name, value in texts.items()} | whole
     if key == "data.source":
         return {"data.documents": 7} if value == "stories" else {"data.path": str(file)}
     if key.startswith("data.tokenizer."):  # which excludes another vocabulary
@@ -173,7 +183,13 @@ def explain_wrong(
     """What is wrong with the explanation of an edit; None where it is right."""
     named = [(stage.stage, stage.changed) for stage in plan.stages if stage.changed]
     goes_elsewhere = plan.first is not None and plan.first.stage == "register"
-    if key in PLACES:
+    if key in MIXTURE:  # which has other stages: tests/test_mixture_results.py edits one
+        expected = lambda: (
+            plan.first is not None
+            and plan.first.title == "download tales"
+            and plan["download"].changed["data.sources"] == ([], ["tales"])
+        )
+    elif key in PLACES:
         expected: Callable[[], bool] = lambda: (
             plan.first is not None
             and plan.first.stage == "register"
