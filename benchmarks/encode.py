@@ -5,7 +5,8 @@ process of its own: parquet → shards on disk, hashed, committed, and verified 
 loop gets its texts in memory and discards the tokens. The third is the preparation script of
 nanoGPT: `datasets.map` with as many processes as cores, then a numpy memmap.
 
-Last, the loader reads these shards, compared with the training loop of `quickstart`.
+Last, the loader reads these shards, as one text and as mixtures of 2 and of 8 sources, compared
+with the training loop of `quickstart`.
 
 With `--runner dask` or `ray` the same stage is done by processes of this machine and by the workers
 of a cluster of as many, in turn, to the same bytes. That takes as many seconds longer as the
@@ -96,7 +97,7 @@ def run(
         for name, speed in speeds.items()
     ]
     rows.append(limits.row("slm, all processes", "peak memory", max(memory), "MB"))
-    for name, speed in (("loader", loading), ("training loop, quickstart", training)):
+    for name, speed in {**loading, "training loop, quickstart": training}.items():
         rows.append(limits.row(name, "throughput", speed, "tokens/s", speed / training))
     return _result(size, rows)
 
@@ -254,8 +255,8 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
 # ---- the loader -------------------------------------------------------------------------------
 
 
-def _loader(folder: Path) -> tuple[float, float]:
-    """Tokens/s of the loader, and of training, in a process set up as training is."""
+def _loader(folder: Path) -> tuple[dict[str, float], float]:
+    """Tokens/s of the loader by its name, and of training, in a process set up as training is."""
     from slm.training.launch import child_environment
 
     command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
@@ -265,11 +266,10 @@ def _loader(folder: Path) -> tuple[float, float]:
     return loading, training
 
 
-def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
+def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[dict[str, float], float]:
     import torch
 
     from slm.records import Plan
-    from slm.tokens.loader import Loader
     from slm.training.loop import train_step
     from slm.training.plan import pick_precision
     from slm.training.session import synthetic_session
@@ -279,7 +279,6 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
     shards = read_shards(path, verify=False)
     tokens = [read_tokens(path / name) for name in shards.splits["train"].files]
     rows = config.train.tokens_per_step // config.model.seq_len
-    batches = Loader(tokens, seq_len=config.model.seq_len, rows=rows, seed=1).batches(0)
     plan = Plan(
         max_steps=1,
         rows=rows,
@@ -300,11 +299,28 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[float, float]:
             count += 1
         return count * config.train.tokens_per_step / (time.perf_counter() - begin)
 
+    loading = {}
+    for count in (1, 2, 8):
+        batches = _mixed(tokens, count, config.model.seq_len, rows).batches(0)
+        name = "loader" if count == 1 else f"loader, mixture of {count}"
+        loading[name] = steps_in(partial(next, batches))
     x, y = next(batches)
-    return (
-        steps_in(lambda: next(batches)),
-        steps_in(lambda: train_step(session, x, y)),
-    )
+    return loading, steps_in(lambda: train_step(session, x, y))
+
+
+def _mixed(tokens: list[Any], count: int, seq_len: int, rows: int) -> Any:
+    """A loader of the same tokens as one text, or as the sources of a mixture."""
+    from slm.tokens.loader import Loader
+    from slm.tokens.mixture.order import Part, make_order, windows_in
+
+    pieces = [np.array_split(shard, count) for shard in tokens]
+    streams = [[shard[i] for shard in pieces] for i in range(count)]
+    parts = [
+        Part(f"part {i}", windows_in(sum(map(len, stream)), seq_len), (float(i + 1),))
+        for i, stream in enumerate(streams)
+    ]
+    order = make_order(parts, seed=1) if count > 1 else None
+    return Loader(*streams, seq_len=seq_len, rows=rows, seed=1, order=order)
 
 
 # ---- measuring --------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ _OTHER_NAMES = {
     "train.compile": "torch_compile",
     "train.cooldown": "cooldown_frac cooldown_steps decay_fraction decay_steps wsd_decay",
     "train.device": "accelerator cuda gpu use_cpu use_cuda use_gpu",
+    "train.document_mask": "attention_boundary block_cross_document_attention doc_mask "
+    "document_masking intra_document_mask reset_attention_mask sample_packing",
     "train.epochs": "max_epochs n_epochs num_epochs num_train_epochs",
     "train.evaluate_documents": "eval_batches eval_iters eval_samples val_batches",
     "train.evaluate_every": "eval_every eval_freq eval_interval eval_steps val_check_interval "

@@ -172,6 +172,18 @@ class Shards(Record):
     length_histogram: dict[str, int] = Field(default_factory=dict)  # "≤ tokens" → documents
     parts: dict[str, ShardsPart] = Field(default_factory=dict)  # of a mixture, by name
 
+    @property
+    def trained_on(self) -> ShardCount:
+        """What a pass over the training tokens reads: of a mixture without what is excluded."""
+        parts = [part.train for part in self.parts.values()]
+        if not parts:
+            return self.splits["train"]
+        return ShardCount(
+            documents=sum(part.documents for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            bytes=sum(part.bytes for part in parts),
+        )
+
 
 class Imported(Record):
     """A Hugging Face model in our form: weights, shape and vocabulary, in `data/imported/`."""

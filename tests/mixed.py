@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from slm.config import PipelineConfig, SourceConfig
+import numpy as np
+
+from slm.config import DataConfig, PipelineConfig, SourceConfig, TextConfig
 from slm.records import Shards, ShardsPart, ShardSplit
 from slm.storage import write_record
 from slm.tokens.shards.layout import total
+from slm.tokens.shards.reading import EXCLUDED
 
 NAMES = ("wiki", "code", "chat")
 
@@ -21,7 +24,8 @@ def as_mixture(shards: Shards, count: int = 2) -> Shards:
         split = ShardSplit(files=files, counts=counts, **total(counts.values()))
         val = train.counts[files[0]].model_copy(update={"documents": 0, "tokens": 0, "bytes": 0})
         parts[name] = ShardsPart(key=name * 8, source_key="s" * 64, train=split, val=val)
-    mixed = shards.model_copy(update={"parts": parts})
+    np.save(shards.path / EXCLUDED, np.empty((0, 4), np.int64))
+    mixed = shards.model_copy(update={"parts": dict(sorted(parts.items()))})
     write_record(shards.path, mixed)
     return mixed
 
@@ -31,5 +35,7 @@ def mixed_config(
 ) -> PipelineConfig:
     """A config with sources by name: their weights and epochs."""
     made = {name: SourceConfig(**settings) for name, settings in sources.items()}
-    data = config.data.model_copy(update={"sources": made, "phases": phases})
+    alone = TextConfig.model_fields  # of one dataset
+    shared = {name: value for name, value in config.data if name not in alone}
+    data = DataConfig(**{**shared, "sources": made, "phases": phases})
     return config.model_copy(update={"data": data})

@@ -172,7 +172,7 @@ class _CausalAttention(torch.autograd.Function):
             seen = slice(block.stop)
             scores = q[:, block] @ k[:, seen].mT  # (B·H, block, seen)
             if bias is not None:  # (B, 1, T, T), of B·H scores
-                scores.unflatten(0, (len(bias), -1)).add_(bias[:, :, block, seen])
+                scores.view(len(bias), -1, *scores.shape[1:]).add_(bias[:, :, block, seen])
             else:
                 own = scores[:, :, block.start :]  # the others are all earlier
                 own += torch.full(own.shape[1:], -math.inf, dtype=q.dtype).triu(1)

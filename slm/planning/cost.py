@@ -162,7 +162,7 @@ def _steps(line: Stage, lines: Lines) -> int | None:
     of_the_data = train.epochs is not None or train.max_passes is not None
     if train.max_seconds is not None or (of_the_data and lines.shards is None):
         return None
-    return planned_steps(lines.config, lines.shards.splits["train"] if lines.shards else NO_TOKENS)
+    return planned_steps(lines.config, lines.shards.trained_on if lines.shards else NO_TOKENS)
 
 
 def _run_like(lines: Lines) -> Result | None:

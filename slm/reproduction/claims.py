@@ -282,7 +282,7 @@ def _plan(recorded: Claims, rebuilt: Claims) -> Iterator[tuple[str, str, str]]:
         return
     yield "plan.parallel", plan.parallel, config.train.parallel
     yield "plan.rows", exact(plan.rows), exact(config.train.tokens_per_step // config.model.seq_len)
-    if shards and (steps := planned_steps(config, shards.splits["train"])):
+    if shards and (steps := planned_steps(config, shards.trained_on)):
         yield "plan.max_steps", exact(plan.end(recorded.decision)), exact(steps)
     for name, checkpoint in recorded.checkpoints.items():
         if checkpoint.plan_sha256:

@@ -148,7 +148,7 @@ def _rung(sweep: Sweep, trial: Trial, seed: SeedRun, root: DataRoot) -> Rung:
         run=seed.run,
         shape=shape_of(config, size, _speed(config, run) if run else None),
         tokens=seed.tokens,
-        unique_tokens=shards.splits["train"].tokens,
+        unique_tokens=shards.trained_on.tokens,
         seconds=seed.seconds,
         val_bpb=seed.val_bpb,
     )

@@ -10,6 +10,7 @@ is the same for any number of processes.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -21,6 +22,9 @@ from slm.errors import UserError
 from slm.tokens.mixture.order import Order, windows_in
 from slm.tokens.permutation import derive_seed, permute
 from slm.tokens.shards.layout import Tokens
+
+BLOCK_ROWS = 1024  # whose windows are computed together: one by one takes ten times as long
+I64 = npt.NDArray[np.int64]
 
 
 class Stream:
@@ -49,7 +53,7 @@ class Stream:
         """Tokens."""
         return int(self.starts[-1])
 
-    def window_starts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def window_starts(self, places: I64) -> I64:
         """The first token of the windows at some places of the order; (R,) both.
 
         100 tokens have 11 windows of 8, so the places 8, 9 and 10 are the last ones of epoch 0 and
@@ -62,7 +66,7 @@ class Stream:
         positions = places.astype(np.uint64)
         epochs = positions // np.uint64(self.windows)  # (R,)
         starts = np.empty(len(positions), dtype=np.int64)  # (R,)
-        for epoch in np.unique(epochs):  # one, or two where an epoch ends within the step
+        for epoch in np.unique(epochs):
             here = epochs == epoch
             offset = derive_seed(self.seed, "offset", int(epoch)) % self.seq_len
             within = positions[here] % np.uint64(self.windows)
@@ -70,30 +74,25 @@ class Stream:
             starts[here] = windows.astype(np.int64) * self.seq_len + offset
         return starts
 
-    def row_starts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The first token of the rows at some places of the order; (R,) both.
+    def row_start(self, start: int) -> int:
+        """The first token of the row of a window: its first end-of-text, where it has one.
 
-        With an end-of-text, here 0, a row begins at the first one of its window: of those at 36,
-        44, 68 and 74 of `window_starts` at 40, 50, 70 and 80; the first row of the last 16 tokens,
-        after which no whole row is left, stays where it is.
+        Where 0 is end-of-text, the row of the window from 36 to 43 begins at 40. One that would not
+        fit before the last token stays where it is, as in the window from 88 on.
 
-        >>> tokens = np.arange(100)
+        >>> tokens = np.arange(1, 98)
         >>> tokens[::10] = 0
         >>> stream = Stream([tokens], seq_len=8, seed=1, eot=0)
-        >>> stream.row_starts(np.arange(8, 12)).tolist()
-        [40, 50, 70, 80]
+        >>> stream.row_start(36), stream.row_start(88)
+        (40, 88)
         """
-        starts = self.window_starts(places)
-        if self.eot is None:
-            return starts
-        last = len(self) - self.seq_len - 1  # at which a row may begin
-        for row, start in enumerate(starts.tolist()):
+        if self.eot is not None:
             begins = np.flatnonzero(self.read(start, start + self.seq_len) == self.eot)
-            if len(begins) and start + begins[0] <= last:
-                starts[row] += begins[0]
-        return starts
+            if len(begins) and start + int(begins[0]) + self.seq_len < len(self):
+                return start + int(begins[0])
+        return start
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def read(self, start: int, stop: int) -> I64:
         """The tokens of a range, which may span several shards."""
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
@@ -139,6 +138,7 @@ class Loader:
         self.seq_len, self.rows, self.order = seq_len, rows, order
         self.own = range(rows) if own is None else own
         self.device = device or torch.device("cpu")
+        self._block = lru_cache(maxsize=2)(self._make_block)
         self.resident = self._move_to_device()
 
     def _move_to_device(self) -> Tensor | None:
@@ -157,20 +157,32 @@ class Loader:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def rows_at(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def rows_at(self, step: int) -> tuple[I64, I64]:
         """The stream of each of this process's rows, and its first token there; (R,) each."""
-        first = step * self.rows
-        start, stop = first + self.own.start, first + self.own.stop
+        row, stop = (step * self.rows + end for end in (self.own.start, self.own.stop))
+        pieces = [np.empty((2, 0), dtype=np.int64)]
+        while row < stop:
+            block, within = divmod(row, BLOCK_ROWS)
+            pieces.append(self._block(block)[:, within : within + stop - row])
+            row += pieces[-1].shape[1]
+        parts, starts = np.concatenate(pieces, axis=1)
+        for i, (part, start) in enumerate(zip(parts.tolist(), starts.tolist(), strict=True)):
+            starts[i] = self.streams[part].row_start(start)
+        return parts, starts
+
+    def _make_block(self, block: int) -> I64:
+        """Stream and window of each of some rows of the training; (2, BLOCK_ROWS)."""
+        first = block * BLOCK_ROWS
         if self.order is None:
-            places = np.arange(start, stop, dtype=np.int64)
+            places = np.arange(first, first + BLOCK_ROWS, dtype=np.int64)
             parts = np.zeros_like(places)
         else:
-            parts, places = self.order.rows(start, stop)
+            parts, places = self.order.rows(first, first + BLOCK_ROWS)
         starts = np.empty_like(places)
         for part in np.unique(parts):
             here = parts == part
-            starts[here] = self.streams[part].row_starts(places[here])
-        return parts, starts
+            starts[here] = self.streams[part].window_starts(places[here])
+        return np.stack((parts, starts))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, (R, T) each of this process's rows, int64."""

@@ -22,7 +22,7 @@ from slm.errors import SlmError, UserError
 from slm.evaluation.scoring import token_losses
 from slm.figures import size
 from slm.machine import pick_device
-from slm.records import Plan, Shards, ShardSplit
+from slm.records import Plan, ShardCount, Shards
 from slm.run_folder import RunFolder
 from slm.training.elastic import max_nodes
 from slm.training.launch import child_environment, planned_processes
@@ -63,7 +63,7 @@ class ProbeRequest(BaseModel):
     """What the child is asked to measure."""
 
     config: PipelineConfig
-    splits: dict[str, ShardSplit]
+    splits: dict[str, ShardCount]
     processes: int
 
 
@@ -95,7 +95,7 @@ def forecast(config: PipelineConfig, shards: Shards | None) -> Forecast:
     """
     check_limit(config, shards)
     check_free_memory(config)
-    splits = shards.splits if shards else {}
+    splits = {"train": shards.trained_on, "val": shards.splits["val"]} if shards else {}
     processes = planned_processes(config)
     request = ProbeRequest(config=config, splits=splits, processes=processes)
     done = subprocess.run(
@@ -128,7 +128,7 @@ def forecast_start(run: RunFolder) -> Forecast | None:
         return None
     if pick_device(config.train.device).type != "cpu":
         return None
-    tokens = planned_steps(config, shards.splits["train"]) * config.train.tokens_per_step
+    tokens = planned_steps(config, shards.trained_on) * config.train.tokens_per_step
     if measure(config).flops_per_token * tokens < MIN_FORECAST_FLOPS:
         return None
     try:
@@ -159,13 +159,13 @@ def check_free_memory(config: PipelineConfig) -> None:
         )
 
 
-def probe(config: PipelineConfig, splits: dict[str, ShardSplit], processes: int = 1) -> Forecast:
+def probe(config: PipelineConfig, splits: dict[str, ShardCount], processes: int = 1) -> Forecast:
     """The probe itself, in this process: real steps on random tokens, and some of them scored.
 
     `splits`: those of the shards, as far as they are known. `processes`: of the training; this one
     does the share of one of them.
     """
-    unknown = ShardSplit(files=[], documents=0, tokens=0, bytes=0)
+    unknown = ShardCount(documents=0, tokens=0, bytes=0)
     plan = make_plan(config, splits.get("train", unknown), processes)
     count = micro_batch_count(plan, processes)
     rows = math.ceil(count / processes) * (plan.rows // count)
@@ -263,7 +263,7 @@ def memory_with_a_save(session: Session, x: Tensor, y: Tensor) -> int:
     return memory_bytes("cpu")
 
 
-def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardSplit) -> float:
+def scored_tokens(config: PipelineConfig, max_steps: int, val: ShardCount) -> float:
     """The tokens that a training scores: the slice at every evaluation, all of val at the end."""
     length = val.tokens / val.documents if val.documents else config.model.seq_len
     count = min(config.train.evaluate_documents, val.documents or math.inf)
@@ -324,7 +324,7 @@ def advice(config: PipelineConfig, cost: Forecast, shards: Shards | None) -> lis
 
 
 def _advice_on_data(config: PipelineConfig, cost: Forecast, shards: Shards) -> list[str]:
-    split, lines = shards.splits["train"], []
+    split, lines = shards.trained_on, []
     length = split.tokens / max(1, split.documents)
     if config.model.seq_len > MAX_CONTEXT * length:
         lines.append(

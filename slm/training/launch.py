@@ -110,7 +110,7 @@ def prepare(
 def check_order(config: PipelineConfig, shards: Shards) -> None:
     """Raises UserError where the sources of a mixture cannot be trained on as the settings ask."""
     rows = config.train.tokens_per_step // config.model.seq_len
-    planned_order(config, shards, rows, planned_steps(config, shards.splits["train"]))
+    planned_order(config, shards, rows, planned_steps(config, shards.trained_on))
 
 
 def starts_elsewhere(config: PipelineConfig) -> str:

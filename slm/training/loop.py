@@ -384,8 +384,7 @@ def fix_plan(job: Job, clock: Callable[[], float]) -> Plan:
     """
     text = ""
     if job.rank == 0:
-        train_split = job.shards.splits["train"]
-        plan = job.run.plan or make_plan(job.config, train_split, job.world_size)
+        plan = job.run.plan or make_plan(job.config, job.shards.trained_on, job.world_size)
         text = plan.model_dump_json()
     plan = Plan.model_validate_json(broadcast_from_rank0(text))
     check_rows(plan.parallel, plan.rows, job.world_size)

@@ -7,7 +7,7 @@ import math
 
 from slm.config import ModelConfig, PipelineConfig
 from slm.errors import UserError
-from slm.records import Frozen, ShardSplit
+from slm.records import Frozen, ShardCount
 from slm.size import block_matrices, inner_width, kv_width, non_embedding
 
 MAX_BYTES = 2**63 - 1  # of a tensor, which 64 bits count
@@ -91,7 +91,7 @@ def block_vectors(model: ModelConfig) -> int:
     return 2 * width + 2 * (width // model.n_head)  # two norms; those of queries and keys
 
 
-def planned_steps(config: PipelineConfig, data: ShardSplit) -> int:
+def planned_steps(config: PipelineConfig, data: ShardCount) -> int:
     """The optimizer steps that the config's limit comes to; 0 if it is a limit in seconds."""
     train = config.train
     if train.max_seconds is not None:

@@ -20,7 +20,7 @@ import torch
 from slm.config import PipelineConfig, TrainConfig
 from slm.errors import UserError
 from slm.machine import available_cores, available_memory, has_amx_bf16, pick_device
-from slm.records import Decision, Plan, ShardSplit
+from slm.records import Decision, Plan, ShardCount
 from slm.storage import sha256_json
 from slm.training.needs import planned_steps
 
@@ -79,11 +79,11 @@ def decision_sha256(decision: Decision | None, step: int) -> str:
     return sha256_json(decision.model_dump(mode="json"))
 
 
-def make_plan(config: PipelineConfig, data: ShardSplit, world_size: int = 1) -> Plan:
+def make_plan(config: PipelineConfig, data: ShardCount, world_size: int = 1) -> Plan:
     """All that is known before a probe; a limit in seconds leaves `max_steps` at 0.
 
     Args:
-        data: the train split.
+        data: what the training reads.
         world_size: the processes that it begins with, to refuse what they cannot do. No field of
             the plan depends on it.
     """

@@ -261,6 +261,9 @@ def new_session(
     share, rows = share_of(count, job.rank, job.world_size), plan.rows // count
     own = range(share.start * rows, share.stop * rows)
     loader = new_loader(config, plan, job.shards, tokens, own=own, device=device)
+    if job.shards.parts:
+        lengths = [part.train.tokens for part in job.shards.parts.values()]
+        assert lengths == [len(stream) for stream in loader.streams], "the order is of others"
     optimizers = build_optimizers(model, config.train, plan.muon_precision)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     origin = job.parent.weights_sha256 if job.parent else None

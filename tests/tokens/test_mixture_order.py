@@ -21,6 +21,7 @@ from slm.tokens.mixture.order import (
     make_order,
     planned_order,
 )
+from slm.training.needs import planned_steps
 
 ONE = Part("one", windows=37, weights=(0.7, 0.2))
 TWO = Part("two", windows=500, weights=(0.3, 0.8))
@@ -224,11 +225,6 @@ def test_what_cannot_be_trained_on_is_refused_with_figures_and_a_remedy() -> Non
     assert "data.sources.code has the weight 0.0001 of 1.0001, not one of every 1,000" in refusal(
         rare
     )
-    phases = (Phase(until=0.5, weights={"books": 0, "code": 0}), Phase())
-    nothing = config_of(phases, books={}, code={})
-    assert refusal(nothing) == (
-        "all weights of data.sources are 0 in phase 1: give one of them a weight"
-    )
     small = shards_of(books=400_000, code=60)
     assert "60 training tokens of data.sources.code are too few for a context of 32" in refusal(
         config_of(books={}, code={}), shards=small
@@ -257,3 +253,25 @@ def test_a_limit_in_seconds_begins_with_the_first_phase_before_its_probe() -> No
     order = planned_order(config_of(phases, train, books={}, code={}), SHARDS, ROWS, 0)
     assert order is not None
     assert order.stretches == ((0, (1000, 0), (0, 0)),)
+
+
+def test_a_pass_is_over_the_tokens_of_all_sources_together() -> None:
+    """464,000 tokens without what is excluded: two passes are 1,450 steps of 640."""
+    train = TrainConfig(epochs=2, tokens_per_step=640)
+    assert SHARDS.trained_on.tokens == 464_000
+    config = config_of((), train, books={}, code={})
+    assert planned_steps(config, SHARDS.trained_on) == 1450
+    train = TrainConfig(max_steps=5000, max_passes=1, tokens_per_step=640)
+    assert planned_steps(config_of((), train, books={}, code={}), SHARDS.trained_on) == 725
+
+
+def test_a_thousand_steps_have_the_shares_of_their_weights() -> None:
+    """20,000 rows are whole cycles: exactly 0.7 and 0.3; and 20 rows of any step nearly so."""
+    config = config_of(books={"weight": 0.7}, code={"weight": 0.3})
+    order = planned_order(config, SHARDS, ROWS, 1000)
+    assert order is not None
+    assert order.counts(1000 * ROWS) == (14_000, 6_000)
+    for step in range(1001):
+        books, code = order.counts(step * ROWS)
+        assert books + code == step * ROWS
+        assert abs(books - 0.7 * step * ROWS) <= 0.3 * CYCLE_ROWS / 2

@@ -297,11 +297,9 @@ def phase_ends(config: PipelineConfig) -> list[Fraction]:
 
 
 def check_weights(parts: Sequence[Part]) -> None:
-    """Raises UserError where no source of a phase has a weight, or one of a weight has no row."""
+    """Raises UserError where a source has a weight, and no row of a cycle for it."""
     for phase, weights in enumerate(zip(*(part.weights for part in parts), strict=True)):
         where = f" in phase {phase + 1}" if len(parts[0].weights) > 1 else ""
-        if not any(weights):
-            raise UserError(f"all weights of data.sources are 0{where}: give one of them a weight")
         for part, weight, share in zip(parts, weights, cycle_shares(weights), strict=True):
             if weight and not share:
                 raise UserError(
