@@ -16,12 +16,11 @@ from slm.records import Evaluation
 
 NAMES = [
     "load_recipe", "download", "initial_model", "make_tokenizer", "encode", "encode_part", "mix",
-    "train", "resume",
-    "watch", "stop", "finish", "train_longer", "evaluate", "benchmark", "write_report",
-    "report_index", "register", "promote", "run", "sweep", "plan_sweep", "choose_winner",
-    "promote_winner", "ladder", "init", "plan", "compare", "batch_rows", "find_text", "data_card",
-    "push", "pull", "open_run", "lineage", "load_model", "sample", "export", "verify_published",
-    "serve", "doctor", "launch_slurm", "launch_kubernetes",
+    "train", "resume", "watch", "stop", "finish", "train_longer", "evaluate", "benchmark",
+    "write_report", "report_index", "register", "promote", "run", "sweep", "plan_sweep",
+    "choose_winner", "promote_winner", "ladder", "init", "plan", "compare", "batch_rows",
+    "find_text", "data_card", "push", "pull", "open_run", "lineage", "load_model", "sample",
+    "export", "verify_published", "serve", "doctor", "launch_slurm", "launch_kubernetes",
     "PipelineConfig", "DataRoot", "RunFolder", "SlmError", "UserError",
 ]  # fmt: skip
 

@@ -190,7 +190,12 @@ def _notes(run: RunFolder, origins: Iterable[Origins]) -> Iterator[str]:
             "the source is not here: of what cleaning dropped, only beginnings are known; "
             "`slm download RECIPE` brings it back"
         )
-    if any(each.shards is None or not has_exclusions(each.shards) for each in origins):
+    if any(each.shards is None for each in origins):
+        yield (
+            "the shards of a source, which were joined, are gone: which of its rows cleaning "
+            "dropped is not known; `slm encode RECIPE` makes them again"
+        )
+    if any(each.shards is not None and not has_exclusions(each.shards) for each in origins):
         yield f"which rows cleaning dropped is not known: {NO_EXCLUSIONS}"
 
 
