@@ -4,7 +4,7 @@ It starts `slm up` on free ports, runs `quickstart` and a sweep in small, and ph
 pages with a headless Chromium, light and dark. All of it is on this machine alone. What the data
 folder has already is reused.
 
-    python docs/screenshots.py [FOLDER]      # of the data; build/screenshots by default
+    python docs/screenshots.py [FOLDER [pages|servers]]   # of the data; default: build/screenshots
 """
 
 import base64
@@ -216,7 +216,28 @@ def last_flow_run(prefect: str) -> str:
     return f"{prefect}/runs/flow-run/{newest['id']}"
 
 
-def take_all(commands: Commands, page: Browser) -> None:
+def take_pages(commands: Commands, page: Browser) -> None:
+    """What needs no servers: our own pages, and the terminal."""
+    output = commands.slm(*RUN)
+    IMAGES.mkdir(exist_ok=True)
+    terminal("terminal", "slm run quickstart --set train.max_steps=60", output)
+    run = run_of(output)
+    page.picture("report", (commands.data / "runs" / run / "report/index.html").as_uri())
+    commands.slm("report", "--index")
+    page.picture("reports", (commands.data / "reports.html").as_uri())
+    commands.slm(*SWEEP)
+    compared = commands.data / "comparisons" / "shown.html"
+    commands.slm("compare", sweep_of(commands).name, "--html", str(compared))
+    page.picture("comparison", compared.as_uri())
+    port = str(free_port())
+    serving = f"http://127.0.0.1:{port}"
+    with commands.server("serve", run, "--port", port, ready=lambda: answers(f"{serving}/health")):
+        story = "#prompt=Once+upon+a+time&max_tokens=100&seed=1"
+        page.picture("serving", f"{serving}/{story}", wait=6, script=WRITE)
+
+
+def take_servers(commands: Commands, page: Browser) -> None:
+    """The pages of Prefect and MLflow, of the same results."""
     prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     ports = [address.rpartition(":")[2] for address in (prefect, mlflow)]
     up = ("up", "--prefect-port", ports[0], "--mlflow-port", ports[1])
@@ -225,32 +246,26 @@ def take_all(commands: Commands, page: Browser) -> None:
         commands.environment |= {
             "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow,
         }  # fmt: skip
-        output = commands.slm(*RUN)
-        terminal("terminal", "slm run quickstart --set train.max_steps=60", output)
-        commands.slm(*SWEEP)
-        flow_run = last_flow_run(prefect)
-        run = re.findall(r"runs/([\w.-]+-[0-9a-f]{12})", output)[-1]
+        run = run_of(commands.slm(*RUN))
         version = json.loads((commands.data / "runs" / run / "registered.json").read_text())
-        sweep = next(path for path in (commands.data / "sweeps").glob("shown-*"))
-        compared = commands.data / "comparisons" / "shown.html"
-        commands.slm("compare", sweep.name, "--html", str(compared))
-        commands.slm("report", "--index")
-
-        page.picture("report", (commands.data / "runs" / run / "report/index.html").as_uri())
-        page.picture("reports", (commands.data / "reports.html").as_uri())
-        page.picture("comparison", compared.as_uri())
-        page.picture("prefect", flow_run, wait=10)
         models = f"{mlflow}/#/models/{version['model']}/versions/{version['version']}"
-        page.picture("mlflow-version", models, wait=10, before=DARK_MLFLOW)
-        if coordinates := sweep_page(sweep, mlflow):
-            page.picture("mlflow-sweep", coordinates, wait=12, before=DARK_MLFLOW)
-        port = str(free_port())
-        serving = f"http://127.0.0.1:{port}"
-        with commands.server(
-            "serve", run, "--port", port, ready=lambda: answers(f"{serving}/health")
-        ):
-            story = "#prompt=Once+upon+a+time&max_tokens=100&seed=1"
-            page.picture("serving", serving + "/" + story, wait=6, script=WRITE)
+        page.picture("prefect", last_flow_run(prefect), wait=8)
+        page.picture("mlflow-version", models, wait=8, before=DARK_MLFLOW)
+        commands.slm(*SWEEP)
+        if coordinates := sweep_page(sweep_of(commands), mlflow):
+            page.picture("mlflow-sweep", coordinates, wait=10, before=DARK_MLFLOW)
+
+
+def run_of(output: str) -> str:
+    """The name of the run that `slm run` has printed."""
+    return str(re.findall(r"runs/([\w.-]+-[0-9a-f]{12})", output)[-1])
+
+
+def sweep_of(commands: Commands) -> Path:
+    return next((commands.data / "sweeps").glob("shown-*"))
+
+
+PARTS = {"pages": take_pages, "servers": take_servers}
 
 
 def sweep_page(sweep: Path, mlflow: str) -> str | None:
@@ -269,7 +284,8 @@ def main() -> None:
     ).resolve()
     IMAGES.mkdir(exist_ok=True)
     with browser(program) as page:
-        take_all(Commands(data), page)
+        for part in sys.argv[2:] or PARTS:
+            PARTS[part](Commands(data), page)
     total = sum(file.stat().st_size for file in IMAGES.iterdir())
     print(f"{total:,} bytes")
     if total > MAX_BYTES:
