@@ -11,6 +11,8 @@ are scored on the same held-out ones; bits per byte do not depend on the vocabul
 
 The notebook's whole training takes hours: its final score is given as measured elsewhere, on its
 own held-out split.
+
+`--isa` measures each kind of CPU that this one can show.
 """
 
 import argparse
@@ -97,6 +99,22 @@ def run(
     rows += limit.as_rows()
     result = {"machine": limits.machine(), "limit": limit._asdict(), "rows": rows}
     return {**result, "curves": curves}
+
+
+def run_isas(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`run` for each instruction set; names of rows and curves end in it, `limit` is by it."""
+    common = ["--json", "--data", str(arguments.data)]
+    common += ["--seconds", *map(str, arguments.seconds), "--seeds", *map(str, arguments.seeds)]
+    common += ["--peer-seconds", str(arguments.peer_seconds)]
+    whole: dict[str, Any] = {"limit": {}, "rows": [], "curves": {}}
+    for isa in limits.isas(both=True):
+        result = limits.in_child(__file__, common, limits.with_isa(isa))
+        suffix = f" [{isa}]"
+        whole["machine"] = result["machine"]
+        whole["limit"][isa] = result["limit"]
+        whole["rows"] += [{**each, "name": each["name"] + suffix} for each in result["rows"]]
+        whole["curves"] |= {name + suffix: curve for name, curve in result["curves"].items()}
+    return whole
 
 
 # ---- ours -------------------------------------------------------------------------------------
@@ -197,6 +215,7 @@ class Scored:
 
 
 def plot(curves: dict[str, Curve], path: Path) -> None:
+    """Draw all curves; those of a CPU without AMX are dashed."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -212,14 +231,17 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
     }
     labelled: set[str] = set()
     for name, curve in curves.items():
-        family = name.partition(",")[0]
+        family = name.partition(",")[0].partition(" [")[0]
+        without_amx = name.endswith(f"[{limits.NO_AMX}]")
+        label = f"{family}, no AMX" if without_amx else family
         axes.plot(
             *zip(*curve, strict=True),
             color=colours[family],
+            linestyle="--" if without_amx else "-",
             marker=".",
-            label=None if family in labelled else family,
+            label=None if label in labelled else label,
         )
-        labelled.add(family)
+        labelled.add(label)
     axes.axhline(WHOLE_NOTEBOOK["val_bpb"], color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="seconds of training, 2 CPU cores", ylabel="bits per byte, held-out stories")
     axes.set_ylim(0.75, 4)
@@ -234,6 +256,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--peer-seconds", type=float, default=120)
     parser.add_argument("--plot", type=Path, help="where to draw the curves (svg)")
+    parser.add_argument("--isa", action="store_true", help="each kind of CPU this one can show")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
@@ -243,7 +266,10 @@ def main() -> None:
         return
     if arguments.data is None:
         parser.error("--data is needed: a folder with train and validation parquet files")
-    result = run(arguments.data, arguments.seconds, arguments.seeds, arguments.peer_seconds)
+    if arguments.isa:
+        result = run_isas(arguments)
+    else:
+        result = run(arguments.data, arguments.seconds, arguments.seeds, arguments.peer_seconds)
     if arguments.plot:
         plot(result["curves"], arguments.plot)
     if arguments.json:
