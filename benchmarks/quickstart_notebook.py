@@ -85,13 +85,19 @@ def check(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--notebook", type=Path, default=NOTEBOOK, help="another notebook")
-    path = parser.parse_args().notebook
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     import limits  # which needs PyTorch; the rest does not
 
     with TemporaryDirectory() as folder:
-        seconds = execute(path, Path(folder))
-    machine = limits.describe(limits.machine())
-    print(f"{len(seconds)} cells with code, {sum(seconds.values()):.0f} s; {machine}")
+        seconds = execute(options.notebook, Path(folder))
+    rows = [limits.row(cell, "time", spent, "s") for cell, spent in seconds.items()]
+    rows.append(limits.row("all cells", "time", sum(seconds.values()), "s"))
+    result = {"machine": limits.machine(), "rows": rows}
+    if options.json:
+        print(json.dumps(result))
+    else:
+        limits.show(result)
 
 
 if __name__ == "__main__":
