@@ -5,7 +5,9 @@ TinyStories of `--data`, and the generated stories of `quickstart`. Every finish
 JSON in `--out`; one that has a line is not trained again, so the script can be stopped and started
 at will. The result depends on steps alone, never on the speed of the machine.
 
-- `ladder`: four sizes × three budgets of tokens × two seeds.
+- `ladder`: four sizes × three budgets of tokens × two seeds; all but the largest on a fourth
+  budget, with one seed.
+- `held-out`: four times the compute of the ladder's third budget, to see what the law predicts.
 - `rates`: both learning rates around those of the ladder, one at a time.
 - `batch`: tokens per step around those of the ladder.
 - `repeats`: the same budgets from few documents, which are seen many times.
@@ -19,7 +21,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +31,11 @@ from slm.size import block_matrices
 from slm.training.needs import measure
 
 SIZES = {64: 2, 128: 2, 192: 3, 256: 4}  # width → blocks
-BUDGETS = {65_536: 512, 196_608: 1024, 589_824: 1024}  # tokens → tokens per step
+BUDGETS = {65_536: 512, 196_608: 1024, 589_824: 1024, 1_769_472: 1024}  # tokens → per step
+HELD_OUT = 2_359_296  # tokens of the largest size
 SEEDS = (1, 2)
 CORPORA = ("tinystories", "stories")
-PARTS = ("ladder", "rates", "batch", "repeats", "shapes")
+PARTS = ("ladder", "held-out", "rates", "batch", "repeats", "shapes")
 HEAD_WIDTH = 64
 NEVER = 10**6  # steps between evaluations and checkpoints: only the last step has them
 
@@ -85,7 +88,7 @@ class Experiment(NamedTuple):
 
 def experiments() -> Iterator[Experiment]:
     """All of them, so ordered that a part of them is a ladder already."""
-    small, middle, large = BUDGETS
+    small, middle, large, longest = BUDGETS
     yield from ladder(small, seed=1)
     yield from rates("tinystories", small, (64, 256), (0.5, 2.0, 4.0), (0.25, 0.5, 2.0, 4.0))
     yield from ladder(middle, seed=1)
@@ -97,12 +100,16 @@ def experiments() -> Iterator[Experiment]:
     yield from repeats("tinystories", (640, 160), (64, 128))
     yield from batches("tinystories", large, (64,))
     yield from ladder(large, seed=2)
+    yield from ladder(longest, seed=1, widths=list(SIZES)[:-1])
+    for corpus in CORPORA:
+        batch = BUDGETS[longest]
+        yield Experiment("held-out", corpus, max(SIZES), HELD_OUT, batch=batch)
     yield from rates("stories", middle, (64, 192), (0.5, 2.0), (0.5, 2.0))
     yield from shapes("tinystories", middle)
 
 
-def ladder(tokens: int, seed: int) -> Iterator[Experiment]:
-    for width in SIZES:
+def ladder(tokens: int, seed: int, widths: Iterable[int] = SIZES) -> Iterator[Experiment]:
+    for width in widths:
         for corpus in CORPORA:
             yield Experiment("ladder", corpus, width, tokens, seed)
 
@@ -133,7 +140,7 @@ def batches(corpus: str, tokens: int, widths: tuple[int, ...]) -> Iterator[Exper
 def repeats(
     corpus: str, documents: tuple[int, ...], widths: tuple[int, ...]
 ) -> Iterator[Experiment]:
-    _, middle, large = BUDGETS
+    _, middle, large, _ = BUDGETS
     for count in documents:
         for width in widths:
             for tokens in (large, middle):

@@ -37,6 +37,7 @@ NOT_RUN = {  # each block by the reason above it
 }  # fmt: skip
 PAGES_NOT_RUN = {
     "mixtures.md": "has tests of its own",
+    "inspecting.md": "tests/inspection runs them",
     "vocabulary.md": "has no commands in a block",
     "comparing.md": "tests/comparison runs them",
     "benchmarks.md": "BLiMP and lm-eval are not here",
