@@ -79,7 +79,7 @@ def training_card(run: Run, checkpoint: Checkpoint, train_loss: float) -> Pairs:
     """How the checkpoint was trained. `train_loss`: nats per token, in its last steps."""
     return [
         ("trained for", _steps(run, checkpoint)),
-        ("tokens", f"{checkpoint.tokens:,}"),
+        ("tokens trained on", f"{checkpoint.tokens:,}"),
         ("time of all steps", duration(run.seconds)),
         ("tokens/s, median", f"{run.tok_per_sec:,.0f}"),
         ("loss of its last steps, nats per token", f"{train_loss:.4f}"),
