@@ -71,7 +71,7 @@ class Slurm:
         """The output of one of Slurm's commands."""
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True,
-            check=False, timeout=30,
+            check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
@@ -130,7 +130,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
-            daemon.wait(30)
+            daemon.wait(300)
 
 
 def end_jobs(cluster: Slurm) -> None:
