@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 import slm
 from slm.cli.main import app
 from slm.cli.options import load
-from slm.config import PipelineConfig
+from slm.config import PipelineConfig, SourceConfig
 from slm.recipes import dotted_keys, load_recipe, read_pipelines
 from slm.report.cards import commands
 from slm.run_folder import RunFolder
@@ -121,7 +121,9 @@ def test_every_setting_that_a_command_changes_exists() -> None:
     options = [pair for words in given for pair in pairwise(words) if pair[0] in VALUES]
     keys = {value.partition("=")[0] for _, value in options}
     assert len(keys) > 15
-    assert keys <= {*dotted_keys(), "KEY"}
+    of_sources = {key for key in keys if re.match(r"data\.sources\.\w+\.", key)}
+    assert {key.split(".", 3)[3] for key in of_sources} <= {*SourceConfig.model_fields}
+    assert keys - of_sources <= {*dotted_keys(), "KEY"}
 
 
 def test_every_deployment_that_is_run_in_a_page_exists() -> None:

@@ -29,7 +29,7 @@ def mix(
 
     Each source is downloaded and encoded first, unless it is complete.
 
-    Example: slm mix MIXED --set data.sources.wiki.weight=0.3
+    Example: slm mix RECIPE --set data.sources.wiki.weight=0.3
     """
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)

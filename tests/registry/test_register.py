@@ -346,7 +346,7 @@ SHIPPED = {
     "__init__.py", "config.py", "errors.py", "figures.py", "records.py", "storage.py",
     "model/__init__.py", "model/batch.py", "model/decode.py", "model/fused.py", "model/gpt.py",
     "model/int8.py", "model/next_token.py", "model/sample.py", "model/saved.py",
-    "tokens/__init__.py", "tokens/loader.py", "tokens/tokenizer/__init__.py",
+    "tokens/__init__.py", "tokens/permutation.py", "tokens/tokenizer/__init__.py",
     "tokens/tokenizer/bpe.py", "tokens/tokenizer/gpt2_files.py", "tokens/tokenizer/lookup.py",
     "tokens/tokenizer/patterns.py", "tokens/tokenizer/pretokenize.py",
     "tokens/tokenizer/pretokenize_newer.py",

@@ -18,7 +18,7 @@ import torch
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, Interrupted, InUse, SlmError, TrainingError, UserError
 from slm.evaluation.evaluate import evaluate
-from slm.evaluation.scoring import Score
+from slm.evaluation.scoring import DocumentScore
 from slm.model.saved import load_model
 from slm.records import Run, Shards
 from slm.reproduction.replay import verify_steps
@@ -344,12 +344,13 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=12), shards, root=root)
-    real = loop.score
+    real = loop.score_each
 
-    def broken(*arguments: object, **options: object) -> Score:
-        return replace(real(*arguments, **options), nats=float("nan"))  # type: ignore[arg-type]
+    def broken(*arguments: object, **options: object) -> list[DocumentScore]:
+        scores = real(*arguments, **options)  # type: ignore[arg-type]
+        return [score._replace(nats=float("nan")) for score in scores]
 
-    monkeypatch.setattr(loop, "score", broken)
+    monkeypatch.setattr(loop, "score_each", broken)
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
             train(run)
