@@ -5,7 +5,7 @@ second is in the first, and both have a filter of the user's own and a minimal l
 measured in a fresh process: download, encode and mix, with the peak of the process that does it and
 of its largest worker. Memory that follows the text shows as a difference between the sizes.
 
-    python benchmarks/mixture.py --sizes 10,100,300 --folder /tmp/mixture
+    python benchmarks/mixture.py --sizes 10,100,300 --folder FOLDER
 """
 
 import argparse
