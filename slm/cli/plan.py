@@ -105,9 +105,10 @@ def make_plan(
 
 
 def looks_like_a_run(name: str) -> bool:
-    """Whether a name that is no recipe's is a run's: a URI, a folder, or a name with a hash."""
-    named = re.fullmatch(r".+-[0-9a-f]{12}", Path(name).name)
-    return name.startswith("models:") or named is not None or Path(name).is_dir()
+    """Whether a name that is no recipe's is meant for a run, in any form that names one."""
+    key = re.fullmatch(r"(.+-)?[0-9a-f]{4,}", Path(name).name)
+    version = name.startswith("models:") or "@" in name
+    return name == "latest" or version or key is not None or Path(name).is_dir()
 
 
 # ---- showing ----------------------------------------------------------------------------------

@@ -84,6 +84,8 @@ def test_a_run_is_compared_with_its_recipe(made: str) -> None:
     train = result["stages"][2]
     assert (result["run"], train["action"]) == (made, "reused")
     assert train["changed"] == {"train.learning_rate": [0.5, 0.0006]}
+    for name in ("latest", made.rpartition("-")[2][:6]):
+        assert plan("plan", name) == result
     same = plan("plan", made, "--set", "train.learning_rate=0.5")
     assert same["stages"][2]["result"].endswith(made)
     assert not any(stage["changed"] for stage in same["stages"])
