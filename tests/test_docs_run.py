@@ -104,6 +104,11 @@ def texts(count: int, seed: int = 7) -> list[str]:
     return list(stories(seed, 0, count))
 
 
+def csv_of(documents: list[str]) -> str:
+    quoted = (text.replace('"', '""') for text in documents)
+    return "body\n" + "".join(f'"{text}"\n' for text in quoted)
+
+
 def write_data(folder: Path) -> None:
     """Write the files that the pages name."""
     rows = [{"text": text, "body": text} for text in texts(120)]
@@ -113,7 +118,7 @@ def write_data(folder: Path) -> None:
     (folder / "book.txt").write_text("\n\n".join(texts(120, 8)))
     chats = [{"messages": [{"content": text}]} for text in texts(120, 9)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    (folder / "FILE.csv").write_text("body\n" + "".join(f'"{text}"\n' for text in texts(30, 10)))
+    (folder / "FILE.csv").write_text(csv_of(texts(30, 10)))
     (folder / "notes").mkdir()
     for number, text in enumerate(texts(120, 11)):
         (folder / "notes" / f"{number}.txt").write_text(text)
