@@ -276,7 +276,7 @@ def train_notebook(job: Job, config: PipelineConfig) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, job))
     path, first = job.folder / CHECKPOINT_FILE, 1
     if path.exists():
-        saved = torch.load(path)
+        saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"] + 1

@@ -3,7 +3,7 @@
 Each trains the same shape on the same tokens for the same number of steps, three times: whole;
 killed (SIGKILL) after a step and resumed by its own means; killed in the middle of a save and
 resumed. What is compared: the bits of the weights, the losses and rows after the resume, the steps
-made again, the seconds, the held-out score, a sample. The trainings are in `_peers.py`.
+repeated, the seconds, the held-out score, a sample. The trainings are in `_peers.py`.
 
 `make compare-peers` writes the table to docs/compare-peers.md. No network; some minutes on two
 cores.
@@ -93,7 +93,7 @@ def resumed_from(before: Steps, after: Steps) -> int:
 
 
 def made_by(training: Training) -> dict[int, Mapping[str, Any]]:
-    """The steps that the final weights were trained by: of those made again, the last one."""
+    """The steps that the final weights were trained by: of those repeated, the last one."""
     return {line["step"]: line for line in training.after if line["event"] == "step"}
 
 
@@ -260,7 +260,7 @@ def table(peers: Mapping[str, Mapping[str, Any]], schedule: Mapping[str, Any]) -
         ("steps on rows it had been trained on already", [_count(r["twice"]) for r in killed]),
         ("steps whose rows it never saw", [_count(r["missed"]) for r in killed]),
         ("held-out bits per byte: never killed → killed", [_scores(p) for p in peers.values()]),
-        ("steps made again", [f"{r['again']}" for r in killed]),
+        ("steps repeated", [f"{r['again']}" for r in killed]),
         (
             "seconds from the second start until it was there again",
             [f"{r['seconds_lost']:.1f}" for r in killed],
@@ -269,7 +269,7 @@ def table(peers: Mapping[str, Mapping[str, Any]], schedule: Mapping[str, Any]) -
         ("resumes by itself", ["no" if r["error"] else "yes" for r in in_save]),
         ("from step", [_begin(r) for r in in_save]),
         ("weights of the training that was never killed, bit for bit", [_same(r) for r in in_save]),
-        ("steps made again", [f"{r['again']}" for r in in_save]),
+        ("steps repeated", [f"{r['again']}" for r in in_save]),
     ]
     lines = [f"| | {' | '.join(TITLES[name] for name in peers)} |", "|---" * (len(peers) + 1) + "|"]
     return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows]

@@ -75,7 +75,7 @@ def test_a_training_that_begins_anew(script: ModuleType, whole: Any) -> None:
 
 
 def test_a_journal_that_names_its_start_and_no_rows(script: ModuleType) -> None:
-    """Ours: steps made again are noted once; equal losses at each step show equal rows."""
+    """Ours: steps repeated are noted once; equal losses at each step show equal rows."""
 
     def noted(shift: float = 0.0) -> list[Any]:
         steps = lines(range(1, STEPS + 1), shift=shift)

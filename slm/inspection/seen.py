@@ -302,7 +302,7 @@ def find_in_file(job: Job) -> tuple[I64, I64, I64]:
     """The tokens of a file that have some bytes: from, up to, and in which document; (N,) each.
 
     With the tokens |ab|c|, eot, |b|cd| the bytes "bc" are in the tokens 0 to 2 of document 0 and
-    3 to 5 of document 1; "cb" is nowhere: no text goes on in the next document.
+    3 to 5 of document 1; "cb" is nowhere: no text continues in the next document.
     """
     tokenizer = Tokenizer.load(job.tokenizer)
     tokens = read_tokens(job.path)[job.offset : job.offset + job.length]
