@@ -188,12 +188,12 @@ class HashSet:
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """The row that each was added with; -1 for what is not in the set; (N,)."""
-        found = np.full(len(hashes), -1, np.int64)
+        rows = np.full(len(hashes), -1, np.int64)
         for level, places in zip(self.levels, self._places, strict=True):
             at = np.minimum(np.searchsorted(level, hashes), len(level) - 1)
             present = level[at] == hashes
-            found[present] = places[at[present]]
-        return found
+            rows[present] = places[at[present]]
+        return rows
 
     def add(self, hashes: Hashes, places: Places | None = None) -> Mask:
         """Add them; True for each that was neither in the set nor earlier among them; (N,).
