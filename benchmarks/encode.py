@@ -257,7 +257,7 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
 
 def _loader(folder: Path) -> tuple[dict[str, float], float]:
     """Tokens/s of the loader by its name, and of training, in a process set up as training is."""
-    from slm.training.launch import child_environment
+    from slm.training.child import child_environment
 
     command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
     environment = child_environment(load_recipe("quickstart"))

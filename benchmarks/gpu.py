@@ -38,7 +38,7 @@ from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.records import Plan
 from slm.run_folder import JOURNAL, RunFolder
-from slm.training.launch import child_environment
+from slm.training.child import child_environment
 from slm.training.loop import train_step
 from slm.training.plan import peak_flops
 from slm.training.process import set_up_kernels

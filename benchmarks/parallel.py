@@ -34,7 +34,7 @@ from train import CONFIG, VOCAB_SIZE
 
 from slm.config import PipelineConfig
 from slm.records import ShardSplit
-from slm.training.launch import child_environment
+from slm.training.child import child_environment
 from slm.training.loop import train_step
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import synthetic_session

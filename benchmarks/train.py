@@ -37,7 +37,7 @@ from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.records import ShardSplit
-from slm.training.launch import child_environment
+from slm.training.child import child_environment
 from slm.training.loop import train_step
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import Session, synthetic_session

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-import slm.training.launch
+import slm.training.processes
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
@@ -79,7 +79,7 @@ def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) 
 def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
     """The server's limit held, where training takes a GPU."""
     on_cuda = config.train.device in ("auto", "cuda")
-    if not (on_cuda and slm.training.launch.gpu_count()):
+    if not (on_cuda and slm.training.processes.gpu_count()):
         return nullcontext()
     return slot()
 

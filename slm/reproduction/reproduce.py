@@ -45,9 +45,10 @@ from slm.tokens.encode import encode
 from slm.tokens.tokenizer import gpt2_files
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 from slm.tokens.vocabulary import make_tokenizer
-from slm.training import launch
+from slm.training import supervisor
 from slm.training.identity import TRAIN_VERSION, run_inputs, run_keys
 from slm.training.journal import process_counts
+from slm.training.prepare import prepare
 
 FOLDER = "reproduced"  # of the data folder: what is being rebuilt
 WEIGHTS_TOLERANCE = 1e-2  # largest difference of a weight
@@ -365,7 +366,7 @@ class _Rebuild:
         """
         if reason := _other_training(self.run, self.record.key, shards, self.chain):
             raise UserError(reason)
-        run = launch.prepare(
+        run = prepare(
             config, shards, parent=parent, root=self.fresh, key=self.record.key,
             derived=self.run.settings.derived,
         )  # fmt: skip
@@ -378,7 +379,7 @@ class _Rebuild:
             [count] = process_counts(self.run)
             train = config.train.model_copy(update={"processes": count})
             config = config.model_copy(update={"train": train})
-        launch.supervise(run, config, self.progress, lambda event: None)
+        supervisor.supervise(run, config, self.progress, lambda event: None)
         rebuilt = run.verified_record
         assert rebuilt is not None, f"{run.path} ended without a record"
         return rebuilt

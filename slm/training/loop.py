@@ -89,7 +89,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run | None:
-    """Train the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
+    """Train the run whose folder `prepare` made, from its newest checkpoint if it has any.
 
     Args:
         run: the run folder; `config.json` in it holds the config and names the shards.

@@ -18,12 +18,12 @@ import slm.training.identity
 import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
-from slm.errors import SlmError, UserError
+from slm.errors import SlmError, TrainingError, UserError
 from slm.history.lineage import Link, lineage
 from slm.records import Source
 from slm.reproduction.reproduce import WEIGHTS_TOLERANCE, Reproduction, reproduce
 from slm.run_folder import RunFolder
-from slm.training import launch
+from slm.training import supervisor
 from slm.training.optim import set_learning_rate
 
 
@@ -134,7 +134,9 @@ def test_another_version_of_training_cannot_and_the_commit_is_named(
 ) -> None:
     version = slm.training.identity.TRAIN_VERSION
     monkeypatch.setattr("slm.reproduction.reproduce.TRAIN_VERSION", version + 1)
-    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained by another version"))
+    monkeypatch.setattr(
+        supervisor, "supervise", lambda *_: pytest.fail("trained by another version")
+    )
     if shards_are_gone:
         shutil.rmtree(run.parents[1] / "shards")
     with code(OTHER_COMMIT):
@@ -329,7 +331,7 @@ def test_data_that_differs_ends_it_before_training(
         else link
         for link in chain.links
     )
-    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained on other data"))
+    monkeypatch.setattr(supervisor, "supervise", lambda *_: pytest.fail("trained on other data"))
     reproduction = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": links}))
     assert reproduction.verdict == "diverged"
     assert reproduction.first_difference is not None
@@ -342,9 +344,9 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise launch.TrainingError("out of memory")
+        raise TrainingError("out of memory")
 
-    monkeypatch.setattr(launch, "supervise", fail)
+    monkeypatch.setattr(supervisor, "supervise", fail)
     reproduction = reproduce(RunFolder(run))
     assert reproduction.verdict == "cannot"
     assert reproduction.missing == ("out of memory",)

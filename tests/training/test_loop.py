@@ -28,6 +28,7 @@ from slm.tokens.encode import encode
 from slm.training import gradients, launch, loop
 from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
+from slm.training.child import child_environment, command
 from slm.training.log import final_message
 from slm.training.loop import train
 from slm.training.plan import make_plan
@@ -264,9 +265,9 @@ def test_a_signal_ends_the_child_with_its_state_saved(
 ) -> None:
     long = changed(config, max_steps=100_000, seed=int(number), checkpoint_every=100_000)
     run = launch.prepare(long, shards, root=root)
-    environment = launch.child_environment(long)
+    environment = child_environment(long)
     child = subprocess.Popen(
-        launch.command(run, 1),
+        command(run, 1),
         env=environment,
         stderr=subprocess.PIPE,
     )
@@ -288,9 +289,9 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
     run = launch.prepare(long, shards, root=root)
     script = (
         "from pathlib import Path; from slm.run_folder import RunFolder; "
-        "from slm.training import launch; "
+        "from slm.training import supervisor; "
         f"run = RunFolder(Path({str(run.path)!r})); "
-        "launch.supervise(run, run.config, lambda *a: None, lambda e: None)"
+        "supervisor.supervise(run, run.config, lambda *a: None, lambda e: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     while not losses(run):
@@ -307,7 +308,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
 def test_two_trainers_on_one_run(config: PipelineConfig, shards: Shards, root: Path) -> None:
     long = changed(config, max_steps=100_000, seed=6)
     run = launch.prepare(long, shards, root=root)
-    first = subprocess.Popen(launch.command(run, 1))
+    first = subprocess.Popen(command(run, 1))
     try:
         while not losses(run):
             time.sleep(0.05)
