@@ -270,9 +270,9 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[dict[str, float],
     import torch
 
     from slm.records import Plan
-    from slm.training.loop import train_step
     from slm.training.plan import pick_precision
     from slm.training.session import synthetic_session
+    from slm.training.step import train_step
 
     config = load_recipe("quickstart")
     torch.set_num_threads(available_cores())

@@ -25,7 +25,7 @@ from slm.run_folder import PLAN, DataRoot, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, lock, lock_of, reading
 from slm.tokens.encode import encode
-from slm.training import gradients, launch, loop
+from slm.training import gradients, held_out, launch, loop
 from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.child import child_environment, command
@@ -344,13 +344,13 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=12), shards, root=root)
-    real = loop.score_each
+    real = held_out.score_each
 
     def broken(*arguments: object, **options: object) -> list[DocumentScore]:
         scores = real(*arguments, **options)  # type: ignore[arg-type]
         return [score._replace(nats=float("nan")) for score in scores]
 
-    monkeypatch.setattr(loop, "score_each", broken)
+    monkeypatch.setattr(held_out, "score_each", broken)
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
             train(run)
