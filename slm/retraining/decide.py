@@ -135,7 +135,6 @@ def decide(
 
 def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
     """What to do, and the reason: the first line that holds."""
-    changes, measured = evidence.changes, evidence.drift
     if evidence.made_already:
         reason = f"{evidence.made_already} was trained on the same data and config"
         if evidence.cadence:
@@ -144,25 +143,35 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
         return "nothing", reason
     if evidence.champion is None:
         return "retrain", "there is no champion yet"
+    if other := _other_model(evidence):
+        return "retrain", other
+    return _by_data(evidence, limits)
+
+
+def _other_model(evidence: Evidence) -> str | None:
+    """Why a training of today's recipe is not the champion's on more data; None where it is."""
     if evidence.chosen and evidence.settings:
         others = [
             n for n in evidence.settings if n not in {c.split("=")[0] for c in evidence.chosen}
         ]
         changed = f", and has changed: {', '.join(others)}" if others else ""
-        return "retrain", (
+        return (
             f"the recipe has not the settings of the champion, {evidence.trial}{changed}: "
             f"{KEEP.format(', '.join(evidence.chosen))}"
         )
     if evidence.settings:
-        return "retrain", f"the recipe has changed: {', '.join(evidence.settings)}"
+        return f"the recipe has changed: {', '.join(evidence.settings)}"
     if evidence.start:
         before, now = evidence.start
-        return "retrain", f"what training starts from has changed: {before} → {now}"
+        return f"what training starts from has changed: {before} → {now}"
     if evidence.missing:
-        return (
-            "retrain",
-            f"no training can continue from the champion: {', '.join(evidence.missing)}",
-        )
+        return f"no training can continue from the champion: {', '.join(evidence.missing)}"
+    return None
+
+
+def _by_data(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
+    """What to do about the documents that are new, changed or gone."""
+    changes, measured = evidence.changes, evidence.drift
     assert changes is not None, "what has changed is counted wherever the champion's data is here"
     for source, each in evidence.every_changes.items():
         if each.gone_fraction > limits.max_gone_fraction:
@@ -185,24 +194,31 @@ def choose(evidence: Evidence, limits: RetrainConfig) -> tuple[Action, str]:
             f"{changes.new_fraction:.2%} of the documents are new or changed, fewer than "
             f"{limits.min_new_fraction:.2%}{each_source}"
         )
-    for source, drifted in evidence.every_drift.items():
-        if drifted.excess >= limits.drift_threshold:
-            return "retrain", (
-                f"the new documents{_of(source)} are of another language: {drifted.excess:.3f} "
-                f"bits of divergence beyond the usual, at least {limits.drift_threshold:g}"
-            )
-    for source, risen in evidence.every_drift.items():
-        if risen.rise >= limits.bpb_rise:
-            return "retrain", (
-                f"the champion needs {risen.rise:.3f} bits per byte more on the new documents"
-                f"{_of(source)}, at least {limits.bpb_rise:g}"
-            )
+    if drifted := _other_language(evidence, limits):
+        return "retrain", drifted
     source, each = grown[0]
     return "continue", (
         f"{each.new_fraction:.1%} of the documents{_of(source)} are new or changed, and of the "
         f"champion's language ({measured.excess:.3f} bits of drift, {measured.rise:+.3f} bits per "
         "byte)"
     )
+
+
+def _other_language(evidence: Evidence, limits: RetrainConfig) -> str | None:
+    """Why the new documents are too unlike the champion's; None where they are not."""
+    for source, drifted in evidence.every_drift.items():
+        if drifted.excess >= limits.drift_threshold:
+            return (
+                f"the new documents{_of(source)} are of another language: {drifted.excess:.3f} "
+                f"bits of divergence beyond the usual, at least {limits.drift_threshold:g}"
+            )
+    for source, risen in evidence.every_drift.items():
+        if risen.rise >= limits.bpb_rise:
+            return (
+                f"the champion needs {risen.rise:.3f} bits per byte more on the new documents"
+                f"{_of(source)}, at least {limits.bpb_rise:g}"
+            )
+    return None
 
 
 def _of(source: str) -> str:
