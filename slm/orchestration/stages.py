@@ -266,6 +266,15 @@ def shards_of(config: PipelineConfig, source: Source, parent: Parent | None = No
     return shards
 
 
+def all_shards(config: PipelineConfig) -> Shards:
+    """The shards of a config, with every stage before them."""
+    config, start = starting_point(config)
+    check_encoding(config, start)
+    source = downloaded(config)
+    parent = initial_model(start) if start else None
+    return shards_of(config, source, parent)
+
+
 def check_tracking(config: PipelineConfig) -> None:
     """Raises UserError where the model's experiment was deleted, before any work is spent."""
     import slm.tracking.server
