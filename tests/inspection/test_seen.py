@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import slm
 from slm.cli.main import app
 from slm.config import PipelineConfig
-from slm.inspection import seen
-from slm.inspection.seen import Job, find_in_file
+from slm.inspection import search, seen
+from slm.inspection.search import Job, find_in_file
 from slm.records import Shards
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import download
@@ -96,7 +96,8 @@ def test_every_epoch_has_a_text_once_whole_or_in_two_parts(
     [occurrence] = result.occurrences
     assert result.epochs == pytest.approx(3, abs=0.05)
     assert 3 <= result.whole + result.cut <= 7
-    assert occurrence.whole + occurrence.cut == result.whole + result.cut == len(occurrence.readings)
+    rows = result.whole + result.cut
+    assert occurrence.whole + occurrence.cut == rows == len(occurrence.readings)
     for reading in occurrence.readings:
         if reading.step <= 2:
             row = slm.batch_rows(run, reading.step).rows[reading.row]
@@ -146,7 +147,7 @@ def test_no_text_goes_on_in_the_next_document(tmp_path: Path) -> None:
 
 def test_chunks_and_workers_find_the_same(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     result = slm.find_text(run, "the little")
-    monkeypatch.setattr(seen, "CHUNK_TOKENS", 100)
+    monkeypatch.setattr(search, "CHUNK_TOKENS", 100)
     assert slm.find_text(run, "the little") == result
 
 
