@@ -22,7 +22,7 @@ from slm.orchestration.outline import summary, took
 from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides, recipe_flow
 from slm.recipes import load_recipe
 from slm.records import Shards, Version
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 from slm.retraining.decide import Decision
 
 logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reach the Prefect page

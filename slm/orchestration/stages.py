@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from slm.registry.initial import Start
-    from slm.registry.versions import GateDecision
+    from slm.registry.version import GateDecision
     from slm.retraining.decide import Decision
     from slm.store.sharing import SharedStore
 
@@ -499,7 +499,7 @@ def assess(progress: Progress, config: PipelineConfig, version: Version) -> "Gat
     """A version → what the gate would decide; None where it is the champion. Nothing moves."""
     import slm.registry.gate
     import slm.tracking.server
-    from slm.registry.versions import CHAMPION
+    from slm.registry.version import CHAMPION
 
     if CHAMPION in version.aliases:
         return None
@@ -522,7 +522,7 @@ def promote(
     """
     import slm.registry.gate
     import slm.tracking.server
-    from slm.registry.versions import CHAMPION
+    from slm.registry.version import CHAMPION
 
     if CHAMPION in version.aliases:
         return None

@@ -20,7 +20,7 @@ from slm.orchestration import artifacts, events, stages
 from slm.orchestration.gpu_limit import slot
 from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Version
 from slm.registry.initial import Start
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 
 P = ParamSpec("P")
 R = TypeVar("R")

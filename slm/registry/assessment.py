@@ -23,7 +23,8 @@ from slm.progress import Progress
 from slm.records import Shards, TaskDifference
 from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
 from slm.registry.sources import check_margins, compare_sources, worse_sources
-from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
+from slm.registry.version import GateDecision, ModelVersion
+from slm.registry.versions import fetch_version, stored_weights_sha256
 from slm.registry.vetoes import encoded_texts, vetoes
 from slm.run_folder import DataRoot, RunFolder
 from slm.tokens.shards.reading import documents, read_shards

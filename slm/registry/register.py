@@ -31,15 +31,8 @@ from slm.registry.tags import (
     register_key,
     registered_notes,
 )
-from slm.registry.versions import (
-    CHALLENGER,
-    DECISION_TAG,
-    ModelVersion,
-    from_mlflow,
-    has_store,
-    if_exists,
-    is_whole,
-)
+from slm.registry.version import CHALLENGER, DECISION_TAG, ModelVersion, from_mlflow
+from slm.registry.versions import has_store, if_exists, is_whole
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri

@@ -13,7 +13,7 @@ from slm.evaluation.text_quality import degenerate
 from slm.model.sample import generate
 from slm.records import Shards
 from slm.registry.tags import REQUIRED
-from slm.registry.versions import ModelVersion
+from slm.registry.version import ModelVersion
 from slm.tokens.shards.reading import split_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 

@@ -11,12 +11,8 @@ from slm.errors import CorruptionError
 from slm.history.sweeps import trials_of
 from slm.progress import Progress
 from slm.records import Frozen, Parent, Source, model_uri
-from slm.registry.versions import (
-    ModelVersion,
-    as_parent,
-    champion_and_challenger,
-    linked_version,
-)
+from slm.registry.version import ModelVersion
+from slm.registry.versions import as_parent, champion_and_challenger, linked_version
 from slm.retraining import drift
 from slm.retraining.continued import continued
 from slm.retraining.drift import Changes, Drift, SourceDrift

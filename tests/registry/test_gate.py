@@ -35,7 +35,7 @@ from slm.model.sample import Sample
 from slm.orchestration import events, stages, tasks
 from slm.records import Evaluation, Run
 from slm.registry import assessment, gate, register, vetoes
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 from slm.run_folder import RunFolder
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect, default_uri
