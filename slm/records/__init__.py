@@ -34,14 +34,7 @@ from slm.records.scores import (
     TaskScore,
     task_scores,
 )
-from slm.records.version import (
-    LATEST,
-    Export,
-    Version,
-    model_uri,
-    names_version,
-    parse_version,
-)
+from slm.records.version import LATEST, Export, Version, model_uri, names_version, parse_version
 
 __all__ = [
     "EXCLUDED",

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING
 from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError
-from slm.records import (
-    Checkpoint,
-    Evaluation,
-    Report,
-    Run,
-    Shards,
-    Version,
-    check_input,
-    model_uri,
-)
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version, check_input, model_uri
 from slm.registry.packing import logged_model
 from slm.registry.tags import (
     PREFIX,

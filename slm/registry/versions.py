@@ -12,14 +12,7 @@ from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError, UserError, listing, unknown
 from slm.model.saved import MODEL_FILES
-from slm.records import (
-    LATEST,
-    Parent,
-    Version,
-    model_uri,
-    names_version,
-    parse_version,
-)
+from slm.records import LATEST, Parent, Version, model_uri, names_version, parse_version
 from slm.registry.tags import PREFIX
 from slm.registry.version import CHALLENGER, CHAMPION, ModelVersion, from_mlflow
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder

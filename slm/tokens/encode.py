@@ -27,9 +27,7 @@ from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
 from slm.source.mixture import naming, part_of_source
 from slm.tokens import holdout
-from slm.tokens.cleaning import (
-    check_extras,
-)
+from slm.tokens.cleaning import check_extras
 from slm.tokens.empty_split import check_not_empty, separator_hint
 from slm.tokens.exclusions import ExclusionWriter
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
@@ -40,16 +38,7 @@ from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
-from slm.tokens.units import (
-    Encoded,
-    Pool,
-    Unit,
-    Work,
-    encode_unit,
-    is_done,
-    plan_units,
-    remap_unit,
-)
+from slm.tokens.units import Encoded, Pool, Unit, Work, encode_unit, is_done, plan_units, remap_unit
 from slm.tokens.workers import Workers
 
 logger = logging.getLogger(__name__)

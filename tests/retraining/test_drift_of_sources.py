@@ -7,16 +7,7 @@ from typing import Any
 import pytest
 from run_folders import add_evaluation, empty_store
 from tiny_run import shards_of
-from two_sources import (
-    CODE,
-    DOCUMENTS,
-    MIXTURE,
-    PROSE,
-    code,
-    finish_mixed_run,
-    prose,
-    write_source,
-)
+from two_sources import CODE, DOCUMENTS, MIXTURE, PROSE, code, finish_mixed_run, prose, write_source
 
 from slm.config import DataConfig, Phase, PipelineConfig, RegistryConfig, RetrainConfig
 from slm.records import Source
