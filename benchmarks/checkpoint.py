@@ -30,10 +30,10 @@ from slm.model.saved import MODEL
 from slm.records import Checkpoint
 from slm.storage import fault_point, fsync_path, make_folder, sha256_file
 from slm.training.checkpoint import CheckpointWriter
-from slm.training.launch import child_environment
-from slm.training.loop import train_step
+from slm.training.child import child_environment
 from slm.training.optim import optimizer_tensors
 from slm.training.session import Session
+from slm.training.step import train_step
 
 PASSES = 200_000  # of a fault point that is timed
 POINTS = 3  # that a step passes: its micro-step's, its own, its part of those of a save

@@ -257,7 +257,7 @@ def _datasets_map(source: Source, folder: Path, tokenizer: Tokenizer, processes:
 
 def _loader(folder: Path) -> tuple[dict[str, float], float]:
     """Tokens/s of the loader by its name, and of training, in a process set up as training is."""
-    from slm.training.launch import child_environment
+    from slm.training.child import child_environment
 
     command = [sys.executable, __file__, "--load", str(next((folder / "shards").glob("bench-*")))]
     environment = child_environment(load_recipe("quickstart"))
@@ -270,9 +270,9 @@ def _load_and_train(path: Path, seconds: float = 3.0) -> tuple[dict[str, float],
     import torch
 
     from slm.records import Plan
-    from slm.training.loop import train_step
     from slm.training.plan import pick_precision
     from slm.training.session import synthetic_session
+    from slm.training.step import train_step
 
     config = load_recipe("quickstart")
     torch.set_num_threads(available_cores())

@@ -38,11 +38,11 @@ from slm.model.gpt import GPT
 from slm.model.sample import generate
 from slm.records import Plan
 from slm.run_folder import JOURNAL, RunFolder
-from slm.training.launch import child_environment
-from slm.training.loop import train_step
+from slm.training.child import child_environment
 from slm.training.plan import peak_flops
 from slm.training.process import set_up_kernels
 from slm.training.session import synthetic_session
+from slm.training.step import train_step
 
 SHAPES = {  # name → (shape, rows of a pass)
     "30 M": (ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=512), 128),

@@ -47,6 +47,7 @@ from slm.tokens.encode import encode
 from slm.tracking import mirror
 from slm.tracking.server import connect
 from slm.training import launch
+from slm.training.prepare import prepare
 
 SETTINGS = {
     "data.documents": 2000,
@@ -110,7 +111,7 @@ def train(
     """
     config = load_recipe("quickstart", {**SETTINGS, "train.max_steps": steps, "train.seed": seed})
     shards = encode(config, download(config, root=root), root=root)
-    run = launch.prepare(config, shards, root=root)
+    run = prepare(config, shards, root=root)
     began, used = time.time(), [0.0]
     clock = Timer(STARTED, lambda: used.append(time.process_time()))
     clock.start()

@@ -34,10 +34,10 @@ from train import CONFIG, VOCAB_SIZE
 
 from slm.config import PipelineConfig
 from slm.records import ShardSplit
-from slm.training.launch import child_environment
-from slm.training.loop import train_step
+from slm.training.child import child_environment
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import synthetic_session
+from slm.training.step import train_step
 
 TURN_SECONDS = 600  # after which a turn prints where its processes stand, and fails
 

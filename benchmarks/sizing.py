@@ -1,4 +1,4 @@
-"""The experiments that the rules of the size dial (slm/size.py, docs/sizing.md) are fitted on.
+"""The experiments that the rules of the size dial (slm/size/, docs/sizing.md) are fitted on.
 
 Ordinary trainings of qwen3 by Muon, with a linear schedule down to 0, on two corpora: the local
 TinyStories of `--data`, and the generated stories of `quickstart`. Every finished one is a line of

@@ -1,4 +1,4 @@
-"""What the runs of benchmarks/sizing.py show: the figures of slm/size.py and of docs/sizing.md.
+"""What the runs of benchmarks/sizing.py show: the figures of slm/size/ and of docs/sizing.md.
 
 Prints, of each corpus: the law L(N, D) of slm/sizing/fit.py and the tokens per parameter at which a
 FLOP is best spent; the peak rates at which a parabola through the best ones is lowest; and the

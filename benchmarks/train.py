@@ -37,10 +37,10 @@ from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.machine import available_cores
 from slm.recipes import load_recipe
 from slm.records import ShardSplit
-from slm.training.launch import child_environment
-from slm.training.loop import train_step
+from slm.training.child import child_environment
 from slm.training.plan import make_plan, memory_bytes
 from slm.training.session import Session, synthetic_session
+from slm.training.step import train_step
 
 SHAPE = ModelConfig(n_layer=6, n_head=6, n_embd=384, seq_len=128, dropout=0.1)
 VOCAB_SIZE = 50_257

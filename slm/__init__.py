@@ -42,7 +42,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULES = {
-    "load_recipe": "slm.recipes",
+    "load_recipe": "slm.recipes.load",
     "download": "slm.source.download",
     "initial_model": "slm.registry.initial",
     "make_tokenizer": "slm.orchestration.encoding",
@@ -85,9 +85,9 @@ _MODULES = {
     "doctor": "slm.orchestration.health",
     "launch_slurm": "slm.cluster.slurm",
     "launch_kubernetes": "slm.cluster.kubernetes",
-    "PipelineConfig": "slm.config",
-    "DataRoot": "slm.run_folder",
-    "RunFolder": "slm.run_folder",
+    "PipelineConfig": "slm.config.pipeline",
+    "DataRoot": "slm.run_folder.data_root",
+    "RunFolder": "slm.run_folder.run",
     "SlmError": "slm.errors",
     "UserError": "slm.errors",
 }

@@ -2,7 +2,7 @@ from slm.cluster.kubernetes import launch_kubernetes as launch_kubernetes
 from slm.cluster.slurm import launch_slurm as launch_slurm
 from slm.comparison.compare import compare as compare
 from slm.comparison.reports import report_index as report_index
-from slm.config import PipelineConfig as PipelineConfig
+from slm.config.pipeline import PipelineConfig as PipelineConfig
 from slm.errors import SlmError as SlmError
 from slm.errors import UserError as UserError
 from slm.evaluation.benchmark.benchmark import benchmark as benchmark
@@ -21,7 +21,7 @@ from slm.orchestration.sweep_outline import sweep as sweep
 from slm.orchestration.sweep_winner import promote_winner as promote_winner
 from slm.planning.plan import plan as plan
 from slm.project.start import init as init
-from slm.recipes import load_recipe as load_recipe
+from slm.recipes.load import load_recipe as load_recipe
 from slm.registry.exporting import export as export
 from slm.registry.gate import promote as promote
 from slm.registry.initial import initial_model as initial_model
@@ -32,8 +32,8 @@ from slm.registry.published import verify_published as verify_published
 from slm.registry.register import register as register
 from slm.registry.sampling import sample as sample
 from slm.report.write import write_report as write_report
-from slm.run_folder import DataRoot as DataRoot
-from slm.run_folder import RunFolder as RunFolder
+from slm.run_folder.data_root import DataRoot as DataRoot
+from slm.run_folder.run import RunFolder as RunFolder
 from slm.server.listen import serve as serve
 from slm.source.download import download as download
 from slm.store.pull import pull as pull

@@ -66,11 +66,11 @@ def dead(text: str, path: Path) -> list[str]:
 
 
 def leads_somewhere(link: str, path: Path) -> bool:
-    file, _, wanted = link.partition("#")
+    file, _, anchor = link.partition("#")
     target = Path(os.path.normpath(path.parent / file)) if file else path
     if not target.exists():
         return False
-    return not wanted or wanted in anchors(target.read_text("utf-8"))
+    return not anchor or anchor in anchors(target.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)

@@ -15,7 +15,7 @@ from slm.recipes import load_recipe, load_with_origins, parse_overrides
 from slm.records import Run, ShardSplit
 from slm.report.cards import commands
 from slm.reproduction.reproduce import reproduce
-from slm.retraining.decide import continued
+from slm.retraining.continued import continued
 from slm.run_folder import RunFolder
 from slm.size import (
     DERIVED,

@@ -108,7 +108,7 @@ def test_a_result_of_a_newer_slm_is_neither_quarantined_nor_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(storage, "PLAIN_FORMAT", storage.FORMAT + 1)
+        newer.setattr(storage.record, "PLAIN_FORMAT", storage.FORMAT + 1)
         before = stage(tmp_path)
     for key in ("new", "another"):
         with pytest.raises(NewerFormat, match=r"record\.json is of format"):
@@ -513,13 +513,13 @@ def commit_folder(tmp_path: Path) -> Path:
 def test_on_macos_a_sync_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There fsync alone leaves the bytes in the disk's cache."""
     asked: list[int] = []
-    monkeypatch.setattr(storage.fcntl, "F_FULLFSYNC", 51, raising=False)
-    monkeypatch.setattr(storage.fcntl, "fcntl", lambda _, command: asked.append(command))
+    monkeypatch.setattr(storage.files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(storage.files.fcntl, "fcntl", lambda _, command: asked.append(command))
     storage.fsync_path(tmp_path)
     assert asked == [51]
 
     def refuse(descriptor: int, command: int) -> None:
         raise OSError("not supported")
 
-    monkeypatch.setattr(storage.fcntl, "fcntl", refuse)
+    monkeypatch.setattr(storage.files.fcntl, "fcntl", refuse)
     storage.fsync_path(tmp_path)  # by os.fsync

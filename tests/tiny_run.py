@@ -19,7 +19,7 @@ from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.source.stories import stories
 from slm.tokens.encode import encode
-from slm.training import launch, provenance
+from slm.training import launch, provenance, supervisor
 from slm.training.loop import train
 
 CLEAN = {"commit": "c" * 40, "dirty": False, "diff_sha256": None}
@@ -91,7 +91,7 @@ def code(state: dict[str, Any]) -> Iterator[None]:
     """Report this state of the code, and train without a child process, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "code_state", lambda: state)
-        patch.setattr(launch, "supervise", lambda run, *_: train(run))
+        patch.setattr(supervisor, "supervise", lambda run, *_: train(run))
         yield
 
 

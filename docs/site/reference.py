@@ -4,7 +4,6 @@
 sentences that introduce a page, and the environment variables, whose list a test holds to the code.
 """
 
-import ast
 import inspect
 import re
 import textwrap
@@ -15,10 +14,11 @@ from typing import Any
 import typer
 
 import slm
-from slm import errors, records, run_folder
+from slm import errors, run_folder
 from slm.cli.help import type_in_words
 from slm.cli.main import app
 from slm.recipes import explain
+from slm.records import data, plan, record, report, run, scores, version
 
 # Read by slm itself, or by what it starts. A test holds the names that begin with SLM_ to the code.
 ENVIRONMENT = {
@@ -259,14 +259,14 @@ def record_classes() -> str:
         "A stage returns a record, and a complete folder has it as `record.json`, with the size "
         "and sha256 of each of its files. Records are frozen, and older formats are read.",
     ]
-    source = inspect.getsource(records)
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
-        kind = getattr(records, node.name) if isinstance(node, ast.ClassDef) else None
-        if isinstance(node, ast.ClassDef) and issubclass(kind or object, records.Frozen):
-            parts += [f"## {node.name}", docstring(kind)]
-            if rows := list(fields(lines[node.lineno : node.end_lineno])):
-                parts.append(table(("field", "type", "meaning"), rows))
+    for module in (record, data, run, scores, report, version, plan):
+        for kind in vars(module).values():
+            if not (inspect.isclass(kind) and issubclass(kind, record.Frozen)):
+                continue
+            if kind.__module__ == module.__name__:
+                parts += [f"## {kind.__name__}", docstring(kind)]
+                if rows := list(fields(inspect.getsource(kind).splitlines()[1:])):
+                    parts.append(table(("field", "type", "meaning"), rows))
     return "\n\n".join(parts)
 
 

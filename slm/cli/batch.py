@@ -9,7 +9,7 @@ from slm.errors import UserError
 
 if TYPE_CHECKING:
     from slm.inspection.batch import Batch, BatchRow
-    from slm.inspection.seen import Occurrence, Seen
+    from slm.inspection.occurrences import Occurrence, Seen
 
 PREVIEW = 160  # characters of a row
 MAX_READINGS = 5  # of a document in a table

@@ -1,10 +1,10 @@
 """`slm launch`: a recipe as a job of a cluster's scheduler."""
 
 from pathlib import Path
-from typing import Annotated, Literal
 
 import typer
 
+from slm.cli import launch_options as options
 from slm.cli.help import Command, Group
 from slm.cli.options import (
     AsJson,
@@ -27,81 +27,31 @@ launch = typer.Typer(
     no_args_is_help=True,
 )
 
-Nodes = Annotated[int, typer.Option(min=1, help="Nodes, which train together.")]
-Cpus = Annotated[int | None, typer.Option(min=1, help="CPU cores per node.")]
-Output = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Write it to this file instead of stdout."),
-]
-Until = Annotated[
-    Literal["encode", "train", "register"] | None,
-    typer.Option(help="The last stage; by default register, of several trials train."),
-]
-
 
 @launch.command(cls=Command)
 def slurm(
     recipe: RecipeOrDefault = None,
     settings: Settings = None,
     name: Name = None,
-    set_each: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=A,B",
-            help="A job array, one task per value of a setting: train.seed=1,2,3. Of several such "
-            "options, per combination.",
-        ),
-    ] = None,
-    at_once: Annotated[
-        int | None, typer.Option(min=1, help="Tasks of the array that run at the same time.")
-    ] = None,
-    until: Until = None,
-    nodes: Nodes = 1,
-    gpus_per_node: Annotated[
-        str | None, typer.Option(metavar="[TYPE:]N", help="GPUs per node, such as 8 or a100:8.")
-    ] = None,
-    cpus: Cpus = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory per node, such as 32G.")
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIMIT",
-            help="Time limit, such as 4:00:00 or 2-00. Before it the training saves, and the job "
-            "is queued again and resumes.",
-        ),
-    ] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition.")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="Account.")] = None,
-    qos: Annotated[str | None, typer.Option(metavar="NAME", help="Quality of service.")] = None,
-    directives: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--directive", metavar="OPTION", help="A further option of sbatch: constraint=a100."
-        ),
-    ] = None,
-    log: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="File of the output, such as logs/%x-%j.log."),
-    ] = None,
-    save_seconds: Annotated[
-        int, typer.Option(min=1, help="Seconds before the time limit at which training saves.")
-    ] = 120,
-    venv: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Virtual environment on the nodes, to activate."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="SLM_DATA of the job, on a disk that all nodes share."),
-    ] = None,
-    setup: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COMMAND", help="A shell command that comes first: 'module load x'."),
-    ] = None,
-    output: Output = None,
-    submit: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch.")] = False,
+    set_each: options.SetEach = None,
+    at_once: options.AtOnce = None,
+    until: options.Until = None,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.NodeGpus = None,
+    cpus: options.Cpus = None,
+    memory: options.NodeMemory = None,
+    time: options.Time = None,
+    partition: options.Partition = None,
+    account: options.Account = None,
+    qos: options.Qos = None,
+    directives: options.Directives = None,
+    log: options.Log = None,
+    save_seconds: options.SaveBefore = 120,
+    venv: options.Venv = None,
+    data: options.Data = None,
+    setup: options.Setup = None,
+    output: options.Output = None,
+    submit: options.Submit = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a script for Slurm's sbatch, requeued before the time limit and after a preemption.
@@ -136,36 +86,20 @@ def slurm(
 
 @launch.command(cls=Command)
 def kubernetes(
-    image: Annotated[
-        str, typer.Option(metavar="IMAGE", help="Image with slm, such as registry.org/slm:1.")
-    ],
+    image: options.Image,
     recipe: RecipeOrDefault = None,
     settings: Settings = None,
     name: Name = None,
-    until: Until = None,
-    nodes: Nodes = 1,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="NVIDIA GPUs of each pod.")
-    ] = None,
-    cpus: Cpus = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of each pod, such as 32Gi.")
-    ] = None,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace.")] = None,
-    claim: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="PersistentVolumeClaim with the data folder; of several nodes ReadWriteMany.",
-        ),
-    ] = "slm-data",
-    service_account: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Service account of the pods.")
-    ] = None,
-    save_seconds: Annotated[
-        int, typer.Option(min=1, help="Seconds that an evicted pod has to save.")
-    ] = 120,
-    output: Output = None,
+    until: options.Until = None,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.PodGpus = None,
+    cpus: options.Cpus = None,
+    memory: options.PodMemory = None,
+    namespace: options.Namespace = None,
+    claim: options.Claim = "slm-data",
+    service_account: options.ServiceAccount = None,
+    save_seconds: options.SaveEvicted = 120,
+    output: options.Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a manifest of a Kubernetes Job, whose evicted pods resume.

@@ -39,11 +39,7 @@ def mix(
             "data.sources makes a mixture"
         )
     with display_for(as_json):
-        config, start = stages.starting_point(config)
-        stages.check_encoding(config, start)
-        source = stages.downloaded(config)
-        parent = stages.initial_model(start) if start else None
-        shards = stages.shards_of(config, source, parent)
+        shards = stages.all_shards(config)
     show(mixed(shards), as_json)
     suggest(as_json, command_line("train", recipe, settings), f"slm inspect {shards.name}")
 

@@ -23,6 +23,18 @@ MinP = Annotated[float, typer.Option(help="Min-p; 0 disables.")]
 Penalty = Annotated[float, typer.Option(help="Repetition penalty; 1 disables.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Beginning of the text; may be repeated. Default: the first one of its report."
+    ),
+]
+Copies = Annotated[
+    int,
+    typer.Option("-n", "--samples", min=1, help="Texts per prompt, each with its own seed."),
+]
+Greedy = Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
 WeightsOption = Annotated[
     Weights, typer.Option(help="int8 rounds the weights to eight bits: faster on a CPU.")
 ]
@@ -30,25 +42,15 @@ WeightsOption = Annotated[
 
 def sample(
     run: RunName,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Beginning of the text; may be repeated. Default: the first one of its report."
-        ),
-    ] = None,
-    copies: Annotated[
-        int,
-        typer.Option("-n", "--samples", min=1, help="Texts per prompt, each with its own seed."),
-    ] = 1,
+    prompt: Prompts = None,
+    copies: Copies = 1,
     temperature: Temperature = 0.8,
     top_k: TopK = 50,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be repeated.")
-    ] = None,
+    greedy: Greedy = False,
+    stop: Stop = None,
     max_new_tokens: MaxNewTokens = 200,
     seed: Seed = 1,
     weights: WeightsOption = "float32",

@@ -104,11 +104,7 @@ def encode(
     recipe = recipe or default_recipe()
     config = load(recipe, settings, name)
     with display_for(as_json):
-        config, start = stages.starting_point(config)
-        stages.check_encoding(config, start)
-        source = stages.downloaded(config)
-        parent = stages.initial_model(start) if start else None
-        shards = stages.shards_of(config, source, parent)
+        shards = stages.all_shards(config)
     splits = shards.splits.values()
     result = {
         "shards": str(shards.path),

@@ -36,22 +36,10 @@ def sweep(
     seed: sweep_options.Seed = None,
     budget: sweep_options.Budget = None,
     halving: sweep_options.Halving = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Trainings at a time; the trials are the same.")
-    ] = 1,
-    label: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of the sweep's folder.")
-    ] = None,
-    promote: Annotated[
-        bool,
-        typer.Option(
-            "--promote",
-            help="Then report and register the best trial, and let the gate decide about it.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what it would do, and do nothing: slm plan.")
-    ] = False,
+    workers: sweep_options.Workers = 1,
+    label: sweep_options.Label = None,
+    promote: sweep_options.Promote = False,
+    dry_run: sweep_options.DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe with many settings and find the best; killed anywhere, it resumes exactly.
@@ -89,14 +77,19 @@ def sweep(
     if promoted:
         show_line(f"gate      {promotion(promoted)}")
         suggest(as_json, f"slm report {Path(promoted['run']).name} --open")
-    elif winner := result.winner:
-        changes = {**overrides(settings), **winner.overrides}
-        words = shlex.join(w for k, v in changes.items() for w in ("--set", f"{k}={v}"))
-        suggest(
-            as_json,
-            f"slm report {winner.seeds[0].run} --open",
-            f"slm run {asked.recipe} {words}  # the best, to the registry",
-        )
+    elif result.winner:
+        suggest_winner(asked.recipe, result.winner, settings)
+
+
+def suggest_winner(recipe: str, winner: Trial, settings: list[str] | None) -> None:
+    """Show the commands that report the best trial, and that take it to the registry."""
+    changes = {**overrides(settings), **winner.overrides}
+    words = shlex.join(w for k, v in changes.items() for w in ("--set", f"{k}={v}"))
+    suggest(
+        False,
+        f"slm report {winner.seeds[0].run} --open",
+        f"slm run {recipe} {words}  # the best, to the registry",
+    )
 
 
 def promotion(promoted: dict[str, Any]) -> str:

@@ -73,6 +73,20 @@ Halving = Annotated[
         "of a long run, under a learning rate that is still to fall, do not predict its last.",
     ),
 ]
+Workers = Annotated[int, typer.Option(min=1, help="Trainings at a time; the trials are the same.")]
+Label = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the sweep's folder.")
+]
+Promote = Annotated[
+    bool,
+    typer.Option(
+        "--promote",
+        help="Then report and register the best trial, and let the gate decide about it.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what it would do, and do nothing: slm plan.")
+]
 
 
 def asked(

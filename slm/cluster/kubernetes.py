@@ -70,12 +70,8 @@ def launch_kubernetes(
     config = load_recipe(recipe, overrides)
     until = until or ("register" if nodes == 1 else "train")
     check_until(until)
-    counts = {"cpus": cpus, "gpus_per_node": gpus_per_node, "save_seconds": save_seconds}
-    for what, count in {"nodes": nodes, **counts}.items():
-        positive(what, count)
-    names = {"namespace": namespace, "claim": claim, "service_account": service_account}
-    for what, value in names.items():
-        matching(what, value, _LABEL, "lower-case letters, digits and '-', such as slm-data")
+    _check_counts(nodes=nodes, cpus=cpus, gpus_per_node=gpus_per_node, save_seconds=save_seconds)
+    _check_names(namespace=namespace, claim=claim, service_account=service_account)
     matching("image", image, _IMAGE, "an image such as registry.example.org/slm:1")
     matching("memory", memory, _QUANTITY, "a quantity such as 32Gi")
     if nodes > 1 and until != "train":
@@ -107,6 +103,16 @@ def launch_kubernetes(
     for manifest in manifests:
         manifest["metadata"] |= {"namespace": namespace} if namespace else {}
     return _yaml(recipe, nodes, manifests)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for option, count in counts.items():
+        positive(option, count)
+
+
+def _check_names(**names: str | None) -> None:
+    for option, name in names.items():
+        matching(option, name, _LABEL, "lower-case letters, digits and '-', such as slm-data")
 
 
 # ---- the manifests ----------------------------------------------------------------------------

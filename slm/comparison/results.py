@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from slm.evaluation.intervals import fewer_bits
 from slm.evaluation.ranking import Verdict, too_few
 from slm.history.compare import PairComparison
 from slm.records import Frozen, TaskScore
@@ -45,9 +46,7 @@ class Difference(Frozen):
     @property
     def better(self) -> bool | None:
         """Whether the first group is better, which needs fewer bits; None: that is not shown."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return None
-        return self.high < 0
+        return fewer_bits(self.low, self.high)
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -11,6 +11,13 @@ CONFIDENCE = 0.95
 MIN_DOCUMENTS = 20  # below that, an interval over documents cannot be trusted
 
 
+def fewer_bits(low: float | None, high: float | None) -> bool | None:
+    """Whether the interval of a difference shows fewer bits; None where it shows neither."""
+    if low is None or high is None or low <= 0 <= high:
+        return None
+    return high < 0
+
+
 def paired_interval(
     challenger: npt.NDArray[np.float64],
     champion: npt.NDArray[np.float64],

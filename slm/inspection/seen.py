@@ -8,17 +8,16 @@ the answer is exact for every step that it has made.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from slm.errors import CorruptionError, UserError
 from slm.inspection.batch import plan_of
+from slm.inspection.occurrences import WHERE, Occurrence, Reading, Seen, Where
+from slm.inspection.search import I64, Job, find_in_file
 from slm.inspection.texts import (
     Origins,
     PartText,
@@ -30,7 +29,7 @@ from slm.inspection.texts import (
 )
 from slm.machine import available_cores
 from slm.progress import Progress, automatic, silent
-from slm.records import Frozen, Plan, Shards
+from slm.records import Plan, Shards
 from slm.registry.opening import Given, open_run
 from slm.run_folder import RunFolder
 from slm.tokens.exclusions import (
@@ -41,82 +40,13 @@ from slm.tokens.exclusions import (
     read_excluded,
 )
 from slm.tokens.mixture.reading import part_of_val
-from slm.tokens.shards.layout import Tokens
-from slm.tokens.shards.reading import read_tokens
-from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
+from slm.tokens.tokenizer.bpe import TOKENIZER
 from slm.tokens.workers import Workers
 from slm.training.session import new_loader
 
-I64 = npt.NDArray[np.int64]
 MAX_SHOWN = 100  # documents of each kind, with their steps
-CHUNK_TOKENS = 1 << 19  # decoded together
 ROWS_TOGETHER = 1 << 20  # of the order
 IN_PROCESS_TOKENS = 20_000_000  # below it, starting workers takes longer than the work
-Where = Literal["train", "val", "excluded"]
-WHERE: tuple[Where, ...] = get_args(Where)
-
-
-class Reading(Frozen):
-    """A row of a step that has the text, or a part of it."""
-
-    step: int  # from 1, as in the journal
-    row: int  # of the step
-    whole: bool  # whether the text is whole in it
-
-
-class Occurrence(Frozen):
-    """A document that has the text."""
-
-    where: Where
-    part: str | None  # its source in a mixture
-    document: int | None  # its number in train or val; None of one that is excluded
-    times: int  # that the text is in the document
-    file: str | None  # of the source that it came from; None: not known
-    row: int | None  # of that file
-    reason: str | None = None  # why it is excluded
-    of: str | None = None  # file and row of the document that it is a copy of
-    whole: int = 0  # rows that had the text whole, over all steps so far
-    cut: int = 0  # rows that had a part of it
-    readings: tuple[Reading, ...] = ()  # the first of them, in order
-
-
-class Seen(Frozen):
-    """Whether a run has seen a text."""
-
-    run: str
-    text: str
-    steps: int  # that the run has made
-    rows: int  # of a step
-    epochs: float  # of train that these are
-    documents: dict[Where, int]  # that have the text, by where they are
-    whole: int  # rows that had the text whole, over all steps
-    cut: int  # rows that had a part of it: the window ended or began within it
-    source_rows: int | None  # rows of the source that have it, as they came; None: it is not here
-    changed: int | None  # of these, those in which cleaning changed it; None: not known
-    occurrences: tuple[Occurrence, ...]  # the first of each kind
-    notes: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> str:
-        """One sentence."""
-        train, val, out = (self.documents[where] for where in ("train", "val", "excluded"))
-        if self.whole or self.cut:
-            times = f"{self.whole:,} times whole" if self.whole != 1 else "once whole"
-            parts = f", {self.cut:,} times in part" if self.cut else ""
-            return f"seen: {times}{parts}, in {self.steps:,} steps"
-        if train:
-            return f"not seen so far: it is in train, and in no row of the {self.steps:,} steps"
-        if val:
-            return "not seen: it is held out"
-        if out:
-            return "not seen: cleaning dropped every document that has it"
-        if self.source_rows is None:
-            return "not seen: it is neither in train nor in val; the source is not here"
-        if not self.source_rows:
-            return "not seen: it is not in the source"
-        if self.changed is None:
-            return "not seen: cleaning dropped or changed every document that had it"
-        return "not seen in this form: cleaning changed every document that had it"
 
 
 def find_text(
@@ -258,20 +188,6 @@ class Hits:
             )
 
 
-@dataclass(frozen=True)
-class Job:
-    """A file that a worker looks through."""
-
-    path: Path
-    tokenizer: Path
-    needle: bytes
-    offset: int  # of the segment in the file
-    length: int
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
 def search(shards: Shards, text: PartText, needle: bytes, progress: Progress) -> Hits:
     """Where bytes are in the documents of a source."""
     jobs = [
@@ -296,54 +212,6 @@ def search(shards: Shards, text: PartText, needle: bytes, progress: Progress) ->
     empty = np.empty(0, np.int64)
     joined = [np.concatenate([empty, *each]) for each in (begins, ends, of)]
     return Hits(text.name, joined[0], joined[1], joined[2], tuple(reasons))
-
-
-def find_in_file(job: Job) -> tuple[I64, I64, I64]:
-    """The tokens of a file that have some bytes: from, up to, and in which document; (N,) each.
-
-    With the tokens |ab|c|, eot, |b|cd| the bytes "bc" are in the tokens 0 to 2 of document 0 and
-    3 to 5 of document 1; "cb" is nowhere: no text continues in the next document.
-    """
-    tokenizer = Tokenizer.load(job.tokenizer)
-    tokens = read_tokens(job.path)[job.offset : job.offset + job.length]
-    documents = int(np.count_nonzero(read_tokens(job.path)[: job.offset] == tokenizer.eot))
-    table = [*tokenizer.tokens, b"", *(text.encode() for text in tokenizer.special)]
-    begins, ends, of = list[int](), list[int](), list[int]()
-    for first, chunk in _whole_documents(tokens, tokenizer.eot):
-        ids = chunk.tolist()
-        data = b"".join(map(table.__getitem__, ids))
-        at = data.find(job.needle)
-        if at >= 0:
-            after = np.cumsum(tokenizer.token_bytes[chunk])  # where each token ends
-            borders = np.flatnonzero(chunk == tokenizer.eot)
-        while at >= 0:
-            begin = int(np.searchsorted(after, at, "right"))
-            end = int(np.searchsorted(after, at + len(job.needle), "left")) + 1
-            document = int(np.searchsorted(borders, begin, "right"))
-            crosses = document < len(borders) and borders[document] < end
-            if not crosses:
-                begins.append(first + begin)
-                ends.append(first + end)
-                of.append(documents + document - 1)
-            at = data.find(job.needle, at + (1 if crosses else len(job.needle)))
-        documents += int(np.count_nonzero(chunk == tokenizer.eot))
-    return np.array(begins, np.int64), np.array(ends, np.int64), np.array(of, np.int64)
-
-
-def _whole_documents(tokens: Tokens, eot: int) -> Iterator[tuple[int, Tokens]]:
-    """Pieces of whole documents, of `CHUNK_TOKENS` or one longer document, with their places."""
-    start = 0
-    while start < len(tokens):
-        stop = min(start + CHUNK_TOKENS, len(tokens))
-        borders = np.flatnonzero(tokens[start + 1 : stop] == eot)
-        if stop < len(tokens):
-            while not len(borders) and stop < len(tokens):
-                stop = min(stop + CHUNK_TOKENS, len(tokens))
-                borders = np.flatnonzero(tokens[start + 1 : stop] == eot)
-            if len(borders) and stop < len(tokens):
-                stop = start + 1 + int(borders[-1])
-        yield start, tokens[start:stop]
-        start = stop
 
 
 # ---- the rows of the training -----------------------------------------------------------------

@@ -17,7 +17,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 from slm.retraining.decide import Decision
 
 logger = logging.getLogger(__name__)

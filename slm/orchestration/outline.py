@@ -15,7 +15,7 @@ from slm.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
     from slm.registry.initial import Start
-    from slm.registry.versions import GateDecision
+    from slm.registry.version import GateDecision
 
     Result: TypeAlias = (
         Source

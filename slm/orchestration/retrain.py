@@ -13,6 +13,7 @@ from prefect.states import Completed
 import slm.registry.gate
 import slm.registry.register
 import slm.retraining.decide
+import slm.retraining.shown
 from slm.config import DEFAULT_RECIPE, PipelineConfig
 from slm.orchestration import events, stages, tasks
 from slm.orchestration.addresses import check_registry
@@ -21,7 +22,7 @@ from slm.orchestration.outline import summary, took
 from slm.orchestration.pipeline import PATIENCE_SECONDS, Overrides, recipe_flow
 from slm.recipes import load_recipe
 from slm.records import Shards, Version
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 from slm.retraining.decide import Decision
 
 logger = logging.getLogger("slm.retrain")  # below `slm`, so that its lines reach the Prefect page
@@ -63,7 +64,7 @@ def retrain(recipe: str = DEFAULT_RECIPE, overrides: Overrides = None) -> Any:
         scored = [tasks.benchmark(training, run, shards)] if training.benchmark.tasks else []
         report = tasks.report(training, run, evaluation, shards)
         version = tasks.register(training, run, evaluation, report, shards)
-        slm.registry.register.annotate(version, config, slm.retraining.decide.tags(decision))
+        slm.registry.register.annotate(version, config, slm.retraining.shown.tags(decision))
         promotion = promote(config, version, decision)
         results = (source, *made, shards, run, evaluation, *scored, report, version, promotion)
         data = {**outcome(decision), **summary(training, results)}
@@ -122,15 +123,15 @@ def publish_decision(decision: Decision) -> None:
     """Leave the decision and its figures on the flow run, and send an event of drift."""
     logger.info("decision: %s, because %s", decision.action, decision.reason)
     create_markdown_artifact(
-        slm.retraining.decide.describe(decision),
+        slm.retraining.shown.describe(decision),
         key="retrain-decision",
         description=decision.reason,
     )
     rows = [
-        {"figure": name, "value": value} for name, value in slm.retraining.decide.figures(decision)
+        {"figure": name, "value": value} for name, value in slm.retraining.shown.figures(decision)
     ]
     create_table_artifact(rows, key="retrain-figures", description=decision.reason)
-    add_tags(*(f"{name}:{value}" for name, value in slm.retraining.decide.tags(decision).items()
+    add_tags(*(f"{name}:{value}" for name, value in slm.retraining.shown.tags(decision).items()
                if name != "retrain_reason"))  # fmt: skip
     if decision.drifted and flow_run.run_count == 1:  # a resumed one has sent it already
         events.drifted(decision)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from slm.registry.initial import Start
-    from slm.registry.versions import GateDecision
+    from slm.registry.version import GateDecision
     from slm.retraining.decide import Decision
     from slm.store.sharing import SharedStore
 
@@ -266,6 +266,15 @@ def shards_of(config: PipelineConfig, source: Source, parent: Parent | None = No
     return shards
 
 
+def all_shards(config: PipelineConfig) -> Shards:
+    """The shards of a config, with every stage before them."""
+    config, start = starting_point(config)
+    check_encoding(config, start)
+    source = downloaded(config)
+    parent = initial_model(start) if start else None
+    return shards_of(config, source, parent)
+
+
 def check_tracking(config: PipelineConfig) -> None:
     """Raises UserError where the model's experiment was deleted, before any work is spent."""
     import slm.tracking.server
@@ -490,7 +499,7 @@ def assess(progress: Progress, config: PipelineConfig, version: Version) -> "Gat
     """A version → what the gate would decide; None where it is the champion. Nothing moves."""
     import slm.registry.gate
     import slm.tracking.server
-    from slm.registry.versions import CHAMPION
+    from slm.registry.version import CHAMPION
 
     if CHAMPION in version.aliases:
         return None
@@ -513,7 +522,7 @@ def promote(
     """
     import slm.registry.gate
     import slm.tracking.server
-    from slm.registry.versions import CHAMPION
+    from slm.registry.version import CHAMPION
 
     if CHAMPION in version.aliases:
         return None

@@ -13,14 +13,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-import slm.training.launch
+import slm.training.processes
 from slm.config import PipelineConfig
 from slm.errors import SlmError
 from slm.orchestration import artifacts, events, stages
 from slm.orchestration.gpu_limit import slot
 from slm.records import Benchmarks, Evaluation, Parent, Report, Run, Shards, Version
 from slm.registry.initial import Start
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,7 +79,7 @@ def train(config: PipelineConfig, shards: Shards, parent: Parent | None = None) 
 def gpu(config: PipelineConfig) -> AbstractContextManager[None]:
     """The server's limit held, where training takes a GPU."""
     on_cuda = config.train.device in ("auto", "cuda")
-    if not (on_cuda and slm.training.launch.gpu_count()):
+    if not (on_cuda and slm.training.processes.gpu_count()):
         return nullcontext()
     return slot()
 

@@ -111,16 +111,9 @@ def plan_encode(lines: Lines, source: Source | None) -> Shards | None:
         return None
     given = lines.start or lines.vocabulary
     key = encode_key(lines.config, source, given.tokenizer_sha256 if given else None)
-    folder = lines.results.root.folder("shards", lines.config.folder_name, key)
-    shards, damage = lines.complete(folder, Shards, key)
+    shards, folder, reasons = lines.complete_shards("encode", key, candidates)
     if shards:
-        lines.reuse("encode", shards, candidates)
         return shards
-    if (entry := lines.stored("shards", key)) and (
-        shards := lines.pull("encode", entry, folder, Shards)
-    ):
-        return shards
-    reasons = [f"damaged: {damage}"] if damage else []
     facts: dict[str, Any] = {"result": str(folder)}
     if any(units_folder(folder).glob("*")):
         facts["action"] = "resumed"

@@ -144,6 +144,18 @@ class Lines:
         self.stages.append(line)
         return record.model_copy(update={"path": folder})
 
+    def complete_shards(
+        self, stage: str, key: str, candidates: Iterable[Result]
+    ) -> tuple[Shards | None, Path, list[str]]:
+        """The shards of a key, reused or from the store; else where they belong, and why not."""
+        folder = self.results.root.folder("shards", self.config.folder_name, key)
+        shards, damage = self.complete(folder, Shards, key)
+        if shards:
+            self.reuse(stage, shards, candidates)
+        elif entry := self.stored("shards", key):
+            shards = self.pull(stage, entry, folder, Shards)
+        return shards, folder, [f"damaged: {damage}"] if damage else []
+
     def make(
         self,
         stage: str,

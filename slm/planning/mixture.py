@@ -66,16 +66,9 @@ def plan_mix(lines: Lines) -> Shards | None:
         lines.make("mix", None, candidates, upstream=upstream, reasons=[after("encode")])
         return None
     key = mix_key(config, keys)
-    folder = lines.results.root.folder("shards", config.folder_name, key)
-    shards, damage = lines.complete(folder, Shards, key)
+    shards, folder, reasons = lines.complete_shards("mix", key, candidates)
     if shards:
-        lines.reuse("mix", shards, candidates)
         return shards
-    if (entry := lines.stored("shards", key)) and (
-        shards := lines.pull("mix", entry, folder, Shards)
-    ):
-        return shards
-    reasons = [f"damaged: {damage}"] if damage else []
     source = lines.source.key if lines.source else None
     lines.make(
         "mix", key, candidates, upstream=upstream, inputs=source, reasons=reasons,

@@ -51,7 +51,7 @@ LARGE_BYTES = 10e9  # of text, from which a GPU takes all of GPT-2's vocabulary
 TRIMMED = {512: 0.57, 1024: 0.76, 2048: 0.90, 4096: 0.97}
 
 # Held-out documents of a dataset without a val split: 100 make figures that do not jump from run to
-# run; 30 are enough for the gate, which needs 20 (slm/registry/assessment.py), however they are
+# run; 30 are enough for the gate, which needs 20 (slm/registry/vetoes.py), however they are
 # drawn. More than these fractions of the documents are not taken from train for that.
 HELD_OUT, HELD_OUT_FRACTION = 100, 0.1
 MIN_HELD_OUT, MAX_FRACTION = 30, 0.2

@@ -20,7 +20,7 @@ from slm.tokens import holdout
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 STORIES_NAME = "stories"
-GATE_DOCUMENTS = 20  # held-out ones that promotion needs: slm/registry/assessment.py, a test checks
+GATE_DOCUMENTS = 20  # held-out ones that promotion needs: slm/registry/vetoes.py, a test checks
 _NO_GATE = f"promotion to champion needs {GATE_DOCUMENTS}"
 
 

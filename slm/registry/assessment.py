@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,32 +16,29 @@ from slm.errors import CorruptionError, UserError
 from slm.evaluation.baselines import naive_baselines
 from slm.evaluation.duplicates import contamination
 from slm.evaluation.evaluate import device_of, score_documents
-from slm.evaluation.intervals import MIN_DOCUMENTS, paired_interval
-from slm.evaluation.memorisation import blank_ids, longest_copies, memorised_share
+from slm.evaluation.intervals import paired_interval
 from slm.evaluation.sources import held_out_sources
-from slm.evaluation.text_quality import degenerate
-from slm.model.sample import generate
 from slm.model.saved import MODEL, load_model
 from slm.progress import Progress
 from slm.records import Shards, TaskDifference
 from slm.registry.benchmarks import compare_tasks, scores_to_compare, worse_tasks
 from slm.registry.sources import check_margins, compare_sources, worse_sources
-from slm.registry.tags import REQUIRED
-from slm.registry.versions import GateDecision, ModelVersion, fetch_version, stored_weights_sha256
+from slm.registry.version import GateDecision, ModelVersion
+from slm.registry.versions import fetch_version, stored_weights_sha256
+from slm.registry.vetoes import encoded_texts, vetoes
 from slm.run_folder import DataRoot, RunFolder
-from slm.tokens.shards.reading import documents, read_shards, split_tokens
-from slm.tokens.tokenizer.bpe import TOKENIZER, Ids, Tokenizer
+from slm.tokens.shards.reading import documents, read_shards
+from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from slm.model.gpt import GPT
 
-logger = logging.getLogger(__name__)
+Nats = npt.NDArray[np.float64]  # spent on each text, (N,)
+Sizes = npt.NDArray[np.int64]  # of each in UTF-8 bytes, (N,)
 
-SAMPLES = 32  # texts that the vetoes look at
-SAMPLE_TOKENS = 128
-PROMPT_TOKENS = 8
+logger = logging.getLogger(__name__)
 
 
 def gate_settings(config: RegistryConfig) -> dict[str, float]:
@@ -77,41 +75,23 @@ def assess(
 
     model, tokenizer = load_model(folder, device_of(folder))
     nats = _score(model, tokenizer, texts, progress)
-    against = _vetoes(version, other, model, tokenizer, texts, shards, limits)
+    against = vetoes(version, other, model, tokenizer, texts, shards, limits)
     bpb = _bits_per_byte(nats, sizes)
-    measured: dict[str, float] = {}
-    baselines: dict[str, float] = {}
+    other_nats: Nats | None = None
     benchmarks: list[TaskDifference] = []
-    other_nats = None
     if other:
-        other_model, other_tokenizer = load_model(
-            fetch_version(client, other, root), device_of(folder)
-        )
-        other_nats = _score(other_model, other_tokenizer, texts, progress)
-        benchmarks = compare_tasks(scores, other, other_model, other_tokenizer, root, progress)
+        rival = load_model(fetch_version(client, other, root), device_of(folder))
+        other_nats = _score(*rival, texts, progress)
+        verdict = _against_champion(nats, other_nats, sizes, limits)
+        benchmarks = compare_tasks(scores, other, *rival, root, progress)
         against += worse_tasks(benchmarks, limits.benchmarks)
-        difference, low, high = paired_interval(nats, other_nats, sizes)
-        measured = {"difference": difference, "low": low, "high": high}
-        measured["champion_bpb"] = _bits_per_byte(other_nats, sizes)
-        better = high < limits.margin
-        reason = (
-            f"{difference:+.4f} bits per byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
-        )
     else:
-        better = bpb <= limits.max_bpb
-        reason = f"{bpb:.4f} bits per byte, no champion, threshold {limits.max_bpb:g}"
-        if limits.beat_baselines:
-            count, naive = naive_baselines(shards, tokenizer, _encoded(tokenizer, texts))
-            ours = _bits_per_byte(nats[:count], sizes[:count])
-            baselines = {baseline.name: baseline.bpb for baseline in naive}
-            better = better and ours < min(baselines.values())
-            reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
+        verdict = _alone(nats, sizes, limits, shards, tokenizer, texts)
     by_source = compare_sources(sources, nats, other_nats, sizes, limits.margins)
     against += worse_sources(by_source)
     if not math.isfinite(bpb):
         against.append("its loss is not a number")
-    if against:
-        reason += "; vetoed: " + "; ".join(against)
+    reason = verdict.reason + ("; vetoed: " + "; ".join(against) if against else "")
     warnings = seen_by_ancestors(run, shards, texts)
     for warning in warnings:
         logger.warning("%s: %s", version.uri, warning)
@@ -119,7 +99,7 @@ def assess(
         model=version.name,
         version=version.version,
         champion=other.version if other else None,
-        decision="promoted" if force or (better and not against) else "refused",
+        decision="promoted" if force or (verdict.better and not against) else "refused",
         forced=force,
         val_bpb=bpb,
         margin=limits.margin,
@@ -129,11 +109,54 @@ def assess(
         vetoes=against,
         warnings=warnings,
         reason=reason,
-        baselines=baselines,
+        baselines=verdict.baselines,
         benchmarks=tuple(benchmarks),
         sources=by_source,
-        **measured,
+        **verdict.measured,
     )
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What the held-out documents show of a version, whatever speaks against it besides."""
+
+    better: bool
+    reason: str
+    measured: dict[str, float] = field(default_factory=dict)  # next to the champion
+    baselines: dict[str, float] = field(default_factory=dict)  # bits per byte, by their names
+
+
+def _against_champion(
+    nats: Nats, other_nats: Nats, sizes: Sizes, limits: RegistryConfig
+) -> _Verdict:
+    """Whether a version is better than the champion on the same documents, at 95 % confidence."""
+    difference, low, high = paired_interval(nats, other_nats, sizes)
+    measured = {"difference": difference, "low": low, "high": high}
+    measured["champion_bpb"] = _bits_per_byte(other_nats, sizes)
+    reason = f"{difference:+.4f} bits per byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
+    return _Verdict(high < limits.margin, reason, measured)
+
+
+def _alone(
+    nats: Nats,
+    sizes: Sizes,
+    limits: RegistryConfig,
+    shards: Shards,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+) -> _Verdict:
+    """Whether a first champion is good enough: better than a threshold, and than baselines."""
+    bpb = _bits_per_byte(nats, sizes)
+    better = bpb <= limits.max_bpb
+    reason = f"{bpb:.4f} bits per byte, no champion, threshold {limits.max_bpb:g}"
+    if not limits.beat_baselines:
+        return _Verdict(better, reason)
+    count, naive = naive_baselines(shards, tokenizer, encoded_texts(tokenizer, texts))
+    ours = _bits_per_byte(nats[:count], sizes[:count])
+    baselines = {baseline.name: baseline.bpb for baseline in naive}
+    better = better and ours < min(baselines.values())
+    reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
+    return _Verdict(better, reason, baselines=baselines)
 
 
 def seen_by_ancestors(run: RunFolder, shards: Shards, texts: Sequence[str]) -> list[str]:
@@ -158,7 +181,7 @@ def seen_by_ancestors(run: RunFolder, shards: Shards, texts: Sequence[str]) -> l
         if trained_on.key == shards.key:
             continue
         tokenizer = Tokenizer.load(trained_on.path / TOKENIZER)
-        counts = contamination(trained_on, tokenizer, _encoded(tokenizer, texts))
+        counts = contamination(trained_on, tokenizer, encoded_texts(tokenizer, texts))
         if known := counts["exact"] + counts["near"]:
             lines.append(
                 f"{known} of {counts['documents']} held-out documents are in what {parent.model} "
@@ -167,7 +190,7 @@ def seen_by_ancestors(run: RunFolder, shards: Shards, texts: Sequence[str]) -> l
     return lines
 
 
-def _bits_per_byte(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> float:
+def _bits_per_byte(nats: Nats, sizes: Sizes) -> float:
     return float(nats.sum() / math.log(2) / sizes.sum())
 
 
@@ -227,104 +250,8 @@ def _held_out(shards: Shards, count: int) -> tuple[list[str], list[str]]:
     return texts, sources
 
 
-def _score(
-    model: "GPT", tokenizer: Tokenizer, texts: Sequence[str], progress: Progress
-) -> npt.NDArray[np.float64]:
+def _score(model: "GPT", tokenizer: Tokenizer, texts: Sequence[str], progress: Progress) -> Nats:
     """Nats spent on each text, (N,)."""
-    encoded = _encoded(tokenizer, texts)
+    encoded = encoded_texts(tokenizer, texts)
     rows = score_documents(model, tokenizer, encoded, len(texts), progress).rows
     return np.array([nats for nats, _, _ in rows])
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    return [np.array(tokenizer.encode(text), np.int64) for text in texts]
-
-
-def _vetoes(
-    version: ModelVersion,
-    champion: ModelVersion | None,
-    model: "GPT",
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    shards: Shards,
-    limits: RegistryConfig,
-) -> list[str]:
-    """What speaks against the version whatever its loss, a line each."""
-    against = []
-    if missing := [tag for tag in REQUIRED if tag not in version.tags]:
-        against.append(f"lineage lacks {', '.join(missing)}")
-    if champion and (veto := _other_dataset(version, champion)):
-        against.append(veto)
-    if len(texts) < MIN_DOCUMENTS:
-        against.append(
-            f"held-out documents: {len(texts)}, and the gate needs at least {MIN_DOCUMENTS}"
-        )
-    human = _encoded(tokenizer, texts)
-    length = min(PROMPT_TOKENS, model.config.seq_len // 4)
-    prompts = [
-        _prompt(tokenizer, text, ids[:length])
-        for text, ids in zip(texts[:SAMPLES], human, strict=False)
-    ]
-    written = generate(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=SAMPLE_TOKENS,
-        temperature=0.8,
-        top_k=50,
-        seed=range(len(prompts)),
-    )
-    samples = _encoded(tokenizer, [s.completion for s in written])
-    broken = [degenerate(s.completion, i) for s, i in zip(written, samples, strict=True)]
-    if (share := sum(b is not None for b in broken) / len(broken)) > limits.max_degenerate:
-        kinds = ", ".join(sorted({b for b in broken if b}))
-        against.append(
-            f"{share:.0%} of its samples are {kinds} (at most {limits.max_degenerate:.0%})"
-        )
-    # Compared as token ids of the challenger's shards, whose tokenizer is the challenger's own.
-    train = split_tokens(shards, "train")
-    ends = [ids[length : length + SAMPLE_TOKENS] for ids in human]
-    blank = blank_ids(tokenizer, samples + ends)
-    copies = longest_copies(samples + ends, train, tokenizer.n_vocab, blank=blank)
-    lengths = [copy.length for copy in copies]
-    share = memorised_share(lengths[: len(samples)], lengths[len(samples) :])
-    if share > limits.max_memorised:
-        against.append(
-            f"{share:.0%} of its samples copy more of the training text than human ones do "
-            f"(at most {limits.max_memorised:.0%})"
-        )
-    return against
-
-
-def _prompt(tokenizer: Tokenizer, text: str, ids: Ids) -> str:
-    """The text of the first ids of a text, without those that end inside a character."""
-    while not text.startswith(prompt := tokenizer.decode(ids.tolist())):
-        ids = ids[:-1]
-    return prompt
-
-
-def _other_dataset(version: ModelVersion, champion: ModelVersion) -> str | None:
-    """Both are scored on the challenger's text, so a champion of another text would lose on it."""
-    ours, theirs = version.tags.get("dataset"), champion.tags.get("dataset")
-    if ours is None or theirs is None or _is_same_dataset(ours, theirs):
-        return None
-    return (
-        f"it was trained on {ours}, the champion on {theirs}: register it under a name of its own "
-        "(registry.model), or --force REASON"
-    )
-
-
-def _is_same_dataset(ours: str, theirs: str) -> bool:
-    """Whether two names of datasets may be of the same one.
-
-    A relative path and an absolute one are where the one ends as the other does:
-
-    >>> _is_same_dataset("./texts", "/home/me/project/texts")
-    True
-    """
-    a, b = PurePath(ours), PurePath(theirs)
-    if a.is_absolute() == b.is_absolute():
-        return a == b
-    whole, part = (a, b) if a.is_absolute() else (b, a)
-    end = tuple(name for name in part.parts if name != "..")
-    return bool(end) and whole.parts[-len(end) :] == end

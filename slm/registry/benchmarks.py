@@ -13,7 +13,7 @@ from slm.evaluation.benchmark.benchmark import do_task
 from slm.evaluation.benchmark.difference import outcomes, task_difference
 from slm.evaluation.benchmark.tasks import TaskSource, read_task
 from slm.records import Benchmarks, TaskDifference, TaskScore
-from slm.registry.versions import ModelVersion
+from slm.registry.version import ModelVersion
 
 if TYPE_CHECKING:
     from slm.model.gpt import GPT

@@ -9,7 +9,8 @@ from slm.errors import SlmError
 from slm.history.lineage import Lineage, Link, State, lineage
 from slm.model.saved import MODEL
 from slm.registry.tags import CHAIN, PREFIX
-from slm.registry.versions import ModelVersion, find_version, stored_weights_sha256
+from slm.registry.version import ModelVersion
+from slm.registry.versions import find_version, stored_weights_sha256
 from slm.tracking.entities import public_uri
 from slm.tracking.server import connect, default_uri, explained
 

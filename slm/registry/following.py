@@ -5,13 +5,8 @@ from pathlib import Path
 
 from slm.config import data_root
 from slm.records import parse_version
-from slm.registry.versions import (
-    CHAMPION,
-    ModelVersion,
-    fetch_version,
-    find_alias,
-    find_version,
-)
+from slm.registry.version import CHAMPION, ModelVersion
+from slm.registry.versions import fetch_version, find_alias, find_version
 from slm.tracking.server import connect, default_uri, explained
 from slm.tracking.store import file_of
 

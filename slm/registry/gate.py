@@ -25,18 +25,8 @@ from slm.records import model_uri, names_version, parse_version
 from slm.registry.assessment import assess as assess_against
 from slm.registry.assessment import gate_settings
 from slm.registry.tags import PREFIX
-from slm.registry.versions import (
-    CHALLENGER,
-    CHAMPION,
-    DECISION_TAG,
-    GateDecision,
-    ModelVersion,
-    candidate,
-    find_alias,
-    find_version,
-    if_exists,
-    only_model,
-)
+from slm.registry.version import CHALLENGER, CHAMPION, DECISION_TAG, GateDecision, ModelVersion
+from slm.registry.versions import candidate, find_alias, find_version, if_exists, only_model
 from slm.tracking.server import connect, default_uri, explained
 
 if TYPE_CHECKING:

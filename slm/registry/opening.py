@@ -14,7 +14,7 @@ from slm.run_folder import DataRoot, RunFolder, run_of_checkpoint
 
 if TYPE_CHECKING:
     from slm.model.saved import LoadedModel
-    from slm.registry.versions import ModelVersion
+    from slm.registry.version import ModelVersion
 
 MAX_NAME = 255  # bytes of a file's name
 

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING
 from slm import storage
 from slm.config import PipelineConfig, data_root
 from slm.errors import CorruptionError, SlmError
-from slm.records import (
-    Checkpoint,
-    Evaluation,
-    Report,
-    Run,
-    Shards,
-    Version,
-    check_input,
-    model_uri,
-)
+from slm.records import Checkpoint, Evaluation, Report, Run, Shards, Version, check_input, model_uri
 from slm.registry.packing import logged_model
 from slm.registry.tags import (
     PREFIX,
@@ -31,15 +22,8 @@ from slm.registry.tags import (
     register_key,
     registered_notes,
 )
-from slm.registry.versions import (
-    CHALLENGER,
-    DECISION_TAG,
-    ModelVersion,
-    from_mlflow,
-    has_store,
-    if_exists,
-    is_whole,
-)
+from slm.registry.version import CHALLENGER, DECISION_TAG, ModelVersion, from_mlflow
+from slm.registry.versions import has_store, if_exists, is_whole
 from slm.run_folder import CHECKPOINTS, DataRoot, RunFolder
 from slm.tracking import mirror
 from slm.tracking.entities import public_uri

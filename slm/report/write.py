@@ -5,7 +5,6 @@ Jinja's escaping, and the page's policy allows no scripts and no addresses. The 
 the same bytes: there is no clock in it.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,43 +13,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slm import keys
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError
 from slm.evaluation import grammar
-from slm.evaluation.memorisation import Copy
-from slm.evaluation.scoring import token_losses
-from slm.history.lineage import Lineage, lineage
-from slm.model.export.hugging_face import usage
-from slm.model.gpt import GPT
-from slm.model.saved import load_model
-from slm.progress import Progress, automatic, silent
-from slm.records import Benchmarks, Evaluation, Report, Run, Shards, Source, check_input
+from slm.progress import Progress, automatic
+from slm.records import Benchmarks, Evaluation, Report, Run, Shards, check_input
 from slm.report import benchmarks as report_benchmarks
-from slm.report import cards, evidence, overview, plots, vocabulary
 from slm.report import sources as report_sources
+from slm.report.facts import gather
 from slm.report.identity import report_folder, report_key
-from slm.report.judge import ask_judge
 from slm.report.lineage_picture import lineage_svg
-from slm.report.other_runs import find_other_runs, other_run_findings
-from slm.report.prompts import report_prompts
-from slm.report.samples import ReportSample, compare_with_held_out, write_samples
-from slm.report.summary import summarise, training_findings
 from slm.report.templates import environment, stylesheet
 from slm.run_folder import RunFolder
 from slm.storage import hashing_once, read_record, reading, run_stage
-from slm.tokens.shards.reading import documents
-from slm.tokens.tokenizer.bpe import Ids, Tokenizer
 
 SIGNS = {"good": "✓", "note": "·", "warn": "△", "bad": "✕"}
-SURPRISE_EDGES = (0.5, 1.5, 3.0, 6.0)  # nats, between the shades of a token
 PLOTS = (
     "overview_plot", "training_plots", "source_plots", "reference_plot", "evaluation_plots",
     "data_plots",
 )  # fmt: skip
-MAX_SURPRISE_TOKENS = 200  # of a text that is shown with its shades
 
 
 @hashing_once()
@@ -100,213 +82,6 @@ def write_report(
     folder = report_folder(config, run, evaluation, key, benchmarks)
     with reading(*([shards.path] if shards else [])):
         return run_stage(folder, Report, key, build, keys.made("report", config))
-
-
-# ---- facts ------------------------------------------------------------------------------------
-
-
-def gather(
-    config: PipelineConfig,
-    run: Run,
-    evaluation: Evaluation,
-    shards: Shards | None,
-    benchmarks: Sequence[Benchmarks] = (),
-    champion: RunFolder | None = None,
-    progress: Progress = silent,
-) -> tuple[dict[str, Any], list[ReportSample]]:
-    """Everything that the templates show, and the samples themselves."""
-    home = RunFolder.of(run)
-    checkpoint = home.checkpoint(evaluation.checkpoint)
-    assert checkpoint is not None, f"{run.path} lacks {evaluation.checkpoint}, which was evaluated"
-    source = home.root.source(shards.source_key) if shards else None
-    chain = lineage(home, evaluation_key=evaluation.key, check=False)
-    prompts = report_prompts(config, shards)
-    texts = (config.data, *config.data.sources.values())
-    if any(text.source == "files" for text in texts):
-        config, source, chain = _without_folders(config, source, chain)
-    if config.train.init_from:
-        config, chain = _without_folder_of_start(config, chain)
-    # On the CPU wherever it was trained, so that the samples do not depend on the machine's GPU.
-    model, tokenizer = load_model(checkpoint.path)
-    samples = write_samples(model, tokenizer, prompts, config.report, progress)
-    is_own = shards is not None and home.root.vocabulary_of(shards) is not None
-    curves = plots.read_curves(home)
-    quality = compare_with_held_out(samples, config.report, shards, tokenizer, progress)
-    others = find_other_runs(run, champion, config.folder_name, samples)
-    tasks = report_benchmarks.tasks(benchmarks)
-    train_loss = curves.train_loss(checkpoint.step) or checkpoint.train_loss
-    findings = [
-        *training_findings(
-            curves.evaluations,
-            checkpoint.step,
-            train_loss,
-            evaluation.val_loss,
-            evidence.comparable_bpb(evaluation),
-            evidence.references_by_name(evaluation),
-        ),
-        *report_benchmarks.findings(tasks),
-        *other_run_findings(others),
-    ]
-    references = evidence.references(checkpoint, evaluation)
-    shown = [
-        _shown(sample, copy, quality.copy_line, tokenizer)
-        for sample, copy in zip(samples, quality.copies, strict=True)
-    ]
-    facts = {
-        "title": f"{run.name}, step {checkpoint.step:,}",
-        "summary": summarise(quality.checks, findings, evaluation.val_bpb),
-        "figures": cards.key_figures(run, checkpoint, evaluation),
-        "head_figures": cards.head_figures(run, checkpoint, evaluation),
-        "overview_plot": overview.overview_plot(curves, evaluation, references),
-        "examples": overview.examples(shown, len(prompts)),
-        "sample_count": len(shown),
-        "has_copies": any(part["copied"] for sample in shown for part in sample["parts"]),
-        "settings": config.report,
-        "grid": [
-            (prompt, sorted(shown[i :: len(prompts)], key=lambda s: s["top_k"]))
-            for i, prompt in enumerate(prompts)
-        ],
-        "quality": quality,
-        "surprise": _surprises(model, tokenizer, shards, samples),
-        "training": cards.training_card(run, checkpoint, train_loss),
-        "training_plots": plots.training_plots(curves),
-        "evaluation": cards.evaluation_card(evaluation),
-        "sources": (of_sources := report_sources.rows(config, home, shards, source, evaluation)),
-        "source_plots": report_sources.plot(curves, [row.name for row in of_sources]),
-        "references": references,
-        "reference_plot": plots.reference_plot(references),
-        "benchmarks": tasks,
-        "extremes": evidence.extremes(evaluation, shards, tokenizer),
-        "duplicates": evidence.duplicates(evaluation),
-        "cleaning": evidence.cleaning(source, shards),
-        "other_runs": others,
-        "judge": ask_judge(samples, config.report, progress),
-        "usage": usage(next(iter(prompts), "")),
-        "front_matter": cards.front_matter(config, run, evaluation, source, benchmarks),
-        "evaluation_plots": plots.evaluation_plots(evaluation),
-        "data": [
-            *cards.data_card(config, shards, source),
-            *(vocabulary.facts(shards, tokenizer) if shards and is_own else ()),
-        ],
-        "data_plots": plots.data_plots(shards),
-        "model": cards.model_card(config, run, checkpoint, model.vocab_size),
-        "commands": cards.commands(config, run, prompts),
-        "promise": cards.promise(run),
-        "lineage": chain,
-        "config": cards.settings(config),
-    }
-    return facts, samples
-
-
-def _without_folders(
-    config: PipelineConfig, source: Source | None, chain: Lineage
-) -> tuple[PipelineConfig, Source | None, Lineage]:
-    """The same without the folders that the data were in: a model card is public."""
-
-    def name(path: str) -> str:
-        return Path(path).name or path
-
-    sources = {
-        key: text.model_copy(update={"path": name(text.path)} if text.source == "files" else {})
-        for key, text in config.data.sources.items()
-    }
-    parts = {
-        key: part.model_copy(update={"dataset": sources[key].path})
-        if key in sources and sources[key].source == "files"
-        else part
-        for key, part in (source.parts if source else {}).items()
-    }
-    update = {"path": name(config.data.path), "sources": sources}
-    data = config.data.model_copy(update=update)
-    links = tuple(
-        link.model_copy(update={"value": name(link.value)}) if link.name == "dataset" else link
-        for link in chain.links
-    )
-    return (
-        config.model_copy(update={"data": data}),
-        source and source.model_copy(update={"dataset": name(source.dataset), "parts": parts}),
-        chain.model_copy(update={"links": links}),
-    )
-
-
-def _without_folder_of_start(
-    config: PipelineConfig, chain: Lineage
-) -> tuple[PipelineConfig, Lineage]:
-    """The same without the folders that the model was in which the training started from."""
-    named = cards.without_folders(config.train.init_from or "")
-    train = config.train.model_copy(update={"init_from": named})
-    links = tuple(
-        link.model_copy(update={"value": cards.without_folders(link.value)})
-        if link.name == "parent"
-        else link
-        for link in chain.links
-    )
-    return (
-        config.model_copy(update={"train": train}),
-        chain.model_copy(update={"links": links}),
-    )
-
-
-def _shown(
-    sample: ReportSample, copy: Copy, copy_line: int, tokenizer: Tokenizer
-) -> dict[str, Any]:
-    """A sample for the templates: its completion cut around what is copied.
-
-    With the prompt "Once" and the tokens "Once| upon| a| time| ago", of which `copy` starts at 1
-    and has 3, the parts are " upon a time" (copied) and " ago".
-    """
-    begin = end = 0
-    if copy.length > copy_line:
-        ids = tokenizer.encode(sample.text)
-        before = len(tokenizer.decode(ids[: copy.start])) - len(sample.prompt)
-        copied = len(tokenizer.decode(ids[copy.start : copy.start + copy.length]))
-        begin, end = max(0, before), max(0, before + copied)
-    whole = sample.completion
-    parts = ((whole[:begin], False), (whole[begin:end], True), (whole[end:], False))
-    return {
-        **asdict(sample),
-        "parts": [{"text": text, "copied": copied} for text, copied in parts if text],
-    }
-
-
-# ---- surprise ---------------------------------------------------------------------------------
-
-
-def _surprises(
-    model: GPT, tokenizer: Tokenizer, shards: Shards | None, samples: Sequence[ReportSample]
-) -> list[dict[str, Any]]:
-    """A held-out document and a sample, as pieces of text with a shade by their nats."""
-    texts: list[tuple[str, Ids]] = []
-    if shards and (held_out := next(documents(shards, "val"), None)) is not None:
-        texts.append(("a held-out document", held_out.astype(np.int64)))
-    if samples:
-        chosen = samples[len(samples) // 2]
-        name = f"a sample, temperature {chosen.temperature}"
-        texts.append((name, np.array(tokenizer.encode(chosen.text))))
-    shown = [ids[:MAX_SURPRISE_TOKENS] for _, ids in texts]
-    losses = token_losses(model, shown, tokenizer.eot)
-    return [
-        {
-            "name": name,
-            "pieces": _pieces(part, nats.tolist(), tokenizer),
-            "cut": len(part) < len(ids),
-        }
-        for (name, ids), part, nats in zip(texts, shown, losses, strict=True)
-    ]
-
-
-def _pieces(ids: Ids, nats: Sequence[float], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Tokens as whole characters; tokens that share a character are one piece."""
-    characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    pieces, pending = [], 0.0
-    for token, loss in zip(ids.tolist(), nats, strict=False):
-        pending += float(loss)
-        if text := characters.decode(tokenizer.decode_bytes([token])):
-            shade = sum(pending > edge for edge in SURPRISE_EDGES)
-            word = text.lstrip()
-            pieces.append({"space": text[: len(text) - len(word)], "word": word, "shade": shade})
-            pending = 0.0
-    return pieces
 
 
 # ---- templates --------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from slm.run_folder import PLAN, RunFolder
 from slm.storage import read_record, reading, sha256_bytes
 from slm.training.checkpoint import OPTIMIZER
 from slm.training.journal import process_counts
-from slm.training.loop import train_step
 from slm.training.optim import optimizer_tensors, set_learning_rate
 from slm.training.parallel import gather
 from slm.training.process import torch_as_in
 from slm.training.provenance import environment
 from slm.training.session import Session, new_session, open_job, restore
+from slm.training.step import train_step
 
 
 @dataclass

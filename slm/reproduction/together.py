@@ -16,26 +16,27 @@ from slm.errors import TrainingError, UserError
 from slm.reproduction.comparing import TensorDifference
 from slm.reproduction.replay import Replay, replay, stretch_of
 from slm.run_folder import RunFolder
-from slm.training import launch
+from slm.training.child import environment, under_torchrun
 from slm.training.distributed import wait_for_rank0
 from slm.training.log import final_message
+from slm.training.processes import gpu_count
 
 
 def replay_together(run: RunFolder, start: int, stop: int, count: int) -> Replay:
     """`replay` in `count` processes of this machine."""
     plan = run.plan
-    if plan and plan.device == "cuda" and launch.gpu_count() < count:
+    if plan and plan.device == "cuda" and gpu_count() < count:
         raise UserError(
             f"{run.name} was trained by {count} GPUs under train.parallel={plan.parallel}, whose "
-            f"sums fewer do not repeat; {launch.gpu_count()} are here"
+            f"sums fewer do not repeat; {gpu_count()} are here"
         )
     with TemporaryDirectory() as folder:
         log, result = Path(folder) / "log", Path(folder) / "result.json"
         module = [__name__, str(run.path), str(start), str(stop), str(result)]
         with log.open("ab") as output:
             ended = subprocess.run(
-                launch.under_torchrun(module, count),
-                env=launch.environment(run.config, count, None),
+                under_torchrun(module, count),
+                env=environment(run.config, count, None),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -79,13 +79,13 @@ def fit(points: Sequence[Point], *, resamples: int = RESAMPLES) -> Fit:
     Where a run repeats its data, excess parameters are tried as worth less and as worth the same.
     Raises UserError for runs of fewer than two sizes or two amounts of data.
     """
-    for what, values in (
+    for kind, values in (
         ("sizes", {p.parameters["total"] for p in points}),
         ("amounts of data", {p.tokens for p in points}),
     ):
         if len(values) < 2:
             raise UserError(
-                f"a fit needs runs of at least two {what}; {len(points)} runs with "
+                f"a fit needs runs of at least two {kind}; {len(points)} runs with "
                 f"{len(values)} are there"
             )
     repeats = any(p.tokens > p.unique_tokens for p in points)

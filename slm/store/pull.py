@@ -10,7 +10,7 @@ from slm.errors import CorruptionError, SlmError, UserError, excerpt, listing
 from slm.progress import Progress, automatic
 from slm.records import LATEST, Report, names_version, parse_version
 from slm.registry.register import register
-from slm.registry.versions import CHAMPION
+from slm.registry.version import CHAMPION
 from slm.run_folder import KEY_DIGITS, MIN_DIGITS, DataRoot, RunFolder
 from slm.store.entries import Entry, Kind
 from slm.store.receive import Pulled, Receiver, stem

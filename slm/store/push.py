@@ -9,7 +9,8 @@ from slm.errors import UserError
 from slm.progress import Progress, automatic
 from slm.records import Report, Run, Shards, Source, Vocabulary, names_version
 from slm.registry.opening import finished_run, reference_to
-from slm.registry.versions import ModelVersion, open_version
+from slm.registry.version import ModelVersion
+from slm.registry.versions import open_version
 from slm.run_folder import DataRoot, RunFolder
 from slm.storage import R
 from slm.store.entries import Entry, Kind

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.evaluation.intervals import CONFIDENCE
+from slm.evaluation.intervals import CONFIDENCE, fewer_bits
 from slm.records import Frozen
 
 Floats = npt.NDArray[np.float64]
@@ -60,9 +60,7 @@ class Level(Frozen):
     @property
     def better(self) -> bool | None:
         """Whether it is better than the reference; None where that is not shown."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return None
-        return self.high < 0
+        return fewer_bits(self.low, self.high)
 
 
 class Effect(Frozen):

@@ -10,11 +10,10 @@ vocabulary takes a second pass: the first counts the tokens of train, the second
 
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,45 +25,20 @@ from slm.machine import available_cores
 from slm.progress import Progress, automatic
 from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
-from slm.source.documents import format_of
 from slm.source.mixture import naming, part_of_source
 from slm.tokens import holdout
-from slm.tokens.cleaning import (
-    ALSO_IN_VAL,
-    BY_FUNCTION,
-    DUPLICATE,
-    EXAMPLE_CHARS,
-    NEAR_DUPLICATE,
-    TOO_LONG,
-    TOO_SHORT,
-    Duplicates,
-    Hashes,
-    Mask,
-    Tally,
-    check_extras,
-    shorten,
-)
+from slm.tokens.cleaning import check_extras
+from slm.tokens.empty_split import check_not_empty, separator_hint
 from slm.tokens.exclusions import ExclusionWriter
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
-from slm.tokens.holdout import Draw
 from slm.tokens.mixture.identity import mix_key
 from slm.tokens.mixture.joining import mix
+from slm.tokens.selection import Choice, Selection
 from slm.tokens.shards.layout import Counts
 from slm.tokens.shards.writing import ShardWriter
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.trimming import trim_vocabulary
-from slm.tokens.units import (
-    ByteTokenizer,
-    Drop,
-    Encoded,
-    Pool,
-    Unit,
-    Work,
-    encode_unit,
-    is_done,
-    plan_units,
-    remap_unit,
-)
+from slm.tokens.units import Encoded, Pool, Unit, Work, encode_unit, is_done, plan_units, remap_unit
 from slm.tokens.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -75,7 +49,6 @@ ENCODE_VERSION = 1
 IN_PROCESS_BYTES = 24 << 20  # of text: below it, starting workers takes longer than the work
 SPLITS = ("train", "val")
 
-Choice = dict[str, Mask]  # split → which documents of a unit go there
 MakePool = Callable[[list[Unit]], AbstractContextManager[Pool]]
 
 
@@ -105,17 +78,8 @@ def encode(
     cannot be read, SlmError where a worker is killed twice on the same unit.
     """
     check_input(source, Source)
-    if config.train.init_from and tokenizer is None:
-        raise UserError(
-            f"train.init_from={config.train.init_from}: its vocabulary comes with the model, which "
-            "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
-        )
-    if config.data.makes_vocabulary and tokenizer is None:
-        setting = "data.tokenizer is set" if config.data.tokenizer.is_set else "a mixture trims it"
-        raise UserError(
-            f"{setting}: `vocabulary = slm.make_tokenizer(config, source)` makes the vocabulary; "
-            "give it as vocabulary=vocabulary"
-        )
+    if tokenizer is None:
+        check_vocabulary_is_gpt2(config)
     if config.data.sources:
         parts = {
             name: encode_part(
@@ -150,8 +114,23 @@ def encode(
         shards = storage.run_stage(folder, Shards, key, build, made)
     shutil.rmtree(work, ignore_errors=True)
     if held_out := shards.cleaning.get("held_out"):
-        logger.warning("%s%s", holdout.describe(held_out), _hint(config.data, source))
+        logger.warning("%s%s", holdout.describe(held_out), separator_hint(config.data, source))
     return shards
+
+
+def check_vocabulary_is_gpt2(config: PipelineConfig) -> None:
+    """Raises UserError where the vocabulary is not GPT-2's: it has to be given."""
+    if config.train.init_from:
+        raise UserError(
+            f"train.init_from={config.train.init_from}: its vocabulary comes with the model, which "
+            "`config, parent = slm.initial_model(config)` opens; give it as parent=parent"
+        )
+    if config.data.makes_vocabulary:
+        setting = "data.tokenizer is set" if config.data.tokenizer.is_set else "a mixture trims it"
+        raise UserError(
+            f"{setting}: `vocabulary = slm.make_tokenizer(config, source)` makes the vocabulary; "
+            "give it as vocabulary=vocabulary"
+        )
 
 
 def encode_part(
@@ -266,23 +245,12 @@ def _write_shards(
     selection = Selection(data, source, base, exclusions.exclude)
     tokenizer = base
     with pool(units) if pool else Workers(worker_count(data, units)) as workers:
-        outputs = {unit: unit.output for unit in units}
-        encoded: Iterator[Encoded] = encode_in_order(workers, "encode", outputs, progress)
-        if selection.is_small:
-            selection.hold_out_minimum(each.draws for each in encoded)
-            encoded = map(Encoded.read, outputs.values())
-        chosen: Iterator[tuple[Encoded, Choice]] = (
-            (each, selection.choose(unit.split, each))
-            for unit, each in zip(units, encoded, strict=True)
-        )
+        chosen = _chosen(workers, units, selection, progress)
         if vocab_size < base.n_vocab:
             counts, choices = count_tokens(chosen, base.n_vocab)
             tokenizer = trim_vocabulary(base, counts, vocab_size)
-            trimmed = work / "trimmed.tiktoken"
-            tokenizer.save(trimmed)
-            outputs = {unit: unit.remapped for unit in units}
-            remap = partial(remap_unit, trimmed=trimmed)
-            chosen = zip(_in_order(workers, "trim", remap, outputs, progress), choices, strict=True)
+            rewritten = _rewritten(workers, units, tokenizer, work, progress)
+            chosen = zip(rewritten, choices, strict=True)
         writers = {
             split: ShardWriter(staging, split, tokenizer.n_vocab, data.shard_tokens)
             for split in SPLITS
@@ -293,7 +261,59 @@ def _write_shards(
                 exclusions.keep(split, each.places[mask])
     splits = {split: writer.close() for split, writer in writers.items()}
     tally = selection.tally
-    _check_not_empty(data, source, splits, tally)
+    check_not_empty(data, source, splits, tally)
+    tokenizer.save(staging / TOKENIZER)
+    tokenizer.save_hugging_face(staging / "tokenizer.json")
+    return Shards(
+        key=key,
+        source_key=source.key,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.n_vocab,
+        eot=tokenizer.eot,
+        splits=splits,
+        dropped={reason: entry["documents"] for reason, entry in tally.dropped.items()},
+        cleaning=_cleaning(data, source, selection, splits, functions),
+        length_histogram=_histogram([writer.histogram for writer in writers.values()]),
+    )
+
+
+def _chosen(
+    workers: Pool, units: list[Unit], selection: Selection, progress: Progress
+) -> Iterator[tuple[Encoded, Choice]]:
+    """The units, in order, each with the splits that its documents go to.
+
+    Of a small set all are encoded before the first is chosen.
+    """
+    outputs = {unit: unit.output for unit in units}
+    encoded: Iterator[Encoded] = encode_in_order(workers, "encode", outputs, progress)
+    if selection.is_small:
+        selection.hold_out_minimum(each.draws for each in encoded)
+        encoded = map(Encoded.read, outputs.values())
+    return (
+        (each, selection.choose(unit.split, each))
+        for unit, each in zip(units, encoded, strict=True)
+    )
+
+
+def _rewritten(
+    workers: Pool, units: list[Unit], tokenizer: Tokenizer, work: Path, progress: Progress
+) -> Generator[Encoded]:
+    """The units, in order, by a vocabulary that was trimmed to them."""
+    trimmed = work / "trimmed.tiktoken"
+    tokenizer.save(trimmed)
+    outputs = {unit: unit.remapped for unit in units}
+    return _in_order(workers, "trim", partial(remap_unit, trimmed=trimmed), outputs, progress)
+
+
+def _cleaning(
+    data: DataConfig,
+    source: Source,
+    selection: Selection,
+    splits: Mapping[str, ShardSplit],
+    functions: Functions,
+) -> dict[str, Any]:
+    """What was dropped, changed and held out, by which rule and functions: for the report."""
+    tally, rule = selection.tally, holdout.small_set_rule(data, source)
     cleaning: dict[str, Any] = {"dropped": tally.dropped, "changed": tally.changed}
     if rule or selection.has_minimum:
         cleaning["held_out"] = {
@@ -308,19 +328,7 @@ def _write_shards(
             each.kind: {"file": Path(each.path).name, "function": each.name, "sha256": each.sha256}
             for each in functions
         }
-    tokenizer.save(staging / TOKENIZER)
-    tokenizer.save_hugging_face(staging / "tokenizer.json")
-    return Shards(
-        key=key,
-        source_key=source.key,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.n_vocab,
-        eot=tokenizer.eot,
-        splits=splits,
-        dropped={reason: entry["documents"] for reason, entry in tally.dropped.items()},
-        cleaning=cleaning,
-        length_histogram=_histogram([writer.histogram for writer in writers.values()]),
-    )
+    return cleaning
 
 
 def worker_count(data: DataConfig, units: list[Unit]) -> int:
@@ -371,137 +379,6 @@ def count_tokens(
         counts += np.bincount(tokens, minlength=n_vocab)
         choices.append(choice)
     return counts, choices
-
-
-class Selection:
-    """Decides of each document, in order, which split it goes to, if any."""
-
-    def __init__(
-        self,
-        data: DataConfig,
-        source: Source,
-        tokenizer: Tokenizer | ByteTokenizer,
-        exclude: Callable[[list[Drop]], None] | None = None,
-    ) -> None:
-        """`exclude`: takes the documents of each unit that are dropped, in the units' order."""
-        self._draw = None if "val" in source.splits else Draw(data.val_fraction)
-        self._rule = holdout.small_set_rule(data, source)
-        expected = holdout.expected(data, source)
-        self.is_small = expected is not None and expected < holdout.CERTAIN_DRAWS
-        self.has_minimum = False
-        self._tokenizer, self._exclude = tokenizer, exclude
-        self._duplicates = Duplicates(data.clean)
-        self.tally = Tally()
-
-    def hold_out_minimum(self, draws: Iterable[Hashes]) -> None:
-        """Let a small set hold out its minimum. `draws`: of all documents, by unit."""
-        assert self._draw is not None
-        before, self._draw = self._draw, self._draw.at_least(np.concatenate([*draws]), self._rule)
-        self.has_minimum = self._draw != before
-
-    def choose(self, split: str, encoded: Encoded) -> Choice:
-        """A mask over the documents of the source's split for each split of the shards.
-
-        A document's raw text draws its split, so it never changes sides: not when the dataset
-        grows, and not when other settings clean it; but where a small set holds out its minimum,
-        and grows. If of three documents that are drawn to val, train and val the last is dropped
-        as a duplicate, the masks are train [F, T, F] and val [T, F, F].
-        """
-        self.tally.add(encoded.tally)
-        if self._draw is None:
-            val = np.full(len(encoded.hashes), split == "val")
-        else:
-            val = self._draw.val(encoded.draws)  # (N,)
-        reasons, originals = self._duplicates.decide(
-            encoded.hashes, encoded.signatures, val, encoded.places
-        )
-        starts = np.cumsum(encoded.lengths) - encoded.lengths  # (N,), of end-of-text
-        drops = list[Drop]()
-        for i, reason in enumerate(reasons):
-            if reason:
-                start = int(starts[i]) + 1
-                stop = min(start + EXAMPLE_CHARS, int(starts[i] + encoded.lengths[i]))
-                text = self._tokenizer.decode(encoded.tokens[start:stop].tolist())
-                self.tally.drop(reason, text)
-                drops.append(
-                    Drop(
-                        place=int(encoded.places[i]),
-                        reason=reason,
-                        bytes=int(encoded.sizes[i]),
-                        text=shorten(text),
-                        is_val=bool(val[i]),
-                        original=originals[i],
-                    )
-                )
-        if self._exclude:
-            self._exclude(self._by_cleaning(split, encoded) + drops)
-        keep = np.array([not reason for reason in reasons], bool)
-        return {"train": keep & ~val, "val": keep & val}
-
-    def _by_cleaning(self, split: str, encoded: Encoded) -> list[Drop]:
-        """What cleaning dropped of a unit, each with the split that it would have been in."""
-        drops = encoded.dropped
-        if self._draw is None:
-            return [replace(drop, is_val=split == "val") for drop in drops]
-        val = self._draw.val(np.array([drop.draw for drop in drops], np.uint64))
-        return [replace(drop, is_val=bool(is_val)) for drop, is_val in zip(drops, val, strict=True)]
-
-
-def _check_not_empty(
-    data: DataConfig, source: Source, splits: dict[str, ShardSplit], tally: Tally
-) -> None:
-    """Raises UserError with the remedy where a split has no documents."""
-    for split, written in splits.items():
-        if not written.documents:
-            dropped = ", ".join(f"{n['documents']} {reason}" for reason, n in tally.dropped.items())
-            raise UserError(
-                f"no documents are left in the {split} split of {source.dataset} "
-                f"({source.documents} read; dropped: {dropped or 'none'}): "
-                f"{_remedy(data, source, split, splits, tally)}"
-            )
-
-
-def _remedy(
-    data: DataConfig, source: Source, split: str, splits: dict[str, ShardSplit], tally: Tally
-) -> str:
-    """What to do about a split without documents: the setting that is to blame comes first."""
-    own_val = "val" in source.splits
-    if split == "val" and not own_val and not data.val_fraction:
-        return f"raise data.val_fraction={data.val_fraction}"
-    if split == "train" and not own_val and data.val_fraction == 1:
-        return f"lower data.val_fraction={data.val_fraction}"
-    values = data.clean.flat()
-    blamed = [f"data.clean.{n}={values[n]}" for why, n in _DROPS.items() if why in tally.dropped]
-    if blamed:
-        remedy = f"loosen {' and '.join(blamed)}, or give more documents"
-    elif split == "train" and ALSO_IN_VAL in tally.dropped:
-        remedy = "its documents are in val as well; give others"
-    elif split == "train" and splits["val"].documents and not own_val:
-        remedy = f"lower data.val_fraction={data.val_fraction}, or give more documents"
-    else:
-        remedy = f"give more documents{_hint(data, source)}"
-    return remedy + ("; --set data.val_split=null leaves it out" * (own_val and split == "val"))
-
-
-# The settings of data.clean that drop documents for a reason.
-_DROPS = {
-    TOO_SHORT: "min_chars",
-    TOO_LONG: "max_chars",
-    DUPLICATE: "exact_duplicates",
-    NEAR_DUPLICATE: "near_duplicates",
-    BY_FUNCTION: "filter",
-}
-
-
-def _hint(data: DataConfig, source: Source) -> str:
-    """How text files become more documents, where each is a single one."""
-    formats = {format_of(PurePath(name), data.format) for name in source.origin}
-    if data.separator is not None or formats != {"text"}:
-        return ""
-    return (
-        "; a text file is one document unless it is split, at empty lines for example: "
-        r"--set 'data.separator=\n\n'"
-    )
 
 
 def _histogram(parts: list[Counts]) -> dict[str, int]:

@@ -28,14 +28,9 @@ from slm.source import hub_models
 from slm.source.mixture import part_of_source
 from slm.tokens import holdout
 from slm.tokens.cleaning import Mask, check_extras
-from slm.tokens.encode import (
-    MakePool,
-    Selection,
-    encode_in_order,
-    units_folder,
-    worker_count,
-)
+from slm.tokens.encode import MakePool, encode_in_order, units_folder, worker_count
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
+from slm.tokens.selection import Selection
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
 from slm.tokens.tokenizer.given import SUFFIX, read_given
 from slm.tokens.tokenizer.patterns import PATTERNS

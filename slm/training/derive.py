@@ -38,15 +38,10 @@ from slm.storage import commit, hashing_once, lock, make_folder, to_json, write_
 from slm.tokens.mixture.order import order_of
 from slm.training.checkpoint import STATE, checkpoint_to_resume
 from slm.training.identity import run_inputs, run_keys
-from slm.training.launch import (
-    as_folder,
-    finished_record,
-    keep_parent,
-    resume,
-    shards_gone,
-)
+from slm.training.launch import as_folder, finished_record, resume, shards_gone
 from slm.training.optim import cooldown_start, cooldown_steps, warmup_steps
 from slm.training.plan import decision_sha256, plan_sha256
+from slm.training.prepare import keep_parent
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,8 @@ from slm.figures import size
 from slm.machine import pick_device
 from slm.records import Plan, ShardCount, Shards
 from slm.run_folder import RunFolder
+from slm.training.child import child_environment
 from slm.training.elastic import max_nodes
-from slm.training.launch import child_environment, planned_processes
-from slm.training.loop import train_step
 from slm.training.needs import measure, planned_steps, vocabulary_size
 from slm.training.optim import optimizer_tensors
 from slm.training.plan import (
@@ -37,7 +36,9 @@ from slm.training.plan import (
     thread_count,
 )
 from slm.training.process import set_up_kernels
+from slm.training.processes import planned_processes
 from slm.training.session import Session, micro_batch_count, synthetic_session
+from slm.training.step import train_step
 
 logger = logging.getLogger(__name__)
 

@@ -6,60 +6,30 @@ checkpoint with the bits of one that never was. Where the clock decides the cool
 decided is an input too.
 """
 
-import logging
-import math
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from slm.errors import Interrupted, Untrainable
-from slm.evaluation.scoring import MAX_LOSS, Score, score_each
-from slm.evaluation.sources import by_source, held_out_sources
-from slm.model.saved import CONFIG
-from slm.records import Checkpoint, Plan, Run, source_bpb
-from slm.run_folder import (
-    CHECKPOINTS,
-    DECISION,
-    JOURNAL,
-    PARENT,
-    PLAN,
-    RunFolder,
-    checkpoint_name,
-)
-from slm.storage import (
-    describe_files,
-    fault_point,
-    hashing_once,
-    read_record,
-    reading,
-    write_record,
-)
+from slm.errors import Interrupted
+from slm.evaluation.scoring import Score
+from slm.records import Plan, Run
+from slm.run_folder import CHECKPOINTS, RunFolder, checkpoint_name
+from slm.storage import fault_point, reading
 from slm.tokens.shards.reading import documents
-from slm.training.checkpoint import CheckpointWriter, latest_checkpoint
+from slm.training.checkpoint import CheckpointWriter
 from slm.training.clock import decide_cooldown, note, start_countdown
 from slm.training.distributed import all_reduce_max, broadcast_from_rank0
+from slm.training.finish import finish
 from slm.training.gradients import step_gradient
-from slm.training.journal import Journal, process_counts
+from slm.training.held_out import evaluate_slice, held_out_slice, interruptible, losses
+from slm.training.journal import Journal
 from slm.training.optim import set_learning_rate
-from slm.training.parallel import is_sharded, sharded_again, whole
-from slm.training.plan import (
-    autocast_dtype,
-    check_rows,
-    make_plan,
-    memory_bytes,
-    peak_flops,
-    steps_within,
-)
+from slm.training.parallel import is_sharded
+from slm.training.plan import check_rows, make_plan, steps_within
 from slm.training.provenance import environment
 from slm.training.session import (
     Job,
@@ -71,15 +41,8 @@ from slm.training.session import (
     save,
     starts_cooldown,
 )
+from slm.training.step import check_some_step, step_metrics, train_step
 
-logger = logging.getLogger(__name__)
-
-MAX_SKIPPED_STEPS = 50  # in a row, in fp16
-MIN_SCALE = 2.0**-14
-"""The least factor of the loss in fp16, which starts at 2¹⁶ and is halved by every overflow.
-
-Below 1 it makes gradients smaller; the gradients that overflow even here exceed 2³⁰.
-"""
 STOP_SECONDS = 0.5  # between two questions of several processes whether one is to stop
 
 
@@ -89,7 +52,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run | None:
-    """Train the run whose folder `launch.prepare` made, from its newest checkpoint if it has any.
+    """Train the run whose folder `prepare` made, from its newest checkpoint if it has any.
 
     Args:
         run: the run folder; `config.json` in it holds the config and names the shards.
@@ -219,176 +182,7 @@ def steps_between_questions(world_size: int, step_seconds: float) -> int:
     return max(1, int(STOP_SECONDS / all_reduce_max(step_seconds)))
 
 
-# ---- one step ---------------------------------------------------------------------------------
-
-
-def train_step(session: Session, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """One optimizer step over this process's rows of the batch.
-
-    Args:
-        x, y: inputs and targets, (rows, T) each.
-
-    Returns:
-        The mean loss in nats per token, over all processes, and the gradient's norm before
-        clipping. Where the norm is not finite, in fp16, no optimizer has made a step.
-    """
-    model, config = session.model, session.job.config.train
-    total = step_gradient(session, x, y)
-    for optimizer in session.optimizers:
-        session.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    # The loss is fetched before the optimizers are enqueued, which costs a GPU the time of their
-    # launch: whether they may step at all depends on it, for all of them together.
-    mean_loss, grad_norm = torch.stack((total, whole(norm))).tolist()
-    check_step(session, mean_loss, grad_norm)
-    if math.isfinite(grad_norm):  # all optimizers step, or none: they were clipped by one norm
-        for optimizer in session.optimizers:
-            session.scaler.step(optimizer)
-    session.scaler.update()
-    model.zero_grad(set_to_none=True)
-    return mean_loss, grad_norm
-
-
-def check_step(session: Session, loss: float, grad_norm: float) -> None:
-    """Raises Untrainable before an optimizer changes the weights.
-
-    In fp16 a gradient may overflow: that step is skipped, and the scaler's factor halved until it
-    fits. It is an error after `MAX_SKIPPED_STEPS` of them in a row, or below `MIN_SCALE`.
-    """
-    session.skipped = 0 if math.isfinite(grad_norm) else session.skipped + 1
-    if loss <= MAX_LOSS and (math.isfinite(grad_norm) or may_skip(session)):
-        return
-    rows = described_rows(session)
-    raise Untrainable(
-        f"step {session.step + 1}: train_loss is {loss}, the gradient's norm {grad_norm}"
-        f"{skipped_steps(session)}; no step was made and nothing saved: the weights are those of "
-        f"step {session.step}, and the checkpoints up to it are kept; {remedy(session)}. The rows "
-        f"of the step start at tokens {rows}"
-    )
-
-
-def described_rows(session: Session) -> str:
-    """Part of a message: where the first rows of the next step start."""
-    parts, starts = session.loader.rows_at(session.step)
-    more = " …" if len(starts) > 8 else ""
-    order = session.loader.order
-    if order is None:
-        return f"{', '.join(map(str, starts[:8]))}{more} of train"
-    rows = zip(parts[:8], starts[:8], strict=True)
-    return f"{', '.join(f'{start} of {order.names[part]}' for part, start in rows)}{more}"
-
-
-def may_skip(session: Session) -> bool:
-    """Whether a smaller factor of the loss may still bring gradients that overflow into fp16."""
-    scaler = session.scaler
-    return (
-        scaler.is_enabled()
-        and session.skipped < MAX_SKIPPED_STEPS
-        and scaler.get_scale() >= MIN_SCALE
-    )
-
-
-def check_some_step(session: Session) -> None:
-    """Raises Untrainable where fp16 skipped every step of a training that ends before a bound."""
-    if not any(optimizer.state for optimizer in session.optimizers):
-        raise Untrainable(
-            f"step {session.step}, the last: none of the {session.step} steps was made"
-            f"{skipped_steps(session)}; the weights are those of the start; {remedy(session)}"
-        )
-
-
-def skipped_steps(session: Session) -> str:
-    """Part of a message: how many steps in a row fp16 has not made, if any."""
-    if not (session.skipped and session.scaler.is_enabled()):
-        return ""
-    scale = session.scaler.get_scale()
-    return f" (steps skipped in a row in fp16: {session.skipped}; loss scale {scale:.2g})"
-
-
-def remedy(session: Session) -> str:
-    """The end of a message about a training that diverged."""
-    other = "set train.precision to bf16 or fp32, or " if session.scaler.is_enabled() else ""
-    return f"{other}lower train.learning_rate, which is another run, or check the data"
-
-
-def step_metrics(
-    session: Session, loss: float, grad_norm: float, factor: float, seconds: float
-) -> dict[str, Any]:
-    """The figures of a step for the journal."""
-    tokens = session.job.config.train.tokens_per_step
-    rate = tokens / seconds
-    flops = session.model.flops_per_token() * rate
-    peak = peak_flops(session.plan.device, session.plan.precision)
-    speed = {"mfu": flops / peak / session.job.world_size} if peak else {"gflops": flops / 1e9}
-    return {
-        "step": session.step,
-        "train_loss": loss,
-        "lr": session.job.config.train.learning_rate * factor,
-        "grad_norm": grad_norm,
-        "tok_per_sec": rate,
-        "tokens": session.step * tokens,
-        "memory_bytes": memory_bytes(session.plan.device),
-        **speed,
-    }
-
-
-# ---- held-out loss ----------------------------------------------------------------------------
-
-
-def held_out_slice(session: Session) -> list[np.ndarray[Any, Any]]:
-    """The first documents of val: the same ones at every evaluation."""
-    count = session.job.config.train.evaluate_documents
-    return list(islice(documents(session.job.shards, "val"), count))
-
-
-def evaluate_slice(session: Session, held_out: list[np.ndarray[Any, Any]]) -> Score:
-    """Score the first documents of val, as many as are given, in all and by their source.
-
-    Raises Untrainable where the loss is not finite or beyond `MAX_LOSS`.
-    """
-    model, tokenizer, dtype = session.model, session.job.tokenizer, autocast_dtype(session.plan)
-    with sharded_again(model):
-        rows = score_each(model, held_out, tokenizer.eot, tokenizer.token_bytes, autocast=dtype)
-    scored = Score.total(rows)
-    if sources := held_out_sources(session.job.shards, len(rows)):
-        groups = by_source(rows, sources)
-        scored = replace(scored, by_source={name: Score.total(g) for name, g in groups.items()})
-    if not math.isfinite(scored.nats) or scored.val_loss > MAX_LOSS:
-        raise Untrainable(
-            f"step {session.step}: val_loss is {scored.val_loss}; the checkpoints before it are "
-            f"kept; {remedy(session)}"
-        )
-    return scored
-
-
-def losses(scored: Score) -> dict[str, float]:
-    """The figures of an evaluation for the journal."""
-    by_name = {source_bpb(name): each.val_bpb for name, each in scored.by_source.items()}
-    return {"val_loss": scored.val_loss, "val_bpb": scored.val_bpb, **by_name}
-
-
-@contextmanager
-def interruptible(session: Session, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Within the block the model raises Interrupted before a batch is scored, if it should stop.
-
-    A sharded one is scored by all processes, and all of them stop.
-    """
-
-    def check(*_: object) -> None:
-        stops = should_stop()
-        if bool(all_reduce_max(stops)) if is_sharded(session.model) else stops:
-            raise Interrupted(
-                f"stopped after step {session.step}, the last; its checkpoint is saved"
-            )
-
-    hook = session.model.register_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-# ---- planning and finishing ---------------------------------------------------------------
+# ---- before the first step, and after an early end ---------------------------------------------
 
 
 def fix_plan(job: Job, clock: Callable[[], float]) -> Plan:
@@ -461,56 +255,3 @@ def score_early_end(
         session.best_step, session.best_bpb = session.step, scored.val_bpb
     journal.sync()
     save(session, writer, journal, last.train_loss, scored, machine)
-
-
-@hashing_once()
-def finish(session: Session, journal: Journal, machine: dict[str, Any], final: Score) -> Run:
-    """Write the run's record. `final`: the score of the final weights on all of val."""
-    steps = [e for e in session.job.run.journal if e["event"] == "step"]
-    tail = steps[-max(1, len(steps) // 10) :]
-    tokens = session.job.config.train.tokens_per_step
-    last = latest_checkpoint(session.job.run.path / CHECKPOINTS)
-    assert last is not None
-    assert last.step == session.step
-    journal.write("end", step=session.step, val_loss=final.val_loss, val_bpb=final.val_bpb)
-    journal.sync()  # the record will hold its hash
-    record = Run(
-        key=session.job.key,
-        path=session.job.run.path,
-        files=describe_files(session.job.run.path, kept_files(session, last)),
-        shards_key=session.job.shards.key,
-        best=checkpoint_name(session.best_step),
-        last=last.name,
-        step=session.step,
-        tokens=session.step * tokens,
-        train_loss=statistics.fmean(e["train_loss"] for e in tail),
-        val_loss=final.val_loss,
-        val_bpb=final.val_bpb,
-        tok_per_sec=statistics.median(e["tok_per_sec"] for e in steps),
-        seconds=sum(tokens / e["tok_per_sec"] for e in steps),
-        parameters=session.model.parameter_count(),
-        weights_sha256=last.weights_sha256,
-        level=level(session),
-        environment=machine,
-    )
-    write_record(session.job.run.path, record)
-    return record
-
-
-def level(session: Session) -> str:
-    """The plan's; B under ddp and fsdp where other numbers of processes have trained the run."""
-    plan, counts = session.plan, process_counts(session.job.run)
-    return plan.level if plan.parallel == "elastic" or len(counts) == 1 else "B"
-
-
-def kept_files(session: Session, last: Checkpoint) -> list[Path]:
-    """The files of a finished run for its record to list; its checkpoints are verified first."""
-    run = session.job.run.path
-    folders = {last.path, last.path.with_name(checkpoint_name(session.best_step))}
-    for folder in folders:
-        assert read_record(folder, Checkpoint), f"{folder} is gone"
-    if session.job.parent:
-        folders.add(run / PARENT)
-    inside = [path for folder in folders for path in folder.iterdir()]
-    decision = [run / DECISION] if session.decision else []
-    return [run / CONFIG, run / PLAN, *decision, run / JOURNAL, *inside]

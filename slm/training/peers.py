@@ -171,7 +171,7 @@ def connect() -> Peers | None:
 
 
 def log_end(end: End) -> None:
-    """Log why this process ends: in a line for `launch`, unless it is started again."""
+    """Log why this process ends: in a line for `supervisor`, unless it is started again."""
     if end.again:
         logger.info("%s; those that are left start again", end.reason)
     else:

@@ -29,7 +29,6 @@ from slm.tokens.tokenizer.training import check_trainer
 from slm.tokens.vocabulary import check_given, known_vocabulary
 from slm.tokens.workers import check_runner
 from slm.training.elastic import max_nodes
-from slm.training.launch import gpu_count, planned_processes, processes_here
 from slm.training.needs import Needs, measure
 from slm.training.nodes import nodes_of
 from slm.training.plan import (
@@ -38,6 +37,7 @@ from slm.training.plan import (
     make_plan,
     pick_micro_batches,
 )
+from slm.training.processes import gpu_count, planned_processes, processes_here
 
 MAX_THREADS_PER_CORE = 16  # beyond it a process may not even start them
 

@@ -1,4 +1,4 @@
-"""The training process, `python -m slm.training.process RUN_DIR`, which `launch.py` starts.
+"""The training process, `python -m slm.training.process RUN_DIR`, which `supervisor.py` starts.
 
 It reports by its exit code, and by one last line in its log that gives the reason. On several
 nodes the code is for torchrun alone, which starts again what fails, and the line has the reason.
@@ -169,8 +169,8 @@ def install_signal_handlers() -> list[int]:
 
     Each may come many times: to all processes of a service together, and again from the parent,
     from torchrun, and at a parent's death once for each of its threads. None cuts a save short; a
-    process that shall not save is killed, as `launch.stop` does. Returns the list of the signals
-    received so far.
+    process that shall not save is killed, as `supervisor.stop` does. Returns the list of the
+    signals received so far.
     """
     received: list[int] = []
     for number in (signal.SIGTERM, STOP_ALL, LEAVE, PARENT_DIED):

@@ -97,12 +97,12 @@ def test_a_part_has_the_same_files_as_its_source_encoded_alone(
 def test_a_part_whose_own_source_is_gone_is_read_in_that_of_the_mixture(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, batch = slm.find_text(run, text("a", 3)), slm.batch_rows(run, 1)
+    seen, batch = slm.find_text(run, text("a", 3)), slm.batch_rows(run, 1)
     mixed = run.shards
     assert mixed is not None
     here = DataRoot.source
     monkeypatch.setattr(
         DataRoot, "source", lambda self, key: here(self, key) if key == mixed.source_key else None
     )
-    assert slm.find_text(run, text("a", 3)) == found
+    assert slm.find_text(run, text("a", 3)) == seen
     assert slm.batch_rows(run, 1) == batch

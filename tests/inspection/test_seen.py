@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import slm
 from slm.cli.main import app
 from slm.config import PipelineConfig
-from slm.inspection import seen
-from slm.inspection.seen import Job, find_in_file
+from slm.inspection import search, seen
+from slm.inspection.search import Job, find_in_file
 from slm.records import Shards
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.download import download
@@ -70,14 +70,14 @@ def test_counts_are_those_of_looking_through_every_row(
     run: RunFolder, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 2
-    found = slm.find_text(run, text)
+    result = slm.find_text(run, text)
     rows = rows_of(run, steps)
     whole = [sum(piece.count(text.encode()) for piece in row) for row in rows]
-    assert found.whole == sum(whole)
-    read = {(r.step, r.row) for each in found.occurrences for r in each.readings if r.whole}
+    assert result.whole == sum(whole)
+    read = {(r.step, r.row) for each in result.occurrences for r in each.readings if r.whole}
     assert read == {(i // 4 + 1, i % 4) for i, count in enumerate(whole) if count}
     tokenizer = Tokenizer.load(shards_of(run).path / TOKENIZER)
-    for split, count in found.documents.items():
+    for split, count in result.documents.items():
         if split != "excluded":
             texts = [tokenizer.decode(ids.tolist()) for ids in documents(shards_of(run), split)]
             assert count == sum(text in each for each in texts)
@@ -92,17 +92,18 @@ def test_every_epoch_has_a_text_once_whole_or_in_two_parts(
     text = tokenizer.decode(next(islice(documents(shards, "train"), 10, None)).tolist())[200:240]
     windows = (shards.splits["train"].tokens - 1) // 32 - 1
     monkeypatch.setattr(seen, "last_step", lambda folder: 3 * windows // 4)
-    found = slm.find_text(run, text)
-    [occurrence] = found.occurrences
-    assert found.epochs == pytest.approx(3, abs=0.05)
-    assert 3 <= found.whole + found.cut <= 7
-    assert occurrence.whole + occurrence.cut == found.whole + found.cut == len(occurrence.readings)
+    result = slm.find_text(run, text)
+    [occurrence] = result.occurrences
+    assert result.epochs == pytest.approx(3, abs=0.05)
+    assert 3 <= result.whole + result.cut <= 7
+    rows = result.whole + result.cut
+    assert occurrence.whole + occurrence.cut == rows == len(occurrence.readings)
     for reading in occurrence.readings:
         if reading.step <= 2:
             row = slm.batch_rows(run, reading.step).rows[reading.row]
             assert reading.whole == (text in row.text)
     monkeypatch.setattr(seen, "ROWS_TOGETHER", 64)
-    assert slm.find_text(run, text) == found
+    assert slm.find_text(run, text) == result
 
 
 def test_a_text_that_was_not_seen_has_its_reason(run: RunFolder) -> None:
@@ -118,9 +119,9 @@ def test_a_text_that_was_not_seen_has_its_reason(run: RunFolder) -> None:
     shards = shards_of(run)
     tokenizer = Tokenizer.load(shards.path / TOKENIZER)
     held_out = tokenizer.decode(next(documents(shards, "val")).tolist())
-    found = slm.find_text(run, held_out)
-    assert found.verdict == "not seen: it is held out"
-    assert found.occurrences[0].where == "val"
+    result = slm.find_text(run, held_out)
+    assert result.verdict == "not seen: it is held out"
+    assert result.occurrences[0].where == "val"
 
 
 def test_no_text_goes_on_in_the_next_document(tmp_path: Path) -> None:
@@ -134,27 +135,27 @@ def test_no_text_goes_on_in_the_next_document(tmp_path: Path) -> None:
     writer.add(tokens, np.array([3, 3, 2]), np.array([3, 3, 1]))
     path = tmp_path / writer.close().files[0]
 
-    def found(needle: bytes) -> list[tuple[int, int, int]]:
+    def places(needle: bytes) -> list[tuple[int, int, int]]:
         job = Job(path, tmp_path / TOKENIZER, needle, 0, len(tokens))
         return list(zip(*(each.tolist() for each in find_in_file(job)), strict=True))
 
-    assert found(b"bc") == [(1, 3, 0), (4, 6, 1)]
-    assert found(b"cb") == found(b"dc") == []
-    assert found(b"abcb") == found(bytes([d, a])) == []
-    assert found(b"c") == [(2, 3, 0), (5, 6, 1), (7, 8, 2)]
+    assert places(b"bc") == [(1, 3, 0), (4, 6, 1)]
+    assert places(b"cb") == places(b"dc") == []
+    assert places(b"abcb") == places(bytes([d, a])) == []
+    assert places(b"c") == [(2, 3, 0), (5, 6, 1), (7, 8, 2)]
 
 
 def test_chunks_and_workers_find_the_same(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = slm.find_text(run, "the little")
-    monkeypatch.setattr(seen, "CHUNK_TOKENS", 100)
-    assert slm.find_text(run, "the little") == found
+    result = slm.find_text(run, "the little")
+    monkeypatch.setattr(search, "CHUNK_TOKENS", 100)
+    assert slm.find_text(run, "the little") == result
 
 
 @pytest.mark.slow
 def test_worker_processes_find_the_same(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = slm.find_text(run, "the little")
+    result = slm.find_text(run, "the little")
     monkeypatch.setattr(seen, "IN_PROCESS_TOKENS", 0)
-    assert slm.find_text(run, "the little") == found
+    assert slm.find_text(run, "the little") == result
 
 
 def test_without_the_source_only_beginnings_of_what_is_excluded_are_known(

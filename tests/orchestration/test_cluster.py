@@ -258,7 +258,7 @@ def test_workers_that_die_again_and_again_are_an_error_naming_the_units(
     server: str, tiny_config: Config, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_FAULT", "write:1:kill")
-    monkeypatch.setattr(storage, "fault_point", lambda name: None)  # here, not in the workers
+    monkeypatch.setattr(storage.faults, "requested_fault", lambda: None)  # here, not in the workers
     with start_cluster() as cluster:
         config = tiny_config(**on(cluster))
         with pytest.raises(SlmError, match=r"_00000\.parquet, row groups .* again and again"):

@@ -26,6 +26,7 @@ from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLease
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
 import slm.training.launch
+import slm.training.processes
 from slm.orchestration import gpu_limit, tasks
 from slm.orchestration.display import Display, showing
 from slm.orchestration.local import start_server, wait_until_healthy
@@ -221,7 +222,7 @@ def expire(lease: UUID) -> None:
 def test_a_training_that_waits_reports_it_and_gets_the_slot_of_one_that_died(
     client: SyncPrefectClient, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slm.training.launch, "gpu_count", lambda: 1)
+    monkeypatch.setattr(slm.training.processes, "gpu_count", lambda: 1)
     monkeypatch.setattr(gpu_limit, "RETRY_SECONDS", 0.2)
     lease = hold(client)
     lines: list[str] = []

@@ -34,8 +34,8 @@ from slm.model.gpt import GPT
 from slm.model.sample import Sample
 from slm.orchestration import events, stages, tasks
 from slm.records import Evaluation, Run
-from slm.registry import assessment, gate, register
-from slm.registry.versions import GateDecision
+from slm.registry import assessment, gate, register, vetoes
+from slm.registry.version import GateDecision
 from slm.run_folder import RunFolder
 from slm.tokens.tokenizer.bpe import Tokenizer
 from slm.tracking.server import connect, default_uri
@@ -168,7 +168,7 @@ def test_what_is_not_better_is_refused_unless_forced(root: Path) -> None:
     assert (decision.decision, decision.difference) == ("refused", 0)
     assert aliases(root) == {"champion": "1", "challenger": "2"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assessment, "generate", lambda *_, **__: pytest.fail("it was assessed again"))
+        patch.setattr(vetoes, "generate", lambda *_, **__: pytest.fail("it was assessed again"))
         assert promote(root) == as_reused(decision)
 
     forced = promote(root, force="fresher data")
@@ -491,7 +491,7 @@ def test_the_prompts_of_the_gate_end_with_whole_characters(
         prompts.extend(texts)
         return sampling.generate(model, tokenizer, texts, **given)
 
-    monkeypatch.setattr(assessment, "generate", generate)
+    monkeypatch.setattr(vetoes, "generate", generate)
     add_version(root, "aa", trained=0)
     gate.assess("models:/slm/1", root=root, thresholds=LENIENT)
     assert set(prompts) == {"猫は"}

@@ -20,7 +20,7 @@ from slm.records import Run
 from slm.registry import gate, register
 from slm.registry.assessment import gate_settings
 from slm.registry.sources import compare_sources, worse_sources
-from slm.registry.versions import GateDecision
+from slm.registry.version import GateDecision
 from slm.run_folder import RunFolder
 from slm.tracking.server import connect, default_uri
 from slm.training.preflight import check_before_download

@@ -11,8 +11,8 @@ from tiny_run import shards_of
 
 from slm.config import PipelineConfig
 from slm.evaluation.evaluate import evaluate
+from slm.report.facts import gather
 from slm.report.summary import Summary
-from slm.report.write import gather
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

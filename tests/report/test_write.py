@@ -390,7 +390,7 @@ def test_hostile_text_is_shown_as_text(made: Made, monkeypatch: pytest.MonkeyPat
     settings = {"prompts": HOSTILE, "max_new_tokens": 5, "language": HOSTILE[0]}
     graded = Grade(HOSTILE[1], dict.fromkeys(RUBRIC, 3.0), HOSTILE[0])
     grades = Grades(HOSTILE[0], [graded, Grade("", {}, HOSTILE[2])])
-    monkeypatch.setattr("slm.report.write.ask_judge", lambda *_: grades)
+    monkeypatch.setattr("slm.report.facts.ask_judge", lambda *_: grades)
     cleaning = {
         "dropped": {HOSTILE[0]: {"documents": 1, "examples": [HOSTILE[1]]}},
         "changed": {"text fixed": {"documents": 2, "examples": [[HOSTILE[0], HOSTILE[1]]]}},

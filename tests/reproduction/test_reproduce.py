@@ -18,12 +18,13 @@ import slm.training.identity
 import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
-from slm.errors import SlmError, UserError
+from slm.errors import SlmError, TrainingError, UserError
 from slm.history.lineage import Link, lineage
 from slm.records import Source
-from slm.reproduction.reproduce import WEIGHTS_TOLERANCE, Reproduction, reproduce
+from slm.reproduction.rebuild import WEIGHTS_TOLERANCE
+from slm.reproduction.reproduce import Reproduction, reproduce
 from slm.run_folder import RunFolder
-from slm.training import launch
+from slm.training import supervisor
 from slm.training.optim import set_learning_rate
 
 
@@ -133,8 +134,10 @@ def test_another_version_of_training_cannot_and_the_commit_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, shards_are_gone: bool
 ) -> None:
     version = slm.training.identity.TRAIN_VERSION
-    monkeypatch.setattr("slm.reproduction.reproduce.TRAIN_VERSION", version + 1)
-    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained by another version"))
+    monkeypatch.setattr("slm.reproduction.obstacles.TRAIN_VERSION", version + 1)
+    monkeypatch.setattr(
+        supervisor, "supervise", lambda *_: pytest.fail("trained by another version")
+    )
     if shards_are_gone:
         shutil.rmtree(run.parents[1] / "shards")
     with code(OTHER_COMMIT):
@@ -248,7 +251,7 @@ def test_another_torch_is_named_and_is_judged_by_its_result(
     assert expected.partition(":")[0] in same.notes
 
     monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
-    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 0.5)
+    monkeypatch.setattr("slm.reproduction.rebuild.BPB_TOLERANCE", 0.5)
     monkeypatch.setattr("slm.reproduction.comparing.RELATIVE_TOLERANCE", 0.0)
     monkeypatch.setattr("slm.reproduction.comparing.LOSS_TOLERANCE", 0.0)
     near = reproduce(RunFolder(run))
@@ -262,7 +265,7 @@ def test_another_torch_is_named_and_is_judged_by_its_result(
     assert reproduce(RunFolder(run)).verdict == "diverged"  # the same torch has no such excuse
 
     with_environment(run, torch="2.9.0")
-    monkeypatch.setattr("slm.reproduction.reproduce.BPB_TOLERANCE", 1e-9)
+    monkeypatch.setattr("slm.reproduction.rebuild.BPB_TOLERANCE", 1e-9)
     monkeypatch.setattr(slm.training.loop, "set_learning_rate", other_rate(40.0))
     far = reproduce(RunFolder(run))
     assert far.verdict == "diverged"
@@ -296,7 +299,7 @@ def test_another_pyarrow_writes_other_files_of_the_same_documents(
     made = RunFolder.of(make_run(root, config))
     with_environment(made.path, pyarrow="20.0.0")
     monkeypatch.setattr(
-        "slm.reproduction.reproduce.written_by",
+        "slm.reproduction.rebuild.written_by",
         lambda source: "pyarrow 20" if source.path.parents[1] == root else "pyarrow 25",
     )
     if is_gone:
@@ -329,7 +332,7 @@ def test_data_that_differs_ends_it_before_training(
         else link
         for link in chain.links
     )
-    monkeypatch.setattr(launch, "supervise", lambda *_: pytest.fail("trained on other data"))
+    monkeypatch.setattr(supervisor, "supervise", lambda *_: pytest.fail("trained on other data"))
     reproduction = reproduce(RunFolder(run), chain=chain.model_copy(update={"links": links}))
     assert reproduction.verdict == "diverged"
     assert reproduction.first_difference is not None
@@ -342,9 +345,9 @@ def test_a_training_that_fails_is_no_verdict_on_the_bits(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise launch.TrainingError("out of memory")
+        raise TrainingError("out of memory")
 
-    monkeypatch.setattr(launch, "supervise", fail)
+    monkeypatch.setattr(supervisor, "supervise", fail)
     reproduction = reproduce(RunFolder(run))
     assert reproduction.verdict == "cannot"
     assert reproduction.missing == ("out of memory",)
@@ -362,7 +365,7 @@ def test_a_revision_of_the_hub_is_downloaded_by_its_commit(
         asked.append(config.data.revision)
         raise SlmError("no such commit on the hub")
 
-    monkeypatch.setattr("slm.reproduction.reproduce.download", gone)
+    monkeypatch.setattr("slm.reproduction.rebuild.download", gone)
     chain = lineage(RunFolder(run))
     described = json.loads((run / "config.json").read_bytes())
     described["config"]["data"] |= {"source": "hub", "path": "a/b", "revision": "main"}

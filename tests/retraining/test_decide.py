@@ -24,9 +24,11 @@ from slm.registry.chain import version_lineage
 from slm.registry.initial import parent_of_run
 from slm.reproduction.reproduce import reproduce
 from slm.retraining import decide as deciding
-from slm.retraining import drift
-from slm.retraining.decide import Decision, Evidence
+from slm.retraining import drift, shown
+from slm.retraining.continued import continued
+from slm.retraining.decide import Decision
 from slm.retraining.drift import Changes, Drift
+from slm.retraining.evidence import Evidence
 from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.storage import lock, lock_of
@@ -108,7 +110,7 @@ def test_continuing_takes_a_part_of_the_limit(
     tmp_path: Path, limit: str, value: float, scaled: float
 ) -> None:
     config = tiny_config(tmp_path, **{"max_steps": None, limit: value})
-    again = deciding.continued(config)
+    again = continued(config)
     assert getattr(again.train, limit) == pytest.approx(scaled)
     restored = again.train.model_copy(update={limit: value})
     assert again.model_copy(update={"train": restored}) == config
@@ -146,7 +148,7 @@ def trained(config: PipelineConfig, decision: Decision, root: Path) -> Run:
         run = launch.train(train_config, shards, parent=parent, root=root)
         evaluation = evaluate(train_config, run, shards_of(run))
         version = register.register(train_config, run, evaluation, None, shards_of(run), root=root)
-    register.annotate(version, config, deciding.tags(decision), root=root)
+    register.annotate(version, config, shown.tags(decision), root=root)
     return run
 
 

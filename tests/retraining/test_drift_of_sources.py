@@ -7,23 +7,16 @@ from typing import Any
 import pytest
 from run_folders import add_evaluation, empty_store
 from tiny_run import shards_of
-from two_sources import (
-    CODE,
-    DOCUMENTS,
-    MIXTURE,
-    PROSE,
-    code,
-    finish_mixed_run,
-    prose,
-    write_source,
-)
+from two_sources import CODE, DOCUMENTS, MIXTURE, PROSE, code, finish_mixed_run, prose, write_source
 
 from slm.config import DataConfig, Phase, PipelineConfig, RegistryConfig, RetrainConfig
 from slm.records import Source
 from slm.registry import gate, register
 from slm.retraining import decide as deciding
-from slm.retraining.decide import Decision, Evidence
+from slm.retraining import shown
+from slm.retraining.decide import Decision
 from slm.retraining.drift import Changes, Drift, SourceDrift, of_mixture
+from slm.retraining.evidence import Evidence
 from slm.run_folder import RunFolder
 
 LIMITS = RetrainConfig(
@@ -136,12 +129,12 @@ def test_more_documents_of_one_source_are_no_drift(root: Path) -> None:
     assert measured is not None
     assert measured.excess < 0.1
     assert measured == decision.evidence.drift  # the only one that has new documents
-    rows = dict(deciding.figures(decision))
+    rows = dict(shown.figures(decision))
     assert rows["source code: drift"] == f"{measured.excess:.4f}"
     assert rows["source prose: new or changed"] == "0.00%"
     assert "source prose: drift" not in rows
-    assert deciding.tags(decision)["drift_bits.code"] == f"{measured.excess:.4f}"
-    assert "| source code: rise |" in deciding.describe(decision)
+    assert shown.tags(decision)["drift_bits.code"] == f"{measured.excess:.4f}"
+    assert "| source code: rise |" in shown.describe(decision)
 
 
 def test_the_source_that_drifted_is_named(root: Path) -> None:

@@ -18,6 +18,7 @@ import slm.report.write
 import slm.source.download
 import slm.tokens.encode
 import slm.training.launch
+import slm.training.supervisor
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import UserError
@@ -88,7 +89,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(slm.source.download, "stories", computes)
     monkeypatch.setattr(slm.tokens.encode, "plan_units", computes)
-    monkeypatch.setattr(slm.training.launch, "supervise", computes)
+    monkeypatch.setattr(slm.training.supervisor, "supervise", computes)
     monkeypatch.setattr(slm.evaluation.evaluate, "score_documents", computes)
     monkeypatch.setattr(slm.report.write, "gather", computes)
 

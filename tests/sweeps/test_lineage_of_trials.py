@@ -18,6 +18,7 @@ from slm.registry import register as registering
 from slm.registry.chain import version_lineage
 from slm.report.lineage_picture import lineage_svg
 from slm.retraining import decide as deciding
+from slm.retraining import shown
 from slm.run_folder import RunFolder
 from slm.source.download import download
 from slm.tracking.server import connect, default_uri
@@ -101,6 +102,6 @@ def test_retraining_is_by_the_recipe_and_says_what_the_sweep_chose(run: Path) ->
     assert decision.action == "retrain"
     assert decision.evidence.chosen == ("train.learning_rate=0.003",)
     assert "write train.learning_rate=0.003 into the recipe" in decision.reason
-    assert "trial 7 of rates-555555555555" in deciding.describe(decision)
+    assert "trial 7 of rates-555555555555" in shown.describe(decision)
     assert deciding.training(recipe, decision, root=root) == (recipe, None)
-    json.dumps(deciding.tags(decision))
+    json.dumps(shown.tags(decision))

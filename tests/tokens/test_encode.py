@@ -783,7 +783,7 @@ def test_a_worker_that_is_killed_twice_is_an_error_naming_its_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_FAULT", "write:1:kill")
-    monkeypatch.setattr(storage, "fault_point", lambda name: None)  # here, not in the workers
+    monkeypatch.setattr(storage.faults, "requested_fault", lambda: None)  # here, not in the workers
     with pytest.raises(SlmError, match=r"_00000\.parquet, row groups \d to \d: .* killed, twice"):
         encode(make_config(workers=2), _source_of(tmp_path), root=tmp_path)
     monkeypatch.delenv("SLM_FAULT")

@@ -152,7 +152,7 @@ def test_one_of_a_newer_slm_is_neither_quarantined_nor_passed_over(
 ) -> None:
     save(writer, model, 1)
     with monkeypatch.context() as newer:
-        newer.setattr(storage, "PLAIN_FORMAT", storage.FORMAT + 1)
+        newer.setattr(storage.record, "PLAIN_FORMAT", storage.FORMAT + 1)
         save(writer, model, 2)
     with pytest.raises(NewerFormat, match=r"record\.json is of format"):
         latest_checkpoint(writer.folder)

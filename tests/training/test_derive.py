@@ -26,7 +26,7 @@ from slm.source.download import download
 from slm.storage import lock
 from slm.tokens.encode import encode
 from slm.tracking.entities import params, run_tags
-from slm.training import derive, launch
+from slm.training import derive, launch, supervisor
 from slm.training.checkpoint import checkpoint_name
 from slm.training.derive import finish, train_longer
 from slm.training.loop import train
@@ -299,7 +299,7 @@ def test_a_longer_training_that_was_killed_resumes_to_the_same_bits(
                 assert wait(fork(lambda: train(folder), fault=fault)) == -signal.SIGKILL
 
             with monkeypatch.context() as patch:
-                patch.setattr(launch, "supervise", supervise)
+                patch.setattr(supervisor, "supervise", supervise)
                 with pytest.raises(AssertionError, match="without a record"):
                     train_longer(run, 6)
         return RunFolder.of(train_longer(run, 6))

@@ -14,6 +14,7 @@ from torch import Tensor
 from slm.config import PipelineConfig
 from slm.errors import Interrupted, SlmError, TrainingError, UserError
 from slm.evaluation.evaluate import evaluate
+from slm.evaluation.scoring import Score
 from slm.model.saved import MODEL, first_not_finite, load_model
 from slm.records import Checkpoint, Run, Shards
 from slm.registry.exporting import export
@@ -23,9 +24,10 @@ from slm.storage import RECORD, describe_files, read_record, write_record
 from slm.tokens.encode import encode
 from slm.training import gradients, launch, loop
 from slm.training.checkpoint import OPTIMIZER
-from slm.training.loop import MAX_SKIPPED_STEPS, train
+from slm.training.loop import train
 from slm.training.optim import optimizer_tensors
 from slm.training.plan import make_plan
+from slm.training.step import MAX_SKIPPED_STEPS
 
 Config = Callable[..., PipelineConfig]
 
@@ -207,7 +209,7 @@ def test_no_checkpoint_has_a_tensor_that_is_not_finite(
 
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "evaluate_slice", lambda *_: scored)
-    scored = loop.Score(nats=100.0, tokens=50, bytes=200, documents=1)
+    scored = Score(nats=100.0, tokens=50, bytes=200, documents=1)
     for _ in range(2):
         with pytest.raises(TrainingError, match=rf"step {at}: .* is not finite .*learning_rate"):
             train(run)

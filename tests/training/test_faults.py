@@ -42,7 +42,7 @@ from slm.tokens.encode import encode
 from slm.tokens.shards.reading import read_shards
 from slm.tracking import mirror
 from slm.tracking.server import connect, default_uri
-from slm.training import gradients, launch, process
+from slm.training import gradients, launch, process, supervisor
 from slm.training.checkpoint import latest_checkpoint
 from slm.training.loop import train
 from slm.training.provenance import environment
@@ -244,7 +244,7 @@ def test_out_of_memory_keeps_the_checkpoint_and_names_a_batch_that_fits(
     with pytest.raises(
         TrainingError, match=r"out of memory .*try train\.micro_batch_size=1"
     ) as raised:
-        launch.check_exit(code, run, 0)
+        supervisor.check_exit(code, run, 0)
     assert "the last checkpoint" in str(raised.value)
     saved = latest_checkpoint(run.path / CHECKPOINTS)
     assert saved is not None
@@ -430,7 +430,7 @@ def in_forks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def supervise(run: RunFolder, *_: object) -> None:
         assert lab.train(run) == 0, (run.path / LOG).read_text()
 
-    monkeypatch.setattr(launch, "supervise", supervise)
+    monkeypatch.setattr(supervisor, "supervise", supervise)
 
 
 @pytest.mark.parametrize(
@@ -569,17 +569,17 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(
         with pytest.raises(TrainingError):
             train_again()
     monkeypatch.delenv("SLM_FAULT")
-    report = launch.report
+    report = supervisor.report
 
     def interrupt(*arguments: Any) -> None:
         report(*arguments)
         if arguments[1]:  # events: it trains
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "report", interrupt)
+    monkeypatch.setattr(supervisor, "report", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_again()
-    monkeypatch.setattr(launch, "report", report)
+    monkeypatch.setattr(supervisor, "report", report)
     assert "slm ended with 130: stopped after step" in (run.path / LOG).read_text()
     train_again()
     assert bits(run) == expected

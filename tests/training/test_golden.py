@@ -1,8 +1,8 @@
 """The weights of a fixed small training, bit for bit, by the instruction set that it runs on.
 
-A hash that changes means that training gives other bits: its version in `slm.training.loop` goes
-up, and these hashes are replaced. They hold for the pinned torch on Intel's CPUs, for which MKL
-chooses its kernels; other machines are skipped. Those of older instruction sets than the
+A hash that changes means that training gives other bits: its version in `slm.training.identity`
+goes up, and these hashes are replaced. They hold for the pinned torch on Intel's CPUs, for which
+MKL chooses its kernels; other machines are skipped. Those of older instruction sets than the
 machine's newest are slow tests.
 
 A plan is made with what suits the machine, or is one of before a choice existed, which keeps its

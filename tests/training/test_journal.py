@@ -8,7 +8,7 @@ import pytest
 from faults import fork, wait
 
 from slm.run_folder import JOURNAL, RunFolder
-from slm.training import launch
+from slm.training import supervisor
 from slm.training.journal import Journal
 
 
@@ -113,7 +113,7 @@ def test_an_older_journal_with_infinity_is_read_and_rewritten(tmp_path: Path) ->
 
 def test_a_journal_that_is_cut_back_does_not_confuse_its_reader(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
-    followed = launch.follow(path)
+    followed = supervisor.follow(path)
     assert next(followed) == []
     write(tmp_path, 1, 3)
     assert [event["step"] for event in next(followed)] == [1, 2, 3]

@@ -16,10 +16,13 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, TrainingError, UserError
 from slm.progress import silent
 from slm.records import Plan, Shards, ShardSplit
-from slm.run_folder import PLAN, RunFolder
+from slm.run_folder import LOG, PLAN, RunFolder
 from slm.storage import RECORD, write_json
-from slm.training import launch
+from slm.training import launch, supervisor
 from slm.training import plan as plan_module
+from slm.training.child import child_environment
+from slm.training.plan import MIN_TOKENS_PER_DEVICE
+from slm.training.processes import planned_processes, process_count
 
 Config = Callable[..., PipelineConfig]
 PLANNED = Plan(
@@ -37,7 +40,7 @@ PLANNED = Plan(
 @pytest.fixture
 def config(tiny_config: Config) -> PipelineConfig:
     """A step has 12 rows, each of which is worth a GPU."""
-    length = launch.MIN_TOKENS_PER_DEVICE
+    length = MIN_TOKENS_PER_DEVICE
     return tiny_config(**{"train.tokens_per_step": 12 * length, "model.seq_len": length})
 
 
@@ -75,7 +78,7 @@ def changed(config: PipelineConfig, **fields: object) -> PipelineConfig:
         (8, {"parallel": "ddp", "micro_batch_size": 4}, 3),
         (8, {"parallel": "ddp", "micro_batch_size": 12}, 1),
         (8, {"parallel": "ddp", "processes": 5}, 5),  # as configured, and refused by the plan
-        (8, {"tokens_per_step": 2 * launch.MIN_TOKENS_PER_DEVICE}, 2),
+        (8, {"tokens_per_step": 2 * MIN_TOKENS_PER_DEVICE}, 2),
     ],
 )
 def test_as_many_processes_as_gpus_that_the_rows_divide_among(
@@ -86,16 +89,16 @@ def test_as_many_processes_as_gpus_that_the_rows_divide_among(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "gpu_count", lambda: gpus)
+    monkeypatch.setattr("slm.training.processes.gpu_count", lambda: gpus)
     configured = changed(config, **{"device": "auto", **settings})
-    assert launch.process_count(RunFolder(tmp_path), configured) == processes
+    assert process_count(RunFolder(tmp_path), configured) == processes
 
 
 def test_a_small_batch_takes_one_gpu(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of GPUs would divide these rows."""
-    monkeypatch.setattr(launch, "gpu_count", lambda: 8)
-    small = {"train.tokens_per_step": 2 * launch.MIN_TOKENS_PER_DEVICE - 32, "model.seq_len": 32}
-    assert launch.planned_processes(tiny_config(**small)) == 1
+    monkeypatch.setattr("slm.training.processes.gpu_count", lambda: 8)
+    small = {"train.tokens_per_step": 2 * MIN_TOKENS_PER_DEVICE - 32, "model.seq_len": 32}
+    assert planned_processes(tiny_config(**small)) == 1
 
 
 def test_a_run_resumes_with_as_many_processes_as_can_work_now(
@@ -103,18 +106,18 @@ def test_a_run_resumes_with_as_many_processes_as_can_work_now(
 ) -> None:
     """The plan has two micro-batches: it is of an older run that was started with two."""
     run, gpus = RunFolder(tmp_path), changed(config, device="auto")
-    monkeypatch.setattr(launch, "gpu_count", lambda: 1)
+    monkeypatch.setattr("slm.training.processes.gpu_count", lambda: 1)
     write_json(tmp_path / PLAN, PLANNED.model_dump(mode="json"))
-    assert launch.process_count(run, gpus) == 1
-    assert launch.process_count(run, changed(config, processes=5)) == 2
+    assert process_count(run, gpus) == 1
+    assert process_count(run, changed(config, processes=5)) == 2
     on_gpus = PLANNED.model_copy(update={"device": "cuda"})
     write_json(tmp_path / PLAN, on_gpus.model_dump(mode="json"))
-    assert launch.process_count(run, changed(gpus, processes=2)) == 1
-    monkeypatch.setattr(launch, "gpu_count", lambda: 8)
-    assert launch.process_count(run, gpus) == 2
-    monkeypatch.setattr(launch, "gpu_count", lambda: 0)
+    assert process_count(run, changed(gpus, processes=2)) == 1
+    monkeypatch.setattr("slm.training.processes.gpu_count", lambda: 8)
+    assert process_count(run, gpus) == 2
+    monkeypatch.setattr("slm.training.processes.gpu_count", lambda: 0)
     with pytest.raises(UserError, match="started on a GPU, and torch sees none here"):
-        launch.process_count(run, gpus)
+        process_count(run, gpus)
 
 
 # ---- the child's environment ------------------------------------------------------------------
@@ -130,7 +133,7 @@ def test_what_is_exported_wins(tiny_config: Config, monkeypatch: pytest.MonkeyPa
     }
     for name, value in exported.items():
         monkeypatch.setenv(name, value)
-    assert exported.items() <= launch.child_environment(tiny_config()).items()
+    assert exported.items() <= child_environment(tiny_config()).items()
 
 
 @pytest.mark.parametrize("policy", [None, "passive", "active"])
@@ -142,7 +145,7 @@ def test_threads_spin_shortly_unless_the_user_has_chosen(
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    environment = launch.child_environment(tiny_config())
+    environment = child_environment(tiny_config())
     assert environment.get("OMP_WAIT_POLICY") == policy
     assert environment.get("GOMP_SPINCOUNT") == (None if policy else "5000")
 
@@ -151,9 +154,9 @@ def test_configured_threads_win_with_a_warning(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert launch.child_environment(tiny_config())["OMP_NUM_THREADS"] == "3"
+    assert child_environment(tiny_config())["OMP_NUM_THREADS"] == "3"
     assert not caplog.text
-    four = launch.child_environment(tiny_config(**{"train.threads": 4}))
+    four = child_environment(tiny_config(**{"train.threads": 4}))
     assert four["OMP_NUM_THREADS"] == "4"
     assert "train.threads=4 is used instead of OMP_NUM_THREADS=3" in caplog.text
 
@@ -164,7 +167,7 @@ def test_processes_of_one_machine_share_its_cores(
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
     for processes, threads in ((1, "8"), (3, "2"), (16, "1")):
-        environment = launch.child_environment(tiny_config(), processes)
+        environment = child_environment(tiny_config(), processes)
         assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == threads
 
 
@@ -187,7 +190,7 @@ def test_a_training_is_started_with_each_process_share_of_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(plan_module, "available_cores", lambda: 8)
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    launch.supervise(run, two, silent, lambda event: None)
+    supervisor.supervise(run, two, silent, lambda event: None)
     assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["4"]
 
 
@@ -200,7 +203,7 @@ def test_the_cuda_allocator_is_configured_by_one_variable(
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     if older:
         monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", older)
-    environment = launch.child_environment(tiny_config())
+    environment = child_environment(tiny_config())
     names = {name for name in environment if name.endswith("ALLOC_CONF")}
     assert names == {"PYTORCH_CUDA_ALLOC_CONF" if older else "PYTORCH_ALLOC_CONF"}
 
@@ -226,7 +229,7 @@ def test_settings_outside_the_key_are_those_of_now(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "supervise", stopped)
+    monkeypatch.setattr(supervisor, "supervise", stopped)
     more = changed(config, keep_checkpoints=7)
     with pytest.raises(KeyboardInterrupt):
         launch.train(more, shards, root=tmp_path)
@@ -237,9 +240,9 @@ def test_settings_outside_the_key_are_those_of_now(
 
 
 def test_the_message_of_a_kill_explains_what_another_batch_would_mean(tmp_path: Path) -> None:
-    (tmp_path / launch.LOG).touch()
+    (tmp_path / LOG).touch()
     with pytest.raises(TrainingError, match="is another run, from its first step"):
-        launch.check_exit(-signal.SIGKILL, RunFolder(tmp_path), 0)
+        supervisor.check_exit(-signal.SIGKILL, RunFolder(tmp_path), 0)
 
 
 SAVING = """
@@ -274,7 +277,7 @@ def test_only_a_second_ctrl_c_cuts_a_save_short(number: signal.Signals, code: in
     again = threading.Thread(target=signal_again, args=(child.stdin, child.stdout))
     again.start()
     with suppress(KeyboardInterrupt):
-        launch.stop(child)
+        supervisor.stop(child)
     again.join()
     child.stdin.close()
     child.stdout.close()

@@ -25,9 +25,10 @@ from slm.run_folder import PLAN, DataRoot, RunFolder
 from slm.source.download import download
 from slm.storage import RECORD, lock, lock_of, reading
 from slm.tokens.encode import encode
-from slm.training import gradients, launch, loop
+from slm.training import gradients, held_out, launch, loop
 from slm.training import plan as plan_module
 from slm.training.checkpoint import latest_checkpoint
+from slm.training.child import child_environment, command
 from slm.training.log import final_message
 from slm.training.loop import train
 from slm.training.plan import make_plan
@@ -264,9 +265,9 @@ def test_a_signal_ends_the_child_with_its_state_saved(
 ) -> None:
     long = changed(config, max_steps=100_000, seed=int(number), checkpoint_every=100_000)
     run = launch.prepare(long, shards, root=root)
-    environment = launch.child_environment(long)
+    environment = child_environment(long)
     child = subprocess.Popen(
-        launch.command(run, 1),
+        command(run, 1),
         env=environment,
         stderr=subprocess.PIPE,
     )
@@ -288,9 +289,9 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
     run = launch.prepare(long, shards, root=root)
     script = (
         "from pathlib import Path; from slm.run_folder import RunFolder; "
-        "from slm.training import launch; "
+        "from slm.training import supervisor; "
         f"run = RunFolder(Path({str(run.path)!r})); "
-        "launch.supervise(run, run.config, lambda *a: None, lambda e: None)"
+        "supervisor.supervise(run, run.config, lambda *a: None, lambda e: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     while not losses(run):
@@ -307,7 +308,7 @@ def test_the_child_ends_with_its_parent(config: PipelineConfig, shards: Shards, 
 def test_two_trainers_on_one_run(config: PipelineConfig, shards: Shards, root: Path) -> None:
     long = changed(config, max_steps=100_000, seed=6)
     run = launch.prepare(long, shards, root=root)
-    first = subprocess.Popen(launch.command(run, 1))
+    first = subprocess.Popen(command(run, 1))
     try:
         while not losses(run):
             time.sleep(0.05)
@@ -343,13 +344,13 @@ def test_a_held_out_loss_that_is_not_finite_is_one_message_at_every_try(
     config: PipelineConfig, shards: Shards, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.prepare(changed(config, seed=12), shards, root=root)
-    real = loop.score_each
+    real = held_out.score_each
 
     def broken(*arguments: object, **options: object) -> list[DocumentScore]:
         scores = real(*arguments, **options)  # type: ignore[arg-type]
         return [score._replace(nats=float("nan")) for score in scores]
 
-    monkeypatch.setattr(loop, "score_each", broken)
+    monkeypatch.setattr(held_out, "score_each", broken)
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"step 4: val_loss is nan"):
             train(run)

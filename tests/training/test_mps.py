@@ -17,7 +17,7 @@ from slm.registry.opening import load_model
 from slm.report.cards import promise
 from slm.reproduction.reproduce import reproduce
 from slm.run_folder import RunFolder
-from slm.training import launch, plan, preflight, session
+from slm.training import launch, plan, preflight, processes, session
 from slm.training.loop import train
 from slm.training.provenance import environment
 
@@ -39,7 +39,7 @@ def test_the_plan_of_a_training_on_mps(tiny_config: Config) -> None:
     assert (made.parts, made.compile, made.level) == ("plain", False, "B")
     assert plan.memory_bytes("mps") == 123_456
     assert plan.peak_flops("mps", "fp32") is None
-    assert launch.planned_processes(config) == 1
+    assert processes.planned_processes(config) == 1
     assert preflight.check_machine(config) == []
     assert scoring_device(config) == "mps:0"
     assert environment()["gpu"].startswith("mps")

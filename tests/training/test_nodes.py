@@ -25,7 +25,7 @@ from slm.source.download import download
 from slm.storage import RECORD
 from slm.tokens.encode import encode
 from slm.training import agent as agent_module
-from slm.training import launch, nodes, peers, process
+from slm.training import child, launch, nodes, peers, process
 from slm.training.agent import Agent, EndpointLost
 from slm.training.nodes import Nodes, nodes_of
 from slm.training.peers import AGAIN, LOST, End, Peers
@@ -158,7 +158,7 @@ def test_machines_that_would_only_wait_are_a_warning(
 
 
 def test_what_torchrun_is_given(tmp_path: Path) -> None:
-    command = launch.command(RunFolder(tmp_path / "mine-0123"), 2, HERE)
+    command = child.command(RunFolder(tmp_path / "mine-0123"), 2, HERE)
     assert {
         "--nnodes=2:2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29400",
         "--rdzv-id=mine-0123", "--local-addr=127.0.0.1", "--max-restarts=10",
@@ -172,15 +172,15 @@ def test_a_scheduler_s_ranks_reach_no_training_process(
     """They are those of the command, and a process of a training would take them for its own."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NPROC_PER_NODE", "PET_MAX_RESTARTS"):
         monkeypatch.setenv(name, "3")
-    alone = launch.environment(tiny_config(), 1, None)
-    together = launch.environment(tiny_config(), 1, HERE)
+    alone = child.environment(tiny_config(), 1, None)
+    together = child.environment(tiny_config(), 1, HERE)
     for variables in (alone, together):
         assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & variables.keys()
         assert not any(name.startswith("PET_") for name in variables)
     assert nodes.LOST_SECONDS not in alone
     assert together["GLOO_SOCKET_IFNAME"] == "lo"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
-    assert launch.environment(tiny_config(), 1, HERE)["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert child.environment(tiny_config(), 1, HERE)["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 class Ended:

@@ -14,7 +14,6 @@ from slm.config import ModelConfig, PipelineConfig, TrainConfig
 from slm.errors import UserError
 from slm.model.gpt import GPT
 from slm.records import ShardSplit
-from slm.training.loop import train_step
 from slm.training.optim import (
     MUON_MOMENTUM,
     Muon,
@@ -28,6 +27,7 @@ from slm.training.optim import (
 )
 from slm.training.plan import make_plan
 from slm.training.session import Session, synthetic_session
+from slm.training.step import train_step
 
 CONFIGS = st.builds(
     TrainConfig,

@@ -33,6 +33,7 @@ from slm.training.optim import optimizer_tensors
 from slm.training.parallel import gather
 from slm.training.provenance import environment
 from slm.training.session import Session, open_job, open_session
+from slm.training.step import train_step
 
 Config = Callable[..., PipelineConfig]
 PARALLEL = ("ddp", "fsdp")
@@ -186,7 +187,7 @@ def test_a_checkpoint_of_any_kind_is_resumed_by_any_other(
         state = state_of(session)
         saved = safetensors.torch.load_file(checkpoint.path / MODEL)
         assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
-        loss, norm = loop.train_step(session, *session.loader.batch(session.step))
+        loss, norm = train_step(session, *session.loader.batch(session.step))
         assert math.isfinite(loss)
         assert math.isfinite(norm)
 

@@ -13,7 +13,6 @@ from slm.model.gpt import GPT
 from slm.records import Plan, ShardSplit
 from slm.storage import sha256_json
 from slm.training import plan as module
-from slm.training.loop import train_step
 from slm.training.plan import (
     CPU_MICRO_TOKENS,
     fitting_tokens,
@@ -26,6 +25,7 @@ from slm.training.plan import (
     plan_sha256,
 )
 from slm.training.session import synthetic_session
+from slm.training.step import train_step
 
 Config = Callable[..., PipelineConfig]
 

@@ -17,7 +17,7 @@ from slm.recipes import load_recipe
 from slm.source.download import download
 from slm.tokens.encode import encode
 from slm.tokens.tokenizer.bpe import Tokenizer
-from slm.training import launch, preflight
+from slm.training import launch, preflight, processes
 from slm.training.needs import measure
 from slm.training.optim import build_optimizers, optimizer_tensors
 from slm.training.preflight import check_before_download, check_prompts, is_trained
@@ -34,7 +34,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, memory: int = 80_000_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory, memory))
-    for module in (launch, preflight):
+    for module in (processes, preflight):
         monkeypatch.setattr(module, "gpu_count", lambda: count)
 
 

@@ -15,7 +15,7 @@ from slm.config import PipelineConfig
 from slm.machine import pick_device
 from slm.records import ShardSplit
 from slm.tokens.loader import Loader
-from slm.training import loop, process, session
+from slm.training import process, session, step
 from slm.training.checkpoint import copy_to_cpu
 from slm.training.plan import make_plan
 
@@ -91,8 +91,8 @@ def test_the_share_of_the_peak_is_of_the_runs_precision_and_of_all_its_devices(
     opened.job = replace(opened.job, world_size=5)
     rate = opened.model.flops_per_token() * config.train.tokens_per_step / 0.5  # FLOP/s
     peaks = {"bf16": 2 * rate, "fp32": rate}
-    monkeypatch.setattr(loop, "peak_flops", lambda device, precision: peaks[precision])
-    metrics = loop.step_metrics(opened, 1.0, 1.0, factor=1.0, seconds=0.5)
+    monkeypatch.setattr(step, "peak_flops", lambda device, precision: peaks[precision])
+    metrics = step.step_metrics(opened, 1.0, 1.0, factor=1.0, seconds=0.5)
     assert metrics["mfu"] == pytest.approx(share)
 
 

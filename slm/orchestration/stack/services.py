@@ -120,13 +120,7 @@ def up(
         mlflow = ""
     check_mlflow(mlflow)
     with only_stack():
-        refuse_port_in_use("Prefect", prefect_port, "--prefect-port")
-        if not mlflow:
-            if mlflow_port == prefect_port:
-                raise UserError(
-                    f"--prefect-port and --mlflow-port are both {mlflow_port}: give two ports"
-                )
-            refuse_port_in_use("MLflow", mlflow_port, "--mlflow-port")
+        check_ports(prefect_port, None if mlflow else mlflow_port)
         environment = shared_environment(f"{prefect}/api", mlflow or f"http://{HOST}:{mlflow_port}")
         servers = [prefect_server(prefect_port, environment, postgres)]
         servers += [] if mlflow else [mlflow_server(mlflow_port, environment)]
@@ -144,17 +138,16 @@ def up(
                 service.wait_until_healthy()
             worker.start()  # last: a run that waits for it needs all of them
             note_stack(environment)
+            addresses = {
+                "prefect": prefect,
+                "prefect_api": environment["PREFECT_API_URL"],
+                "mlflow": public_uri(environment["MLFLOW_TRACKING_URI"]),
+                "logs": str(worker.log.parent),
+            }
             write(f"Prefect   {prefect}")
-            write(f"MLflow    {public_uri(environment['MLFLOW_TRACKING_URI'])}")
-            write(f"logs      {worker.log.parent}")
-            on_ready(
-                {
-                    "prefect": prefect,
-                    "prefect_api": environment["PREFECT_API_URL"],
-                    "mlflow": public_uri(environment["MLFLOW_TRACKING_URI"]),
-                    "logs": str(worker.log.parent),
-                }
-            )
+            write(f"MLflow    {addresses['mlflow']}")
+            write(f"logs      {addresses['logs']}")
+            on_ready(addresses)
             write("up        Ctrl-C stops it; running flows save, and can be retried")
             reaper.watch(environment["PREFECT_API_URL"], write)
             keep_running([*servers, worker], write)
@@ -162,6 +155,15 @@ def up(
             write("stopping  running flows save first")
             for service in (worker, *servers):
                 service.stop()
+
+
+def check_ports(prefect: int, mlflow: int | None) -> None:
+    """Raises UserError where a port of ours is in use. `mlflow`: None: another server is used."""
+    refuse_port_in_use("Prefect", prefect, "--prefect-port")
+    if mlflow is not None:
+        if mlflow == prefect:
+            raise UserError(f"--prefect-port and --mlflow-port are both {mlflow}: give two ports")
+        refuse_port_in_use("MLflow", mlflow, "--mlflow-port")
 
 
 def shared_environment(prefect: str, mlflow: str) -> dict[str, str]:

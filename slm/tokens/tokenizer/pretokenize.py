@@ -124,32 +124,40 @@ def word_starts(text: bytes, ends: Positions) -> Positions:
 
     They are "It", "'s", " ", " 2", " cats" and "Hi".
     """
-    data = np.frombuffer(text, np.uint8)  # (T,)
-    kinds = kinds_of(text)  # (T,)
-    opens = np.zeros(len(data) + 1, bool)  # (T + 1,): first bytes of documents, and the end
-    opens[0] = True
-    opens[ends] = True
-    starts = opens.copy()  # (T + 1,): first bytes of words, and the end
-    starts[1:-1] |= kinds[1:] != kinds[:-1]
+    data, kinds, opens, starts = changes_of_kind(text, ends)
     last_space = (kinds == SPACE) & starts[1:] & ~opens[1:]  # (T,)
     starts[:-1] |= last_space
     blank = last_space & (data == ord(" "))  # (T,)
     starts[1:] &= ~blank
     _mark_contractions(data, opens, starts)
-    non_ascii = np.flatnonzero(data >= 0x80)
-    if len(non_ascii):
-        join_non_ascii(non_ascii, data, kinds, opens, starts)
+    join_non_ascii(data, kinds, opens, starts)
     return np.flatnonzero(starts[:-1])
 
 
-def join_non_ascii(
-    positions: Positions, data: Bytes, kinds: Bytes, opens: Mask, starts: Mask
-) -> None:
+def changes_of_kind(text: bytes, ends: Positions) -> tuple[Bytes, Bytes, Mask, Mask]:
+    """The bytes of documents, their kinds, and where documents and words may begin.
+
+    A word begins with a document, and where the kind of byte changes. The bytes and kinds are (T,);
+    the masks are (T + 1,): of the first bytes, and of the end.
+    """
+    data, kinds = np.frombuffer(text, np.uint8), kinds_of(text)
+    opens = np.zeros(len(data) + 1, bool)
+    opens[0] = True
+    opens[ends] = True
+    starts = opens.copy()
+    starts[1:-1] |= kinds[1:] != kinds[:-1]
+    return data, kinds, opens, starts
+
+
+def join_non_ascii(data: Bytes, kinds: Bytes, opens: Mask, starts: Mask) -> None:
     """Make one piece of what is around bytes that are not ASCII; what `opens` holds is lost.
 
     Only these are sure to begin a word: a document, and a blank before a byte that is certainly no
     space.
     """
+    positions = np.flatnonzero(data >= 0x80)
+    if not len(positions):
+        return
     blank = (data[:-1] == ord(" ")) & (kinds[1:] < SPACE) & ~opens[1:-1]
     opens[:-2] |= blank
     _join_around(positions, np.flatnonzero(opens), starts)

@@ -17,8 +17,8 @@ from slm.tokens.tokenizer.pretokenize import (
     Bytes,
     Mask,
     Positions,
+    changes_of_kind,
     join_non_ascii,
-    kinds_of,
 )
 
 
@@ -47,21 +47,13 @@ def word_starts(text: bytes, ends: Positions, digits: int) -> Positions:
     >>> word_starts(b"He's .x \\n 12;\\n\\nab", np.array([17]), 1).tolist()
     [0, 2, 4, 6, 7, 9, 10, 11, 12, 15]
     """
-    data = np.frombuffer(text, np.uint8)  # (T,)
-    kinds = kinds_of(text)  # (T,)
-    opens = np.zeros(len(data) + 1, bool)  # (T + 1,): first bytes of documents, and the end
-    opens[0] = True
-    opens[ends] = True
-    starts = opens.copy()  # (T + 1,): first bytes of words, and the end
-    starts[1:-1] |= kinds[1:] != kinds[:-1]
+    data, kinds, opens, starts = changes_of_kind(text, ends)
     before = np.append(np.uint8(0), data[:-1])  # the byte before, (T,)
     blank = (before == ord(" ")) & ~opens[:-1]  # whether it is a blank of the same document
     _split_digits(kinds, starts, digits)
     _join_signs(data, kinds, opens, starts, blank)
     _split_spaces(data, kinds, opens, starts)
-    non_ascii = np.flatnonzero(data >= 0x80)
-    if len(non_ascii):
-        join_non_ascii(non_ascii, data, kinds, opens, starts)
+    join_non_ascii(data, kinds, opens, starts)
     return np.flatnonzero(starts[:-1])
 
 

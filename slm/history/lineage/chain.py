@@ -1,84 +1,44 @@
-"""What a run was made from: the chain from the dataset to the evaluation, each link checked.
-
-The records of the stages hold the hashes. Here they are put in a row, and every link is compared
-with the files, the code and the machine that are here now. No server is asked: what the registry
-knows of a version is added by `slm.registry.chain`.
-"""
+"""The chain of a run: each record is read once, and the links are made from them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal
-
-from pydantic import Field
+from typing import Any
 
 from slm import keys, storage
 from slm.config import DataConfig
-from slm.errors import CorruptionError, UserError
+from slm.errors import CorruptionError
 from slm.evaluation.benchmark.results import show_score
+from slm.history.lineage.current import (
+    code_status,
+    compare_origin,
+    derived_status,
+    machine_differences,
+)
+from slm.history.lineage.link import (
+    NOT_CHECKED,
+    WORST_FIRST,
+    Checked,
+    Lineage,
+    Link,
+    State,
+    Status,
+    make_link,
+    status_of,
+)
 from slm.history.sweeps import trials_of
 from slm.model.saved import CONFIG
-from slm.records import (
-    Benchmarks,
-    Checkpoint,
-    Derivation,
-    Evaluation,
-    Frozen,
-    Parent,
-    Run,
-    Shards,
-    Source,
-)
+from slm.records import Benchmarks, Checkpoint, Evaluation, Parent, Run, Shards, Source
 from slm.run_folder import CHECKPOINTS, EVALUATION, PARENT, RunFolder, Settings
-from slm.source.files import find_files
 from slm.source.mixture import part_of_source
 from slm.source.stories import STORIES_VERSION
 from slm.storage import R
 from slm.tokens.tokenizer.bpe import TOKENIZER
-from slm.training import provenance
-
-State = Literal["unchanged", "changed", "gone", "not checked"]
-"""`not checked`: not asked for, or it could not be reached; a note says so. It breaks no chain."""
-Notes = tuple[str, ...]
-Status = tuple[State, Notes]
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit of the hub; a hash of local files
 NONE_YET = "none yet"
-ARITHMETIC = ("torch", "cpu_capability", "gpu")  # another one rounds otherwise
-WRITER = ("pyarrow",)  # another one writes other parquet files of the same documents
-MACHINE = ("python", *ARITHMETIC, *WRITER, "packages_sha256")  # bits may depend on it
-NOT_CHECKED: Status = ("not checked", ())
 NO_CHECKPOINT: Status = ("not checked", ("its training has saved no checkpoint yet",))
-
-
-class Link(Frozen):
-    """One thing that the result was made from, or the result itself."""
-
-    name: str
-    value: str  # for a person
-    digest: str | None = None  # its key, content hash or commit, where it is known
-    state: State
-    notes: Notes = ()  # what is wrong with it, or was not checked
-    files: dict[str, str] = Field(default_factory=dict)  # each file → its recorded sha256
-    made_from: tuple[str, ...] = ()  # names of links, the one that it continues first
-
-
-class Lineage(Frozen):
-    """The chain of a run or of a version, from the dataset on."""
-
-    name: str  # of the run or the version
-    links: tuple[Link, ...]
-    tags: dict[str, str] = Field(default_factory=dict)  # of the version, without their prefix
-
-    def __getitem__(self, name: str) -> Link:
-        return next(link for link in self.links if link.name == name)
-
-    @property
-    def broken(self) -> list[Link]:
-        """The links that are gone or changed."""
-        return [link for link in self.links if link.state in ("gone", "changed")]
 
 
 def lineage(
@@ -103,35 +63,6 @@ def lineage(
         run.check_format()
     tags = tags or {}
     return _Chain(run, tags, evaluation_key or tags.get("evaluation_key", ""), check).lineage()
-
-
-def _link(name: str, value: str, digest: str | None, status: Status, *made_from: str) -> Link:
-    state, notes = status
-    return Link(
-        name=name, value=value, digest=digest, state=state, notes=notes, made_from=made_from
-    )
-
-
-def _status(notes: Iterable[str]) -> Status:
-    """Unchanged, or changed where something is to be noted."""
-    changes = tuple(notes)
-    return ("changed" if changes else "unchanged"), changes
-
-
-@dataclass(frozen=True)
-class _Checked(Generic[R]):
-    """A record, if there is one, and the status of the files that it lists."""
-
-    record: R | None
-    status: Status
-
-    def link(self, name: str, value: str, digest: str | None, *made_from: str) -> Link:
-        link = _link(name, value, digest, self.status, *made_from)
-        files = self.record.files if self.record else {}
-        return link.model_copy(update={"files": {n: e.sha256 for n, e in files.items()}})
-
-
-_WORST_FIRST: tuple[State, ...] = ("gone", "changed", "not checked", "unchanged")
 
 
 class _Chain:
@@ -166,14 +97,14 @@ class _Chain:
 
     # ---- reading ----
 
-    def _find_evaluation(self, key: str) -> _Checked[Evaluation]:
+    def _find_evaluation(self, key: str) -> Checked[Evaluation]:
         """The evaluation of a key; the run's own where there is no key."""
         named = self.run.find_evaluation(key)
         checked = self._read(
             named.path if named else self.run.result_folder(EVALUATION), Evaluation
         )
         if key and checked.record and checked.record.key != key:
-            return _Checked(None, ("gone", (f"the evaluation {key[:12]} is gone",)))
+            return Checked(None, ("gone", (f"the evaluation {key[:12]} is gone",)))
         return checked
 
     def _checkpoint_name(self) -> str:
@@ -205,21 +136,21 @@ class _Chain:
 
     def _read(
         self, folder: Path, kind: type[R], is_own: Callable[[str], bool] = lambda name: True
-    ) -> _Checked[R]:
+    ) -> Checked[R]:
         """A record and the state of its files; `is_own`: which of them are this link's."""
         try:
             record = storage.read_record(folder, kind, verify=False)
         except CorruptionError as error:
-            return _Checked(None, _status([str(error)]))
+            return Checked(None, status_of([str(error)]))
         if record is None:
-            return _Checked(None, ("gone", (f"{folder} is gone",)))
+            return Checked(None, ("gone", (f"{folder} is gone",)))
         if not self.check:
-            return _Checked(record, NOT_CHECKED)
+            return Checked(record, NOT_CHECKED)
         files = {name: entry for name, entry in record.files.items() if is_own(name)}
         wrong = storage.mismatches(folder, files)
         if wrong and all(line.endswith("missing") for line in wrong):
-            return _Checked(record, ("gone", tuple(wrong)))
-        return _Checked(record, _status(wrong))
+            return Checked(record, ("gone", tuple(wrong)))
+        return Checked(record, status_of(wrong))
 
     # ---- data ----
 
@@ -230,9 +161,9 @@ class _Chain:
         status = self._dataset_status(source)
         files = source.origin if source else {}
         if _DIGEST.fullmatch(revision):
-            link = _link("dataset", name, revision, status)
+            link = make_link("dataset", name, revision, status)
         else:
-            link = _link("dataset", f"{name}, {revision}", None, status)
+            link = make_link("dataset", f"{name}, {revision}", None, status)
         return link.model_copy(update={"files": files})
 
     def _dataset_status(self, source: Source | None) -> Status:
@@ -248,16 +179,16 @@ class _Chain:
             state, own = self._text_status(config.of_source(name).data, part)
             states.add(state)
             notes += [f"{name}: {note}" for note in own]
-        return next((each for each in _WORST_FIRST if each in states), NOT_CHECKED[0]), tuple(notes)
+        return next((each for each in WORST_FIRST if each in states), NOT_CHECKED[0]), tuple(notes)
 
     def _text_status(self, data: DataConfig, source: Source) -> Status:
         """Whether a dataset is what it was, as far as this machine knows."""
         if data.source == "hub":
             return "not checked", ("the hub was not asked",)
         if data.source == "files":
-            return _compare_origin(data, source.origin)
+            return compare_origin(data, source.origin)
         current = f"version {STORIES_VERSION}"
-        return _status([] if current == source.revision else [f"the code now writes {current}"])
+        return status_of([] if current == source.revision else [f"the code now writes {current}"])
 
     def _parts(self) -> list[Link]:
         """Each source of a mixture: what of it is trained on, held out and left out."""
@@ -272,7 +203,7 @@ class _Chain:
                 own = source.parts[name]
                 dataset = Path(own.dataset).name if own.dataset[:1] in "/~" else own.dataset
                 value = f"{dataset}, {own.revision[:12]}: {value}"
-            links.append(_link(f"source {name}", value, part.source_key, self.shards.status))
+            links.append(make_link(f"source {name}", value, part.source_key, self.shards.status))
         return links
 
     def _source(self) -> Link:
@@ -284,7 +215,7 @@ class _Chain:
     def _cleaning(self, state: State) -> Link:
         """The part of the config that says what is left out, in the state of the config."""
         if self.settings is None:
-            return _link("cleaning", "unknown", None, ("gone", ()))
+            return make_link("cleaning", "unknown", None, ("gone", ()))
         data = self.settings.config.data
         clean: dict[str, object] = dict(data.clean.flat())
         if data.sources:
@@ -294,7 +225,9 @@ class _Chain:
         left_out = sum(shards.dropped.values()) if shards else 0
         chosen = ", ".join(f"{k}={v}" for k, v in clean.items() if v is not None)
         digest = storage.sha256_json(clean)
-        return _link("cleaning", f"{left_out:,} documents left out; {chosen}", digest, (state, ()))
+        return make_link(
+            "cleaning", f"{left_out:,} documents left out; {chosen}", digest, (state, ())
+        )
 
     def _tokenizer(self) -> Link:
         shards, saved = self.shards.record, self.checkpoint.record
@@ -304,7 +237,7 @@ class _Chain:
         copies = [path for path in paths if path.is_file()]
         status: Status = ("gone", ("no copy of it is left",))
         if copies and self.check:
-            status = _status(
+            status = status_of(
                 f"{f}: other bytes" for f in copies if storage.sha256_file(f) != digest
             )
         elif copies:
@@ -312,11 +245,11 @@ class _Chain:
         value = f"{shards.vocab_size:,} tokens" if shards else "vocabulary"
         own = self.run.root.vocabulary_of(shards) if shards else None
         if own is None:
-            return _link("tokenizer", value, digest, status)
+            return make_link("tokenizer", value, digest, status)
         if own.kind == "given":
-            return _link("tokenizer", f"{value}, of {own.origin}", digest, status)
+            return make_link("tokenizer", f"{value}, of {own.origin}", digest, status)
         value += f", trained on {own.documents:,} documents"
-        return _link("tokenizer", value, digest, status, "source", "cleaning")
+        return make_link("tokenizer", value, digest, status, "source", "cleaning")
 
     def _shards(self) -> Link:
         record = self.shards.record
@@ -331,17 +264,17 @@ class _Chain:
         digest = saved.config_sha256 if saved else self.tags.get("config_sha256")
         path = self.run.path / CONFIG
         if self.settings is None:
-            return _link("config", "unknown", digest, ("gone", (f"{path} is gone",)))
+            return make_link("config", "unknown", digest, ("gone", (f"{path} is gone",)))
         value = f"recipe {self.settings.config.recipe}"
         current = keys.config_sha256(self.settings.config)
         if digest is None:
             status: Status = ("not checked", ("no checkpoint records what it was",))
-            return _link("config", value, current, status)
+            return make_link("config", value, current, status)
         files = {CONFIG: trained.files[CONFIG]} if trained and CONFIG in trained.files else {}
         hashes = keys.config_hashes(self.settings.config)
         is_other = digest not in hashes or storage.mismatches(self.run.path, files)
         notes = [f"{path} is not what was trained by"] if is_other else []
-        return _link("config", value, digest, _status(notes))
+        return make_link("config", value, digest, status_of(notes))
 
     def _facts(self) -> dict[str, Any]:
         """Code, packages and machine that the run was trained with."""
@@ -356,24 +289,24 @@ class _Chain:
         facts = self._facts()
         commit, modules = facts.get("commit"), facts.get("modules_sha256")
         if not self._has_saved:
-            return _link("code", "not recorded yet", None, NO_CHECKPOINT)
+            return make_link("code", "not recorded yet", None, NO_CHECKPOINT)
         value = f"commit {commit[:12]}" if commit else "no known commit"
         value += f", modules {modules[:12]}" if modules and not commit else ""
         value += ", with changes in no commit" if facts.get("dirty") else ""
         status = code_status(facts) if self.check else NOT_CHECKED
-        return _link("code", value, facts.get("diff_sha256") or commit or modules, status)
+        return make_link("code", value, facts.get("diff_sha256") or commit or modules, status)
 
     def _environment(self) -> Link:
         facts = self._facts()
         if not self._has_saved:
-            return _link("environment", "not recorded yet", None, NO_CHECKPOINT)
+            return make_link("environment", "not recorded yet", None, NO_CHECKPOINT)
         parts = [f"{name} {facts[name]}" for name in ("python", "torch") if facts.get(name)]
         parts.append(str(facts.get("gpu") or facts.get("cpu") or "unknown machine"))
         digest, status = self.tags.get("environment_sha256"), NOT_CHECKED
         if facts.get("torch"):
             digest = storage.sha256_json(facts)
-            status = _status(machine_differences(facts)) if self.check else NOT_CHECKED
-        return _link("environment", ", ".join(parts), digest, status)
+            status = status_of(machine_differences(facts)) if self.check else NOT_CHECKED
+        return make_link("environment", ", ".join(parts), digest, status)
 
     # ---- results ----
 
@@ -399,8 +332,8 @@ class _Chain:
         other = self.run.root.named_run(derived.run)
         status: Status = NOT_CHECKED
         if self.check:
-            status = _derived_status(self.run, other, derived)
-        return (_link("made from", derived.text, derived.key, status),)
+            status = derived_status(self.run, other, derived)
+        return (make_link("made from", derived.text, derived.key, status),)
 
     def _sweep(self) -> tuple[Link, ...]:
         """The trials of sweeps that the run is; one that its version names may be gone."""
@@ -410,7 +343,7 @@ class _Chain:
         status: Status = NOT_CHECKED
         if self.check and trials:
             key = self.settings.key if self.settings else self.tags.get("run_key")
-            status = _status(
+            status = status_of(
                 f"trial {trial.trial} of {trial.sweep} was another run of this name"
                 for trial in trials
                 if trial.key != key
@@ -418,7 +351,7 @@ class _Chain:
         if name and name not in [trial.sweep for trial in trials]:
             texts.insert(0, f"trial {number} of {name}")
             status = (status[0], (*status[1], f"{name} is gone from here"))
-        return (_link("sweep", "; ".join(texts), None, status),) if texts else ()
+        return (make_link("sweep", "; ".join(texts), None, status),) if texts else ()
 
     def _run(self, *parent: str) -> Link:
         inputs = ("shards", "config", "code", "environment", *parent)
@@ -428,14 +361,14 @@ class _Chain:
         name = self.run.name
         if record is None and self.settings and self.trained.status[0] == "gone":
             status: Status = ("not checked", ("its training has not ended",))
-            return _link("run", f"{name}, unfinished", key, status, *inputs)
+            return make_link("run", f"{name}, unfinished", key, status, *inputs)
         value = f"{name}, {record.step:,} steps" if record else name
         return self.trained.link("run", value, key, *inputs)
 
     def _checkpoint(self) -> Link:
         record = self.checkpoint.record
         if not self._has_saved:
-            return _link("checkpoint", NONE_YET, None, NO_CHECKPOINT, "run")
+            return make_link("checkpoint", NONE_YET, None, NO_CHECKPOINT, "run")
         digest = record.weights_sha256 if record else self.tags.get("weights_sha256")
         name = record.name if record else self._checkpoint_name()
         return self.checkpoint.link("checkpoint", name, digest, "run")
@@ -443,7 +376,7 @@ class _Chain:
     def _evaluation(self) -> Link:
         record, tags = self.evaluated.record, self.tags
         if record is None and self.evaluated.status[0] == "gone" and "val_bpb" not in tags:
-            return _link("evaluation", "not evaluated", None, NOT_CHECKED, "checkpoint")
+            return make_link("evaluation", "not evaluated", None, NOT_CHECKED, "checkpoint")
         val_bpb = record.val_bpb if record else float(tags.get("val_bpb", "nan"))
         digest = storage.content_hash(record) if record else tags.get("evaluation_sha256")
         value = f"{val_bpb:.4f} bits per byte"
@@ -471,87 +404,3 @@ def _origin_of(parent: Parent) -> str:
     weights = [n for n in parent.origin if n.endswith(".safetensors")]
     hashes = ", ".join(f"{name} sha256 {parent.origin[name]}" for name in weights)
     return f"{parent.model}, {hashes}"
-
-
-def _derived_status(run: RunFolder, other: RunFolder, derived: Derivation) -> Status:
-    """Whether the losses of both runs are the same up to the step at which one was made."""
-    if not other.exists:
-        return "not checked", (f"{derived.run} is gone: its steps are trained again to reproduce",)
-    try:
-        if other.settings.key != derived.key:
-            return "changed", (f"{derived.run} is another run now",)
-        losses = [_losses(each, derived.step) for each in (run, other)]
-    except CorruptionError as error:
-        return "changed", (str(error),)
-    if losses[0] != losses[1]:
-        return "changed", (f"its losses are not those of {derived.run}",)
-    return "unchanged", ()
-
-
-def _losses(run: RunFolder, last: int) -> dict[int, float]:
-    """The loss of each step of a run up to one."""
-    steps = (e for e in run.journal if e["event"] == "step" and e["step"] <= last)
-    return {entry["step"]: entry["train_loss"] for entry in steps}
-
-
-# ---- what is here now -------------------------------------------------------------------------
-
-
-def _compare_origin(data: DataConfig, recorded: Mapping[str, str]) -> Status:
-    """Local files now, compared with those that were read."""
-    try:
-        base, layout = find_files(data)
-        files = {path for paths in layout.files.values() for path in paths}
-        files |= {base / name for name in recorded if (base / name).is_file()}
-        current = {name: e.sha256 for name, e in storage.describe_files(base, files).items()}
-    except (UserError, OSError) as error:
-        return "gone", (str(error),)
-    notes = [f"{base / name}: missing" for name in recorded if name not in current]
-    if notes and len(notes) == len(recorded):
-        return "gone", tuple(notes)
-    notes += [f"{base / name}: was not there" for name in current if name not in recorded]
-    notes += [
-        f"{base / name}: sha256 {current[name][:12]}…, recorded {digest[:12]}…"
-        for name, digest in recorded.items()
-        if current.get(name, digest) != digest
-    ]
-    return _status(notes)
-
-
-def code_status(facts: Mapping[str, Any]) -> Status:
-    """The code that a run was trained with, compared with the code now.
-
-    The same modules are the same code, whatever the commit. Changes that are in no commit are kept
-    nowhere but in the working tree or the installed package, and only their hash is known: code
-    that was dirty and is not here counts as gone.
-    """
-    commit, modules = facts.get("commit"), facts.get("modules_sha256")
-    now = provenance.code_state()
-    if modules and modules == now.get("modules_sha256"):
-        return "unchanged", ()
-    if facts.get("dirty"):
-        return "gone", (f"it had changes that are in no commit, on top of {commit}",)
-    if modules and (commit is None or now["commit"] is None):
-        was = f", which was commit {commit}" if commit else ", whose commit is not known"
-        return "changed", (f"the modules of the code now are others than then{was}",)
-    if commit is None:
-        return "not checked", ("no commit was recorded",)
-    if now["commit"] is None:
-        return "not checked", ("this code is not under version control",)
-    notes = []
-    if now["commit"] != commit:
-        notes.append(f"the code is now at {now['commit']}: git checkout {commit}")
-    if now["dirty"]:
-        notes.append("the code now has changes that are in no commit")
-    return _status(notes)
-
-
-def machine_differences(facts: Mapping[str, Any], names: Sequence[str] = MACHINE) -> Notes:
-    """What differs between the machine of a run and this one, of what its bits may depend on."""
-    now = provenance.environment()
-    return tuple(
-        "other packages are installed" if name == "packages_sha256"
-        else f"{name} is {now.get(name)}, was {facts[name]}"
-        for name in names
-        if name in facts and facts[name] != now.get(name)
-    )  # fmt: skip
