@@ -10,7 +10,7 @@ Version → register: a model version in the MLflow registry
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -596,6 +596,16 @@ class Derivation(Frozen):
 def source_bpb(source: str) -> str:
     """The name of a source's bits per byte in journals and MLflow: `source.wiki.val_bpb`."""
     return f"source.{source}.val_bpb"
+
+
+def bpb_by_source(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The bits per byte of each source in an evaluation's entry; empty without a mixture."""
+    begin, end = source_bpb("\0").split("\0")
+    return {
+        name.removeprefix(begin).removesuffix(end): value
+        for name, value in entry.items()
+        if name.startswith(begin) and name.endswith(end)
+    }
 
 
 class JournalEntry(TypedDict, total=False):
