@@ -31,6 +31,7 @@ from slm.tokens.cleaning import Mask, check_extras
 from slm.tokens.encode import (
     MakePool,
     Selection,
+    check_columns,
     encode_in_order,
     units_folder,
     worker_count,
@@ -89,7 +90,8 @@ def make_tokenizer(
             check_trainer()
         for text in texts:
             check_extras(text.data.clean)
-            check_functions(text.functions)
+            check_functions(text.functions, text.data.columns)
+            check_columns(text.data, text.source, text.functions)
         work.mkdir(exist_ok=True)
         reader = _Reader(texts, work, progress, pool)
         try:
@@ -266,7 +268,7 @@ class _Reader:
         rule = holdout.small_set_rule(data, source)
         units = plan_units(
             source, tokenizer, data.clean, folder,
-            splits_ends=rule == "ends", functions=text.functions,
+            splits_ends=rule == "ends", functions=text.functions, columns=data.columns,
         )  # fmt: skip
         selection = Selection(data, source, base)
         pool = self.pool
