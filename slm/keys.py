@@ -81,6 +81,7 @@ _ALONE = ("auto", None, 1, "1", "1:1")
 # with which they are left out of it.
 ADDED: dict[str, tuple[str, Any]] = {
     "data.format": ("download", None),
+    "data.columns": ("download", []),
     "data.tokenizer.train": ("tokenizer", None),
     "data.tokenizer.vocab_size": ("tokenizer", 8192),
     "data.tokenizer.documents": ("tokenizer", None),
@@ -109,7 +110,7 @@ _EMPTY = ("data.sources", "data.phases")  # of those, lists that were empty befo
 OF_SOURCE: dict[str, tuple[str, ...]] = {
     "download": (
         *(each.removeprefix("data.") for each in _READ_FILES), "path", "config_name", "revision",
-        "seed", "format", "license",
+        "seed", "format", "columns", "license",
     ),
     "encode": (
         *(f"clean.{name}" for name in CleanConfig.model_fields), "val_fraction",
@@ -193,8 +194,10 @@ def with_sources(flat: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(sources, Mapping):
         return dict(flat)
     values = {**flat, "data.sources": sorted(sources)}
+    later = {name.removeprefix("data."): old for name, (owner, old) in ADDED.items()
+             if owner == "download"}  # fmt: skip
     for source, text in sources.items():
-        for name, value in text.items():
+        for name, value in {**later, **text}.items():
             inner = value if isinstance(value, Mapping) else {"": value}
             for last, each in inner.items():
                 values[f"data.sources.{source}.{name}{'.' * bool(last)}{last}"] = each

@@ -14,6 +14,7 @@ MAX_SUGGESTIONS = 3
 
 # Our setting → what nanoGPT, litgpt, torchtitan, Lightning and transformers call it.
 _OTHER_NAMES = {
+    "data.columns": "additional_columns extra_columns keep_columns meta_columns metadata_columns",
     "data.documents": "limit max_docs max_documents max_samples max_train_samples num_samples",
     "data.path": "corpus data_dir data_path dataset dataset_name dataset_path file files folder "
     "input input_file train_data train_file",

@@ -111,7 +111,7 @@ def test_paths_of_each_source_are_relative_to_the_recipe(
     assert config.data.sources["notes"].path == str(tmp_path / "notes")
     clean = config.of_source("notes").data.clean
     assert clean.filter == f"{tmp_path / 'own.py'}:keep"
-    check_functions(functions_of(clean))  # the user's own pipelines.yaml names it
+    check_functions(functions_of(clean), ())  # the user's own pipelines.yaml names it
     given = load(tmp_path, {"sources": BOTH}, "data.sources.notes.path=other")
     assert given.data.sources["notes"].path == "other"
 
@@ -123,7 +123,7 @@ def test_a_function_that_only_the_command_line_names_is_not_run(
     monkeypatch.chdir(tmp_path)
     config = load(tmp_path, {"sources": BOTH}, "data.sources.notes.clean.filter=own.py:keep")
     with pytest.raises(UserError, match="is not run"):
-        check_functions(functions_of(config.of_source("notes").data.clean))
+        check_functions(functions_of(config.of_source("notes").data.clean), ())
 
 
 def test_a_path_may_be_left_to_the_command_line(tmp_path: Path) -> None:

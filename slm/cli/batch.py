@@ -1,5 +1,6 @@
 """`slm batch`: the rows of a training step, and whether a text was seen."""
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +74,9 @@ def _show(made: "Batch", full: bool) -> None:
             origin = "" if document.file is None else f"  {document.file}, row {document.row:,}"
             visible = f"tokens {document.begin:,} to {document.end:,} of {document.length:,}"
             show_line(f"  at {document.at:<5} document {document.document:,}, {visible}{origin}")
+            if document.columns is not None:
+                columns = json.dumps(document.columns, ensure_ascii=False)
+                show_line(f"           {columns if full else _shorten(columns)}")
         text = row.text if full else _shorten(row.text)
         show_line(text if full else f"  {text}")
 

@@ -35,7 +35,7 @@ from slm.machine import available_memory
 from slm.orchestration.display import shorten
 from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
 from slm.registry.opening import open_run
-from slm.run_folder import CHECKPOINTS, KINDS
+from slm.run_folder import CHECKPOINTS, KINDS, DataRoot
 from slm.size import settings_of
 from slm.storage import make_folder, to_json
 
@@ -80,6 +80,7 @@ def inspect(
     """
     from slm.cli import tables
     from slm.inspection.shards import open_shards
+    from slm.inspection.texts import origin_of
     from slm.tokens.shards import inspecting
 
     card = card or html is not None or open_page
@@ -93,6 +94,11 @@ def inspect(
         write_card(opened, html, open_page, as_json)
         return
     report = {**inspecting.inspect(opened.path, document), **counts_of_dropped(opened)}
+    if document is not None:
+        shown = report["document"]
+        number = document - (opened.splits["train"].documents if shown["split"] == "val" else 0)
+        origin = origin_of(opened, DataRoot(), shown["split"], number)
+        shown |= dict(zip(("part", "file", "row", "columns"), origin, strict=True))
     if as_json:
         print(to_json(report))
         return

@@ -1,5 +1,6 @@
 """What the commands print: tables, trees, two runs side by side."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -217,8 +218,14 @@ def document(report: Mapping[str, Any]) -> RenderableType:
     """A document as text, and how it was cut into tokens."""
     shown = report["document"]
     pieces = " ".join(f"{i}:{t!r}" for i, t in zip(shown["ids"], shown["tokens"], strict=True))
-    head = pairs({"document": shown["number"], "split": shown["split"]})
-    return Group(*_spaced(head, Text(shown["text"]), Text(pieces)))
+    head = {"document": shown["number"], "split": shown["split"]}
+    if shown["part"]:
+        head["source"] = shown["part"]
+    if shown["file"]:
+        head["from"] = f"{shown['file']}, row {shown['row']:,}"
+    if shown["columns"] is not None:
+        head["columns"] = json.dumps(shown["columns"], ensure_ascii=False)
+    return Group(*_spaced(pairs(head), Text(shown["text"]), Text(pieces)))
 
 
 def _spaced(*parts: RenderableType) -> Iterable[RenderableType]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0  # between two lines of a run, where no live view can be drawn
 MIN_CURVE, MAX_CURVE = 8, 60  # characters
+MAX_SOURCES = 8  # of a mixture, with a curve each
 BARS = "▁▂▃▄▅▆▇█"
 
 AsJsonLines = Annotated[
@@ -99,7 +100,7 @@ def _as_json(passes: Passes) -> list[RunState]:
                 print(to_json({"run": state.run, **entry}, ensure_ascii=False))
             if before.get(state.run) != state.state:
                 before[state.run] = state.state
-                shown = state.model_dump(exclude={"entries", "losses", "scores"})
+                shown = state.model_dump(exclude={"entries", "losses", "scores", "source_scores"})
                 print(to_json({**shown, "sentence": state.sentence}, ensure_ascii=False))
         sys.stdout.flush()
     return states
@@ -141,7 +142,7 @@ def view(states: Sequence[RunState], width: int) -> Group:
 
 
 def _one(state: RunState, width: int) -> list[str]:
-    """A run in a few lines: its step, two curves, rate and memory."""
+    """A run in a few lines: its step, its curves, rate and memory."""
     doing = reached(state) if state.state == "training" else state.sentence
     lines = [f"{state.run}  {doing}"]
     points = max(MIN_CURVE, min(MAX_CURVE, width - 60))
@@ -150,6 +151,10 @@ def _one(state: RunState, width: int) -> list[str]:
     if state.val_bpb is not None:
         best = f"  best {state.best_bpb:.3f} at step {state.best_step:,}" if state.best_step else ""
         lines.append(f"{'val_bpb':<9} {state.val_bpb:<8.3f} {bars(state.scores, points)}{best}")
+    for name, values in list(state.source_scores.items())[:MAX_SOURCES]:
+        lines.append(f"  {name:<7} {state.source_bpb[name]:<8.3f} {bars(values, points)}")
+    if (more := len(state.source_scores) - MAX_SOURCES) > 0:
+        lines.append(f"  and {more} more sources")
     rest = [f"{state.tok_per_sec:,.0f} tokens/s"] if state.tok_per_sec is not None else []
     rest += [size(state.memory_bytes)] if state.memory_bytes else []
     rest += [f"{count(state.tokens)} tokens"] if state.tokens else []

@@ -1,10 +1,11 @@
 """Settings of the documents: where those of one source come from, and how they are cleaned."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from slm.config.setting import Fraction, PositiveFloat, PositiveInt, Section, Seed, setting
+from slm.errors import excerpt, listing
 
 FUNCTION = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -37,7 +38,7 @@ class CleanConfig(Section):
     filter: str | None = setting(
         None,
         "FILE.py:FUNCTION of one's own, which returns whether a document is kept, by its text; as "
-        "map.",
+        "map. Either takes (text), or (text, columns): a dict of data.columns.",
         pattern=FUNCTION,
     )
 
@@ -80,6 +81,11 @@ class TextConfig(Section):
     template: str | None = setting(
         None, "Join several columns into the text, such as {title}\\n\\n{body}."
     )
+    columns: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+        (),
+        "Columns that are kept next to the text, such as [lang, score]: for clean.filter and "
+        "clean.map, and to be seen.",
+    )
     format: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None = setting(
         None, "Format of every file, whatever its name; null: by its name."
     )
@@ -101,6 +107,13 @@ class TextConfig(Section):
         "validation split; of a small dataset at least ten documents or a tenth.",
     )
 
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
+            raise ValueError(f"data.columns names {excerpt(repr(twice[0]))} twice")
+        return columns
+
     @field_validator("separator")
     @classmethod
     def _as_newlines_are_read(cls, separator: str | None) -> str | None:
@@ -114,6 +127,11 @@ class TextConfig(Section):
                 "files": "a file or folder",
             }
             raise ValueError(f"data.path is empty: give {remedy[self.source]} (--set data.path=…)")
+        if self.source == "stories" and self.columns:
+            raise ValueError(
+                f"data.columns names {listing(self.columns)}, and generated stories have no "
+                "columns but their text: leave it out"
+            )
         return self
 
 

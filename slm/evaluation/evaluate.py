@@ -150,6 +150,7 @@ def evaluate_file(
         raise UserError(f"--data {path} is not a file: give one of {', '.join(FORMATS)}")
     if column is not None:
         data = data.model_copy(update={"text_column": column, "template": None})
+    data = data.model_copy(update={"columns": ()})  # which another file need not have
     if format_of(path):
         data = data.model_copy(update={"format": None})
     model, tokenizer = load_model(folder, device_of(folder))

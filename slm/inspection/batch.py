@@ -1,5 +1,7 @@
 """The very rows of a training step: by the loader of the training, from the run's own plan."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +25,7 @@ class RowDocument(Frozen):
     length: int  # tokens
     file: str | None  # of the source that it came from; None: not known
     row: int | None  # of that file
+    columns: dict[str, Any] | None = None  # what `data.columns` keeps next to it
 
 
 class BatchRow(Frozen):
@@ -90,6 +93,7 @@ def batch_rows(run: Given, step: int) -> Batch:
                     length=place.length,
                     file=(origin := origins[text.name]("train", place.number))[0],
                     row=origin[1],
+                    columns=origins[text.name].columns(*origin),
                 )
                 for at, place in places
             ]

@@ -19,6 +19,7 @@ from slm.inspection.batch import plan_of
 from slm.inspection.occurrences import WHERE, Occurrence, Reading, Seen, Where
 from slm.inspection.search import I64, Job, find_in_file
 from slm.inspection.texts import (
+    HeldOut,
     Origins,
     PartText,
     last_step,
@@ -32,6 +33,7 @@ from slm.progress import Progress, automatic, silent
 from slm.records import Plan, Shards
 from slm.registry.opening import Given, open_run
 from slm.run_folder import RunFolder
+from slm.source.formats.kept import TEXT
 from slm.tokens.exclusions import (
     NO_EXCLUSIONS,
     Excluded,
@@ -39,7 +41,6 @@ from slm.tokens.exclusions import (
     has_exclusions,
     read_excluded,
 )
-from slm.tokens.mixture.reading import part_of_val
 from slm.tokens.tokenizer.bpe import TOKENIZER
 from slm.tokens.workers import Workers
 from slm.training.session import new_loader
@@ -132,14 +133,13 @@ def _notes(run: RunFolder, origins: Iterable[Origins]) -> Iterator[str]:
 def _held_out(
     shards: Shards, val: "Hits", origins: dict[str | None, Origins], max_shown: int
 ) -> Iterator[Occurrence]:
-    """The held-out documents; of a mixture with their sources, and without their rows there."""
-    if not shards.parts:
-        yield from val.occurrences("val", origins[None], max_shown)
-        return
-    names, parts = list(shards.parts), part_of_val(shards)
-    for each in val.occurrences("val", Origins(None, None), max_shown):
+    """The held-out documents; of a mixture with their sources."""
+    held_out = HeldOut(shards, origins)
+    for each in val.occurrences("val", None, max_shown):
         assert each.document is not None
-        yield each.model_copy(update={"part": names[parts[each.document]]})
+        file, row = held_out(each.document)
+        part = held_out.part(each.document)
+        yield each.model_copy(update={"part": part, "file": file, "row": row})
 
 
 # ---- the documents ----------------------------------------------------------------------------
@@ -161,12 +161,12 @@ class Hits:
         return np.unique(self.of)
 
     def occurrences(
-        self, where: Where, origin: Origins, limit: int, seen: "Exposures | None" = None
+        self, where: Where, origin: Origins | None, limit: int, seen: "Exposures | None" = None
     ) -> Iterator[Occurrence]:
-        """The first documents that have it."""
+        """The first documents that have it. `origin`: of train; None: it is not asked."""
         for document in self.documents[:limit].tolist():
             here = self.of == document
-            file, row = origin("val" if where == "val" else "train", document)
+            file, row = origin("train", document) if origin else (None, None)
             counted = (
                 {
                     "whole": int(seen.whole[here].sum()),
@@ -368,7 +368,7 @@ def _rows_with(origin: Origins, text: str, progress: Progress) -> tuple[I64, I64
         try:
             with pq.ParquetFile(origin.rows.paths[name]) as file:
                 for group in range(file.num_row_groups):
-                    texts = file.read_row_group(group, ["text"]).column(0)
+                    texts = file.read_row_group(group, [TEXT]).column(0)
                     counts = pc.count_substring(texts, text).to_numpy()
                     here = np.flatnonzero(counts)
                     places.append(here + first)

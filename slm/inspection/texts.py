@@ -1,9 +1,11 @@
 """The training tokens of shards, by source, with the documents that they are of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,10 @@ from slm.errors import UserError
 from slm.records import Shards, Source
 from slm.run_folder import DataRoot, RunFolder
 from slm.source.mixture import part_of_source
+from slm.source.reading import columns_of
 from slm.tokens.exclusions import SourceRows, document_rows
-from slm.tokens.mixture.exclusions import TRAIN_REASONS
+from slm.tokens.mixture.exclusions import TRAIN_REASONS, VAL_AGAIN, Val
+from slm.tokens.mixture.reading import part_of_val
 from slm.tokens.shards.layout import Tokens
 from slm.tokens.shards.reading import excluded, read_tokens, token_chunks
 
@@ -151,6 +155,12 @@ class Origins:
             return None, None
         return self.rows(int(rows[document]))
 
+    def columns(self, file: str | None, row: int | None) -> dict[str, Any] | None:
+        """What the source keeps next to the document of a row; None where that is nothing."""
+        if file is None or row is None:
+            return None
+        return columns_of(self.rows.paths[file], row)
+
     @property
     def rows(self) -> SourceRows:
         """The rows of the source, which is here."""
@@ -172,6 +182,76 @@ def origins_of(shards: Shards, root: DataRoot) -> dict[str | None, Origins]:
         )
         for name, part in shards.parts.items()
     }
+
+
+def origin_of(
+    shards: Shards, root: DataRoot, split: str, document: int
+) -> tuple[str | None, str | None, int | None, dict[str, Any] | None]:
+    """Of a document its source in a mixture, its file, its row there, and what is kept next to it.
+
+    `document`: its number in the split, of a mixture in that of all sources, with those of train
+    that are left out. Each is None where it is not known.
+    """
+    origins = origins_of(shards, root)
+    if split == "val":
+        held_out = HeldOut(shards, origins)
+        part, (file, row) = held_out.part(document), held_out(document)
+    else:
+        part, number = _part_of_train(shards, document)
+        file, row = origins[part]("train", number)
+    return part, file, row, origins[part].columns(file, row)
+
+
+def _part_of_train(shards: Shards, document: int) -> tuple[str | None, int]:
+    """The source of a train document, and its number in the train of that source."""
+    for name, part in shards.parts.items():
+        own = [shards.splits["train"].counts[file].documents for file in part.train.files]
+        if document < sum(own):
+            return name, document
+        document -= sum(own)
+    return None, document
+
+
+class HeldOut:
+    """Where the held-out documents of some shards come from; of a mixture those of all sources."""
+
+    def __init__(self, shards: Shards, origins: Mapping[str | None, Origins]) -> None:
+        self._shards, self._origins = shards, origins
+        self._names = list(shards.parts)
+        self._parts = part_of_val(shards)
+
+    def part(self, document: int) -> str | None:
+        """The source of a document; None without a mixture."""
+        return self._names[int(self._parts[document])] if self._names else None
+
+    def __call__(self, document: int) -> tuple[str | None, int | None]:
+        """The file of a document, and its row there; None where they are not known."""
+        name = self.part(document)
+        if name is None:
+            return self._origins[None]("val", document)
+        kept = self._kept.get(name)
+        if kept is None:
+            return None, None
+        before = int(np.count_nonzero(self._parts[:document] == self._parts[document]))
+        return self._origins[name]("val", int(kept[before]))
+
+    @cached_property
+    def _kept(self) -> dict[str, I64]:
+        """Of each source of a mixture, the numbers in its own val of those that the mixture has.
+
+        The others are in val of a source before it: of which, that is counted anew where there are
+        any, from the shards of all sources. A source is missing where the shards are gone.
+        """
+        here = {name: o.shards for name, o in self._origins.items() if name and o.shards}
+        val = None
+        numbers = {}
+        for name, shards in here.items():
+            if not self._shards.parts[name].excluded.get(VAL_AGAIN):
+                numbers[name] = np.arange(shards.splits["val"].documents)
+            elif len(here) == len(self._names):
+                val = val or Val({each: here[each] for each in self._names})
+                numbers[name] = np.flatnonzero(val.kept(name))
+        return numbers
 
 
 def train_texts(shards: Shards, *, left_out: bool = False) -> list[PartText]:

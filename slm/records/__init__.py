@@ -21,7 +21,7 @@ from slm.records.data import (
     SourceSplit,
     Vocabulary,
 )
-from slm.records.plan import Decision, Derivation, JournalEntry, Plan, source_bpb
+from slm.records.plan import Decision, Derivation, JournalEntry, Plan, bpb_by_source, source_bpb
 from slm.records.record import FileEntry, Frozen, Made, Record, check_input
 from slm.records.report import Report
 from slm.records.run import Checkpoint, Imported, Parent, Run, Selection
@@ -70,6 +70,7 @@ __all__ = [
     "TaskScore",
     "Version",
     "Vocabulary",
+    "bpb_by_source",
     "check_input",
     "model_uri",
     "names_version",

@@ -11,7 +11,7 @@ ROWS = {"train": "train.rows", "val": "val.rows"}
 
 
 class SourceSplit(Frozen):
-    """One split of a source: its parquet files in order, with a single column `text`."""
+    """One split of a source: its parquet files in order, with one document a row."""
 
     files: list[str]
     documents: int
@@ -29,7 +29,10 @@ class SourcePart(Frozen):
 
 
 class Source(Record):
-    """A downloaded dataset: parquet files whose single column `text` holds one document a row."""
+    """A downloaded dataset: parquet files whose column `text` holds one document a row.
+
+    A column `columns` has what `data.columns` keeps next to each (slm/source/formats/kept.py).
+    """
 
     dataset: str  # hub id, local path as given, or "stories"
     revision: str  # commit on the hub; for local files, the sha256 over their names and hashes

@@ -1,6 +1,7 @@
 """What is decided once for a training: its plan, its end by the clock. And its journal."""
 
-from typing import Literal, Required, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, Required, TypedDict
 
 from pydantic import Field
 
@@ -83,6 +84,16 @@ class Derivation(Frozen):
 def source_bpb(source: str) -> str:
     """The name of a source's bits per byte in journals and MLflow: `source.wiki.val_bpb`."""
     return f"source.{source}.val_bpb"
+
+
+def bpb_by_source(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The bits per byte of each source in an evaluation's entry; empty without a mixture."""
+    begin, end = source_bpb("\0").split("\0")
+    return {
+        name.removeprefix(begin).removesuffix(end): value
+        for name, value in entry.items()
+        if name.startswith(begin) and name.endswith(end)
+    }
 
 
 class JournalEntry(TypedDict, total=False):

@@ -4,9 +4,9 @@ parquet · Arrow · JSON lines or an array of objects · CSV and TSV with a head
 document per file, or split on a separator). The last four may be compressed (.gz, .zst) and must
 be UTF-8. A zip or tar archive has the documents of its text files.
 
-Only text is passed on. A file that is something else than its name promises, or is not UTF-8, is
-an error that says so; a row whose value is null, or has no UTF-8 form (a lone surrogate escaped in
-JSON, stray bytes in parquet), is left out and counted.
+Only text is passed on, and with it what `data.columns` keeps. A file that is something else than
+its name promises, or is not UTF-8, is an error that says so; a row whose value is null, or has no
+UTF-8 form (a lone surrogate escaped in JSON, stray bytes in parquet), is left out and counted.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from slm.source.formats.columns import read_arrow, read_parquet
 from slm.source.formats.contents import COMPRESSIONS, refuse_others
 from slm.source.formats.csv_rows import csv_rows
 from slm.source.formats.json_rows import json_rows
+from slm.source.formats.kept import COLUMNS, TEXT, Kept
 from slm.source.formats.paths import Misfit, json_paths
 from slm.source.formats.template import Row, Template, not_text
 
@@ -42,6 +43,7 @@ FORMATS = {
 _COLUMNAR = ("parquet", "arrow")  # they are compressed inside
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 NULL, NOT_TEXT = "null", "not text"  # why a row is left out
+Document = tuple[bytes | None, str | None]  # and what is kept next to it
 _MAX_ROWS_WITHOUT = 10_000  # that may lack a column before it is looked for in vain
 
 
@@ -69,41 +71,57 @@ def unsupported(where: object) -> UserError:
 
 
 def read_documents(
-    path: Path, data: DataConfig, dropped: Counter[str], *, checked: bool = False
+    path: Path,
+    data: DataConfig,
+    dropped: Counter[str],
+    *,
+    checked: bool = False,
+    kept: Kept | None = None,
 ) -> Iterator[pa.Array]:
     """The documents of one file in order, as arrays of type string without nulls.
 
+    With `data.columns` as arrays of structs without nulls: `text`, and `columns` as JSON.
+
     Args:
         path: the file; its name gives the format, unless `data.format` does.
-        data: `text_column`, or the `template` that joins several columns; `separator` of text.
+        data: `text_column`, or the `template` that joins several columns; `columns`, which are kept
+            next to them; `separator` of text.
         dropped: gets the number of rows left out, by reason.
         checked: whether `check_contents` was called with the file.
+        kept: those columns, over several files; None: this is the only one.
 
     Raises UserError where the file is not of that format, lacks the column or is not UTF-8,
     CorruptionError where its bytes are damaged.
     """
     check_name(path)
+    check_kept(path, path, data)
     if archive_of(path):
-        arrays = _batches(path, archive_documents(path, data, dropped))
+        arrays = _batches(path, map(_alone, archive_documents(path, data, dropped)))
         return map(partial(_only_text, path, dropped), arrays)
-    template = Template(data)
+    template, kept = Template(data), kept or Kept(data)
     if not checked:
         check_contents([path], data)
     kind = format_of(path, data.format)
     if kind == "parquet":
-        arrays = read_parquet(path, template)
+        arrays = read_parquet(path, template, kept)
     elif kind == "arrow":
-        arrays = read_arrow(path, template)
+        arrays = read_arrow(path, template, kept)
     elif kind == "jsonl":
-        arrays = _batches(path, _join_rows(path, json_rows(path), template))
+        rows = _noted(path, json_rows(path), kept)
+        arrays = _batches(path, _join_rows(path, rows, template, kept))
     elif kind in _DELIMITERS:
-        rows = csv_rows(path, template, _DELIMITERS[kind])
-        arrays = _batches(path, _join_rows(path, rows, template))
+        rows = csv_rows(path, template, _DELIMITERS[kind], kept)
+        arrays = _batches(path, _join_rows(path, rows, template, kept))
     elif kind == "text":
-        arrays = _batches(path, text.text_documents(path, data.separator))
+        arrays = _batches(path, map(_alone, text.text_documents(path, data.separator)))
     else:
         raise unsupported(path)
     return map(partial(_only_text, path, dropped), arrays)
+
+
+def check_kept(where: object, path: PurePath, data: DataConfig) -> None:
+    """Raise UserError where `data.columns` names columns, and a file of this name has none."""
+    Kept(data).check_format(where, None if archive_of(path) else format_of(path, data.format))
 
 
 def check_contents(paths: Iterable[Path], data: DataConfig) -> None:
@@ -150,7 +168,9 @@ def check_separator(paths: Iterable[Path], data: DataConfig) -> Iterator[Path]:
 
 
 def _only_text(path: Path, dropped: Counter[str], array: pa.Array) -> pa.Array:
-    """Binary values → the strings among them; the others are counted."""
+    """Binary values → the strings among them; the others are counted. Of structs, their texts."""
+    if pa.types.is_struct(array.type):
+        return _only_rows(path, dropped, *array.flatten())
     dropped[NULL] += array.null_count
     array = array.drop_null()
     text.check_size(path, pc.max(pc.binary_length(array)).as_py() or 0)
@@ -162,6 +182,16 @@ def _only_text(path: Path, dropped: Counter[str], array: pa.Array) -> pa.Array:
         return pa.array(texts, pa.binary()).cast(pa.string())
 
 
+def _only_rows(path: Path, dropped: Counter[str], texts: pa.Array, kept: pa.Array) -> pa.Array:
+    """The same of texts and what is kept next to each."""
+    present = texts.is_valid()
+    strings = _only_text(path, dropped, texts)
+    kept = kept.filter(present)
+    if len(strings) < len(kept):  # some are not UTF-8
+        kept = kept.filter(pa.array([_is_utf8(value) for value in texts.drop_null().to_pylist()]))
+    return pa.StructArray.from_arrays([strings, kept], [TEXT, COLUMNS])
+
+
 def _is_utf8(value: bytes) -> bool:
     try:
         value.decode()
@@ -171,9 +201,9 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _join_rows(
-    path: Path, rows: Iterable[tuple[str, Row]], template: Template
-) -> Iterator[bytes | None]:
-    """The documents of rows; null where a row lacks a column or has null there."""
+    path: Path, rows: Iterable[tuple[str, Row]], template: Template, kept: Kept
+) -> Iterator[Document]:
+    """The documents of rows; null where a row lacks a column of the text or has null there."""
     missing = set(template.columns)  # in every row so far
     seen: Row = {}
     for number, (place, row) in enumerate(rows):
@@ -189,29 +219,48 @@ def _join_rows(
                 kind = value.kind if isinstance(value, Misfit) else type(value).__name__
                 where = f"{path}, {place}"
                 raise not_text(where, column, f"a JSON {kind}", json_paths(row), template)
-        yield template.join(values)
+        yield template.join(values), kept.of_row(f"{path}, {place}", row) if kept else None
     if missing and seen:
         template.check(path, seen, json_paths(seen))
 
 
-def _batches(path: Path, documents: Iterable[bytes | None]) -> Iterator[pa.Array]:
+def _noted(path: Path, rows: Iterable[tuple[str, Row]], kept: Kept) -> Iterator[tuple[str, Row]]:
+    """The same rows; `kept` takes in their names."""
+    for place, row in rows:
+        kept.note(path, row)
+        yield place, row
+
+
+def _alone(document: bytes) -> Document:
+    return document, None
+
+
+def _batches(path: Path, documents: Iterable[Document]) -> Iterator[pa.Array]:
     """Documents → arrays of some megabytes, at least one document each."""
     batch: list[bytes | None] = []
+    columns: list[str] = []
     size = 0
-    for document in documents:
+    for document, kept in documents:
         length = len(document or b"")
         text.check_size(path, length)
         batch.append(document)
         del document  # so that a large one is in memory once
         size += length
+        if kept is not None:
+            columns.append(kept)
+            size += len(kept)
         if size >= text.CHUNK_BYTES:
-            yield _array_of(batch)
+            yield _array_of(batch, columns)
             size = 0
     if batch:
-        yield _array_of(batch)
+        yield _array_of(batch, columns)
 
 
-def _array_of(batch: list[bytes | None]) -> pa.Array:
+def _array_of(batch: list[bytes | None], columns: list[str]) -> pa.Array:
     array = pa.array(batch, pa.large_binary())
     batch.clear()
+    if columns:
+        kept = pa.array(columns, pa.string())
+        columns.clear()
+        return pa.StructArray.from_arrays([array, kept], [TEXT, COLUMNS])
     return array

@@ -1,8 +1,9 @@
 """Download: a dataset on the hub, local files, or the embedded corpus → parquet files.
 
 Every source is written alike: `train_00000.parquet` …, and `val_00000.parquet` … where the dataset
-has a split of its own, each with the single column `text`, one row per document. The bytes are a
-function of the documents alone, not of how the input was cut into files.
+has a split of its own, each with the column `text`, one row per document, and `columns` where
+`data.columns` keeps any (slm/source/formats/kept.py). The bytes are a function of the documents and
+what is kept alone, not of how the input was cut into files.
 """
 
 import errno
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,6 +29,7 @@ from slm.run_folder import DataRoot
 from slm.source import hub, seen
 from slm.source.documents import check_contents, check_separator, read_documents
 from slm.source.files import find_files
+from slm.source.formats.kept import Kept
 from slm.source.hub_client import keep_cache_in
 from slm.source.mixture import join_sources, naming, part_of_source
 from slm.source.remote import fetch, is_here
@@ -41,7 +44,7 @@ DOWNLOAD_VERSION = 1
 _PIECES_VERSION = 2  # of how a text is split: part of the key only where `data.separator` is set
 ROW_GROUP_BYTES = 2 << 20  # of text: the piece that one encoding worker takes
 FILE_BYTES = 256 << 20
-_SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False)])
+_TEXT = pa.field("text", pa.string(), nullable=False)
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -160,7 +163,7 @@ def _from_stories(config: PipelineConfig, root: DataRoot, progress: Progress) ->
         texts = stories(data.seed, 0, count)
         batches = iter(lambda: list(islice(texts, 1000)), [])
         arrays = (pa.array(batch, pa.string()) for batch in batches)
-        split = _write_split(staging, "train", arrays, progress, count)
+        split = _write_split(staging, "train", arrays, pa.schema([_TEXT]), progress, count)
         return Source(
             key=key,
             dataset="stories",
@@ -305,9 +308,13 @@ def _convert(
         dropped: Counter[str] = Counter()
         written = {}
         layout = find()
+        kept = Kept(data)
+        schema = pa.schema([_TEXT, kept.field] if kept else [_TEXT])
         for split, paths in layout.files.items():
-            documents = _documents(check_separator(paths, data), data, split, dropped, checked)
-            written[split] = _write_split(staging, split, documents, progress, None)
+            separated = check_separator(paths, data)
+            documents = _documents(separated, data, split, dropped, checked, kept)
+            written[split] = _write_split(staging, split, documents, schema, progress, None)
+        kept.check_noted(f"data.path={data.path}")
         counts = {reason: count for reason, count in sorted(dropped.items()) if count}
         for reason, count in counts.items():
             logger.warning("%s: %d row(s) left out: %s", data.path, count, reason)
@@ -345,11 +352,12 @@ def _documents(
     split: str,
     dropped: Counter[str],
     checked: bool,
+    kept: Kept,
 ) -> Iterator[pa.Array]:
     """All documents of a split in order; of train at most `data.documents`."""
     left = data.documents if split == "train" else None
     for path in paths:
-        for array in read_documents(path, data, dropped, checked=checked):
+        for array in read_documents(path, data, dropped, checked=checked, kept=kept):
             if left is not None and left <= len(array):
                 yield array.slice(0, left)
                 return
@@ -361,6 +369,7 @@ def _write_split(
     folder: Path,
     split: str,
     arrays: Iterable[pa.Array],
+    schema: pa.Schema,
     progress: Progress,
     total: int | None,
 ) -> SourceSplit:
@@ -375,13 +384,13 @@ def _write_split(
                     writer.close()
                 storage.fault_point("download.file")
                 files.append(f"{split}_{len(files):05d}.parquet")
-                writer = pq.ParquetWriter(folder / files[-1], _SCHEMA, compression="zstd")
+                writer = pq.ParquetWriter(folder / files[-1], schema, compression="zstd")
                 room = FILE_BYTES
-            writer.write_table(pa.table([group], schema=_SCHEMA))
+            fields = group.flatten() if len(schema) > 1 else [group]
+            writer.write_table(pa.table(fields, schema=schema))
             documents += len(group)
-            group_bytes = pc.sum(pc.binary_length(group)).as_py()
-            size += group_bytes
-            room -= group_bytes
+            size += pc.sum(pc.binary_length(fields[0])).as_py()
+            room -= int(_row_bytes(group).sum())
             progress(f"{split} documents", documents, total)
     finally:
         if writer:
@@ -392,13 +401,15 @@ def _write_split(
 def row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
     """The same documents, cut after each one with which a group reaches `ROW_GROUP_BYTES`.
 
+    What is kept next to a document counts as its text does.
+
     With 10 as that size, documents of [4, 7] and [3, 9, 1] bytes become groups of 4 + 7, 3 + 9
     and 1, as those of [4, 7, 3, 9, 1] do.
     """
     pending: list[pa.Array] = []
     size = 0  # of what is pending
     for array in arrays:
-        ends = np.cumsum(pc.binary_length(array).to_numpy(), dtype=np.int64)  # (N,)
+        ends = np.cumsum(_row_bytes(array), dtype=np.int64)  # (N,)
         start = before = 0
         while start < len(array):
             stop = int(np.searchsorted(ends, before + ROW_GROUP_BYTES - size)) + 1
@@ -411,3 +422,11 @@ def row_groups(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
             start, before = stop, int(ends[stop - 1])
     if pending:
         yield pa.concat_arrays(pending)
+
+
+def _row_bytes(array: pa.Array) -> npt.NDArray[np.int64]:
+    """Bytes of each document, with those of what is kept next to it; (N,)."""
+    fields = array.flatten() if pa.types.is_struct(array.type) else [array]
+    sizes = [pc.binary_length(each).to_numpy().astype(np.int64) for each in fields]
+    total: npt.NDArray[np.int64] = np.sum(sizes, axis=0, dtype=np.int64)
+    return total

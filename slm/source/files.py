@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from slm.config import DataConfig
 from slm.errors import UserError
-from slm.source.documents import FORMATS, check_name, format_of, unsupported
+from slm.source.documents import FORMATS, check_kept, check_name, format_of, unsupported
 from slm.source.formats.archives import archive_of
 from slm.source.formats.contents import is_hidden
 from slm.source.remote import is_here, with_local_path
@@ -44,6 +44,7 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
     if path.is_file():
         if format_of(path, data.format) is None and archive_of(path) is None:
             raise unsupported(f"data.path={data.path}")
+        check_kept(f"data.path={data.path}", path, data)
         return path.parent, Layout({"train": [path]}, {"train": f"1 file: {examples([path.name])}"})
     base, listing = _listing(data, path)
     listing.open_archives()
@@ -65,6 +66,7 @@ def find_files(data: DataConfig) -> tuple[Path, Layout[Path]]:
             f"data.path={data.path} holds files of several formats ({counts}): choose one with a "
             f"glob, such as {base}/**/*{listing.files[0].suffix}"
         )
+    check_kept(f"data.path={data.path}", listing.files[0], data)
     splits, decided = assign(data, listing.files)
     if not splits["train"]:
         raise UserError(

@@ -26,7 +26,8 @@ from slm import storage
 from slm.config import DataConfig
 from slm.errors import CorruptionError, SlmError, UserError, unknown
 from slm.progress import Progress
-from slm.source.documents import check_name, format_of, unsupported
+from slm.source.documents import check_kept, check_name, format_of, unsupported
+from slm.source.formats.kept import Kept
 from slm.source.formats.template import Template
 from slm.source.hub_client import ModelRepo, Repo, kind_of, token, with_retries
 from slm.source.splits import (
@@ -108,6 +109,7 @@ def find_files(data: DataConfig, commit: str, *, check_columns: bool = True) -> 
     chosen = {split: [f for name in each for f in names[name]] for split, each in splits.items()}
     if builder.info.features and check_columns:  # else the columns are checked in the first file
         Template(data).check(at, builder.info.features)
+        Kept(data).check(at, builder.info.features)
     outside = [name for files in chosen.values() for name in files if not name.startswith(prefix)]
     if outside:
         raise UserError(f"{at} points outside its repository: {outside[0]}")
@@ -117,6 +119,7 @@ def find_files(data: DataConfig, commit: str, *, check_columns: bool = True) -> 
         check_name(path, f"{at}: ")
         if format_of(PurePosixPath(path), data.format) is None:
             raise unsupported(f"{at}: {path}")
+        check_kept(f"{at}: {path}", PurePosixPath(path), data)
     described = _describe(data, commit, every)
     inputs = {
         split: f"{counted(len(paths[split]))}: split {', '.join(each)}"

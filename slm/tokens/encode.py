@@ -20,17 +20,24 @@ import numpy as np
 
 from slm import keys, storage
 from slm.config import DataConfig, PipelineConfig
-from slm.errors import UserError
+from slm.errors import UserError, listing
 from slm.machine import available_cores
 from slm.progress import Progress, automatic
 from slm.records import Shards, ShardSplit, Source, check_input
 from slm.run_folder import DataRoot
 from slm.source.mixture import naming, part_of_source
+from slm.source.reading import kept_columns
 from slm.tokens import holdout
 from slm.tokens.cleaning import check_extras
 from slm.tokens.empty_split import check_not_empty, separator_hint
 from slm.tokens.exclusions import ExclusionWriter
-from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
+from slm.tokens.functions import (
+    Functions,
+    check_functions,
+    functions_of,
+    key_fields,
+    takes_columns,
+)
 from slm.tokens.mixture.identity import mix_key
 from slm.tokens.mixture.joining import mix
 from slm.tokens.selection import Choice, Selection
@@ -97,7 +104,8 @@ def encode(
 
     def build(staging: Path) -> Shards:
         check_extras(config.data.clean)
-        check_functions(functions)
+        check_functions(functions, config.data.columns)
+        check_columns(config.data, source, functions)
         work.mkdir(exist_ok=True)
         base = tokenizer or gpt2(data.path)
         vocab_size = base.n_vocab if tokenizer else config.data.vocab_size
@@ -156,6 +164,21 @@ def encode_part(
             progress=progress,
             pool=pool,
         )
+
+
+def check_columns(data: DataConfig, source: Source, functions: Functions) -> None:
+    """Raises UserError where functions read columns that a source does not keep.
+
+    It was then downloaded with other settings.
+    """
+    if any(takes_columns(each, data.columns) for each in functions):
+        kept = kept_columns(source)
+        if kept != list(data.columns):
+            raise UserError(
+                f"data.columns names {listing(data.columns)}, and the source {source.name} was "
+                f"downloaded with {listing(kept)}: download it with the settings that it is "
+                "encoded with"
+            )
 
 
 def units_folder(folder: Path) -> Path:
@@ -240,6 +263,7 @@ def _write_shards(
         work,
         splits_ends=rule == "ends",
         functions=functions,
+        columns=data.columns,
     )
     exclusions = ExclusionWriter(staging, units, source)
     selection = Selection(data, source, base, exclusions.exclude)

@@ -9,9 +9,10 @@ and paths are passed between processes.
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -25,6 +26,7 @@ from slm import storage
 from slm.config import CleanConfig
 from slm.errors import CorruptionError
 from slm.records import Source
+from slm.source.formats.kept import COLUMNS, TEXT
 from slm.tokens.cleaning import (
     PERMUTATIONS,
     Hashes,
@@ -45,7 +47,7 @@ from slm.tokens.tokenizer.trimming import VocabRemap
 
 UNIT_BYTES = 4 << 20  # of text, at least, unless the file ends
 BATCH_BYTES = 1 << 20  # of text read and encoded together
-COLUMN = "text"
+Row = tuple[str, str | None]  # a document, and what is kept next to it, where that is read
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Unit:
     output: Path
     splits_ends: bool = False  # whether the end of each document is a document of val
     functions: Functions = ()  # of the user, by which documents are dropped or changed
+    columns: tuple[str, ...] = ()  # that the source keeps next to each document, for these
     first_row: int = 0  # of the file: the first of its row groups
     start: int = 0  # the number of that row, counted over all files of the source
 
@@ -165,6 +168,7 @@ def plan_units(
     *,
     splits_ends: bool = False,
     functions: Functions = (),
+    columns: tuple[str, ...] = (),
 ) -> list[Unit]:
     """The units of a source in order; they depend on the source alone.
 
@@ -187,6 +191,7 @@ def plan_units(
                     output=folder / f"{len(units):06d}_{split}.unit",
                     splits_ends=splits_ends,
                     functions=functions,
+                    columns=columns,
                     first_row=sum(rows[: row_groups[0]]),
                     start=start,
                 )
@@ -262,10 +267,10 @@ def encode_unit(unit: Unit) -> Path:
     sizes, hashes, draws = list[int](), list[bytes](), list[bytes]()
     signatures, places = list[Signatures](), list[int]()
     own = _Own(unit) if unit.functions else None
-    for texts in _read_texts(unit):
+    for rows in _read_rows(unit, own is not None and own.takes_columns):
         cleaned = (
             (drops.place, raw, clean(raw, unit.settings, tally, own))
-            for raw in _numbered(texts, drops, own)
+            for raw in _numbered(rows, drops, own)
         )
         kept = [
             (place, *part)
@@ -302,11 +307,14 @@ class _Own:
     """The user's functions on the documents of a unit, which a message names by its row."""
 
     def __init__(self, unit: Unit) -> None:
-        self._unit, self._apply = unit, Applied(unit.functions)
+        self._unit, self._apply = unit, Applied(unit.functions, unit.columns)
         self.row = unit.first_row - 1
+        self.columns: str | None = None  # of that row, where they are read
+        self.takes_columns = self._apply.takes_columns
 
     def __call__(self, text: str) -> str | None:
-        return self._apply(text, lambda: f"document {self.row} of {self._unit.source.name}")
+        where = lambda: f"document {self.row} of {self._unit.source.name}"
+        return self._apply(text, where, self.columns)
 
 
 class _Drops:
@@ -336,12 +344,12 @@ class _Drops:
         return np.frombuffer(json.dumps(fields).encode(), np.uint8)
 
 
-def _numbered(texts: list[str], drops: _Drops, own: _Own | None) -> Iterator[str]:
-    """The same texts; `drops` and `own` are passed the row of each."""
-    for text in texts:
+def _numbered(rows: list[Row], drops: _Drops, own: _Own | None) -> Iterator[str]:
+    """The texts of rows; `drops` and `own` are passed the row of each."""
+    for text, columns in rows:
         drops.place, drops.raw = drops.place + 1, text
         if own:
-            own.row += 1
+            own.row, own.columns = own.row + 1, columns
         yield text
 
 
@@ -372,13 +380,13 @@ def _lengths(tokens: npt.NDArray[Any], eot: int) -> Counts:
     return np.diff(np.append(np.flatnonzero(tokens == eot), len(tokens)))
 
 
-def _by_bytes(texts: list[str]) -> Iterator[list[str]]:
-    """The same texts, cut after each one with which a batch reaches `BATCH_BYTES`."""
-    batch: list[str] = []
+def _by_bytes(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The same rows, cut after each one with whose text a batch reaches `BATCH_BYTES`."""
+    batch: list[Row] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    for row in rows:
+        batch.append(row)
+        size += len(row[0])
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -386,8 +394,8 @@ def _by_bytes(texts: list[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _read_texts(unit: Unit) -> Iterator[list[str]]:
-    """The texts of a unit, about `BATCH_BYTES` at a time.
+def _read_rows(unit: Unit, with_columns: bool) -> Iterator[list[Row]]:
+    """The rows of a unit, about `BATCH_BYTES` of text at a time.
 
     A row group is read whole: a few megabytes of text, or one large document, however often it
     repeats a text, of which the file then holds one copy and its footer one size.
@@ -395,7 +403,10 @@ def _read_texts(unit: Unit) -> Iterator[list[str]]:
     try:
         with pq.ParquetFile(unit.source) as file:
             for group in unit.row_groups:
-                texts = file.read_row_group(group, [COLUMN], use_threads=False).column(0)
-                yield from _by_bytes(texts.to_pylist())
+                names = [TEXT, COLUMNS] if with_columns else [TEXT]
+                read = file.read_row_group(group, names, use_threads=False)
+                texts = read.column(TEXT).to_pylist()
+                columns = read.column(COLUMNS).to_pylist() if with_columns else repeat(None)
+                yield from _by_bytes(zip(texts, columns, strict=False))
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{unit}: cannot be read: {error}") from error

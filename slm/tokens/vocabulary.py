@@ -28,7 +28,13 @@ from slm.source import hub_models
 from slm.source.mixture import part_of_source
 from slm.tokens import holdout
 from slm.tokens.cleaning import Mask, check_extras
-from slm.tokens.encode import MakePool, encode_in_order, units_folder, worker_count
+from slm.tokens.encode import (
+    MakePool,
+    check_columns,
+    encode_in_order,
+    units_folder,
+    worker_count,
+)
 from slm.tokens.functions import Functions, check_functions, functions_of, key_fields
 from slm.tokens.selection import Selection
 from slm.tokens.tokenizer.bpe import TOKENIZER, Tokenizer, gpt2
@@ -84,7 +90,8 @@ def make_tokenizer(
             check_trainer()
         for text in texts:
             check_extras(text.data.clean)
-            check_functions(text.functions)
+            check_functions(text.functions, text.data.columns)
+            check_columns(text.data, text.source, text.functions)
         work.mkdir(exist_ok=True)
         reader = _Reader(texts, work, progress, pool)
         try:
@@ -261,7 +268,7 @@ class _Reader:
         rule = holdout.small_set_rule(data, source)
         units = plan_units(
             source, tokenizer, data.clean, folder,
-            splits_ends=rule == "ends", functions=text.functions,
+            splits_ends=rule == "ends", functions=text.functions, columns=data.columns,
         )  # fmt: skip
         selection = Selection(data, source, base)
         pool = self.pool

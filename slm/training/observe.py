@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, cast
 
+from pydantic import Field
+
 from slm.errors import CorruptionError, Interrupted
 from slm.figures import duration
 from slm.progress import clock
-from slm.records import LATEST, Frozen, JournalEntry
+from slm.records import LATEST, Frozen, JournalEntry, bpb_by_source
 from slm.run_folder import CONFIG, JOURNAL, KINDS, LOG, DataRoot, RunFolder
 from slm.storage import LEFTOVER, is_held, lock_of
 from slm.training.log import ENDED, ERROR, logged
@@ -68,6 +70,9 @@ class RunState(Frozen):
     message: str = ""  # why it ended
     losses: tuple[float, ...] = ()  # of train, over equal parts of the steps so far
     scores: tuple[float, ...] = ()  # val_bpb, likewise
+    # Of a mixture the last val_bpb of each source, on the slice, and those so far, as `scores`.
+    source_bpb: dict[str, float] = Field(default_factory=dict)
+    source_scores: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     entries: tuple[dict[str, Any], ...] = ()  # of its journal, that the state before had not
 
     @property
@@ -104,9 +109,15 @@ class RunState(Frozen):
 
     @property
     def line(self) -> str:
-        """`step 120 of 500  loss 2.312  val_bpb 0.913  6,400 tokens/s  1.2 GB  0:42 left`."""
+        """`step 120 of 500  loss 2.312  val_bpb 0.913  6,400 tokens/s  1.2 GB  0:42 left`.
+
+        Of a mixture with `(code 0.812, wiki 0.955)`, the val_bpb of its sources.
+        """
         reached = last_step(self.step, self.max_steps, self.expected_steps)
         shown = figures(reached, self.train_loss, self.val_bpb, self.tok_per_sec, self.memory_bytes)
+        if self.source_bpb:
+            parts = (f"{name} {value:.3f}" for name, value in self.source_bpb.items())
+            shown += f"  ({', '.join(parts)})"
         return shown + (f"  {clock(self.seconds_left)} left" if self.seconds_left else "")
 
 
@@ -132,6 +143,7 @@ class Observer:
         self._begun: JournalEntry | None = None  # the newest start or resume
         self._losses: list[float] = []
         self._scores: list[float] = []
+        self._by_source: dict[str, list[float]] = {}  # of a mixture
         self._best: tuple[float, int] | None = None
         self._newest_step = self._tokens = 0
         self._seconds: float | None = None  # of the training, where the clock ends it
@@ -182,6 +194,8 @@ class Observer:
             message=message,
             losses=curve(self._losses),
             scores=curve(self._scores),
+            source_bpb={name: values[-1] for name, values in self._by_source.items()},
+            source_scores={name: curve(values) for name, values in self._by_source.items()},
             entries=tuple(new),
         )
 
@@ -199,6 +213,8 @@ class Observer:
             self._recent.append((entry["time"], entry["step"]))
         elif entry["event"] == "evaluate":
             self._scores.append(entry["val_bpb"])
+            for name, value in bpb_by_source(entry).items():
+                self._by_source.setdefault(name, []).append(value)
             if self._best is None or entry["val_bpb"] < self._best[0]:
                 self._best = entry["val_bpb"], entry["step"]
         self._times.append(entry["time"])

@@ -92,7 +92,7 @@ def check_encoding(
     try:
         for text in config.data.sources.values() or (config.data,):
             check_extras(text.clean)
-            check_functions(functions_of(text.clean))
+            check_functions(functions_of(text.clean), text.columns)
         if config.data.tokenizer.train:
             check_trainer()
         elif config.data.tokenizer.path:

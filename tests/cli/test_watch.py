@@ -14,6 +14,7 @@ from run_folders import CONFIG, finish_run, start_run, write_journal
 
 from slm.cli import main
 from slm.cli.watch import bars, view
+from slm.records import source_bpb
 from slm.run_folder import LOCK, LOG, RunFolder
 from slm.storage import lock
 from slm.training.observe import Observer, RunState
@@ -134,6 +135,30 @@ def test_one_run_is_shown_with_its_curves(run: Path, width: int) -> None:
         assert re.search(r"step 20 of 60  33%  0:\d\d left$", head)
         assert score.endswith("best 1.250 at step 20")
     assert max(map(len, (head, loss, score, rate))) <= width
+
+
+def test_a_mixture_is_shown_with_each_source(run: Path, invoke: Invoke) -> None:
+    now = time.time()
+    for step, (code, wiki) in {22: (1.2, 0.9), 24: (1.1, 0.95)}.items():
+        by_source = {source_bpb("code"): code, source_bpb("wiki"): wiki}
+        entry = {"event": "evaluate", "step": step, "time": now, "val_bpb": 1.0, **by_source}
+        write_journal(run, [entry])
+    with lock(run / LOCK):
+        state = Observer(RunFolder(run)).look()
+        _, _, score, *sources, rate = drawn([state], 80)
+    assert score.startswith("val_bpb   1.000")
+    assert sources == ["  code    1.100    █▁", "  wiki    0.950    ▁█"]
+    assert rate.startswith("rate")
+    assert "  val_bpb 1.000  128 tokens/s  1.5 GB  (code 1.100, wiki 0.950)  " in state.line
+    many = {f"s{i}": 1.0 for i in range(30)}
+    curves = {name: (value,) for name, value in many.items()}
+    crowded = state.model_copy(update={"source_bpb": many, "source_scores": curves})
+    assert "  and 22 more sources" in drawn([crowded], 80)
+    finish_run(run)
+    code, out, _ = invoke("watch", run.name, "--json")
+    shown = json.loads(out.splitlines()[-1])
+    assert (code, shown["source_bpb"]) == (0, {"code": 1.1, "wiki": 0.95})
+    assert "source_scores" not in shown
 
 
 def test_several_runs_are_a_line_each(run: Path, data_root: Path) -> None:

@@ -1,5 +1,6 @@
 """Encoding by a Dask cluster: the same bytes as locally, whatever happens to its workers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from mixtures import mixture, write_sources
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 
 import slm
 import slm.orchestration.cluster
+import slm.source.download
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
@@ -125,6 +128,42 @@ def test_the_bytes_are_those_of_this_process(
         assert len(steps) == 41
         assert steps[-1][0] == steps[-1][1]
     assert pids(cluster) == before, "a cluster that was there is left as it is"
+
+
+@pytest.mark.slow
+def test_a_mixture_with_exclusions_and_columns_is_that_of_this_process(
+    server: str,
+    cluster: Any,
+    project: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slm.source.download, "ROW_GROUP_BYTES", 500)  # several units of each
+    paths = write_sources(tmp_path / "texts")
+    for path in paths["b"].glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        columns = ({**row, "n": i, "tags": [i % 7]} for i, row in enumerate(rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in columns))
+    (project / "own.py").write_text("def keep(text, columns): return columns['tags'] != [3]")
+    (project / "pipelines.yaml").write_text(
+        "recipes: {tiny: {data: {clean: {filter: own.py:keep}}}}"
+    )
+    of_b = {"columns": ["n", "tags"], "clean.filter": f"{project / 'own.py'}:keep"}
+    settings = {f"data.sources.b.{name}": value for name, value in of_b.items()}
+    config = mixture(paths, {**settings, **on(cluster)})
+    shards = slm.encode(config, slm.download(config))
+    assert shards.parts["b"].excluded
+    assert shards.dropped["by data.clean.filter or map"] > 5
+    alone = mixture(paths, settings)
+    root = tmp_path / "here"
+    expected = encode_here(alone, slm.download(alone, root=root), root=root)
+    assert hashes(shards) == hashes(expected)
+    for name, part in shards.parts.items():
+        pair = [slm.DataRoot(where).shards(part.key) for where in (data_root, root)]
+        assert pair[0] is not None
+        assert pair[1] is not None
+        assert hashes(pair[0]) == hashes(pair[1]), name
 
 
 def test_shards_that_are_complete_need_no_cluster(tiny_config: Config, data_root: Path) -> None:

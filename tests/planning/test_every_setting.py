@@ -89,10 +89,14 @@ def edits(
         own = [{"tales": {"source": "stories", "documents": 7}}]
     if key == "data.phases":
         own = [[{"until": 1, "weights": {"tales": 2}}]]
+    needed: dict[str, Any] = {}
+    if key == "data.columns" and flat["data.source"] == "stories":  # which have none
+        needed = {"data.source": "files", "data.path": str(other_file)}
     count = 0
     for value in own:
+        more = {**companions(key, value, other_file), **needed}
         try:
-            other = with_settings(config, {**companions(key, value, other_file), key: value})
+            other = with_settings(config, {**more, key: value})
         except ValidationError:
             continue
         if other.flat()[key] != flat[key]:

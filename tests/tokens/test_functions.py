@@ -240,14 +240,14 @@ def test_a_file_that_the_user_does_not_name_is_never_run(
     slm.plan("own", {"data.clean.filter": f"{foreign}:keep"})
     assert not Path("ran").exists()
     foreign.write_text(CODE)  # the bytes that the user names
-    check_functions(functions_of(config.data.clean))
+    check_functions(functions_of(config.data.clean), ())
 
 
 def test_a_run_of_another_machine_has_the_function_of_the_same_name_here(own: Path) -> None:
     config = config_with(**{"clean.filter": "/elsewhere/own.py:keep"})
     source = download(config)
     assert encode_key(config, source, None) == encode_key(config_with(), source, None)
-    check_functions(functions_of(config.data.clean))
+    check_functions(functions_of(config.data.clean), ())
     config = config_with(**{"clean.filter": "/elsewhere/own.py:other"})
     with pytest.raises(UserError, match="cannot be read"):
         functions_of(config.data.clean)

@@ -9,7 +9,7 @@ from mixtures import mixture, text, write, write_sources
 import slm
 from slm import storage
 from slm.errors import UserError
-from slm.records import Shards, Source
+from slm.records import Shards, Source, Vocabulary
 from slm.tokens.mixture.exclusions import TRAIN_AGAIN, TRAIN_IN_VAL, VAL_AGAIN
 from slm.tokens.mixture.joining import in_turn
 from slm.tokens.mixture.reading import part_of_val, train_streams
@@ -173,6 +173,44 @@ def test_another_source_encodes_the_others_again_only_for_another_vocabulary(
     write(tmp_path / "c.jsonl", [f"quite other words of number {i}" for i in range(200)])
     three = keys(mixture({**paths, "c": tmp_path / "c.jsonl"}, changes))
     assert ({name: three[name] for name in two} == two) == (vocabulary == "whole")
+
+
+def test_a_vocabulary_is_trained_on_the_train_documents_of_all_sources(tmp_path: Path) -> None:
+    """Unweighted, whatever the sources are called, and without what is held out or dropped."""
+    pytest.importorskip("rustbpe")
+    paths = write_sources(tmp_path / "in")
+    write(tmp_path / "in" / "c.jsonl", [f"zymurgy {i}" for i in range(400)])
+    three = {**paths, "c": tmp_path / "in" / "c.jsonl"}
+    trained = {"data.tokenizer.train": "bpe", "data.tokenizer.vocab_size": 300}
+
+    def make(paths: dict[str, Path], **changes: object) -> tuple[Vocabulary, Shards]:
+        config = mixture(paths, {**trained, **changes})
+        source = slm.download(config, root=tmp_path)
+        made = slm.make_tokenizer(config, source, root=tmp_path)
+        return made, slm.encode(config, source, vocabulary=made, root=tmp_path)
+
+    made, shards = make(three)
+    assert (made.kind, made.vocab_size, shards.vocab_size) == ("trained", 300, 300)
+    parts = [slm.DataRoot(tmp_path).shards(part.key) for part in shards.parts.values()]
+    assert made.documents == sum(part.splits["train"].documents for part in parts if part)
+    tokens = Tokenizer.load(made.path / TOKENIZER).tokens
+    assert any(b"zymurgy" in token for token in tokens)
+    assert sorted(texts(shards, "train"))[-1].startswith("zymurgy")
+
+    heavier, again = make(three, **{"data.sources.c.weight": 9})
+    assert heavier.reused
+    assert again.reused
+    renamed, mixed = make({"x": paths["a"], "y": paths["b"], "z": three["c"]})
+    assert renamed.reused
+    assert {part.key for part in mixed.parts.values()} == {
+        part.key for part in shards.parts.values()
+    }
+    two, without = make(paths)
+    assert two.key != made.key
+    assert not any(b"zym" in token for token in Tokenizer.load(two.path / TOKENIZER).tokens)
+    assert without.parts["a"].key != shards.parts["a"].key  # encoded again, by other tokens
+    cleaned, _ = make(three, **{"data.sources.c.clean.max_chars": 9})
+    assert cleaned.documents < made.documents
 
 
 def test_a_source_keeps_its_key_next_to_others(tmp_path: Path) -> None:

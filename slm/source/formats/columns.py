@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from slm.errors import CorruptionError
 from slm.source.formats import text
+from slm.source.formats.kept import COLUMNS, TEXT, Kept
 from slm.source.formats.paths import column_of, is_text, split_path, text_paths, type_of
 from slm.source.formats.template import Template, not_text
 from slm.source.formats.text import first_line
@@ -19,21 +20,24 @@ _BATCH_ROWS = 16  # read together: few, since each may repeat a large entry of a
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def read_parquet(path: Path, template: Template) -> Iterator[pa.Array]:
-    """The documents of a parquet file, as bytes. Raises CorruptionError where it is damaged."""
+def read_parquet(path: Path, template: Template, kept: Kept) -> Iterator[pa.Array]:
+    """The documents of a parquet file, as bytes, or structs of them and what is kept.
+
+    Raises CorruptionError where it is damaged.
+    """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise CorruptionError(f"{path} cannot be read as parquet: {first_line(error)}") from error
     with file:
-        columns = _columns(path, file.schema_arrow, template)
+        columns = _columns(path, file.schema_arrow, template, kept)
         for group in range(file.num_row_groups):
             rows = 0
             try:
                 batches = file.iter_batches(_batch_rows(file, group, columns), [group], columns)
                 for batch in _gathered(batches):
                     rows += len(batch)
-                    yield from _documents(batch, template)
+                    yield from _documents(path, batch, template, kept)
             except (pa.ArrowException, OSError) as error:
                 raise CorruptionError(
                     f"{path}, row group {group} of {file.num_row_groups}: {first_line(error)}; "
@@ -71,8 +75,8 @@ def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(pending)
 
 
-def read_arrow(path: Path, template: Template) -> Iterator[pa.Array]:
-    """The documents of an Arrow file, or of an Arrow stream. Raises CorruptionError as above."""
+def read_arrow(path: Path, template: Template, kept: Kept) -> Iterator[pa.Array]:
+    """The same of an Arrow file, or of an Arrow stream. Raises CorruptionError as above."""
     try:
         with pa.memory_map(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"
@@ -80,12 +84,12 @@ def read_arrow(path: Path, template: Template) -> Iterator[pa.Array]:
             if not is_file:
                 _check_end(path, source)
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-            _columns(path, reader.schema, template)
+            _columns(path, reader.schema, template, kept)
             count = reader.num_record_batches if is_file else None
             batches = map(reader.get_batch, range(count)) if count is not None else iter(reader)
             for batch in batches:
                 batch.validate()
-                yield from _documents(batch, template)
+                yield from _documents(path, batch, template, kept)
     except (pa.ArrowException, OSError) as error:
         raise CorruptionError(
             f"{path} is damaged or cut short: {first_line(error)}; get it again"
@@ -100,8 +104,8 @@ def _check_end(path: Path, source: pa.MemoryMappedFile) -> None:
     source.seek(0)
 
 
-def _columns(path: Path, schema: pa.Schema, template: Template) -> list[str]:
-    """The columns that the template reads. Raises UserError unless they are there and text."""
+def _columns(path: Path, schema: pa.Schema, template: Template, kept: Kept) -> list[str]:
+    """The columns that are read. Raises UserError unless they are there, those of text are text."""
     texts = [found for field in schema for found in text_paths(field.name, field.type)]
     template.check(path, schema.names, texts)
     names = []
@@ -114,19 +118,27 @@ def _columns(path: Path, schema: pa.Schema, template: Template) -> list[str]:
         if not is_text(kind):
             raise not_text(path, column, schema.field(name).type, texts, template)
         names.append(name)
-    return list(dict.fromkeys(names))
+    kept.check(path, schema.names)
+    return list(dict.fromkeys([*names, *kept.names]))
 
 
-def _documents(batch: pa.RecordBatch, template: Template) -> Iterator[pa.Array]:
+def _documents(
+    path: Path, batch: pa.RecordBatch, template: Template, kept: Kept
+) -> Iterator[pa.Array]:
     """The documents of a batch, some megabytes at a time, one document at least."""
     names = {column_of(column, batch.schema.names) for column in template.columns}
-    sizes = sum(_row_bytes(batch.column(name)) for name in names)
+    sizes = sum(_row_bytes(batch.column(name)) for name in (*names, *kept.names))
     ends = np.cumsum(sizes)  # (N,)
     start = 0
     while start < len(batch):
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + text.CHUNK_BYTES, "right")))
-        yield template.join_batch(batch.slice(start, stop - start))
+        part = batch.slice(start, stop - start)
+        texts = template.join_batch(part)
+        if kept:
+            columns = pa.array(kept.of_batch(path, part), pa.string())
+            texts = pa.StructArray.from_arrays([texts, columns], [TEXT, COLUMNS])
+        yield texts
         start = stop
 
 

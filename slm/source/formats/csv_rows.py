@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slm.errors import MAX_EXCERPT, UserError, excerpt
+from slm.source.formats.kept import Kept
 from slm.source.formats.template import Row, Template
 from slm.source.formats.text import MAX_DOCUMENT_BYTES, lines_of
 
@@ -37,7 +38,9 @@ class _Lines:
         return line + "\n"
 
 
-def csv_rows(path: Path, template: Template, delimiter: str) -> Iterator[tuple[str, Row]]:
+def csv_rows(
+    path: Path, template: Template, delimiter: str, kept: Kept | None = None
+) -> Iterator[tuple[str, Row]]:
     """The rows of a file by the names in its first line, each with its place, such as `line 3`.
 
     Raises UserError where a row does not fit the header, or a quote is not closed.
@@ -48,6 +51,8 @@ def csv_rows(path: Path, template: Template, delimiter: str) -> Iterator[tuple[s
     try:
         names = next(reader, [])
         _check_header(path, lines.first, names, template, delimiter)
+        if kept:
+            kept.check(path, names)
         lines.begin_row(reader.line_num)
         for values in reader:
             if values and len(values) != len(names):
