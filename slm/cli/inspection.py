@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,15 @@ from slm.config import PIPELINES, checkout, data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
 from slm.machine import available_memory
 from slm.orchestration.display import shorten
-from slm.recipes import DESCRIPTION, check_recipes, describe, explain, find_recipes, store_address
+from slm.recipes import (
+    DESCRIPTION,
+    Recipe,
+    check_recipes,
+    describe,
+    explain,
+    find_recipes,
+    store_address,
+)
 from slm.registry.opening import open_run
 from slm.run_folder import CHECKPOINTS, KINDS, DataRoot
 from slm.size import settings_of
@@ -223,21 +231,31 @@ def check(
     Example: slm check tinystories
     """
     if recipe is None:
-        make_folder(data_root())  # Prefect's home is in it: before Prefect is imported
+        check_project(as_json)
+    else:
+        show_forecast(recipe, settings, as_json)
 
-        from slm.orchestration.stack import deployments
 
-        count = check_recipes()
-        if address := store_address():
-            from slm.store.address import parse_address
+def check_project(as_json: bool) -> None:
+    """Check every recipe, the store's address and the deployments; print how many there are."""
+    make_folder(data_root())  # Prefect's home is in it: before Prefect is imported
 
-            parse_address(address)
-        deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
-        counts = {"recipes": count, "deployments": len(deployed)}
-        text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
-        print(to_json(counts) if as_json else text)
-        suggest(as_json, "slm recipes")
-        return
+    from slm.orchestration.stack import deployments
+
+    count = check_recipes()
+    if address := store_address():
+        from slm.store.address import parse_address
+
+        parse_address(address)
+    deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
+    counts = {"recipes": count, "deployments": len(deployed)}
+    text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
+    print(to_json(counts) if as_json else text)
+    suggest(as_json, "slm recipes")
+
+
+def show_forecast(recipe: str, settings: list[str] | None, as_json: bool) -> None:
+    """Print a recipe's time and memory on this machine, from a probe, and what is unlikely."""
     from slm.cli import tables
     from slm.model.export.readers import limits
     from slm.orchestration import stages
@@ -314,14 +332,19 @@ def recipes(
         suggest(as_json, f"slm check {name}", f"slm run {name}")
     else:
         console().print(tables.recipes(by_name))
-        path = project_root() / PIPELINES
-        if own := [recipe.name for recipe in known.values() if not recipe.shipped]:
-            console().print(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
-        elif not path.is_file():
-            console().print(
-                f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name"
-            )
+        show_whose(known.values())
         suggest(as_json, "slm recipes NAME", "slm run NAME")
+
+
+def show_whose(known: Iterable[Recipe]) -> None:
+    """Print which recipes are the project's own, and where they are."""
+    path = project_root() / PIPELINES
+    if own := [recipe.name for recipe in known if not recipe.shipped]:
+        console().print(f"{', '.join(own)}: of {shorten(path)}; all others are shipped")
+    elif not path.is_file():
+        console().print(
+            f"shipped; a {PIPELINES} in this folder adds recipes, or replaces these by name"
+        )
 
 
 def _stated(recipe: Mapping[str, Any]) -> dict[str, Any]:
