@@ -221,6 +221,8 @@ def test_what_has_no_columns_is_refused(
         tiny_config(**{"data.columns": ["lang"]})
     with pytest.raises(UserError, match=r"data\.columns names 'a' twice"):
         tiny_config(**{"data.source": "files", "data.path": "x", "data.columns": ["a", "a"]})
+    with pytest.raises(UserError, match=r"data\.columns has an empty name"):
+        tiny_config(**{"data.source": "files", "data.path": "x", "data.columns": [""]})
 
 
 def test_without_the_setting_nothing_is_another(
