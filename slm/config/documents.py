@@ -1,6 +1,6 @@
 """Settings of the documents: where those of one source come from, and how they are cleaned."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -81,7 +81,7 @@ class TextConfig(Section):
     template: str | None = setting(
         None, "Join several columns into the text, such as {title}\\n\\n{body}."
     )
-    columns: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+    columns: tuple[str, ...] = setting(
         (),
         "Columns that are kept next to the text, such as [lang, score]: for clean.filter and "
         "clean.map, and to be seen.",
@@ -112,6 +112,8 @@ class TextConfig(Section):
     def _columns_are_distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
             raise ValueError(f"data.columns names {excerpt(repr(twice[0]))} twice")
+        if "" in columns:
+            raise ValueError("data.columns has an empty name")
         return columns
 
     @field_validator("separator")

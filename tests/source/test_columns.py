@@ -193,6 +193,8 @@ def test_a_column_that_is_not_there_is_one_message(
         "score)"
     )
     assert not list((data_root / "sources").glob("[!.]*")) if data_root.exists() else True
+    with pytest.raises(UserError, match=r"unknown column 'xyz': valid: lang, score, text$"):
+        download(config_of(path, ["xyz"]))
     with pytest.raises(UserError, match=r"unknown column 'lang\.a': name 'lang', which it is in"):
         download(config_of(path, ["lang.a"]))
 
@@ -219,6 +221,8 @@ def test_what_has_no_columns_is_refused(
         tiny_config(**{"data.columns": ["lang"]})
     with pytest.raises(UserError, match=r"data\.columns names 'a' twice"):
         tiny_config(**{"data.source": "files", "data.path": "x", "data.columns": ["a", "a"]})
+    with pytest.raises(UserError, match=r"data\.columns has an empty name"):
+        tiny_config(**{"data.source": "files", "data.path": "x", "data.columns": [""]})
 
 
 def test_without_the_setting_nothing_is_another(

@@ -57,6 +57,7 @@ def test_all_weights_have_the_same_shards(recipe: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_trials_with_other_weights_train_on_the_same_shards(recipe: str) -> None:
     prepare(define_sweep(recipe, {WEIGHT: "0.2:0.8"}, trials=1))
     before = {kind: made(kind) for kind in KINDS}

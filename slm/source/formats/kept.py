@@ -12,7 +12,7 @@ What JSON has no form for is text: dates and times in ISO form, decimals, bytes 
 
 import datetime
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -55,11 +55,7 @@ class Kept:
         present = list(names)
         for name in self.names:
             if name not in present:
-                whole = split_path(name)[0]
-                remedy = f"unknown column {excerpt(repr(name))}: name {whole!r}, which it is in"
-                if whole not in present:
-                    remedy = str(unknown("column", name, present))
-                raise UserError(f"{where}: data.columns: {remedy} (columns: {listing(present)})")
+                raise UserError(f"{where}: data.columns: {_unknown(name, present)}")
             if present.count(name) > 1:
                 raise UserError(
                     f"{where}: {present.count(name)} columns are called {excerpt(name)!r}: "
@@ -80,7 +76,8 @@ class Kept:
     def check_noted(self, where: object) -> None:
         """Raise UserError where no object of JSON so far had one of the columns."""
         if self._objects and self._missing:
-            self.check(where, self._present)
+            seen = (name for name in self.names if name not in self._missing)
+            self.check(where, {**self._present, **dict.fromkeys(seen)})
 
     def check_format(self, where: object, kind: str | None) -> None:
         """Raise UserError where files of a format have no columns; `kind`: None of an archive."""
@@ -101,6 +98,15 @@ class Kept:
         values = [_values(where, name, batch.column(name)) for name in self.names]
         rows = zip(*values, strict=True)
         return [_json(where, dict(zip(self.names, row, strict=True))) for row in rows]
+
+
+def _unknown(name: str, present: Sequence[str]) -> str:
+    whole = split_path(name)[0]
+    if whole in present:
+        text = f"unknown column {excerpt(repr(name))}: name {whole!r}, which it is in"
+    else:
+        text = str(unknown("column", name, present))
+    return text if "valid: " in text else f"{text} (columns: {listing(present)})"
 
 
 def _values(where: object, name: str, column: pa.Array) -> list[Any]:
