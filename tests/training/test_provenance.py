@@ -102,13 +102,17 @@ def test_packages_are_those_that_the_standard_library_lists(
         "Big_Name-1.0.dist-info/METADATA": "Name: Big.Name\nVersion: 1.0\n\nName: x\nVersion: 9\n",
         "dos-2.dist-info/METADATA": "Metadata-Version: 2.1\r\nVERSION:  2 \r\nname: dos\r\n\r\nx",
         "old.egg-info/PKG-INFO": "Metadata-Version: 1\nName: old\nVersion: 0.1\nSummary: a\n  b\n",
-        "nameless-3.dist-info/METADATA": "Version: 3\n\nName: text\n",
-        "empty-4.dist-info/RECORD": "",
     }
-    for name, text in described.items():
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(text.encode())
+    damaged = {"nameless-3.dist-info/METADATA": "Version: 3\n\nName: x\n", "e.dist-info/RECORD": ""}
     monkeypatch.setattr("sys.path", [str(tmp_path)])
-    listed = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    write(tmp_path, described)
+    listed = {d.metadata["Name"]: d.version for d in distributions()}
+    write(tmp_path, damaged)
     assert provenance.packages() == dict(sorted(listed.items()))
     assert listed == {"Big.Name": "1.0", "dos": "2 ", "old": "0.1"}
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(text.encode())
