@@ -1,7 +1,9 @@
 """What all tests share: an environment without network or telemetry, and a tiny project."""
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,17 @@ from pathlib import Path
 import pytest
 import pytest_socket
 
+
+def use_memory_as_disk(folder: Path = Path("/dev/shm"), room: int = 4 << 30) -> None:
+    """Keep temporary files in memory, where there is room: a disk takes seconds for fsync alone."""
+    if sys.platform == "linux" and os.access(folder, os.W_OK) and "TMPDIR" not in os.environ:
+        status = os.statvfs(folder)
+        if status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC:
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
 # Before anything is imported that reads them. The session's own data folder keeps libraries' homes.
+use_memory_as_disk()
 SESSION_DATA = tempfile.mkdtemp(prefix="slm-tests-")
 os.environ.update(
     SLM_DATA=SESSION_DATA,
@@ -46,6 +58,13 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {Path(__file__).parent / name: i for i, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what stays: it takes a tenth of the time otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:

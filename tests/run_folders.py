@@ -1,5 +1,6 @@
 """Run folders as the trainer leaves them, made quickly: for tests of mirror and registry."""
 
+import atexit
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import safetensors.torch
@@ -85,7 +87,9 @@ def write_journal(path: Path, events: list[dict[str, object]]) -> None:
 @cache
 def migrated_store() -> Path:
     """An empty MLflow database with its tables: making them takes over a second."""
-    path = Path(os.environ["SLM_DATA"]) / "empty" / "mlflow.db"
+    session = Path(mkdtemp(prefix="slm-empty-store-"))
+    atexit.register(shutil.rmtree, session, ignore_errors=True)
+    path = session / "empty" / "mlflow.db"
     connect(f"sqlite:///{path}").search_experiments()
     return path
 

@@ -30,12 +30,25 @@ def test_config_records_and_storage_need_no_tensors() -> None:
     assert not HEAVY & loaded
 
 
-def test_training_needs_no_orchestrator_and_no_tracking_server() -> None:
-    loaded = modules_after(
-        "import slm.source.download, slm.tokens.encode, slm.training.launch, "
-        "slm.evaluation.evaluate, slm.model.sample"
-    )
-    assert not {"prefect", "mlflow"} & loaded
+TRAINED = """
+import slm.source.download, slm.tokens.encode, slm.training.process
+import slm.evaluation.evaluate, slm.model.sample
+from slm.config import ModelConfig, TrainConfig
+from slm.model.gpt import GPT
+from slm.training.optim import build_optimizers
+
+model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, seq_len=8), 31)
+for optimizer in build_optimizers(model, TrainConfig(max_steps=1, optimizer="muon")):
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()
+"""
+
+
+def test_training_needs_no_orchestrator_no_tracking_server_and_no_compiler() -> None:
+    loaded = modules_after(TRAINED)
+    assert "slm.training.process" in loaded
+    assert not {"prefect", "mlflow", "torch._dynamo"} & loaded
 
 
 def test_help_needs_no_data_folder() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wheels import ROOT, clean_checkout, git, install, run, wheel_of
+from wheels import ROOT, clean_checkout, git, install, run, wheel_by_hook, wheel_of
 
 from slm.code_state import BUILD, state_of
 from slm.recipes import find_recipes, shipped_pipelines
@@ -114,16 +114,16 @@ def test_a_build_of_what_is_in_no_commit_is_dirty_and_an_archive_keeps_the_state
     shutil.copytree(sources, copy)
     build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, tmp_path, cwd=copy)
-    from_archive = wheel_of(next(tmp_path.glob("*.tar.gz")), tmp_path / "archive")
+    from_archive = wheel_by_hook(next(tmp_path.glob("*.tar.gz")), tmp_path / "archive")
     assert built(from_archive) == built(wheel)
     assert zipfile.ZipFile(from_archive).namelist() == zipfile.ZipFile(wheel).namelist()
 
     (copy / "slm" / "added.py").write_text("x = 1\n")
-    state = built(wheel_of(copy, tmp_path / "dirty"))
+    state = built(wheel_by_hook(copy, tmp_path / "dirty"))
     assert state == state_of(copy / "slm")
     assert (state["dirty"], state["commit"]) == (True, built(wheel)["commit"])
     (copy / "slm" / "added.py").unlink()
-    assert built(wheel_of(copy, tmp_path / "clean")) == built(wheel)  # nothing left in build/
+    assert built(wheel_by_hook(copy, tmp_path / "clean")) == built(wheel)  # nothing left in build/
 
 
 @pytest.mark.slow

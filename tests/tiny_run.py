@@ -28,7 +28,10 @@ DIRTY = {"commit": "c" * 40, "dirty": True, "diff_sha256": "d" * 64}
 
 def tiny_config(path: Path, **training: Any) -> PipelineConfig:
     """A config of four steps on the documents of a file."""
-    settings = {"max_steps": 4, "tokens_per_step": 128, "evaluate_every": 2, "checkpoint_every": 2}
+    settings = {
+        "max_steps": 4, "tokens_per_step": 128, "evaluate_every": 2, "evaluate_documents": 2,
+        "checkpoint_every": 2,
+    }  # fmt: skip
     return PipelineConfig(
         recipe="tiny",
         data=DataConfig(source="files", path=str(path), vocab_size=512, val_fraction=0.2),

@@ -29,6 +29,16 @@ def wheel_of(sources: Path, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def wheel_by_hook(sources: Path, folder: Path) -> Path:
+    """The same wheel by the hook that pip calls, without the seconds of pip."""
+    if sources.is_file():
+        shutil.unpack_archive(sources, folder / "sources", filter="data")
+        [sources] = (folder / "sources").iterdir()
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, cwd=sources)
+    return next(folder.glob("*.whl"))
+
+
 def clean_checkout(folder: Path) -> Path:
     """The files here, as they are now, at a commit of their own."""
     listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()

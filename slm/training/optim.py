@@ -7,6 +7,7 @@ embeddings, norms, biases. Weight decay is for matrices and embeddings alone.
 
 import math
 from collections.abc import Iterable
+from inspect import unwrap
 from typing import Literal
 
 import torch
@@ -91,6 +92,18 @@ def cooldown_start(plan: Plan, decision: Decision | None, config: TrainConfig) -
     return max(0, plan.max_steps - cooldown_steps(plan.max_steps, config))
 
 
+# torch's decorators of these methods load torch._dynamo, a second or two of every start, to keep it
+# from tracing them. Nothing here traces an optimizer.
+_add_param_group = unwrap(Optimizer.add_param_group)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, to the bit."""
+
+    add_param_group = _add_param_group
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
 class Muon(Optimizer):
     """Muon (Jordan et al. 2024), with all matrices of one shape orthogonalised together.
 
@@ -98,6 +111,8 @@ class Muon(Optimizer):
     as long for the many small ones of a small model. Of sharded ones each process orthogonalises
     the whole, and keeps its part.
     """
+
+    add_param_group = _add_param_group
 
     def __init__(
         self,
@@ -186,7 +201,7 @@ def build_optimizers(
     matrices = [p for p in blocks.values() if p.dim() == 2]
     muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
     rest = [p for p in model.parameters() if id(p) not in muon]
-    adamw = torch.optim.AdamW(
+    adamw = AdamW(
         [
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},

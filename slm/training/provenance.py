@@ -2,8 +2,9 @@
 
 import hashlib
 import platform
+import re
 from functools import cache
-from importlib.metadata import distributions, version
+from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ def code_state() -> dict[str, Any]:
 @cache
 def packages() -> dict[str, str]:
     """Every installed distribution and its version, by name."""
-    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    return dict(sorted(versions.items()))
+    versions = {_field(d, "Name"): _field(d, "Version") for d in distributions()}
+    return dict(sorted((name, of) for name, of in versions.items() if name))
+
+
+def _field(distribution: Distribution, name: str) -> str:
+    """A field of a distribution, as `metadata` has it, which parses the description as well."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]  # the rest is the description
+    line = re.search(rf"^{name}:[ \t]*([^\r\n]*)", head, re.MULTILINE | re.IGNORECASE)
+    return line[1] if line else ""
 
 
 def environment() -> dict[str, Any]:

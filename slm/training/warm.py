@@ -23,7 +23,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 
@@ -199,7 +198,6 @@ def serve() -> None:
 
     from slm.training import process, provenance
 
-    import_module("torch._dynamo")  # a second or two, which the first optimizer would take
     provenance.packages()
     provenance.code_state()  # of the code that is loaded now
     gc.collect()

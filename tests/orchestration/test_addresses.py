@@ -17,6 +17,7 @@ from slm.orchestration import addresses
 from slm.orchestration.stack import services
 from slm.storage import lock
 
+Command = Callable[..., Any]
 Serve = Callable[[dict[str, tuple[int, bytes]]], str]
 
 
@@ -54,16 +55,6 @@ def dead() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def slm(project: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "slm.cli.main", *arguments],
-        cwd=project,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_address_of_the_pages_is_not_that_of_the_api(serve: Serve) -> None:
     page = serve({"*": (200, b"<!doctype html>"), "/api/health": (200, b"true")})
     with pytest.raises(UserError, match=f"its API is at {page}/api: set it to that"):
@@ -93,9 +84,9 @@ def test_addresses_that_are_no_servers_are_mlflows_own_business(uri: str) -> Non
 
 @pytest.mark.parametrize("command", ["run", "retrain"])
 def test_a_run_does_not_begin_without_its_tracking_server(
-    project: Path, data_root: Path, dead: str, command: str
+    slm_here: Command, data_root: Path, dead: str, command: str
 ) -> None:
-    done = slm(project, command, "tiny", MLFLOW_TRACKING_URI=dead)
+    done = slm_here(command, "tiny", MLFLOW_TRACKING_URI=dead)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"the MLflow server at MLFLOW_TRACKING_URI={dead} does not answer" in done.stderr
@@ -103,9 +94,11 @@ def test_a_run_does_not_begin_without_its_tracking_server(
     assert not (data_root / "prefect").exists()  # no server was started for it
 
 
-def test_a_run_with_the_address_of_the_pages_is_one_sentence(project: Path, serve: Serve) -> None:
+def test_a_run_with_the_address_of_the_pages_is_one_sentence(
+    slm_here: Command, serve: Serve
+) -> None:
     page = serve({"*": (200, b"<!doctype html>")})
-    done = slm(project, "run", "tiny", PREFECT_API_URL=page)
+    done = slm_here("run", "tiny", PREFECT_API_URL=page)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"PREFECT_API_URL={page} is not the address of a Prefect API" in done.stderr

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,22 +50,26 @@ def slm_command(api: str, project: Path, *arguments: str) -> dict[str, Any]:
     return {**json.loads(done.stdout), "stderr": done.stderr}
 
 
-def test_slm_run_from_nothing_and_again(server: str, project: Path, data_root: Path) -> None:
+def test_slm_run_from_nothing_and_again(
+    server: str, project: Path, data_root: Path, slm_here: Callable[..., Any]
+) -> None:
     first = slm_command(server, project, "run", "tiny")
+    assert "prefect" not in first["stderr"].lower()  # it is quiet
     assert first["reused"] == []
     assert Path(first["report"]).read_text().startswith("<!doctype html>")
     assert first["version"] == "models:/slm/1"
     for name in ("source", "shards", "run", "checkpoint"):
         assert (Path(first[name]) / "record.json").is_file()
 
-    again = slm_command(server, project, "run", "tiny")
+    done = slm_here("run", "tiny", "--json", PREFECT_API_URL=server)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout.splitlines()[-1])
     names = ["download", "encode", "train", "evaluate", "report", "register"]
     assert again["reused"] == names
     assert list(again["seconds"]) == [*names, "promote"]
     kept = ("recipe", "source", "shards", "run", "checkpoint", "val_loss", "val_bpb", "version")
     assert {name: again[name] for name in kept} == {name: first[name] for name in kept}
-    assert "reused" in again["stderr"]
-    assert "prefect" not in again["stderr"].lower()  # it is quiet
+    assert "reused" in done.stderr
 
 
 def test_a_flow_on_another_machine_pulls_what_the_store_has(
@@ -224,16 +229,10 @@ def test_interrupted_on_a_server_of_its_own(
     store.close()
 
 
-def test_a_server_that_does_not_answer_is_one_message(project: Path) -> None:
+def test_a_server_that_does_not_answer_is_one_message(slm_here: Callable[..., Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "slm.cli.main", "run", "tiny"],
-        cwd=project,
-        env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
-        capture_output=True,
-        text=True,
-    )
+    done = slm_here("run", "tiny", PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
     assert done.returncode == 2
     assert "does not answer" in done.stderr
     assert "Traceback" not in done.stderr

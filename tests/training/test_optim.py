@@ -145,6 +145,29 @@ def test_muon_makes_the_librarys_steps_bit_for_bit() -> None:
         assert not torch.equal(a, before)
 
 
+def test_adamw_makes_the_librarys_steps_bit_for_bit() -> None:
+    model, [ours] = model_and_optimizers("adamw")
+    other, _ = model_and_optimizers("adamw")
+    other.load_state_dict(model.state_dict())
+    groups = [
+        {"params": [p for p in other.parameters() if (p.dim() >= 2) == decays], "weight_decay": d}
+        for decays, d in ((True, 0.1), (False, 0.0))
+    ]
+    config = TrainConfig(max_steps=1)
+    betas = (config.beta1, config.beta2)
+    theirs = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(3):
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        ours.step()
+        theirs.step()
+    for a, b, c in zip(model.parameters(), other.parameters(), before, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
 @pytest.mark.parametrize("shape", [(3, 12, 12), (3, 40, 12), (3, 12, 40), (3, 14, 12)])
 def test_orthogonalising_in_float32_gives_what_float64_gives(
     shape: tuple[int, int, int],

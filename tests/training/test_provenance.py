@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,38 @@ def test_outside_a_checkout_nothing_is_known(
 def test_an_installation_whose_record_is_damaged_is_dirty(content: str, tmp_path: Path) -> None:
     (tmp_path / BUILD).write_text(content)
     assert (state_of(tmp_path)["commit"], state_of(tmp_path)["dirty"]) == (None, True)
+
+
+# ---- packages -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What is installed is looked at anew, before the test and after it."""
+    provenance.packages.cache_clear()
+    yield
+    provenance.packages.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_packages_are_those_that_the_standard_library_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = {
+        "Big_Name-1.0.dist-info/METADATA": "Name: Big.Name\nVersion: 1.0\n\nName: x\nVersion: 9\n",
+        "dos-2.dist-info/METADATA": "Metadata-Version: 2.1\r\nVERSION:  2 \r\nname: dos\r\n\r\nx",
+        "old.egg-info/PKG-INFO": "Metadata-Version: 1\nName: old\nVersion: 0.1\nSummary: a\n  b\n",
+    }
+    damaged = {"nameless-3.dist-info/METADATA": "Version: 3\n\nName: x\n", "e.dist-info/RECORD": ""}
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    write(tmp_path, described)
+    listed = {d.metadata["Name"]: d.version for d in distributions()}
+    write(tmp_path, damaged)
+    assert provenance.packages() == dict(sorted(listed.items()))
+    assert listed == {"Big.Name": "1.0", "dos": "2 ", "old": "0.1"}
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(text.encode())
