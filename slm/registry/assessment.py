@@ -98,14 +98,16 @@ def assess(
             f"{difference:+.4f} bits per byte [{low:+.4f}, {high:+.4f}], margin {limits.margin:g}"
         )
     else:
-        better = bpb <= limits.max_bpb
+        missed = [] if bpb <= limits.max_bpb else ["the threshold"]
         reason = f"{bpb:.4f} bits per byte, no champion, threshold {limits.max_bpb:g}"
         if limits.beat_baselines:
             count, naive = naive_baselines(shards, tokenizer, _encoded(tokenizer, texts))
             ours = _bits_per_byte(nats[:count], sizes[:count])
             baselines = {baseline.name: baseline.bpb for baseline in naive}
-            better = better and ours < min(baselines.values())
+            missed += [name for name, value in baselines.items() if not ours < value]
             reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
+        better = not missed
+        reason += f"; not below {' and '.join(missed)}" if missed else ""
     by_source = compare_sources(sources, nats, other_nats, sizes, limits.margins)
     against += worse_sources(by_source)
     if not math.isfinite(bpb):
