@@ -41,8 +41,13 @@ def clock(seconds: float) -> str:
 
 
 def share(done: float, total: float | None) -> str:
-    """How much is done, as a percentage, or as a count where the end is not known."""
-    return f"{done / total:.0%}" if total else f"{done:,.0f}"
+    """How much is done, as a percentage, or as a count where the end is not known.
+
+    What has only begun has no count: "0 duplicates" would read as a result.
+    """
+    if total:
+        return f"{done / total:.0%}"
+    return f"{done:,.0f}" if done else "…"
 
 
 def silent(what: str, done: float, total: float | None) -> None:

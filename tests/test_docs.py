@@ -70,7 +70,9 @@ def leads_somewhere(link: str, path: Path) -> bool:
     target = Path(os.path.normpath(path.parent / file)) if file else path
     if not target.exists():
         return False
-    return not anchor or anchor in anchors(target.read_text("utf-8"))
+    if not anchor or target.suffix != ".md":  # `picture.webp#only-dark` is for the theme
+        return True
+    return anchor in anchors(target.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
@@ -85,6 +87,22 @@ def test_every_link_of_the_site_leads_somewhere(staged: Path) -> None:
     for page in pages:
         if "source" not in page.relative_to(staged).parts:
             assert dead(page.read_text("utf-8"), page) == [], page
+
+
+def test_every_picture_of_the_site_has_its_dark_form(staged: Path) -> None:
+    light, dark = (
+        sorted(
+            name
+            for page in staged.glob("*.md")
+            for name in re.findall(
+                rf"\(([^)]*)-{mode}\.webp#only-{mode}\)", page.read_text("utf-8")
+            )
+        )
+        for mode in ("light", "dark")
+    )
+    assert len(light) > 4
+    assert light == dark
+    assert all((staged / f"{name}-dark.webp").is_file() for name in dark)
 
 
 def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from pages import PAGES, ROOT, Block, blocks_of
 from slm.source.stories import stories
 
 RUN = (
-    "start.md", "data.md", "training.md", "watching.md", "sampling.md", "weights.md",
-    "promoting.md", "registry.md", "store.md",
+    "start.md", "data.md", "vocabulary.md", "training.md", "watching.md", "sampling.md",
+    "weights.md", "promoting.md", "registry.md", "store.md",
 )  # fmt: skip
 NOT_RUN = {  # each block by the reason above it
     "README.md": ["installs an environment"],
     "CONTRIBUTING.md": ["these are the tests"],
     "data.md": ["needs a bucket and the hub"],
+    "index.md": ["installs an environment"],
     "prefect.md": ["needs servers that stay"],
     "registry.md": ["a server that stays", "a server that stays"],
     "sampling.md": ["ends by Ctrl-D"],
@@ -38,7 +39,6 @@ NOT_RUN = {  # each block by the reason above it
 PAGES_NOT_RUN = {
     "mixtures.md": "has tests of its own",
     "inspecting.md": "tests/inspection runs them",
-    "vocabulary.md": "has no commands in a block",
     "comparing.md": "tests/comparison runs them",
     "benchmarks.md": "BLiMP and lm-eval are not here",
     "sweeps.md": "many trials; tests/sweeps runs small ones",

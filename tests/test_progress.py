@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm.progress import automatic, notebook
+from slm.progress import automatic, notebook, share
 
 
 class Notebook:
@@ -91,3 +91,8 @@ def test_elsewhere_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "IPython.display", raising=False)
     automatic("step", 1, 2)
     assert notebook() is None
+
+
+def test_what_has_only_begun_shows_no_count() -> None:
+    assert [share(0, 4), share(3, 4), share(1200, None)] == ["0%", "75%", "1,200"]
+    assert share(0, None) == "…"

@@ -3,8 +3,8 @@
     python docs/site/build.py [FOLDER]     # build/docs/site/index.html
 
 The pages are copied to FOLDER/pages, where links to files of the repository outside of `docs/`
-become links to a page that shows the file. Then Zensical builds them, and a warning (a page or an
-anchor that does not exist) is an error.
+become links to a page that shows the file, and each light picture gets its dark form. Then Zensical
+builds them, and a warning (a page or an anchor that does not exist) is an error.
 """
 
 import os
@@ -28,6 +28,7 @@ OTHER_PAGES = {  # of the repository, that are pages of the site
     "data/README.md": "reference/files.md",
 }
 ASSETS = {".svg", ".png", ".webp", ".css", ".js", ".ipynb"}
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)-light\.webp\)")
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 FENCE = re.compile(r"^(```+).*?^\1$", flags=re.MULTILINE | re.DOTALL)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash"}
@@ -70,8 +71,14 @@ def with_links(text: str, path: Path, name: str, shown: set[Path]) -> str:
         return os.path.relpath(place_of(target, shown), Path(name).parent) + end
 
     return "".join(
-        part if part.startswith("```") else LINK.sub(page_of, part) for part in outside(text)
+        part if part.startswith("```") else LINK.sub(page_of, with_dark(part))
+        for part in outside(text)
     )
+
+
+def with_dark(text: str) -> str:
+    """The text with each light picture followed by its dark one; the theme shows one of them."""
+    return PICTURE.sub(r"![\1](\2-light.webp#only-light)![\1](\2-dark.webp#only-dark)", text)
 
 
 def outside(text: str) -> Iterator[str]:

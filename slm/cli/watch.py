@@ -134,16 +134,22 @@ def _live(passes: Passes) -> list[RunState]:
 
 
 def view(states: Sequence[RunState], width: int) -> Group:
-    """What a terminal of so many columns shows."""
-    lines = (
-        _one(states[0], width) if len(states) == 1 else [f"{s.run}  {s.sentence}" for s in states]
-    )
-    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+    """What a terminal of so many columns shows; of one run, how it ended is never cut."""
+    if len(states) > 1:
+        lines = [f"{s.run}  {s.sentence}" for s in states]
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+    head, *rest = _one(states[0], width)
+    wraps = states[0].state != "training"
+    first = Text(head, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
+    return Group(first, *(Text(line, no_wrap=True, overflow="ellipsis") for line in rest))
 
 
 def _one(state: RunState, width: int) -> list[str]:
     """A run in a few lines: its step, its curves, rate and memory."""
-    doing = reached(state) if state.state == "training" else state.sentence
+    doing = {
+        "training": reached(state),
+        "finished": f"finished at step {state.step:,}",  # its scores are below
+    }.get(state.state, state.sentence)
     lines = [f"{state.run}  {doing}"]
     points = max(MIN_CURVE, min(MAX_CURVE, width - 60))
     if state.train_loss is not None:

@@ -147,16 +147,17 @@ def _alone(
 ) -> _Verdict:
     """Whether a first champion is good enough: better than a threshold, and than baselines."""
     bpb = _bits_per_byte(nats, sizes)
-    better = bpb <= limits.max_bpb
+    missed = [] if bpb <= limits.max_bpb else ["the threshold"]
     reason = f"{bpb:.4f} bits per byte, no champion, threshold {limits.max_bpb:g}"
-    if not limits.beat_baselines:
-        return _Verdict(better, reason)
-    count, naive = naive_baselines(shards, tokenizer, encoded_texts(tokenizer, texts))
-    ours = _bits_per_byte(nats[:count], sizes[:count])
-    baselines = {baseline.name: baseline.bpb for baseline in naive}
-    better = better and ours < min(baselines.values())
-    reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
-    return _Verdict(better, reason, baselines=baselines)
+    baselines: dict[str, float] = {}
+    if limits.beat_baselines:
+        count, naive = naive_baselines(shards, tokenizer, encoded_texts(tokenizer, texts))
+        ours = _bits_per_byte(nats[:count], sizes[:count])
+        baselines = {baseline.name: baseline.bpb for baseline in naive}
+        missed += [name for name, value in baselines.items() if not ours < value]
+        reason += "".join(f", {name} {value:.4f}" for name, value in baselines.items())
+    reason += f"; not below {' and '.join(missed)}" if missed else ""
+    return _Verdict(not missed, reason, baselines=baselines)
 
 
 def seen_by_ancestors(run: RunFolder, shards: Shards, texts: Sequence[str]) -> list[str]:

@@ -161,6 +161,22 @@ def test_a_mixture_is_shown_with_each_source(run: Path, invoke: Invoke) -> None:
     assert "source_scores" not in shown
 
 
+def test_how_a_run_ended_is_shown_whole_in_a_narrow_terminal(run: Path) -> None:
+    (run / LOG).write_text("slm ended with 130: stopped after step 20\n")
+    stopped = Observer(RunFolder(run)).look()
+    lines = drawn([stopped], 50)
+    assert (
+        "".join(lines)
+        .replace(" ", "")
+        .startswith(f"{run.name}stoppedatstep20of60:`slmtrain{run.name}`resumesit")
+    )
+    assert max(map(len, lines)) <= 50
+    finished = stopped.model_copy(update={"state": "finished", "best_bpb": 1.2, "best_step": 10})
+    head, _, score, _ = drawn([finished], 80)
+    assert head == f"{run.name}  finished at step 20"
+    assert "best 1.200 at step 10" in score  # once, and not in the head too
+
+
 def test_several_runs_are_a_line_each(run: Path, data_root: Path) -> None:
     other = start_run(data_root, CONFIG.model_copy(update={"recipe": "other"}), "c" * 64)
     states = [Observer(RunFolder(path)).look() for path in (run, other)]

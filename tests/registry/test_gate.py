@@ -212,6 +212,7 @@ def test_a_first_champion_predicts_better_than_counts_and_a_compressor(
     decision = gate.promote("models:/slm/1", root=root, thresholds=strict)
     assert decision.decision == "refused"
     assert decision.baselines.keys() == {"unigram", "xz -9"}
+    assert "; not below unigram and xz -9" in decision.reason
     assert 4 < decision.baselines["unigram"] < 5  # of the bytes of English
     assert 2 < decision.baselines["xz -9"] < 3
     for name, value in decision.baselines.items():
@@ -221,7 +222,9 @@ def test_a_first_champion_predicts_better_than_counts_and_a_compressor(
     weak = [Baseline(name, 9.0, "") for name in decision.baselines]
     monkeypatch.setattr(assessment, "naive_baselines", lambda _, __, texts: (len(texts), weak))
     weak[1] = Baseline("xz -9", 8.0, "")  # it has to beat both
-    assert gate.assess("models:/slm/1", root=root, thresholds=lenient(0.1)).decision == "refused"
+    refused = gate.assess("models:/slm/1", root=root, thresholds=lenient(0.1))
+    assert refused.decision == "refused"
+    assert "; not below xz -9" in refused.reason
     weak[1] = Baseline("xz -9", 9.0, "")
     assert gate.assess("models:/slm/1", root=root, thresholds=lenient(0.1)).decision == "promoted"
 
