@@ -101,6 +101,7 @@ def test_the_plan_agrees_with_the_run(root: DataRoot, make: Make) -> None:
         ("data.phases=[{weights: {a: 2}}]", "train", "data.phases"),
         ("data.sources.a.clean.min_chars=9", "tokenizer", "data.sources.a.clean.min_chars"),
         ("data.sources.b.documents=5", "download b", "data.sources.b.documents"),
+        ("data.sources.b.columns=[n]", "download b", "data.sources.b.columns"),
         ("data.sources.b.license=mine", "download", "data.sources.b.license"),
         ("data.vocab_size=310", "tokenizer", "data.vocab_size"),
         ("train.seed=3", "train", "train.seed"),

@@ -22,6 +22,7 @@ from slm.config import PipelineConfig
 from slm.errors import CorruptionError, SlmError, UserError
 from slm.records import Source
 from slm.source.download import download, download_key, is_made_with
+from slm.source.reading import columns_of
 
 TOKEN = "hf_TopSecretToken"
 FIRST, SECOND = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
@@ -181,7 +182,26 @@ def test_configurations_of_the_readme(hub: Hub, get: Get) -> None:
     hub.requests.clear()
     with pytest.raises(UserError, match=r"unknown column 'txt': did you mean 'text'"):
         get(config_name="short", text_column="txt")
+    with pytest.raises(UserError, match=r"data\.columns: unknown column 'titel': did you mean 'ti"):
+        get(config_name="short", columns=["titel"])
     assert not hub.lines("short/a.parquet")
+
+
+def test_columns_of_the_hub_are_kept_in_every_split(hub: Hub, get: Get) -> None:
+    def file(name: str) -> bytes:
+        written = io.BytesIO()
+        pq.write_table(pa.table({"text": [f"of {name}"], "lang": [name], "n": [1]}), written)
+        return written.getvalue()
+
+    files = {f"data/{name}-00000-of-00001.parquet": file(name) for name in ("train", "validation")}
+    hub.add("org/tales", files)
+    record = get(columns=["lang"])
+    for split, name in (("train", "train"), ("val", "validation")):
+        [path] = record.splits[split].files
+        assert columns_of(record.path / path, 0) == {"lang": name}
+    assert get().key != record.key
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet: data\.columns: unknown"):
+        get(columns=["lng"])
 
 
 def splits_of(*names: str) -> dict[str, bytes]:

@@ -10,6 +10,8 @@ import slm
 from slm import storage
 from slm.errors import UserError
 from slm.records import Shards, Source, Vocabulary
+from slm.source.mixture import part_of_source
+from slm.source.reading import kept_columns
 from slm.tokens.mixture.exclusions import TRAIN_AGAIN, TRAIN_IN_VAL, VAL_AGAIN
 from slm.tokens.mixture.joining import in_turn
 from slm.tokens.mixture.reading import part_of_val, train_streams
@@ -211,6 +213,19 @@ def test_a_vocabulary_is_trained_on_the_train_documents_of_all_sources(tmp_path:
     assert without.parts["a"].key != shards.parts["a"].key  # encoded again, by other tokens
     cleaned, _ = make(three, **{"data.sources.c.clean.max_chars": 9})
     assert cleaned.documents < made.documents
+
+
+def test_each_source_keeps_columns_of_its_own(tmp_path: Path) -> None:
+    paths = write_sources(tmp_path / "in")
+    config = mixture(paths, {"data.sources.b.columns": ["text", "nothing"]})
+    with pytest.raises(UserError, match=r"source b: .*data\.columns: unknown column 'nothing'"):
+        slm.download(config, root=tmp_path)
+    config = mixture(paths, {"data.sources.b.columns": ["text"]})
+    source = slm.download(config, root=tmp_path)
+    assert [kept_columns(part_of_source(source, name)) for name in "ab"] == [[], ["text"]]
+    plain = slm.download(mixture(paths), root=tmp_path)
+    assert plain.parts["a"].key == source.parts["a"].key
+    assert plain.parts["b"].key != source.parts["b"].key
 
 
 def test_a_source_keeps_its_key_next_to_others(tmp_path: Path) -> None:
