@@ -45,13 +45,16 @@ prepare()
 
 # Files of more than ten seconds. They are begun first: the other workers would wait for the last.
 LONG_FILES = (
-    "orchestration/test_flows.py", "orchestration/test_server_state.py",
-    "training/test_parallel.py", "training/test_elastic.py", "training/test_faults.py",
-    "retraining/test_decide.py", "store/test_second_machine.py", "store/test_s3.py",
-    "training/test_distributed.py", "test_overlap.py", "test_wheel.py", "cli/test_ending.py",
-    "reproduction/test_reproduce.py", "registry/test_gate.py", "tracking/test_mirror.py",
-    "training/test_loop.py", "training/test_signals.py", "orchestration/test_cluster.py",
-    "registry/test_register.py", "cli/test_history_commands.py", "cli/test_commands.py",
+    "orchestration/test_flows.py", "registry/test_gate.py", "training/test_faults.py",
+    "cli/test_ending.py", "training/test_derive.py", "orchestration/test_server_state.py",
+    "registry/test_register.py", "retraining/test_decide.py", "reproduction/test_reproduce.py",
+    "training/test_loop.py", "test_wheel.py", "training/test_parallel.py", "tokens/test_encode.py",
+    "store/test_second_machine.py", "training/test_elastic.py", "tracking/test_mirror.py",
+    "report/test_write.py", "store/test_s3.py", "test_overlap.py", "training/test_selection.py",
+    "training/test_clock.py", "tokens/test_bpe.py", "model/test_sample.py", "cli/test_help.py",
+    "orchestration/test_sweep_flow.py", "cli/test_commands.py", "cli/test_history_commands.py",
+    "training/test_distributed.py", "planning/test_agreement.py", "training/test_golden.py",
+    "orchestration/test_cluster.py", "project/test_start.py", "server/test_api.py",
 )  # fmt: skip
 
 

@@ -300,6 +300,22 @@ def test_without_a_vocabulary_the_message_names_the_remedy(
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
 
 
+def test_a_vocabulary_is_parsed_once_and_what_changed_anew(
+    trimmed: Tokenizer, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    trimmed.save(one)
+    trimmed.save(other)
+    assert Tokenizer.load(one) is Tokenizer.load(other)
+    lines = trimmed.tokens[:-1]
+    Tokenizer(lines).save(other)
+    assert Tokenizer.load(other).tokens == lines
+    assert Tokenizer.load(one).tokens == trimmed.tokens
+    other.write_bytes(one.read_bytes()[:-1] + b"1\n")
+    with pytest.raises(CorruptionError, match=f"{other} is not a tokenizer: ranks"):
+        Tokenizer.load(other)
+
+
 # ---- the trimmed vocabulary -------------------------------------------------------------------
 
 
@@ -394,8 +410,11 @@ def test_hugging_face_encodes_alike(hugging_face, trimmed: Tokenizer, text: str)
     assert hugging_face.decode(hugging_face.encode(text).ids) == text
 
 
-def test_hugging_face_encodes_10_000_documents_alike(hugging_face, trimmed: Tokenizer) -> None:  # type: ignore[no-untyped-def]
-    texts = list(stories(11, 0, 10_000))
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hugging_face_encodes_many_documents_alike(  # type: ignore[no-untyped-def]
+    hugging_face, trimmed: Tokenizer, count: int
+) -> None:
+    texts = list(stories(11, 0, count))
     ids = [i for e in hugging_face.encode_batch(texts) for i in (trimmed.eot, *e.ids)]
     assert ids == encode_documents(trimmed, texts).tolist()
 

