@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 from websockets.sync.client import ClientConnection, connect
 
@@ -34,7 +34,7 @@ IMAGES = DOCS / "images"
 MAX_BYTES = 2_000_000  # all pictures together
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZE = (1280, 800)
-SMALL = ("--set", "data.documents=2000", "--set", "train.threads=1")
+SMALL = ("--set", "data.documents=3000", "--set", "train.threads=1")
 RUN = ("run", "quickstart", "--set", "train.max_steps=60", *SMALL)
 SWEEP = (
     "sweep", "quickstart", "--name", "shown", "--space", "train.learning_rate=log:1e-3:1e-2",
@@ -42,7 +42,16 @@ SWEEP = (
 )  # fmt: skip
 PATIENCE_SECONDS = 600
 WRITE = "document.querySelector('#write')?.click()"  # on the page of `slm serve`
-DARK_MLFLOW = "localStorage.setItem('_mlflow_dark_mode_toggle_enabled', '{}')"
+DARK_MLFLOW = """
+localStorage.setItem('_mlflow_dark_mode_toggle_enabled', '{}');
+localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+"""  # without its assistant, which opens by itself once
+DARK_PREFECT = "localStorage.setItem('color-scheme', JSON.stringify({} ? 'dark' : 'light'))"
+WATCHED = (
+    "train", "quickstart", "--name", "watched", "--set", "train.seed=2", "--set",
+    "train.max_steps=120", "--set", "train.evaluate_every=10", *SMALL,
+)  # fmt: skip
+COLUMNS = 80  # of the terminal
 
 
 class Commands:
@@ -194,21 +203,49 @@ def answers(address: str) -> bool:
         return False
 
 
-def terminal(name: str, command: str, output: str) -> None:
+def watch(commands: Commands) -> RenderableType:
+    """What `slm watch` shows towards the end of a training."""
+    from slm.cli.watch import view
+    from slm.run_folder import DataRoot
+    from slm.training.observe import POLL_SECONDS, observe
+
+    for before in (commands.data / "runs").glob("watched-*"):
+        shutil.rmtree(before)  # a finished training shows no progress
+    print("slm", *WATCHED, flush=True)
+    shown = None
+    with subprocess.Popen(
+        commands.command(*WATCHED), env=commands.environment, stdout=subprocess.DEVNULL
+    ) as training:
+        while training.poll() is None:  # a slow machine takes long until it begins
+            time.sleep(POLL_SECONDS)
+            for states in observe(None, DataRoot(commands.data)):
+                if states[0].state == "training" and states[0].step <= 100:
+                    shown = view(states, COLUMNS)
+    assert shown is not None
+    return shown
+
+
+def terminal(name: str, command: str, output: RenderableType) -> None:
     """A picture of a terminal; its letters are those of the reader's browser."""
-    console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", style="bold"))
-    console.print(Text.from_ansi(output.rstrip()), soft_wrap=True)
+    console.print(output)
     svg = console.export_svg(title="slm", unique_id=name)
     svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)  # which are on another server
     (IMAGES / f"{name}.svg").write_text(svg.replace("Fira Code", "ui-monospace"), "utf-8")
 
 
 def last_flow_run(prefect: str) -> str:
-    """The page of the newest flow run."""
+    """The page of the flow run that ended last."""
     request = urllib.request.Request(
         f"{prefect}/api/flow_runs/filter",
-        json.dumps({"sort": "START_TIME_DESC", "limit": 1}).encode(),
+        json.dumps(
+            {
+                "sort": "END_TIME_DESC",
+                "limit": 1,
+                "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+            }
+        ).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as answer:
@@ -217,10 +254,9 @@ def last_flow_run(prefect: str) -> str:
 
 
 def take_pages(commands: Commands, page: Browser) -> None:
-    """What needs no servers: our own pages, and the terminal."""
+    """What needs no servers: the project's own pages, and the terminal."""
     output = commands.slm(*RUN)
     IMAGES.mkdir(exist_ok=True)
-    terminal("terminal", "slm run quickstart --set train.max_steps=60", output)
     run = run_of(output)
     page.picture("report", (commands.data / "runs" / run / "report/index.html").as_uri())
     commands.slm("report", "--index")
@@ -234,6 +270,7 @@ def take_pages(commands: Commands, page: Browser) -> None:
     with commands.server("serve", run, "--port", port, ready=lambda: answers(f"{serving}/health")):
         story = "#prompt=Once+upon+a+time&max_tokens=100&seed=1"
         page.picture("serving", f"{serving}/{story}", wait=6, script=WRITE)
+    terminal("watch", "slm watch", watch(commands))
 
 
 def take_servers(commands: Commands, page: Browser) -> None:
@@ -249,7 +286,7 @@ def take_servers(commands: Commands, page: Browser) -> None:
         run = run_of(commands.slm(*RUN))
         version = json.loads((commands.data / "runs" / run / "registered.json").read_text())
         models = f"{mlflow}/#/models/{version['model']}/versions/{version['version']}"
-        page.picture("prefect", last_flow_run(prefect), wait=8)
+        page.picture("prefect", last_flow_run(prefect), wait=8, before=DARK_PREFECT)
         page.picture("mlflow-version", models, wait=8, before=DARK_MLFLOW)
         commands.slm(*SWEEP)
         if coordinates := sweep_page(sweep_of(commands), mlflow):

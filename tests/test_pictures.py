@@ -32,10 +32,13 @@ def test_the_pictures_are_light_and_dark_and_small() -> None:
             modes.setdefault(name, set()).add(mode)
     assert modes
     assert all(each == {"light", "dark"} for each in modes.values())
+    for name in modes:
+        light, dark = ((IMAGES / f"{name}-{mode}.webp").read_bytes() for mode in ("light", "dark"))
+        assert light != dark, name  # a page that does not follow the mode is photographed twice
 
 
 def test_the_terminal_is_from_no_machine_and_needs_no_other_file() -> None:
-    text = (IMAGES / "terminal.svg").read_text("utf-8")
+    text = (IMAGES / "watch.svg").read_text("utf-8")
     assert re.findall(r"url\((?!#)|@import|(?:/home|/root|/tmp|/work|/Users)/", text) == []
     assert re.findall(r"https?://(?!www.w3.org)(?!\S*textualize)", text) == []
 
