@@ -157,10 +157,13 @@ def _named(sweep: Sweep, key: str, own: str | None) -> list[str]:
 def _named_by_the_data(sweep: Sweep, data: DataConfig) -> dict[str, list[str]]:
     """The user's functions and given tokenizers, by the hashes of their files."""
     hashes: dict[str, list[str]] = {}
-    for kind in KINDS:
-        for name in _named(sweep, f"data.clean.{kind}", getattr(data.clean, kind)):
-            [function] = functions_of(CleanConfig.model_validate({kind: name}))
-            hashes.setdefault(kind, []).append(f"{function.name} {function.sha256}")
+    cleaning = {f"data.sources.{name}.clean": text.clean for name, text in data.sources.items()}
+    for section, clean in {"data.clean": data.clean, **cleaning}.items():
+        for kind in KINDS:
+            named = kind if section == "data.clean" else f"{section}.{kind}"
+            for name in _named(sweep, f"{section}.{kind}", getattr(clean, kind)):
+                [function] = functions_of(CleanConfig.model_validate({kind: name}))
+                hashes.setdefault(named, []).append(f"{function.name} {function.sha256}")
     for name in _named(sweep, TOKENIZER, data.tokenizer.path):
         from slm.tokens.vocabulary import given_file
 

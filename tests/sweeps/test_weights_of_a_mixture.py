@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import slm
 from slm.cli.main import app
-from slm.orchestration.sweep_outline import prepare
+from slm.orchestration.sweep_outline import prepare, with_inputs
 from slm.planning.sweep import plan_of_sweep
 from slm.run_folder import DataRoot
 from slm.sweeps.definition import define_sweep
@@ -54,6 +54,17 @@ def test_all_weights_have_the_same_shards(recipe: str) -> None:
     assert all(0.2 <= weight <= 0.8 for weight in weights)
     assert prepare(sweep).key == shards.key
     assert {kind: made(kind) for kind in KINDS} == before
+
+
+def test_another_function_of_one_source_is_another_sweep(recipe: str, project: Path) -> None:
+    functions = project / "functions.py"
+    functions.write_text("def keep(text):\n    return True\n")
+    of_b = {"data.sources.b.clean.filter": f"{functions}:keep"}
+    sweep = define_sweep(recipe, {WEIGHT: "0.2:0.8"}, trials=3, overrides=of_b)
+    before = with_inputs(sweep).key
+    assert with_inputs(sweep).key == before
+    functions.write_text("def keep(text):\n    return len(text) > 1\n")
+    assert with_inputs(sweep).key != before
 
 
 @pytest.mark.slow
