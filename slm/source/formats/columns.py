@@ -106,7 +106,7 @@ def _check_end(path: Path, source: pa.MemoryMappedFile) -> None:
 
 def _columns(path: Path, schema: pa.Schema, template: Template, kept: Kept) -> list[str]:
     """The columns that are read. Raises UserError unless they are there, those of text are text."""
-    texts = [found for field in schema for found in text_paths(field.name, field.type)]
+    texts = [path for field in schema for path in text_paths(field.name, field.type)]
     template.check(path, schema.names, texts)
     names = []
     for column in template.columns:
