@@ -54,7 +54,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, in
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}", answer
     server.shutdown()
