@@ -120,7 +120,9 @@ def _facts(run: RunFolder) -> RunFacts:
         state = "newer"
     except CorruptionError:
         state = "damaged"
-    slices = [entry["val_bpb"] for entry in entries if entry.get("val_bpb") is not None]
+    # The entry `end` has the score of all held-out documents.
+    evaluations = [entry for entry in entries if entry.get("event") == "evaluate"]
+    slices = [entry["val_bpb"] for entry in evaluations if entry.get("val_bpb") is not None]
     return RunFacts(
         run=run.name,
         state=state,
