@@ -377,8 +377,8 @@ def test_every_flipped_bit_is_found_before_use(lab: Lab, flips: int, figure: Fig
         folder, use = chance.choice(list(users.items()))
         record = use()
         assert isinstance(record, Record)
-        files = [folder / name for name in (RECORD, *record.files)]
-        path = chance.choice([file for file in files if file.stat().st_size])
+        names = [name for name, entry in record.files.items() if entry.bytes]
+        path = folder / chance.choice([RECORD, *names])
         flip(path, chance)
         with pytest.raises(CorruptionError) as raised:
             use()
