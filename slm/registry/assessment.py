@@ -80,10 +80,10 @@ def assess(
     other_nats: Nats | None = None
     benchmarks: list[TaskDifference] = []
     if other:
-        rival = load_model(fetch_version(client, other, root), device_of(folder))
-        other_nats = _score(*rival, texts, progress)
+        theirs = load_model(fetch_version(client, other, root), device_of(folder))
+        other_nats = _score(*theirs, texts, progress)
         verdict = _against_champion(nats, other_nats, sizes, limits)
-        benchmarks = compare_tasks(scores, other, *rival, root, progress)
+        benchmarks = compare_tasks(scores, other, *theirs, root, progress)
         against += worse_tasks(benchmarks, limits.benchmarks)
     else:
         verdict = _alone(nats, sizes, limits, shards, tokenizer, texts)
