@@ -76,7 +76,7 @@ def write_file(path: Path, data: bytes | str | Iterable[bytes], *, replace: bool
 
 
 def replace_file(path: Path, *parts: bytes) -> None:
-    """Write one file, whole or not at all, but not durably: for what is made again if it is lost.
+    """Write one file, whole or not at all, but not durably: for what can be rebuilt.
 
     Any process may do so at any time, on other machines that share the folder too.
     """
