@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from slm.errors import UserError
 from slm.records import Frozen
+from slm.size import MAX_PASSES
 from slm.sizing.budgets import Budget
 from slm.sizing.fit import Fit
 from slm.sizing.law import Counted, Interval, interval
@@ -75,6 +76,7 @@ class Best(Frozen):
     as_good: tuple[int, int]  # parameters of the sizes that are predicted within CLOSE of the best
     beyond: float  # its FLOPs over those of the largest run of the ladder
     at_end: bool  # whether the largest or smallest shape that was considered is the best
+    bounded: bool  # whether the law alone asks for a smaller one, on more than MAX_PASSES epochs
 
 
 def best_shape(
@@ -85,14 +87,15 @@ def best_shape(
     unique_tokens: float,
     max_flops: float,
 ) -> Best:
-    """The shape of the lowest predicted bits per byte at a budget.
+    """The shape of the lowest predicted bits per byte at a budget, of those that are `trusted`.
 
     Args:
         unique_tokens: of the training split.
         max_flops: of the largest run that the fit is of.
     """
     tokens = np.array([shape.tokens(budget) for shape in shapes])
-    losses = predicted(fit, shapes, tokens, unique_tokens)
+    unbounded = predicted(fit, shapes, tokens, unique_tokens)
+    losses = np.where(trusted(tokens, unique_tokens), unbounded, np.inf)
     best = int(losses[0].argmin())
     shape, spent = shapes[best], float(tokens[best])
     total = np.array([each.parameters["total"] for each in shapes])
@@ -110,7 +113,18 @@ def best_shape(
         as_good=(int(good.min()), int(good.max())),
         beyond=spent * shape.flops_per_token / max_flops,
         at_end=best in (0, len(shapes) - 1),
+        bounded=int(unbounded[0].argmin()) != best,
     )
+
+
+def trusted(tokens: npt.NDArray[np.float64], unique_tokens: float) -> npt.NDArray[np.bool_]:
+    """Which trainings the law may be asked about: those of MAX_PASSES over the data or less.
+
+    Beyond, a model overfits: its loss rises with more tokens, where the law's can only fall. Where
+    all are beyond, the one of the fewest passes.
+    """
+    within = tokens <= MAX_PASSES * unique_tokens
+    return within if within.any() else tokens == tokens.min()
 
 
 def predicted(

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from slm.figures import count
 from slm.report.plots import FIRST, INK, MUTED, SECOND, as_svg, blank_axes
-from slm.sizing.best import Shape, predicted
+from slm.size import MAX_PASSES
+from slm.sizing.best import Shape, predicted, trusted
 from slm.sizing.law import CONFIDENCE
 from slm.sizing.result import FURTHER, LadderResult
 from slm.sizing.sentences import headline, sentences
@@ -68,13 +69,15 @@ def _draw_sizes(axes: Any, result: LadderResult, axis: Axis, spent: Sequence[flo
     for number, size in enumerate(sizes):
         chosen = [i for i, rung in enumerate(result.rungs) if rung.size == size]
         shape = result.rungs[chosen[0]].shape
-        xs = np.geomspace(min(spent[i] for i in chosen), FURTHER * max(spent[i] for i in chosen))
+        own = [spent[i] for i in chosen]
+        passes = MAX_PASSES * result.unique_tokens * _known(shape, axis, result)
+        xs = np.geomspace(min(own), max(max(own), min(FURTHER * max(own), passes)))
         tokens = xs / _known(shape, axis, result)
         n = shape.parameters[result.fit.counted]
         ys = result.fit.law.bpb(n, tokens, result.unique_tokens)
         axes.plot(xs, ys, color=FIRST, lw=1, alpha=0.7)
         axes.plot(
-            [spent[i] for i in chosen],
+            own,
             [result.rungs[i].val_bpb for i in chosen],
             MARKS[number % len(MARKS)],
             ms=4.5, mfc="none", mec=FIRST, mew=1.2, label=size,
@@ -97,11 +100,12 @@ def _known(shape: Shape, axis: Axis, result: LadderResult) -> float:
 
 
 def frontier(result: LadderResult, axis: Axis, xs: Any) -> tuple[Any, Any]:
-    """The lowest bits per byte of all shapes at each compute, and the band, (2, points)."""
+    """The lowest bits per byte of trusted shapes at each compute, and the band, (2, points)."""
     lowest = []
     for x in xs:
-        tokens = [x / _known(shape, axis, result) for shape in result.shapes]
-        lowest.append(predicted(result.fit, result.shapes, tokens, result.unique_tokens).min(1))
+        tokens = np.array([x / _known(shape, axis, result) for shape in result.shapes])
+        losses = predicted(result.fit, result.shapes, tokens, result.unique_tokens)
+        lowest.append(losses[:, trusted(tokens, result.unique_tokens)].min(1))
     values = np.stack(lowest, 1)  # (1 + resamples, points)
     tail = (1 - CONFIDENCE) / 2
     band = np.quantile(values[1:], (tail, 1 - tail), axis=0)

@@ -62,6 +62,7 @@ class Own(Frozen):
     """The recipe's own size at the budget of an answer."""
 
     shape: Shape
+    epochs: float
     bpb: Interval  # of a run
     behind: Interval  # its predicted bits per byte less those of the best size
 
@@ -276,6 +277,7 @@ def own_at(fitted: Fit, own: Shape, best: Best, unique: float) -> Own:
     behind = ours - theirs
     return Own(
         shape=own,
+        epochs=tokens / unique,
         bpb=fitted.predict(own.parameters[fitted.counted], tokens, unique),
         behind=interval(float(behind[0]), behind[1:]),
     )

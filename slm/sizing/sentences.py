@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from slm.figures import count, counted, duration
+from slm.size import MAX_PASSES
 from slm.sizing.best import Best, Shape
 from slm.sizing.law import Interval
 from slm.sizing.result import FURTHER, OWN, Answer, Check, LadderResult, Own
@@ -60,6 +61,16 @@ def _doubts(best: Best) -> Iterator[str]:
         yield f"sizes from {count(low)} to {count(high)} parameters are not distinguishable from it"
     if best.at_end:
         yield "it is at the end of the sizes that were considered: a further one may be better"
+    if best.epochs > MAX_PASSES:
+        yield (
+            f"it sees the data {best.epochs:.0f} times: beyond {MAX_PASSES:g} a model overfits, "
+            "which no law of this form shows; more text, or a larger model, is a better use of it"
+        )
+    elif best.bounded:
+        yield (
+            f"smaller sizes are left out: they would see the data more than {MAX_PASSES:g} times, "
+            "and overfit"
+        )
     if best.beyond > MAX_BEYOND:
         yield (
             f"that is {best.beyond:.0f} times the compute of the largest run: a guess, not a "
@@ -70,6 +81,8 @@ def _doubts(best: Best) -> Iterator[str]:
 def _own(own: Own, best: Best) -> str:
     behind = own.behind
     text = f"the recipe's own model, {_shape(own.shape)}, is predicted at {_between(own.bpb)}"
+    if own.epochs > MAX_PASSES:
+        return f"{text}, but would see the data {own.epochs:.0f} times, and overfit"
     if behind.low <= 0.0005:
         return f"{text}: not distinguishable from the best"
     return f"{text}: {behind.value:.3f} more ({behind.low:.3f} to {behind.high:.3f})"
