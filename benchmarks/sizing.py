@@ -22,6 +22,8 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,23 +199,26 @@ def record(experiment: Experiment, data: Path) -> dict[str, Any]:
     }
 
 
-def run_all(data: Path, out: Path, parts: list[str], corpora: list[str]) -> None:
+def run_all(
+    data: Path, out: Path, parts: list[str], corpora: list[str], *, at_once: int = 1
+) -> None:
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = [(line["corpus"], line["overrides"]) for line in lines]
+    missing: dict[str, Experiment] = {}  # by settings: parts share experiments
     for experiment in experiments():
-        if experiment.part not in parts or experiment.corpus not in corpora:
-            continue
-        lines = out.read_text().splitlines() if out.exists() else []
         asked = experiment.overrides(data)
         same = {k: v for k, v in asked.items() if k not in ("data.path", "name")}
-        if any(
-            (line["corpus"], line["overrides"]) == (experiment.corpus, same)
-            for line in map(json.loads, lines)
-        ):
-            continue
-        load_recipe(experiment.recipe, asked)  # raises before anything is trained
-        line = record(experiment, data)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{experiment}: {line['val_bpb']:.4f}", file=sys.stderr, flush=True)
+        chosen = experiment.part in parts and experiment.corpus in corpora
+        if chosen and (experiment.corpus, same) not in done:
+            load_recipe(experiment.recipe, asked)  # raises before anything is trained
+            missing.setdefault(json.dumps([experiment.corpus, same]), experiment)
+    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(record, each, data): each for each in missing.values()}
+        for future in as_completed(pending):
+            line = future.result()
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{pending[future]}: {line['val_bpb']:.4f}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -222,8 +227,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to add to")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=CORPORA)
+    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time")
     arguments = parser.parse_args()
-    run_all(arguments.data, arguments.out, arguments.parts, arguments.corpora)
+    run_all(
+        arguments.data,
+        arguments.out,
+        arguments.parts,
+        arguments.corpora,
+        at_once=arguments.at_once,
+    )
 
 
 if __name__ == "__main__":
