@@ -31,6 +31,7 @@ from slm.cli.options import (
 )
 from slm.config import PIPELINES, checkout, data_root, project_root
 from slm.errors import CorruptionError, UserError, unknown
+from slm.figures import counted
 from slm.machine import available_memory
 from slm.orchestration.display import shorten
 from slm.recipes import (
@@ -249,7 +250,7 @@ def check_project(as_json: bool) -> None:
         parse_address(address)
     deployed = deployments.check() if (project_root() / PIPELINES).is_file() else {}
     counts = {"recipes": count, "deployments": len(deployed)}
-    text = "{recipes} recipes and {deployments} deployments are valid".format(**counts)
+    text = f"{counted(count, 'recipe')} and {counted(len(deployed), 'deployment')} are valid"
     print(to_json(counts) if as_json else text)
     suggest(as_json, "slm recipes")
 

@@ -209,12 +209,13 @@ def up(
     make_folder(data_root())  # before prefect is imported, which warns where its home cannot be
     from slm.orchestration.stack import services
 
-    def ready(addresses: dict[str, str]) -> None:
+    def ready(addresses: dict[str, str], deployed: list[str]) -> None:
         if as_json:
             show(addresses, as_json)
             sys.stdout.flush()
-        recipe = default_recipe()
-        suggest(as_json, f"slm prefect deployment run pipeline/{recipe} --watch  # in another one")
+        usual = f"pipeline/{default_recipe()}"
+        if name := usual if usual in deployed else next(iter(deployed), None):
+            suggest(as_json, f"slm prefect deployment run {name} --watch  # in another terminal")
 
     services.up(
         prefect_port=prefect_port,

@@ -250,12 +250,20 @@ def test_a_report_opens_in_the_browser_where_that_is_asked(
     assert opened == [Path(page).as_uri()]
 
 
+@pytest.mark.parametrize(
+    ("deployed", "shown"),
+    [
+        (["sweep/rates", "pipeline/tiny"], "pipeline/tiny"),  # the recipe of the folder
+        (["sweep/rates", "pipeline/other"], "sweep/rates"),
+        ([], None),
+    ],
+)
 def test_up_with_json_prints_its_addresses_once_all_is_up(
-    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, deployed: list[str], shown: str | None
 ) -> None:
-    def up(write: Callable[[str], None], on_ready: Callable[[Any], None], **_: Any) -> None:
+    def up(write: Callable[[str], None], on_ready: Callable[..., None], **_: Any) -> None:
         write("starting  servers")
-        on_ready({"prefect": "http://127.0.0.1:4200"})
+        on_ready({"prefect": "http://127.0.0.1:4200"}, deployed)
 
     monkeypatch.setattr("slm.orchestration.stack.services.up", up)
     code, out, err = invoke("up", "--json")
@@ -263,7 +271,8 @@ def test_up_with_json_prints_its_addresses_once_all_is_up(
     assert err == "starting  servers\n"
     code, out, err = invoke("up")
     assert (code, out) == (0, "starting  servers\n")
-    assert "slm prefect deployment run pipeline/tiny" in err  # the one of the folder
+    assert ("deployment run" in err) == bool(deployed)
+    assert shown is None or f"slm prefect deployment run {shown} --watch" in err
 
 
 # ---- lists ---------------------------------------------------------------------------------------

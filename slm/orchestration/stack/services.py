@@ -97,7 +97,7 @@ def up(
     mlflow_port: int = 5000,
     postgres: str | None = None,
     write: Callable[[str], None] = print,
-    on_ready: Callable[[dict[str, str]], None] = lambda addresses: None,
+    on_ready: Callable[[dict[str, str], list[str]], None] = lambda addresses, deployed: None,
 ) -> None:
     """Run the stack until it is interrupted.
 
@@ -105,14 +105,15 @@ def up(
         postgres: the address of a database for the Prefect server, instead of SQLite under
             `data/prefect`: `postgresql+asyncpg://USER:PASSWORD@HOST/NAME`.
         write: takes a line for the user.
-        on_ready: called once everything answers, with the addresses and the folder of the logs.
+        on_ready: called once everything answers, with the addresses and the folder of the logs,
+            and with the names of the deployments.
 
     Raises:
         UserError: a port is in use, a stack runs on this data folder, `pipelines.yaml` is wrong,
             the server of MLFLOW_TRACKING_URI does not answer.
         SlmError: a program did not start, or ends again and again.
     """
-    deployments.check()
+    deployed = list(deployments.check())
     ask_no_proxy(HOST)
     prefect = f"http://{HOST}:{prefect_port}"
     mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -147,7 +148,7 @@ def up(
             write(f"Prefect   {prefect}")
             write(f"MLflow    {addresses['mlflow']}")
             write(f"logs      {addresses['logs']}")
-            on_ready(addresses)
+            on_ready(addresses, deployed)
             write("up        Ctrl-C stops it; running flows save, and can be retried")
             reaper.watch(environment["PREFECT_API_URL"], write)
             keep_running([*servers, worker], write)
