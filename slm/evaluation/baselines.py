@@ -14,7 +14,7 @@ import numpy as np
 
 from slm.evaluation.identity import XZ as XZ
 from slm.evaluation.ngrams import ORDER, Ints, KneserNey, unigram_nats
-from slm.evaluation.scoring import DocumentScore, Score, bits_per_byte
+from slm.evaluation.scoring import bits_per_byte
 from slm.records import Shards
 from slm.tokens.shards.reading import documents, first_documents, split_tokens
 from slm.tokens.tokenizer.bpe import Ids, Tokenizer
@@ -35,30 +35,24 @@ class Baseline:
     knows: str  # what it was given of the training documents
 
 
-def compare_baselines(
-    shards: Shards, tokenizer: Tokenizer, rows: Sequence[DocumentScore]
-) -> dict[str, Any]:
-    """The baselines on the first held-out documents, and the model on the same, as JSON values.
-
-    Args:
-        rows: what the model spent on each held-out document, in order.
+def compare_baselines(shards: Shards, tokenizer: Tokenizer, scored: int) -> dict[str, Any]:
+    """The baselines on the first held-out documents, at most `scored`, as JSON values.
 
     Returns:
-        `documents`, `bytes`, the model's `val_bpb` on these, and `references`: a list of
-        `Baseline` as mappings, the worst first.
+        `documents` and `bytes`, of these, and `references`: a list of `Baseline` as mappings, the
+        worst first.
     """
     held_out = first_documents(documents(shards, "val"), HELD_OUT_BYTES, tokenizer.count_bytes)
-    held_out = held_out[: len(rows)]
-    model = Score.total(rows[: len(held_out)])
+    held_out = held_out[:scored]
+    size = sum(map(tokenizer.count_bytes, held_out))
     text = b"\n".join(map(tokenizer.decode_bytes, held_out))
     baselines = [
-        *_counting(shards, held_out, model.bytes),
-        *_compressors(shards, tokenizer, text, model.bytes),
+        *_counting(shards, held_out, size),
+        *_compressors(shards, tokenizer, text, size),
     ]
     return {
         "documents": len(held_out),
-        "bytes": model.bytes,
-        "val_bpb": model.val_bpb,
+        "bytes": size,
         "references": [asdict(b) for b in sorted(baselines, key=lambda b: -b.bpb)],
     }
 

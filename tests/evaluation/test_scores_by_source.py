@@ -126,6 +126,28 @@ def test_one_source_leaves_what_it_always_left(tmp_path: Path) -> None:
     assert held_out_sources(shards) == []
 
 
+def test_what_the_data_show_is_computed_once_for_all_models(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = shards_of(run)
+    model, tokenizer = load_model(run.checkpoint("best"))
+    held_out = list(documents(shards, "val"))
+    rows = score_documents(model, tokenizer, held_out, None).rows
+    worse = [row._replace(nats=2 * row.nats) for row in rows]
+    first = data_context(shards, tokenizer, rows)
+    for name in ("compare_baselines", "contamination"):
+        monkeypatch.setattr(
+            f"slm.evaluation.evaluate.{name}", lambda *_: pytest.fail("computed again")
+        )
+    again = data_context(shards, tokenizer, worse)
+    assert again["contamination"] == first["contamination"]
+    assert again["beside"]["references"] == first["beside"]["references"]
+    assert again["beside"]["val_bpb"] == pytest.approx(2 * first["beside"]["val_bpb"])
+    monkeypatch.undo()
+    fewer = data_context(shards, tokenizer, rows[:5])
+    assert fewer["beside"]["documents"] == 5
+
+
 def test_the_command_shows_a_table(
     run: Run, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
