@@ -5,8 +5,9 @@ trial, and reused by all.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from threading import get_ident
 from typing import Any
 
 from slm.config import CleanConfig, DataConfig, PipelineConfig, TokenizerConfig, data_root
@@ -107,15 +108,19 @@ def carry_out(
         folder = SweepFolder.of(sweep)
         show_in_mlflow = mirror(lambda: tracked(folder, links))
         with current().progress("sweep") as show, show_in_mlflow as changed:
-            done = len(folder.trials)
+            counted = _Counted(len(folder.trials), sweep.seeds)
 
             def of_trial(config: PipelineConfig) -> tuple[Run, Evaluation]:
-                with showing(_OfTrial(lambda what, part, total: show(what, done, sweep.trials))):
+                def progress(stage: str, what: str, share: float) -> None:
+                    if stage == "train":
+                        counted.has_trained(share)
+                    show(what, counted.trials, sweep.trials)
+
+                with counted.training(), showing(_OfTrial(progress)):
                     return train_and_evaluate(config)
 
             def ended(trial: Trial) -> None:
-                nonlocal done
-                done += 1
+                counted.end_trial()
                 changed.set()
                 on_trial(trial)
 
@@ -250,10 +255,48 @@ def _refusing(sweep: Sweep, shards: Shards, run_trial: RunTrial) -> RunTrial:
     return run
 
 
-class _OfTrial(Display):
-    """Shows the stages of a trial by the sweep's own line alone, and ends them with the sweep."""
+class _Counted:
+    """How many trials of a sweep are done, with the shares of the trainings that run now.
 
-    def __init__(self, progress: Progress) -> None:
+    So the time left is an estimate from the first minute on, and not from the first trial's end.
+    """
+
+    def __init__(self, recorded: int, seeds: int) -> None:
+        self.recorded, self.seeds = recorded, seeds
+        self.trainings = recorded * seeds  # that have ended
+        self._shares: dict[int, float] = {}  # of each that runs, by its thread
+
+    @property
+    def trials(self) -> float:
+        return (self.trainings + sum(self._shares.copy().values())) / self.seeds
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """A training of a trial, in this thread."""
+        try:
+            yield
+            self.trainings += 1
+        except Untrainable:
+            self.trainings += 1
+            raise
+        finally:
+            self._shares.pop(get_ident(), None)
+
+    def has_trained(self, share: float) -> None:
+        self._shares[get_ident()] = share
+
+    def end_trial(self) -> None:
+        self.recorded += 1
+        self.trainings = max(self.trainings, self.recorded * self.seeds)  # some were refused
+
+
+class _OfTrial(Display):
+    """Shows the stages of a trial by the sweep's own line alone, and ends them with the sweep.
+
+    `progress`: called with the stage, what it does, and its share that is done.
+    """
+
+    def __init__(self, progress: Callable[[str, str, float], None]) -> None:
         super().__init__(logger.debug)
         self.report = progress
 
@@ -261,7 +304,7 @@ class _OfTrial(Display):
     def progress(self, name: str) -> Iterator[Progress]:
         def progress(what: str, done: float, total: float | None) -> None:
             check_stopping()
-            self.report(what or name, done, total)
+            self.report(name, what or name, done / total if total else 0.0)
 
         yield progress
 

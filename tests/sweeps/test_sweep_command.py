@@ -1,4 +1,6 @@
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,12 @@ from typer.testing import CliRunner
 
 import slm
 from slm.cli.main import app
+from slm.config import PipelineConfig
 from slm.errors import UserError
 from slm.orchestration import sweep_outline
+from slm.orchestration.display import Display, current, showing
+from slm.progress import Progress
+from slm.records import Evaluation, Run
 from slm.storage import hashing_once
 from tests.stages import SHARDS
 from tests.sweeps.sweeping import RATES, Trainer
@@ -47,6 +53,40 @@ def test_the_command_runs_a_sweep_and_shows_the_best(trainer: Trainer, data_root
     ].keys()
     assert "distinguishable" in result
     assert set(trainer.trained.values()) == {1}
+
+
+@pytest.mark.parametrize(("workers", "seeds"), [(1, 1), (1, 2), (3, 2)])
+def test_progress_counts_the_shares_of_the_trainings_that_run(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, workers: int, seeds: int
+) -> None:
+    """Where half of the first of 4 trainings is done, an eighth of the sweep is."""
+    shown: list[float] = []
+
+    def training(config: PipelineConfig) -> tuple[Run, Evaluation]:
+        with current().progress("train") as progress:
+            for step in range(1, 5):
+                progress("step", step, 4)
+        with current().progress("evaluate") as progress:
+            progress("documents", 1, 2)
+        return trainer(config)
+
+    class Recording(Display):
+        @contextmanager
+        def progress(self, name: str) -> Iterator[Progress]:
+            yield lambda what, done, total: shown.append(done / (total or 1))
+
+    monkeypatch.setattr(sweep_outline, "train_and_evaluate", training)
+    with showing(Recording(print)):
+        slm.sweep(
+            "tiny", {"train.learning_rate": "log:1e-3:1e-2"}, trials=4, seeds=seeds, workers=workers
+        )
+    assert shown[-1] == 1
+    assert max(shown) == 1
+    if workers == 1:
+        assert shown == sorted(shown)
+        trainings = 4 * seeds
+        assert shown[:4] == [step / 4 / trainings for step in range(1, 5)]
+        assert shown[4] == shown[3]  # the evaluation of the same trial
 
 
 def test_from_python_it_is_the_same(trainer: Trainer, project: Path) -> None:
