@@ -25,10 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from slm.machine import available_cores, cpu_features, cpu_name
+from slm.machine import INSTRUCTION_SETS, available_cores, cpu_features, cpu_name
 
 SIDE = 2048  # of the square matrices of the best product
-INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
 NO_AMX = "AVX512_CORE"  # the value of ONEDNN_MAX_CPU_ISA that leaves AMX and bf16 out
 
 

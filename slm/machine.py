@@ -13,6 +13,8 @@ from slm.errors import UserError
 if TYPE_CHECKING:
     import torch  # takes seconds: only who asks for a device loads it
 
+INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")  # the newest first
+
 
 def prepare() -> None:
     """Point every library's home into the data folder and turn telemetry off.
@@ -187,6 +189,20 @@ def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     Empty where the system has no such file.
     """
     return frozenset(_cpu_info(path, "flags", "Features").split())
+
+
+def cpu_kind(path: Path = Path("/proc/cpuinfo")) -> str:
+    """What libraries choose their kernels by, so that other bits are expected where it differs.
+
+    The CPU's maker, since MKL has other kernels for AMD's than for Intel's, and the instruction
+    sets, since oneDNN uses newer ones than torch's own kernels have a name for.
+    """
+    maker = _cpu_info(path, "vendor_id", "CPU implementer") or platform.processor()
+    sets = [name for name in INSTRUCTION_SETS if name in cpu_features(path)]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    if limit:
+        sets.append(f"oneDNN up to {limit}")
+    return f"{maker} ({' '.join(sets)})" if sets else maker
 
 
 def cpu_name() -> str:

@@ -14,6 +14,7 @@ from slm.machine import (
     available_cores,
     available_memory,
     cpu_features,
+    cpu_kind,
     has_amx_bf16,
     pick_device,
 )
@@ -207,3 +208,23 @@ def test_without_flock_the_library_says_so_too() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert "no flock" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("maker", "flags", "kind"),
+    [
+        ("vendor_id\t: GenuineIntel", "sse avx2 amx_bf16", "GenuineIntel (amx_bf16 avx2)"),
+        ("vendor_id\t: AuthenticAMD", "sse avx2 avx512f", "AuthenticAMD (avx512f avx2)"),
+        ("CPU implementer\t: 0x41", "fp asimd", "0x41 (asimd)"),
+    ],
+)  # fmt: skip
+def test_a_kind_of_cpu_is_its_maker_and_its_instruction_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: str, flags: str, kind: str
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    field = "Features" if "asimd" in flags else "flags"
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"{maker}\n{field}\t: {flags}\n")
+    assert cpu_kind(path) == kind
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert cpu_kind(path) == f"{kind[:-1]} oneDNN up to AVX2)"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -23,7 +22,7 @@ from slm.cli.main import app
 from slm.config import PipelineConfig
 from slm.errors import NewerFormat
 from slm.evaluation.evaluate import evaluate
-from slm.history.lineage import lineage
+from slm.history.lineage import ARITHMETIC, lineage, machine_differences
 from slm.planning.plan import plan_config
 from slm.records import Run, Shards, Source
 from slm.registry.register import register
@@ -38,11 +37,8 @@ ARCHIVE = Path(__file__).parent / "data" / "data-format-1.tar.xz"
 FINISHED, STOPPED = "quickstart-d2f41224215b", "quickstart-0af8273eb1af"
 PATHS_BEGIN_WITH = "/slm-data"
 
-# Of the final weights of the stopped run, had it not been stopped: by what torch computes with.
-WEIGHTS = {
-    "AVX512": "c77969f1ec1affc087060cafcf6f902170b4b5feb8f9817a5820cf9174c51f17",
-    "AVX2": "799c92b984c46058e0a58cbbaa4cf765aacd4998d582dce6e96fe8476287264d",
-}
+# Of the final weights of the stopped run, had it not been stopped, on an Intel with AVX-512.
+WEIGHTS = "c77969f1ec1affc087060cafcf6f902170b4b5feb8f9817a5820cf9174c51f17"
 
 
 @pytest.fixture
@@ -135,24 +131,29 @@ def test_the_stopped_run_resumes_with_the_same_bits(root: DataRoot) -> None:
     entries = list(RunFolder.of(run).journal)
     assert [e["step"] for e in entries if e["event"] == "resume"] == [10]
     assert [e["step"] for e in entries if e["event"] == "step"] == list(range(1, 21))
-    assert not [e for e in entries if e["event"] == "diverged"]
-    capability = torch.backends.cpu.get_cpu_capability()
-    assert run.weights_sha256 == WEIGHTS.get(capability, run.weights_sha256)
+    diverged = [e["step"] for e in entries if e["event"] == "diverged"]
+    if computes_alike(root.run(FINISHED)):
+        assert not diverged
+        assert run.weights_sha256 == WEIGHTS
+    else:
+        assert set(diverged) <= set(range(11, 16))  # those that both machines made
 
 
 def test_the_finished_run_is_reproduced(root: DataRoot) -> None:
     run = root.run(FINISHED)
     result = reproduce(run)
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability == lineage_capability(run):
-        assert result.verdict == "bit-identical", result.sentence
+    alike = computes_alike(run)
+    assert (result.expected is None) == alike
+    verdicts = ("bit-identical",) if alike else ("bit-identical", "within tolerance")
+    assert result.verdict in verdicts, result.sentence
     assert any("c0f406e" in note for note in result.notes)  # the commit that trained it
 
 
-def lineage_capability(run: RunFolder) -> str:
+def computes_alike(run: RunFolder) -> bool:
+    """Whether this machine gives the bits of the run: they depend on torch and the kind of CPU."""
     record = run.record
     assert record is not None
-    return str(record.environment["cpu_capability"])
+    return not machine_differences(record.environment, ARITHMETIC)
 
 
 def test_a_plan_reuses_and_resumes_what_is_in_it(root: DataRoot) -> None:

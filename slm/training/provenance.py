@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.code_state import state_of
-from slm.machine import cpu_name, has_mps
+from slm.machine import cpu_kind, cpu_name, has_mps
 
 
 @cache
@@ -45,6 +45,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "pyarrow": version("pyarrow"),
         "cpu": cpu_name(),
+        "cpu_kind": cpu_kind(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "packages_sha256": hashlib.sha256(listing.encode()).hexdigest(),

@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import slm.training.loop
 from slm import storage
 from slm.config import PipelineConfig
 from slm.errors import SlmError, TrainingError, UserError
-from slm.history.lineage import Link, lineage
+from slm.history.lineage import ARITHMETIC, Link, lineage, machine_differences
+from slm.machine import cpu_name
 from slm.records import Source
 from slm.reproduction.rebuild import WEIGHTS_TOLERANCE
 from slm.reproduction.reproduce import Reproduction, reproduce
@@ -181,21 +181,6 @@ def test_a_registry_that_cannot_be_reached_is_no_obstacle(run: Path) -> None:
     assert note in reproduction.notes
 
 
-def test_a_data_folder_of_format_1_is_reproduced(tmp_path: Path) -> None:
-    """Made by an older slm, of the same stage versions, on a machine of AVX512."""
-    archive = Path(__file__).parents[1] / "data" / "data-format-1.tar.xz"
-    with tarfile.open(archive) as files:
-        files.extractall(tmp_path, filter="data")
-    run = RunFolder(tmp_path / "data" / "runs" / "quickstart-d2f41224215b")
-    recorded = run.record
-    assert recorded is not None
-    reproduction = reproduce(run)
-    made_on = recorded.environment["cpu_capability"]
-    if torch.backends.cpu.get_cpu_capability() == made_on:
-        assert reproduction.verdict == "bit-identical", reproduction.sentence
-    assert reproduction.verdict != "cannot", reproduction.sentence
-
-
 def test_an_unfinished_run_is_bad_input(run: Path) -> None:
     (run / "record.json").unlink()
     with pytest.raises(UserError, match="not finished"):
@@ -270,6 +255,26 @@ def test_another_torch_is_named_and_is_judged_by_its_result(
     far = reproduce(RunFolder(run))
     assert far.verdict == "diverged"
     assert far.sentence.endswith(f"; {expected}, but not by so much")
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        ({"cpu_kind": "GenuineAlien (avx512f)"}, ", was GenuineAlien (avx512f)"),
+        ({"cpu": "Alien 3000 × 64", "cpu_kind": None}, ", was Alien 3000"),  # of an older slm
+        ({"cpu": f"{cpu_name().partition(' × ')[0]} × 64", "cpu_kind": None}, None),
+    ],
+)
+def test_another_kind_of_cpu_is_named(run: Path, then: dict[str, Any], named: str | None) -> None:
+    """With one instruction set, MKL computes other bits on AMD's CPUs than on Intel's."""
+    record = RunFolder(run).record
+    assert record is not None
+    environment = {**record.environment, **then}
+    facts = {name: value for name, value in environment.items() if value is not None}
+    differences = machine_differences(facts, ARITHMETIC)
+    assert len(differences) == (named is not None)
+    assert all(each.startswith("cpu_kind is ") for each in differences)
+    assert not named or differences[0].endswith(named)
 
 
 def rewrite_source(root: Path, change: Callable[[list[str]], list[str]] = list) -> None:

@@ -12,7 +12,7 @@ from slm.run_folder import RunFolder
 from slm.source.files import find_files
 from slm.training import provenance
 
-ARITHMETIC = ("torch", "cpu_capability", "gpu")  # another one rounds otherwise
+ARITHMETIC = ("torch", "cpu_capability", "cpu_kind", "gpu")  # another one rounds otherwise
 WRITER = ("pyarrow",)  # another one writes other parquet files of the same documents
 MACHINE = ("python", *ARITHMETIC, *WRITER, "packages_sha256")  # bits may depend on it
 
@@ -69,12 +69,20 @@ def code_status(facts: Mapping[str, Any]) -> Status:
 def machine_differences(facts: Mapping[str, Any], names: Sequence[str] = MACHINE) -> Notes:
     """What differs between the machine of a run and this one, of what its bits may depend on."""
     now = provenance.environment()
+    then, now = _with_kind(facts, facts), _with_kind(now, facts)
     return tuple(
         "other packages are installed" if name == "packages_sha256"
-        else f"{name} is {now.get(name)}, was {facts[name]}"
+        else f"{name} is {now.get(name)}, was {then[name]}"
         for name in names
-        if name in facts and facts[name] != now.get(name)
+        if name in then and then[name] != now.get(name)
     )  # fmt: skip
+
+
+def _with_kind(environment: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment whose `cpu_kind` is the CPU's model where none was recorded."""
+    if "cpu_kind" in recorded or "cpu" not in recorded:
+        return dict(environment)
+    return {**environment, "cpu_kind": environment["cpu"].partition(" × ")[0]}
 
 
 def derived_status(run: RunFolder, other: RunFolder, derived: Derivation) -> Status:
