@@ -108,19 +108,19 @@ def carry_out(
         folder = SweepFolder.of(sweep)
         show_in_mlflow = mirror(lambda: tracked(folder, links))
         with current().progress("sweep") as show, show_in_mlflow as changed:
-            counted = _Counted(len(folder.trials), sweep.seeds)
+            done = _Done(len(folder.trials), sweep.seeds)
 
             def of_trial(config: PipelineConfig) -> tuple[Run, Evaluation]:
                 def progress(stage: str, what: str, share: float) -> None:
                     if stage == "train":
-                        counted.has_trained(share)
-                    show(what, counted.trials, sweep.trials)
+                        done.has_trained(share)
+                    show(what, done.trials, sweep.trials)
 
-                with counted.training(), showing(_OfTrial(progress)):
+                with done.training(), showing(_OfTrial(progress)):
                     return train_and_evaluate(config)
 
             def ended(trial: Trial) -> None:
-                counted.end_trial()
+                done.end_trial()
                 changed.set()
                 on_trial(trial)
 
@@ -255,7 +255,7 @@ def _refusing(sweep: Sweep, shards: Shards, run_trial: RunTrial) -> RunTrial:
     return run
 
 
-class _Counted:
+class _Done:
     """How many trials of a sweep are done, with the shares of the trainings that run now.
 
     So the time left is an estimate from the first minute on, and not from the first trial's end.
