@@ -5,7 +5,7 @@
 Each seed is one sweep by each sampler over four settings of `tinystories-sample`. Trainings are of
 `--steps` steps on one thread of a CPU, so the result depends on no clock. The first ten trials of
 both are the same and trained once. What counts is the best trial's bits per byte on all held-out
-documents: the difference of the two samplers, by pairs of one seed. Stopped, it goes on.
+documents: the difference of the two samplers, by pairs of one seed. Stopped, it can be continued.
 """
 
 import argparse

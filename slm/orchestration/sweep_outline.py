@@ -273,14 +273,16 @@ class _Done:
     @contextmanager
     def training(self) -> Iterator[None]:
         """A training of a trial, in this thread."""
+        ended = False
         try:
             yield
-            self.trainings += 1
+            ended = True
         except Untrainable:
-            self.trainings += 1
+            ended = True
             raise
         finally:
-            self._shares.pop(get_ident(), None)
+            self._shares.pop(get_ident(), None)  # first, so that nothing is counted twice
+            self.trainings += ended
 
     def has_trained(self, share: float) -> None:
         self._shares[get_ident()] = share
